@@ -1,0 +1,111 @@
+//! How a message is cut into blocks and threads.
+//!
+//! A pure function of what all ranks know, because block b of one rank waits for block b of every other.
+
+use crate::{Algorithm, DType, MAX_BLOCKS, MAX_THREADS, VECTOR_BYTES};
+
+/// A launch's blocks and threads per block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Blocks of the grid, 1 to [`MAX_BLOCKS`].
+    pub blocks: u32,
+    /// Threads of a block, a multiple of 32, at most [`MAX_THREADS`].
+    pub threads: u32,
+}
+
+/// Threads of the smallest block. Small messages gain from more and smaller blocks, which move through the
+/// multiprocessors' load queues side by side.
+pub const MIN_THREADS: u32 = 128;
+
+/// Vectors of [`VECTOR_BYTES`] that `count` elements fill, the last one perhaps in part.
+#[inline(always)]
+pub const fn vectors(count: u64, dtype: DType) -> u64 {
+    count.div_ceil((VECTOR_BYTES / dtype.size()) as u64)
+}
+
+/// Vectors in one rank's slice of a two-shot message: the message's vectors shared out evenly, rounded up, so that
+/// the last slices may be shorter or empty.
+#[inline(always)]
+pub const fn slice_vectors(vectors: u64, world_size: u32) -> u64 {
+    vectors.div_ceil(world_size as u64)
+}
+
+impl Geometry {
+    /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at
+    /// least one): as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond
+    /// [`MAX_THREADS`] every thread takes several steps.
+    ///
+    /// ```
+    /// use meshreduce_wire::{Algorithm, DType, Geometry};
+    /// let small = Geometry::new(Algorithm::OneShot, 4096, DType::Bf16, 8, 64);
+    /// assert_eq!((small.blocks, small.threads), (4, 128));
+    /// let large = Geometry::new(Algorithm::OneShot, 128 << 10, DType::Bf16, 8, 64);
+    /// assert_eq!((large.blocks, large.threads), (32, 512));
+    /// ```
+    pub const fn new(
+        algorithm: Algorithm,
+        count: u64,
+        dtype: DType,
+        world_size: u32,
+        block_cap: u32,
+    ) -> Self {
+        let vectors = vectors(count, dtype);
+        let work = match algorithm {
+            Algorithm::TwoShot => slice_vectors(vectors, world_size),
+            Algorithm::OneShot | Algorithm::HybridCubeMesh => vectors,
+        };
+        let most = match algorithm {
+            // Every block costs world size signals, and at these sizes half the pad's blocks fill the links.
+            Algorithm::OneShot | Algorithm::HybridCubeMesh => MAX_BLOCKS / 2,
+            Algorithm::TwoShot => MAX_BLOCKS,
+        };
+        let cap = clamp(block_cap as u64, 1, most as u64);
+        let threads = clamp(work.div_ceil(cap).next_multiple_of(32), MIN_THREADS as u64, MAX_THREADS as u64);
+        let blocks = clamp(work.div_ceil(threads), 1, cap);
+        Self { blocks: blocks as u32, threads: threads as u32 }
+    }
+}
+
+const fn clamp(value: u64, low: u64, high: u64) -> u64 {
+    if value < low {
+        low
+    } else if value > high {
+        high
+    } else {
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn geometry_stays_within_the_pad_and_the_cap() {
+        for algorithm in Algorithm::ALL {
+            for dtype in DType::ALL {
+                for world_size in 2..=8 {
+                    for cap in [1, 2, 3, 24, 63, 64, 132] {
+                        for count in [1, 7, 8, 9, 1000, 1 << 12, (1 << 17) + 1, 5 << 20] {
+                            let shape = Geometry::new(algorithm, count, dtype, world_size, cap);
+                            assert!(shape.blocks >= 1 && shape.blocks <= cap.min(MAX_BLOCKS), "{shape:?}");
+                            assert!(shape.threads.is_multiple_of(32), "{shape:?}");
+                            assert!(
+                                shape.threads >= MIN_THREADS && shape.threads <= MAX_THREADS,
+                                "{shape:?}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_partial_vector_counts_as_one() {
+        assert_eq!(vectors(8, DType::Bf16), 1);
+        assert_eq!(vectors(9, DType::Bf16), 2);
+        assert_eq!(vectors(4, DType::F32), 1);
+        assert_eq!(vectors(5, DType::F32), 2);
+    }
+}

@@ -1,0 +1,108 @@
+//! What a kernel leaves behind when it gives up, and what it tells its peers.
+
+/// Why a kernel gave up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum RecordKind {
+    /// A peer's signal did not come within the deadline.
+    PeerTimeout = 1,
+    /// A peer launched something else.
+    LaunchMismatch = 2,
+    /// The host of the rank that is named asked for the end.
+    HostAbort = 3,
+}
+
+impl RecordKind {
+    /// The kind whose discriminant is `code`, if there is one.
+    pub const fn from_repr(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(RecordKind::PeerTimeout),
+            2 => Some(RecordKind::LaunchMismatch),
+            3 => Some(RecordKind::HostAbort),
+            _ => None,
+        }
+    }
+}
+
+/// The word in a signal pad that ends every wait of its owner. 0: go on.
+///
+/// From the lowest bit: kind, culprit, origin (8 bits each). Whoever writes it last wins; every writer names a
+/// culprit of the same failure or of one that happened at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AbortWord {
+    /// What the origin found.
+    pub kind: RecordKind,
+    /// The rank that the origin blames.
+    pub culprit: u32,
+    /// The rank that found it first.
+    pub origin: u32,
+}
+
+impl AbortWord {
+    /// The word; never 0.
+    #[inline(always)]
+    pub const fn encode(self) -> u32 {
+        self.kind as u32 | self.culprit << 8 | self.origin << 16
+    }
+
+    /// Reads a word back; `None` if nobody aborted (0) or no abort encodes to it.
+    pub const fn decode(word: u32) -> Option<Self> {
+        match RecordKind::from_repr(word as u8) {
+            Some(kind) => Some(Self { kind, culprit: word >> 8 & 0xff, origin: word >> 16 & 0xff }),
+            None => None,
+        }
+    }
+}
+
+/// The error record of a channel, in the [`crate::launch::HostPage`].
+///
+/// Claimed once by an atomic in device memory, filled, then marked valid with `st.release.sys`; never changed again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ErrorRecord {
+    /// 0: nothing went wrong, or the rest is not written yet.
+    pub valid: u32,
+    /// [`AbortWord::encode`]: what went wrong, who is blamed, who found it. Its origin is this rank where this rank
+    /// found it, another where the abort came from a peer.
+    pub abort: u32,
+    /// The peer that this kernel was waiting for or compared itself with; this rank when it did neither.
+    pub peer: u32,
+    /// The block that gave up.
+    pub block: u32,
+    /// The phase in which it did.
+    pub phase: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// The epoch that was waited for.
+    pub epoch_wanted: u64,
+    /// The epoch that was last seen in the slot.
+    pub epoch_seen: u64,
+    /// The descriptor of this rank's launch.
+    pub launched: u64,
+    /// The descriptor of the peer's launch, for a mismatch; else 0.
+    pub peer_launched: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::mem::size_of;
+
+    #[test]
+    fn abort_words_survive_the_round_trip() {
+        for kind in [RecordKind::PeerTimeout, RecordKind::LaunchMismatch, RecordKind::HostAbort] {
+            for (culprit, origin) in [(0, 0), (7, 0), (0, 7), (3, 5)] {
+                let word = AbortWord { kind, culprit, origin };
+                assert_ne!(word.encode(), 0);
+                assert_eq!(AbortWord::decode(word.encode()), Some(word));
+            }
+        }
+        assert_eq!(AbortWord::decode(0), None);
+    }
+
+    #[test]
+    fn the_record_has_no_hidden_padding() {
+        assert_eq!(size_of::<ErrorRecord>(), 6 * 4 + 4 * 8);
+    }
+}

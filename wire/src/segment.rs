@@ -1,0 +1,63 @@
+//! A rank's *segment*: the one device allocation that it exports, pads first, staging behind.
+//!
+//! `[pad of channel 0 .. pad of channel C-1][staging of channel 0: half 0, half 1] .. [staging of channel C-1]`
+//!
+//! A channel's staging has two halves. A call uses the half of its call number's parity, so that the opening barrier
+//! of the next call hands the half back before the call after next writes it.
+
+use crate::{VECTOR_BYTES, pad};
+
+/// The offsets of one communicator's segment, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentLayout {
+    channels: u32,
+    half_bytes: u64,
+}
+
+impl SegmentLayout {
+    /// A segment of `channels` channels whose staging halves hold at least `half_bytes` bytes each.
+    pub const fn new(channels: u32, half_bytes: u64) -> Self {
+        Self { channels, half_bytes: half_bytes.next_multiple_of(STAGING_ALIGNMENT) }
+    }
+
+    /// Bytes of the whole segment.
+    pub const fn bytes(self) -> u64 {
+        self.staging(self.channels)
+    }
+
+    /// Bytes of one staging half.
+    pub const fn half_bytes(self) -> u64 {
+        self.half_bytes
+    }
+
+    /// Offset of the pad of `channel`.
+    pub const fn pad(self, channel: u32) -> u64 {
+        channel as u64 * pad::BYTES
+    }
+
+    /// Offset of the first staging half of `channel`; the second follows.
+    pub const fn staging(self, channel: u32) -> u64 {
+        let pads = (self.channels as u64 * pad::BYTES).next_multiple_of(STAGING_ALIGNMENT);
+        pads + channel as u64 * 2 * self.half_bytes
+    }
+}
+
+/// Staging begins on a boundary of this many bytes.
+pub const STAGING_ALIGNMENT: u64 = 256;
+
+const _: () = assert!(STAGING_ALIGNMENT.is_multiple_of(VECTOR_BYTES as u64));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_follow_one_another_without_overlap() {
+        let layout = SegmentLayout::new(3, 1000);
+        assert_eq!(layout.half_bytes(), 1024);
+        assert_eq!(layout.pad(2) - layout.pad(1), pad::BYTES);
+        assert!(layout.staging(0) >= layout.pad(2) + pad::BYTES);
+        assert_eq!(layout.staging(1), layout.staging(0) + 2 * 1024);
+        assert_eq!(layout.bytes(), layout.staging(2) + 2 * 1024);
+    }
+}

@@ -1,0 +1,207 @@
+//! The three words that name a kernel: algorithm, element type and operation.
+
+use core::fmt;
+
+/// An all-reduce algorithm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Algorithm {
+    /// Every rank reads all ranks' inputs and reduces everything itself.
+    OneShot = 1,
+    /// Rank r reduces slice r of all inputs, publishes it, then gathers the other slices.
+    TwoShot = 2,
+    /// Reduce over one's quad, exchange the partial sum with the relay neighbour, add.
+    HybridCubeMesh = 3,
+}
+
+impl Algorithm {
+    /// Every algorithm that has a name, shipped or not.
+    pub const ALL: [Algorithm; 3] = [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::HybridCubeMesh];
+
+    /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`.
+    pub const fn kernel_name(self) -> &'static str {
+        match self {
+            Algorithm::OneShot => "one_shot",
+            Algorithm::TwoShot => "two_shot",
+            Algorithm::HybridCubeMesh => "hybrid_cube_mesh",
+        }
+    }
+
+    /// The name that people read and type: `one-shot`, `two-shot`, `hybrid-cube-mesh`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::OneShot => "one-shot",
+            Algorithm::TwoShot => "two-shot",
+            Algorithm::HybridCubeMesh => "hybrid-cube-mesh",
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Algorithm::OneShot),
+            2 => Some(Algorithm::TwoShot),
+            3 => Some(Algorithm::HybridCubeMesh),
+            _ => None,
+        }
+    }
+}
+
+/// An element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum DType {
+    /// bfloat16: 8 bits of exponent, 7 of fraction.
+    Bf16 = 1,
+    /// IEEE binary16.
+    F16 = 2,
+    /// IEEE binary32.
+    F32 = 3,
+}
+
+impl DType {
+    /// Every element type that has a name.
+    pub const ALL: [DType; 3] = [DType::Bf16, DType::F16, DType::F32];
+
+    /// Bytes of one element; also the alignment that a pointer to elements must have.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::Bf16 | DType::F16 => 2,
+            DType::F32 => 4,
+        }
+    }
+
+    /// The name in kernel entries and on the command line: `bf16`, `f16`, `f32`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+            DType::F32 => "f32",
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(DType::Bf16),
+            2 => Some(DType::F16),
+            3 => Some(DType::F32),
+            _ => None,
+        }
+    }
+}
+
+/// A reduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Op {
+    /// The fp32 sum over the tree, rounded once.
+    Sum = 1,
+    /// The fp32 sum over the tree times RN(1/W), rounded.
+    Avg = 2,
+    /// The least element; NaN propagates, -0 < +0.
+    Min = 3,
+    /// The greatest element; NaN propagates, -0 < +0.
+    Max = 4,
+}
+
+impl Op {
+    /// Every operation that has a name.
+    pub const ALL: [Op; 4] = [Op::Sum, Op::Avg, Op::Min, Op::Max];
+
+    /// The name on the command line: `sum`, `avg`, `min`, `max`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Op::Sum => "sum",
+            Op::Avg => "avg",
+            Op::Min => "min",
+            Op::Max => "max",
+        }
+    }
+
+    /// The name in kernel entries. `sum` and `avg` are one kernel: the factor is a launch parameter.
+    pub const fn kernel_name(self) -> &'static str {
+        match self {
+            Op::Sum | Op::Avg => "sum",
+            Op::Min => "min",
+            Op::Max => "max",
+        }
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Op::Sum),
+            2 => Some(Op::Avg),
+            3 => Some(Op::Min),
+            4 => Some(Op::Max),
+            _ => None,
+        }
+    }
+}
+
+macro_rules! named {
+    ($type:ident, $what:literal) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl core::str::FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                Self::ALL.into_iter().find(|value| value.name() == text).ok_or(UnknownName { what: $what })
+            }
+        }
+
+        impl $type {
+            /// The value whose discriminant is `code`, if there is one.
+            pub const fn from_repr(code: u8) -> Option<Self> {
+                Self::from_code(code)
+            }
+        }
+    };
+}
+
+named!(Algorithm, "algorithm (one-shot, two-shot, hybrid-cube-mesh)");
+named!(DType, "element type (bf16, f16, f32)");
+named!(Op, "operation (sum, avg, min, max)");
+
+/// A word that names no algorithm, element type or operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    what: &'static str,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not an {}", self.what)
+    }
+}
+
+impl core::error::Error for UnknownName {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_parses_back_to_its_value() {
+        for value in Algorithm::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+            assert_eq!(Algorithm::from_repr(value as u8), Some(value));
+        }
+        for value in DType::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+            assert_eq!(DType::from_repr(value as u8), Some(value));
+        }
+        for value in Op::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+            assert_eq!(Op::from_repr(value as u8), Some(value));
+        }
+        assert!("one_shot".parse::<Algorithm>().is_err());
+        assert_eq!(DType::from_repr(0), None);
+    }
+}
