@@ -30,6 +30,31 @@ pub const fn slice_vectors(vectors: u64, world_size: u32) -> u64 {
     vectors.div_ceil(world_size as u64)
 }
 
+/// Where in a staging half the second region begins, in bytes: behind the staged input of `vectors` vectors. A
+/// two-shot rank publishes its reduced slice there, a rank of a hybrid cube mesh its quad's partial sums in fp32.
+#[inline(always)]
+pub const fn second_region(vectors: u64) -> u64 {
+    vectors * VECTOR_BYTES as u64
+}
+
+/// Bytes that a call needs in one staging half: the staged input and, where there is one, the second region.
+///
+/// ```
+/// use meshreduce_wire::{Algorithm, DType, geometry::staging_bytes};
+/// assert_eq!(staging_bytes(Algorithm::OneShot, 4096, DType::Bf16, 8), 8192);
+/// assert_eq!(staging_bytes(Algorithm::TwoShot, 4096, DType::Bf16, 8), 8192 + 1024);
+/// assert_eq!(staging_bytes(Algorithm::HybridCubeMesh, 4096, DType::Bf16, 8), 8192 + 16384);
+/// ```
+pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_size: u32) -> u64 {
+    let vectors = vectors(count, dtype);
+    let second = match algorithm {
+        Algorithm::OneShot => 0,
+        Algorithm::TwoShot => slice_vectors(vectors, world_size) * VECTOR_BYTES as u64,
+        Algorithm::HybridCubeMesh => vectors * (VECTOR_BYTES / dtype.size() * size_of::<f32>()) as u64,
+    };
+    second_region(vectors) + second
+}
+
 impl Geometry {
     /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at
     /// least one): as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond

@@ -38,14 +38,26 @@ pub struct ChannelContext {
     pub pads: [u64; MAX_RANKS],
     /// By *position* in the reduction tree: address of the first staging half of the rank there. 0 where not mapped.
     pub staging: [u64; MAX_RANKS],
+    /// This rank's own entry of `pads`, once more: every call begins with it, and a look-up by `rank` would put one
+    /// more memory access on the way of the first signal.
+    pub own_pad: u64,
+    /// This rank's own entry of `staging`, once more, likewise.
+    pub own_staging: u64,
     /// Bytes from one staging half to the other.
     pub staging_half_bytes: u64,
     /// Address of the channel's [`HostPage`], as mapped on this device.
     pub host_page: u64,
+    /// By *position*: the rank there. Positions are a permutation of the ranks, equal on all of them.
+    pub ranks: [u32; MAX_RANKS],
     /// This rank.
     pub rank: u32,
     /// Ranks of the communicator.
     pub world_size: u32,
+    /// This rank's position: `ranks[position] == rank`.
+    pub position: u32,
+    /// The position of the relay neighbour in a hybrid cube mesh, where positions 0 to 3 are one quad and 4 to 7 the
+    /// other; elsewhere this rank's own position.
+    pub relay: u32,
 }
 
 /// Page-locked host memory, mapped on the device: the way between a running kernel and the host.
@@ -131,7 +143,7 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (56, 8));
-        assert_eq!((size_of::<ChannelContext>(), align_of::<ChannelContext>()), (152, 8));
+        assert_eq!((size_of::<ChannelContext>(), align_of::<ChannelContext>()), (208, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }
