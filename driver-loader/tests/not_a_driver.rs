@@ -1,0 +1,11 @@
+//! A library that is no CUDA driver is refused by name.
+
+use meshreduce_driver_loader::{LoadError, status, use_library};
+use std::path::Path;
+
+#[test]
+fn a_library_without_cu_init_is_not_a_driver() {
+    use_library("libc.so.6").unwrap();
+    let expected = LoadError::NotADriver { library: Path::new("libc.so.6").into(), symbol: "cuInit" };
+    assert_eq!(status(), Err(expected));
+}
