@@ -15,7 +15,7 @@ pub struct LaunchParams {
     pub input: u64,
     /// Device address of the output, aligned to one element. Equal to `input`, or not overlapping it.
     pub output: u64,
-    /// Elements to reduce, at least one.
+    /// Elements to reduce: at least one, and at most what fills [`MAX_VECTORS`] vectors.
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
@@ -29,6 +29,10 @@ pub struct LaunchParams {
 
 /// Flag of [`LaunchParams::flags`]: input and output are the same memory, so the input is written by this launch.
 pub const IN_PLACE: u32 = 1;
+
+/// Most vectors of [`crate::VECTOR_BYTES`] (32 GiB) that a launch can have: kernels count them in 32 bits, with room for
+/// one step of the whole grid beyond the end.
+pub const MAX_VECTORS: u64 = 1 << 31;
 
 /// What does not change between the calls of a channel, in device memory that no kernel writes.
 #[derive(Clone, Copy, Debug)]

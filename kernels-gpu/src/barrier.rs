@@ -1,0 +1,272 @@
+//! The protocol between ranks: publish, await, give up.
+//!
+//! Block b of every rank meets block b of the others once per phase:
+//!
+//! 1. *publish*: all threads of the block store to their own staging (weak), a block barrier, then one thread per
+//!    peer stores the call's epoch to that peer's pad with `st.release.sys`. The barrier puts the whole block's stores
+//!    before the release, and the release makes them visible to whoever acquires it (PTX ISA, "Causality Order").
+//! 2. *await*: the same thread reads its own pad's slot of that peer with `ld.acquire.sys` until the epoch is there;
+//!    behind the next block barrier all threads may read the peer's staging (weak).
+//!
+//! The epoch is the channel's call number plus one. It is read from device memory on entry and advanced by the last
+//! block out, so that a replayed graph counts on by itself. The staging half follows from its parity: the opening
+//! phase of call n+1 tells every peer that call n is over here, and call n+2 is the first to write the half again.
+//!
+//! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
+//! once per channel, and an abort word in the pad of every rank that is mapped. The channel is dead from then on: the
+//! abort word stays, the call number stands still, and kernels that are queued behind return at once.
+
+use core::mem::offset_of;
+
+use meshreduce_wire::{
+    AbortWord, ChannelContext, ErrorRecord, LaunchParams, RecordKind, launch::HostPage, pad,
+};
+
+use crate::{
+    memory::{load_u32_nc, load_u64, load_u64_nc, store_u32, store_u64},
+    shared::{Flag, load_flag, store_flag},
+    signal::{
+        atomic_add_acq_rel_sys_u32, atomic_cas_acq_rel_sys_u32, load_acquire_sys_u64, load_relaxed_sys_u32,
+        load_relaxed_sys_u64, store_relaxed_sys_u32, store_relaxed_sys_u64, store_release_sys_u32,
+        store_release_sys_u64,
+    },
+    thread::{block_idx_x, grid_dim_x, sync_threads, thread_idx_x},
+    time::globaltimer,
+};
+
+/// How many times a wait polls device memory for each time that it looks at the host page, which lies across PCIe.
+const POLLS_PER_HOST_POLL: u32 = 64;
+
+/// One call of a channel, as the threads of a block see it.
+pub struct Call {
+    context: u64,
+    own_pad: u64,
+    own_staging: u64,
+    half_offset: u64,
+    number: u64,
+    descriptor: u64,
+    deadline_ns: u64,
+    rank: u32,
+}
+
+/// Why a thread gave up waiting.
+struct Failure {
+    abort: u32,
+    phase: u32,
+    peer: u32,
+    epoch_seen: u64,
+    peer_launched: u64,
+}
+
+impl Call {
+    /// Begins a call: reads the channel's state, and thread 0 notes for its block whether the channel has failed.
+    ///
+    /// # Safety
+    /// All threads of the block call it, once, and then [`Self::meet`] with phase 0. `params.context` is the address
+    /// of a [`ChannelContext`] whose memory is mapped as it says.
+    #[inline(always)]
+    pub unsafe fn enter(params: &LaunchParams) -> Self {
+        let context = params.context;
+        let own_pad = load_u64_nc(context + offset_of!(ChannelContext, own_pad) as u64);
+        let own_staging = load_u64_nc(context + offset_of!(ChannelContext, own_staging) as u64);
+        let half_bytes = load_u64_nc(context + offset_of!(ChannelContext, staging_half_bytes) as u64);
+        let rank = load_u32_nc(context + offset_of!(ChannelContext, rank) as u64);
+        let number = load_u64(own_pad + pad::CALL_NUMBER);
+        let half_offset = if number & 1 == 0 { 0 } else { half_bytes };
+        if thread_idx_x() == 0 {
+            store_flag(Flag::Phase0, 0);
+            store_flag(Flag::Phase1, 0);
+            store_flag(Flag::Entry, load_relaxed_sys_u32(own_pad + pad::ABORT));
+        }
+        Self {
+            context,
+            own_pad,
+            own_staging: own_staging + half_offset,
+            half_offset,
+            number,
+            descriptor: params.descriptor,
+            deadline_ns: params.deadline_ns,
+            rank,
+        }
+    }
+
+    /// This rank.
+    #[inline(always)]
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// This rank's staging half of this call.
+    #[inline(always)]
+    pub fn own_staging(&self) -> u64 {
+        self.own_staging
+    }
+
+    /// The staging half of this call of the rank at `position`, which must be mapped.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`].
+    #[inline(always)]
+    pub unsafe fn staging(&self, position: u32) -> u64 {
+        let entry = offset_of!(ChannelContext, staging) as u64 + position as u64 * 8;
+        load_u64_nc(self.context + entry) + self.half_offset
+    }
+
+    /// Publishes what the block stored before and waits until the peers' blocks have published theirs. Every thread
+    /// names the peer that it stands for, if any; every peer is named by one thread. False: the block must leave,
+    /// without [`Self::leave`].
+    ///
+    /// # Safety
+    /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it.
+    #[inline(always)]
+    pub unsafe fn meet(&self, phase: u32, peer: Option<u32>) -> bool {
+        sync_threads();
+        let failed = Flag::of_phase(phase);
+        let outcome = match (if phase == 0 { load_flag(Flag::Entry) } else { 0 }, peer) {
+            (0, Some(peer)) => {
+                self.publish(phase, peer);
+                self.await_peer(phase, peer)
+            }
+            (0, None) => Ok(()),
+            (abort, _) if thread_idx_x() == 0 => {
+                Err(Failure { abort, phase, peer: self.rank, epoch_seen: 0, peer_launched: 0 })
+            }
+            _ => Ok(()),
+        };
+        if let Err(failure) = outcome {
+            self.fail(failure);
+            store_flag(failed, 1);
+        }
+        sync_threads();
+        load_flag(failed) == 0
+    }
+
+    #[inline(always)]
+    unsafe fn publish(&self, phase: u32, peer: u32) {
+        let peer_pad = self.pad(peer);
+        if phase == 0 {
+            let slot = pad::descriptor(self.parity(), block_idx_x(), self.rank);
+            store_relaxed_sys_u64(peer_pad + slot, self.descriptor);
+        }
+        store_release_sys_u64(peer_pad + pad::signal(phase, block_idx_x(), self.rank), self.epoch());
+    }
+
+    #[inline(always)]
+    unsafe fn await_peer(&self, phase: u32, peer: u32) -> Result<(), Failure> {
+        let slot = self.own_pad + pad::signal(phase, block_idx_x(), peer);
+        let mut seen = load_acquire_sys_u64(slot);
+        let mut abort = 0;
+        if seen < self.epoch() {
+            let begin = globaltimer();
+            let mut polls = 0u32;
+            while seen < self.epoch() {
+                abort = self.reason_to_stop(&mut polls, begin, peer);
+                if abort != 0 {
+                    break;
+                }
+                seen = load_acquire_sys_u64(slot);
+            }
+        }
+        let mut peer_launched = 0;
+        if abort == 0 && phase == 0 {
+            let launched =
+                load_relaxed_sys_u64(self.own_pad + pad::descriptor(self.parity(), block_idx_x(), peer));
+            if launched != self.descriptor {
+                peer_launched = launched;
+                abort = self.finding(RecordKind::LaunchMismatch, peer);
+            }
+        }
+        if abort == 0 { Ok(()) } else { Err(Failure { abort, phase, peer, epoch_seen: seen, peer_launched }) }
+    }
+
+    /// The abort word that ends a wait which has not been satisfied, or 0.
+    #[inline(always)]
+    unsafe fn reason_to_stop(&self, polls: &mut u32, begin: u64, peer: u32) -> u32 {
+        let abort = load_relaxed_sys_u32(self.own_pad + pad::ABORT);
+        if abort != 0 {
+            return abort;
+        }
+        *polls = polls.wrapping_add(1);
+        if polls.is_multiple_of(POLLS_PER_HOST_POLL)
+            && load_relaxed_sys_u32(self.host_page() + offset_of!(HostPage, abort) as u64) != 0
+        {
+            return self.finding(RecordKind::HostAbort, self.rank);
+        }
+        if self.deadline_ns != 0 && globaltimer().wrapping_sub(begin) >= self.deadline_ns {
+            return self.finding(RecordKind::PeerTimeout, peer);
+        }
+        0
+    }
+
+    #[inline(always)]
+    fn finding(&self, kind: RecordKind, culprit: u32) -> u32 {
+        AbortWord { kind, culprit, origin: self.rank }.encode()
+    }
+
+    /// Records a failure, unless the channel has a record already, and spreads the abort word.
+    ///
+    /// The claim is an atomic in device memory: atomics on mapped host memory are not atomic in general. Whoever
+    /// finds it taken has nothing to spread, since the winner does.
+    #[inline(always)]
+    unsafe fn fail(&self, failure: Failure) {
+        if atomic_cas_acq_rel_sys_u32(self.own_pad + pad::RECORD_CLAIM, 0, 1) != 0 {
+            return;
+        }
+        store_release_sys_u32(self.own_pad + pad::ABORT, failure.abort);
+        let ranks = load_u32_nc(self.context + offset_of!(ChannelContext, world_size) as u64);
+        let mut rank = 0;
+        while rank < ranks {
+            let peer_pad = self.pad(rank);
+            if peer_pad != 0 && rank != self.rank {
+                store_release_sys_u32(peer_pad + pad::ABORT, failure.abort);
+            }
+            rank += 1;
+        }
+        let record = self.host_page() + offset_of!(HostPage, record) as u64;
+        store_u32(record + offset_of!(ErrorRecord, abort) as u64, failure.abort);
+        store_u32(record + offset_of!(ErrorRecord, peer) as u64, failure.peer);
+        store_u32(record + offset_of!(ErrorRecord, block) as u64, block_idx_x());
+        store_u32(record + offset_of!(ErrorRecord, phase) as u64, failure.phase);
+        store_u64(record + offset_of!(ErrorRecord, epoch_wanted) as u64, self.epoch());
+        store_u64(record + offset_of!(ErrorRecord, epoch_seen) as u64, failure.epoch_seen);
+        store_u64(record + offset_of!(ErrorRecord, launched) as u64, self.descriptor);
+        store_u64(record + offset_of!(ErrorRecord, peer_launched) as u64, failure.peer_launched);
+        store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);
+    }
+
+    /// Ends a call that went well: the last block out advances the channel's call number. Every block read the number
+    /// before its count of exits, and the counts are acquire and release, so no block can see the new one.
+    ///
+    /// # Safety
+    /// All threads of the block call it, as the last thing they do, once every [`Self::meet`] has returned true.
+    #[inline(always)]
+    pub unsafe fn leave(&self) {
+        if thread_idx_x() != 0 {
+            return;
+        }
+        if atomic_add_acq_rel_sys_u32(self.own_pad + pad::EXITED, 1) == grid_dim_x() - 1 {
+            store_relaxed_sys_u32(self.own_pad + pad::EXITED, 0);
+            store_u64(self.own_pad + pad::CALL_NUMBER, self.epoch());
+        }
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u64 {
+        self.number + 1
+    }
+
+    #[inline(always)]
+    fn parity(&self) -> u32 {
+        self.number as u32 & 1
+    }
+
+    #[inline(always)]
+    unsafe fn pad(&self, rank: u32) -> u64 {
+        load_u64_nc(self.context + offset_of!(ChannelContext, pads) as u64 + rank as u64 * 8)
+    }
+
+    #[inline(always)]
+    unsafe fn host_page(&self) -> u64 {
+        load_u64_nc(self.context + offset_of!(ChannelContext, host_page) as u64)
+    }
+}

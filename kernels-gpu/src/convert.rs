@@ -1,0 +1,99 @@
+//! Arithmetic and conversions whose every bit matters.
+//!
+//! | operation | PTX |
+//! |---|---|
+//! | [`add_rn`] | `add.rn.f32` |
+//! | [`mul_rn`] | `mul.rn.f32` |
+//! | [`min`], [`max`] | `min.f32`, `max.f32` |
+//! | [`f16_to_f32`] | `cvt.f32.f16` |
+//! | [`f32_to_f16`] | `cvt.rn.f16.f32` |
+//!
+//! The rounding is written out: PTX may contract an addition and a multiplication without it into an `fma`, which
+//! rounds once where two roundings are promised (PTX ISA, "Floating-Point Instructions"). Subnormals are kept: no
+//! `.ftz`. bf16 is converted in integer arithmetic ([`meshreduce_wire::convert`]), alike on every device.
+
+use core::arch::asm;
+
+/// The sum, rounded to nearest even. `add.rn.f32` (PTX ISA, "add"); a NaN is 0x7fffffff.
+#[inline(always)]
+pub fn add_rn(a: f32, b: f32) -> f32 {
+    let result;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "add.rn.f32 {}, {}, {};",
+            out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    result
+}
+
+/// The product, rounded to nearest even. `mul.rn.f32` (PTX ISA, "mul"); a NaN is 0x7fffffff.
+#[inline(always)]
+pub fn mul_rn(a: f32, b: f32) -> f32 {
+    let result;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "mul.rn.f32 {}, {}, {};",
+            out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    result
+}
+
+/// The lesser; -0 is less than +0. `min.f32` (PTX ISA, "min"): of a NaN and a number it gives the number.
+#[inline(always)]
+pub fn min(a: f32, b: f32) -> f32 {
+    let result;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "min.f32 {}, {}, {};",
+            out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    result
+}
+
+/// The greater; -0 is less than +0. `max.f32` (PTX ISA, "max"): of a NaN and a number it gives the number.
+#[inline(always)]
+pub fn max(a: f32, b: f32) -> f32 {
+    let result;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "max.f32 {}, {}, {};",
+            out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    result
+}
+
+/// Widens the bits of an f16, exactly. `cvt.f32.f16` (PTX ISA, "cvt").
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let wide;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "cvt.f32.f16 {}, {};",
+            out(reg32) wide, in(reg16) bits, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    wide
+}
+
+/// Rounds to the bits of an f16, to nearest even. `cvt.rn.f16.f32` (PTX ISA, "cvt"); a NaN is 0x7fff.
+#[inline(always)]
+pub fn f32_to_f16(value: f32) -> u16 {
+    let bits;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "cvt.rn.f16.f32 {}, {};",
+            out(reg16) bits, in(reg32) value, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    bits
+}

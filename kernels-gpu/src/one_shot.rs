@@ -1,0 +1,123 @@
+//! One-shot: every rank stages its input, then reads all ranks' staging and reduces everything itself.
+
+use core::array::from_fn;
+
+use meshreduce_wire::LaunchParams;
+
+use crate::{
+    barrier::Call,
+    element::{Bf16, Element, F16, F32},
+    memory::{load_vector, store_vector},
+    message::{Message, Share, vector_address},
+    reduction::{Max, Min, Reduction, Sum, reduce},
+    thread::thread_idx_x,
+};
+
+/// The kernel, over `W` ranks.
+///
+/// A rank reads its own contribution from staging like the others': every thread then does the same work in the same
+/// order, whatever its rank, and an input of any alignment was packed into vectors once.
+///
+/// # Safety
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
+#[inline(always)]
+pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+    let call = Call::enter(params);
+    let message = Message::new::<E>(params);
+
+    let staging: [u64; W] = from_fn(|position| call.staging(position as u32));
+    for index in Share::of_thread(message.vectors()) {
+        store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+    }
+
+    let peer = thread_idx_x();
+    let stands_for_peer = peer < W as u32 && peer != call.rank();
+    if !call.meet(0, stands_for_peer.then_some(peer)) {
+        return;
+    }
+
+    for index in Share::of_thread(message.vectors()) {
+        let vectors = staging.map(|half| load_vector(vector_address(half, index)));
+        message.store::<E>(index, reduce::<E, R, W>(vectors, params.scale));
+    }
+    call.leave();
+}
+
+macro_rules! entries {
+    ($($name:ident: $element:ty, $reduction:ty, $ranks:literal;)*) => {$(
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`LaunchParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
+            one_shot::<$element, $reduction, $ranks>(&params);
+        }
+    )*};
+}
+
+entries! {
+    one_shot_bf16_sum_w2: Bf16, Sum, 2;
+    one_shot_bf16_min_w2: Bf16, Min, 2;
+    one_shot_bf16_max_w2: Bf16, Max, 2;
+    one_shot_f16_sum_w2: F16, Sum, 2;
+    one_shot_f16_min_w2: F16, Min, 2;
+    one_shot_f16_max_w2: F16, Max, 2;
+    one_shot_f32_sum_w2: F32, Sum, 2;
+    one_shot_f32_min_w2: F32, Min, 2;
+    one_shot_f32_max_w2: F32, Max, 2;
+    one_shot_bf16_sum_w3: Bf16, Sum, 3;
+    one_shot_bf16_min_w3: Bf16, Min, 3;
+    one_shot_bf16_max_w3: Bf16, Max, 3;
+    one_shot_f16_sum_w3: F16, Sum, 3;
+    one_shot_f16_min_w3: F16, Min, 3;
+    one_shot_f16_max_w3: F16, Max, 3;
+    one_shot_f32_sum_w3: F32, Sum, 3;
+    one_shot_f32_min_w3: F32, Min, 3;
+    one_shot_f32_max_w3: F32, Max, 3;
+    one_shot_bf16_sum_w4: Bf16, Sum, 4;
+    one_shot_bf16_min_w4: Bf16, Min, 4;
+    one_shot_bf16_max_w4: Bf16, Max, 4;
+    one_shot_f16_sum_w4: F16, Sum, 4;
+    one_shot_f16_min_w4: F16, Min, 4;
+    one_shot_f16_max_w4: F16, Max, 4;
+    one_shot_f32_sum_w4: F32, Sum, 4;
+    one_shot_f32_min_w4: F32, Min, 4;
+    one_shot_f32_max_w4: F32, Max, 4;
+    one_shot_bf16_sum_w5: Bf16, Sum, 5;
+    one_shot_bf16_min_w5: Bf16, Min, 5;
+    one_shot_bf16_max_w5: Bf16, Max, 5;
+    one_shot_f16_sum_w5: F16, Sum, 5;
+    one_shot_f16_min_w5: F16, Min, 5;
+    one_shot_f16_max_w5: F16, Max, 5;
+    one_shot_f32_sum_w5: F32, Sum, 5;
+    one_shot_f32_min_w5: F32, Min, 5;
+    one_shot_f32_max_w5: F32, Max, 5;
+    one_shot_bf16_sum_w6: Bf16, Sum, 6;
+    one_shot_bf16_min_w6: Bf16, Min, 6;
+    one_shot_bf16_max_w6: Bf16, Max, 6;
+    one_shot_f16_sum_w6: F16, Sum, 6;
+    one_shot_f16_min_w6: F16, Min, 6;
+    one_shot_f16_max_w6: F16, Max, 6;
+    one_shot_f32_sum_w6: F32, Sum, 6;
+    one_shot_f32_min_w6: F32, Min, 6;
+    one_shot_f32_max_w6: F32, Max, 6;
+    one_shot_bf16_sum_w7: Bf16, Sum, 7;
+    one_shot_bf16_min_w7: Bf16, Min, 7;
+    one_shot_bf16_max_w7: Bf16, Max, 7;
+    one_shot_f16_sum_w7: F16, Sum, 7;
+    one_shot_f16_min_w7: F16, Min, 7;
+    one_shot_f16_max_w7: F16, Max, 7;
+    one_shot_f32_sum_w7: F32, Sum, 7;
+    one_shot_f32_min_w7: F32, Min, 7;
+    one_shot_f32_max_w7: F32, Max, 7;
+    one_shot_bf16_sum_w8: Bf16, Sum, 8;
+    one_shot_bf16_min_w8: Bf16, Min, 8;
+    one_shot_bf16_max_w8: Bf16, Max, 8;
+    one_shot_f16_sum_w8: F16, Sum, 8;
+    one_shot_f16_min_w8: F16, Min, 8;
+    one_shot_f16_max_w8: F16, Max, 8;
+    one_shot_f32_sum_w8: F32, Sum, 8;
+    one_shot_f32_min_w8: F32, Min, 8;
+    one_shot_f32_max_w8: F32, Max, 8;
+}

@@ -1,0 +1,117 @@
+//! Accesses through which ranks signal one another: all *strong*, at system scope, with the ordering in the name.
+//!
+//! | operation | PTX |
+//! |---|---|
+//! | [`load_acquire_sys_u64`] | `ld.acquire.sys.global.u64` |
+//! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64`] | `ld.relaxed.sys.global.u32`, `.u64` |
+//! | [`store_release_sys_u32`], [`store_release_sys_u64`] | `st.release.sys.global.u32`, `.u64` |
+//! | [`store_relaxed_sys_u32`], [`store_relaxed_sys_u64`] | `st.relaxed.sys.global.u32`, `.u64` |
+//! | [`atomic_add_acq_rel_sys_u32`] | `atom.acq_rel.sys.global.add.u32` |
+//! | [`atomic_cas_acq_rel_sys_u32`] | `atom.acq_rel.sys.global.cas.b32` |
+//!
+//! A release and the acquire that reads it form a synchronises-with edge between devices because both have system
+//! scope (PTX ISA, "Memory Consistency Model": morally strong operations). `core::sync::atomic` is not used: rustc
+//! drops ordering and scope of its read-modify-write operations on this target (rust-lang/rust#136480).
+//!
+//! # Safety
+//! Of every function here: the address is in global memory that this device may access, aligned to the width of the
+//! access, and all accesses of any device to it that are not ordered by happens-before are strong, at system scope
+//! and of the same width.
+
+use core::arch::asm;
+
+/// `ld.acquire.sys.global.u64` (PTX ISA, "ld"): what happened before the release that it reads is visible to this thread
+/// afterwards, and behind the next block barrier to the whole block.
+#[inline(always)]
+pub unsafe fn load_acquire_sys_u64(address: u64) -> u64 {
+    let value;
+    asm!(
+        "ld.acquire.sys.global.u64 {}, [{}];",
+        out(reg64) value, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
+/// `ld.relaxed.sys.global.u32` (PTX ISA, "ld").
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_u32(address: u64) -> u32 {
+    let value;
+    asm!(
+        "ld.relaxed.sys.global.u32 {}, [{}];",
+        out(reg32) value, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
+/// `ld.relaxed.sys.global.u64` (PTX ISA, "ld").
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_u64(address: u64) -> u64 {
+    let value;
+    asm!(
+        "ld.relaxed.sys.global.u64 {}, [{}];",
+        out(reg64) value, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
+/// `st.release.sys.global.u32` (PTX ISA, "st"): who acquires the value sees all that this thread, and before the last block
+/// barrier its whole block, did before.
+#[inline(always)]
+pub unsafe fn store_release_sys_u32(address: u64, value: u32) {
+    asm!(
+        "st.release.sys.global.u32 [{}], {};",
+        in(reg64) address, in(reg32) value, options(nostack, preserves_flags)
+    );
+}
+
+/// `st.release.sys.global.u64` (PTX ISA, "st"): who acquires the value sees all that this thread, and before the last block
+/// barrier its whole block, did before.
+#[inline(always)]
+pub unsafe fn store_release_sys_u64(address: u64, value: u64) {
+    asm!(
+        "st.release.sys.global.u64 [{}], {};",
+        in(reg64) address, in(reg64) value, options(nostack, preserves_flags)
+    );
+}
+
+/// `st.relaxed.sys.global.u32` (PTX ISA, "st").
+#[inline(always)]
+pub unsafe fn store_relaxed_sys_u32(address: u64, value: u32) {
+    asm!(
+        "st.relaxed.sys.global.u32 [{}], {};",
+        in(reg64) address, in(reg32) value, options(nostack, preserves_flags)
+    );
+}
+
+/// `st.relaxed.sys.global.u64` (PTX ISA, "st").
+#[inline(always)]
+pub unsafe fn store_relaxed_sys_u64(address: u64, value: u64) {
+    asm!(
+        "st.relaxed.sys.global.u64 [{}], {};",
+        in(reg64) address, in(reg64) value, options(nostack, preserves_flags)
+    );
+}
+
+/// `atom.acq_rel.sys.global.add.u32` (PTX ISA, "atom"); returns the value from before.
+#[inline(always)]
+pub unsafe fn atomic_add_acq_rel_sys_u32(address: u64, value: u32) -> u32 {
+    let before;
+    asm!(
+        "atom.acq_rel.sys.global.add.u32 {}, [{}], {};",
+        out(reg32) before, in(reg64) address, in(reg32) value, options(nostack, preserves_flags)
+    );
+    before
+}
+
+/// `atom.acq_rel.sys.global.cas.b32` (PTX ISA, "atom"); returns the value from before, which is `expected` if the
+/// exchange took place.
+#[inline(always)]
+pub unsafe fn atomic_cas_acq_rel_sys_u32(address: u64, expected: u32, value: u32) -> u32 {
+    let before;
+    asm!(
+        "atom.acq_rel.sys.global.cas.b32 {}, [{}], {}, {};",
+        out(reg32) before, in(reg64) address, in(reg32) expected, in(reg32) value,
+        options(nostack, preserves_flags)
+    );
+    before
+}
