@@ -11,4 +11,6 @@
 //! crate as a library gets no `cu*` symbols from it.
 
 pub mod exec;
+pub mod memory;
+pub mod node;
 pub mod ptx;

@@ -1,0 +1,138 @@
+//! Handles by which one process opens another's device memory.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::MemoryError;
+
+/// "MRIPC", a format number, and what tells it from a real driver's handles.
+const MAGIC: u64 = u64::from_le_bytes(*b"MRIPC\x00\x01\xe5");
+
+/// A memory handle: the 64 bytes of a `CUipcMemHandle`.
+///
+/// It names the exporter's descriptor (process, start time, number) and what must be found there (inode, size), so
+/// that neither a recycled process id nor a recycled descriptor is mistaken for the exported allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IpcHandle {
+    instance: u64,
+    pid: u32,
+    fd: i32,
+    start_time: u64,
+    inode: u64,
+    len: u64,
+    device: u32,
+}
+
+impl IpcHandle {
+    pub(super) fn new(
+        instance: u64,
+        fd: BorrowedFd<'_>,
+        inode: u64,
+        len: u64,
+        device: usize,
+    ) -> Result<Self, MemoryError> {
+        let pid = std::process::id();
+        let start_time = start_time(pid).ok_or(MemoryError::BadHandle("/proc does not show this process"))?;
+        Ok(Self { instance, pid, fd: fd.as_raw_fd(), start_time, inode, len, device: device as u32 })
+    }
+
+    /// The handle as the driver's callers carry it about.
+    pub fn to_bytes(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        let words = [
+            MAGIC,
+            self.instance,
+            u64::from(self.pid) | u64::from(self.fd as u32) << 32,
+            self.start_time,
+            self.inode,
+            self.len,
+            u64::from(self.device),
+        ];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// Reads a handle back.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::BadHandle`] if the bytes are no handle of any emulated node.
+    pub fn from_bytes(bytes: &[u8; 64]) -> Result<Self, MemoryError> {
+        let mut words = [0u64; 8];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(chunk);
+            *word = u64::from_le_bytes(raw);
+        }
+        let [magic, instance, process, start_time, inode, len, device, rest] = words;
+        if magic != MAGIC || rest != 0 || device > u64::from(u32::MAX) || len == 0 {
+            return Err(MemoryError::BadHandle("the bytes are not those of a handle"));
+        }
+        let (pid, fd) = (process as u32, (process >> 32) as i32);
+        Ok(Self { instance, pid, fd, start_time, inode, len, device: device as u32 })
+    }
+
+    /// The process that exported it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The exporter's device and the allocation's size, if this process can be meant to open it at all.
+    pub(super) fn check(&self, instance: u64, devices: usize) -> Result<(usize, u64), MemoryError> {
+        if self.instance != instance {
+            return Err(MemoryError::BadHandle("it belongs to another emulated node"));
+        }
+        if self.device as usize >= devices || self.fd < 0 {
+            return Err(MemoryError::BadHandle("the bytes are not those of a handle"));
+        }
+        if self.pid == std::process::id() && start_time(self.pid) == Some(self.start_time) {
+            return Err(MemoryError::SameProcess);
+        }
+        Ok((self.device as usize, self.len))
+    }
+
+    /// Opens the exporter's descriptor.
+    pub(super) fn open(&self) -> Result<OwnedFd, MemoryError> {
+        const GONE: MemoryError = MemoryError::BadHandle("the process that exported it has ended");
+        const FREED: MemoryError = MemoryError::BadHandle("the exported memory has been freed");
+        if start_time(self.pid) != Some(self.start_time) {
+            return Err(GONE);
+        }
+        let path = format!("/proc/{}/fd/{}", self.pid, self.fd);
+        let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+        let file = match opened {
+            Ok(file) => file,
+            Err(rustix::io::Errno::NOENT) if start_time(self.pid) == Some(self.start_time) => {
+                return Err(FREED);
+            }
+            Err(rustix::io::Errno::NOENT) => return Err(GONE),
+            Err(errno) => return Err(MemoryError::System { what: "another process's device memory", errno }),
+        };
+        let found = rustix::fs::fstat(&file)
+            .map_err(|errno| MemoryError::System { what: "the identity of device memory", errno })?;
+        if found.st_ino != self.inode || found.st_size as u64 != self.len {
+            return Err(FREED);
+        }
+        Ok(file)
+    }
+}
+
+pub(super) fn inode(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
+    Ok(rustix::fs::fstat(fd)?.st_ino)
+}
+
+/// When a process started, in clock ticks since boot, if it is there. With the process id, this names a process for
+/// good. A zombie has no descriptors and counts as gone.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the command in parentheses and may contain anything; fields are counted after its end.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
