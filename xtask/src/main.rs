@@ -1,3 +1,44 @@
-//! Developer commands.
+//! Developer commands of meshreduce: `cargo xtask <command>`. One file per command.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod build_ptx;
+mod lint_ptx;
+mod ptx_builder;
+mod ptx_lint;
+mod ptx_text;
+mod ptxas;
+mod repository;
+mod toolchain;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of meshreduce")]
+struct Xtask {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    BuildPtx(build_ptx::Args),
+    LintPtx(lint_ptx::Args),
+    Ptxas(ptxas::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Xtask::parse().command {
+        Command::BuildPtx(args) => args.run(),
+        Command::LintPtx(args) => args.run(),
+        Command::Ptxas(args) => args.run(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
