@@ -6,12 +6,17 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod build_ptx;
+mod consumer;
+mod emulated_node;
+mod example;
 mod lint_ptx;
 mod ptx_builder;
 mod ptx_lint;
 mod ptx_text;
 mod ptxas;
 mod repository;
+mod test;
+mod test_multigpu;
 mod toolchain;
 
 #[derive(Parser)]
@@ -23,16 +28,26 @@ struct Xtask {
 
 #[derive(Subcommand)]
 enum Command {
+    TestMultigpu(test_multigpu::Args),
+    Test(test::Args),
+    Example(example::Args),
+    EmulatedNode(emulated_node::Args),
     BuildPtx(build_ptx::Args),
     LintPtx(lint_ptx::Args),
     Ptxas(ptxas::Args),
+    Consumer(consumer::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Xtask::parse().command {
+        Command::TestMultigpu(args) => args.run(),
+        Command::Test(args) => args.run(),
+        Command::Example(args) => args.run(),
+        Command::EmulatedNode(args) => args.run(),
         Command::BuildPtx(args) => args.run(),
         Command::LintPtx(args) => args.run(),
         Command::Ptxas(args) => args.run(),
+        Command::Consumer(args) => args.run(),
     };
     match done {
         Ok(code) => code,

@@ -1,0 +1,39 @@
+//! `example`: runs an example on the machine's GPUs or on the emulated node.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+use crate::{emulated_node, repository};
+
+/// Run an example, on the machine's own driver or on an emulated node
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Name of the folder under examples/, such as 01_tensor_parallel_mlp
+    name: String,
+    /// Emulated node to run on; without it the machine's own driver is used
+    #[arg(long, value_name = "NAME|FILE")]
+    node: Option<String>,
+    /// Arguments of the example
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let shell = Shell::new()?;
+        shell.change_dir(repository::root());
+        let Self { name, node, arguments } = self;
+        let package = format!("example-{name}");
+        let mut command =
+            cmd!(shell, "cargo run --quiet --release --package {package} --bin {name} -- {arguments...}");
+        if let Some(node) = node {
+            let library = emulated_node::build(&shell)?.join("libcuda.so.1");
+            command = command.env("MESHREDUCE_DRIVER", library).env("MESHREDUCE_NODE", node);
+        }
+        command.run().with_context(|| format!("example {name}"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

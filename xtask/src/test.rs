@@ -1,0 +1,32 @@
+//! `test`: all tests.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+use crate::{emulated_node, repository};
+
+/// Run all tests, on the emulated node
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Arguments of `cargo test`, such as a filter
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Args {
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let shell = Shell::new()?;
+        shell.change_dir(repository::root());
+        eprintln!("building the emulated node ...");
+        let node = emulated_node::build(&shell)?;
+        let arguments = self.arguments;
+        cmd!(shell, "cargo test --workspace {arguments...}")
+            .env("MESHREDUCE_EMULATED_NODE", node)
+            .run()
+            .context("tests failed")?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

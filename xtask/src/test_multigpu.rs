@@ -1,0 +1,42 @@
+//! `test-multigpu`: the main job. Builds the rank program and the emulated node, and runs the one on the other.
+
+use std::ffi::OsString;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+use xshell::{Shell, cmd};
+
+use crate::{emulated_node, repository};
+
+/// Run the main job: all-reduces on several ranks, compared bit by bit (`test-multigpu --help`)
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// Arguments of the rank program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Args {
+    /// Runs, and ends with the rank program's exit code.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let shell = Shell::new()?;
+        shell.change_dir(repository::root());
+        eprintln!(
+            "building the emulated node and the rank program (the first time takes a minute or two) ..."
+        );
+        let node = emulated_node::build(&shell)?;
+        cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin multigpu")
+            .quiet()
+            .run()
+            .context("building the rank program")?;
+        let program = repository::target().join("release/multigpu");
+        let status = Command::new(&program)
+            .args(self.arguments)
+            .env("MESHREDUCE_EMULATED_NODE", node)
+            .status()
+            .with_context(|| format!("starting {}", program.display()))?;
+        let code = status.code().and_then(|code| u8::try_from(code).ok());
+        Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+    }
+}
