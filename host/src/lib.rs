@@ -1,1 +1,76 @@
-//! Not written yet.
+//! Low-latency all-reduce over the NVLink mesh of one node.
+//!
+//! For engines that shard a model over the GPUs of one server and all-reduce a few hundred kilobytes, hundreds of times
+//! a token: one kernel launch a call on the caller's stream, the same bits on every rank, failures as typed errors with
+//! the rank to blame, and no CUDA toolkit, C++ or NCCL to build it.
+//!
+//! ```no_run
+//! use cust::memory::DeviceBuffer;
+//! use cust::stream::{Stream, StreamFlags};
+//! use meshreduce::{Bf16, Config, FileStore, Op, Outcome, rendezvous};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (rank, world_size) = (0, 2);
+//! let _context = cust::quick_init()?; // each rank on a device of its own
+//! let store = FileStore::open("/dev/shm/my-job")?;
+//! let Outcome::Ready(communicator) = rendezvous(&store, rank, world_size, 0, &Config::default())? else {
+//!     return Ok(()); // no NVLink mesh here: use something else
+//! };
+//! let mut channel = communicator.channel(0)?;
+//! let stream = Stream::new(StreamFlags::DEFAULT, None)?;
+//! let mut data = DeviceBuffer::from_slice(&[Bf16::from(half::bf16::ONE); 4096])?;
+//! // SAFETY: `data` lives, and nothing else uses it, until the work has ended.
+//! let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &stream)? };
+//! work.synchronize()?;
+//! drop(channel);
+//! communicator.close()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What to know
+//!
+//! - **Ranks** are processes or threads, 2 to 8 of them on one host, each with a device. They meet in
+//!   [`rendezvous()`], whose outcome is the same on all of them: a [`Communicator`], or the reason why this library
+//!   does not apply.
+//! - **Calls** go through a [`Channel`], one stream at a time. [`Channel::all_reduce_raw`] takes raw pointers and
+//!   streams of any crate; the other calls take `cust`'s slices and check them.
+//! - **Results** are one fp32 sum over one fixed tree, rounded once: they do not depend on rank, algorithm, message
+//!   size, alignment or launch shape.
+//! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
+//!   ranks with an [`Error`] that names it. The channel is dead from then on, and so are the outputs of failed calls.
+//! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Channel`] is `Send`.
+//!
+//! The driver is found at run time, see [`meshreduce_driver_loader`]: a binary starts without one and gets
+//! [`Error::NoDriver`].
+
+mod algorithms;
+mod channel;
+mod communicator;
+mod config;
+mod driver;
+mod element;
+mod error;
+mod farewell;
+pub mod identity;
+mod kernels;
+mod outcome;
+mod record;
+pub mod rendezvous;
+mod segment;
+mod select;
+pub mod store;
+mod topology;
+mod work;
+
+pub use channel::Channel;
+pub use communicator::{Communicator, launches};
+pub use config::{Config, ConfigError, Limits, MAX_CHANNELS};
+pub use element::{Bf16, Element, F16};
+pub use error::{CudaVersion, DriverError, Error};
+pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
+pub use outcome::{Outcome, Reason};
+pub use rendezvous::rendezvous;
+pub use store::{FileStore, PrefixStore, Store, StoreError};
+pub use topology::{Mesh, Topology};
+pub use work::Work;

@@ -1,0 +1,363 @@
+//! Channels: where all-reduces are launched.
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cust::memory::{DeviceCopy, DeviceSlice};
+use cust_raw::{CUdeviceptr, CUresult, CUstream};
+use meshreduce_wire::launch::{HostPage, IN_PLACE};
+use meshreduce_wire::{DType, Geometry, LaunchDescriptor, LaunchParams, Op};
+
+use crate::communicator::{LAUNCHES, Shared};
+use crate::driver::{self, Event, MappedHost, PrimaryContext, check};
+use crate::element::Element;
+use crate::error::{DriverError, Error};
+use crate::record;
+use crate::store::Pause;
+use crate::work::{PooledEvent, Work};
+
+/// What a channel's work objects share with it.
+#[derive(Debug)]
+pub(crate) struct ChannelState {
+    pub(crate) index: u32,
+    pub(crate) taken: AtomicBool,
+    pub(crate) page: MappedHost<HostPage>,
+    /// Device address of the channel's context.
+    address: CUdeviceptr,
+    rank: usize,
+    deadline: Option<Duration>,
+    context: Arc<PrimaryContext>,
+    /// Events that no work object uses.
+    pub(crate) pool: Mutex<Vec<Event>>,
+    /// Behind the last launch.
+    last: Mutex<Option<Arc<PooledEvent>>>,
+}
+
+impl ChannelState {
+    pub(crate) fn new(
+        context: &Arc<PrimaryContext>,
+        index: u32,
+        address: CUdeviceptr,
+        rank: usize,
+        deadline: Option<Duration>,
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            index,
+            taken: AtomicBool::new(false),
+            page: MappedHost::new(context, HostPage::default())?,
+            address,
+            rank,
+            deadline,
+            context: Arc::clone(context),
+            pool: Mutex::new(Vec::new()),
+            last: Mutex::new(None),
+        })
+    }
+
+    /// What the kernels have left behind.
+    pub(crate) fn status(&self) -> Result<(), Error> {
+        match record::read(&self.page) {
+            Some(found) => Err(record::translate(&found, self.rank, self.deadline)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits at most `limit` for the last launch; says whether no kernel runs.
+    pub(crate) fn drain(&self, limit: Duration) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(last) = last else { return true };
+        let mut pause = Pause::new(limit);
+        loop {
+            match last.event().has_passed() {
+                // An error is a lost context, whose kernels are stopped, or an event of a capture, whose kernels
+                // were not launched.
+                Ok(true) | Err(_) => return true,
+                Ok(false) if pause.again() => {}
+                Ok(false) => {
+                    *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn event(&self) -> Result<Event, DriverError> {
+        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        pooled.map_or_else(|| Event::new(&self.context), Ok)
+    }
+}
+
+/// One order of all-reduces: signal pad and staging of its own, one stream at a time.
+///
+/// All ranks must make the same calls on a channel in the same order; ranks that differ get
+/// [`Error::LaunchMismatch`]. Work on a second stream may follow work on a first one only if the streams are ordered
+/// (an event, a synchronisation). Two streams that are not, or two graphs that are replayed at the same time, need a
+/// channel each.
+///
+/// A channel is `Send` but not `Sync`, and its calls take `&mut self`.
+#[derive(Debug)]
+pub struct Channel {
+    shared: Arc<Shared>,
+    state: Arc<ChannelState>,
+    /// Not `Sync`.
+    _one_thread: PhantomData<Cell<()>>,
+}
+
+impl Channel {
+    pub(crate) fn new(shared: Arc<Shared>, state: Arc<ChannelState>) -> Self {
+        Self { shared, state, _one_thread: PhantomData }
+    }
+
+    /// The channel's number, equal on all ranks.
+    pub fn index(&self) -> u32 {
+        self.state.index
+    }
+
+    /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
+    /// pointers and streams of any crate. `input` and `output` may be equal (in place) and must otherwise not overlap.
+    /// Besides one event, this is one driver call: a kernel launch. A count of 0 launches nothing.
+    ///
+    /// The device's context need not be current; what is current stays so.
+    ///
+    /// # Safety
+    ///
+    /// `input` and `output` are device addresses of `count` elements that the communicator's device can access, valid
+    /// until the work has ended and not used otherwise before; `stream` is a stream of the device's primary context.
+    /// If the stream is being captured, this holds for every replay, and the communicator outlives the last one.
+    ///
+    /// # Errors
+    ///
+    /// Before anything is launched: [`Error::Misaligned`] unless the addresses are multiples of the element's size,
+    /// [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm, [`Error::MessageTooLong`] and
+    /// [`Error::Unsupported`]; after a failure on this channel, that failure again.
+    pub unsafe fn all_reduce_raw(
+        &mut self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: CUstream,
+    ) -> Result<Work, Error> {
+        let state = &self.state;
+        state.status()?;
+        if record::abort_flag(&state.page).load(Ordering::Relaxed) != 0 {
+            return Err(Error::Aborted);
+        }
+        if count == 0 {
+            return Ok(Work::done(Arc::clone(state)));
+        }
+        let bytes = (count as u64).saturating_mul(dtype.size() as u64);
+        check_addresses(input, output, bytes, dtype)?;
+        let shared = &self.shared;
+        let algorithm = shared.select(bytes, dtype, op)?;
+        let function = shared.kernels.function(algorithm, dtype, op).ok_or(Error::Unsupported {
+            algorithm,
+            dtype,
+            op,
+        })?;
+        let count = count as u64;
+        let world_size = shared.world_size() as u32;
+        let geometry = Geometry::new(algorithm, count, dtype, world_size, shared.block_cap);
+        let params = LaunchParams {
+            context: state.address,
+            input,
+            output,
+            count,
+            descriptor: LaunchDescriptor { algorithm, dtype, op, count }.encode(),
+            deadline_ns: shared
+                .deadline
+                .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
+            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            flags: if input == output { IN_PLACE } else { 0 },
+        };
+
+        let event = state.event()?;
+        self.in_context(stream, || {
+            // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
+            // lives as long as `shared`, and the caller vouches for the pointers and the stream.
+            check("cuLaunchKernel", unsafe {
+                function.launch(geometry.blocks, geometry.threads, stream, &params)
+            })
+        })?;
+        shared.launches.fetch_add(1, Ordering::Relaxed);
+        LAUNCHES.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller vouches for the stream.
+        self.in_context(stream, || unsafe { event.record(stream) })?;
+        let event = Arc::new(PooledEvent::new(event, Arc::clone(state)));
+        *state.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&event));
+        Ok(Work::new(Arc::clone(state), event))
+    }
+
+    /// [`Channel::all_reduce_raw`] of a slice in place, its pointer checked.
+    ///
+    /// # Safety
+    ///
+    /// The data is not freed, and not used by anything that is not ordered behind the work, before the work has ended;
+    /// `stream` belongs to the device's primary context. For a stream that is being captured see
+    /// [`Channel::all_reduce_raw`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOnDevice`], and those of [`Channel::all_reduce_raw`].
+    pub unsafe fn all_reduce_in_place<T: Element + DeviceCopy>(
+        &mut self,
+        data: &mut DeviceSlice<T>,
+        op: Op,
+        stream: &cust::stream::Stream,
+    ) -> Result<Work, Error> {
+        let address = data.as_device_ptr().as_raw();
+        if !data.is_empty() {
+            self.check_pointer(address)?;
+        }
+        // SAFETY: the slice is device memory of this device, checked above; the caller vouches for its life.
+        unsafe { self.all_reduce_raw(address, address, data.len(), T::DTYPE, op, stream.as_inner()) }
+    }
+
+    /// [`Channel::all_reduce_raw`] from one slice into another, pointers and lengths checked.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Channel::all_reduce_in_place`], for both slices.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LengthsDiffer`], [`Error::NotOnDevice`], and those of [`Channel::all_reduce_raw`].
+    pub unsafe fn all_reduce<T: Element + DeviceCopy>(
+        &mut self,
+        input: &DeviceSlice<T>,
+        output: &mut DeviceSlice<T>,
+        op: Op,
+        stream: &cust::stream::Stream,
+    ) -> Result<Work, Error> {
+        if input.len() != output.len() {
+            return Err(Error::LengthsDiffer { input: input.len(), output: output.len() });
+        }
+        let (from, to) = (input.as_device_ptr().as_raw(), output.as_device_ptr().as_raw());
+        if !input.is_empty() {
+            self.check_pointer(from)?;
+            self.check_pointer(to)?;
+        }
+        // SAFETY: both slices are device memory of this device and equally long, checked above; the caller vouches
+        // for their life.
+        unsafe { self.all_reduce_raw(from, to, input.len(), T::DTYPE, op, stream.as_inner()) }
+    }
+
+    /// Reduces a slice in place and waits for it: the safe form, since nothing can touch the data meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Channel::all_reduce_in_place`] and of [`Work::synchronize`].
+    pub fn all_reduce_in_place_and_wait<T: Element + DeviceCopy>(
+        &mut self,
+        data: &mut DeviceSlice<T>,
+        op: Op,
+        stream: &cust::stream::Stream,
+    ) -> Result<(), Error> {
+        let mut capture = cust_raw::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: `capture` outlives the call and the stream is alive.
+        check("cuStreamIsCapturing", unsafe {
+            cust_raw::cuStreamIsCapturing(stream.as_inner(), &mut capture)
+        })?;
+        if capture != cust_raw::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            return Err(Error::Capturing);
+        }
+        // SAFETY: the data is borrowed until the work has ended, which is waited for here; nothing is captured. A
+        // stream of another context is refused by the driver.
+        unsafe { self.all_reduce_in_place(data, op, stream) }?.synchronize()
+    }
+
+    /// Checks that `address` lies in memory of the communicator's device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOnDevice`] with what the driver knows of it.
+    pub fn check_pointer(&self, address: CUdeviceptr) -> Result<(), Error> {
+        driver::check_pointer(&self.shared.context, address)
+    }
+
+    /// Whether the kernels of this channel that have ended did so without failure.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Communicator::status`].
+    pub fn status(&self) -> Result<(), Error> {
+        self.state.status()
+    }
+
+    /// Makes a driver call, in the device's context if the one that is current will not do.
+    fn in_context(&self, stream: CUstream, call: impl Fn() -> Result<(), DriverError>) -> Result<(), Error> {
+        // The default stream is the current context's, whichever that is.
+        if !stream.is_null() {
+            const WRONG_CONTEXT: [CUresult; 2] =
+                [CUresult::CUDA_ERROR_INVALID_CONTEXT, CUresult::CUDA_ERROR_INVALID_HANDLE];
+            match call() {
+                Err(error) if WRONG_CONTEXT.iter().any(|code| *code as i32 == error.code) => {}
+                answer => return answer.map_err(fault),
+            }
+        }
+        let _current = self.shared.context.enter()?;
+        call().map_err(fault)
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.state.taken.store(false, Ordering::Release);
+    }
+}
+
+/// A driver's error as the library's: faults of kernels apart from the rest.
+pub(crate) fn fault(error: DriverError) -> Error {
+    if driver::is_fault(&error) { Error::KernelFault(error) } else { Error::Driver(error) }
+}
+
+fn check_addresses(input: u64, output: u64, bytes: u64, dtype: DType) -> Result<(), Error> {
+    let alignment = dtype.size();
+    for address in [input, output] {
+        if !address.is_multiple_of(alignment as u64) {
+            return Err(Error::Misaligned { address, alignment });
+        }
+    }
+    if input != output && input.abs_diff(output) < bytes {
+        return Err(Error::PartialOverlap { input, output, bytes });
+    }
+    Ok(())
+}
+
+const _: () = {
+    const fn moves<T: Send>() {}
+    moves::<Channel>();
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_must_be_aligned_to_the_element_only() {
+        check_addresses(0x1002, 0x1002, 64, DType::Bf16).unwrap();
+        check_addresses(0x1004, 0x2004, 64, DType::F32).unwrap();
+        for (input, output) in [(0x1001, 0x2000), (0x1000, 0x2002)] {
+            match check_addresses(input, output, 64, DType::F32) {
+                Err(Error::Misaligned { address, alignment: 4 }) => assert!(!address.is_multiple_of(4)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_equal_or_apart() {
+        check_addresses(0x1000, 0x1040, 64, DType::Bf16).unwrap();
+        check_addresses(0x1040, 0x1000, 64, DType::Bf16).unwrap();
+        for output in [0x1002, 0x103e, 0xfc2] {
+            assert!(matches!(
+                check_addresses(0x1000, output, 64, DType::Bf16),
+                Err(Error::PartialOverlap { input: 0x1000, bytes: 64, .. })
+            ));
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The communicator: what a rank holds after a successful rendezvous.
+
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use meshreduce_wire::segment::SegmentLayout;
+use meshreduce_wire::{AbortWord, Algorithm, ChannelContext, DType, MAX_RANKS, Op, RecordKind, pad};
+
+use crate::channel::{Channel, ChannelState};
+use crate::config::Config;
+use crate::driver::{DeviceMemory, PrimaryContext, Stream, check};
+use crate::error::Error;
+use crate::farewell::{Farewell, Stage};
+use crate::identity::Process;
+use crate::kernels::Kernels;
+use crate::record;
+use crate::segment::Reach;
+use crate::select::Selector;
+use crate::topology::{Mesh, Topology};
+
+/// All-reduces over the ranks that met at a rendezvous.
+///
+/// Calls go through a [`Channel`]. A communicator is `Send` and `Sync`: any thread may ask for its status or abort it.
+///
+/// # Memory
+///
+/// Device memory: per channel one signal pad (17 KiB) and two staging halves of the longest message, that is
+/// 529 KiB with the default limits; plus the kernels. Page-locked host memory: one page per channel.
+///
+/// # End
+///
+/// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its channels) aborts what still runs, waits
+/// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`. A CUDA graph that
+/// was captured over a communicator must not be replayed after its end: its kernels use memory that is gone.
+#[derive(Debug)]
+pub struct Communicator {
+    shared: Arc<Shared>,
+}
+
+impl Communicator {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.shared.rank
+    }
+
+    /// The number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.shared.world_size()
+    }
+
+    /// The CUDA ordinal of this rank's device.
+    pub fn device(&self) -> u32 {
+        self.shared.context.ordinal()
+    }
+
+    /// The topology that algorithms are selected for.
+    pub fn topology(&self) -> Topology {
+        self.shared.selector.topology
+    }
+
+    /// The links between the ranks' devices.
+    pub fn mesh(&self) -> &Mesh {
+        &self.shared.mesh
+    }
+
+    /// The number of channels.
+    pub fn channels(&self) -> u32 {
+        self.shared.channels.len() as u32
+    }
+
+    /// Most blocks of a launch.
+    pub fn block_cap(&self) -> u32 {
+        self.shared.block_cap
+    }
+
+    /// The algorithm that an all-reduce of `bytes` bytes would take; `None`: use something else for it. Equal on all
+    /// ranks.
+    pub fn select(&self, bytes: u64, dtype: DType, op: Op) -> Option<Algorithm> {
+        self.shared.select(bytes, dtype, op).ok()
+    }
+
+    /// Takes a channel, until it is dropped. All ranks must use a channel in the same order of calls.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchChannel`]; [`Error::ChannelTaken`] if it is in use.
+    pub fn channel(&self, channel: u32) -> Result<Channel, Error> {
+        let channels = self.channels();
+        let state =
+            self.shared.channels.get(channel as usize).ok_or(Error::NoSuchChannel { channel, channels })?;
+        if state.taken.swap(true, Ordering::Acquire) {
+            return Err(Error::ChannelTaken(channel));
+        }
+        Ok(Channel::new(Arc::clone(&self.shared), Arc::clone(state)))
+    }
+
+    /// All-reduces of this communicator that took an intra-node algorithm, on all channels. Replays of a graph are
+    /// not seen by the host and not counted.
+    pub fn launches(&self) -> u64 {
+        self.shared.launches.load(Ordering::Relaxed)
+    }
+
+    /// Whether the kernels that have ended did so without failure, on all channels: what a work object would say,
+    /// without one (for replays of a graph).
+    ///
+    /// # Errors
+    ///
+    /// The failure: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`], [`Error::Aborted`].
+    pub fn status(&self) -> Result<(), Error> {
+        self.shared.channels.iter().try_for_each(|channel| channel.status())
+    }
+
+    /// Ends every running and queued all-reduce of this communicator, on all ranks. It can only be closed then.
+    pub fn abort(&self) {
+        self.shared.abort();
+    }
+
+    /// Closes the communicator in order: waits for this rank's all-reduces, then for the other ranks to come here
+    /// too, then closes their memory and frees its own. All ranks must call it, each from a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelTaken`] if a channel is in use; [`Error::CloseTimeout`] with the ranks that did not come
+    /// within the configured timeout. The communicator is gone in any case; memory that a peer may still use is
+    /// leaked and logged.
+    pub fn close(self) -> Result<(), Error> {
+        match Arc::try_unwrap(self.shared) {
+            Ok(mut shared) => {
+                let timeout = shared.timeout;
+                shared.leave(true, timeout)
+            }
+            Err(shared) => {
+                let taken = shared.channels.iter().find(|channel| channel.taken.load(Ordering::Acquire));
+                Err(Error::ChannelTaken(taken.map_or(0, |channel| channel.index)))
+            }
+        }
+    }
+}
+
+/// How long dropping waits for kernels, and then for peers.
+const DROP_LIMIT: Duration = Duration::from_secs(2);
+
+/// All-reduces of this process that took an intra-node algorithm.
+pub(crate) static LAUNCHES: AtomicU64 = AtomicU64::new(0);
+
+/// All-reduces of this process that took an intra-node algorithm, over all communicators.
+pub fn launches() -> u64 {
+    LAUNCHES.load(Ordering::Relaxed)
+}
+
+/// What the rendezvous has built.
+pub(crate) struct Parts {
+    pub(crate) context: Arc<PrimaryContext>,
+    pub(crate) stream: Stream,
+    pub(crate) kernels: Kernels,
+    /// By rank.
+    pub(crate) reaches: Vec<Option<Reach>>,
+    pub(crate) farewell: Farewell,
+    pub(crate) selector: Selector,
+    /// By rank.
+    pub(crate) processes: Vec<Process>,
+    pub(crate) mesh: Mesh,
+}
+
+/// What a communicator and its channels share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) rank: usize,
+    pub(crate) context: Arc<PrimaryContext>,
+    pub(crate) kernels: ManuallyDrop<Kernels>,
+    pub(crate) selector: Selector,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) block_cap: u32,
+    pub(crate) launches: AtomicU64,
+    channels: Vec<Arc<ChannelState>>,
+    timeout: Duration,
+    layout: SegmentLayout,
+    /// The channels' contexts; read by kernels.
+    contexts: ManuallyDrop<DeviceMemory>,
+    /// By rank; `None` once closed.
+    reaches: Vec<Option<Reach>>,
+    farewell: Farewell,
+    processes: Vec<Process>,
+    mesh: Mesh,
+    /// For what the library itself sends to devices.
+    stream: Stream,
+    /// Nothing is left to be taken down in order.
+    left: AtomicBool,
+}
+
+/// Bytes from one channel's context to the next.
+const CONTEXT_STRIDE: u64 = 256;
+const _: () = assert!(size_of::<ChannelContext>() as u64 <= CONTEXT_STRIDE);
+
+impl Shared {
+    pub(crate) fn new(
+        parts: Parts,
+        layout: SegmentLayout,
+        rank: usize,
+        block_cap: u32,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let Parts { context, stream, kernels, reaches, farewell, selector, processes, mesh } = parts;
+        let contexts = DeviceMemory::new(&context, CONTEXT_STRIDE * u64::from(config.channels))?;
+        let mut channels = Vec::new();
+        for index in 0..config.channels {
+            let offset = CONTEXT_STRIDE * u64::from(index);
+            let state =
+                ChannelState::new(&context, index, contexts.address() + offset, rank, config.deadline)?;
+            let channel = channel_context(&reaches, layout, (&mesh, selector.topology), rank, &state);
+            contexts.write(offset, bytes_of(&channel), &stream)?;
+            channels.push(Arc::new(state));
+        }
+        Ok(Self {
+            rank,
+            context,
+            kernels: ManuallyDrop::new(kernels),
+            selector,
+            deadline: config.deadline,
+            block_cap,
+            launches: AtomicU64::new(0),
+            channels,
+            timeout: config.timeout,
+            layout,
+            contexts: ManuallyDrop::new(contexts),
+            reaches,
+            farewell,
+            processes,
+            mesh,
+            stream,
+            left: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn world_size(&self) -> usize {
+        self.processes.len()
+    }
+
+    pub(crate) fn select(&self, bytes: u64, dtype: DType, op: Op) -> Result<Algorithm, Error> {
+        let loaded = |algorithm| self.kernels.function(algorithm, dtype, op).is_some();
+        self.selector.select(bytes, loaded, dtype, op)
+    }
+
+    /// Nobody has used it and nobody will: dropping it closes the peers' memory and is done.
+    pub(crate) fn dismantle(&self) {
+        self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// Raises the abort: in the host pages, which this rank's kernels poll, and in the pads of all ranks, because
+    /// peers may wait for a kernel of this rank that will never be launched.
+    fn abort(&self) {
+        for channel in &self.channels {
+            record::abort_flag(&channel.page).store(1, Ordering::Release);
+        }
+        let word =
+            AbortWord { kind: RecordKind::HostAbort, culprit: self.rank as u32, origin: self.rank as u32 };
+        let Ok(_current) = self.context.enter() else { return };
+        for reach in self.reaches.iter().flatten() {
+            for channel in &self.channels {
+                let address = reach.address() + self.layout.pad(channel.index) + pad::ABORT;
+                // SAFETY: the pad is mapped, the word is aligned and 4 bytes long. Kernels read it with strong
+                // accesses; one 32-bit store by the device is seen whole.
+                let answer =
+                    unsafe { cust_raw::cuMemsetD32Async(address, word.encode(), 1, self.stream.raw()) };
+                if let Err(error) = check("cuMemsetD32Async", answer) {
+                    tracing::debug!(%error, "the abort could not be sent");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Ends this rank's part, waiting at most `limit` in each step.
+    fn leave(&mut self, orderly: bool, limit: Duration) -> Result<(), Error> {
+        if self.left.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if !orderly {
+            self.abort();
+        }
+        let mut drained = self.channels.iter().all(|channel| channel.drain(limit));
+        if !drained && orderly {
+            self.abort();
+            drained = self.channels.iter().all(|channel| channel.drain(DROP_LIMIT));
+        }
+        let sent = self.stream.finish(DROP_LIMIT);
+        if !drained || matches!(sent, Ok(false)) {
+            tracing::warn!(rank = self.rank, "kernels did not end: the communicator's memory is leaked");
+            self.leak_all();
+            return Err(Error::CloseTimeout { ranks: vec![self.rank], waited: limit });
+        }
+
+        self.farewell.tell(Stage::Quiet);
+        let ended = |rank: usize| self.processes[rank].has_ended();
+        let mut missing = Vec::new();
+        if orderly {
+            missing = self.farewell.wait(Stage::Quiet, limit, ended);
+        }
+        for (rank, reach) in self.reaches.iter_mut().enumerate() {
+            if rank != self.rank {
+                *reach = None;
+            }
+        }
+        self.farewell.tell(Stage::Gone);
+        // Ranks of this process hold the segment themselves.
+        let own = self.processes[self.rank];
+        let excused = |rank: usize| self.processes[rank] == own || ended(rank);
+        let holding = self.farewell.wait(Stage::Gone, limit.min(DROP_LIMIT), excused);
+        if !holding.is_empty() {
+            let holding = crate::error::Ranks(&holding).to_string();
+            tracing::warn!(rank = self.rank, holding, "the segment is leaked, because peers have it open");
+            std::mem::forget(self.reaches[self.rank].take());
+        }
+        if missing.is_empty() { Ok(()) } else { Err(Error::CloseTimeout { ranks: missing, waited: limit }) }
+    }
+
+    /// Keeps everything that a kernel may still use for as long as the process lives.
+    fn leak_all(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.reaches));
+        std::mem::forget(std::mem::take(&mut self.channels));
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Err(error) = self.leave(false, DROP_LIMIT) {
+            tracing::warn!(%error, rank = self.rank, "the communicator was dropped while in use");
+        }
+        // An empty list of reaches says that kernels may still run: then the code and the contexts stay too.
+        if !self.reaches.is_empty() {
+            // SAFETY: neither is used again: this is the end of `self`.
+            unsafe {
+                ManuallyDrop::drop(&mut self.kernels);
+                ManuallyDrop::drop(&mut self.contexts);
+            }
+        }
+    }
+}
+
+/// The device's view of one channel.
+fn channel_context(
+    reaches: &[Option<Reach>],
+    layout: SegmentLayout,
+    (mesh, topology): (&Mesh, Topology),
+    rank: usize,
+    state: &ChannelState,
+) -> ChannelContext {
+    let segment = |rank: usize| reaches[rank].as_ref().map(Reach::address);
+    let order = mesh.positions();
+    let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
+    let relay = mesh.relay(topology, rank).and_then(|relay| order.iter().position(|other| *other == relay));
+    let mut context = ChannelContext {
+        pads: [0; MAX_RANKS],
+        staging: [0; MAX_RANKS],
+        own_pad: 0,
+        own_staging: 0,
+        staging_half_bytes: layout.half_bytes(),
+        host_page: state.page.device(),
+        ranks: [0; MAX_RANKS],
+        rank: rank as u32,
+        world_size: reaches.len() as u32,
+        position: position as u32,
+        relay: relay.unwrap_or(position) as u32,
+    };
+    for (position, &other) in order.iter().enumerate() {
+        context.ranks[position] = other as u32;
+        if let Some(address) = segment(other) {
+            context.pads[other] = address + layout.pad(state.index);
+            context.staging[position] = address + layout.staging(state.index);
+        }
+    }
+    context.own_pad = context.pads[rank];
+    context.own_staging = context.staging[position];
+    context
+}
+
+fn bytes_of(context: &ChannelContext) -> &[u8] {
+    // SAFETY: the struct is `repr(C)` of plain integers without padding (wire tests its size), so all its bytes are
+    // initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(context).cast(), size_of::<ChannelContext>()) }
+}
+
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<Communicator>();
+    any_thread::<crate::Config>();
+    any_thread::<Error>();
+};

@@ -1,0 +1,266 @@
+//! What a user can choose.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshreduce_wire::Algorithm;
+
+use crate::topology::Topology;
+
+/// The longest message that each algorithm takes, in bytes, inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One-shot: 256 KiB.
+    pub one_shot: u64,
+    /// Two-shot: 10 MiB.
+    pub two_shot: u64,
+    /// Hybrid cube mesh: 256 KiB.
+    pub hybrid_cube_mesh: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { one_shot: 256 << 10, two_shot: 10 << 20, hybrid_cube_mesh: 256 << 10 }
+    }
+}
+
+impl Limits {
+    /// The longest message that `algorithm` takes, in bytes.
+    pub fn of(&self, algorithm: Algorithm) -> u64 {
+        match algorithm {
+            Algorithm::OneShot => self.one_shot,
+            Algorithm::TwoShot => self.two_shot,
+            Algorithm::HybridCubeMesh => self.hybrid_cube_mesh,
+            _ => 0,
+        }
+    }
+}
+
+/// How a communicator is built. Everything that all ranks must agree on is compared at the rendezvous.
+///
+/// ```
+/// use meshreduce::Config;
+/// use std::time::Duration;
+///
+/// let config = Config::default().channels(2).deadline(Some(Duration::from_secs(5)));
+/// # let _ = config;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Config {
+    pub(crate) enabled: bool,
+    pub(crate) forced_topology: Option<Topology>,
+    pub(crate) forced_algorithm: Option<Algorithm>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) timeout: Duration,
+    pub(crate) channels: u32,
+    pub(crate) limits: Limits,
+    pub(crate) allow_shared_devices: bool,
+    pub(crate) ptx: Option<Arc<str>>,
+    pub(crate) first_call_number: u64,
+}
+
+impl Default for Config {
+    /// Enabled; deadline 30 s; rendezvous timeout 30 s; one channel; the limits of [`Limits::default`].
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            forced_topology: None,
+            forced_algorithm: None,
+            deadline: Some(Duration::from_secs(30)),
+            timeout: Duration::from_secs(30),
+            channels: 1,
+            limits: Limits::default(),
+            allow_shared_devices: false,
+            ptx: None,
+            first_call_number: 0,
+        }
+    }
+}
+
+/// Most channels of a communicator.
+pub const MAX_CHANNELS: u32 = 64;
+
+impl Config {
+    /// The default configuration as the environment changes it.
+    ///
+    /// - `ENABLE_INTRA_NODE_COMM`: the communicator is disabled unless this is 1, true, yes or y.
+    /// - `TEST_INTRA_NODE_COMM`: 1, true, yes or y forces the topology to fully connected, for tests without NVLink.
+    ///
+    /// 0, false, no, n, an empty value and no variable mean no; case does not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotAYesOrNo`] for any other word.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Self::from_variables(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    pub(crate) fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let flag = |name: &'static str| {
+            let value = get(name).unwrap_or_default();
+            match value.trim().to_ascii_lowercase().as_str() {
+                "1" | "true" | "yes" | "y" => Ok(true),
+                "" | "0" | "false" | "no" | "n" => Ok(false),
+                _ => Err(ConfigError::NotAYesOrNo { variable: name, value }),
+            }
+        };
+        let enabled = flag("ENABLE_INTRA_NODE_COMM")?;
+        let forced = flag("TEST_INTRA_NODE_COMM")?.then_some(Topology::FullyConnected);
+        Ok(Self { enabled, forced_topology: forced, ..Self::default() })
+    }
+
+    /// Whether to build a communicator at all. A disabled rank still comes to the rendezvous, so that the others need
+    /// not wait for it; the outcome is *not applicable* on all ranks.
+    pub fn enabled(mut self, enabled: bool) -> Self {
+        self.enabled = enabled;
+        self
+    }
+
+    /// How long a kernel waits for a peer in one phase. `None`: for ever. At least a microsecond.
+    pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// How long each step of the rendezvous, and of [`crate::Communicator::close`], waits for the other ranks.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Channels, 1 to [`MAX_CHANNELS`]. Two streams (or two graphs that are replayed at the same time) need two.
+    pub fn channels(mut self, channels: u32) -> Self {
+        self.channels = channels;
+        self
+    }
+
+    /// The longest message of each algorithm. Staging memory grows with them: two halves per channel, each of the
+    /// longest message of all algorithms that the topology allows.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Allows several ranks on one device, for tests. Their kernels must fit the device side by side: the block cap
+    /// is divided among them.
+    pub fn allow_shared_devices(mut self, allow: bool) -> Self {
+        self.allow_shared_devices = allow;
+        self
+    }
+
+    /// Takes the topology as given, whatever NVML says of it. `None`: as it is.
+    pub fn force_topology(mut self, topology: Option<Topology>) -> Self {
+        self.forced_topology = topology;
+        self
+    }
+
+    /// Uses one algorithm for every message. `None`: by size.
+    pub fn force_algorithm(mut self, algorithm: Option<Algorithm>) -> Self {
+        self.forced_algorithm = algorithm;
+        self
+    }
+
+    /// Runs this PTX text in place of the shipped one. Its digest is not checked; all ranks need the same text.
+    pub fn ptx(mut self, text: Option<impl Into<Arc<str>>>) -> Self {
+        self.ptx = text.map(Into::into);
+        self
+    }
+
+    /// The number of each channel's first call, so that tests reach numbers that real programs take years for.
+    #[doc(hidden)]
+    pub fn first_call_number(mut self, number: u64) -> Self {
+        self.first_call_number = number;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if !(1..=MAX_CHANNELS).contains(&self.channels) {
+            return Err(ConfigError::Channels(self.channels));
+        }
+        if self.deadline.is_some_and(|deadline| deadline < Duration::from_micros(1)) {
+            return Err(ConfigError::Deadline);
+        }
+        let longest = self.limits.one_shot.max(self.limits.two_shot).max(self.limits.hybrid_cube_mesh);
+        if longest == 0 || longest > MAX_LIMIT {
+            return Err(ConfigError::Limit(longest));
+        }
+        Ok(())
+    }
+}
+
+/// The highest limit that can be set: 1 GiB.
+const MAX_LIMIT: u64 = 1 << 30;
+
+/// A configuration that cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// An environment variable that is neither a yes nor a no.
+    #[error("{variable}={value} is neither a yes (1, true, yes, y) nor a no (0, false, no, n)")]
+    NotAYesOrNo {
+        /// The variable.
+        variable: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// No channels, or too many.
+    #[error("{0} channels: there must be 1 to {MAX_CHANNELS}")]
+    Channels(u32),
+    /// A deadline under a microsecond.
+    #[error("the deadline must be at least a microsecond; `None` is no deadline")]
+    Deadline,
+    /// All limits are 0, or one is beyond 1 GiB.
+    #[error("the longest message would be {0} bytes: there must be 1 to {MAX_LIMIT}")]
+    Limit(u64),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_variables(|name| {
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn the_environment_must_enable_the_communicator() {
+        assert!(!with(&[]).unwrap().enabled);
+        for yes in ["1", "true", "YES", "y", "True"] {
+            assert!(with(&[("ENABLE_INTRA_NODE_COMM", yes)]).unwrap().enabled, "{yes}");
+        }
+        for no in ["", "0", "false", "no", "N"] {
+            assert!(!with(&[("ENABLE_INTRA_NODE_COMM", no)]).unwrap().enabled, "{no}");
+        }
+    }
+
+    #[test]
+    fn the_test_variable_forces_full_connection() {
+        assert_eq!(with(&[]).unwrap().forced_topology, None);
+        let forced = with(&[("TEST_INTRA_NODE_COMM", "1")]).unwrap();
+        assert_eq!(forced.forced_topology, Some(Topology::FullyConnected));
+    }
+
+    #[test]
+    fn an_unknown_word_is_an_error_that_names_it() {
+        let error = with(&[("ENABLE_INTRA_NODE_COMM", "maybe")]).unwrap_err();
+        assert_eq!(
+            error,
+            ConfigError::NotAYesOrNo { variable: "ENABLE_INTRA_NODE_COMM", value: "maybe".into() }
+        );
+    }
+
+    #[test]
+    fn impossible_settings_are_refused() {
+        assert_eq!(Config::default().check(), Ok(()));
+        assert_eq!(Config::default().channels(0).check(), Err(ConfigError::Channels(0)));
+        assert_eq!(Config::default().channels(65).check(), Err(ConfigError::Channels(65)));
+        assert_eq!(Config::default().deadline(Some(Duration::ZERO)).check(), Err(ConfigError::Deadline));
+        assert_eq!(Config::default().deadline(None).check(), Ok(()));
+        let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };
+        assert_eq!(Config::default().limits(none).check(), Err(ConfigError::Limit(0)));
+    }
+}

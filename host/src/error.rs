@@ -1,0 +1,503 @@
+//! What can be broken, as types that carry what is needed to act.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::time::Duration;
+
+use meshreduce_driver_loader::LoadError;
+use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
+
+use crate::config::ConfigError;
+use crate::store::StoreError;
+
+/// Something is broken, or a call asks for what cannot be done.
+///
+/// That the ranks should simply use something else is not an error but [`crate::Outcome::NotApplicable`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no CUDA driver.
+    #[error("no CUDA driver: {0}")]
+    NoDriver(#[from] LoadError),
+    /// The driver lacks what this library needs.
+    #[error("the CUDA driver is too old: it supports CUDA {found}, {needed} is needed")]
+    DriverTooOld {
+        /// The CUDA version that the driver supports.
+        found: CudaVersion,
+        /// The oldest that will do.
+        needed: CudaVersion,
+    },
+    /// The process has no device of that ordinal.
+    #[error("no CUDA device {ordinal}: this process sees {count}")]
+    NoSuchDevice {
+        /// The ordinal that was asked for.
+        ordinal: u32,
+        /// Devices that the process sees.
+        count: u32,
+    },
+    /// A configuration that cannot be, or an environment variable that cannot be read.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A rank that is not below the world size.
+    #[error("rank {rank} is not one of {world_size} ranks")]
+    InvalidRank {
+        /// The rank.
+        rank: usize,
+        /// The world size.
+        world_size: usize,
+    },
+    /// The store failed.
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
+    /// Ranks did not come to the rendezvous in time.
+    #[error("{} did not come to the {step} within {waited:?}", Ranks(ranks))]
+    RanksMissing {
+        /// The ranks that are missing.
+        ranks: Vec<usize>,
+        /// The step they were waited for in.
+        step: &'static str,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// A rank's process ended during the rendezvous.
+    #[error("rank {rank} (process {pid}) died before the {step}")]
+    RankDied {
+        /// The rank.
+        rank: usize,
+        /// Its process.
+        pid: u32,
+        /// The step it was waited for in.
+        step: &'static str,
+    },
+    /// A rank found something broken on its side; that rank's own error says more.
+    #[error("rank {rank} failed: {message}")]
+    RankFailed {
+        /// The rank.
+        rank: usize,
+        /// Its error, as text.
+        message: String,
+    },
+    /// Another process or thread takes part in the same rendezvous as this rank.
+    #[error(
+        "rank {rank} is taken by process {pid}; give every rank its own number, every communicator its own prefix"
+    )]
+    RankTaken {
+        /// The rank.
+        rank: usize,
+        /// The process that has it.
+        pid: u32,
+    },
+    /// The other ranks gave this rendezvous up and cleared it away.
+    #[error("the other ranks gave up this rendezvous before this rank came to the {step}")]
+    Abandoned {
+        /// The step this rank was in.
+        step: &'static str,
+    },
+    /// What a rank left in the store cannot be read.
+    #[error("the payload of rank {rank} under {key} is corrupt: {problem}")]
+    CorruptPayload {
+        /// The key in the store.
+        key: String,
+        /// The rank that wrote it.
+        rank: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two ranks were configured differently.
+    #[error(
+        "configured differently: {field} is {} on rank {} and {} on rank {}",
+        values.0, ranks.0, values.1, ranks.1
+    )]
+    ConfiguredDifferently {
+        /// The setting.
+        field: String,
+        /// Two ranks that differ in it.
+        ranks: (usize, usize),
+        /// What it is on them.
+        values: (String, String),
+    },
+    /// Two ranks use one device.
+    #[error(
+        "ranks {} and {} both use device {device}: give every rank a device of its own (the `device` argument, \
+         CUDA_VISIBLE_DEVICES), or allow it with Config::allow_shared_devices",
+        ranks.0, ranks.1
+    )]
+    DeviceUsedTwice {
+        /// The ranks.
+        ranks: (usize, usize),
+        /// The device's PCI address and UUID.
+        device: String,
+    },
+    /// A peer's memory could not be opened.
+    #[error("rank {rank} may not open the memory of rank {peer}: {source}")]
+    IpcRefused {
+        /// This rank.
+        rank: usize,
+        /// The peer.
+        peer: usize,
+        /// The driver's answer.
+        source: DriverError,
+    },
+    /// The NVLink topology could not be queried.
+    #[error("NVML failed: {0}")]
+    Nvml(String),
+    /// A shipped kernel text is not what it was when it was built.
+    #[error(
+        "the shipped PTX {name} was edited by hand: its header records sha256 {recorded}, its text has {found}; \
+         rebuild it with `cargo xtask build-ptx`"
+    )]
+    KernelsEdited {
+        /// The file.
+        name: String,
+        /// The digest in the header.
+        recorded: String,
+        /// The digest of the text.
+        found: String,
+    },
+    /// The driver does not take the kernels.
+    #[error("the driver refuses the kernels {name}: {source}\n{log}")]
+    KernelsRefused {
+        /// The PTX text.
+        name: String,
+        /// The driver's answer.
+        source: DriverError,
+        /// The log of the driver's compiler.
+        log: String,
+    },
+    /// The kernels contain no entry for a shipped algorithm.
+    #[error("the kernels {name} have no entry {entry}")]
+    KernelMissing {
+        /// The PTX text.
+        name: String,
+        /// The entry.
+        entry: String,
+    },
+    /// Not even one block of every rank and channel fits the device at once.
+    #[error(
+        "device {device} holds {resident} blocks at once, which are too few for {sharers} ranks of {channels} \
+         channels on it"
+    )]
+    DeviceTooSmall {
+        /// The device's ordinal.
+        device: u32,
+        /// Blocks that are resident at once.
+        resident: u32,
+        /// Ranks on the device.
+        sharers: u32,
+        /// Channels of each.
+        channels: u32,
+    },
+    /// The message does not fit the algorithm that is forced.
+    #[error("a message of {bytes} bytes is too long for {algorithm}, whose limit is {limit} bytes")]
+    MessageTooLong {
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// The message's length.
+        bytes: u64,
+        /// The longest that it takes.
+        limit: u64,
+    },
+    /// No algorithm takes this message; [`crate::Communicator::select`] would have said so.
+    #[error("no intra-node algorithm takes {bytes} bytes of {dtype}, {op}: use something else for it")]
+    NoAlgorithm {
+        /// The message's length.
+        bytes: u64,
+        /// The element type.
+        dtype: DType,
+        /// The operation.
+        op: Op,
+    },
+    /// The algorithm that is forced cannot run on this topology, or is not in this version.
+    #[error("{algorithm} is not possible here: {why}")]
+    AlgorithmNotPossible {
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// The reason.
+        why: String,
+    },
+    /// The kernels have no entry for this type and operation.
+    #[error("{algorithm} does not support {op} of {dtype}")]
+    Unsupported {
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// The element type.
+        dtype: DType,
+        /// The operation.
+        op: Op,
+    },
+    /// A pointer does not lead to memory of the communicator's device.
+    #[error("address {address:#x} is not on device {device}: {found}")]
+    NotOnDevice {
+        /// The address.
+        address: u64,
+        /// The ordinal of the communicator's device.
+        device: u32,
+        /// What the driver knows of the address.
+        found: String,
+    },
+    /// A pointer is not aligned to its element type.
+    #[error("address {address:#x} is not a multiple of {alignment}")]
+    Misaligned {
+        /// The address.
+        address: u64,
+        /// The alignment in bytes.
+        alignment: usize,
+    },
+    /// Input and output overlap without being the same.
+    #[error("{bytes} bytes of input at {input:#x} and output at {output:#x} overlap in part")]
+    PartialOverlap {
+        /// Address of the input.
+        input: u64,
+        /// Address of the output.
+        output: u64,
+        /// Bytes of each.
+        bytes: u64,
+    },
+    /// Input and output have different lengths.
+    #[error("the input has {input} elements, the output {output}")]
+    LengthsDiffer {
+        /// Elements of the input.
+        input: usize,
+        /// Elements of the output.
+        output: usize,
+    },
+    /// A peer's signal did not come within the deadline.
+    #[error(
+        "rank {rank} gave up waiting for rank {peer} after {waited:?}: block {block}, phase {phase}, epoch \
+         {epoch_wanted} wanted, {epoch_seen} seen"
+    )]
+    PeerTimeout {
+        /// This rank.
+        rank: usize,
+        /// The peer that did not signal.
+        peer: usize,
+        /// The block that gave up.
+        block: u32,
+        /// The phase in which it did.
+        phase: u32,
+        /// The epoch that was waited for.
+        epoch_wanted: u64,
+        /// The epoch that was there.
+        epoch_seen: u64,
+        /// The deadline that passed.
+        waited: Duration,
+    },
+    /// Another rank ended the collective.
+    #[error("rank {origin} ended the collective: {}, and blames rank {culprit}", kind_text(*kind))]
+    PeerAborted {
+        /// The rank that found the failure.
+        origin: usize,
+        /// The rank that it blames.
+        culprit: usize,
+        /// What it found.
+        kind: RecordKind,
+    },
+    /// Two ranks launched different things.
+    #[error(
+        "launch mismatch: rank {rank} launched {}, rank {peer} launched {}",
+        Launch(launched),
+        Launch(peer_launched)
+    )]
+    LaunchMismatch {
+        /// This rank.
+        rank: usize,
+        /// The peer that differs.
+        peer: usize,
+        /// What this rank launched; `None` if the word cannot be read.
+        launched: Option<LaunchDescriptor>,
+        /// What the peer launched; `None` if the word cannot be read.
+        peer_launched: Option<LaunchDescriptor>,
+    },
+    /// [`crate::Communicator::abort`] was called on this rank.
+    #[error("the communicator was aborted by its host")]
+    Aborted,
+    /// A kernel was stopped by the device; the context is lost.
+    #[error("a kernel faulted: {0}")]
+    KernelFault(DriverError),
+    /// The host cannot wait for work that is being captured into a graph.
+    #[error("the stream is being captured into a graph: wait for the replay of the graph instead")]
+    Capturing,
+    /// The communicator is closed.
+    #[error("the communicator is closed")]
+    Closed,
+    /// The channel is in use.
+    #[error("channel {0} is in use: one `Channel` at a time")]
+    ChannelTaken(u32),
+    /// There is no such channel.
+    #[error("no channel {channel}: the communicator has {channels}")]
+    NoSuchChannel {
+        /// The channel that was asked for.
+        channel: u32,
+        /// The channels there are, from 0.
+        channels: u32,
+    },
+    /// Ranks did not close the communicator in time.
+    #[error("{} did not close the communicator within {waited:?}", Ranks(ranks))]
+    CloseTimeout {
+        /// The ranks that are missing.
+        ranks: Vec<usize>,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// The system refused something.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The driver refused something else.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+}
+
+/// A driver call that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{call} failed with {name} ({code}): {description}")]
+pub struct DriverError {
+    /// The function of the driver API.
+    pub call: &'static str,
+    /// The CUresult.
+    pub code: i32,
+    /// Its name.
+    pub name: String,
+    /// The driver's own description.
+    pub description: String,
+}
+
+/// A CUDA version as drivers report it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CudaVersion(
+    /// 1000 times the major plus 10 times the minor version.
+    pub i32,
+);
+
+impl fmt::Display for CudaVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+/// "rank 3", "ranks 1, 2 and 5".
+pub(crate) struct Ranks<'a>(pub(crate) &'a [usize]);
+
+impl fmt::Display for Ranks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("no rank"),
+            [rank] => write!(f, "rank {rank}"),
+            [head @ .., last] => {
+                let head: Vec<_> = head.iter().map(ToString::to_string).collect();
+                write!(f, "ranks {} and {last}", head.join(", "))
+            }
+        }
+    }
+}
+
+struct Launch<'a>(&'a Option<LaunchDescriptor>);
+
+impl fmt::Display for Launch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(launch) => launch.fmt(f),
+            None => f.write_str("something unreadable"),
+        }
+    }
+}
+
+fn kind_text(kind: RecordKind) -> &'static str {
+    match kind {
+        RecordKind::PeerTimeout => "it gave up waiting",
+        RecordKind::LaunchMismatch => "it saw a different launch",
+        RecordKind::HostAbort => "its host aborted",
+        _ => "it failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_name_what_is_needed_to_act() {
+        let driver = DriverError {
+            call: "cuIpcOpenMemHandle",
+            code: 217,
+            name: "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED".into(),
+            description: "peer access is not supported between these two devices".into(),
+        };
+        let launch = |count| {
+            Some(LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count })
+        };
+        let second = Duration::from_secs(1);
+        let cases = [
+            (Error::NoSuchDevice { ordinal: 8, count: 2 }, "no CUDA device 8: this process sees 2"),
+            (
+                Error::DriverTooOld { found: CudaVersion(11020), needed: CudaVersion(11040) },
+                "the CUDA driver is too old: it supports CUDA 11.2, 11.4 is needed",
+            ),
+            (
+                Error::RanksMissing { ranks: vec![1, 2, 5], step: "first exchange", waited: second },
+                "ranks 1, 2 and 5 did not come to the first exchange within 1s",
+            ),
+            (
+                Error::RankDied { rank: 3, pid: 77, step: "second exchange" },
+                "rank 3 (process 77) died before the second exchange",
+            ),
+            (
+                Error::CorruptPayload { key: "a/first/1".into(), rank: 1, problem: "wrong checksum".into() },
+                "the payload of rank 1 under a/first/1 is corrupt: wrong checksum",
+            ),
+            (
+                Error::ConfiguredDifferently {
+                    field: "channels".into(),
+                    ranks: (0, 4),
+                    values: ("1".into(), "2".into()),
+                },
+                "configured differently: channels is 1 on rank 0 and 2 on rank 4",
+            ),
+            (
+                Error::IpcRefused { rank: 0, peer: 4, source: driver },
+                "rank 0 may not open the memory of rank 4: cuIpcOpenMemHandle failed with \
+                 CUDA_ERROR_PEER_ACCESS_UNSUPPORTED (217): peer access is not supported between these two devices",
+            ),
+            (
+                Error::MessageTooLong { algorithm: Algorithm::OneShot, bytes: 262_146, limit: 262_144 },
+                "a message of 262146 bytes is too long for one-shot, whose limit is 262144 bytes",
+            ),
+            (
+                Error::PeerTimeout {
+                    rank: 0,
+                    peer: 3,
+                    block: 2,
+                    phase: 0,
+                    epoch_wanted: 18,
+                    epoch_seen: 17,
+                    waited: second,
+                },
+                "rank 0 gave up waiting for rank 3 after 1s: block 2, phase 0, epoch 18 wanted, 17 seen",
+            ),
+            (
+                Error::PeerAborted { origin: 2, culprit: 3, kind: RecordKind::PeerTimeout },
+                "rank 2 ended the collective: it gave up waiting, and blames rank 3",
+            ),
+            (
+                Error::LaunchMismatch { rank: 0, peer: 1, launched: launch(8), peer_launched: launch(16) },
+                "launch mismatch: rank 0 launched one-shot sum of 8 bf16 elements, rank 1 launched one-shot sum of \
+                 16 bf16 elements",
+            ),
+            (
+                Error::PartialOverlap { input: 0x100, output: 0x110, bytes: 64 },
+                "64 bytes of input at 0x100 and output at 0x110 overlap in part",
+            ),
+            (Error::Misaligned { address: 0x101, alignment: 2 }, "address 0x101 is not a multiple of 2"),
+            (Error::Closed, "the communicator is closed"),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+        let twice = Error::DeviceUsedTwice { ranks: (0, 1), device: "0000:1b:00.0".into() }.to_string();
+        assert!(twice.contains("ranks 0 and 1") && twice.contains("allow_shared_devices"), "{twice}");
+    }
+}

@@ -1,0 +1,119 @@
+//! Goodbyes between the processes of a communicator.
+//!
+//! Memory that a peer has open must not be freed, so a rank must know when its peers have closed theirs; and it must
+//! know that from processes whose driver context may be lost. Each rank has a datagram socket in Linux's abstract
+//! namespace, named after the rendezvous: nothing in the file system, and gone with the process.
+#![forbid(unsafe_code)]
+
+use std::io::ErrorKind;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::store::Pause;
+
+/// How far a rank is in leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// None of its kernels will touch a peer's memory any more.
+    Quiet = 1,
+    /// It has closed its peers' memory.
+    Gone = 2,
+}
+
+/// This rank's socket.
+#[derive(Debug)]
+pub(crate) struct Farewell {
+    socket: UnixDatagram,
+    generation: u64,
+    rank: usize,
+    /// The stage that each rank has told, as a number.
+    told: Vec<AtomicU8>,
+}
+
+impl Farewell {
+    /// The socket of `rank` in the rendezvous `generation`.
+    pub(crate) fn open(generation: u64, rank: usize, world_size: usize) -> Result<Self, Error> {
+        let open = || {
+            let socket = UnixDatagram::bind_addr(&address(generation, rank)?)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        let socket = open()
+            .map_err(|source| Error::System { what: "cannot open a socket for goodbyes".into(), source })?;
+        Ok(Self { socket, generation, rank, told: (0..world_size).map(|_| AtomicU8::new(0)).collect() })
+    }
+
+    /// Tells every other rank.
+    pub(crate) fn tell(&self, stage: Stage) {
+        for peer in (0..self.told.len()).filter(|peer| *peer != self.rank) {
+            let message = [self.rank as u8, stage as u8];
+            let sent = address(self.generation, peer)
+                .and_then(|address| self.socket.send_to_addr(&message, &address));
+            match sent {
+                // A peer that is gone need not be told.
+                Err(error) if error.kind() != ErrorKind::ConnectionRefused => {
+                    tracing::debug!(%error, peer, "a goodbye could not be sent");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits at most `limit` until each rank has told `stage`, or `excused` says that it need not. Returns the ranks
+    /// that have not.
+    pub(crate) fn wait(&self, stage: Stage, limit: Duration, excused: impl Fn(usize) -> bool) -> Vec<usize> {
+        let mut pause = Pause::new(limit);
+        loop {
+            self.receive();
+            let told = |rank: &usize| self.told[*rank].load(Ordering::Relaxed) >= stage as u8;
+            let missing: Vec<usize> = (0..self.told.len())
+                .filter(|rank| *rank != self.rank && !told(rank) && !excused(*rank))
+                .collect();
+            if missing.is_empty() || !pause.again() {
+                return missing;
+            }
+        }
+    }
+
+    fn receive(&self) {
+        let mut message = [0; 2];
+        while let Ok(2) = self.socket.recv(&mut message) {
+            if let Some(told) = self.told.get(usize::from(message[0])) {
+                told.fetch_max(message[1], Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn address(generation: u64, rank: usize) -> std::io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(format!("meshreduce/{generation:016x}/{rank}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_hear_each_other_and_name_who_is_silent() {
+        let generation = 0x7e57_0000_0000_0001 ^ u64::from(std::process::id());
+        let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
+        ranks[1].tell(Stage::Gone);
+        ranks[2].tell(Stage::Quiet);
+        let moment = Duration::from_millis(20);
+        assert!(ranks[0].wait(Stage::Quiet, Duration::from_secs(10), |_| false).is_empty());
+        assert_eq!(ranks[0].wait(Stage::Gone, moment, |_| false), [2]);
+        assert!(ranks[0].wait(Stage::Gone, moment, |rank| rank == 2).is_empty());
+    }
+
+    #[test]
+    fn a_rank_that_is_gone_is_no_obstacle_to_speaking() {
+        let generation = 0x7e57_0000_0000_0002 ^ u64::from(std::process::id());
+        let rank = Farewell::open(generation, 0, 2).unwrap();
+        rank.tell(Stage::Quiet);
+        assert_eq!(rank.wait(Stage::Quiet, Duration::ZERO, |_| false), [1]);
+    }
+}

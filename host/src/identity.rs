@@ -1,0 +1,202 @@
+//! Who a rank is: host, process and device.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+
+/// A host. The boot id tells apart hosts of one name, and a host before and after a restart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The host's name.
+    pub name: String,
+    /// The kernel's boot id.
+    pub boot_id: String,
+}
+
+impl Host {
+    pub(crate) fn current() -> Result<Self, Error> {
+        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let boot_id = read("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+        Ok(Self { name, boot_id })
+    }
+}
+
+/// A process. Its number alone would be ambiguous: it is reused, and means different things in different namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// The process id, in its namespace.
+    pub pid: u32,
+    /// The inode of its pid namespace.
+    pub namespace: u64,
+    /// When it started, in clock ticks since the host's start.
+    pub start_time: u64,
+}
+
+impl Process {
+    pub(crate) fn current() -> Result<Self, Error> {
+        let pid = std::process::id();
+        let (_, start_time) = stat(pid).ok_or_else(|| Error::System {
+            what: format!("/proc/{pid}/stat cannot be read"),
+            source: std::io::ErrorKind::NotFound.into(),
+        })?;
+        Ok(Self { pid, namespace: own_namespace()?, start_time })
+    }
+
+    /// Whether the process has certainly ended: `false` where that cannot be told from here. A zombie has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        if own_namespace().ok() != Some(self.namespace) || stat(std::process::id()).is_none() {
+            return false;
+        }
+        match stat(self.pid) {
+            Some((state, start_time)) => matches!(state, 'Z' | 'X') || start_time != self.start_time,
+            None => true,
+        }
+    }
+}
+
+/// State and start time from `/proc/<pid>/stat`. The command in it may contain blanks and parentheses, so what counts
+/// begins behind the last parenthesis (proc(5): state is field 3, start time field 22).
+fn stat(pid: u32) -> Option<(char, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+fn own_namespace() -> Result<u64, Error> {
+    use std::os::unix::fs::MetadataExt;
+    let path = "/proc/self/ns/pid";
+    let metadata = std::fs::metadata(path)
+        .map_err(|source| Error::System { what: format!("cannot read {path}"), source })?;
+    Ok(metadata.ino())
+}
+
+fn read(path: &str) -> Result<String, Error> {
+    std::fs::read_to_string(path)
+        .map_err(|source| Error::System { what: format!("cannot read {path}"), source })
+}
+
+/// Where a device sits. Compared as numbers: its spelling differs between the driver and NVML.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PciAddress {
+    /// The domain.
+    pub domain: u32,
+    /// The bus.
+    pub bus: u8,
+    /// The device on the bus.
+    pub device: u8,
+    /// The device's function.
+    pub function: u8,
+}
+
+/// A text that is no PCI address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no PCI address (domain:bus:device.function)")]
+pub struct NotAPciAddress(String);
+
+impl FromStr for PciAddress {
+    type Err = NotAPciAddress;
+
+    /// Reads `domain:bus:device[.function]` in hexadecimal, the domain with any number of digits.
+    fn from_str(text: &str) -> Result<Self, NotAPciAddress> {
+        let parse = || {
+            let mut parts = text.trim().split(':');
+            let domain = u32::from_str_radix(parts.next()?, 16).ok()?;
+            let bus = u8::from_str_radix(parts.next()?, 16).ok()?;
+            let last = parts.next()?;
+            let (device, function) = last.split_once('.').unwrap_or((last, "0"));
+            let device = u8::from_str_radix(device, 16).ok()?;
+            let function = u8::from_str_radix(function, 16).ok()?;
+            parts.next().is_none().then_some(Self { domain, bus, device, function })
+        };
+        parse().ok_or_else(|| NotAPciAddress(text.to_owned()))
+    }
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
+    }
+}
+
+/// A device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Where it sits.
+    pub pci: PciAddress,
+    /// The driver's UUID of it.
+    pub uuid: [u8; 16],
+}
+
+impl Device {
+    /// The UUID as NVML and CUDA_VISIBLE_DEVICES spell it.
+    pub fn uuid_text(&self) -> String {
+        let hex: String = self.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.pci, self.uuid_text())
+    }
+}
+
+/// A rank's host, process and device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) host: Host,
+    pub(crate) process: Process,
+    pub(crate) device: Device,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pci_addresses_are_numbers_not_spellings() {
+        let long: PciAddress = "00000000:1B:00.0".parse().unwrap();
+        assert_eq!(long, "0000:1b:00.0".parse().unwrap());
+        assert_eq!(long.to_string(), "00000000:1b:00.0");
+        assert_ne!(long, "0001:1b:00.0".parse().unwrap());
+        for bad in ["", "1b:00.0", "0000:1b", "0000:1b:00.0:1", "0000:xx:00.0", "FFFFFFFFF:00:00.0"] {
+            assert!(bad.parse::<PciAddress>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_own_process_is_alive_and_itself() {
+        let own = Process::current().unwrap();
+        assert_eq!(own, Process::current().unwrap());
+        assert!(!own.has_ended());
+        let reused = Process { start_time: own.start_time + 1, ..own };
+        assert!(reused.has_ended(), "another process had this number");
+        let elsewhere = Process { namespace: own.namespace + 1, ..reused };
+        assert!(!elsewhere.has_ended(), "from here that cannot be told");
+    }
+
+    #[test]
+    fn a_killed_process_has_ended_before_it_is_reaped() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (_, start_time) = stat(child.id()).unwrap();
+        let process = Process { pid: child.id(), namespace: own_namespace().unwrap(), start_time };
+        assert!(!process.has_ended());
+        child.kill().unwrap();
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !process.has_ended() {
+            assert!(std::time::Instant::now() < limit);
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(process.has_ended());
+    }
+
+    #[test]
+    fn uuids_are_spelled_as_nvml_does() {
+        let device = Device { pci: "0:1:0.0".parse().unwrap(), uuid: std::array::from_fn(|i| i as u8 * 17) };
+        assert_eq!(device.uuid_text(), "GPU-00112233-4455-6677-8899-aabbccddeeff");
+    }
+}

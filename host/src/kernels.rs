@@ -1,0 +1,185 @@
+//! The PTX texts and the kernels loaded from them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use meshreduce_wire::{Algorithm, DType, MAX_THREADS, Op};
+use sha2::{Digest, Sha256};
+
+use crate::algorithms;
+use crate::config::Config;
+use crate::driver::{Function, Module, PrimaryContext};
+use crate::error::Error;
+use crate::topology::Topology;
+
+/// A PTX text with the name it is spoken of by.
+#[derive(Clone, Debug)]
+pub(crate) struct KernelText {
+    name: String,
+    text: Text,
+}
+
+#[derive(Clone, Debug)]
+enum Text {
+    Shipped(&'static str),
+    Given(Arc<str>),
+}
+
+impl KernelText {
+    /// The texts for `world_size` ranks: the one in `config`, else all shipped ones, their digests checked.
+    pub(crate) fn choose(config: &Config, world_size: usize) -> Result<Vec<Self>, Error> {
+        if let Some(text) = &config.ptx {
+            return Ok(vec![Self {
+                name: "given in the configuration".into(),
+                text: Text::Given(text.clone()),
+            }]);
+        }
+        let shipped = algorithms::SHIPPED.iter().map(|description| {
+            let name = format!("{}_w{world_size}.ptx", description.algorithm.kernel_name());
+            let text = description.texts[world_size - meshreduce_wire::MIN_RANKS];
+            verify(&name, text)?;
+            Ok(Self { name, text: Text::Shipped(text) })
+        });
+        shipped.collect()
+    }
+
+    fn text(&self) -> &str {
+        match &self.text {
+            Text::Shipped(text) => text,
+            Text::Given(text) => text,
+        }
+    }
+
+    /// One digest over all texts, to be compared between ranks.
+    pub(crate) fn digest(texts: &[Self]) -> String {
+        let mut hash = Sha256::new();
+        texts.iter().for_each(|text| hash.update(Sha256::digest(text.text())));
+        hex(&hash.finalize())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Checks that a shipped text is the one whose digest its header records: that nobody edited it by hand.
+pub(crate) fn verify(name: &str, ptx: &str) -> Result<(), Error> {
+    let (header, text) = ptx.split_once("\n\n").unwrap_or((ptx, ""));
+    let recorded =
+        header.lines().find_map(|line| line.strip_prefix("// text: sha256 ")).unwrap_or("nothing").trim();
+    let found = hex(&Sha256::digest(text));
+    if recorded == found {
+        Ok(())
+    } else {
+        Err(Error::KernelsEdited { name: name.to_owned(), recorded: recorded.to_owned(), found })
+    }
+}
+
+/// The kernels of one communicator, all loaded: a module that is loaded behind a spinning kernel would wait for it.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    functions: HashMap<(Algorithm, DType, &'static str), Function>,
+    /// Blocks of the largest size that fit a multiprocessor, of the kernel that needs most.
+    occupancy: u32,
+    /// Unloaded with the kernels.
+    _modules: Vec<Module>,
+}
+
+impl Kernels {
+    /// Loads every kernel that can be launched on `topology` by `world_size` ranks.
+    pub(crate) fn load(
+        context: &Arc<PrimaryContext>,
+        texts: &[KernelText],
+        topology: Topology,
+        world_size: usize,
+    ) -> Result<Self, Error> {
+        let mut modules = Vec::new();
+        let mut functions = HashMap::new();
+        let mut occupancy = u32::MAX;
+        for text in texts {
+            let module = Module::load(context, text.text())
+                .map_err(|(source, log)| Error::KernelsRefused { name: text.name.clone(), source, log })?;
+            for description in algorithms::on(topology) {
+                for dtype in DType::ALL {
+                    for op in [Op::Sum, Op::Min, Op::Max] {
+                        let entry = entry(description.algorithm, dtype, op, world_size);
+                        if let Some(function) = module.function(&entry)? {
+                            occupancy = occupancy.min(module.occupancy(function, MAX_THREADS)?);
+                            functions.insert((description.algorithm, dtype, op.kernel_name()), function);
+                        }
+                    }
+                }
+            }
+            modules.push(module);
+        }
+        if functions.is_empty() {
+            let algorithm =
+                algorithms::on(topology).next().map_or(Algorithm::OneShot, |first| first.algorithm);
+            let name = texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Error::KernelMissing {
+                name,
+                entry: entry(algorithm, DType::Bf16, Op::Sum, world_size),
+            });
+        }
+        Ok(Self { functions, occupancy, _modules: modules })
+    }
+
+    pub(crate) fn function(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Function> {
+        self.functions.get(&(algorithm, dtype, op.kernel_name())).copied()
+    }
+
+    pub(crate) fn occupancy(&self) -> u32 {
+        self.occupancy
+    }
+}
+
+/// The name of a kernel entry.
+fn entry(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize) -> String {
+    format!("{}_{dtype}_{}_w{world_size}", algorithm.kernel_name(), op.kernel_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_texts_are_as_they_were_built_and_have_every_entry() {
+        for world_size in 2..=8 {
+            let texts = KernelText::choose(&Config::default(), world_size).unwrap();
+            assert_eq!(texts.len(), algorithms::SHIPPED.len());
+            for (text, description) in texts.iter().zip(algorithms::SHIPPED) {
+                for dtype in DType::ALL {
+                    for op in Op::ALL {
+                        let entry = entry(description.algorithm, dtype, op, world_size);
+                        assert!(text.text().contains(&format!(".entry {entry}(")), "{entry}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_was_edited_by_hand_is_found_out() {
+        let shipped = algorithms::SHIPPED[0].texts[0];
+        verify("whole.ptx", shipped).unwrap();
+        let edited = shipped.replacen("st.release.sys", "st.relaxed.sys", 1);
+        assert_ne!(edited, shipped);
+        match verify("edited.ptx", &edited) {
+            Err(Error::KernelsEdited { name, recorded, found }) => {
+                assert_eq!(name, "edited.ptx");
+                assert_ne!(recorded, found);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(verify("bare.ptx", ".version 7.0\n").is_err(), "a text without a header was not built");
+    }
+
+    #[test]
+    fn a_given_text_is_not_checked_and_changes_the_digest() {
+        let given = Config::default().ptx(Some(".version 7.0"));
+        let texts = KernelText::choose(&given, 2).unwrap();
+        assert_eq!(texts[0].text(), ".version 7.0");
+        let shipped = KernelText::choose(&Config::default(), 2).unwrap();
+        assert_ne!(KernelText::digest(&texts), KernelText::digest(&shipped));
+    }
+}

@@ -1,0 +1,97 @@
+//! How a rendezvous ends when nothing is broken.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::communicator::Communicator;
+use crate::topology::Topology;
+
+/// What a rendezvous comes to: the same on all ranks.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The communicator is built.
+    Ready(Communicator),
+    /// Nothing is broken, but this library does not apply: use something else, NCCL for instance.
+    NotApplicable(Reason),
+}
+
+/// Why the library does not apply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A rank is configured not to take part.
+    Disabled {
+        /// That rank.
+        rank: usize,
+    },
+    /// There are fewer than 2 ranks or more than 8.
+    WorldSize(usize),
+    /// The ranks are spread over hosts.
+    SeveralHosts {
+        /// Two ranks on different hosts.
+        ranks: (usize, usize),
+        /// Their hosts.
+        hosts: (String, String),
+    },
+    /// Some pair of devices has no NVLink between them, and the mesh is no other that is known.
+    UnknownTopology {
+        /// Two ranks without a link.
+        ranks: (usize, usize),
+    },
+    /// Two ranks saw different links.
+    TopologiesDiffer {
+        /// The two ranks.
+        ranks: (usize, usize),
+        /// What they saw differently.
+        difference: String,
+    },
+    /// A rank's device cannot access a peer's memory.
+    NoPeerAccess {
+        /// The rank and the peer.
+        ranks: (usize, usize),
+    },
+    /// The topology is known, but this version has no algorithm for it.
+    NoAlgorithm {
+        /// The topology.
+        topology: Topology,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Disabled { rank } => write!(f, "rank {rank} is disabled"),
+            Reason::WorldSize(size) => write!(f, "a world of {size}: there must be 2 to 8 ranks"),
+            Reason::SeveralHosts { ranks, hosts } => {
+                write!(f, "rank {} is on {}, rank {} on {}", ranks.0, hosts.0, ranks.1, hosts.1)
+            }
+            Reason::UnknownTopology { ranks: (a, b) } => {
+                write!(f, "the topology is unknown: no NVLink between the devices of ranks {a} and {b}")
+            }
+            Reason::TopologiesDiffer { ranks: (a, b), difference } => {
+                write!(f, "ranks {a} and {b} see different topologies: {difference}")
+            }
+            Reason::NoPeerAccess { ranks: (a, b) } => {
+                write!(f, "the device of rank {a} cannot access the memory of rank {b}'s")
+            }
+            Reason::NoAlgorithm { topology } => write!(f, "no algorithm for a topology that is {topology}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_name_the_ranks() {
+        let several = Reason::SeveralHosts { ranks: (0, 4), hosts: ("a".into(), "b".into()) };
+        assert_eq!(several.to_string(), "rank 0 is on a, rank 4 on b");
+        assert_eq!(Reason::WorldSize(9).to_string(), "a world of 9: there must be 2 to 8 ranks");
+        assert_eq!(Reason::Disabled { rank: 3 }.to_string(), "rank 3 is disabled");
+        assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
+        assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
+        let differ = Reason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };
+        assert!(differ.to_string().contains("ranks 1 and 2"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a kernel left behind, as an error.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::{AbortWord, ErrorRecord, LaunchDescriptor, RecordKind};
+
+use crate::driver::MappedHost;
+use crate::error::Error;
+
+/// The record in a channel's host page, if a kernel has left one.
+pub(crate) fn read(page: &MappedHost<HostPage>) -> Option<ErrorRecord> {
+    let record = record(page);
+    // SAFETY: the page is mapped for as long as `page`, the word is aligned, and while kernels run it is only
+    // accessed as a word.
+    let valid = unsafe { AtomicU32::from_ptr((&raw mut (*record.as_ptr()).valid).cast()) };
+    // The kernel fills the record and then stores `valid` with st.release.sys; it never changes it again.
+    if valid.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    // SAFETY: after the acquire above nobody writes the record any more; it is plain data.
+    Some(unsafe { record.read() })
+}
+
+fn record(page: &MappedHost<HostPage>) -> NonNull<ErrorRecord> {
+    // SAFETY: the field lies within the page, which is mapped.
+    unsafe { NonNull::new_unchecked(&raw mut (*page.host().as_ptr()).record) }
+}
+
+/// The word by which the host asks a channel's kernels to end.
+pub(crate) fn abort_flag(page: &MappedHost<HostPage>) -> &AtomicU32 {
+    // SAFETY: the page is mapped for as long as `page`, the word is aligned, and it is only accessed as a word.
+    unsafe { AtomicU32::from_ptr(&raw mut (*page.host().as_ptr()).abort) }
+}
+
+/// The record of `rank` as an error. `deadline` is the one its launches had.
+pub(crate) fn translate(record: &ErrorRecord, rank: usize, deadline: Option<Duration>) -> Error {
+    let Some(word) = AbortWord::decode(record.abort) else {
+        // A kernel of another version, or memory that was overwritten.
+        return Error::System {
+            what: format!("the error record of rank {rank} cannot be read ({:#x})", record.abort),
+            source: std::io::ErrorKind::InvalidData.into(),
+        };
+    };
+    if word.origin as usize != rank {
+        return Error::PeerAborted {
+            origin: word.origin as usize,
+            culprit: word.culprit as usize,
+            kind: word.kind,
+        };
+    }
+    match word.kind {
+        RecordKind::PeerTimeout => Error::PeerTimeout {
+            rank,
+            peer: record.peer as usize,
+            block: record.block,
+            phase: record.phase,
+            epoch_wanted: record.epoch_wanted,
+            epoch_seen: record.epoch_seen,
+            waited: deadline.unwrap_or(Duration::MAX),
+        },
+        RecordKind::LaunchMismatch => Error::LaunchMismatch {
+            rank,
+            peer: record.peer as usize,
+            launched: LaunchDescriptor::decode(record.launched),
+            peer_launched: LaunchDescriptor::decode(record.peer_launched),
+        },
+        _ => Error::Aborted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshreduce_wire::{Algorithm, DType, Op};
+
+    fn with(kind: RecordKind, culprit: u32, origin: u32) -> ErrorRecord {
+        ErrorRecord {
+            valid: 1,
+            abort: AbortWord { kind, culprit, origin }.encode(),
+            peer: 3,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_this_rank_found_is_told_in_full() {
+        let second = Duration::from_secs(1);
+        let timeout =
+            ErrorRecord { block: 2, epoch_wanted: 9, epoch_seen: 8, ..with(RecordKind::PeerTimeout, 3, 1) };
+        match translate(&timeout, 1, Some(second)) {
+            Error::PeerTimeout {
+                rank: 1,
+                peer: 3,
+                block: 2,
+                phase: 0,
+                epoch_wanted: 9,
+                epoch_seen: 8,
+                waited,
+            } => {
+                assert_eq!(waited, second);
+            }
+            other => panic!("{other:?}"),
+        }
+        let launch =
+            LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count: 5 };
+        let record = ErrorRecord { launched: launch.encode(), ..with(RecordKind::LaunchMismatch, 3, 1) };
+        match translate(&record, 1, None) {
+            Error::LaunchMismatch { rank: 1, peer: 3, launched, peer_launched: None } => {
+                assert_eq!(launched, Some(launch));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(translate(&with(RecordKind::HostAbort, 1, 1), 1, None), Error::Aborted));
+    }
+
+    #[test]
+    fn what_a_peer_found_names_origin_and_culprit() {
+        match translate(&with(RecordKind::PeerTimeout, 3, 2), 1, None) {
+            Error::PeerAborted { origin: 2, culprit: 3, kind: RecordKind::PeerTimeout } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_record_that_makes_no_sense_is_an_error_not_a_panic() {
+        let record = ErrorRecord { valid: 1, abort: 0xffff_ffff, ..Default::default() };
+        assert!(translate(&record, 0, None).to_string().contains("0xffffffff"));
+    }
+}

@@ -1,0 +1,298 @@
+//! What ranks tell each other in the two exchanges, and what follows from it.
+#![forbid(unsafe_code)]
+
+use super::payload::{Malformed, Payload, Reader, Writer};
+use super::roster::{read_process, write_process};
+use super::verdict::{Failure, Verdict, read_topology};
+use crate::config::Config;
+use crate::driver::IpcHandle;
+use crate::identity::{Device, Host, Identity, PciAddress};
+use crate::outcome::Reason;
+use crate::topology::{Mesh, Topology};
+
+/// The first exchange: who the rank is and how it is configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct First {
+    pub(crate) identity: Identity,
+    /// Name and value of everything that must be equal.
+    pub(crate) settings: Vec<(String, String)>,
+}
+
+/// Everything in a configuration that ranks must agree on.
+pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec<(String, String)> {
+    let optional = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+    let limits = &config.limits;
+    [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("world size", world_size.to_string()),
+        ("channels", config.channels.to_string()),
+        ("deadline", optional(config.deadline.map(|deadline| format!("{deadline:?}")))),
+        ("one-shot limit", limits.one_shot.to_string()),
+        ("two-shot limit", limits.two_shot.to_string()),
+        ("hybrid cube mesh limit", limits.hybrid_cube_mesh.to_string()),
+        ("shared devices allowed", config.allow_shared_devices.to_string()),
+        ("forced topology", optional(config.forced_topology.map(|topology| topology.to_string()))),
+        ("forced algorithm", optional(config.forced_algorithm.map(|algorithm| algorithm.to_string()))),
+        ("first call number", config.first_call_number.to_string()),
+        ("kernels", kernels.to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
+}
+
+/// What the first exchange comes to, equal on all ranks: `None` is to go on.
+pub(crate) fn judge_first(all: &[First], shared_devices: bool) -> Option<Verdict> {
+    let first = &all[0];
+    if let Some((rank, other)) =
+        all.iter().enumerate().find(|(_, other)| other.identity.host != first.identity.host)
+    {
+        let name = |host: &Host| format!("{} (boot id {})", host.name, host.boot_id);
+        let hosts = (name(&first.identity.host), name(&other.identity.host));
+        return Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, rank), hosts }));
+    }
+    for (rank, other) in all.iter().enumerate() {
+        if let Some((field, values)) = difference(&first.settings, &other.settings) {
+            return Some(Verdict::Failed(Failure::Different { field, ranks: (0, rank), values }));
+        }
+    }
+    if !shared_devices {
+        for (b, other) in all.iter().enumerate() {
+            let same = |one: &First| one.identity.device.uuid == other.identity.device.uuid;
+            if let Some(a) = all[..b].iter().position(same) {
+                let device = other.identity.device.to_string();
+                return Some(Verdict::Failed(Failure::DeviceTwice { ranks: (a, b), device }));
+            }
+        }
+    }
+    None
+}
+
+/// The first setting in which two ranks differ.
+fn difference(a: &[(String, String)], b: &[(String, String)]) -> Option<(String, (String, String))> {
+    let value = |settings: &[(String, String)], name: &str| {
+        settings
+            .iter()
+            .find(|(other, _)| other == name)
+            .map_or_else(|| "not known".to_owned(), |(_, v)| v.clone())
+    };
+    let names = a.iter().chain(b).map(|(name, _)| name);
+    names.map(|name| (name.clone(), (value(a, name), value(b, name)))).find(|(_, (one, other))| one != other)
+}
+
+/// The second exchange: what the rank sees and what it offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Second {
+    pub(crate) mesh: Mesh,
+    pub(crate) topology: Topology,
+    /// A peer whose memory the rank's device cannot access, though the topology needs it.
+    pub(crate) barred_from: Option<usize>,
+    /// Blocks of a grid of this rank that fit its device beside everything else of the communicator.
+    pub(crate) block_cap: u32,
+    /// The rank's segment, if it has come to allocating one.
+    pub(crate) segment: Option<Offer>,
+}
+
+/// Where a rank's segment is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    /// For other processes.
+    pub(crate) ipc: IpcHandle,
+}
+
+/// What the second exchange comes to, equal on all ranks: `None` is to go on.
+pub(crate) fn judge_second(all: &[Second]) -> Option<Verdict> {
+    let not_applicable = |reason| Some(Verdict::NotApplicable(reason));
+    let first = &all[0];
+    for (rank, other) in all.iter().enumerate() {
+        let difference = first.mesh.difference(0, &other.mesh, rank).or_else(|| {
+            (first.topology != other.topology)
+                .then(|| format!("{} on rank 0, {} on rank {rank}", first.topology, other.topology))
+        });
+        if let Some(difference) = difference {
+            return not_applicable(Reason::TopologiesDiffer { ranks: (0, rank), difference });
+        }
+    }
+    if first.topology == Topology::Unknown {
+        let ranks = first.mesh.unlinked().unwrap_or((0, 0));
+        return not_applicable(Reason::UnknownTopology { ranks });
+    }
+    if crate::algorithms::on(first.topology).next().is_none() {
+        return not_applicable(Reason::NoAlgorithm { topology: first.topology });
+    }
+    let barred = all.iter().enumerate().find_map(|(rank, one)| one.barred_from.map(|peer| (rank, peer)));
+    barred.and_then(|ranks| not_applicable(Reason::NoPeerAccess { ranks }))
+}
+
+impl Payload for First {
+    const KIND: u8 = 2;
+
+    fn write(&self, out: &mut Writer) {
+        let Identity { host, process, device } = &self.identity;
+        out.text(&host.name);
+        out.text(&host.boot_id);
+        write_process(process, out);
+        out.u32(device.pci.domain);
+        out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
+        out.raw(&device.uuid);
+        out.u32(self.settings.len() as u32);
+        for (name, value) in &self.settings {
+            out.text(name);
+            out.text(value);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let host = Host { name: from.text()?, boot_id: from.text()? };
+        let process = read_process(from)?;
+        let domain = from.u32()?;
+        let [bus, device, function] = from.array()?;
+        let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
+        let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
+        Ok(Self { identity: Identity { host, process, device }, settings })
+    }
+}
+
+impl Payload for Second {
+    const KIND: u8 = 3;
+
+    fn write(&self, out: &mut Writer) {
+        out.u32(self.mesh.size() as u32);
+        out.u32(self.mesh.as_slice().len() as u32);
+        self.mesh.as_slice().iter().for_each(|links| out.u32(*links));
+        out.u8(self.topology as u8);
+        out.u32(self.barred_from.map_or(u32::MAX, |peer| peer as u32));
+        out.u32(self.block_cap);
+        out.u8(u8::from(self.segment.is_some()));
+        if let Some(offer) = &self.segment {
+            out.raw(&offer.ipc.handle);
+            out.u64(offer.ipc.offset);
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let size = from.u32()? as usize;
+        let links = from.list(Reader::u32)?;
+        let mesh = Mesh::from_links(size, links).ok_or_else(|| Malformed("its mesh is no square".into()))?;
+        let topology = read_topology(from)?;
+        let barred_from = Some(from.u32()?).filter(|peer| *peer != u32::MAX).map(|peer| peer as usize);
+        let block_cap = from.u32()?;
+        let segment = match from.flag()? {
+            true => Some(Offer { ipc: IpcHandle { handle: from.array()?, offset: from.u64()? } }),
+            false => None,
+        };
+        Ok(Self { mesh, topology, barred_from, block_cap, segment })
+    }
+}
+
+/// The last step: the rank has everything open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Acknowledgement;
+
+impl Payload for Acknowledgement {
+    const KIND: u8 = 4;
+
+    fn write(&self, _: &mut Writer) {}
+
+    fn read(_: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Process;
+
+    fn first(bus: u8) -> First {
+        First {
+            identity: Identity {
+                host: Host { name: "host".into(), boot_id: "boot".into() },
+                process: Process { pid: u32::from(bus), namespace: 1, start_time: 2 },
+                device: Device {
+                    pci: PciAddress { domain: 0, bus, device: 0, function: 0 },
+                    uuid: [bus; 16],
+                },
+            },
+            settings: settings(&Config::default(), 2, "digest"),
+        }
+    }
+
+    fn second(links: u32) -> Second {
+        Second {
+            mesh: Mesh::new(2, |_, _| links),
+            topology: Topology::FullyConnected,
+            barred_from: None,
+            block_cap: 64,
+            segment: Some(Offer { ipc: IpcHandle { handle: [7; 64], offset: 512 } }),
+        }
+    }
+
+    #[test]
+    fn payloads_survive_the_round_trip() {
+        assert_eq!(First::from_bytes(&first(1).to_bytes()), Ok(first(1)));
+        assert_eq!(Second::from_bytes(&second(18).to_bytes()), Ok(second(18)));
+        let bare = Second { barred_from: Some(1), segment: None, ..second(0) };
+        assert_eq!(Second::from_bytes(&bare.to_bytes()), Ok(bare));
+    }
+
+    #[test]
+    fn equal_ranks_on_different_devices_go_on() {
+        assert_eq!(judge_first(&[first(1), first(2)], false), None);
+        assert_eq!(judge_second(&[second(18), second(18)]), None);
+    }
+
+    #[test]
+    fn a_different_setting_is_named_with_both_values() {
+        let mut other = first(2);
+        other.settings = settings(&Config::default().channels(2), 2, "digest");
+        let expected =
+            Failure::Different { field: "channels".into(), ranks: (0, 1), values: ("1".into(), "2".into()) };
+        assert_eq!(judge_first(&[first(1), other], false), Some(Verdict::Failed(expected)));
+    }
+
+    #[test]
+    fn a_host_that_was_restarted_is_another_host() {
+        let mut other = first(2);
+        other.identity.host.boot_id = "later".into();
+        match judge_first(&[first(1), other], false) {
+            Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts })) => {
+                assert!(hosts.1.contains("later"));
+            }
+            verdict => panic!("{verdict:?}"),
+        }
+    }
+
+    #[test]
+    fn one_device_for_two_ranks_must_be_allowed() {
+        let all = [first(1), first(2), first(1)];
+        match judge_first(&all, false) {
+            Some(Verdict::Failed(Failure::DeviceTwice { ranks, .. })) => assert_eq!(ranks, (0, 2)),
+            verdict => panic!("{verdict:?}"),
+        }
+        assert_eq!(judge_first(&all, true), None);
+    }
+
+    #[test]
+    fn ranks_that_see_different_links_do_not_apply() {
+        match judge_second(&[second(18), second(17)]) {
+            Some(Verdict::NotApplicable(Reason::TopologiesDiffer { ranks: (0, 1), difference })) => {
+                assert!(difference.contains("18") && difference.contains("17"), "{difference}");
+            }
+            verdict => panic!("{verdict:?}"),
+        }
+    }
+
+    #[test]
+    fn unknown_topologies_and_barred_peers_do_not_apply() {
+        let unknown = Second { topology: Topology::Unknown, ..second(0) };
+        let verdict = judge_second(&[unknown.clone(), unknown]);
+        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::UnknownTopology { ranks: (0, 1) })));
+        let barred = Second { barred_from: Some(0), ..second(4) };
+        let verdict = judge_second(&[second(4), barred]);
+        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::NoPeerAccess { ranks: (1, 0) })));
+        let cube = Second { topology: Topology::HybridCubeMesh, ..second(4) };
+        let topology = Topology::HybridCubeMesh;
+        let verdict = judge_second(&[cube.clone(), cube]);
+        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::NoAlgorithm { topology })));
+    }
+}

@@ -1,0 +1,133 @@
+//! The rendezvous: how ranks that know nothing but a store, their number and how many they are become a communicator.
+//!
+//! Values go by "everyone sets its key, everyone reads all". All keys carry the attempt's random *generation*; the key
+//! `roster` names the current one and the processes that have joined it.
+//!
+//! | step | keys | what for |
+//! |---|---|---|
+//! | join | `roster` | agree on a generation; know whose death to look for |
+//! | first exchange | `<generation>/first/<rank>` | host, process, device, configuration |
+//! | second exchange | `<generation>/second/<rank>` | mesh, topology, block cap, handle of the segment |
+//! | acknowledgement | `<generation>/acknowledgement/<rank>` | everything is open |
+//! | verdict | `<generation>/verdict` | one `compare_set` for all ranks |
+//! | clearing up | `<generation>/known` | counts who knows the verdict; the last one deletes all keys |
+//!
+//! Between the exchanges every rank queries the mesh, classifies it, loads the kernels and allocates its segment;
+//! between the second exchange and the acknowledgement it opens its peers' segments. Each step waits at most
+//! [`Config::timeout`] for the others. A rank that fails, finds another dead, or runs out of time proposes that as
+//! the verdict; the first proposal stands, and every rank that waits anywhere sees it at its next look. After any
+//! verdict but *ready* each rank closes what it has open of its peers', says so, waits until the others have, and
+//! frees its own.
+
+mod build;
+mod exchange;
+pub(crate) mod payload;
+mod roster;
+mod session;
+mod verdict;
+
+use std::time::Duration;
+
+use crate::communicator::Communicator;
+use crate::config::Config;
+use crate::error::Error;
+use crate::outcome::{Outcome, Reason};
+use crate::store::Store;
+use build::Assembly;
+use session::{Joined, Session, Stop};
+use verdict::Verdict;
+
+/// Builds a communicator of `world_size` ranks over the device with the CUDA ordinal `device`.
+///
+/// Every rank, a process or a thread, calls this with a store that reaches the same keys. Communicators that exist at
+/// the same time over one store need a [`crate::PrefixStore`] each. The device's primary context is used; what is
+/// current on the calling thread stays so.
+///
+/// The outcome is the same on all ranks. It comes within a small multiple of the configured timeout, also when ranks
+/// fail or die; after any outcome but *ready* nothing stays allocated, mapped or stored.
+///
+/// # Errors
+///
+/// What is broken: no driver, the same device twice, ranks that were configured differently, that never came or that
+/// died, a corrupt payload, a lost store. See [`Error`].
+pub fn rendezvous(
+    store: &dyn Store,
+    rank: usize,
+    world_size: usize,
+    device: u32,
+    config: &Config,
+) -> Result<Outcome, Error> {
+    if rank >= world_size {
+        return Err(Error::InvalidRank { rank, world_size });
+    }
+    config.check()?;
+    if !(meshreduce_wire::MIN_RANKS..=meshreduce_wire::MAX_RANKS).contains(&world_size) {
+        return Ok(Outcome::NotApplicable(Reason::WorldSize(world_size)));
+    }
+    // Each turn is one attempt. A rank that finds itself in an attempt that others have left joins the new one; an
+    // attempt that is over is never joined again, so this ends.
+    loop {
+        let mut session = match Session::join(store, rank, world_size, config.timeout)? {
+            Joined::Member(session) => session,
+            Joined::Late(session, verdict) => {
+                session.acknowledge(&verdict)?;
+                return outcome(verdict);
+            }
+        };
+        let mut assembly = Assembly::default();
+        let built = match config.enabled {
+            true => assembly.build(&mut session, rank, world_size, device, config),
+            false => Err(session.decide(Verdict::NotApplicable(Reason::Disabled { rank }))),
+        };
+        match built {
+            Ok(shared) => match session.propose(&Verdict::Ready) {
+                Ok(Verdict::Ready) => {
+                    assembly.keep();
+                    // The communicator is whole; if the store is lost now, only its keys stay behind.
+                    if let Err(error) = session.acknowledge(&Verdict::Ready) {
+                        tracing::warn!(%error, "the rendezvous' keys could not be cleared up");
+                    }
+                    return Ok(Outcome::Ready(Communicator::new(shared)));
+                }
+                Ok(verdict) => {
+                    shared.dismantle();
+                    drop(shared);
+                    assembly.take_down(&session, &verdict);
+                    return outcome(verdict);
+                }
+                Err(error) => {
+                    shared.dismantle();
+                    drop(shared);
+                    return Err(give_up(&session, assembly, rank, error));
+                }
+            },
+            Err(Stop::Superseded) => session.withdraw()?,
+            Err(Stop::Verdict(verdict)) => {
+                assembly.take_down(&session, &verdict);
+                return outcome(verdict);
+            }
+            Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
+        }
+    }
+}
+
+/// Tells the others of this rank's failure and takes down what it has built.
+fn give_up(session: &Session<'_>, assembly: Assembly, rank: usize, error: Error) -> Error {
+    let own = Verdict::Failed(verdict::Failure::Rank { rank, message: error.to_string() });
+    // If the store is lost the others find that out themselves.
+    let verdict = session.propose(&own).unwrap_or(own);
+    assembly.take_down(session, &verdict);
+    error
+}
+
+fn outcome(verdict: Verdict) -> Result<Outcome, Error> {
+    match verdict {
+        Verdict::NotApplicable(reason) => Ok(Outcome::NotApplicable(reason)),
+        Verdict::Failed(failure) => Err(failure.into()),
+        // Ready is handled where there is a communicator. This rank came too late for it.
+        Verdict::Ready => Err(Error::Abandoned { step: "verdict" }),
+    }
+}
+
+/// How long a rank waits for the others to close its memory after a rendezvous that failed.
+const TAKE_DOWN_LIMIT: Duration = Duration::from_secs(5);

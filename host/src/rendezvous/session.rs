@@ -1,0 +1,322 @@
+//! One rank's part in one attempt: joining, exchanging, agreeing on a verdict and clearing up.
+#![forbid(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use super::payload::Payload;
+use super::roster::{Member, Roster};
+use super::verdict::{Failure, Step, Verdict};
+use crate::error::Error;
+use crate::identity::{Host, Process};
+use crate::store::{Pause, Store, StoreError};
+
+const ROSTER: &str = "roster";
+
+/// How often a waiting rank looks whether the others are still alive.
+const LIVENESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Why a step did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// All ranks have a verdict.
+    Verdict(Verdict),
+    /// Something is broken on this rank; the others do not know yet.
+    Local(Error),
+    /// A new attempt has begun; this rank must join it.
+    Superseded,
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Stop::Local(error.into())
+    }
+}
+
+/// What joining comes to.
+pub(crate) enum Joined<'a> {
+    /// The rank takes part.
+    Member(Session<'a>),
+    /// The attempt was over before this rank came; it was this rank's attempt too.
+    Late(Session<'a>, Verdict),
+}
+
+/// A rank's membership in an attempt.
+pub(crate) struct Session<'a> {
+    store: &'a dyn Store,
+    host: Host,
+    roster: Roster,
+    rank: usize,
+    timeout: Duration,
+}
+
+impl<'a> Session<'a> {
+    /// Joins the current attempt, or opens one.
+    pub(crate) fn join(
+        store: &'a dyn Store,
+        rank: usize,
+        world_size: usize,
+        timeout: Duration,
+    ) -> Result<Joined<'a>, Error> {
+        let host = Host::current()?;
+        let me = Member::new(&host, Process::current()?);
+        let session = |roster: Roster| Session { store, host: host.clone(), roster, rank, timeout };
+        let mut pause = Pause::new(timeout);
+        loop {
+            let found = store.try_get(ROSTER)?;
+            let current = found.as_deref().map(read_roster).transpose()?;
+            let next = match &current {
+                None => Roster::new(world_size),
+                Some(roster) if roster.is_dead(&host) => Roster::new(world_size),
+                Some(roster) => {
+                    let session = session(roster.clone());
+                    match session.verdict()? {
+                        Some(verdict) if session.is_mine(&verdict, world_size) => {
+                            return Ok(Joined::Late(session, verdict));
+                        }
+                        Some(_) => Roster::new(world_size),
+                        None => session.joinable(&me, world_size)?,
+                    }
+                }
+            };
+            let joined = next.with(rank, me.clone());
+            if store.compare_set(ROSTER, found.as_deref(), Some(&joined.to_bytes()))? == found {
+                if let Some(roster) =
+                    current.filter(|old| old.generation != joined.generation && old.is_dead(&host))
+                {
+                    session(roster).delete_keys()?;
+                }
+                return Ok(Joined::Member(session(joined)));
+            }
+            if !pause.again() {
+                return Err(StoreError::Timeout { keys: vec![ROSTER.into()], waited: timeout }.into());
+            }
+        }
+    }
+
+    /// The open attempt's roster, if this rank can join it; else what stands in the way, for the others too.
+    fn joinable(&self, me: &Member, world_size: usize) -> Result<Roster, Error> {
+        let members = &self.roster.members;
+        if let Some((rank, pid)) = self.roster.dead(&self.host) {
+            let died = Failure::Died { rank, pid, step: Step::First };
+            self.propose(&Verdict::Failed(died.clone()))?;
+            return Err(died.into());
+        }
+        if members.len() != world_size {
+            let other = members.iter().position(Option::is_some).unwrap_or(0);
+            let different = Failure::Different {
+                field: "world size".into(),
+                ranks: (other, self.rank),
+                values: (members.len().to_string(), world_size.to_string()),
+            };
+            self.propose(&Verdict::Failed(different.clone()))?;
+            return Err(different.into());
+        }
+        match &members[self.rank] {
+            None => Ok(self.roster.clone()),
+            // Of a process on another host it cannot be told whether it is still there.
+            Some(member) if member.boot_id != me.boot_id && !self.roster.is_younger_than(self.timeout) => {
+                Ok(Roster::new(world_size))
+            }
+            Some(member) => Err(Error::RankTaken { rank: self.rank, pid: member.process.pid }),
+        }
+    }
+
+    /// Whether an attempt that ended without this rank was this rank's attempt. (A failure of processes that are all
+    /// gone is history; that some rank is disabled is said by ranks that may have gone on to other things.)
+    fn is_mine(&self, verdict: &Verdict, world_size: usize) -> bool {
+        let without_me = self.roster.members.get(self.rank).is_some_and(Option::is_none);
+        without_me
+            && self.roster.members.len() == world_size
+            && match verdict {
+                Verdict::Ready => false,
+                Verdict::NotApplicable(_) => self.roster.is_younger_than(self.timeout),
+                Verdict::Failed(_) => {
+                    self.roster.is_younger_than(self.timeout) && !self.roster.is_dead(&self.host)
+                }
+            }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.roster.generation
+    }
+
+    fn world_size(&self) -> usize {
+        self.roster.members.len()
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{:016x}/{name}", self.roster.generation)
+    }
+
+    fn rank_key(&self, step: Step, rank: usize) -> String {
+        let name = match step {
+            Step::First => "first",
+            Step::Second => "second",
+            Step::Acknowledgement => "acknowledgement",
+        };
+        self.key(&format!("{name}/{rank}"))
+    }
+
+    /// Sets this rank's payload, then reads everybody's.
+    ///
+    /// Ends early, with a verdict, when some rank has one, when a payload is corrupt, when a rank that is missing
+    /// has died, and when the time is up.
+    pub(crate) fn exchange<T: Payload>(&mut self, step: Step, own: &T) -> Result<Vec<T>, Stop> {
+        self.store.set(&self.rank_key(step, self.rank), &own.to_bytes())?;
+        let start = Instant::now();
+        let mut pause = Pause::new(self.timeout);
+        let mut all: Vec<Option<T>> = (0..self.world_size()).map(|_| None).collect();
+        let mut looked = start;
+        loop {
+            if let Some(verdict) = self.verdict()? {
+                return Err(Stop::Verdict(verdict));
+            }
+            for (rank, payload) in all.iter_mut().enumerate().filter(|(_, payload)| payload.is_none()) {
+                match self.read(step, rank) {
+                    Ok(found) => *payload = found,
+                    Err(Stop::Verdict(verdict)) => return Err(self.decide(verdict)),
+                    Err(stop) => return Err(stop),
+                }
+            }
+            let missing: Vec<usize> = (0..all.len()).filter(|rank| all[*rank].is_none()).collect();
+            if missing.is_empty() {
+                return Ok(all.into_iter().flatten().collect());
+            }
+            if looked.elapsed() >= LIVENESS_INTERVAL {
+                looked = Instant::now();
+                self.look(step)?;
+                let died = missing.iter().find_map(|rank| {
+                    let member = self.roster.members[*rank].as_ref()?;
+                    member.has_ended(&self.host).then_some(Failure::Died {
+                        rank: *rank,
+                        pid: member.process.pid,
+                        step,
+                    })
+                });
+                if let Some(died) = died {
+                    return Err(self.decide(Verdict::Failed(died)));
+                }
+            }
+            if !pause.again() {
+                let missing = Failure::Missing { ranks: missing, step, waited: start.elapsed() };
+                return Err(self.decide(Verdict::Failed(missing)));
+            }
+        }
+    }
+
+    /// One rank's payload, if it is there; a verdict if it cannot be read.
+    fn read<T: Payload>(&self, step: Step, rank: usize) -> Result<Option<T>, Stop> {
+        let key = self.rank_key(step, rank);
+        let corrupt = |problem: String| {
+            Stop::Verdict(Verdict::Failed(Failure::Corrupt { key: key.clone(), rank, problem }))
+        };
+        match self.store.try_get(&key) {
+            Ok(None) => Ok(None),
+            Ok(Some(bytes)) => {
+                T::from_bytes(&bytes).map(Some).map_err(|problem| corrupt(problem.to_string()))
+            }
+            Err(StoreError::Corrupt { problem, .. }) => Err(corrupt(problem)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads the roster again: who has joined meanwhile, and is this still the current attempt?
+    fn look(&mut self, step: Step) -> Result<(), Stop> {
+        let current = self.store.try_get(ROSTER)?.as_deref().map(read_roster).transpose()?;
+        match current {
+            Some(roster) if roster.generation == self.roster.generation => {
+                self.roster = roster;
+                Ok(())
+            }
+            // The verdict may have come between this and the look at it.
+            _ => match (self.verdict()?, step) {
+                (Some(verdict), _) => Err(Stop::Verdict(verdict)),
+                (None, Step::First) => Err(Stop::Superseded),
+                (None, _) => Err(Stop::Local(Error::Abandoned { step: step.name() })),
+            },
+        }
+    }
+
+    fn verdict(&self) -> Result<Option<Verdict>, Error> {
+        let key = self.key("verdict");
+        let Some(bytes) = self.store.try_get(&key)? else { return Ok(None) };
+        read_verdict(key, &bytes).map(Some)
+    }
+
+    /// Makes `verdict` the attempt's, unless it has one; returns the one it has.
+    pub(crate) fn propose(&self, verdict: &Verdict) -> Result<Verdict, Error> {
+        let key = self.key("verdict");
+        match self.store.compare_set(&key, None, Some(&verdict.to_bytes()))? {
+            None => Ok(verdict.clone()),
+            Some(bytes) => read_verdict(key, &bytes),
+        }
+    }
+
+    /// [`Session::propose`] as the end of a step.
+    pub(crate) fn decide(&self, verdict: Verdict) -> Stop {
+        self.propose(&verdict).map_or_else(Stop::Local, Stop::Verdict)
+    }
+
+    /// Says that this rank knows the verdict and has nothing of its peers' open, unless they are ready. The last one
+    /// clears up.
+    pub(crate) fn acknowledge(&self, verdict: &Verdict) -> Result<(), Error> {
+        let known = self.store.add(&self.key("known"), 1)?;
+        if known < verdict.acknowledgements(self.world_size()) as i64 {
+            return Ok(());
+        }
+        self.delete_keys()?;
+        // The roster goes last, and only if no new attempt has replaced it.
+        if let Some(found) = self.store.try_get(ROSTER)?
+            && read_roster(&found).is_ok_and(|roster| roster.generation == self.roster.generation)
+        {
+            self.store.compare_set(ROSTER, Some(&found), None)?;
+        }
+        Ok(())
+    }
+
+    /// Waits at most `limit` until all have acknowledged `verdict`; says whether they have.
+    pub(crate) fn all_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
+        let expected = verdict.acknowledgements(self.world_size()) as i64;
+        let mut pause = Pause::new(limit);
+        loop {
+            let known = self.store.try_get(&self.key("known"))?;
+            let known = known.map(|text| String::from_utf8_lossy(&text).parse::<i64>().unwrap_or(0));
+            // This rank has acknowledged: without a count it has been cleared up.
+            if known.is_none_or(|known| known >= expected) {
+                return Ok(true);
+            }
+            if !pause.again() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Takes back what this rank has set in an attempt that was superseded.
+    pub(crate) fn withdraw(&self) -> Result<(), Error> {
+        self.store.delete(&self.rank_key(Step::First, self.rank))?;
+        Ok(())
+    }
+
+    fn delete_keys(&self) -> Result<(), Error> {
+        for step in [Step::First, Step::Second, Step::Acknowledgement] {
+            for rank in 0..self.world_size() {
+                self.store.delete(&self.rank_key(step, rank))?;
+            }
+        }
+        self.store.delete(&self.key("verdict"))?;
+        self.store.delete(&self.key("known"))?;
+        Ok(())
+    }
+}
+
+fn read_roster(bytes: &[u8]) -> Result<Roster, Error> {
+    Roster::from_bytes(bytes).map_err(|problem| corrupt(ROSTER.to_owned(), problem.to_string()))
+}
+
+fn read_verdict(key: String, bytes: &[u8]) -> Result<Verdict, Error> {
+    Verdict::from_bytes(bytes).map_err(|problem| corrupt(key, problem.to_string()))
+}
+
+fn corrupt(key: String, problem: String) -> Error {
+    Error::Store(StoreError::Corrupt { key, problem })
+}

@@ -1,0 +1,275 @@
+//! How a rendezvous ended, as it stands in the store for all ranks.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::payload::{Malformed, Payload, Reader, Writer};
+use crate::error::Error;
+use crate::outcome::Reason;
+use crate::topology::Topology;
+
+/// The steps in which ranks wait for one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    First = 1,
+    Second = 2,
+    Acknowledgement = 3,
+}
+
+impl Step {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Step::First => "first exchange",
+            Step::Second => "second exchange",
+            Step::Acknowledgement => "acknowledgement",
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let code = from.u8()?;
+        [Step::First, Step::Second, Step::Acknowledgement]
+            .into_iter()
+            .find(|step| *step as u8 == code)
+            .ok_or_else(|| Malformed(format!("{code} is no step")))
+    }
+}
+
+/// The end of a rendezvous, equal for all ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Ready,
+    NotApplicable(Reason),
+    Failed(Failure),
+}
+
+/// What is broken, as far as other ranks need to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    Missing { ranks: Vec<usize>, step: Step, waited: Duration },
+    Died { rank: usize, pid: u32, step: Step },
+    Rank { rank: usize, message: String },
+    Corrupt { key: String, rank: usize, problem: String },
+    Different { field: String, ranks: (usize, usize), values: (String, String) },
+    DeviceTwice { ranks: (usize, usize), device: String },
+}
+
+impl Failure {
+    /// The ranks that will not acknowledge.
+    fn lost(&self) -> usize {
+        match self {
+            Failure::Missing { ranks, .. } => ranks.len(),
+            Failure::Died { .. } => 1,
+            _ => 0,
+        }
+    }
+}
+
+impl Verdict {
+    /// Ranks out of `world_size` that will acknowledge the verdict.
+    pub(crate) fn acknowledgements(&self, world_size: usize) -> usize {
+        match self {
+            Verdict::Failed(failure) => world_size.saturating_sub(failure.lost()),
+            _ => world_size,
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Missing { ranks, step, waited } => {
+                Error::RanksMissing { ranks, step: step.name(), waited }
+            }
+            Failure::Died { rank, pid, step } => Error::RankDied { rank, pid, step: step.name() },
+            Failure::Rank { rank, message } => Error::RankFailed { rank, message },
+            Failure::Corrupt { key, rank, problem } => Error::CorruptPayload { key, rank, problem },
+            Failure::Different { field, ranks, values } => {
+                Error::ConfiguredDifferently { field, ranks, values }
+            }
+            Failure::DeviceTwice { ranks, device } => Error::DeviceUsedTwice { ranks, device },
+        }
+    }
+}
+
+fn write_pair(out: &mut Writer, ranks: (usize, usize)) {
+    out.rank(ranks.0);
+    out.rank(ranks.1);
+}
+
+fn read_pair(from: &mut Reader<'_>) -> Result<(usize, usize), Malformed> {
+    Ok((from.rank()?, from.rank()?))
+}
+
+impl Payload for Verdict {
+    const KIND: u8 = 5;
+
+    fn write(&self, out: &mut Writer) {
+        match self {
+            Verdict::Ready => out.u8(0),
+            Verdict::NotApplicable(reason) => write_reason(reason, out),
+            Verdict::Failed(failure) => write_failure(failure, out),
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        match from.u8()? {
+            0 => Ok(Verdict::Ready),
+            code @ 1..32 => read_reason(code, from).map(Verdict::NotApplicable),
+            code => read_failure(code, from).map(Verdict::Failed),
+        }
+    }
+}
+
+fn write_reason(reason: &Reason, out: &mut Writer) {
+    match reason {
+        Reason::Disabled { rank } => {
+            out.u8(1);
+            out.rank(*rank);
+        }
+        Reason::WorldSize(size) => {
+            out.u8(2);
+            out.rank(*size);
+        }
+        Reason::SeveralHosts { ranks, hosts } => {
+            out.u8(3);
+            write_pair(out, *ranks);
+            out.text(&hosts.0);
+            out.text(&hosts.1);
+        }
+        Reason::UnknownTopology { ranks } => {
+            out.u8(4);
+            write_pair(out, *ranks);
+        }
+        Reason::TopologiesDiffer { ranks, difference } => {
+            out.u8(5);
+            write_pair(out, *ranks);
+            out.text(difference);
+        }
+        Reason::NoPeerAccess { ranks } => {
+            out.u8(6);
+            write_pair(out, *ranks);
+        }
+        Reason::NoAlgorithm { topology } => {
+            out.u8(7);
+            out.u8(*topology as u8);
+        }
+    }
+}
+
+fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
+    Ok(match code {
+        1 => Reason::Disabled { rank: from.rank()? },
+        2 => Reason::WorldSize(from.rank()?),
+        3 => Reason::SeveralHosts { ranks: read_pair(from)?, hosts: (from.text()?, from.text()?) },
+        4 => Reason::UnknownTopology { ranks: read_pair(from)? },
+        5 => Reason::TopologiesDiffer { ranks: read_pair(from)?, difference: from.text()? },
+        6 => Reason::NoPeerAccess { ranks: read_pair(from)? },
+        7 => Reason::NoAlgorithm { topology: read_topology(from)? },
+        _ => return Err(Malformed(format!("{code} is no reason"))),
+    })
+}
+
+pub(super) fn read_topology(from: &mut Reader<'_>) -> Result<Topology, Malformed> {
+    let code = from.u8()?;
+    Topology::from_repr(code).ok_or_else(|| Malformed(format!("{code} is no topology")))
+}
+
+fn write_failure(failure: &Failure, out: &mut Writer) {
+    match failure {
+        Failure::Missing { ranks, step, waited } => {
+            out.u8(32);
+            out.u32(ranks.len() as u32);
+            ranks.iter().for_each(|rank| out.rank(*rank));
+            out.u8(*step as u8);
+            out.u64(waited.as_millis() as u64);
+        }
+        Failure::Died { rank, pid, step } => {
+            out.u8(33);
+            out.rank(*rank);
+            out.u32(*pid);
+            out.u8(*step as u8);
+        }
+        Failure::Rank { rank, message } => {
+            out.u8(34);
+            out.rank(*rank);
+            out.text(message);
+        }
+        Failure::Corrupt { key, rank, problem } => {
+            out.u8(35);
+            out.text(key);
+            out.rank(*rank);
+            out.text(problem);
+        }
+        Failure::Different { field, ranks, values } => {
+            out.u8(36);
+            out.text(field);
+            write_pair(out, *ranks);
+            out.text(&values.0);
+            out.text(&values.1);
+        }
+        Failure::DeviceTwice { ranks, device } => {
+            out.u8(37);
+            write_pair(out, *ranks);
+            out.text(device);
+        }
+    }
+}
+
+fn read_failure(code: u8, from: &mut Reader<'_>) -> Result<Failure, Malformed> {
+    Ok(match code {
+        32 => Failure::Missing {
+            ranks: from.list(Reader::rank)?,
+            step: Step::read(from)?,
+            waited: Duration::from_millis(from.u64()?),
+        },
+        33 => Failure::Died { rank: from.rank()?, pid: from.u32()?, step: Step::read(from)? },
+        34 => Failure::Rank { rank: from.rank()?, message: from.text()? },
+        35 => Failure::Corrupt { key: from.text()?, rank: from.rank()?, problem: from.text()? },
+        36 => Failure::Different {
+            field: from.text()?,
+            ranks: read_pair(from)?,
+            values: (from.text()?, from.text()?),
+        },
+        37 => Failure::DeviceTwice { ranks: read_pair(from)?, device: from.text()? },
+        _ => return Err(Malformed(format!("{code} is no verdict"))),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_survive_the_round_trip() {
+        let text = || "text".to_owned();
+        let reasons = [
+            Reason::Disabled { rank: 3 },
+            Reason::WorldSize(9),
+            Reason::SeveralHosts { ranks: (0, 1), hosts: (text(), text()) },
+            Reason::UnknownTopology { ranks: (2, 5) },
+            Reason::TopologiesDiffer { ranks: (0, 7), difference: text() },
+            Reason::NoPeerAccess { ranks: (0, 5) },
+            Reason::NoAlgorithm { topology: Topology::HybridCubeMesh },
+        ];
+        let failures = [
+            Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },
+            Failure::Died { rank: 4, pid: 77, step: Step::First },
+            Failure::Rank { rank: 0, message: text() },
+            Failure::Corrupt { key: text(), rank: 1, problem: text() },
+            Failure::Different { field: text(), ranks: (0, 4), values: (text(), text()) },
+            Failure::DeviceTwice { ranks: (0, 1), device: text() },
+        ];
+        let verdicts = reasons.map(Verdict::NotApplicable).into_iter();
+        for verdict in verdicts.chain(failures.map(Verdict::Failed)).chain([Verdict::Ready]) {
+            assert_eq!(Verdict::from_bytes(&verdict.to_bytes()), Ok(verdict));
+        }
+    }
+
+    #[test]
+    fn ranks_that_are_lost_need_not_acknowledge() {
+        let missing = Failure::Missing { ranks: vec![1, 2], step: Step::First, waited: Duration::ZERO };
+        assert_eq!(Verdict::Failed(missing).acknowledgements(8), 6);
+        assert_eq!(Verdict::Ready.acknowledgements(8), 8);
+    }
+}

@@ -1,0 +1,125 @@
+//! Segments: the memory that ranks share, this rank's own and its peers'.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use meshreduce_wire::pad;
+use meshreduce_wire::segment::SegmentLayout;
+
+use crate::driver::{DeviceMemory, Import, IpcHandle, PrimaryContext, Stream};
+use crate::error::{DriverError, Error};
+
+/// This rank's segment. Peers in this process hold it too, so that it is freed when the last of them lets go.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    memory: DeviceMemory,
+}
+
+impl Segment {
+    /// Allocates a segment and initialises its pads: signals start at `first_call`, all else is 0.
+    pub(crate) fn new(
+        context: &Arc<PrimaryContext>,
+        layout: SegmentLayout,
+        channels: u32,
+        first_call: u64,
+        stream: &Stream,
+    ) -> Result<Self, DriverError> {
+        let memory = DeviceMemory::new(context, layout.bytes())?;
+        let mut bytes = vec![0; pad::BYTES as usize];
+        for signal in bytes[..pad::SIGNAL_BYTES as usize].chunks_exact_mut(8) {
+            signal.copy_from_slice(&first_call.to_le_bytes());
+        }
+        let number = pad::CALL_NUMBER as usize;
+        bytes[number..number + 8].copy_from_slice(&first_call.to_le_bytes());
+        for channel in 0..channels {
+            memory.write(layout.pad(channel), &bytes, stream)?;
+        }
+        Ok(Self { memory })
+    }
+
+    pub(crate) fn export(&self) -> Result<IpcHandle, DriverError> {
+        self.memory.export()
+    }
+}
+
+/// A rank's segment as this rank reaches it.
+#[derive(Debug)]
+pub(crate) enum Reach {
+    /// This rank's own.
+    Own(Arc<Segment>),
+    /// Of a rank in this process: by its own address.
+    Local(Arc<Segment>),
+    /// Of another process: mapped.
+    Remote(Import),
+}
+
+impl Reach {
+    /// Opens what a rank of another process offers.
+    pub(crate) fn remote(
+        context: &Arc<PrimaryContext>,
+        rank: usize,
+        peer: usize,
+        handle: &IpcHandle,
+    ) -> Result<Self, Error> {
+        let import =
+            Import::open(context, handle).map_err(|source| Error::IpcRefused { rank, peer, source })?;
+        Ok(Reach::Remote(import))
+    }
+
+    /// Takes the segment of another rank of this process, and lets this rank's device access it.
+    pub(crate) fn local(
+        context: &PrimaryContext,
+        generation: u64,
+        rank: usize,
+        peer: usize,
+    ) -> Result<Self, Error> {
+        let found = local().get(&(generation, peer)).cloned();
+        let segment = found.and_then(|segment| segment.upgrade()).ok_or_else(|| Error::RankFailed {
+            rank: peer,
+            message: "its segment is gone, or it uses another copy of this library in the same process"
+                .into(),
+        })?;
+        context.enable_peer(segment.memory.context()).map_err(|source| Error::IpcRefused {
+            rank,
+            peer,
+            source,
+        })?;
+        Ok(Reach::Local(segment))
+    }
+
+    /// The segment's address on this rank's device.
+    pub(crate) fn address(&self) -> u64 {
+        match self {
+            Reach::Own(segment) | Reach::Local(segment) => segment.memory.address(),
+            Reach::Remote(import) => import.address(),
+        }
+    }
+}
+
+/// The segments of this process's ranks, by generation and rank: the driver does not open a handle in the process
+/// that exported it.
+static LOCAL: Mutex<BTreeMap<(u64, usize), Weak<Segment>>> = Mutex::new(BTreeMap::new());
+
+fn local() -> MutexGuard<'static, BTreeMap<(u64, usize), Weak<Segment>>> {
+    LOCAL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A segment that the ranks of this process can find; until dropped.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    key: (u64, usize),
+}
+
+impl Listed {
+    pub(crate) fn new(generation: u64, rank: usize, segment: &Arc<Segment>) -> Self {
+        let key = (generation, rank);
+        local().insert(key, Arc::downgrade(segment));
+        Self { key }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        local().remove(&self.key);
+    }
+}

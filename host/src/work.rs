@@ -1,0 +1,129 @@
+//! Work objects: waiting for an all-reduce.
+
+use std::sync::{Arc, PoisonError};
+
+use cust_raw::{CUresult, CUstream};
+
+use crate::channel::{ChannelState, fault};
+use crate::driver::Event;
+use crate::error::Error;
+
+/// An event that goes back to its channel's pool.
+#[derive(Debug)]
+pub(crate) struct PooledEvent {
+    event: Option<Event>,
+    state: Arc<ChannelState>,
+}
+
+impl PooledEvent {
+    pub(crate) fn new(event: Event, state: Arc<ChannelState>) -> Self {
+        Self { event: Some(event), state }
+    }
+
+    pub(crate) fn event(&self) -> &Event {
+        // Only `drop` takes it.
+        match &self.event {
+            Some(event) => event,
+            None => unreachable!(),
+        }
+    }
+}
+
+impl Drop for PooledEvent {
+    fn drop(&mut self) {
+        self.state.pool.lock().unwrap_or_else(PoisonError::into_inner).extend(self.event.take());
+    }
+}
+
+/// An all-reduce that was enqueued.
+///
+/// It may be dropped without being waited for; a failure is then still reported by the next call on the channel and
+/// by [`crate::Communicator::status`]. A work object is `Send` and `Sync`.
+#[derive(Clone, Debug)]
+pub struct Work {
+    state: Arc<ChannelState>,
+    /// `None`: nothing was launched.
+    event: Option<Arc<PooledEvent>>,
+}
+
+impl Work {
+    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<PooledEvent>) -> Self {
+        Self { state, event: Some(event) }
+    }
+
+    pub(crate) fn done(state: Arc<ChannelState>) -> Self {
+        Self { state, event: None }
+    }
+
+    /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Driver`] if the driver refuses.
+    pub fn wait(&self, stream: &cust::stream::Stream) -> Result<(), Error> {
+        // SAFETY: the stream is alive while it is borrowed.
+        unsafe { self.wait_raw(stream.as_inner()) }
+    }
+
+    /// [`Work::wait`] for a raw stream.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is a stream.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::wait`].
+    pub unsafe fn wait_raw(&self, stream: CUstream) -> Result<(), Error> {
+        match &self.event {
+            // SAFETY: the caller vouches for the stream.
+            Some(event) => unsafe { event.event().wait_on(stream) }.map_err(fault),
+            None => Ok(()),
+        }
+    }
+
+    /// Blocks the host until the all-reduce has ended, and says how.
+    ///
+    /// # Errors
+    ///
+    /// What the kernels found: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`],
+    /// [`Error::Aborted`] (also when a later call on the channel failed and this one did not: the channel is dead
+    /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::Capturing`] if the call was
+    /// captured into a graph.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        if let Some(event) = &self.event {
+            event.event().synchronize().map_err(|error| {
+                if error.code == CUresult::CUDA_ERROR_CAPTURED_EVENT as i32 {
+                    Error::Capturing
+                } else {
+                    fault(error)
+                }
+            })?;
+        }
+        self.state.status()
+    }
+
+    /// Whether the all-reduce has ended, without blocking.
+    ///
+    /// # Errors
+    ///
+    /// As [`Work::synchronize`].
+    pub fn is_finished(&self) -> Result<bool, Error> {
+        let passed = match &self.event {
+            Some(event) => event.event().has_passed().map_err(|error| {
+                if error.code == CUresult::CUDA_ERROR_CAPTURED_EVENT as i32 {
+                    Error::Capturing
+                } else {
+                    fault(error)
+                }
+            })?,
+            None => true,
+        };
+        if passed { self.state.status().map(|()| true) } else { Ok(false) }
+    }
+}
+
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<Work>();
+};
