@@ -16,7 +16,7 @@
 //! once per channel, and an abort word in the pad of every rank that is mapped. The channel is dead from then on: the
 //! abort word stays, the call number stands still, and kernels that are queued behind return at once.
 
-use core::mem::offset_of;
+use core::{array::from_fn, mem::offset_of};
 
 use meshreduce_wire::{
     AbortWord, ChannelContext, ErrorRecord, LaunchParams, RecordKind, launch::HostPage, pad,
@@ -37,6 +37,8 @@ use crate::{
 /// How many times a wait polls device memory for each time that it looks at the host page, which lies across PCIe.
 const POLLS_PER_HOST_POLL: u32 = 64;
 
+const STAGING: usize = offset_of!(ChannelContext, staging);
+
 /// One call of a channel, as the threads of a block see it.
 pub struct Call {
     context: u64,
@@ -47,6 +49,13 @@ pub struct Call {
     descriptor: u64,
     deadline_ns: u64,
     rank: u32,
+}
+
+/// The peer that a thread stands for in [`Call::meet`].
+#[derive(Clone, Copy)]
+pub struct Peer {
+    rank: u32,
+    pad: u64,
 }
 
 /// Why a thread gave up waiting.
@@ -67,10 +76,10 @@ impl Call {
     #[inline(always)]
     pub unsafe fn enter(params: &LaunchParams) -> Self {
         let context = params.context;
-        let own_pad = load_u64_nc(context + offset_of!(ChannelContext, own_pad) as u64);
-        let own_staging = load_u64_nc(context + offset_of!(ChannelContext, own_staging) as u64);
-        let half_bytes = load_u64_nc(context + offset_of!(ChannelContext, staging_half_bytes) as u64);
-        let rank = load_u32_nc(context + offset_of!(ChannelContext, rank) as u64);
+        let own_pad = load_u64_nc::<{ offset_of!(ChannelContext, own_pad) }>(context);
+        let own_staging = load_u64_nc::<{ offset_of!(ChannelContext, own_staging) }>(context);
+        let half_bytes = load_u64_nc::<{ offset_of!(ChannelContext, staging_half_bytes) }>(context);
+        let rank = load_u32_nc::<{ offset_of!(ChannelContext, rank) }>(context);
         let number = load_u64(own_pad + pad::CALL_NUMBER);
         let half_offset = if number & 1 == 0 { 0 } else { half_bytes };
         if thread_idx_x() == 0 {
@@ -90,10 +99,31 @@ impl Call {
         }
     }
 
-    /// This rank.
+    /// This rank's position in the reduction tree.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`].
     #[inline(always)]
-    pub fn rank(&self) -> u32 {
-        self.rank
+    pub unsafe fn position(&self) -> u32 {
+        load_u32_nc::<{ offset_of!(ChannelContext, position) }>(self.context)
+    }
+
+    /// The position of this rank's relay neighbour in a hybrid cube mesh.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`].
+    #[inline(always)]
+    pub unsafe fn relay(&self) -> u32 {
+        load_u32_nc::<{ offset_of!(ChannelContext, relay) }>(self.context)
+    }
+
+    /// The rank at `position`.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`]; `position` is less than the world size.
+    #[inline(always)]
+    pub unsafe fn rank_at(&self, position: u32) -> u32 {
+        load_u32_nc::<{ offset_of!(ChannelContext, ranks) }>(self.context + position as u64 * 4)
     }
 
     /// This rank's staging half of this call.
@@ -108,24 +138,57 @@ impl Call {
     /// As for [`Self::enter`].
     #[inline(always)]
     pub unsafe fn staging(&self, position: u32) -> u64 {
-        let entry = offset_of!(ChannelContext, staging) as u64 + position as u64 * 8;
-        load_u64_nc(self.context + entry) + self.half_offset
+        load_u64_nc::<STAGING>(self.context + position as u64 * 8) + self.half_offset
+    }
+
+    /// The staging halves of this call of the ranks at the first `W` positions, which must be mapped. The table is
+    /// read at constant offsets, which leaves no addresses in registers.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`].
+    #[inline(always)]
+    pub unsafe fn staging_of_all<const W: usize>(&self) -> [u64; W] {
+        let context = self.context;
+        let table = [
+            load_u64_nc::<STAGING>(context),
+            load_u64_nc::<{ STAGING + 8 }>(context),
+            if W > 2 { load_u64_nc::<{ STAGING + 16 }>(context) } else { 0 },
+            if W > 3 { load_u64_nc::<{ STAGING + 24 }>(context) } else { 0 },
+            if W > 4 { load_u64_nc::<{ STAGING + 32 }>(context) } else { 0 },
+            if W > 5 { load_u64_nc::<{ STAGING + 40 }>(context) } else { 0 },
+            if W > 6 { load_u64_nc::<{ STAGING + 48 }>(context) } else { 0 },
+            if W > 7 { load_u64_nc::<{ STAGING + 56 }>(context) } else { 0 },
+        ];
+        from_fn(|position| table[position] + self.half_offset)
+    }
+
+    /// The peer for this thread to stand for: `rank`, unless that is none or this rank itself. To be called before
+    /// staging, so that the pad's address is there when the signal is due.
+    ///
+    /// # Safety
+    /// As for [`Self::enter`]; the peer's pad is mapped.
+    #[inline(always)]
+    pub unsafe fn peer(&self, rank: Option<u32>) -> Option<Peer> {
+        match rank {
+            Some(rank) if rank != self.rank => Some(Peer { rank, pad: self.pad(rank) }),
+            _ => None,
+        }
     }
 
     /// Publishes what the block stored before and waits until the peers' blocks have published theirs. Every thread
-    /// names the peer that it stands for, if any; every peer is named by one thread. False: the block must leave,
-    /// without [`Self::leave`].
+    /// stands for one peer or none, and every peer has one thread. False: the block must leave, without
+    /// [`Self::leave`].
     ///
     /// # Safety
     /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it.
     #[inline(always)]
-    pub unsafe fn meet(&self, phase: u32, peer: Option<u32>) -> bool {
+    pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>) -> bool {
         sync_threads();
         let failed = Flag::of_phase(phase);
         let outcome = match (if phase == 0 { load_flag(Flag::Entry) } else { 0 }, peer) {
             (0, Some(peer)) => {
                 self.publish(phase, peer);
-                self.await_peer(phase, peer)
+                self.await_peer(phase, peer.rank)
             }
             (0, None) => Ok(()),
             (abort, _) if thread_idx_x() == 0 => {
@@ -142,13 +205,12 @@ impl Call {
     }
 
     #[inline(always)]
-    unsafe fn publish(&self, phase: u32, peer: u32) {
-        let peer_pad = self.pad(peer);
+    unsafe fn publish(&self, phase: u32, peer: Peer) {
         if phase == 0 {
             let slot = pad::descriptor(self.parity(), block_idx_x(), self.rank);
-            store_relaxed_sys_u64(peer_pad + slot, self.descriptor);
+            store_relaxed_sys_u64(peer.pad + slot, self.descriptor);
         }
-        store_release_sys_u64(peer_pad + pad::signal(phase, block_idx_x(), self.rank), self.epoch());
+        store_release_sys_u64(peer.pad + pad::signal(phase, block_idx_x(), self.rank), self.epoch());
     }
 
     #[inline(always)]
@@ -157,10 +219,11 @@ impl Call {
         let mut seen = load_acquire_sys_u64(slot);
         let mut abort = 0;
         if seen < self.epoch() {
+            let patience = self.patience(phase);
             let begin = globaltimer();
             let mut polls = 0u32;
             while seen < self.epoch() {
-                abort = self.reason_to_stop(&mut polls, begin, peer);
+                abort = self.reason_to_stop(&mut polls, begin, patience, peer);
                 if abort != 0 {
                     break;
                 }
@@ -181,7 +244,7 @@ impl Call {
 
     /// The abort word that ends a wait which has not been satisfied, or 0.
     #[inline(always)]
-    unsafe fn reason_to_stop(&self, polls: &mut u32, begin: u64, peer: u32) -> u32 {
+    unsafe fn reason_to_stop(&self, polls: &mut u32, begin: u64, patience: u64, peer: u32) -> u32 {
         let abort = load_relaxed_sys_u32(self.own_pad + pad::ABORT);
         if abort != 0 {
             return abort;
@@ -192,10 +255,19 @@ impl Call {
         {
             return self.finding(RecordKind::HostAbort, self.rank);
         }
-        if self.deadline_ns != 0 && globaltimer().wrapping_sub(begin) >= self.deadline_ns {
+        if patience != 0 && globaltimer().wrapping_sub(begin) >= patience {
             return self.finding(RecordKind::PeerTimeout, peer);
         }
         0
+    }
+
+    /// Nanoseconds after which a wait is given up; 0: never. ([`LaunchParams::deadline_ns`] says why phase 1 has more.)
+    #[inline(always)]
+    fn patience(&self, phase: u32) -> u64 {
+        match phase {
+            0 => self.deadline_ns,
+            _ => 2 * self.deadline_ns + self.deadline_ns / 8,
+        }
     }
 
     #[inline(always)]
@@ -213,7 +285,7 @@ impl Call {
             return;
         }
         store_release_sys_u32(self.own_pad + pad::ABORT, failure.abort);
-        let ranks = load_u32_nc(self.context + offset_of!(ChannelContext, world_size) as u64);
+        let ranks = load_u32_nc::<{ offset_of!(ChannelContext, world_size) }>(self.context);
         let mut rank = 0;
         while rank < ranks {
             let peer_pad = self.pad(rank);
@@ -262,11 +334,11 @@ impl Call {
 
     #[inline(always)]
     unsafe fn pad(&self, rank: u32) -> u64 {
-        load_u64_nc(self.context + offset_of!(ChannelContext, pads) as u64 + rank as u64 * 8)
+        load_u64_nc::<{ offset_of!(ChannelContext, pads) }>(self.context + rank as u64 * 8)
     }
 
     #[inline(always)]
     unsafe fn host_page(&self) -> u64 {
-        load_u64_nc(self.context + offset_of!(ChannelContext, host_page) as u64)
+        load_u64_nc::<{ offset_of!(ChannelContext, host_page) }>(self.context)
     }
 }

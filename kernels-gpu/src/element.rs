@@ -1,13 +1,19 @@
-//! Element types: how elements lie in a 32-bit word, and how they become fp32 and are rounded back.
+//! Element types: how elements lie in a 16-byte vector, and how they become fp32 and are rounded back.
 
 use meshreduce_wire::{DType, VECTOR_BYTES, convert as bits, pack};
 
 use crate::{
     convert::{f16_to_f32, f32_to_f16},
-    memory::{load_u16, load_u32, store_u16_cs, store_u32_cs},
+    memory::{Vector, load_u16, load_u32, store_u16_cs, store_u32_cs},
 };
 
+/// Four elements as fp32: what 16 bytes hold once they are widened.
+pub type Wide = [f32; 4];
+
 /// An element type that kernels reduce.
+///
+/// A vector widens to one [`Wide`] part of 32-bit elements or two of 16-bit ones. Parts are always passed in twos and
+/// by constants, so that everything stays in registers; what there is not of a second part costs nothing.
 pub trait Element: Copy {
     /// The type's name on the host.
     const DTYPE: DType;
@@ -15,15 +21,17 @@ pub trait Element: Copy {
     /// Bytes of an element.
     const BYTES: usize = Self::DTYPE.size();
 
-    /// Elements of a 16-byte vector.
+    /// Elements of a vector.
     const PER_VECTOR: usize = VECTOR_BYTES / Self::BYTES;
 
-    /// Applies `reduce` to every element that the words hold: to the elements at one place of all the words,
-    /// widened to fp32; rounds the result to a word of the same shape, with one NaN.
-    fn map<const N: usize>(words: [u32; N], reduce: impl Fn([f32; N]) -> f32) -> u32;
+    /// Parts of a widened vector, 1 or 2.
+    const PARTS: usize = size_of::<f32>() / Self::BYTES;
 
-    /// The fp32 values that a word holds and then, where it holds only one, a value of no meaning.
-    fn widen(word: u32) -> [f32; 2];
+    /// The parts of a vector, exactly. Where there is one part only, the second is zeros.
+    fn widen(vector: Vector) -> [Wide; 2];
+
+    /// Rounds the parts to a vector, to nearest even, with one NaN.
+    fn narrow(parts: [Wide; 2]) -> Vector;
 
     /// Loads one element, weakly, into the low bits.
     ///
@@ -42,77 +50,73 @@ pub trait Element: Copy {
 #[derive(Clone, Copy)]
 pub struct Bf16;
 
-impl Element for Bf16 {
-    const DTYPE: DType = DType::Bf16;
-
-    #[inline(always)]
-    fn map<const N: usize>(words: [u32; N], reduce: impl Fn([f32; N]) -> f32) -> u32 {
-        let low = reduce(words.map(|word| Self::widen(word)[0]));
-        let high = reduce(words.map(|word| Self::widen(word)[1]));
-        pack::word([bits::f32_bits_to_bf16(low.to_bits()), bits::f32_bits_to_bf16(high.to_bits())])
-    }
-
-    #[inline(always)]
-    fn widen(word: u32) -> [f32; 2] {
-        pack::halves(word).map(|half| f32::from_bits(bits::bf16_to_f32_bits(half)))
-    }
-
-    #[inline(always)]
-    unsafe fn load(address: u64) -> u32 {
-        load_u16(address) as u32
-    }
-
-    #[inline(always)]
-    unsafe fn store(address: u64, element: u32) {
-        store_u16_cs(address, element as u16);
-    }
-}
-
 /// IEEE binary16.
 #[derive(Clone, Copy)]
 pub struct F16;
-
-impl Element for F16 {
-    const DTYPE: DType = DType::F16;
-
-    #[inline(always)]
-    fn map<const N: usize>(words: [u32; N], reduce: impl Fn([f32; N]) -> f32) -> u32 {
-        let low = reduce(words.map(|word| Self::widen(word)[0]));
-        let high = reduce(words.map(|word| Self::widen(word)[1]));
-        pack::word([f32_to_f16(low), f32_to_f16(high)])
-    }
-
-    #[inline(always)]
-    fn widen(word: u32) -> [f32; 2] {
-        pack::halves(word).map(f16_to_f32)
-    }
-
-    #[inline(always)]
-    unsafe fn load(address: u64) -> u32 {
-        load_u16(address) as u32
-    }
-
-    #[inline(always)]
-    unsafe fn store(address: u64, element: u32) {
-        store_u16_cs(address, element as u16);
-    }
-}
 
 /// IEEE binary32.
 #[derive(Clone, Copy)]
 pub struct F32;
 
+impl Element for Bf16 {
+    const DTYPE: DType = DType::Bf16;
+
+    #[inline(always)]
+    fn widen(vector: Vector) -> [Wide; 2] {
+        widen_halves(vector, |half| f32::from_bits(bits::bf16_to_f32_bits(half)))
+    }
+
+    #[inline(always)]
+    fn narrow(parts: [Wide; 2]) -> Vector {
+        narrow_halves(parts, |value| bits::f32_bits_to_bf16(value.to_bits()))
+    }
+
+    #[inline(always)]
+    unsafe fn load(address: u64) -> u32 {
+        load_u16(address) as u32
+    }
+
+    #[inline(always)]
+    unsafe fn store(address: u64, element: u32) {
+        store_u16_cs(address, element as u16);
+    }
+}
+
+impl Element for F16 {
+    const DTYPE: DType = DType::F16;
+
+    #[inline(always)]
+    fn widen(vector: Vector) -> [Wide; 2] {
+        widen_halves(vector, f16_to_f32)
+    }
+
+    #[inline(always)]
+    fn narrow(parts: [Wide; 2]) -> Vector {
+        narrow_halves(parts, f32_to_f16)
+    }
+
+    #[inline(always)]
+    unsafe fn load(address: u64) -> u32 {
+        load_u16(address) as u32
+    }
+
+    #[inline(always)]
+    unsafe fn store(address: u64, element: u32) {
+        store_u16_cs(address, element as u16);
+    }
+}
+
 impl Element for F32 {
     const DTYPE: DType = DType::F32;
 
     #[inline(always)]
-    fn map<const N: usize>(words: [u32; N], reduce: impl Fn([f32; N]) -> f32) -> u32 {
-        bits::canonical_f32_bits(reduce(words.map(f32::from_bits)).to_bits())
+    fn widen(vector: Vector) -> [Wide; 2] {
+        [vector.map(f32::from_bits), [0.0; 4]]
     }
 
     #[inline(always)]
-    fn widen(word: u32) -> [f32; 2] {
-        [f32::from_bits(word), 0.0]
+    fn narrow([part, _]: [Wide; 2]) -> Vector {
+        part.map(|value| bits::canonical_f32_bits(value.to_bits()))
     }
 
     #[inline(always)]
@@ -124,4 +128,20 @@ impl Element for F32 {
     unsafe fn store(address: u64, element: u32) {
         store_u32_cs(address, element);
     }
+}
+
+#[inline(always)]
+fn widen_halves([a, b, c, d]: Vector, widen: impl Fn(u16) -> f32) -> [Wide; 2] {
+    let part = |first: u32, second: u32| {
+        let ([p, q], [r, s]) = (pack::halves(first), pack::halves(second));
+        [widen(p), widen(q), widen(r), widen(s)]
+    };
+    [part(a, b), part(c, d)]
+}
+
+#[inline(always)]
+fn narrow_halves(parts: [Wide; 2], narrow: impl Fn(f32) -> u16) -> Vector {
+    let [[a, b], [c, d]] =
+        parts.map(|[p, q, r, s]| [pack::word([narrow(p), narrow(q)]), pack::word([narrow(r), narrow(s)])]);
+    [a, b, c, d]
 }

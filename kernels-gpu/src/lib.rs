@@ -11,6 +11,7 @@
 pub mod barrier;
 pub mod convert;
 pub mod element;
+pub mod hybrid_cube_mesh;
 pub mod memory;
 pub mod message;
 pub mod one_shot;
@@ -19,6 +20,7 @@ pub mod shared;
 pub mod signal;
 pub mod thread;
 pub mod time;
+pub mod two_shot;
 
 /// Never reached: panics compile to `trap` (`-Cpanic=immediate-abort`).
 #[panic_handler]

@@ -97,21 +97,27 @@ pub unsafe fn load_u64(address: u64) -> u64 {
     value
 }
 
-/// `ld.global.nc.u32` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory during
-/// the launch.
+/// `ld.global.nc.u32` (PTX ISA, "ld.global.nc") at `base` plus a constant; in addition to the module's rules, nobody
+/// writes the memory during the launch.
 #[inline(always)]
-pub unsafe fn load_u32_nc(address: u64) -> u32 {
+pub unsafe fn load_u32_nc<const OFFSET: usize>(base: u64) -> u32 {
     let value;
-    asm!("ld.global.nc.u32 {}, [{}];", out(reg32) value, in(reg64) address, options(nostack, preserves_flags));
+    asm!(
+        "ld.global.nc.u32 {}, [{}+{}];",
+        out(reg32) value, in(reg64) base, const OFFSET, options(nostack, preserves_flags)
+    );
     value
 }
 
-/// `ld.global.nc.u64` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory during
-/// the launch.
+/// `ld.global.nc.u64` (PTX ISA, "ld.global.nc") at `base` plus a constant; in addition to the module's rules, nobody
+/// writes the memory during the launch.
 #[inline(always)]
-pub unsafe fn load_u64_nc(address: u64) -> u64 {
+pub unsafe fn load_u64_nc<const OFFSET: usize>(base: u64) -> u64 {
     let value;
-    asm!("ld.global.nc.u64 {}, [{}];", out(reg64) value, in(reg64) address, options(nostack, preserves_flags));
+    asm!(
+        "ld.global.nc.u64 {}, [{}+{}];",
+        out(reg64) value, in(reg64) base, const OFFSET, options(nostack, preserves_flags)
+    );
     value
 }
 

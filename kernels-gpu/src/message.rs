@@ -5,11 +5,13 @@
 //! element only, and at the message's ragged end, vectors move element by element. Vectors are the same whatever the
 //! pointer's alignment, and so are results.
 
-use meshreduce_wire::{LaunchParams, VECTOR_BYTES, geometry, launch::IN_PLACE};
+use core::array::from_fn;
+
+use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
 
 use crate::{
     element::Element,
-    memory::{Vector, load_vector, load_vector_nc, store_vector_cs},
+    memory::{Vector, load_vector, load_vector_nc, store_vector, store_vector_cs},
     thread::{block_dim_x, block_idx_x, grid_dim_x, thread_idx_x},
 };
 
@@ -75,10 +77,77 @@ impl Message {
         }
     }
 
+    /// Whether vectors up to and with `last` are there in full and on a 16-byte boundary in input and output, so that
+    /// they can be moved by [`Self::load_each`] and [`Self::store_each`].
+    #[inline(always)]
+    pub fn is_whole(&self, last: u32) -> bool {
+        last < self.whole && (self.input | self.output) % VECTOR_BYTES as u64 == 0
+    }
+
+    /// The `N` vectors of the input at `first` and every `step` behind it, for which [`Self::is_whole`] is true. All
+    /// loads are under way before the first is waited for.
+    ///
+    /// # Safety
+    /// As for [`Self::load`].
+    #[inline(always)]
+    pub unsafe fn load_each<const N: usize>(&self, first: u32, step: u32) -> [Vector; N] {
+        let addresses = Addresses::new(self.input, first, step);
+        if self.in_place {
+            addresses.map_each(|address| load_vector(address))
+        } else {
+            addresses.map_each(|address| load_vector_nc(address))
+        }
+    }
+
+    /// Stores vectors of the output at `first` and every `step` behind it, for which [`Self::is_whole`] is true.
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    #[inline(always)]
+    pub unsafe fn store_each<const N: usize>(&self, first: u32, step: u32, vectors: [Vector; N]) {
+        let mut addresses = Addresses::new(self.output, first, step);
+        let _ = vectors.map(|vector| store_vector_cs(addresses.advance(), vector));
+    }
+
     /// Elements of the vector at `index` that belong to the message.
     #[inline(always)]
     fn present<E: Element>(&self, index: u32) -> u32 {
         if index < self.whole { E::PER_VECTOR as u32 } else { self.rest }
+    }
+}
+
+/// Stores vectors, weakly, at `first` and every `step` behind it of those that begin at `base`.
+///
+/// # Safety
+/// As for [`crate::memory`].
+#[inline(always)]
+pub unsafe fn store_each<const N: usize>(base: u64, first: u32, step: u32, vectors: [Vector; N]) {
+    let mut addresses = Addresses::new(base, first, step);
+    let _ = vectors.map(|vector| store_vector(addresses.advance(), vector));
+}
+
+/// Addresses of vectors at even distances. They follow from one another, so that only one is in registers at a time.
+struct Addresses {
+    next: u64,
+    step: u64,
+}
+
+impl Addresses {
+    #[inline(always)]
+    fn new(base: u64, first: u32, step: u32) -> Self {
+        Self { next: vector_address(base, first), step: vector_address(0, step) }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) -> u64 {
+        let address = self.next;
+        self.next += self.step;
+        address
+    }
+
+    #[inline(always)]
+    fn map_each<const N: usize>(mut self, load: impl Fn(u64) -> Vector) -> [Vector; N] {
+        from_fn(|_| load(self.advance()))
     }
 }
 
@@ -144,13 +213,4 @@ impl Iterator for Share {
         self.next += self.step;
         (index < self.end).then_some(index)
     }
-}
-
-/// Vectors of the slice at `position` of a message of `vectors` vectors, and where it begins, in vectors.
-#[inline(always)]
-pub fn slice(vectors: u32, world_size: u32, position: u32) -> (u32, u32) {
-    let whole = geometry::slice_vectors(vectors as u64, world_size) as u32;
-    let first = whole * position;
-    let end = if first + whole < vectors { first + whole } else { vectors };
-    (first, end.saturating_sub(first))
 }

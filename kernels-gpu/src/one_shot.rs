@@ -1,7 +1,5 @@
 //! One-shot: every rank stages its input, then reads all ranks' staging and reduces everything itself.
 
-use core::array::from_fn;
-
 use meshreduce_wire::LaunchParams;
 
 use crate::{
@@ -9,7 +7,7 @@ use crate::{
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
-    reduction::{Max, Min, Reduction, Sum, reduce},
+    reduction::{Max, Min, Reduction, Sum, combine, round},
     thread::thread_idx_x,
 };
 
@@ -25,20 +23,20 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     let call = Call::enter(params);
     let message = Message::new::<E>(params);
 
-    let staging: [u64; W] = from_fn(|position| call.staging(position as u32));
+    let staging = call.staging_of_all::<W>();
+    let thread = thread_idx_x();
+    let peer = call.peer((thread < W as u32).then_some(thread));
     for index in Share::of_thread(message.vectors()) {
         store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
     }
 
-    let peer = thread_idx_x();
-    let stands_for_peer = peer < W as u32 && peer != call.rank();
-    if !call.meet(0, stands_for_peer.then_some(peer)) {
+    if !call.meet(0, peer) {
         return;
     }
 
     for index in Share::of_thread(message.vectors()) {
         let vectors = staging.map(|half| load_vector(vector_address(half, index)));
-        message.store::<E>(index, reduce::<E, R, W>(vectors, params.scale));
+        message.store::<E>(index, round::<E, R>(combine::<E, R, W>(vectors), params.scale));
     }
     call.leave();
 }

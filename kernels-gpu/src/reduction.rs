@@ -4,7 +4,7 @@ use meshreduce_wire::tree;
 
 use crate::{
     convert::{add_rn, max, min, mul_rn},
-    element::Element,
+    element::{Element, Wide},
     memory::Vector,
 };
 
@@ -63,19 +63,29 @@ impl Reduction for Max {
     }
 }
 
-/// Reduces the vectors of all positions, in tree order, element by element, each result rounded once.
+/// Combines vectors in tree order, element by element, and leaves the results in fp32.
 #[inline(always)]
-pub fn reduce<E: Element, R: Reduction, const W: usize>(vectors: [Vector; W], scale: f32) -> Vector {
-    // Four constants and no loop: a register array that is indexed by a variable lives in local memory.
+pub fn combine<E: Element, R: Reduction, const N: usize>(vectors: [Vector; N]) -> [Wide; 2] {
+    let parts = vectors.map(E::widen);
     [
-        reduce_words::<E, R, W>(vectors.map(|vector| vector[0]), scale),
-        reduce_words::<E, R, W>(vectors.map(|vector| vector[1]), scale),
-        reduce_words::<E, R, W>(vectors.map(|vector| vector[2]), scale),
-        reduce_words::<E, R, W>(vectors.map(|vector| vector[3]), scale),
+        combine_parts::<R, N>(parts.map(|[first, _]| first)),
+        combine_parts::<R, N>(parts.map(|[_, second]| second)),
     ]
 }
 
 #[inline(always)]
-fn reduce_words<E: Element, R: Reduction, const W: usize>(words: [u32; W], scale: f32) -> u32 {
-    E::map(words, |values| R::finish(tree::reduce(values, R::combine), scale))
+fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N]) -> Wide {
+    // Four constants and no loop: a register array that is indexed by a variable lives in local memory.
+    [
+        tree::reduce(parts.map(|part| part[0]), R::combine),
+        tree::reduce(parts.map(|part| part[1]), R::combine),
+        tree::reduce(parts.map(|part| part[2]), R::combine),
+        tree::reduce(parts.map(|part| part[3]), R::combine),
+    ]
+}
+
+/// Scales the tree's results and rounds them, once.
+#[inline(always)]
+pub fn round<E: Element, R: Reduction>(parts: [Wide; 2], scale: f32) -> Vector {
+    E::narrow(parts.map(|part| part.map(|value| R::finish(value, scale))))
 }

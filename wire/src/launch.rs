@@ -19,7 +19,9 @@ pub struct LaunchParams {
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
-    /// Nanoseconds of waiting in one phase after which a peer is given up; 0: never.
+    /// Nanoseconds of waiting after which a peer is given up; 0: never. In phase 1 the wait is twice as long and an
+    /// eighth more: the peer may itself have come late and then have waited in phase 0 for a third rank, and must have
+    /// time to name that one.
     pub deadline_ns: u64,
     /// What the sum is multiplied by before rounding: 1 for sum, RN(1/W) for avg. Unused by min and max.
     pub scale: f32,

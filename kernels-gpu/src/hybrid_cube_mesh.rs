@@ -1,0 +1,125 @@
+//! Hybrid cube mesh: every rank reduces over its quad, exchanges that partial result with its relay neighbour in the
+//! other quad, and combines the two.
+//!
+//! Positions 0 to 3 are one quad and 4 to 7 the other, so that the two partial results are the two halves of the
+//! reduction tree. They stay in fp32, are combined lower quad first on every rank, and are rounded once: the bits are
+//! those of every other algorithm. No rank touches memory of a rank that is not its neighbour.
+
+use core::array::from_fn;
+
+use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
+
+use crate::{
+    barrier::Call,
+    element::{Bf16, Element, F16, F32, Wide},
+    memory::{load_vector, store_vector},
+    message::{Message, Share, vector_address},
+    reduction::{Max, Min, Reduction, Sum, combine, round},
+    thread::thread_idx_x,
+};
+
+/// Ranks of a quad.
+const QUAD: usize = MAX_RANKS / 2;
+
+/// The kernel, over eight ranks.
+///
+/// # Safety
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
+/// a relay neighbour.
+#[inline(always)]
+pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) {
+    let call = Call::enter(params);
+    let message = Message::new::<E>(params);
+    let vectors = message.vectors();
+    let partials = geometry::second_region(vectors as u64);
+
+    let position = call.position();
+    let relay = call.relay();
+    let quad = position & QUAD as u32;
+    let staging: [u64; QUAD] = from_fn(|member| call.staging(quad + member as u32));
+    let own_partials = call.own_staging() + partials;
+    let relay_partials = call.staging(relay) + partials;
+    let thread = thread_idx_x();
+    let quad_peer = call.peer(if thread < QUAD as u32 { Some(call.rank_at(quad + thread)) } else { None });
+    let relay_peer = call.peer(if thread == 0 { Some(call.rank_at(relay)) } else { None });
+
+    for index in Share::of_thread(vectors) {
+        store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+    }
+
+    if !call.meet(0, quad_peer) {
+        return;
+    }
+
+    for index in Share::of_thread(vectors) {
+        let inputs = staging.map(|half| load_vector(vector_address(half, index)));
+        store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs));
+    }
+
+    if !call.meet(1, relay_peer) {
+        return;
+    }
+
+    let (lower, upper) =
+        if quad == 0 { (own_partials, relay_partials) } else { (relay_partials, own_partials) };
+    for index in Share::of_thread(vectors) {
+        let (low, high) = (load_wide::<E>(lower, index), load_wide::<E>(upper, index));
+        let sums = [combine_pair::<R>(low[0], high[0]), combine_pair::<R>(low[1], high[1])];
+        message.store::<E>(index, round::<E, R>(sums, params.scale));
+    }
+    call.leave();
+}
+
+#[inline(always)]
+fn combine_pair<R: Reduction>(low: Wide, high: Wide) -> Wide {
+    [
+        R::combine(low[0], high[0]),
+        R::combine(low[1], high[1]),
+        R::combine(low[2], high[2]),
+        R::combine(low[3], high[3]),
+    ]
+}
+
+/// Stores the widened vector at `index` of those that begin at `base`.
+#[inline(always)]
+unsafe fn store_wide<E: Element>(base: u64, index: u32, parts: [Wide; 2]) {
+    let first = index * E::PARTS as u32;
+    store_vector(vector_address(base, first), parts[0].map(f32::to_bits));
+    if E::PARTS == 2 {
+        store_vector(vector_address(base, first + 1), parts[1].map(f32::to_bits));
+    }
+}
+
+/// Loads what [`store_wide`] stored.
+#[inline(always)]
+unsafe fn load_wide<E: Element>(base: u64, index: u32) -> [Wide; 2] {
+    let first = index * E::PARTS as u32;
+    let low = load_vector(vector_address(base, first));
+    let high = if E::PARTS == 2 { load_vector(vector_address(base, first + 1)) } else { [0; 4] };
+    [low.map(f32::from_bits), high.map(f32::from_bits)]
+}
+
+macro_rules! entries {
+    ($($name:ident: $element:ty, $reduction:ty;)*) => {$(
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`LaunchParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
+            hybrid_cube_mesh::<$element, $reduction>(&params);
+        }
+    )*};
+}
+
+entries! {
+    hybrid_cube_mesh_bf16_sum_w8: Bf16, Sum;
+    hybrid_cube_mesh_bf16_min_w8: Bf16, Min;
+    hybrid_cube_mesh_bf16_max_w8: Bf16, Max;
+    hybrid_cube_mesh_f16_sum_w8: F16, Sum;
+    hybrid_cube_mesh_f16_min_w8: F16, Min;
+    hybrid_cube_mesh_f16_max_w8: F16, Max;
+    hybrid_cube_mesh_f32_sum_w8: F32, Sum;
+    hybrid_cube_mesh_f32_min_w8: F32, Min;
+    hybrid_cube_mesh_f32_max_w8: F32, Max;
+}

@@ -1,0 +1,171 @@
+//! Two-shot: the rank at position p reduces slice p of all inputs and publishes it, then every rank gathers the other
+//! slices.
+//!
+//! Calls are in place, so a block may overwrite a part of the output only when every rank has read it as input. Part b
+//! of *every* slice is therefore block b's: it stages these parts, reduces part b of its own slice from the staging of
+//! block b of every rank, and in the end overwrites these parts and no other.
+
+use meshreduce_wire::{LaunchParams, geometry};
+
+use crate::{
+    barrier::Call,
+    element::{Bf16, Element, F16, F32},
+    memory::{load_vector, store_vector},
+    message::{Message, Share, store_each, vector_address},
+    reduction::{Max, Min, Reduction, Sum, combine, round},
+    thread::thread_idx_x,
+};
+
+/// The kernel, over `W` ranks.
+///
+/// The addresses of staging are read in every step rather than kept: on sm_70 there are no registers left for them, and
+/// after the first time they are in the cache.
+///
+/// # Safety
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
+#[inline(always)]
+pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+    let call = Call::enter(params);
+    let message = Message::new::<E>(params);
+    let vectors = message.vectors();
+    let slice = geometry::slice_vectors(vectors as u64, W as u32) as u32;
+    let results = geometry::second_region(vectors as u64);
+
+    let first = call.position() * slice;
+    let thread = thread_idx_x();
+    let peer = call.peer((thread < W as u32).then_some(thread));
+
+    for offset in Share::of_thread(slice) {
+        if message.is_whole(last::<W>(slice, offset)) {
+            let parts = message.load_each::<W>(offset, slice);
+            store_each(call.own_staging(), offset, slice, parts);
+        } else {
+            let mut index = offset;
+            while index < vectors {
+                store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+                index += slice;
+            }
+        }
+    }
+
+    if !call.meet(0, peer) {
+        return;
+    }
+
+    for offset in Share::of_thread(slice) {
+        let index = first + offset;
+        if index < vectors {
+            let inputs = call.staging_of_all::<W>().map(|half| load_vector(vector_address(half, index)));
+            let reduced = round::<E, R>(combine::<E, R, W>(inputs), params.scale);
+            store_vector(vector_address(call.own_staging() + results, offset), reduced);
+        }
+    }
+
+    if !call.meet(1, peer) {
+        return;
+    }
+
+    // A rank's own slice is gathered like the others', from its own memory.
+    for offset in Share::of_thread(slice) {
+        if message.is_whole(last::<W>(slice, offset)) {
+            let results = call.staging_of_all::<W>().map(|half| half + results);
+            let parts = results.map(|slice| load_vector(vector_address(slice, offset)));
+            message.store_each(offset, slice, parts);
+        } else {
+            let mut index = offset;
+            let mut position = 0;
+            while index < vectors {
+                let part = load_vector(vector_address(call.staging(position) + results, offset));
+                message.store::<E>(index, part);
+                index += slice;
+                position += 1;
+            }
+        }
+    }
+    call.leave();
+}
+
+/// The index of the vector at `offset` of the last slice.
+#[inline(always)]
+fn last<const W: usize>(slice: u32, offset: u32) -> u32 {
+    (W as u32 - 1) * slice + offset
+}
+
+macro_rules! entries {
+    ($($name:ident: $element:ty, $reduction:ty, $ranks:literal;)*) => {$(
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`LaunchParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
+            two_shot::<$element, $reduction, $ranks>(&params);
+        }
+    )*};
+}
+
+entries! {
+    two_shot_bf16_sum_w2: Bf16, Sum, 2;
+    two_shot_bf16_min_w2: Bf16, Min, 2;
+    two_shot_bf16_max_w2: Bf16, Max, 2;
+    two_shot_f16_sum_w2: F16, Sum, 2;
+    two_shot_f16_min_w2: F16, Min, 2;
+    two_shot_f16_max_w2: F16, Max, 2;
+    two_shot_f32_sum_w2: F32, Sum, 2;
+    two_shot_f32_min_w2: F32, Min, 2;
+    two_shot_f32_max_w2: F32, Max, 2;
+    two_shot_bf16_sum_w3: Bf16, Sum, 3;
+    two_shot_bf16_min_w3: Bf16, Min, 3;
+    two_shot_bf16_max_w3: Bf16, Max, 3;
+    two_shot_f16_sum_w3: F16, Sum, 3;
+    two_shot_f16_min_w3: F16, Min, 3;
+    two_shot_f16_max_w3: F16, Max, 3;
+    two_shot_f32_sum_w3: F32, Sum, 3;
+    two_shot_f32_min_w3: F32, Min, 3;
+    two_shot_f32_max_w3: F32, Max, 3;
+    two_shot_bf16_sum_w4: Bf16, Sum, 4;
+    two_shot_bf16_min_w4: Bf16, Min, 4;
+    two_shot_bf16_max_w4: Bf16, Max, 4;
+    two_shot_f16_sum_w4: F16, Sum, 4;
+    two_shot_f16_min_w4: F16, Min, 4;
+    two_shot_f16_max_w4: F16, Max, 4;
+    two_shot_f32_sum_w4: F32, Sum, 4;
+    two_shot_f32_min_w4: F32, Min, 4;
+    two_shot_f32_max_w4: F32, Max, 4;
+    two_shot_bf16_sum_w5: Bf16, Sum, 5;
+    two_shot_bf16_min_w5: Bf16, Min, 5;
+    two_shot_bf16_max_w5: Bf16, Max, 5;
+    two_shot_f16_sum_w5: F16, Sum, 5;
+    two_shot_f16_min_w5: F16, Min, 5;
+    two_shot_f16_max_w5: F16, Max, 5;
+    two_shot_f32_sum_w5: F32, Sum, 5;
+    two_shot_f32_min_w5: F32, Min, 5;
+    two_shot_f32_max_w5: F32, Max, 5;
+    two_shot_bf16_sum_w6: Bf16, Sum, 6;
+    two_shot_bf16_min_w6: Bf16, Min, 6;
+    two_shot_bf16_max_w6: Bf16, Max, 6;
+    two_shot_f16_sum_w6: F16, Sum, 6;
+    two_shot_f16_min_w6: F16, Min, 6;
+    two_shot_f16_max_w6: F16, Max, 6;
+    two_shot_f32_sum_w6: F32, Sum, 6;
+    two_shot_f32_min_w6: F32, Min, 6;
+    two_shot_f32_max_w6: F32, Max, 6;
+    two_shot_bf16_sum_w7: Bf16, Sum, 7;
+    two_shot_bf16_min_w7: Bf16, Min, 7;
+    two_shot_bf16_max_w7: Bf16, Max, 7;
+    two_shot_f16_sum_w7: F16, Sum, 7;
+    two_shot_f16_min_w7: F16, Min, 7;
+    two_shot_f16_max_w7: F16, Max, 7;
+    two_shot_f32_sum_w7: F32, Sum, 7;
+    two_shot_f32_min_w7: F32, Min, 7;
+    two_shot_f32_max_w7: F32, Max, 7;
+    two_shot_bf16_sum_w8: Bf16, Sum, 8;
+    two_shot_bf16_min_w8: Bf16, Min, 8;
+    two_shot_bf16_max_w8: Bf16, Max, 8;
+    two_shot_f16_sum_w8: F16, Sum, 8;
+    two_shot_f16_min_w8: F16, Min, 8;
+    two_shot_f16_max_w8: F16, Max, 8;
+    two_shot_f32_sum_w8: F32, Sum, 8;
+    two_shot_f32_min_w8: F32, Min, 8;
+    two_shot_f32_max_w8: F32, Max, 8;
+}
