@@ -1,1 +1,14 @@
-//! Not written yet.
+//! The emulated node behind the driver's C names: a drop-in `libcuda.so.1`.
+//!
+//! The semantics are in [`meshreduce_emulator::driver`]; here are only the names, the C types, and the rule that
+//! nothing unwinds into C. `cuGetProcAddress` finds everything that is exported. Functions that are not emulated are
+//! exported too: they answer `CUDA_ERROR_NOT_SUPPORTED` and are named once on stderr.
+
+mod abi;
+mod context;
+mod device;
+mod lookup;
+mod memory;
+mod missing;
+mod module;
+mod stream;

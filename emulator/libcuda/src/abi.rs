@@ -1,0 +1,105 @@
+//! What the C signatures are made of. Contracts of the C API ("this pointer is null or valid") are relied on here and
+//! nowhere else in the package, but for callbacks and buffers whose length is a parameter.
+
+use std::{
+    ffi::{CStr, c_char},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use meshreduce_emulator::driver::{Error, Result};
+
+/// `CUresult`.
+pub(crate) type CuResult = u32;
+
+/// An out-parameter: null, or valid for a write.
+#[repr(transparent)]
+pub(crate) struct Out<T>(*mut T);
+
+impl<T> Out<T> {
+    /// Writes it.
+    pub(crate) fn set(self, value: T) -> Result<()> {
+        self.require()?.set_if_wanted(value);
+        Ok(())
+    }
+
+    /// Refuses null, before anything is done whose result would then be lost.
+    pub(crate) fn require(self) -> Result<Self> {
+        if self.0.is_null() { Err(Error::InvalidValue) } else { Ok(self) }
+    }
+
+    /// Writes it unless it is null.
+    pub(crate) fn set_if_wanted(self, value: T) {
+        if !self.0.is_null() {
+            // SAFETY: not null, and so valid for a write by the C API's contract. Unaligned, as callers in C may be.
+            unsafe { self.0.write_unaligned(value) };
+        }
+    }
+}
+
+/// A string parameter: null, or zero-terminated and valid during the call.
+#[repr(transparent)]
+pub(crate) struct Text(*const c_char);
+
+impl Text {
+    pub(crate) fn get(&self) -> Result<&str> {
+        if self.0.is_null() {
+            return Err(Error::InvalidValue);
+        }
+        // SAFETY: not null, and so zero-terminated by the C API's contract; the borrow ends with the call.
+        unsafe { CStr::from_ptr(self.0) }.to_str().map_err(|_| Error::InvalidValue)
+    }
+}
+
+/// A buffer for a zero-terminated string, whose length is another parameter.
+#[repr(transparent)]
+pub(crate) struct TextBuffer(*mut c_char);
+
+impl TextBuffer {
+    /// Writes as much of `text` as fits into `len` bytes with the terminating zero. Answers whether all did.
+    pub(crate) fn set(&self, text: &str, len: i32) -> Result<bool> {
+        let room = usize::try_from(len).ok().and_then(|len| len.checked_sub(1)).ok_or(Error::InvalidValue)?;
+        if self.0.is_null() {
+            return Err(Error::InvalidValue);
+        }
+        let taken = text.len().min(room);
+        // SAFETY: the C API's contract: the buffer has `len` bytes, of which `taken` + 1 are at most all.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr(), self.0.cast(), taken);
+            self.0.add(taken).write(0);
+        }
+        Ok(taken == text.len())
+    }
+}
+
+/// Runs a function's body: an error becomes its code, and a panic goes no further.
+pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<()>) -> CuResult {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => error.code(),
+        Err(_) => {
+            eprintln!("meshreduce emulator: {name} panicked (see above); answering CUDA_ERROR_UNKNOWN");
+            Error::Unknown.code()
+        }
+    }
+}
+
+/// Defines functions with C names, and `find`, which knows them by name.
+macro_rules! exports {
+    ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            extern "C" fn $name($($arg: $type),*) -> $crate::abi::CuResult {
+                $crate::abi::guard(stringify!($name), || $body)
+            }
+        )*
+
+        /// The address of the function of this module with that name.
+        pub(crate) fn find(name: &str) -> Option<*const std::ffi::c_void> {
+            match name {
+                $(stringify!($name) => Some($name as *const std::ffi::c_void),)*
+                _ => None,
+            }
+        }
+    };
+}
+pub(crate) use exports;

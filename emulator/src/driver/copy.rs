@@ -1,0 +1,230 @@
+//! Copies and sets, as operations of streams.
+
+use std::sync::Arc;
+
+use super::{Driver, Error, Handle, Result, stream::Target};
+use crate::{engine::Op, memory::Allocation};
+
+/// One end of a copy.
+pub(super) enum End {
+    /// Memory that the driver knows: device memory, or page-locked host memory. Kept alive by the copy.
+    Known(Arc<Allocation>, u64),
+    /// The program's own memory.
+    Host(HostPointer),
+}
+
+/// An address in the program's memory, on its way to the device's thread.
+#[derive(Clone, Copy)]
+pub(super) struct HostPointer(*mut u8);
+
+// SAFETY: an address alone does nothing; it is used under the contract of the copy functions, whose callers promise
+// that the memory stays valid until the copy is done.
+unsafe impl Send for HostPointer {}
+
+impl End {
+    fn pointer(&self) -> *mut u8 {
+        match self {
+            End::Known(allocation, address) => allocation.host(*address).as_ptr(),
+            End::Host(HostPointer(pointer)) => *pointer,
+        }
+    }
+
+    fn is_pageable(&self) -> bool {
+        matches!(self, End::Host(_))
+    }
+}
+
+/// The elements of a set.
+#[derive(Clone, Copy, Debug)]
+pub enum Pattern {
+    /// `cuMemsetD8`.
+    D8(u8),
+    /// `cuMemsetD16`.
+    D16(u16),
+    /// `cuMemsetD32`.
+    D32(u32),
+}
+
+impl Pattern {
+    fn bytes(self) -> u64 {
+        match self {
+            Pattern::D8(_) => 1,
+            Pattern::D16(_) => 2,
+            Pattern::D32(_) => 4,
+        }
+    }
+}
+
+impl Driver {
+    fn known(&self, address: u64, bytes: u64) -> Result<End> {
+        let allocation = self.memory.containing(address, bytes).ok_or(Error::InvalidValue)?;
+        Ok(End::Known(allocation, address))
+    }
+
+    fn host(&self, pointer: *mut u8, bytes: u64) -> Result<End> {
+        let address = pointer as u64;
+        if let Some(allocation) = self.memory.containing(address, bytes)
+            && allocation.device().is_none()
+        {
+            return Ok(End::Known(allocation, address));
+        }
+        // A device address is no host address, and nobody could read there.
+        if pointer.is_null() || self.memory.is_device_range(address, bytes) {
+            return Err(Error::InvalidValue);
+        }
+        Ok(End::Host(HostPointer(pointer)))
+    }
+
+    /// By address alone, as unified addressing allows.
+    fn either(&self, address: u64, bytes: u64) -> Result<End> {
+        self.known(address, bytes).or_else(|_| self.host(address as *mut u8, bytes))
+    }
+
+    /// Queues a copy, and waits for it if `wait` or if it writes pageable host memory.
+    ///
+    /// # Safety
+    ///
+    /// Host ends must be valid for `bytes` bytes until the copy is done, or, for a pageable source, during this call.
+    unsafe fn copy(&self, target: &Target, to: End, from: End, bytes: u64, wait: bool) -> Result<()> {
+        let len = bytes as usize;
+        let wait = wait || to.is_pageable();
+        let op: Box<dyn FnOnce() + Send> = if from.is_pageable() && !wait {
+            // As the real driver does, the source is read now: the program may use it again at once.
+            let mut staged = vec![0u8; len];
+            // SAFETY: the caller promises that the source is valid during the call; the vector has the length.
+            unsafe { std::ptr::copy_nonoverlapping(from.pointer(), staged.as_mut_ptr(), len) };
+            Box::new(move || {
+                // SAFETY: the vector has the length, and the destination is kept alive by `to`, which was checked to
+                // have it from that address on.
+                unsafe { std::ptr::copy_nonoverlapping(staged.as_ptr(), to.pointer(), len) }
+            })
+        } else {
+            Box::new(move || {
+                // SAFETY: known ends are kept alive and were checked to have the length; the caller promises the same
+                // of host ends until the copy is done.
+                unsafe { std::ptr::copy(from.pointer(), to.pointer(), len) }
+            })
+        };
+        self.submit(target, Op::Run(op))?;
+        if wait { self.finish(target) } else { Ok(()) }
+    }
+
+    /// `cuMemcpyHtoD_v2` (without a stream: waits) and `cuMemcpyHtoDAsync_v2`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if the destination is not within one allocation, or the failure of the context.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `bytes` bytes; if it is page-locked, until the copy is done.
+    pub unsafe fn copy_to_device(
+        &self,
+        to: u64,
+        from: *const u8,
+        bytes: u64,
+        stream: Option<Handle>,
+    ) -> Result<()> {
+        let target = self.target(stream.unwrap_or(0))?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (self.known(to, bytes)?, self.host(from.cast_mut(), bytes)?);
+        // SAFETY: the caller's promise; the source is only read.
+        unsafe { self.copy(&target, to, from, bytes, stream.is_none()) }
+    }
+
+    /// `cuMemcpyDtoH_v2` (without a stream: waits) and `cuMemcpyDtoHAsync_v2`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if the source is not within one allocation, or the failure of the context.
+    ///
+    /// # Safety
+    ///
+    /// `to` must be valid for writes of `bytes` bytes; if it is page-locked, until the copy is done.
+    pub unsafe fn copy_to_host(
+        &self,
+        to: *mut u8,
+        from: u64,
+        bytes: u64,
+        stream: Option<Handle>,
+    ) -> Result<()> {
+        let target = self.target(stream.unwrap_or(0))?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (self.host(to, bytes)?, self.known(from, bytes)?);
+        // SAFETY: the caller's promise.
+        unsafe { self.copy(&target, to, from, bytes, stream.is_none()) }
+    }
+
+    /// `cuMemcpyDtoD_v2`, `cuMemcpyPeer` and their asynchronous forms. Without a stream it is queued in the default
+    /// stream and, as in the real driver, not waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if either end is not within one allocation, or the failure of the context.
+    pub fn copy_on_devices(&self, to: u64, from: u64, bytes: u64, stream: Option<Handle>) -> Result<()> {
+        let target = self.target(stream.unwrap_or(0))?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (self.known(to, bytes)?, self.known(from, bytes)?);
+        // SAFETY: both ends are known, so there are no host ends to promise anything of.
+        unsafe { self.copy(&target, to, from, bytes, false) }
+    }
+
+    /// `cuMemcpy` (without a stream: waits) and `cuMemcpyAsync`: the addresses tell what they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] for addresses that are neither, or the failure of the context.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Driver::copy_to_device`] and [`Driver::copy_to_host`] where an address is the host's.
+    pub unsafe fn copy_any(&self, to: u64, from: u64, bytes: u64, stream: Option<Handle>) -> Result<()> {
+        let target = self.target(stream.unwrap_or(0))?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let (to, from) = (self.either(to, bytes)?, self.either(from, bytes)?);
+        // SAFETY: the caller's promise.
+        unsafe { self.copy(&target, to, from, bytes, stream.is_none()) }
+    }
+
+    /// `cuMemsetD8_v2` and its relatives: `count` elements from `to`. Without a stream it is queued in the default
+    /// stream and, as in the real driver, not waited for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if the destination is misaligned or not within one allocation, or the failure of the
+    /// context.
+    pub fn set(&self, to: u64, pattern: Pattern, count: u64, stream: Option<Handle>) -> Result<()> {
+        let target = self.target(stream.unwrap_or(0))?;
+        let bytes = count.checked_mul(pattern.bytes()).ok_or(Error::InvalidValue)?;
+        if !to.is_multiple_of(pattern.bytes()) {
+            return Err(Error::InvalidValue);
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let end = self.known(to, bytes)?;
+        let count = count as usize;
+        let fill = move || {
+            let start = end.pointer();
+            // SAFETY: `end` keeps the allocation alive, which was checked to have that many elements from `to` on;
+            // `to` and so the host address (mappings start at pages, device addresses at multiples of 512, and host
+            // allocations are where they are) is aligned to the element.
+            unsafe {
+                match pattern {
+                    Pattern::D8(value) => std::ptr::write_bytes(start, value, count),
+                    Pattern::D16(value) => (0..count).for_each(|i| start.cast::<u16>().add(i).write(value)),
+                    Pattern::D32(value) => (0..count).for_each(|i| start.cast::<u32>().add(i).write(value)),
+                }
+            }
+        };
+        self.submit(&target, Op::Run(Box::new(fill)))
+    }
+}

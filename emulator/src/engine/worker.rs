@@ -1,0 +1,389 @@
+//! The device's thread: starts what may start, gives resident blocks their turns, and sleeps when all of them only
+//! wait.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Callback, Failure, Health, Op, Shared,
+    queue::Ready,
+    residency::{Place, Places},
+};
+use crate::exec::{Block, Fault, FaultKind, Launch, TurnEnd};
+
+/// Instructions of a turn: some milliseconds, so that blocks of one device look concurrent to each other.
+const TURN: u64 = 200_000;
+/// Kernels of one device that run at the same time (CUDA C++ Programming Guide, "Technical Specifications").
+const CONCURRENT_KERNELS: usize = 128;
+/// The first sleep when all resident blocks only wait; every further one is a quarter longer.
+const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
+/// Sleeps grow to this, or to so many times what a look at all blocks costs, whichever is longer.
+const LONG_SLEEP: Duration = Duration::from_millis(1);
+const SLEEP_PER_LOOK: u32 = 25;
+/// A waiting device notices what other processes did within this time.
+const LONGEST_SLEEP: Duration = Duration::from_millis(40);
+
+/// The thread's function; ends when the engine is dropped.
+pub(super) fn run(shared: &Arc<Shared>) {
+    let mut worker = Worker {
+        shared,
+        places: Places::new(&shared.setup.limits),
+        grids: Vec::new(),
+        resident: VecDeque::new(),
+        next_grid: 0,
+        rest: Rest::new(),
+    };
+    while worker.step() {}
+}
+
+struct Worker<'a> {
+    shared: &'a Arc<Shared>,
+    places: Places,
+    /// Started kernels, oldest first.
+    grids: Vec<Grid>,
+    resident: VecDeque<Resident>,
+    next_grid: u64,
+    rest: Rest,
+}
+
+struct Grid {
+    id: u64,
+    stream: u64,
+    context: u64,
+    health: Arc<Health>,
+    launch: Arc<Launch>,
+    shared_bytes: u32,
+    blocks: u64,
+    /// Blocks that have had a place.
+    placed: u64,
+    /// Blocks that are done.
+    done: u64,
+}
+
+struct Resident {
+    grid: u64,
+    place: Place,
+    block: Box<dyn Block>,
+}
+
+/// How long it is that all resident blocks only wait.
+struct Rest {
+    /// Turns in a row that ended in spinning.
+    turns: usize,
+    look_began: Instant,
+    sleep: Duration,
+    since: Option<Instant>,
+}
+
+impl Rest {
+    fn new() -> Self {
+        Self { turns: 0, look_began: Instant::now(), sleep: SHORTEST_SLEEP, since: None }
+    }
+
+    fn over(&mut self) {
+        *self = Self::new();
+    }
+}
+
+impl Worker<'_> {
+    /// One round: everything that may start, one turn, perhaps a sleep. False when the device shuts down.
+    fn step(&mut self) -> bool {
+        loop {
+            let mut queues = self.shared.lock();
+            if queues.shut_down {
+                return false;
+            }
+            queues.nudged = false;
+            let may_launch = self.grids.len() < CONCURRENT_KERNELS;
+            let ready = if may_launch { queues.take_ready(self.shared) } else { None };
+            let Some(ready) = ready else {
+                if self.resident.is_empty() {
+                    // Nothing to do until something is submitted or an event happens.
+                    while !queues.nudged && !queues.shut_down {
+                        queues = self.shared.work.wait(queues).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    continue;
+                }
+                break;
+            };
+            drop(queues);
+            self.start(ready);
+            self.rest.over();
+        }
+        self.turn();
+        if !self.resident.is_empty() && self.rest.turns >= self.resident.len() {
+            self.sleep();
+        }
+        true
+    }
+
+    fn start(&mut self, ready: Ready) {
+        let Ready { stream, context, health, op } = ready;
+        if health.failure().is_some() {
+            if let Op::Record(event, number) = op {
+                nudge(event.reach(number));
+            }
+            return self.complete(stream);
+        }
+        match op {
+            Op::Run(run) => {
+                if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                    self.fail(context, &health, Failure::LaunchFailed);
+                }
+                self.complete(stream);
+            }
+            Op::Wait(..) => self.complete(stream),
+            Op::Record(event, number) => {
+                let waiting = event.reach(number);
+                self.complete(stream);
+                nudge(waiting);
+            }
+            Op::Callback(run) => self.call_back(Callback { stream, run }),
+            Op::Launch { launch, shared_bytes } => {
+                let blocks = launch.grid.iter().map(|&n| u64::from(n)).product();
+                self.next_grid += 1;
+                let id = self.next_grid;
+                let (placed, done) = (0, 0);
+                self.grids.push(Grid {
+                    id,
+                    stream,
+                    context,
+                    health,
+                    launch,
+                    shared_bytes,
+                    blocks,
+                    placed,
+                    done,
+                });
+                self.place();
+            }
+        }
+    }
+
+    fn complete(&self, stream: u64) {
+        self.shared.lock().complete(stream);
+        self.shared.done.notify_all();
+    }
+
+    /// Hands a callback to the thread for them, which is started with the first.
+    fn call_back(&self, callback: Callback) {
+        let mut sender = self.shared.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = sender.get_or_insert_with(|| {
+            let (sender, receiver) = mpsc::channel::<Callback>();
+            let shared = Arc::downgrade(self.shared);
+            let spawned =
+                std::thread::Builder::new().name("emulated callbacks".to_owned()).spawn(move || {
+                    for Callback { stream, run } in receiver {
+                        let _ = catch_unwind(AssertUnwindSafe(run));
+                        let Some(shared) = shared.upgrade() else { return };
+                        shared.lock().complete(stream);
+                        shared.done.notify_all();
+                        shared.nudge();
+                    }
+                });
+            if let Err(error) = spawned {
+                eprintln!("meshreduce emulator: no thread for callbacks: {error}");
+            }
+            sender
+        });
+        let stream = callback.stream;
+        if sender.send(callback).is_err() {
+            // There is no thread to call from; the program learns it by what the function did not do.
+            self.complete(stream);
+        }
+    }
+
+    /// Gives blocks places, oldest kernel first. As on the real thing, a kernel's blocks do not overtake those of an
+    /// older one that wait for a place.
+    fn place(&mut self) {
+        for grid in &mut self.grids {
+            while grid.placed < grid.blocks {
+                let [x, y, z] = grid.launch.block;
+                let Some(place) = self.places.take(x * y * z, grid.shared_bytes) else { return };
+                let index = block_index(grid.placed, grid.launch.grid);
+                let block = self.shared.setup.executor.block(&grid.launch, index);
+                self.resident.push_back(Resident { grid: grid.id, place, block });
+                grid.placed += 1;
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        let Some(mut resident) = self.resident.pop_front() else { return };
+        let setup = &self.shared.setup;
+        if self.rest.turns == 0 {
+            self.rest.look_began = Instant::now();
+        }
+        let turn = catch_unwind(AssertUnwindSafe(|| resident.block.run(&*setup.memory, TURN)));
+        let Ok(turn) = turn else {
+            eprintln!("meshreduce emulator: {}: the executor failed (see the panic above)", setup.name);
+            self.resident.push_back(resident);
+            return self.fail_grid(Failure::LaunchFailed);
+        };
+        setup.instructions.fetch_add(turn.instructions, Ordering::Relaxed);
+        match turn.end {
+            TurnEnd::Spinning => {
+                self.rest.turns += 1;
+                self.resident.push_back(resident);
+            }
+            TurnEnd::Budget => {
+                self.rest.over();
+                self.resident.push_back(resident);
+            }
+            TurnEnd::Done => {
+                self.rest.over();
+                self.places.give_back(resident.place);
+                self.block_done(resident.grid);
+            }
+            TurnEnd::Fault(fault) => {
+                self.rest.over();
+                eprintln!("{}", report(&setup.name, &fault));
+                self.resident.push_back(resident);
+                self.fail_grid(failure(&fault.kind));
+            }
+        }
+    }
+
+    fn block_done(&mut self, id: u64) {
+        if let Some(at) = self.grids.iter().position(|grid| grid.id == id) {
+            let grid = &mut self.grids[at];
+            grid.done += 1;
+            if grid.done == grid.blocks {
+                let grid = self.grids.remove(at);
+                self.complete(grid.stream);
+            }
+        }
+        self.place();
+    }
+
+    /// Ends the context of the block that ran last.
+    fn fail_grid(&mut self, failure: Failure) {
+        let id = self.resident.back().map(|resident| resident.grid);
+        let owner = self.grids.iter().find(|grid| Some(grid.id) == id);
+        if let Some((context, health)) = owner.map(|grid| (grid.context, Arc::clone(&grid.health))) {
+            self.fail(context, &health, failure);
+        }
+    }
+
+    /// Ends a context: its kernels, and what its streams have not started.
+    fn fail(&mut self, context: u64, health: &Health, failure: Failure) {
+        health.fail(failure);
+        let (over, stay): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.grids).into_iter().partition(|grid| grid.context == context);
+        self.grids = stay;
+        let (places, resident) = (&mut self.places, &mut self.resident);
+        resident.retain(|resident| {
+            let stays = !over.iter().any(|grid| grid.id == resident.grid);
+            if !stays {
+                places.give_back(resident.place);
+            }
+            stays
+        });
+        let mut queues = self.shared.lock();
+        for grid in &over {
+            queues.complete(grid.stream);
+        }
+        let records = queues.drop_context(context);
+        drop(queues);
+        self.shared.done.notify_all();
+        for (event, number) in records {
+            nudge(event.reach(number));
+        }
+        self.place();
+    }
+
+    /// All resident blocks have just looked and can only look again.
+    fn sleep(&mut self) {
+        let now = Instant::now();
+        let since = *self.rest.since.get_or_insert(now);
+        let waited = now - since;
+        if waited >= self.shared.setup.deadlock_after && self.suspect_deadlock(waited) {
+            return;
+        }
+        let look = now - self.rest.look_began;
+        let cap = (look * SLEEP_PER_LOOK).clamp(LONG_SLEEP, LONGEST_SLEEP);
+        let sleep = self.rest.sleep.min(cap);
+        self.rest.sleep = (sleep * 5 / 4).min(LONGEST_SLEEP);
+        self.rest.turns = 0;
+        let queues = self.shared.lock();
+        if !queues.nudged && !queues.shut_down {
+            drop(self.shared.work.wait_timeout(queues, sleep).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Ends the contexts of kernels that have waited without a place for all their blocks. Answers whether there are
+    /// any.
+    fn suspect_deadlock(&mut self, waited: Duration) -> bool {
+        let stuck: Vec<_> =
+            self.grids.iter().filter(|grid| grid.placed < grid.blocks && grid.placed > grid.done).collect();
+        if stuck.is_empty() {
+            return false;
+        }
+        eprintln!(
+            "meshreduce emulator: {}: suspected residency deadlock: all {} resident blocks have only waited for {:.1} s, while blocks of their grids wait for a place:",
+            self.shared.setup.name,
+            self.resident.len(),
+            waited.as_secs_f64()
+        );
+        for grid in &stuck {
+            eprintln!(
+                "  {}: {} of {} blocks resident, {} done, {} without a place",
+                grid.launch.kernel.name,
+                grid.placed - grid.done,
+                grid.blocks,
+                grid.done,
+                grid.blocks - grid.placed
+            );
+        }
+        let contexts: Vec<_> = stuck.iter().map(|grid| (grid.context, Arc::clone(&grid.health))).collect();
+        for (context, health) in contexts {
+            self.fail(context, &health, Failure::LaunchTimeout);
+        }
+        self.rest.over();
+        true
+    }
+}
+
+fn nudge(devices: Vec<Arc<Shared>>) {
+    for device in devices {
+        device.nudge();
+    }
+}
+
+fn block_index(number: u64, [x, y, _]: [u32; 3]) -> [u32; 3] {
+    let (x, y) = (u64::from(x), u64::from(y));
+    [(number % x) as u32, (number / x % y) as u32, (number / (x * y)) as u32]
+}
+
+fn failure(kind: &FaultKind) -> Failure {
+    match kind {
+        FaultKind::OutOfBounds { .. } => Failure::IllegalAddress,
+        FaultKind::Misaligned { .. } => Failure::MisalignedAddress,
+        FaultKind::Trap | FaultKind::BarrierDivergence(_) => Failure::LaunchFailed,
+    }
+}
+
+fn report(device: &str, fault: &Fault) -> String {
+    let what = match &fault.kind {
+        FaultKind::OutOfBounds { access, address, bytes, nearest } => {
+            format!("{access} of {bytes} bytes at {address:#x} is out of bounds: {nearest}")
+        }
+        FaultKind::Misaligned { access, address, bytes } => {
+            format!("{access} of {bytes} bytes at {address:#x} is misaligned")
+        }
+        FaultKind::Trap => "trap".to_owned(),
+        FaultKind::BarrierDivergence(how) => format!("barrier divergence: {how}"),
+    };
+    format!(
+        "meshreduce emulator: {device}: kernel {} stopped: {what}\n  line {}: {}\n  block {:?}, thread {:?}",
+        fault.kernel,
+        fault.line,
+        fault.text.trim(),
+        fault.block,
+        fault.thread
+    )
+}
