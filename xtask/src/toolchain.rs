@@ -65,12 +65,7 @@ impl Toolchain {
                 .map_err(|_| Unusable::Broken(rustc.clone()))
         };
         let identity = identity(&run(&["-vV"])?).ok_or_else(|| Unusable::Broken(rustc.clone()))?;
-        if !identity.starts_with(&format!("rustc {VERSION} ")) {
-            return Err(Unusable::Version(identity));
-        }
-        if !run(&["--print", "target-cpus", "--target", TARGET])?.contains("sm_70") {
-            return Err(Unusable::NoBackEnd(rustc));
-        }
+        judge(&rustc, &identity, &run(&["--print", "target-cpus", "--target", TARGET]).unwrap_or_default())?;
         let core =
             PathBuf::from(run(&["--print", "sysroot"])?).join("lib/rustlib/src/rust/library/core/Cargo.toml");
         if !core.is_file() {
@@ -78,6 +73,17 @@ impl Toolchain {
         }
         Ok(Self { rustc, cargo, identity })
     }
+}
+
+/// Whether a compiler is the right one, by its identity and the devices that it can compile for.
+fn judge(rustc: &Path, identity: &str, devices: &str) -> Result<(), Unusable> {
+    if !identity.starts_with(&format!("rustc {VERSION} ")) {
+        return Err(Unusable::Version(identity.to_owned()));
+    }
+    if !devices.contains("sm_70") {
+        return Err(Unusable::NoBackEnd(rustc.to_owned()));
+    }
+    Ok(())
 }
 
 /// The `bin` folder of rustup's toolchain, if rustup has it.
@@ -116,12 +122,27 @@ impl fmt::Display for Unusable {
 
 #[cfg(test)]
 mod tests {
-    use super::identity;
+    use super::*;
 
     #[test]
     fn a_compiler_is_identified_by_its_release_and_its_llvm() {
         let verbose = "rustc 1.96.0 (ac68faa20 2026-05-25)\nbinary: rustc\nLLVM version: 22.1.8\n";
         assert_eq!(identity(verbose).unwrap(), "rustc 1.96.0 (ac68faa20 2026-05-25) LLVM 22.1.8");
         assert_eq!(identity("rustc 1.96.0\n"), None);
+    }
+
+    #[test]
+    fn what_is_no_usable_compiler_is_refused_with_its_reason() {
+        let empty = tempfile::tempdir().unwrap();
+        let missing = Toolchain::at(&Shell::new().unwrap(), empty.path()).unwrap_err();
+        assert!(missing.to_string().ends_with("rustc is not there"), "{missing}");
+
+        let judged =
+            |identity, devices| judge(Path::new("rustc"), identity, devices).map_err(|e| e.to_string());
+        let old = "rustc 1.80.0 (0 2024-07-21) LLVM 18.1.7";
+        assert_eq!(judged(old, "sm_70"), Err(format!("{old}, not 1.96.0")));
+        let right = "rustc 1.96.0 (0 2026-05-25) LLVM 22.1.8";
+        assert_eq!(judged(right, ""), Err("rustc has no NVPTX back end".to_owned()));
+        assert_eq!(judged(right, "sm_60\nsm_70\n"), Ok(()));
     }
 }
