@@ -3,9 +3,13 @@
 //! The device engine above decides *which* blocks are resident and whose turn it is; an executor decides what a
 //! block's instructions do. Both executors stand behind [`Executor`].
 
+pub mod direct;
+pub mod window;
+
 use std::sync::Arc;
 use std::{any::Any, fmt, ptr::NonNull};
 
+pub use self::direct::DirectExecutor;
 use crate::ptx::Kernel;
 
 /// One kernel launch, as the driver checked it.

@@ -1,0 +1,589 @@
+//! Arithmetic, logic, comparison, conversion and data movement.
+
+use super::{Decoder, Line};
+use crate::exec::window;
+use crate::ptx::ast::Operand;
+use crate::ptx::error::At;
+use crate::ptx::program::{Op, Slot};
+use crate::ptx::semantics::{Binary, Quaternary, Ternary, Unary, convert, float, integer};
+use crate::ptx::types::{Class, Clock, Compare, Rounding, Space, Type};
+
+impl<'a> Decoder<'a> {
+    pub(super) fn arithmetic(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let opcode = line.instruction.opcode;
+        match opcode {
+            "mov" => self.mov(line),
+            "cvta" => self.cvta(line),
+            "cvt" => self.cvt(line),
+            "setp" => self.setp(line),
+            "set" => self.set(line),
+            "selp" => self.selp(line),
+            "slct" => self.slct(line),
+            "isspacep" => self.isspacep(line),
+            "testp" => self.testp(line),
+            "copysign" => {
+                let ty = line.ty()?;
+                let f = float::copy_sign(ty);
+                self.binary(line, f, ty, ty, ty)
+            }
+            "shl" | "shr" => {
+                let ty = line.ty()?;
+                self.binary(line, integer::shift(opcode, ty), ty, ty, Type::U32)
+            }
+            "bfe" => {
+                let ty = line.ty()?;
+                self.ternary(line, integer::ternary(opcode, ty), [ty, ty, Type::U32, Type::U32])
+            }
+            "shf" => {
+                let direction = line.modifiers.one_of(&["l", "r"]).unwrap_or("");
+                let mode = line.modifiers.one_of(&["clamp", "wrap"]).unwrap_or("");
+                let ty = line.ty()?;
+                let f = integer::ternary(&format!("shf.{direction}.{mode}"), ty).filter(|_| ty == Type::B32);
+                self.ternary(line, f, [Type::B32, Type::B32, Type::B32, Type::U32])
+            }
+            "prmt" => {
+                let ty = line.ty()?;
+                let mode = line.modifiers.one_of(&["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"]);
+                let name = mode.map_or("prmt".to_owned(), |mode| format!("prmt.{mode}"));
+                let f = integer::ternary(&name, ty).filter(|_| ty == Type::B32);
+                self.ternary(line, f, [Type::B32; 4])
+            }
+            "bfi" => {
+                let ty = line.ty()?;
+                self.quaternary(line, integer::quaternary(opcode, ty), [ty, ty, ty, Type::U32, Type::U32])
+            }
+            "lop3" => {
+                let ty = line.ty()?;
+                self.quaternary(line, integer::quaternary(opcode, ty), [ty; 5])
+            }
+            "popc" | "clz" | "bfind" => {
+                let ty = line.ty()?;
+                let amount = line.modifiers.take("shiftamt");
+                let f = integer::unary(if amount { "bfind.shiftamt" } else { opcode }, ty);
+                self.unary(line, f, Type::U32, ty)
+            }
+            "not" | "cnot" | "brev" => {
+                let ty = line.ty()?;
+                self.unary(line, integer::unary(opcode, ty), ty, ty)
+            }
+            "and" | "or" | "xor" => {
+                let ty = line.ty()?;
+                self.binary(line, integer::binary(opcode, ty), ty, ty, ty)
+            }
+            "neg" | "abs" => {
+                let ty = line.ty()?;
+                let flush = line.modifiers.take("ftz");
+                let f = match ty.class() {
+                    Class::Float => float::sign(opcode, ty, flush),
+                    _ if flush => None,
+                    _ => integer::unary(opcode, ty),
+                };
+                self.unary(line, f, ty, ty)
+            }
+            "addc" | "subc" => self.carrying(line),
+            "add" | "sub" if line.modifiers.take("cc") => self.carry_out(line, None),
+            "add" | "sub" | "mul" | "mul24" | "div" | "rem" | "min" | "max" | "mad" | "mad24" | "sad"
+            | "fma" | "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => {
+                let ty = line.ty()?;
+                if ty.class() == Class::Float { self.float(line, ty) } else { self.integer(line, ty) }
+            }
+            _ => line.fail(format!("unknown instruction {opcode}")),
+        }
+    }
+
+    fn operands<const N: usize>(&self, line: &Line<'_, 'a>) -> Result<[Operand<'a>; N], At> {
+        line.instruction.operands.clone().try_into().or_else(|_| {
+            let given = line.instruction.operands.len();
+            line.fail(format!("{} takes {N} operands here, not {given}", line.instruction.opcode))
+        })
+    }
+
+    fn destination(&mut self, line: &Line<'_, 'a>, operand: &Operand<'a>, ty: Type) -> Result<Slot, At> {
+        self.names.destination(operand, ty, false, line.instruction.line)
+    }
+
+    fn source(&mut self, line: &Line<'_, 'a>, operand: &Operand<'a>, ty: Type) -> Result<Slot, At> {
+        self.names.source(operand, ty, false, line.instruction.line)
+    }
+
+    fn unary(&mut self, line: &Line<'_, 'a>, f: Option<Unary>, to: Type, from: Type) -> Result<Op, At> {
+        let Some(f) = f else { return line.unsupported() };
+        let [d, a] = self.operands(line)?;
+        Ok(Op::Unary { f, d: self.destination(line, &d, to)?, a: self.source(line, &a, from)? })
+    }
+
+    fn binary(
+        &mut self,
+        line: &Line<'_, 'a>,
+        f: Option<Binary>,
+        to: Type,
+        a_type: Type,
+        b_type: Type,
+    ) -> Result<Op, At> {
+        let Some(f) = f else { return line.unsupported() };
+        let [d, a, b] = self.operands(line)?;
+        Ok(Op::Binary {
+            f,
+            d: self.destination(line, &d, to)?,
+            a: self.source(line, &a, a_type)?,
+            b: self.source(line, &b, b_type)?,
+        })
+    }
+
+    fn ternary(&mut self, line: &Line<'_, 'a>, f: Option<Ternary>, types: [Type; 4]) -> Result<Op, At> {
+        let Some(f) = f else { return line.unsupported() };
+        let [d, a, b, c] = self.operands(line)?;
+        Ok(Op::Ternary {
+            f,
+            d: self.destination(line, &d, types[0])?,
+            a: self.source(line, &a, types[1])?,
+            b: self.source(line, &b, types[2])?,
+            c: self.source(line, &c, types[3])?,
+        })
+    }
+
+    fn quaternary(&mut self, line: &Line<'_, 'a>, f: Option<Quaternary>, types: [Type; 5]) -> Result<Op, At> {
+        let Some(f) = f else { return line.unsupported() };
+        let [d, a, b, c, e] = self.operands(line)?;
+        Ok(Op::Quaternary {
+            f,
+            d: self.destination(line, &d, types[0])?,
+            a: self.source(line, &a, types[1])?,
+            b: self.source(line, &b, types[2])?,
+            c: self.source(line, &c, types[3])?,
+            e: self.source(line, &e, types[4])?,
+        })
+    }
+
+    fn integer(&mut self, line: &mut Line<'_, 'a>, ty: Type) -> Result<Op, At> {
+        let opcode = line.instruction.opcode;
+        let part = line.modifiers.one_of(&["lo", "hi", "wide"]);
+        let saturate = line.modifiers.take("sat");
+        let name = match part {
+            _ if saturate => format!("{opcode}.sat"),
+            Some(part) => format!("{opcode}.{part}"),
+            None => opcode.to_owned(),
+        };
+        let wide = match (part, ty) {
+            (Some("wide"), Type::U16) => Type::U32,
+            (Some("wide"), Type::S16) => Type::S32,
+            (Some("wide"), Type::U32) => Type::U64,
+            (Some("wide"), Type::S32) => Type::S64,
+            _ => ty,
+        };
+        match opcode {
+            "mad" | "mad24" | "sad" => self.ternary(line, integer::ternary(&name, ty), [wide, ty, ty, wide]),
+            _ => self.binary(line, integer::binary(&name, ty), wide, ty, ty),
+        }
+    }
+
+    fn float(&mut self, line: &mut Line<'_, 'a>, ty: Type) -> Result<Op, At> {
+        use float::Operation;
+        let opcode = line.instruction.opcode;
+        let modifiers = &mut line.modifiers;
+        let rounding = modifiers.rounding();
+        let approximate = modifiers.take("approx") | (opcode == "div" && modifiers.take("full"));
+        let flush = modifiers.take("ftz");
+        let saturate = modifiers.take("sat");
+        let nan = modifiers.take("NaN");
+        let operation = match opcode {
+            "add" => Operation::Add,
+            "sub" => Operation::Sub,
+            "mul" => Operation::Mul,
+            "fma" | "mad" => Operation::Fma,
+            "div" | "rcp" => Operation::Div,
+            "sqrt" => Operation::Sqrt,
+            "rsqrt" => Operation::Rsqrt,
+            "ex2" => Operation::Exp2,
+            "lg2" => Operation::Log2,
+            "sin" => Operation::Sin,
+            "cos" => Operation::Cos,
+            "tanh" => Operation::Tanh,
+            "min" if nan => Operation::MinNan,
+            "max" if nan => Operation::MaxNan,
+            "min" => Operation::Min,
+            "max" => Operation::Max,
+            _ => return line.unsupported(),
+        };
+        let half = !matches!(ty, Type::F32 | Type::F64);
+        let selects = matches!(opcode, "min" | "max");
+        let inexact = matches!(opcode, "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh");
+        let must_say = matches!(opcode, "div" | "rcp" | "sqrt" | "fma" | "mad");
+        // What the ISA does not have.
+        if half
+            && (matches!(opcode, "div" | "rcp" | "sqrt")
+                || rounding.is_some_and(|mode| mode != Rounding::Nearest))
+            || nan && (!selects || ty == Type::F64)
+            || (selects || inexact) && (rounding.is_some() || saturate)
+            || inexact != approximate && !matches!(opcode, "div" | "rcp" | "sqrt")
+            || approximate && rounding.is_some()
+            || must_say && !approximate && rounding.is_none()
+            || ty == Type::F64 && (flush && !inexact && opcode != "rcp" || saturate)
+            || ty == Type::F64 && opcode == "sqrt" && rounding != Some(Rounding::Nearest)
+        {
+            return line.unsupported();
+        }
+        let spec =
+            float::Spec { operation, ty, rounding: rounding.unwrap_or(Rounding::Nearest), flush, saturate };
+        let at = line.instruction.line;
+        let code = self.names.constant(spec.encode(), at)?;
+        let arguments = match opcode {
+            "fma" | "mad" => 3,
+            "add" | "sub" | "mul" | "div" | "min" | "max" => 2,
+            _ => 1,
+        };
+        let given = line.instruction.operands.len();
+        if given != arguments + 1 {
+            return line.fail(format!("{opcode} takes {} operands here, not {given}", arguments + 1));
+        }
+        let d = self.destination(line, &line.instruction.operands[0], ty)?;
+        let mut sources = [code; 3];
+        for (slot, operand) in sources.iter_mut().zip(&line.instruction.operands[1..]) {
+            *slot = self.source(line, operand, ty)?;
+        }
+        let [mut a, mut b, c] = sources;
+        if opcode == "rcp" {
+            let one = if ty == Type::F64 { 1f64.to_bits() } else { u64::from(1f32.to_bits()) };
+            b = a;
+            a = self.names.constant(one, at)?;
+        }
+        if let (true, Some(f)) = (arguments == 2 || opcode == "rcp", float::fast_binary(spec)) {
+            return Ok(Op::Binary { f, d, a, b });
+        }
+        if let Some(f) = float::fast_ternary(spec) {
+            return Ok(Op::Ternary { f, d, a, b, c });
+        }
+        Ok(Op::Quaternary { f: float::general, d, a, b, c, e: code })
+    }
+
+    fn mov(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let ty = line.ty()?;
+        let at = line.instruction.line;
+        let [d, a] = self.operands(line)?;
+        let lanes = |count: usize| match (ty, count) {
+            (Type::B16 | Type::B32 | Type::B64, 2) | (Type::B32 | Type::B64, 4) => {
+                Type::parse(&format!("b{}", ty.bits() as usize / count))
+            }
+            _ => None,
+        };
+        let bad = "a vector must have two or four parts that fill the type";
+        match (&d, &a) {
+            (Operand::Vector(parts), _) => {
+                let Some(part) = lanes(parts.len()) else { return line.fail(bad) };
+                let a = self.source(line, &a, ty)?;
+                let mut d = [0; 4];
+                for (slot, operand) in d.iter_mut().zip(parts) {
+                    *slot = self.destination(line, operand, part)?;
+                }
+                Ok(Op::Unpack { d, a, lanes: parts.len() as u8, bits: part.bits() as u8 })
+            }
+            (_, Operand::Vector(parts)) => {
+                let Some(part) = lanes(parts.len()) else { return line.fail(bad) };
+                let d = self.destination(line, &d, ty)?;
+                let mut a = [0; 4];
+                for (slot, operand) in a.iter_mut().zip(parts) {
+                    *slot = self.source(line, operand, part)?;
+                }
+                Ok(Op::Pack { d, a, lanes: parts.len() as u8, bits: part.bits() as u8 })
+            }
+            (
+                _,
+                Operand::Name(
+                    name @ ("%clock" | "%clock64" | "%globaltimer" | "%clock_hi" | "%globaltimer_lo"
+                    | "%globaltimer_hi"),
+                ),
+            ) => {
+                let (clock, bits) = match *name {
+                    "%clock" => (Clock::Cycles, 32),
+                    "%clock64" => (Clock::Cycles, 64),
+                    "%globaltimer" => (Clock::Nanoseconds, 64),
+                    "%globaltimer_lo" => (Clock::Nanoseconds, 32),
+                    _ => return line.unsupported(),
+                };
+                if ty.bits() != bits || ty.class() == Class::Float {
+                    return line.fail(format!("{name} has {bits} bits, the instruction works on {ty}"));
+                }
+                Ok(Op::Clock { d: self.destination(line, &d, ty)?, clock })
+            }
+            _ => {
+                if matches!(ty.bits(), 8) {
+                    return line.unsupported();
+                }
+                let d = self.destination(line, &d, ty)?;
+                Ok(Op::Move { d, a: self.names.source(&a, ty, false, at)? })
+            }
+        }
+    }
+
+    fn named_space(&mut self, line: &mut Line<'_, 'a>) -> Result<Space, At> {
+        let space = line.modifiers.find(|word| match word {
+            "global" => Some(Space::Global),
+            "shared" | "shared::cta" => Some(Space::Shared),
+            "local" => Some(Space::Local),
+            "const" => Some(Space::Const),
+            "param" | "param::entry" => Some(Space::Param),
+            _ => None,
+        });
+        space.map_or_else(|| line.fail("a state space is needed"), Ok)
+    }
+
+    fn cvta(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let to = line.modifiers.take("to");
+        let space = self.named_space(line)?;
+        let ty = line.ty()?;
+        if ty != Type::U64 {
+            return line.unsupported();
+        }
+        let base = window::base(space);
+        if base == 0 {
+            let [d, a] = self.operands(line)?;
+            return Ok(Op::Move { d: self.destination(line, &d, ty)?, a: self.source(line, &a, ty)? });
+        }
+        let [d, a] = self.operands(line)?;
+        let b = self.names.constant(base, line.instruction.line)?;
+        let f: Binary = if to { |a, base| a.wrapping_sub(base) } else { |a, base| a.wrapping_add(base) };
+        Ok(Op::Binary { f, d: self.destination(line, &d, ty)?, a: self.source(line, &a, ty)?, b })
+    }
+
+    fn isspacep(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let f: Unary = match self.named_space(line)? {
+            Space::Global => |a| u64::from(window::of(a) == Space::Global),
+            Space::Shared => |a| u64::from(window::of(a) == Space::Shared),
+            Space::Local => |a| u64::from(window::of(a) == Space::Local),
+            Space::Const => |a| u64::from(window::of(a) == Space::Const),
+            _ => |a| u64::from(window::of(a) == Space::Param),
+        };
+        self.unary(line, Some(f), Type::Pred, Type::U64)
+    }
+
+    fn cvt(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let at = line.instruction.line;
+        let integral = line.modifiers.integer_rounding();
+        let rounding = line.modifiers.rounding();
+        let flush = line.modifiers.take("ftz");
+        let saturate = line.modifiers.take("sat");
+        let (to, from) = (line.ty()?, line.ty()?);
+        if let (Type::F16x2 | Type::Bf16x2, Type::F32) = (to, from) {
+            let Some(mode @ (Rounding::Nearest | Rounding::Zero)) = rounding else {
+                return line.unsupported();
+            };
+            let half = if to == Type::F16x2 { Type::F16 } else { Type::Bf16 };
+            let spec =
+                convert::Spec { to: half, from, rounding: mode, integral: false, flush: false, saturate };
+            let [d, a, b] = self.operands(line)?;
+            return Ok(Op::Ternary {
+                f: convert::convert_pair,
+                d: self.destination(line, &d, to)?,
+                a: self.source(line, &a, from)?,
+                b: self.source(line, &b, from)?,
+                c: self.names.constant(spec.encode(), at)?,
+            });
+        }
+        let float = |ty: Type| ty.class() == Class::Float;
+        let plain = |ty: Type| {
+            matches!(ty, Type::F16 | Type::Bf16 | Type::F32 | Type::F64)
+                || matches!(ty.class(), Class::Unsigned | Class::Signed)
+        };
+        // Which rounding the ISA demands: to an integer from floats, a float rounding where precision is lost.
+        let legal = plain(to)
+            && plain(from)
+            && match (float(from), float(to)) {
+                (false, false) => rounding.is_none() && integral.is_none(),
+                (false, true) => rounding.is_some() && integral.is_none(),
+                (true, false) => rounding.is_none() && integral.is_some(),
+                (true, true) if from == to => rounding.is_none(),
+                (true, true) => {
+                    integral.is_none()
+                        && rounding.is_some() == (to.bits() < from.bits() || to.bits() == from.bits())
+                }
+            }
+            && (!flush || from == Type::F32 || to == Type::F32);
+        if !legal {
+            return line.unsupported();
+        }
+        let spec = convert::Spec {
+            to,
+            from,
+            rounding: integral.or(rounding).unwrap_or(Rounding::Nearest),
+            integral: integral.is_some(),
+            flush,
+            saturate,
+        };
+        let [d, a] = self.operands(line)?;
+        let d = self.names.destination(&d, to, true, at)?;
+        let a = self.names.source(&a, from, true, at)?;
+        if !saturate && !float(from) && !float(to) {
+            // The common integer conversions; extension is always to 64 bits.
+            let narrow = if to.bits() < from.bits() { to } else { from };
+            let f: Unary = match narrow {
+                Type::U8 => |a| a & 0xff,
+                Type::U16 => |a| a & 0xffff,
+                Type::U32 => |a| a & 0xffff_ffff,
+                Type::S8 => |a| a as i8 as u64,
+                Type::S16 => |a| a as i16 as u64,
+                Type::S32 => |a| a as i32 as u64,
+                _ => |a| a,
+            };
+            // A result narrower than its register is extended as its own type says.
+            let wider = self.names.declared(d).is_some_and(|declared| declared.bits() > to.bits());
+            if !wider || narrow == to {
+                return Ok(Op::Unary { f, d, a });
+            }
+        }
+        let b = self.names.constant(spec.encode(), at)?;
+        Ok(Op::Binary { f: convert::convert, d, a, b })
+    }
+
+    fn comparison(&mut self, line: &mut Line<'_, 'a>) -> Result<(Compare, Option<Binary>, bool), At> {
+        let Some(compare) = line.modifiers.find(Compare::parse) else {
+            return line.fail("a comparison is needed, such as .eq");
+        };
+        let combine: Option<Binary> = line.modifiers.find(|word| match word {
+            "and" => Some((|a, b| a & b & 1) as Binary),
+            "or" => Some(|a, b| (a | b) & 1),
+            "xor" => Some(|a, b| (a ^ b) & 1),
+            _ => None,
+        });
+        Ok((compare, combine, line.modifiers.take("ftz")))
+    }
+
+    fn comparator(&self, line: &Line<'_, 'a>, compare: Compare, ty: Type, flush: bool) -> Result<Binary, At> {
+        let f = match ty.class() {
+            Class::Float => float::compare(compare, ty, flush),
+            _ if flush => None,
+            _ => integer::compare(compare, ty),
+        };
+        f.map_or_else(|| line.unsupported(), Ok)
+    }
+
+    fn setp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let (compare, combine, flush) = self.comparison(line)?;
+        let ty = line.ty()?;
+        let compare = self.comparator(line, compare, ty, flush)?;
+        let operands = &line.instruction.operands;
+        if operands.len() != 3 + usize::from(combine.is_some()) {
+            return line.fail(format!("setp takes {} operands here", 3 + usize::from(combine.is_some())));
+        }
+        let (p, q) = match &operands[0] {
+            Operand::Pair(p, q) => (Operand::Name(p), Some(Operand::Name(q))),
+            other => (other.clone(), None),
+        };
+        let p = self.destination(line, &p, Type::Pred)?;
+        let a = self.source(line, &operands[1], ty)?;
+        let b = self.source(line, &operands[2], ty)?;
+        if q.is_none() && combine.is_none() {
+            return Ok(Op::Binary { f: compare, d: p, a, b });
+        }
+        let q = self.destination(line, &q.unwrap_or(Operand::Name("_")), Type::Pred)?;
+        let (c, negate) = match operands.get(3) {
+            None => (self.names.constant(1, line.instruction.line)?, false),
+            Some(Operand::Not(name)) => (self.source(line, &Operand::Name(name), Type::Pred)?, true),
+            Some(other) => (self.source(line, other, Type::Pred)?, false),
+        };
+        let combine = combine.unwrap_or(|a, b| a & b & 1);
+        Ok(Op::SetPredicate { compare, combine, p, q, a, b, c, negate })
+    }
+
+    /// `set`: like `setp`, with a number as the result.
+    fn set(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let (compare, combine, flush) = self.comparison(line)?;
+        let (to, ty) = (line.ty()?, line.ty()?);
+        if combine.is_some() || !matches!(to, Type::U32 | Type::S32 | Type::F32) {
+            return line.unsupported();
+        }
+        let compare = self.comparator(line, compare, ty, flush)?;
+        let [d, a, b] = self.operands(line)?;
+        let d = self.destination(line, &d, to)?;
+        let truth = if to == Type::F32 { u64::from(1f32.to_bits()) } else { 0xffff_ffff };
+        let (a, b) = (self.source(line, &a, ty)?, self.source(line, &b, ty)?);
+        // The comparison goes into a predicate of its own, which then selects.
+        let at = line.instruction.line;
+        let p = self.destination(line, &Operand::Name("_"), Type::Pred)?;
+        let one = self.names.constant(1, at)?;
+        let q = self.destination(line, &Operand::Name("_"), Type::Pred)?;
+        let guard = match line.instruction.guard {
+            None => crate::ptx::program::Guard::Always,
+            Some(_) => return line.fail("a guarded set is not supported"),
+        };
+        let op = Op::SetPredicate { compare, combine: |a, b| a & b & 1, p, q, a, b, c: one, negate: false };
+        self.push(op, guard, at);
+        Ok(Op::Select { d, a: self.names.constant(truth, at)?, b: self.names.constant(0, at)?, c: p })
+    }
+
+    fn selp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let ty = line.ty()?;
+        if ty.bits() < 16 {
+            return line.unsupported();
+        }
+        let [d, a, b, c] = self.operands(line)?;
+        Ok(Op::Select {
+            d: self.destination(line, &d, ty)?,
+            a: self.source(line, &a, ty)?,
+            b: self.source(line, &b, ty)?,
+            c: self.source(line, &c, Type::Pred)?,
+        })
+    }
+
+    fn slct(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let flush = line.modifiers.take("ftz");
+        let (ty, test) = (line.ty()?, line.ty()?);
+        let f: Ternary = match test {
+            Type::S32 if !flush => |a, b, c| if c as i32 >= 0 { a } else { b },
+            // False for NaN; -0 is not below 0, and so are the subnormals that `.ftz` flushes.
+            Type::F32 if flush => |a, b, c| {
+                let c = f32::from_bits(c as u32);
+                if c >= 0.0 || c.is_subnormal() { a } else { b }
+            },
+            Type::F32 => |a, b, c| if f32::from_bits(c as u32) >= 0.0 { a } else { b },
+            _ => return line.unsupported(),
+        };
+        self.ternary(line, Some(f), [ty, ty, ty, test])
+    }
+
+    fn testp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        const PROPERTIES: [&str; 6] = ["finite", "infinite", "number", "notanumber", "normal", "subnormal"];
+        let Some(property) = line.modifiers.one_of(&PROPERTIES) else { return line.unsupported() };
+        let ty = line.ty()?;
+        self.unary(line, float::test(property, ty), Type::Pred, ty)
+    }
+
+    fn carry_slot(&mut self, line: &Line<'_, 'a>) -> Result<Slot, At> {
+        match self.carry {
+            Some(slot) => Ok(slot),
+            None => {
+                let slot = self.destination(line, &Operand::Name("_"), Type::Pred)?;
+                self.carry = Some(slot);
+                Ok(slot)
+            }
+        }
+    }
+
+    fn carrying(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        let carry_in = self.carry_slot(line)?;
+        let writes = line.modifiers.take("cc");
+        let mut op = self.carry_out(line, Some(carry_in))?;
+        if let (Op::Pair { e, .. }, false) = (&mut op, writes) {
+            *e = self.destination(line, &Operand::Name("_"), Type::Pred)?;
+        }
+        Ok(op)
+    }
+
+    fn carry_out(&mut self, line: &mut Line<'_, 'a>, carry_in: Option<Slot>) -> Result<Op, At> {
+        let ty = line.ty()?;
+        let f = integer::carry(&line.instruction.opcode[..3], ty).filter(|_| ty.class() != Class::Float);
+        let Some(f) = f else { return line.unsupported() };
+        let c = match carry_in {
+            Some(slot) => slot,
+            None => self.names.constant(0, line.instruction.line)?,
+        };
+        let [d, a, b] = self.operands(line)?;
+        Ok(Op::Pair {
+            f,
+            d: self.destination(line, &d, ty)?,
+            e: self.carry_slot(line)?,
+            a: self.source(line, &a, ty)?,
+            b: self.source(line, &b, ty)?,
+            c,
+        })
+    }
+}
