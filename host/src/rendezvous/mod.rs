@@ -24,6 +24,8 @@ mod exchange;
 pub(crate) mod payload;
 mod roster;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod verdict;
 
 use std::time::Duration;

@@ -57,15 +57,6 @@ impl Roster {
         u128::from(now().saturating_sub(self.opened)) <= span.as_millis()
     }
 
-    /// The first member that has certainly ended.
-    pub(crate) fn dead(&self, host: &Host) -> Option<(usize, u32)> {
-        let members = self.members.iter().enumerate();
-        members
-            .filter_map(|(rank, member)| member.as_ref().map(|member| (rank, member)))
-            .find(|(_, member)| member.has_ended(host))
-            .map(|(rank, member)| (rank, member.process.pid))
-    }
-
     /// Whether every member has certainly ended.
     pub(crate) fn is_dead(&self, host: &Host) -> bool {
         self.members.iter().flatten().all(|member| member.has_ended(host))
@@ -135,9 +126,8 @@ mod tests {
         let here = Host::current().unwrap();
         let gone = Process { start_time: 0, ..Process::current().unwrap() };
         let roster = Roster::new(2).with(1, Member::new(&here, gone));
-        assert_eq!(roster.dead(&here), Some((1, gone.pid)));
         assert!(roster.is_dead(&here));
         let elsewhere = Host { boot_id: "another".into(), ..here };
-        assert_eq!(roster.dead(&elsewhere), None);
+        assert!(!roster.is_dead(&elsewhere));
     }
 }

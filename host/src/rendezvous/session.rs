@@ -96,11 +96,6 @@ impl<'a> Session<'a> {
     /// The open attempt's roster, if this rank can join it; else what stands in the way, for the others too.
     fn joinable(&self, me: &Member, world_size: usize) -> Result<Roster, Error> {
         let members = &self.roster.members;
-        if let Some((rank, pid)) = self.roster.dead(&self.host) {
-            let died = Failure::Died { rank, pid, step: Step::First };
-            self.propose(&Verdict::Failed(died.clone()))?;
-            return Err(died.into());
-        }
         if members.len() != world_size {
             let other = members.iter().position(Option::is_some).unwrap_or(0);
             let different = Failure::Different {
@@ -112,7 +107,14 @@ impl<'a> Session<'a> {
             return Err(different.into());
         }
         match &members[self.rank] {
+            // If another member is dead, the exchange finds out.
             None => Ok(self.roster.clone()),
+            // This rank was started anew while the others still wait for its predecessor.
+            Some(member) if member.has_ended(&self.host) => {
+                let died = Failure::Died { rank: self.rank, pid: member.process.pid, step: Step::First };
+                self.propose(&Verdict::Failed(died.clone()))?;
+                Err(died.into())
+            }
             // Of a process on another host it cannot be told whether it is still there.
             Some(member) if member.boot_id != me.boot_id && !self.roster.is_younger_than(self.timeout) => {
                 Ok(Roster::new(world_size))
@@ -168,8 +170,10 @@ impl<'a> Session<'a> {
         let mut all: Vec<Option<T>> = (0..self.world_size()).map(|_| None).collect();
         let mut looked = start;
         loop {
-            if let Some(verdict) = self.verdict()? {
-                return Err(Stop::Verdict(verdict));
+            match self.verdict()? {
+                // Another rank has read everything before this one; so all of it is there.
+                None | Some(Verdict::Ready) => {}
+                Some(verdict) => return Err(Stop::Verdict(verdict)),
             }
             for (rank, payload) in all.iter_mut().enumerate().filter(|(_, payload)| payload.is_none()) {
                 match self.read(step, rank) {
