@@ -10,7 +10,10 @@
 //! The C names are put on by two thin packages, `libcuda` and `libnvidia-ml`, so that a program that links this
 //! crate as a library gets no `cu*` symbols from it.
 
+pub mod driver;
+pub mod engine;
 pub mod exec;
 pub mod memory;
 pub mod node;
+pub mod nvml;
 pub mod ptx;

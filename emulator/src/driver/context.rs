@@ -61,8 +61,8 @@ pub struct PrimaryState {
 }
 
 thread_local! {
-    /// The context stack of the thread; the last is current. The driver's address keeps two drivers apart.
-    static STACK: RefCell<Vec<(usize, Option<Arc<Context>>)>> = const { RefCell::new(Vec::new()) };
+    /// The context stack of the thread; the last is current. The driver's id keeps two drivers apart.
+    static STACK: RefCell<Vec<(u64, Option<Arc<Context>>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// All flags that `cuCtxCreate` and `cuDevicePrimaryCtxSetFlags` know: scheduling, map-host, local memory, dumps,
@@ -70,10 +70,6 @@ thread_local! {
 const KNOWN_FLAGS: u32 = 0xff;
 
 impl Driver {
-    fn key(&self) -> usize {
-        std::ptr::from_ref(self) as usize
-    }
-
     fn new_context(&self, device: usize, flags: u32, is_primary: bool) -> Result<Arc<Context>> {
         let engine = self.engine(device)?;
         let handle = new_handle();
@@ -120,7 +116,7 @@ impl Driver {
     /// The thread's current context, whatever its state.
     pub(super) fn current(&self) -> Result<Arc<Context>> {
         let current = STACK.with_borrow(|stack| {
-            let mine = stack.iter().rev().find(|(key, _)| *key == self.key());
+            let mine = stack.iter().rev().find(|(key, _)| *key == self.id);
             mine.and_then(|(_, context)| context.clone())
         });
         current.ok_or(Error::InvalidContext)
@@ -148,7 +144,7 @@ impl Driver {
         }
         let context = self.new_context(self.device(ordinal)?, flags, false)?;
         let handle = context.handle;
-        STACK.with_borrow_mut(|stack| stack.push((self.key(), Some(context))));
+        STACK.with_borrow_mut(|stack| stack.push((self.id, Some(context))));
         Ok(handle)
     }
 
@@ -177,7 +173,7 @@ impl Driver {
     /// [`Error::InvalidContext`].
     pub fn ctx_push(&self, handle: Handle) -> Result<()> {
         let context = self.context(handle)?;
-        STACK.with_borrow_mut(|stack| stack.push((self.key(), Some(context))));
+        STACK.with_borrow_mut(|stack| stack.push((self.id, Some(context))));
         Ok(())
     }
 
@@ -188,7 +184,7 @@ impl Driver {
     /// [`Error::InvalidContext`] if the stack is empty.
     pub fn ctx_pop(&self) -> Result<Handle> {
         STACK.with_borrow_mut(|stack| {
-            let at = stack.iter().rposition(|(key, _)| *key == self.key()).ok_or(Error::InvalidContext)?;
+            let at = stack.iter().rposition(|(key, _)| *key == self.id).ok_or(Error::InvalidContext)?;
             let (_, context) = stack.remove(at);
             context.map(|context| context.handle).ok_or(Error::InvalidContext)
         })
@@ -202,11 +198,11 @@ impl Driver {
     pub fn ctx_set_current(&self, handle: Handle) -> Result<()> {
         let context = if handle == 0 { None } else { Some(self.context(handle)?) };
         STACK.with_borrow_mut(|stack| {
-            if let Some(at) = stack.iter().rposition(|(key, _)| *key == self.key()) {
+            if let Some(at) = stack.iter().rposition(|(key, _)| *key == self.id) {
                 stack.remove(at);
             }
             if context.is_some() {
-                stack.push((self.key(), context));
+                stack.push((self.id, context));
             }
         });
         Ok(())

@@ -26,8 +26,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 pub use context::PrimaryState;
-pub(crate) use device::uuid_text;
 pub use copy::Pattern;
+pub(crate) use device::uuid_text;
 pub use error::{Error, name as error_name, text as error_text};
 pub use handles::Handle;
 pub use launch::{LaunchConfig, Parameters};
@@ -97,6 +97,8 @@ pub fn node_from_env() -> String {
 
 /// The driver of an emulated node, in one process.
 pub struct Driver {
+    /// Tells the drivers of a process apart.
+    id: u64,
     node: Node,
     options: Options,
     /// Indices in the node of the visible devices, in their order.
@@ -123,7 +125,8 @@ impl Driver {
     /// [`Error::NoDevice`] if none is visible, [`Error::OperatingSystem`] if addresses cannot be reserved.
     pub fn new(node: Node, options: Options, executor: Arc<dyn Executor>) -> Result<Self> {
         let count = node.gpus.len();
-        let uuids: Vec<String> = (0..count).map(|index| device::uuid_text(&uuid(&node.name, &options.instance, index))).collect();
+        let uuids: Vec<String> =
+            (0..count).map(|index| device::uuid_text(&uuid(&node.name, &options.instance, index))).collect();
         let visible = match &options.visible_devices {
             Some(list) => visible::parse(list, &uuids),
             None => (0..count).collect(),
@@ -133,8 +136,10 @@ impl Driver {
         }
         let capacity = node.gpus.iter().map(|gpu| gpu.memory_bytes()).collect();
         let reachable = node.gpus.iter().map(|gpu| gpu.p2p.clone()).collect();
-        let memory = Arc::new(Memory::new(instance_number(&node.name, &options.instance), capacity, reachable)?);
+        let memory =
+            Arc::new(Memory::new(instance_number(&node.name, &options.instance), capacity, reachable)?);
         Ok(Self {
+            id: handles::new_handle(),
             visible,
             memory,
             executor,
@@ -203,4 +208,3 @@ pub fn init(flags: u32) -> Result<()> {
 pub fn driver() -> Result<&'static Driver> {
     DRIVER.get().ok_or(Error::NotInitialized)?.as_ref().map_err(|error| *error)
 }
-

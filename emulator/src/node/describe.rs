@@ -224,18 +224,14 @@ fn connect(nvlink: NvLinkDescription, gpus: &mut [Gpu]) -> Result<(), Wrong> {
     if switch.len() != count {
         return wrong("nvlink.switch", format!("has {} entries for {count} GPUs", switch.len()));
     }
-    for i in 0..count {
-        if direct[i][i] != 0 {
-            return wrong(format!("nvlink.direct[{i}][{i}]"), "is not 0: a GPU has no link to itself");
-        }
-        for j in 0..i {
-            if direct[i][j] != direct[j][i] {
-                return wrong(
-                    format!("nvlink.direct[{i}][{j}]"),
-                    format!("is {}, but [{j}][{i}] is {}: links have two ends", direct[i][j], direct[j][i]),
-                );
-            }
-        }
+    if let Some(i) = (0..count).find(|&i| direct[i][i] != 0) {
+        return wrong(format!("nvlink.direct[{i}][{i}]"), "is not 0: a GPU has no link to itself");
+    }
+    if let Some((i, j)) = asymmetry(&direct) {
+        return wrong(
+            format!("nvlink.direct[{i}][{j}]"),
+            format!("is {}, but [{j}][{i}] is {}: links have two ends", direct[i][j], direct[j][i]),
+        );
     }
     for (i, gpu) in gpus.iter_mut().enumerate() {
         let total = direct[i].iter().map(|&n| u64::from(n)).sum::<u64>() + u64::from(switch[i]);
@@ -306,6 +302,12 @@ fn check_square<T>(key: &str, matrix: &[Vec<T>], count: usize) -> Result<(), Wro
     }
 }
 
+/// The first entry below the diagonal of a square matrix that differs from its mirror image.
+fn asymmetry<T: PartialEq>(matrix: &[Vec<T>]) -> Option<(usize, usize)> {
+    let below_diagonal = (0..matrix.len()).flat_map(|i| (0..i).map(move |j| (i, j)));
+    below_diagonal.into_iter().find(|&(i, j)| matrix[i][j] != matrix[j][i])
+}
+
 fn p2p(access: &Access, gpus: &[Gpu]) -> Result<Vec<Vec<bool>>, Wrong> {
     let count = gpus.len();
     let pairs = |allowed: &dyn Fn(usize, usize) -> bool| {
@@ -323,19 +325,20 @@ fn p2p(access: &Access, gpus: &[Gpu]) -> Result<Vec<Vec<bool>>, Wrong> {
         },
         Access::Matrix(matrix) => {
             check_square("p2p.access", matrix, count)?;
-            for i in 0..count {
-                for j in 0..count {
-                    let value = matrix[i][j];
-                    if value > 1 {
-                        return wrong(format!("p2p.access[{i}][{j}]"), format!("is {value}, not 0 or 1"));
-                    }
-                    if value != matrix[j][i] {
-                        return wrong(
-                            format!("p2p.access[{i}][{j}]"),
-                            format!("is {value}, but [{j}][{i}] is {}", matrix[j][i]),
-                        );
-                    }
+            let pairs_of_gpus = (0..count).flat_map(|i| (0..count).map(move |j| (i, j)));
+            for (i, j) in pairs_of_gpus {
+                if matrix[i][j] > 1 {
+                    return wrong(
+                        format!("p2p.access[{i}][{j}]"),
+                        format!("is {}, not 0 or 1", matrix[i][j]),
+                    );
                 }
+            }
+            if let Some((i, j)) = asymmetry(matrix) {
+                return wrong(
+                    format!("p2p.access[{i}][{j}]"),
+                    format!("is {}, but [{j}][{i}] is {}", matrix[i][j], matrix[j][i]),
+                );
             }
             Ok(pairs(&|i, j| matrix[i][j] == 1))
         }

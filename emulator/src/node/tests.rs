@@ -99,7 +99,7 @@ fn more_links_than_the_architecture_has_are_refused() {
 #[test]
 fn p2p_is_a_word_or_a_symmetric_matrix() {
     assert_eq!(refusal("[p2p]\naccess = \"some\"").0, "p2p.access");
-    assert_eq!(refusal("[p2p]\naccess = [[0, 1], [0, 0]]").0, "p2p.access[0][1]");
+    assert_eq!(refusal("[p2p]\naccess = [[0, 1], [0, 0]]").0, "p2p.access[1][0]");
     assert_eq!(refusal("[p2p]\naccess = [[0, 2], [2, 0]]").0, "p2p.access[0][1]");
     let node = Node::parse(&two("[p2p]\naccess = [[0, 1], [1, 0]]"), "two.toml").unwrap();
     assert_eq!(node.gpus[0].p2p, [false, true]);

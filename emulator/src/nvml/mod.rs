@@ -60,7 +60,11 @@ impl Nvml {
     ///
     /// [`Error::InvalidArgument`] if there is no such device.
     pub fn by_index(&self, index: u32) -> Result<Handle> {
-        if index < self.device_count() { Ok(FIRST_HANDLE + u64::from(index) * 16) } else { Err(Error::InvalidArgument) }
+        if index < self.device_count() {
+            Ok(FIRST_HANDLE + u64::from(index) * 16)
+        } else {
+            Err(Error::InvalidArgument)
+        }
     }
 
     /// `nvmlDeviceGetHandleByUUID`.
@@ -69,7 +73,8 @@ impl Nvml {
     ///
     /// [`Error::NotFound`].
     pub fn by_uuid(&self, text: &str) -> Result<Handle> {
-        let found = (0..self.device_count()).find(|&index| self.uuid_of(index as usize).eq_ignore_ascii_case(text));
+        let found =
+            (0..self.device_count()).find(|&index| self.uuid_of(index as usize).eq_ignore_ascii_case(text));
         found.map_or(Err(Error::NotFound), |index| self.by_index(index))
     }
 

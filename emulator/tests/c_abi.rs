@@ -1,0 +1,387 @@
+//! The two libraries as programs see them: opened by path, through their C names, in processes of their own.
+//!
+//! Every test starts this binary again with the environment that it wants, to run one of the scenarios below.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::{
+    ffi::{CStr, c_char, c_void},
+    io::{BufRead, BufReader, Read, Write},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+
+use libloading::{Library, Symbol};
+
+const PTX: &str = concat!(include_str!("programs/small.ptx"), "\0");
+const SCENARIO: &str = "MESHREDUCE_TEST_SCENARIO";
+
+/// The directory of the libraries, which are built for the profile of this test if they are not up to date.
+fn libraries() -> &'static PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        // <target>/<profile>/deps/<test>
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap().to_path_buf();
+        let target = profile.parent().unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "meshreduce-emulator-libcuda",
+            "-p",
+            "meshreduce-emulator-libnvidia-ml",
+        ]);
+        build.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the libraries do not build");
+        profile
+    })
+}
+
+fn start(scenario: &str, environment: &[(&str, &str)]) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "scenario", "--nocapture"])
+        .env_remove("CUDA_VISIBLE_DEVICES")
+        .env_remove("MESHREDUCE_NODE")
+        .env("MESHREDUCE_NODE_ID", format!("test {}", std::process::id()))
+        .env("MESHREDUCE_TEST_LIBRARIES", libraries())
+        .env(SCENARIO, scenario)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Runs a scenario to its end and answers what it wrote to stderr.
+fn run(scenario: &str, environment: &[(&str, &str)]) -> String {
+    let output = start(scenario, environment).wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success(),
+        "{scenario} failed:\n{}\n{stderr}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    stderr
+}
+
+/// Calls a function of a library by its C name and answers its code.
+macro_rules! call {
+    ($library:expr, $name:ident($($arg:expr => $type:ty),* $(,)?)) => {{
+        let name = concat!(stringify!($name), "\0").as_bytes();
+        // SAFETY: the types are those of the C API, and the arguments are valid for it.
+        unsafe {
+            let function: Symbol<'_, unsafe extern "C" fn($($type),*) -> u32> = $library.get(name).unwrap();
+            function($($arg),*)
+        }
+    }};
+}
+
+fn open(name: &str) -> Library {
+    let path = PathBuf::from(std::env::var("MESHREDUCE_TEST_LIBRARIES").unwrap()).join(name);
+    // SAFETY: the libraries' initialisers do nothing.
+    unsafe { Library::new(path).unwrap() }
+}
+
+/// The driver with the primary context of device 0 current.
+fn ready() -> Library {
+    let cuda = open("libmeshreduce_libcuda.so");
+    assert_eq!(call!(cuda, cuInit(0 => u32)), 0);
+    let mut context = 0u64;
+    assert_eq!(call!(cuda, cuDevicePrimaryCtxRetain(&mut context => *mut u64, 0 => i32)), 0);
+    assert_eq!(call!(cuda, cuCtxSetCurrent(context => u64)), 0);
+    cuda
+}
+
+fn allocate(cuda: &Library, bytes: usize) -> u64 {
+    let mut address = 0u64;
+    assert_eq!(call!(cuda, cuMemAlloc_v2(&mut address => *mut u64, bytes => usize)), 0);
+    address
+}
+
+fn function(cuda: &Library, name: &CStr) -> u64 {
+    let (mut module, mut function) = (0u64, 0u64);
+    assert_eq!(
+        call!(cuda, cuModuleLoadData(&mut module => *mut u64, PTX.as_ptr().cast() => *const c_void)),
+        0
+    );
+    let name = name.as_ptr();
+    assert_eq!(
+        call!(cuda, cuModuleGetFunction(&mut function => *mut u64, module => u64, name => *const c_char)),
+        0
+    );
+    function
+}
+
+fn launch_increment(cuda: &Library, address: u64, count: u32) -> u32 {
+    let increment = function(cuda, c"increment");
+    let params = [(&raw const address).cast::<c_void>(), (&raw const count).cast()];
+    let blocks = count.div_ceil(64);
+    call!(cuda, cuLaunchKernel(
+        increment => u64, blocks => u32, 1 => u32, 1 => u32, 64 => u32, 1 => u32, 1 => u32, 0 => u32, 0 => u64,
+        params.as_ptr() => *const *const c_void, std::ptr::null() => *const *const c_void))
+}
+
+fn write_values(cuda: &Library, address: u64, values: &[u32]) {
+    let (from, bytes) = (values.as_ptr().cast(), values.len() * 4);
+    assert_eq!(call!(cuda, cuMemcpyHtoD_v2(address => u64, from => *const c_void, bytes => usize)), 0);
+}
+
+fn read_values(cuda: &Library, address: u64, count: usize) -> Vec<u32> {
+    let mut values = vec![0u32; count];
+    let to = values.as_mut_ptr().cast();
+    assert_eq!(call!(cuda, cuMemcpyDtoH_v2(to => *mut c_void, address => u64, count * 4 => usize)), 0);
+    values
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct IpcHandle([u8; 64]);
+
+fn open_handle(cuda: &Library, handle: IpcHandle) -> Result<u64, u32> {
+    let mut address = 0u64;
+    match call!(cuda, cuIpcOpenMemHandle_v2(&mut address => *mut u64, handle => IpcHandle, 1 => u32)) {
+        0 => Ok(address),
+        code => Err(code),
+    }
+}
+
+/// The handle that an exporting child prints, after whatever the test harness prints before it.
+fn handle_of(child: &mut Child) -> String {
+    let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    let line = lines.find_map(|line| Some(line.ok()?.split_once("HANDLE ")?.1.to_owned()));
+    line.expect("the exporter prints its handle")
+}
+
+fn parse_handle(hex: &str) -> IpcHandle {
+    let mut handle = IpcHandle([0; 64]);
+    for (index, byte) in handle.0.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * index..2 * index + 2], 16).unwrap();
+    }
+    handle
+}
+
+/// Not a test of its own: the other side of the tests below.
+#[test]
+fn scenario() {
+    let Ok(scenario) = std::env::var(SCENARIO) else { return };
+    match scenario.as_str() {
+        "launch" => launch(),
+        "visible" => visible(),
+        "sticky" => sticky(),
+        "lookup" => lookup(),
+        "log" => log(),
+        "unknown node" => {
+            let cuda = open("libmeshreduce_libcuda.so");
+            assert_eq!(call!(cuda, cuInit(0 => u32)), 100);
+        }
+        "uninitialised" => {
+            let cuda = open("libmeshreduce_libcuda.so");
+            let mut count = 0;
+            assert_eq!(call!(cuda, cuDeviceGetCount(&mut count => *mut i32)), 3);
+        }
+        "export" => export(),
+        "import" => import(),
+        "import of what is gone" => {
+            let cuda = ready();
+            assert_eq!(open_handle(&cuda, parse_handle(&std::env::var("HANDLE").unwrap())), Err(400));
+        }
+        other => panic!("there is no scenario {other}"),
+    }
+}
+
+fn launch() {
+    let cuda = ready();
+    let address = allocate(&cuda, 4000);
+    write_values(&cuda, address, &(0..1000).collect::<Vec<_>>());
+    assert_eq!(launch_increment(&cuda, address, 1000), 0);
+    assert_eq!(read_values(&cuda, address, 1000), (1..1001).collect::<Vec<_>>());
+    let mut instructions = 0u64;
+    assert_eq!(call!(cuda, meshreduceEmulatorInstructions(&mut instructions => *mut u64)), 0);
+    assert!(instructions > 10_000, "{instructions}");
+    assert_eq!(call!(cuda, cuMemFree_v2(address => u64)), 0);
+    assert_eq!(call!(cuda, cuMemAlloc_v2(std::ptr::null_mut() => *mut u64, 4 => usize)), 1);
+}
+
+fn visible() {
+    let cuda = open("libmeshreduce_libcuda.so");
+    let nvml = open("libmeshreduce_libnvidia_ml.so");
+    assert_eq!(call!(cuda, cuInit(0 => u32)), 0);
+    assert_eq!(call!(nvml, nvmlInit_v2()), 0);
+    let (mut cuda_count, mut nvml_count) = (0i32, 0u32);
+    assert_eq!(call!(cuda, cuDeviceGetCount(&mut cuda_count => *mut i32)), 0);
+    assert_eq!(call!(nvml, nvmlDeviceGetCount_v2(&mut nvml_count => *mut u32)), 0);
+    assert_eq!((cuda_count, nvml_count), (2, 8));
+    let mut uuid = [0u8; 16];
+    assert_eq!(call!(cuda, cuDeviceGetUuid(uuid.as_mut_ptr() => *mut u8, 0 => i32)), 0);
+    let (mut device, mut text) = (0u64, [0u8; 96]);
+    assert_eq!(call!(nvml, nvmlDeviceGetHandleByIndex_v2(6 => u32, &mut device => *mut u64)), 0);
+    assert_eq!(call!(nvml, nvmlDeviceGetUUID(device => u64, text.as_mut_ptr() => *mut u8, 96 => u32)), 0);
+    let text = CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap();
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(
+        text.trim_start_matches("GPU-").replace('-', ""),
+        hex,
+        "device 6 of the node is the first visible"
+    );
+}
+
+fn sticky() {
+    let cuda = ready();
+    let address = allocate(&cuda, 400);
+    assert_eq!(launch_increment(&cuda, address, 128), 0);
+    assert_eq!(call!(cuda, cuCtxSynchronize()), 700);
+    assert_eq!(call!(cuda, cuStreamSynchronize(0 => u64)), 700);
+    let mut other = 0u64;
+    assert_eq!(call!(cuda, cuMemAlloc_v2(&mut other => *mut u64, 4 => usize)), 700);
+    let mut name = std::ptr::null();
+    assert_eq!(call!(cuda, cuGetErrorName(700 => u32, &mut name => *mut *const c_char)), 0);
+    // SAFETY: the name is a constant of the library.
+    assert_eq!(unsafe { CStr::from_ptr(name) }, c"CUDA_ERROR_ILLEGAL_ADDRESS");
+}
+
+fn lookup() {
+    let cuda = ready();
+    let find = |name: &CStr, version: i32| {
+        let (mut address, mut status) = (std::ptr::null::<c_void>(), 9u32);
+        let code = call!(cuda, cuGetProcAddress_v2(
+            name.as_ptr() => *const c_char, &mut address => *mut *const c_void, version => i32, 0 => u64,
+            &mut status => *mut u32));
+        (code, address, status)
+    };
+    // SAFETY: only the address is taken.
+    let alloc = unsafe { *cuda.get::<unsafe extern "C" fn()>(b"cuMemAlloc_v2").unwrap() } as *const c_void;
+    assert_eq!(find(c"cuMemAlloc", 12000), (0, alloc, 0));
+    assert_eq!(find(c"cuFlyToTheMoon", 12000), (500, std::ptr::null(), 1));
+    let (code, _, status) = find(c"cuGraphLaunch", 12000);
+    assert_eq!((code, status), (0, 0));
+    assert_eq!(call!(cuda, cuGraphLaunch(0 => u64, 0 => u64)), 801);
+    assert_eq!(call!(cuda, cuGraphLaunch(0 => u64, 0 => u64)), 801);
+    let mut status = 9u32;
+    assert_eq!(call!(cuda, cuStreamIsCapturing(0 => u64, &mut status => *mut u32)), 0);
+    assert_eq!(status, 0);
+    assert_eq!(call!(cuda, cuStreamSynchronize(0x1234 => u64)), 400);
+}
+
+fn log() {
+    let cuda = ready();
+    let text = PTX.replace("ld.global.u32 %r6", "teleport.u32 %r6");
+    let mut buffer = [0u8; 1024];
+    let options = [5u32, 6];
+    let mut values = [buffer.as_mut_ptr().cast::<c_void>(), buffer.len() as *mut c_void];
+    let mut module = 0u64;
+    let code = call!(cuda, cuModuleLoadDataEx(
+        &mut module => *mut u64, text.as_ptr().cast() => *const c_void, 2 => u32, options.as_ptr() => *const u32,
+        values.as_mut_ptr() => *mut *mut c_void));
+    assert_eq!(code, 218);
+    let log = CStr::from_bytes_until_nul(&buffer).unwrap().to_str().unwrap();
+    assert!(log.contains("teleport") && log.contains("line 2"), "{log}");
+    assert_eq!(values[1] as usize, log.len());
+}
+
+/// Exports four numbers, and ends when its stdin does, after checking that they were changed if it is told so.
+fn export() {
+    let cuda = ready();
+    let address = allocate(&cuda, 16);
+    write_values(&cuda, address, &[1, 2, 3, 4]);
+    let mut handle = IpcHandle([0; 64]);
+    assert_eq!(call!(cuda, cuIpcGetMemHandle(&mut handle => *mut IpcHandle, address => u64)), 0);
+    assert_eq!(open_handle(&cuda, handle), Err(201), "not in the exporting process");
+    let hex: String = handle.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    println!("HANDLE {hex}");
+    let mut told = String::new();
+    std::io::stdin().read_to_string(&mut told).unwrap();
+    if told.contains("changed") {
+        assert_eq!(read_values(&cuda, address, 4), [2, 3, 4, 5]);
+    }
+}
+
+/// Runs a kernel on what another process exported.
+fn import() {
+    let cuda = ready();
+    let handle = parse_handle(&std::env::var("HANDLE").unwrap());
+    let address = open_handle(&cuda, handle).unwrap();
+    assert_eq!(open_handle(&cuda, handle), Ok(address), "opened twice, there once");
+    assert_eq!(launch_increment(&cuda, address, 4), 0);
+    assert_eq!(read_values(&cuda, address, 4), [2, 3, 4, 5]);
+    assert_eq!(call!(cuda, cuIpcCloseMemHandle(address => u64)), 0);
+    assert_eq!(call!(cuda, cuIpcCloseMemHandle(address => u64)), 0);
+    assert_eq!(call!(cuda, cuIpcCloseMemHandle(address => u64)), 1);
+}
+
+#[test]
+fn a_program_allocates_copies_and_launches() {
+    run("launch", &[]);
+}
+
+#[test]
+fn nothing_works_before_initialisation() {
+    run("uninitialised", &[]);
+}
+
+#[test]
+fn visible_devices_concern_the_driver_and_not_nvml() {
+    run("visible", &[("CUDA_VISIBLE_DEVICES", "6,1,77,2")]);
+}
+
+#[test]
+fn an_unknown_node_is_no_device_and_the_shipped_ones_are_named() {
+    let stderr = run("unknown node", &[("MESHREDUCE_NODE", "dgx-9000")]);
+    assert!(stderr.contains("dgx-9000") && stderr.contains("hgx-h100"), "{stderr}");
+}
+
+#[test]
+fn a_fault_is_sticky_and_reported_with_its_place() {
+    let stderr = run("sticky", &[]);
+    for part in ["increment", "ld.global.u32", "400-byte allocation", "thread"] {
+        assert!(stderr.contains(part), "{part} is missing in: {stderr}");
+    }
+}
+
+#[test]
+fn functions_are_found_by_name_and_those_not_emulated_are_named_once() {
+    let stderr = run("lookup", &[]);
+    assert_eq!(stderr.matches("cuGraphLaunch is not emulated").count(), 1, "{stderr}");
+}
+
+#[test]
+fn the_jit_log_names_the_line() {
+    run("log", &[]);
+}
+
+#[test]
+fn device_memory_is_shared_between_processes() {
+    let mut exporter = start("export", &[]);
+    let handle = handle_of(&mut exporter);
+    run("import", &[("HANDLE", &handle)]);
+    exporter.stdin.take().unwrap().write_all(b"changed").unwrap();
+    let output = exporter.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_killed_exporter_leaves_a_handle_that_is_refused() {
+    let mut exporter = start("export", &[]);
+    let handle = handle_of(&mut exporter);
+    exporter.kill().unwrap();
+    exporter.wait().unwrap();
+    let stderr = run("import of what is gone", &[("HANDLE", &handle)]);
+    assert!(stderr.contains("the process that exported it has ended"), "{stderr}");
+}
+
+#[test]
+fn another_instance_of_the_node_refuses_the_handle() {
+    let mut exporter = start("export", &[]);
+    let handle = handle_of(&mut exporter);
+    let environment = [("HANDLE", handle.as_str()), ("MESHREDUCE_NODE_ID", "another")];
+    let stderr = run("import of what is gone", &environment);
+    assert!(stderr.contains("another emulated node"), "{stderr}");
+    drop(exporter.stdin.take());
+    exporter.wait().unwrap();
+}
