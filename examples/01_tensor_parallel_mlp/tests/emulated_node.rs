@@ -13,7 +13,7 @@ fn example(arguments: &[&str]) -> Command {
 
 fn run_on_emulated_node(arguments: &[&str]) -> Output {
     let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
-    example(arguments).envs(node.environment()).output().unwrap()
+    example(arguments).envs(node.environment()).output().expect("the example can be started")
 }
 
 fn assert_every_rank_is_right(output: &Output, world_size: usize) {
