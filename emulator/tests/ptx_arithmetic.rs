@@ -1,6 +1,8 @@
 //! Arithmetic, instruction by instruction, through text and executor, against computations on the host that share no
 //! code with the emulator.
 
+#![allow(clippy::unwrap_used, clippy::precedence, clippy::double_comparisons, clippy::needless_range_loop)]
+
 mod support;
 
 use meshreduce_emulator::ptx::semantics::round::{BF16, F16, F32};

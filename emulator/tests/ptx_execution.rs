@@ -1,5 +1,7 @@
 //! Whole kernels on the direct executor: control flow, memory faults, barriers, atomics and spinning.
 
+#![allow(clippy::unwrap_used, clippy::precedence, clippy::double_comparisons, clippy::needless_range_loop)]
+
 mod support;
 
 use meshreduce_emulator::exec::{FaultKind, TurnEnd};

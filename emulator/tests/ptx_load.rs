@@ -1,5 +1,7 @@
 //! What loads, and what is refused, where and why.
 
+#![allow(clippy::unwrap_used, clippy::precedence, clippy::double_comparisons, clippy::needless_range_loop)]
+
 mod support;
 
 use meshreduce_emulator::ptx::{Module, PtxError};
@@ -153,4 +155,19 @@ fn every_shipped_text_loads() {
         }
     }
     assert!(texts > 0);
+}
+
+#[test]
+fn what_rustc_wraps_around_inline_assembly_loads() {
+    let text = format!(
+        "{DECLARATIONS}// begin inline asm
+        {{ .reg .pred p; setp.eq.u32 p, %r1, 0; @p bra skip; mov.u32 %r2, 1; skip: }}
+        {{ .reg .pred p; setp.eq.u32 p, %r1, 0; @p bra skip; mov.u32 %r2, 2; skip: }}
+        // end inline asm
+        .loc 1 2 3
+        {{ .reg .b16 tmp; mov.b32 {{tmp, %h1}}, %r2; }}
+        .pragma \"nounroll\";
+        mov.pred %p1, -1; @!%p1 bra.uni end; end: ret;"
+    );
+    Module::parse(&kernel("", &text)).unwrap();
 }

@@ -1,5 +1,7 @@
 //! The shipped one-shot kernels on the direct executor: all ranks in one address space, their blocks taking turns.
 
+#![allow(clippy::unwrap_used, clippy::precedence, clippy::double_comparisons, clippy::needless_range_loop)]
+
 mod support;
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! A flat device memory for tests, and a loop that runs a grid.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::result_large_err)]
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;

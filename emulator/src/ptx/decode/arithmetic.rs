@@ -6,7 +6,7 @@ use crate::ptx::ast::Operand;
 use crate::ptx::error::At;
 use crate::ptx::program::{Op, Slot};
 use crate::ptx::semantics::{Binary, Quaternary, Ternary, Unary, convert, float, integer};
-use crate::ptx::types::{Class, Clock, Compare, Rounding, Space, Type};
+use crate::ptx::types::{Class, Clock, Rounding, Space, Type};
 
 impl<'a> Decoder<'a> {
     pub(super) fn arithmetic(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
@@ -91,28 +91,44 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn operands<const N: usize>(&self, line: &Line<'_, 'a>) -> Result<[Operand<'a>; N], At> {
+    pub(super) fn operands<const N: usize>(&self, line: &Line<'_, 'a>) -> Result<[Operand<'a>; N], At> {
         line.instruction.operands.clone().try_into().or_else(|_| {
             let given = line.instruction.operands.len();
             line.fail(format!("{} takes {N} operands here, not {given}", line.instruction.opcode))
         })
     }
 
-    fn destination(&mut self, line: &Line<'_, 'a>, operand: &Operand<'a>, ty: Type) -> Result<Slot, At> {
+    pub(super) fn destination(
+        &mut self,
+        line: &Line<'_, 'a>,
+        operand: &Operand<'a>,
+        ty: Type,
+    ) -> Result<Slot, At> {
         self.names.destination(operand, ty, false, line.instruction.line)
     }
 
-    fn source(&mut self, line: &Line<'_, 'a>, operand: &Operand<'a>, ty: Type) -> Result<Slot, At> {
+    pub(super) fn source(
+        &mut self,
+        line: &Line<'_, 'a>,
+        operand: &Operand<'a>,
+        ty: Type,
+    ) -> Result<Slot, At> {
         self.names.source(operand, ty, false, line.instruction.line)
     }
 
-    fn unary(&mut self, line: &Line<'_, 'a>, f: Option<Unary>, to: Type, from: Type) -> Result<Op, At> {
+    pub(super) fn unary(
+        &mut self,
+        line: &Line<'_, 'a>,
+        f: Option<Unary>,
+        to: Type,
+        from: Type,
+    ) -> Result<Op, At> {
         let Some(f) = f else { return line.unsupported() };
         let [d, a] = self.operands(line)?;
         Ok(Op::Unary { f, d: self.destination(line, &d, to)?, a: self.source(line, &a, from)? })
     }
 
-    fn binary(
+    pub(super) fn binary(
         &mut self,
         line: &Line<'_, 'a>,
         f: Option<Binary>,
@@ -130,7 +146,12 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    fn ternary(&mut self, line: &Line<'_, 'a>, f: Option<Ternary>, types: [Type; 4]) -> Result<Op, At> {
+    pub(super) fn ternary(
+        &mut self,
+        line: &Line<'_, 'a>,
+        f: Option<Ternary>,
+        types: [Type; 4],
+    ) -> Result<Op, At> {
         let Some(f) = f else { return line.unsupported() };
         let [d, a, b, c] = self.operands(line)?;
         Ok(Op::Ternary {
@@ -432,119 +453,6 @@ impl<'a> Decoder<'a> {
         }
         let b = self.names.constant(spec.encode(), at)?;
         Ok(Op::Binary { f: convert::convert, d, a, b })
-    }
-
-    fn comparison(&mut self, line: &mut Line<'_, 'a>) -> Result<(Compare, Option<Binary>, bool), At> {
-        let Some(compare) = line.modifiers.find(Compare::parse) else {
-            return line.fail("a comparison is needed, such as .eq");
-        };
-        let combine: Option<Binary> = line.modifiers.find(|word| match word {
-            "and" => Some((|a, b| a & b & 1) as Binary),
-            "or" => Some(|a, b| (a | b) & 1),
-            "xor" => Some(|a, b| (a ^ b) & 1),
-            _ => None,
-        });
-        Ok((compare, combine, line.modifiers.take("ftz")))
-    }
-
-    fn comparator(&self, line: &Line<'_, 'a>, compare: Compare, ty: Type, flush: bool) -> Result<Binary, At> {
-        let f = match ty.class() {
-            Class::Float => float::compare(compare, ty, flush),
-            _ if flush => None,
-            _ => integer::compare(compare, ty),
-        };
-        f.map_or_else(|| line.unsupported(), Ok)
-    }
-
-    fn setp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
-        let (compare, combine, flush) = self.comparison(line)?;
-        let ty = line.ty()?;
-        let compare = self.comparator(line, compare, ty, flush)?;
-        let operands = &line.instruction.operands;
-        if operands.len() != 3 + usize::from(combine.is_some()) {
-            return line.fail(format!("setp takes {} operands here", 3 + usize::from(combine.is_some())));
-        }
-        let (p, q) = match &operands[0] {
-            Operand::Pair(p, q) => (Operand::Name(p), Some(Operand::Name(q))),
-            other => (other.clone(), None),
-        };
-        let p = self.destination(line, &p, Type::Pred)?;
-        let a = self.source(line, &operands[1], ty)?;
-        let b = self.source(line, &operands[2], ty)?;
-        if q.is_none() && combine.is_none() {
-            return Ok(Op::Binary { f: compare, d: p, a, b });
-        }
-        let q = self.destination(line, &q.unwrap_or(Operand::Name("_")), Type::Pred)?;
-        let (c, negate) = match operands.get(3) {
-            None => (self.names.constant(1, line.instruction.line)?, false),
-            Some(Operand::Not(name)) => (self.source(line, &Operand::Name(name), Type::Pred)?, true),
-            Some(other) => (self.source(line, other, Type::Pred)?, false),
-        };
-        let combine = combine.unwrap_or(|a, b| a & b & 1);
-        Ok(Op::SetPredicate { compare, combine, p, q, a, b, c, negate })
-    }
-
-    /// `set`: like `setp`, with a number as the result.
-    fn set(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
-        let (compare, combine, flush) = self.comparison(line)?;
-        let (to, ty) = (line.ty()?, line.ty()?);
-        if combine.is_some() || !matches!(to, Type::U32 | Type::S32 | Type::F32) {
-            return line.unsupported();
-        }
-        let compare = self.comparator(line, compare, ty, flush)?;
-        let [d, a, b] = self.operands(line)?;
-        let d = self.destination(line, &d, to)?;
-        let truth = if to == Type::F32 { u64::from(1f32.to_bits()) } else { 0xffff_ffff };
-        let (a, b) = (self.source(line, &a, ty)?, self.source(line, &b, ty)?);
-        // The comparison goes into a predicate of its own, which then selects.
-        let at = line.instruction.line;
-        let p = self.destination(line, &Operand::Name("_"), Type::Pred)?;
-        let one = self.names.constant(1, at)?;
-        let q = self.destination(line, &Operand::Name("_"), Type::Pred)?;
-        let guard = match line.instruction.guard {
-            None => crate::ptx::program::Guard::Always,
-            Some(_) => return line.fail("a guarded set is not supported"),
-        };
-        let op = Op::SetPredicate { compare, combine: |a, b| a & b & 1, p, q, a, b, c: one, negate: false };
-        self.push(op, guard, at);
-        Ok(Op::Select { d, a: self.names.constant(truth, at)?, b: self.names.constant(0, at)?, c: p })
-    }
-
-    fn selp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
-        let ty = line.ty()?;
-        if ty.bits() < 16 {
-            return line.unsupported();
-        }
-        let [d, a, b, c] = self.operands(line)?;
-        Ok(Op::Select {
-            d: self.destination(line, &d, ty)?,
-            a: self.source(line, &a, ty)?,
-            b: self.source(line, &b, ty)?,
-            c: self.source(line, &c, Type::Pred)?,
-        })
-    }
-
-    fn slct(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
-        let flush = line.modifiers.take("ftz");
-        let (ty, test) = (line.ty()?, line.ty()?);
-        let f: Ternary = match test {
-            Type::S32 if !flush => |a, b, c| if c as i32 >= 0 { a } else { b },
-            // False for NaN; -0 is not below 0, and so are the subnormals that `.ftz` flushes.
-            Type::F32 if flush => |a, b, c| {
-                let c = f32::from_bits(c as u32);
-                if c >= 0.0 || c.is_subnormal() { a } else { b }
-            },
-            Type::F32 => |a, b, c| if f32::from_bits(c as u32) >= 0.0 { a } else { b },
-            _ => return line.unsupported(),
-        };
-        self.ternary(line, Some(f), [ty, ty, ty, test])
-    }
-
-    fn testp(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
-        const PROPERTIES: [&str; 6] = ["finite", "infinite", "number", "notanumber", "normal", "subnormal"];
-        let Some(property) = line.modifiers.one_of(&PROPERTIES) else { return line.unsupported() };
-        let ty = line.ty()?;
-        self.unary(line, float::test(property, ty), Type::Pred, ty)
     }
 
     fn carry_slot(&mut self, line: &Line<'_, 'a>) -> Result<Slot, At> {

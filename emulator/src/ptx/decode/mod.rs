@@ -1,6 +1,7 @@
 //! Syntax tree to decoded program: names and labels are resolved, operand types checked.
 
 mod arithmetic;
+mod compare;
 mod control;
 mod memory;
 mod modifiers;
