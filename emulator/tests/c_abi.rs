@@ -10,6 +10,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use libloading::{Library, Symbol};
@@ -186,6 +187,7 @@ fn scenario() {
             let mut count = 0;
             assert_eq!(call!(cuda, cuDeviceGetCount(&mut count => *mut i32)), 3);
         }
+        "wait" => wait(),
         "export" => export(),
         "import" => import(),
         "import of what is gone" => {
@@ -285,6 +287,32 @@ fn log() {
     assert_eq!(values[1] as usize, log.len());
 }
 
+/// Lets 64 blocks of 512 threads wait for a second and a half, then measures for two.
+fn wait() {
+    let cuda = ready();
+    let flag = allocate(&cuda, 4);
+    write_values(&cuda, flag, &[0]);
+    let wait_for = function(&cuda, c"wait_for");
+    let (mut stream, params) = (0u64, [(&raw const flag).cast::<c_void>()]);
+    assert_eq!(call!(cuda, cuStreamCreate(&mut stream => *mut u64, 1 => u32)), 0);
+    let code = call!(cuda, cuLaunchKernel(
+        wait_for => u64, 64 => u32, 1 => u32, 1 => u32, 512 => u32, 1 => u32, 1 => u32, 0 => u32, stream => u64,
+        params.as_ptr() => *const *const c_void, std::ptr::null() => *const *const c_void));
+    assert_eq!(code, 0);
+    std::thread::sleep(Duration::from_millis(1500));
+    let cpu = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+    };
+    let (before, began) = (cpu(), Instant::now());
+    std::thread::sleep(Duration::from_secs(2));
+    let share = (cpu() - before) / began.elapsed().as_secs_f64();
+    println!("SHARE {share}");
+    write_values(&cuda, flag, &[1]);
+    assert_eq!(call!(cuda, cuStreamSynchronize(stream => u64)), 0);
+    assert!(share < 0.05, "a waiting device took {:.1} % of a core", share * 100.0);
+}
+
 /// Exports four numbers, and ends when its stdin does, after checking that they were changed if it is told so.
 fn export() {
     let cuda = ready();
@@ -318,6 +346,11 @@ fn import() {
 #[test]
 fn a_program_allocates_copies_and_launches() {
     run("launch", &[]);
+}
+
+#[test]
+fn a_waiting_device_takes_little_of_a_core() {
+    run("wait", &[]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 const LONG_SLEEP: Duration = Duration::from_millis(1);
 const SLEEP_PER_LOOK: u32 = 25;
 /// A waiting device notices what other processes did within this time.
-const LONGEST_SLEEP: Duration = Duration::from_millis(40);
+const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
 /// The thread's function; ends when the engine is dropped.
 pub(super) fn run(shared: &Arc<Shared>) {
