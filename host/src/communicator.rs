@@ -26,8 +26,10 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per channel one signal pad (17 KiB) and two staging halves of the longest message, that is
-/// 529 KiB with the default limits; plus the kernels. Page-locked host memory: one page per channel.
+/// Device memory: per channel one signal pad (17 KiB) and two staging halves, plus the kernels. A half holds the longest
+/// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
+/// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
+/// memory: one page per channel.
 ///
 /// # End
 ///
@@ -61,7 +63,7 @@ impl Communicator {
 
     /// The topology that algorithms are selected for.
     pub fn topology(&self) -> Topology {
-        self.shared.selector.topology
+        self.shared.selector.ground.topology
     }
 
     /// The links between the ranks' devices.
@@ -213,7 +215,7 @@ impl Shared {
             let offset = CONTEXT_STRIDE * u64::from(index);
             let state =
                 ChannelState::new(&context, index, contexts.address() + offset, rank, config.deadline)?;
-            let channel = channel_context(&reaches, layout, (&mesh, selector.topology), rank, &state);
+            let channel = channel_context(&reaches, layout, &mesh, rank, &state);
             contexts.write(offset, bytes_of(&channel), &stream)?;
             channels.push(Arc::new(state));
         }
@@ -347,14 +349,14 @@ impl Drop for Shared {
 fn channel_context(
     reaches: &[Option<Reach>],
     layout: SegmentLayout,
-    (mesh, topology): (&Mesh, Topology),
+    mesh: &Mesh,
     rank: usize,
     state: &ChannelState,
 ) -> ChannelContext {
     let segment = |rank: usize| reaches[rank].as_ref().map(Reach::address);
     let order = mesh.positions();
     let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
-    let relay = mesh.relay(topology, rank).and_then(|relay| order.iter().position(|other| *other == relay));
+    let relay = mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
     let mut context = ChannelContext {
         pads: [0; MAX_RANKS],
         staging: [0; MAX_RANKS],

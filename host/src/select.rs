@@ -3,15 +3,14 @@
 
 use meshreduce_wire::{Algorithm, DType, Op};
 
-use crate::algorithms;
+use crate::algorithms::{self, Ground};
 use crate::config::Limits;
 use crate::error::Error;
-use crate::topology::Topology;
 
 /// The rule of one communicator: equal on all ranks, because all it knows was compared at the rendezvous.
 #[derive(Clone, Debug)]
 pub(crate) struct Selector {
-    pub(crate) topology: Topology,
+    pub(crate) ground: Ground,
     pub(crate) limits: Limits,
     pub(crate) forced: Option<Algorithm>,
 }
@@ -22,8 +21,8 @@ impl Selector {
         let Some(algorithm) = self.forced else { return Ok(()) };
         let why = if !algorithms::SHIPPED.iter().any(|shipped| shipped.algorithm == algorithm) {
             "this version does not contain it".to_owned()
-        } else if !algorithms::on(self.topology).any(|shipped| shipped.algorithm == algorithm) {
-            format!("the topology is {}", self.topology)
+        } else if !self.ground.algorithms().any(|shipped| shipped.algorithm == algorithm) {
+            format!("the topology is {}", self.ground.topology)
         } else {
             return Ok(());
         };
@@ -39,7 +38,9 @@ impl Selector {
         op: Op,
     ) -> Result<Algorithm, Error> {
         let Some(algorithm) = self.forced else {
-            return algorithms::on(self.topology)
+            return self
+                .ground
+                .algorithms()
                 .map(|description| description.algorithm)
                 .find(|algorithm| bytes <= self.limits.of(*algorithm) && loaded(*algorithm))
                 .ok_or(Error::NoAlgorithm { bytes, dtype, op });
@@ -58,9 +59,11 @@ impl Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::Topology;
 
     fn selector(forced: Option<Algorithm>) -> Selector {
-        Selector { topology: Topology::FullyConnected, limits: Limits::default(), forced }
+        let ground = Ground { topology: Topology::FullyConnected, cube: false };
+        Selector { ground, limits: Limits::default(), forced }
     }
 
     fn select(selector: &Selector, bytes: u64) -> Result<Algorithm, Error> {
@@ -73,8 +76,11 @@ mod tests {
         for bytes in [0, 2, 262_144] {
             assert_eq!(select(&selector, bytes).unwrap(), Algorithm::OneShot);
         }
-        match select(&selector, 262_146) {
-            Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, 262_146),
+        for bytes in [262_146, 10 << 20] {
+            assert_eq!(select(&selector, bytes).unwrap(), Algorithm::TwoShot);
+        }
+        match select(&selector, (10 << 20) + 2) {
+            Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, (10 << 20) + 2),
             other => panic!("{other:?}"),
         }
     }
@@ -103,7 +109,8 @@ mod tests {
 
     #[test]
     fn an_algorithm_is_forced_only_where_it_can_run() {
-        let cube = Selector { topology: Topology::HybridCubeMesh, ..selector(Some(Algorithm::OneShot)) };
+        let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Selector { ground, ..selector(Some(Algorithm::OneShot)) };
         match cube.check() {
             Err(Error::AlgorithmNotPossible { why, .. }) => {
                 assert!(why.contains("hybrid cube mesh"), "{why}")

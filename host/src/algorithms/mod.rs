@@ -1,12 +1,14 @@
 //! The algorithms that are shipped: one file each, stating what it needs.
 #![forbid(unsafe_code)]
 
+mod hybrid_cube_mesh;
 mod one_shot;
+mod two_shot;
 
 use meshreduce_wire::{Algorithm, DType, geometry};
 
 use crate::config::Limits;
-use crate::topology::Topology;
+use crate::topology::{Mesh, Topology};
 
 /// What the host knows of an algorithm. (The device side has a module of the same name.)
 #[derive(Debug)]
@@ -14,39 +16,81 @@ pub(crate) struct Description {
     pub(crate) algorithm: Algorithm,
     /// The topology it runs on.
     pub(crate) topology: Topology,
-    /// The PTX texts for 2 to 8 ranks.
-    pub(crate) texts: [&'static str; 7],
+    /// The PTX texts for 2 to 8 ranks, where the algorithm takes that many.
+    pub(crate) texts: [Option<&'static str>; 7],
+}
+
+impl Description {
+    /// The PTX text for `world_size` ranks.
+    pub(crate) fn text(&self, world_size: usize) -> Option<&'static str> {
+        self.texts.get(world_size.checked_sub(meshreduce_wire::MIN_RANKS)?).copied().flatten()
+    }
 }
 
 /// The shipped algorithms, the one for the shortest messages first.
-pub(crate) const SHIPPED: &[Description] = &[one_shot::DESCRIPTION];
+pub(crate) const SHIPPED: &[Description] =
+    &[one_shot::DESCRIPTION, two_shot::DESCRIPTION, hybrid_cube_mesh::DESCRIPTION];
 
-/// The shipped algorithms that run on `topology`.
-pub(crate) fn on(topology: Topology) -> impl Iterator<Item = &'static Description> {
-    SHIPPED.iter().filter(move |description| description.topology == topology)
+/// The topology that algorithms are chosen for, and what the links beneath it are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ground {
+    pub(crate) topology: Topology,
+    /// Whether the links form a hybrid cube mesh, also where another topology is forced.
+    pub(crate) cube: bool,
 }
 
-/// Bytes that one staging half needs, so that every message within the limits fits.
-pub(crate) fn staging_half_bytes(topology: Topology, limits: &Limits, world_size: usize) -> u64 {
-    on(topology)
-        .flat_map(|description| {
-            DType::ALL.map(|dtype| {
-                let count = limits.of(description.algorithm) / dtype.size() as u64;
-                geometry::staging_bytes(description.algorithm, count, dtype, world_size as u32)
-            })
+impl Ground {
+    pub(crate) fn new(topology: Topology, mesh: &Mesh) -> Self {
+        Self { topology, cube: mesh.is_cube() }
+    }
+
+    /// The shipped algorithms that run here. Where full connection is forced on a hybrid cube mesh that is all of
+    /// them, the mesh's own last.
+    pub(crate) fn algorithms(self) -> impl Iterator<Item = &'static Description> {
+        SHIPPED.iter().filter(move |description| match description.topology {
+            Topology::HybridCubeMesh => self.cube && self.topology != Topology::Unknown,
+            topology => topology == self.topology,
         })
-        .max()
-        .unwrap_or(0)
+    }
+
+    /// Bytes that one staging half needs, so that every message within the limits fits.
+    pub(crate) fn staging_half_bytes(self, limits: &Limits, world_size: usize) -> u64 {
+        self.algorithms()
+            .flat_map(|description| {
+                DType::ALL.map(|dtype| {
+                    let count = limits.of(description.algorithm) / dtype.size() as u64;
+                    geometry::staging_bytes(description.algorithm, count, dtype, world_size as u32)
+                })
+            })
+            .max()
+            .unwrap_or(0)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const FULL: Ground = Ground { topology: Topology::FullyConnected, cube: false };
+
+    fn names(ground: Ground) -> Vec<&'static str> {
+        ground.algorithms().map(|description| description.algorithm.name()).collect()
+    }
+
     #[test]
     fn staging_holds_the_longest_message() {
-        let limits = Limits { one_shot: 1000, ..Limits::default() };
-        assert_eq!(staging_half_bytes(Topology::FullyConnected, &limits, 8), 1008);
-        assert_eq!(staging_half_bytes(Topology::Unknown, &limits, 8), 0);
+        let limits = Limits { one_shot: 1000, two_shot: 0, hybrid_cube_mesh: 0 };
+        assert_eq!(FULL.staging_half_bytes(&limits, 8), 1008);
+        let unknown = Ground { topology: Topology::Unknown, cube: false };
+        assert_eq!(unknown.staging_half_bytes(&limits, 8), 0);
+    }
+
+    #[test]
+    fn a_cube_mesh_runs_its_own_algorithm_and_all_of_them_if_full_connection_is_forced() {
+        assert_eq!(names(FULL), ["one-shot", "two-shot"]);
+        let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        assert_eq!(names(cube), ["hybrid-cube-mesh"]);
+        let forced = Ground { topology: Topology::FullyConnected, cube: true };
+        assert_eq!(names(forced), ["one-shot", "two-shot", "hybrid-cube-mesh"]);
     }
 }

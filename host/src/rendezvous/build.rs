@@ -8,6 +8,7 @@ use meshreduce_wire::segment::SegmentLayout;
 use super::exchange::{Acknowledgement, First, Offer, Second, judge_first, judge_second, settings};
 use super::session::{Session, Stop};
 use super::verdict::{Step, Verdict};
+use crate::algorithms::Ground;
 use crate::communicator::{Parts, Shared};
 use crate::config::Config;
 use crate::driver::{self, PrimaryContext, Stream};
@@ -60,16 +61,16 @@ impl Assembly {
             block_cap: 0,
             segment: None,
         };
-        let selector =
-            Selector { topology: own.topology, limits: config.limits, forced: config.forced_algorithm };
+        let ground = Ground::new(own.topology, &own.mesh);
+        let selector = Selector { ground, limits: config.limits, forced: config.forced_algorithm };
         let mut loaded = None;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
-            let kernels = Kernels::load(&context, &texts, own.topology, world_size)?;
+            let kernels = Kernels::load(&context, &texts, ground, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
             own.block_cap = block_cap(&kernels, &context, sharers, config.channels)?;
-            let half = crate::algorithms::staging_half_bytes(own.topology, &config.limits, world_size);
+            let half = ground.staging_half_bytes(&config.limits, world_size);
             let layout = SegmentLayout::new(config.channels, half);
             let stream = Stream::new(&context)?;
             let segment =

@@ -4,6 +4,7 @@
 use super::payload::{Malformed, Payload, Reader, Writer};
 use super::roster::{read_process, write_process};
 use super::verdict::{Failure, Verdict, read_topology};
+use crate::algorithms::Ground;
 use crate::config::Config;
 use crate::driver::IpcHandle;
 use crate::identity::{Device, Host, Identity, PciAddress};
@@ -116,7 +117,7 @@ pub(crate) fn judge_second(all: &[Second]) -> Option<Verdict> {
         let ranks = first.mesh.unlinked().unwrap_or((0, 0));
         return not_applicable(Reason::UnknownTopology { ranks });
     }
-    if crate::algorithms::on(first.topology).next().is_none() {
+    if Ground::new(first.topology, &first.mesh).algorithms().next().is_none() {
         return not_applicable(Reason::NoAlgorithm { topology: first.topology });
     }
     let barred = all.iter().enumerate().find_map(|(rank, one)| one.barred_from.map(|peer| (rank, peer)));

@@ -7,7 +7,7 @@ pub(crate) mod nvml;
 
 use std::fmt;
 
-use meshreduce_wire::{Algorithm, MAX_RANKS};
+use meshreduce_wire::MAX_RANKS;
 
 pub(crate) use hybrid_cube_mesh::HybridCubeMesh;
 
@@ -29,15 +29,6 @@ impl Topology {
         [Topology::FullyConnected, Topology::HybridCubeMesh, Topology::Unknown]
             .into_iter()
             .find(|topology| *topology as u8 == code)
-    }
-
-    /// Whether `algorithm` can run where ranks open each other's memory as this topology says.
-    pub fn allows(self, algorithm: Algorithm) -> bool {
-        match self {
-            Topology::FullyConnected => matches!(algorithm, Algorithm::OneShot | Algorithm::TwoShot),
-            Topology::HybridCubeMesh => algorithm == Algorithm::HybridCubeMesh,
-            Topology::Unknown => false,
-        }
     }
 }
 
@@ -137,11 +128,14 @@ impl Mesh {
         }
     }
 
-    /// The relay neighbour of `rank`, if the topology is a hybrid cube mesh.
-    pub(crate) fn relay(&self, topology: Topology, rank: usize) -> Option<usize> {
-        HybridCubeMesh::derive(self)
-            .filter(|_| topology == Topology::HybridCubeMesh)
-            .map(|cube| cube.relay(rank))
+    /// Whether the links form a hybrid cube mesh.
+    pub(crate) fn is_cube(&self) -> bool {
+        HybridCubeMesh::derive(self).is_some()
+    }
+
+    /// The relay neighbour of `rank`, if the links form a hybrid cube mesh.
+    pub(crate) fn relay(&self, rank: usize) -> Option<usize> {
+        HybridCubeMesh::derive(self).map(|cube| cube.relay(rank))
     }
 
     /// The first entry in which two meshes differ, in words.
@@ -201,9 +195,9 @@ pub(crate) mod tests {
     fn a_rank_opens_what_the_topology_needs() {
         let cube = Mesh::new(8, |a, b| DGX_1V[a][b]);
         assert_eq!(cube.neighbours(Topology::HybridCubeMesh, 0), [1, 2, 3, 4]);
-        assert_eq!(cube.relay(Topology::HybridCubeMesh, 0), Some(4));
+        assert_eq!(cube.relay(0), Some(4));
         assert_eq!(cube.neighbours(Topology::FullyConnected, 5), [0, 1, 2, 3, 4, 6, 7]);
-        assert_eq!(cube.relay(Topology::FullyConnected, 0), None);
+        assert_eq!(Mesh::new(8, |_, _| 12).relay(0), None);
         assert!(cube.neighbours(Topology::Unknown, 0).is_empty());
     }
 

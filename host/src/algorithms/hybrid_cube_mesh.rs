@@ -1,0 +1,12 @@
+//! Hybrid cube mesh: reduce over oneself and the three quad peers, exchange the fp32 partial sum with the relay, add.
+#![forbid(unsafe_code)]
+
+use super::Description;
+use crate::topology::Topology;
+use meshreduce_wire::Algorithm;
+
+pub(super) const DESCRIPTION: Description = Description {
+    algorithm: Algorithm::HybridCubeMesh,
+    topology: Topology::HybridCubeMesh,
+    texts: [None, None, None, None, None, None, Some(include_str!("../../ptx/hybrid_cube_mesh_w8.ptx"))],
+};
