@@ -129,10 +129,14 @@ impl Assembly {
 
     /// Acknowledges a verdict that is not *ready*, waits until the peers have done so, and frees the segment. What is
     /// open of the peers' memory has been closed before.
-    pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict) {
-        let acknowledged = session.acknowledge(verdict).and_then(|()| match self.exported {
-            true => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),
-            false => Ok(true),
+    ///
+    /// A rank that `lingers` waits a moment for the others also if it has allocated nothing: they should learn what
+    /// happened to it, and not find an attempt of dead processes.
+    pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict, lingers: bool) {
+        let acknowledged = session.acknowledge(verdict).and_then(|()| match (self.exported, lingers) {
+            (true, _) => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),
+            (false, true) => session.all_acknowledged(verdict, super::LINGER_LIMIT),
+            (false, false) => Ok(true),
         });
         match acknowledged {
             Ok(true) => {}

@@ -94,7 +94,7 @@ pub fn rendezvous(
                 Ok(verdict) => {
                     shared.dismantle();
                     drop(shared);
-                    assembly.take_down(&session, &verdict);
+                    assembly.take_down(&session, &verdict, false);
                     return outcome(verdict);
                 }
                 Err(error) => {
@@ -105,7 +105,7 @@ pub fn rendezvous(
             },
             Err(Stop::Superseded) => session.withdraw()?,
             Err(Stop::Verdict(verdict)) => {
-                assembly.take_down(&session, &verdict);
+                assembly.take_down(&session, &verdict, false);
                 return outcome(verdict);
             }
             Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
@@ -118,7 +118,7 @@ fn give_up(session: &Session<'_>, assembly: Assembly, rank: usize, error: Error)
     let own = Verdict::Failed(verdict::Failure::Rank { rank, message: error.to_string() });
     // If the store is lost the others find that out themselves.
     let verdict = session.propose(&own).unwrap_or(own);
-    assembly.take_down(session, &verdict);
+    assembly.take_down(session, &verdict, true);
     error
 }
 
@@ -133,3 +133,6 @@ fn outcome(verdict: Verdict) -> Result<Outcome, Error> {
 
 /// How long a rank waits for the others to close its memory after a rendezvous that failed.
 const TAKE_DOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a rank that failed waits for the others to learn of it.
+const LINGER_LIMIT: Duration = Duration::from_secs(2);
