@@ -264,7 +264,8 @@ impl Shared {
             AbortWord { kind: RecordKind::HostAbort, culprit: self.rank as u32, origin: self.rank as u32 };
         let Ok(_current) = self.context.enter() else { return };
         for reach in self.reaches.iter().flatten() {
-            for channel in &self.channels {
+            // Where a kernel has failed it has sent the abort itself, with the name of who is to blame.
+            for channel in self.channels.iter().filter(|channel| record::read(&channel.page).is_none()) {
                 let address = reach.address() + self.layout.pad(channel.index) + pad::ABORT;
                 // SAFETY: the pad is mapped, the word is aligned and 4 bytes long. Kernels read it with strong
                 // accesses; one 32-bit store by the device is seen whole.

@@ -74,3 +74,8 @@ pub use rendezvous::rendezvous;
 pub use store::{FileStore, PrefixStore, Store, StoreError};
 pub use topology::{Mesh, Topology};
 pub use work::Work;
+
+/// The README's example, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

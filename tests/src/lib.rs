@@ -1,1 +1,15 @@
-//! Not written yet.
+//! Integration tests of meshreduce, and the rank program behind `cargo xtask test-multigpu`.
+//!
+//! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
+//! [`reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
+
+pub mod buffer;
+pub mod cluster;
+pub mod emulated_node;
+pub mod inputs;
+pub mod job;
+pub mod plan;
+pub mod probe;
+pub mod reference;
+pub mod report;
+pub mod worker;

@@ -20,6 +20,17 @@ use crate::segment::{Listed, Reach, Segment};
 use crate::select::Selector;
 use crate::topology::{Mesh, Topology, nvml::Fabric};
 
+/// What a rank needs whatever the others do: the kernels' texts, a driver and its device.
+pub(super) fn check_here(
+    world_size: usize,
+    device: u32,
+    config: &Config,
+) -> Result<(Vec<KernelText>, Arc<PrimaryContext>), Error> {
+    let texts = KernelText::choose(config, world_size)?;
+    driver::initialise()?;
+    Ok((texts, PrimaryContext::retain(device)?))
+}
+
 /// What must outlive a failed attempt until the peers have closed it.
 #[derive(Default)]
 pub(super) struct Assembly {
@@ -39,9 +50,7 @@ impl Assembly {
         device: u32,
         config: &Config,
     ) -> Result<Shared, Stop> {
-        let texts = KernelText::choose(config, world_size)?;
-        driver::initialise()?;
-        let context = PrimaryContext::retain(device)?;
+        let (texts, context) = check_here(world_size, device, config)?;
         let process = Process::current()?;
         let identity = Identity { host: Host::current()?, process, device: context.identity()? };
         let settings = settings(config, world_size, &KernelText::digest(&texts));

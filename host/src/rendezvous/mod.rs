@@ -73,6 +73,10 @@ pub fn rendezvous(
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
                 session.acknowledge(&verdict)?;
+                if config.enabled && matches!(verdict, Verdict::Failed(_)) {
+                    // A rank that is broken itself says so in its own words, not in another rank's.
+                    build::check_here(world_size, device, config)?;
+                }
                 return outcome(verdict);
             }
         };

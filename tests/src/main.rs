@@ -1,0 +1,61 @@
+//! `multigpu`: the main job. Every rank's all-reduce, bit by bit against the reference; see `--help`.
+#![forbid(unsafe_code)]
+
+use std::io::Read;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use meshreduce_tests::plan::Plan;
+use meshreduce_tests::{job::Job, probe, report, worker};
+
+/// Runs all-reduces on several ranks and compares every result, bit by bit, with the other ranks' and with a
+/// reference on the host.
+///
+/// On real GPUs where at least two with peer-to-peer access are there, else on an emulated node.
+#[derive(Parser)]
+#[command(name = "test-multigpu", args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+    #[command(flatten)]
+    plan: Plan,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Runs ranks of a job that stands on standard input.
+    #[command(hide = true)]
+    Worker,
+    /// Says as JSON which real devices are there.
+    #[command(hide = true)]
+    Probe,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<bool> {
+    let arguments = Arguments::parse();
+    match arguments.role {
+        Some(Role::Worker) => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("reading the job")?;
+            let job: Job = serde_json::from_str(&text).context("reading the job")?;
+            Ok(worker::run(&job))
+        }
+        Some(Role::Probe) => {
+            println!("{}", serde_json::to_string(&probe::devices())?);
+            Ok(true)
+        }
+        None => report::run(&arguments.plan),
+    }
+}

@@ -1,0 +1,144 @@
+//! The command line of the main job, and the cases it stands for.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use meshreduce::{Algorithm, DType, Op};
+
+use crate::cluster::Placement;
+use crate::job::Case;
+
+/// What to run, and where.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// Emulated node: a shipped name or the file of a description [default: hgx-h100, where no GPUs are found]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub node: Option<String>,
+    /// Number of ranks [default: 8, or the number of real GPUs]
+    #[arg(long, value_name = "N")]
+    pub ranks: Option<usize>,
+    /// All ranks are threads of one process
+    #[arg(long, conflicts_with = "processes")]
+    pub threads: bool,
+    /// Every rank is a process of its own (the default)
+    #[arg(long)]
+    pub processes: bool,
+    /// one-shot, two-shot or hybrid-cube-mesh; several with commas [default: all that are there]
+    #[arg(long, value_name = "A", value_delimiter = ',', value_parser = |text: &str| text.parse::<Algorithm>())]
+    pub algorithm: Vec<Algorithm>,
+    /// bf16, f16 or f32; several with commas [default: all]
+    #[arg(long, value_name = "D", value_delimiter = ',', value_parser = |text: &str| text.parse::<DType>())]
+    pub dtype: Vec<DType>,
+    /// sum, avg, min or max; several with commas
+    #[arg(long, value_name = "OP", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
+    pub op: Vec<Op>,
+    /// Message sizes with commas: bytes, or with the suffix KiB or MiB; whole elements
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4,4KiB,60004,256KiB", value_parser = bytes)]
+    pub bytes: Vec<usize>,
+    /// Elements by which the buffers are shifted from alignment
+    #[arg(long, value_name = "ELEMENTS", default_value_t = 0)]
+    pub offset: usize,
+    /// Input and output are different buffers
+    #[arg(long)]
+    pub out_of_place: bool,
+    /// Launches of every case
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub launches: usize,
+    /// Seed of the random inputs
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// PTX text to run in place of the shipped one
+    #[arg(long, value_name = "FILE")]
+    pub ptx: Option<PathBuf>,
+    /// Seconds that a kernel waits for a peer
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    pub deadline: f64,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Plan {
+    /// Threads or processes.
+    pub fn placement(&self) -> Placement {
+        if self.threads { Placement::Threads } else { Placement::Processes }
+    }
+
+    /// Every combination that was asked for, by algorithm, type and operation, then size.
+    ///
+    /// # Errors
+    /// If a size is not a whole number of elements, or there is nothing to do.
+    pub fn cases(&self) -> Result<Vec<Case>> {
+        let default =
+            |list: &[Algorithm]| if list.is_empty() { Algorithm::ALL.to_vec() } else { list.to_vec() };
+        let dtypes = if self.dtype.is_empty() { DType::ALL.to_vec() } else { self.dtype.clone() };
+        let mut cases = Vec::new();
+        for algorithm in default(&self.algorithm) {
+            for &dtype in &dtypes {
+                for &op in &self.op {
+                    for &bytes in &self.bytes {
+                        ensure!(
+                            bytes.is_multiple_of(dtype.size()) && bytes > 0,
+                            "{bytes} bytes are not a whole number of {dtype} elements"
+                        );
+                        let in_place = !self.out_of_place;
+                        cases.push(Case { algorithm, dtype, op, bytes, offset: self.offset, in_place });
+                    }
+                }
+            }
+        }
+        if cases.is_empty() || self.launches == 0 {
+            bail!("nothing to do");
+        }
+        Ok(cases)
+    }
+}
+
+fn bytes(text: &str) -> Result<usize> {
+    let (digits, unit) = match text.strip_suffix("MiB") {
+        Some(digits) => (digits, 1 << 20),
+        None => text.strip_suffix("KiB").map_or((text, 1), |digits| (digits, 1 << 10)),
+    };
+    let number: usize =
+        digits.parse().map_err(|_| anyhow::anyhow!("'{text}' is not a size such as 4096, 4KiB or 1MiB"))?;
+    number.checked_mul(unit).ok_or_else(|| anyhow::anyhow!("'{text}' is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        plan: Plan,
+    }
+
+    fn plan(line: &str) -> Result<Plan, clap::Error> {
+        Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace())).map(|line| line.plan)
+    }
+
+    #[test]
+    fn lists_are_crossed() {
+        let plan = plan("--algorithm one-shot --dtype bf16,f32 --op sum,max --bytes 4KiB,1MiB").unwrap();
+        let cases = plan.cases().unwrap();
+        assert_eq!(cases.len(), 8);
+        assert_eq!(cases[1].bytes, 1 << 20);
+        assert_eq!(cases[7].op, Op::Max);
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        assert_eq!(bytes("12").unwrap(), 12);
+        assert_eq!(bytes("3KiB").unwrap(), 3072);
+        for text in ["", "KiB", "-1", "1.5MiB", "4 KiB", "99999999999999999MiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+        assert!(plan("--bytes 6 --dtype f32").unwrap().cases().is_err(), "half an element");
+        assert!(plan("--algorithm ring").is_err());
+        assert!(plan("--threads --processes").is_err());
+    }
+}

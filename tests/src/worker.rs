@@ -1,0 +1,258 @@
+//! The rank program: rendezvous, launches, comparison with the reference.
+
+use std::io::Write;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use cust::context::Context;
+use cust::device::Device;
+use meshreduce::store::{FileStore, PrefixStore};
+use meshreduce::{Algorithm, Channel, Communicator, Config, Error, Outcome};
+use sha2::{Digest, Sha256};
+
+use crate::buffer::Guarded;
+use crate::job::{Action, Case, Event, Fault, Job, Mismatch};
+use crate::{inputs, reference};
+
+/// Runs every rank of `job` on a thread of its own and says on standard output what happens.
+///
+/// Returns whether all ranks did all they were told to.
+pub fn run(job: &Job) -> bool {
+    let voice = Voice(Mutex::new(std::io::stdout()));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = job
+            .ranks
+            .iter()
+            .map(|&rank| {
+                scope.spawn({
+                    let voice = &voice;
+                    move || Rank { job, rank, voice }.run()
+                })
+            })
+            .collect();
+        let done: Vec<bool> = threads.into_iter().map(|thread| thread.join().unwrap_or(false)).collect();
+        done.into_iter().all(|done| done)
+    })
+}
+
+struct Voice(Mutex<std::io::Stdout>);
+
+impl Voice {
+    fn say(&self, event: &Event) {
+        let mut line = serde_json::to_string(event).expect("events are plain data");
+        line.push('\n');
+        let mut out = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // If nobody listens any more there is nobody to tell.
+        let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+struct Rank<'a> {
+    job: &'a Job,
+    rank: usize,
+    voice: &'a Voice,
+}
+
+impl Rank<'_> {
+    fn run(&self) -> bool {
+        match self.cases() {
+            Ok(()) => true,
+            Err((case, error)) => {
+                let kind = error.downcast_ref::<Error>().map_or_else(|| "Other".to_owned(), variant);
+                let message = format!("{error:#}");
+                self.voice.say(&Event::Failed { rank: self.rank, case, kind, message });
+                false
+            }
+        }
+    }
+
+    /// Runs the cases in order, over one communicator for each algorithm.
+    fn cases(&self) -> Result<(), (Option<usize>, anyhow::Error)> {
+        self.fault(None);
+        let cases: Vec<(usize, &Case)> = self.job.cases.iter().enumerate().collect();
+        for cases in cases.chunk_by(|(_, a), (_, b)| a.algorithm == b.algorithm) {
+            match self.rendezvous(cases[0].1.algorithm) {
+                Ok(Outcome::Ready(communicator)) => self.all_cases(communicator, cases)?,
+                Ok(Outcome::NotApplicable(reason)) => {
+                    self.voice.say(&Event::NotApplicable { rank: self.rank, reason: reason.to_string() });
+                    return Ok(());
+                }
+                Err(error) => match error.downcast_ref() {
+                    Some(Error::AlgorithmNotPossible { .. }) => {
+                        cases.iter().for_each(|(index, _)| self.unsupported(*index, &error));
+                    }
+                    _ => return Err((None, error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn rendezvous(&self, algorithm: Algorithm) -> Result<Outcome> {
+        let job = self.job;
+        let ptx =
+            job.ptx.as_ref().map(std::fs::read_to_string).transpose().context("reading the PTX text")?;
+        let config = Config::default()
+            .deadline(Some(Duration::from_millis(job.deadline_ms)))
+            .timeout(Duration::from_millis(job.rendezvous_ms))
+            .allow_shared_devices(job.shared_devices)
+            .force_algorithm(Some(algorithm))
+            .ptx(ptx);
+        let store = FileStore::open(&job.store).map_err(Error::from)?;
+        let store = PrefixStore::new(algorithm.name(), &store);
+        Ok(meshreduce::rendezvous(&store, self.rank, job.world_size, job.devices[self.rank], &config)?)
+    }
+
+    fn all_cases(
+        &self,
+        communicator: Communicator,
+        cases: &[(usize, &Case)],
+    ) -> Result<(), (Option<usize>, anyhow::Error)> {
+        self.voice.say(&Event::Ready { rank: self.rank });
+        let nowhere = |error: anyhow::Error| (None, error);
+        let device = Device::get_device(communicator.device()).map_err(|error| nowhere(error.into()))?;
+        let _context = Context::new(device).map_err(|error| nowhere(error.into()))?;
+        let mut channel = communicator.channel(0).map_err(|error| nowhere(error.into()))?;
+        for &(index, case) in cases {
+            match self.case(&communicator, &mut channel, index, case) {
+                Ok(event) => self.voice.say(&event),
+                Err(error) => match error.downcast_ref() {
+                    Some(Error::MessageTooLong { .. } | Error::Unsupported { .. }) => {
+                        self.unsupported(index, &error)
+                    }
+                    _ => return Err((Some(index), error)),
+                },
+            }
+        }
+        drop(channel);
+        communicator.close().map_err(|error| nowhere(error.into()))?;
+        self.voice.say(&Event::Closed { rank: self.rank });
+        Ok(())
+    }
+
+    fn unsupported(&self, case: usize, reason: &anyhow::Error) {
+        self.voice.say(&Event::Unsupported { rank: self.rank, case, reason: format!("{reason:#}") });
+    }
+
+    fn case(
+        &self,
+        communicator: &Communicator,
+        channel: &mut Channel,
+        index: usize,
+        case: &Case,
+    ) -> Result<Event> {
+        let job = self.job;
+        let mut digest = Sha256::new();
+        let mut mismatch = None;
+        let mut spent = Duration::ZERO;
+        let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None)?;
+        for launch in 0..job.launches {
+            let message = |rank| inputs::message(job.seed, index, launch, rank, case.count(), case.dtype);
+            let mine = message(self.rank);
+            let shift = case.offset * case.dtype.size();
+            let (input, output) = match case.in_place {
+                true => (Guarded::new(&mine, shift)?, None),
+                false => (Guarded::tight(&mine, shift)?, Some(Guarded::new(&vec![0x5a; case.bytes], shift)?)),
+            };
+            let target = output.as_ref().unwrap_or(&input);
+
+            let mut count = case.count();
+            let mut enqueue = true;
+            let mut abort = false;
+            match self.fault(Some(index * job.launches + launch)) {
+                Some(Action::FewerElements(elements)) => count -= elements,
+                Some(Action::Skip(_)) => enqueue = false,
+                Some(Action::Abort) => abort = true,
+                _ => {}
+            }
+            let start = Instant::now();
+            if enqueue {
+                // SAFETY: both buffers hold `count` elements on this rank's device, are the same or disjoint, and
+                // live until `synchronize` has returned below.
+                let work = unsafe {
+                    channel.all_reduce_raw(
+                        input.address(),
+                        target.address(),
+                        count,
+                        case.dtype,
+                        case.op,
+                        stream.as_inner(),
+                    )
+                }?;
+                if abort {
+                    communicator.abort();
+                }
+                work.synchronize()?;
+            }
+            spent += start.elapsed();
+
+            let got = target.read()?;
+            digest.update(&got);
+            if mismatch.is_none() {
+                let messages: Vec<_> =
+                    communicator.mesh().positions().iter().map(|&rank| message(rank)).collect();
+                let want = reference::all_reduce(&messages, case.dtype, case.op);
+                mismatch = first_mismatch(launch, &got, &want, case)
+                    .or(target.broken_guard()?.map(|offset| Mismatch::Guard { launch, offset }));
+                if let (None, Some(_)) = (&mismatch, &output) {
+                    let after = input.read()?;
+                    mismatch = (0..mine.len())
+                        .find(|&at| after[at] != mine[at])
+                        .map(|offset| Mismatch::Input { launch, offset });
+                }
+            }
+        }
+        Ok(Event::Case {
+            rank: self.rank,
+            case: index,
+            digest: hex(&digest.finalize()),
+            mismatch,
+            micros: spent.as_micros() as u64,
+            instructions: emulated_instructions(),
+        })
+    }
+
+    /// Does what is to go wrong before `launch`, as far as it can be done here.
+    fn fault(&self, launch: Option<usize>) -> Option<Action> {
+        let due = |fault: &&Fault| fault.rank == self.rank && fault.launch == launch;
+        let action = self.job.faults.iter().find(due)?.action.clone();
+        match action {
+            Action::Die => std::process::abort(),
+            Action::Sleep(ms) | Action::Skip(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Action::FewerElements(_) | Action::Abort => {}
+        }
+        Some(action)
+    }
+}
+
+fn first_mismatch(launch: usize, got: &[u8], want: &[u8], case: &Case) -> Option<Mismatch> {
+    let size = case.dtype.size();
+    let element = (0..case.count()).find(|i| got[i * size..][..size] != want[i * size..][..size])?;
+    let show = |bytes: &[u8]| {
+        let mut element = bytes[element * size..][..size].to_vec();
+        element.reverse();
+        hex(&element)
+    };
+    Some(Mismatch::Element { launch, element, got: show(got), want: show(want) })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of the error's variant, which tests and programs compare.
+fn variant(error: &Error) -> String {
+    let text = format!("{error:?}");
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned()
+}
+
+/// PTX instructions that this process has executed, if its driver is the emulated node's.
+fn emulated_instructions() -> Option<u64> {
+    let address = meshreduce_driver_loader::symbol("meshreduceEmulatorInstructions")?;
+    // SAFETY: only the emulated node's driver exports this name, with this signature.
+    let count: unsafe extern "C" fn(*mut u64) -> i32 = unsafe { std::mem::transmute(address) };
+    let mut instructions = 0;
+    // SAFETY: the function writes one u64 to the address.
+    (unsafe { count(&mut instructions) } == 0).then_some(instructions)
+}
