@@ -1,7 +1,7 @@
 //! Integration tests of meshreduce, and the rank program behind `cargo xtask test-multigpu`.
 //!
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
-//! [`reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
+//! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
 
 pub mod buffer;
 pub mod cluster;
