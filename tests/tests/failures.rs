@@ -7,8 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use meshreduce::Algorithm;
 use meshreduce::store::{FileStore, Store};
-use meshreduce_tests::job::{Action, Event, Fault};
+use meshreduce_tests::job::{Action, Case, Event, Fault};
 use support::{Scene, case, program};
 
 /// Bound on "within the timeout", generous because machines that test are shared.
@@ -106,6 +107,17 @@ fn a_message_over_the_limit_is_refused_with_both_sizes() {
         _ => false,
     });
     assert_eq!(refused.count(), 2, "{}", played.story());
+}
+
+#[test]
+fn an_algorithm_that_the_mesh_does_not_allow_is_refused_alike_on_all_ranks() {
+    let cube = Case { algorithm: Algorithm::HybridCubeMesh, ..case(4096) };
+    let played = Scene::new(8, vec![cube]).in_processes().play();
+    let refused = played.events.iter().filter(|event| match event {
+        Event::Unsupported { reason, .. } => reason.contains("hybrid-cube-mesh is not possible here"),
+        _ => false,
+    });
+    assert_eq!(refused.count(), 8, "{}", played.story());
 }
 
 #[test]

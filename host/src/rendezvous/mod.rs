@@ -119,7 +119,7 @@ pub fn rendezvous(
 
 /// Tells the others of this rank's failure and takes down what it has built.
 fn give_up(session: &Session<'_>, assembly: Assembly, rank: usize, error: Error) -> Error {
-    let own = Verdict::Failed(verdict::Failure::Rank { rank, message: error.to_string() });
+    let own = Verdict::Failed(verdict::Failure::of(rank, &error));
     // If the store is lost the others find that out themselves.
     let verdict = session.propose(&own).unwrap_or(own);
     assembly.take_down(session, &verdict, true);

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use meshreduce_wire::Algorithm;
+
 use super::payload::{Malformed, Payload, Reader, Writer};
 use crate::error::Error;
 use crate::outcome::Reason;
@@ -46,15 +48,52 @@ pub(crate) enum Verdict {
 /// What is broken, as far as other ranks need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    Missing { ranks: Vec<usize>, step: Step, waited: Duration },
-    Died { rank: usize, pid: u32, step: Step },
-    Rank { rank: usize, message: String },
-    Corrupt { key: String, rank: usize, problem: String },
-    Different { field: String, ranks: (usize, usize), values: (String, String) },
-    DeviceTwice { ranks: (usize, usize), device: String },
+    Missing {
+        ranks: Vec<usize>,
+        step: Step,
+        waited: Duration,
+    },
+    Died {
+        rank: usize,
+        pid: u32,
+        step: Step,
+    },
+    Rank {
+        rank: usize,
+        message: String,
+    },
+    Corrupt {
+        key: String,
+        rank: usize,
+        problem: String,
+    },
+    Different {
+        field: String,
+        ranks: (usize, usize),
+        values: (String, String),
+    },
+    DeviceTwice {
+        ranks: (usize, usize),
+        device: String,
+    },
+    /// All ranks see the same topology, so what is not possible on one is not possible on any.
+    NotPossible {
+        algorithm: Algorithm,
+        why: String,
+    },
 }
 
 impl Failure {
+    /// What `rank` tells the others of its own error.
+    pub(crate) fn of(rank: usize, error: &Error) -> Self {
+        match error {
+            Error::AlgorithmNotPossible { algorithm, why } => {
+                Failure::NotPossible { algorithm: *algorithm, why: why.clone() }
+            }
+            error => Failure::Rank { rank, message: error.to_string() },
+        }
+    }
+
     /// The ranks that will not acknowledge.
     fn lost(&self) -> usize {
         match self {
@@ -88,6 +127,7 @@ impl From<Failure> for Error {
                 Error::ConfiguredDifferently { field, ranks, values }
             }
             Failure::DeviceTwice { ranks, device } => Error::DeviceUsedTwice { ranks, device },
+            Failure::NotPossible { algorithm, why } => Error::AlgorithmNotPossible { algorithm, why },
         }
     }
 }
@@ -213,6 +253,11 @@ fn write_failure(failure: &Failure, out: &mut Writer) {
             write_pair(out, *ranks);
             out.text(device);
         }
+        Failure::NotPossible { algorithm, why } => {
+            out.u8(38);
+            out.u8(*algorithm as u8);
+            out.text(why);
+        }
     }
 }
 
@@ -232,6 +277,12 @@ fn read_failure(code: u8, from: &mut Reader<'_>) -> Result<Failure, Malformed> {
             values: (from.text()?, from.text()?),
         },
         37 => Failure::DeviceTwice { ranks: read_pair(from)?, device: from.text()? },
+        38 => {
+            let code = from.u8()?;
+            let algorithm =
+                Algorithm::from_repr(code).ok_or_else(|| Malformed(format!("{code} is no algorithm")))?;
+            Failure::NotPossible { algorithm, why: from.text()? }
+        }
         _ => return Err(Malformed(format!("{code} is no verdict"))),
     })
 }
@@ -259,6 +310,7 @@ mod tests {
             Failure::Corrupt { key: text(), rank: 1, problem: text() },
             Failure::Different { field: text(), ranks: (0, 4), values: (text(), text()) },
             Failure::DeviceTwice { ranks: (0, 1), device: text() },
+            Failure::NotPossible { algorithm: Algorithm::HybridCubeMesh, why: text() },
         ];
         let verdicts = reasons.map(Verdict::NotApplicable).into_iter();
         for verdict in verdicts.chain(failures.map(Verdict::Failed)).chain([Verdict::Ready]) {
