@@ -29,6 +29,8 @@ pub struct Job {
     pub deadline_ms: u64,
     /// Deadline of the rendezvous, in milliseconds.
     pub rendezvous_ms: u64,
+    /// The number of the communicator's first call.
+    pub first_call_number: u64,
     /// Ranks may share a device.
     pub shared_devices: bool,
     /// What is made to go wrong.

@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod cluster;
 pub mod emulated_node;
+pub mod in_process;
 pub mod inputs;
 pub mod job;
 pub mod plan;

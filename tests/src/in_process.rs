@@ -1,0 +1,73 @@
+//! Ranks as threads of the calling process, for tests that look at the library's own values.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use cust::context::Context;
+use cust::device::Device;
+use meshreduce::store::FileStore;
+use meshreduce::{Communicator, Config, Error, Outcome};
+
+use crate::emulated_node::EmulatedNode;
+
+/// Opens the emulated node (an HGX H100, unless `MESHREDUCE_NODE` says otherwise) as this process's driver.
+///
+/// # Panics
+/// If its libraries have not been built, or this process has opened another driver.
+pub fn open_driver() {
+    static OPENED: OnceLock<()> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
+        meshreduce_driver_loader::use_library(node.library()).expect("no driver is open yet");
+    });
+}
+
+/// A configuration whose waits are short enough for tests.
+pub fn config() -> Config {
+    Config::default().deadline(Some(Duration::from_secs(20))).timeout(Duration::from_secs(20))
+}
+
+/// Meets `world_size` ranks, rank r on device r, and runs `program` on each, its device's context current. Returns what
+/// the programs return, by rank.
+///
+/// # Panics
+/// If a rank panics, or the rendezvous is not ready.
+pub fn ranks<T: Send>(
+    world_size: usize,
+    config: &Config,
+    program: impl Fn(Communicator) -> T + Sync,
+) -> Vec<T> {
+    outcomes(world_size, config, |outcome| match outcome {
+        Ok(Outcome::Ready(communicator)) => {
+            let device = Device::get_device(communicator.device()).expect("the rank's device");
+            let _context = Context::new(device).expect("its context");
+            program(communicator)
+        }
+        other => panic!("the rendezvous came to {other:?}"),
+    })
+}
+
+/// The same for programs that want the outcome itself.
+///
+/// # Panics
+/// If a rank panics.
+pub fn outcomes<T: Send>(
+    world_size: usize,
+    config: &Config,
+    program: impl Fn(Result<Outcome, Error>) -> T + Sync,
+) -> Vec<T> {
+    open_driver();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..world_size)
+            .map(|rank| {
+                let (directory, program) = (directory.path(), &program);
+                scope.spawn(move || {
+                    let store = FileStore::open(directory).expect("a store");
+                    program(meshreduce::rendezvous(&store, rank, world_size, rank as u32, config))
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
+    })
+}

@@ -1,0 +1,110 @@
+//! Every algorithm, type, operation, length, alignment and world size gives the bits of the reference.
+
+mod support;
+
+use meshreduce::{Algorithm, DType, Op};
+use meshreduce_tests::job::Case;
+use proptest::prelude::*;
+use proptest::sample::select;
+use support::{Scene, case, node};
+
+/// Lengths around everything that has an edge: vectors, slices, blocks, several steps of a thread.
+fn count() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        1..=65_usize,
+        (1..=64_usize, 0..=2_usize).prop_map(|(vectors, more)| vectors * 8 + more),
+        (0..=2_usize, select(vec![1023, 4096, 8192, 16_384])).prop_map(|(more, base)| base + more),
+        1..=40_000_usize,
+    ]
+}
+
+fn shapes(algorithm: Algorithm) -> impl Strategy<Value = Vec<Case>> {
+    let shape = (select(DType::ALL.to_vec()), select(Op::ALL.to_vec()), count(), 0..9_usize, any::<bool>());
+    let shape = shape.prop_map(move |(dtype, op, count, offset, in_place)| Case {
+        algorithm,
+        dtype,
+        op,
+        bytes: count * dtype.size(),
+        offset,
+        in_place,
+    });
+    prop::collection::vec(shape, 1..25)
+}
+
+fn run(node_name: &str, world_size: usize, cases: Vec<Case>, seed: u64) {
+    let count = cases.len();
+    let mut scene = Scene::new(world_size, cases);
+    scene.environment = node(node_name).environment();
+    scene.job.launches = 2;
+    scene.job.seed = seed;
+    scene.play().assert_all_ok(world_size, count);
+}
+
+/// Seeded by proptest's own deterministic generator, so that a run can be repeated; failures shrink.
+fn settings(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        rng_algorithm: prop::test_runner::RngAlgorithm::ChaCha,
+        rng_seed: prop::test_runner::RngSeed::Fixed(0x6d65_7368),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(settings(16))]
+
+    #[test]
+    fn one_shot_gives_the_reference_bits(
+        world_size in 2..=8_usize,
+        node in select(vec!["hgx-h100", "dgx-a100", "hgx-h200"]),
+        cases in shapes(Algorithm::OneShot),
+        seed: u64,
+    ) {
+        run(node, world_size, cases, seed);
+    }
+
+    #[test]
+    fn two_shot_gives_the_reference_bits(
+        world_size in 2..=8_usize,
+        node in select(vec!["hgx-h100", "dgx-a100", "hgx-h200"]),
+        cases in shapes(Algorithm::TwoShot),
+        seed: u64,
+    ) {
+        run(node, world_size, cases, seed);
+    }
+
+    #[test]
+    fn hybrid_cube_mesh_gives_the_reference_bits(
+        node in select(vec!["dgx-1v", "dgx-1v-p2p"]),
+        cases in shapes(Algorithm::HybridCubeMesh),
+        seed: u64,
+    ) {
+        run(node, 8, cases, seed);
+    }
+}
+
+#[test]
+fn two_shot_takes_ten_mebibytes_on_eight_ranks() {
+    let large = Case { algorithm: Algorithm::TwoShot, ..case(10 << 20) };
+    Scene::new(8, vec![large]).in_processes().play().assert_all_ok(8, 1);
+}
+
+#[test]
+fn ten_thousand_calls_of_changing_length_pass_the_32_bit_boundary() {
+    let sizes = [2, 4096, 34, 1000, 16, 2048, 8, 640];
+    let mut scene = Scene::new(3, sizes.map(case).to_vec());
+    scene.job.launches = 10_000 / sizes.len();
+    scene.job.first_call_number = (1 << 32) - 5_000;
+    scene.play().assert_all_ok(3, sizes.len());
+}
+
+#[test]
+fn ten_thousand_two_shot_calls_pass_the_32_bit_boundary() {
+    let sizes = [2, 4096, 34, 1000, 16, 2048, 8, 640];
+    let cases = sizes.map(|bytes| Case { algorithm: Algorithm::TwoShot, ..case(bytes) });
+    let mut scene = Scene::new(2, cases.to_vec());
+    scene.job.launches = 10_000 / sizes.len();
+    scene.job.first_call_number = (1 << 32) - 5_000;
+    scene.play().assert_all_ok(2, sizes.len());
+}

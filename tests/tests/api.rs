@@ -1,0 +1,181 @@
+//! What the library says to a program that asks for what cannot be done, and how it counts and selects.
+
+use cust::memory::DeviceBuffer;
+use cust::stream::{Stream, StreamFlags};
+use half::bf16;
+use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op};
+use meshreduce_tests::in_process::{config, ranks};
+
+fn stream() -> Stream {
+    Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
+}
+
+fn ones(count: usize) -> DeviceBuffer<Bf16> {
+    let buffer = DeviceBuffer::from_slice(&vec![Bf16::from(bf16::ONE); count]).expect("device memory");
+    cust::context::CurrentContext::synchronize().expect("the copy");
+    buffer
+}
+
+#[test]
+fn a_pointer_that_is_not_on_the_device_is_refused_with_what_it_is() {
+    ranks(2, &config(), |communicator| {
+        let channel = communicator.channel(0).unwrap();
+        let mut host = [0_u16; 64];
+        match channel.check_pointer(host.as_mut_ptr() as u64) {
+            Err(Error::NotOnDevice { address, device, .. }) => {
+                assert_eq!(address, host.as_ptr() as u64);
+                assert_eq!(device, communicator.device());
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn memory_of_another_device_is_refused_by_the_checked_calls() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let other = cust::device::Device::get_device(7).unwrap();
+        let mut elsewhere = {
+            let _context = cust::context::Context::new(other).unwrap();
+            ones(64)
+        };
+        let own =
+            cust::context::Context::new(cust::device::Device::get_device(communicator.device()).unwrap())
+                .unwrap();
+        match channel.all_reduce_in_place_and_wait(&mut elsewhere, Op::Sum, &stream()) {
+            Err(Error::NotOnDevice { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        drop((own, channel));
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn misaligned_and_partly_overlapping_addresses_are_refused_before_anything_is_launched() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let (stream, buffer) = (stream(), ones(64));
+        let address = buffer.as_device_ptr().as_raw();
+        let mut call = |input, output| {
+            // SAFETY: refused calls touch nothing; the buffer outlives them in any case.
+            unsafe { channel.all_reduce_raw(input, output, 16, DType::Bf16, Op::Sum, stream.as_inner()) }
+        };
+        assert!(matches!(call(address + 1, address + 1), Err(Error::Misaligned { alignment: 2, .. })));
+        assert!(matches!(call(address, address + 2), Err(Error::PartialOverlap { bytes: 32, .. })));
+        assert_eq!(communicator.launches(), 0);
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn lengths_that_differ_between_input_and_output_are_refused() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let (input, mut output, stream) = (ones(64), ones(63), stream());
+        // SAFETY: refused calls touch nothing.
+        let answer = unsafe { channel.all_reduce(&input, &mut output, Op::Sum, &stream) };
+        assert!(matches!(answer, Err(Error::LengthsDiffer { input: 64, output: 63 })));
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn a_channel_is_given_out_once_at_a_time() {
+    ranks(2, &config().channels(2), |communicator| {
+        let first = communicator.channel(0).unwrap();
+        assert!(matches!(communicator.channel(0), Err(Error::ChannelTaken(0))));
+        assert_eq!(communicator.channel(1).unwrap().index(), 1);
+        assert!(matches!(communicator.channel(2), Err(Error::NoSuchChannel { channel: 2, channels: 2 })));
+        drop(first);
+        assert!(communicator.channel(0).is_ok());
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn nothing_is_launched_for_nothing() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let stream = stream();
+        // SAFETY: no element is touched.
+        let work = unsafe { channel.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) };
+        work.unwrap().synchronize().unwrap();
+        assert_eq!(communicator.launches(), 0);
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+/// The behaviour that the original's acceptance test asks for: used at 4 KiB, 512 KiB and 10 MiB, not beyond.
+#[test]
+fn messages_up_to_ten_mebibytes_are_taken_and_counted() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let stream = stream();
+        for (calls, bytes) in [4 << 10, 512 << 10, 10 << 20].into_iter().enumerate() {
+            let mut data = ones(bytes / 2);
+            channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+            assert_eq!(communicator.launches(), calls as u64 + 1);
+            let result = data.as_host_vec().unwrap();
+            assert!(result.iter().all(|value| bf16::from(*value) == bf16::from_f32(2.0)));
+        }
+        let mut too_long = ones((10 << 20) / 2 + 1);
+        match channel.all_reduce_in_place_and_wait(&mut too_long, Op::Sum, &stream) {
+            Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, (10 << 20) + 2),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(communicator.launches(), 3);
+        assert_eq!(communicator.select(256 << 10, DType::Bf16, Op::Sum), Some(Algorithm::OneShot));
+        assert_eq!(communicator.select((256 << 10) + 2, DType::Bf16, Op::Sum), Some(Algorithm::TwoShot));
+        assert_eq!(communicator.select((10 << 20) + 2, DType::Bf16, Op::Sum), None);
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn the_limits_table_is_the_users() {
+    let limits = Limits { one_shot: 1024, two_shot: 4096, ..Limits::default() };
+    ranks(2, &config().limits(limits), |communicator| {
+        let select = |bytes| communicator.select(bytes, DType::F32, Op::Max);
+        assert_eq!(select(1024), Some(Algorithm::OneShot));
+        assert_eq!(select(1028), Some(Algorithm::TwoShot));
+        assert_eq!(select(4100), None);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn another_stream_can_wait_for_the_work_without_the_host() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let (first, second) = (stream(), stream());
+        let mut data = ones(4096);
+        let host = {
+            // SAFETY: `data` lives, and is read only on the second stream, behind the work.
+            let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &first) }.unwrap();
+            work.wait(&second).unwrap();
+            second.synchronize().unwrap();
+            assert!(work.is_finished().unwrap());
+            data.as_host_vec().unwrap()
+        };
+        assert!(host.iter().all(|value| bf16::from(*value).to_f32() == 2.0));
+        drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn closing_while_a_channel_is_in_use_is_refused() {
+    ranks(2, &config(), |communicator| {
+        let channel = communicator.channel(0).unwrap();
+        assert!(matches!(communicator.close(), Err(Error::ChannelTaken(0))));
+        drop(channel);
+    });
+}
