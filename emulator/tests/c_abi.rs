@@ -178,6 +178,7 @@ fn scenario() {
         "sticky" => sticky(),
         "lookup" => lookup(),
         "log" => log(),
+        "graph" => graph(),
         "unknown node" => {
             let cuda = open("libmeshreduce_libcuda.so");
             assert_eq!(call!(cuda, cuInit(0 => u32)), 100);
@@ -261,14 +262,124 @@ fn lookup() {
     let alloc = unsafe { *cuda.get::<unsafe extern "C" fn()>(b"cuMemAlloc_v2").unwrap() } as *const c_void;
     assert_eq!(find(c"cuMemAlloc", 12000), (0, alloc, 0));
     assert_eq!(find(c"cuFlyToTheMoon", 12000), (500, std::ptr::null(), 1));
-    let (code, _, status) = find(c"cuGraphLaunch", 12000);
+    // SAFETY: only the addresses are taken.
+    let address =
+        |name: &[u8]| unsafe { *cuda.get::<unsafe extern "C" fn()>(name).unwrap() } as *const c_void;
+    let flags = address(b"cuGraphInstantiateWithFlags");
+    assert_eq!(
+        find(c"cuGraphInstantiate", 12000),
+        (0, flags, 0),
+        "the name's meaning depends on the version"
+    );
+    assert_eq!(find(c"cuGraphInstantiate", 11020), (0, address(b"cuGraphInstantiate_v2"), 0));
+    assert_eq!(find(c"cuStreamBeginCapture", 12000), (0, address(b"cuStreamBeginCapture_v2"), 0));
+    assert_eq!(find(c"cuStreamGetCaptureInfo", 12030), (0, address(b"cuStreamGetCaptureInfo_v3"), 0));
+    let (code, _, status) = find(c"cuGraphClone", 12000);
     assert_eq!((code, status), (0, 0));
-    assert_eq!(call!(cuda, cuGraphLaunch(0 => u64, 0 => u64)), 801);
-    assert_eq!(call!(cuda, cuGraphLaunch(0 => u64, 0 => u64)), 801);
+    assert_eq!(call!(cuda, cuGraphClone(std::ptr::null_mut() => *mut u64, 0 => u64)), 801);
+    assert_eq!(call!(cuda, cuGraphClone(std::ptr::null_mut() => *mut u64, 0 => u64)), 801);
     let mut status = 9u32;
     assert_eq!(call!(cuda, cuStreamIsCapturing(0 => u64, &mut status => *mut u32)), 0);
     assert_eq!(status, 0);
     assert_eq!(call!(cuda, cuStreamSynchronize(0x1234 => u64)), 400);
+}
+
+/// `CUlaunchConfig` without attributes.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: u32,
+    stream: u64,
+    attributes: *const c_void,
+    attribute_count: u32,
+}
+
+/// Every C name of captures and graphs that programs use, on one small graph.
+fn graph() {
+    let cuda = ready();
+    let (add, address) = (function(&cuda, c"increment"), allocate(&cuda, 8));
+    write_values(&cuda, address, &[0, 0]);
+    let mut stream = 0u64;
+    assert_eq!(call!(cuda, cuStreamCreate(&mut stream => *mut u64, 1 => u32)), 0);
+
+    assert_eq!(call!(cuda, cuStreamBeginCapture_v2(stream => u64, 3 => u32)), 1);
+    assert_eq!(call!(cuda, cuStreamBeginCapture_v2(stream => u64, 1 => u32)), 0);
+    assert_eq!(call!(cuda, cuMemsetD32Async(address => u64, 40 => u32, 1 => usize, stream => u64)), 0);
+    let count = 1u32;
+    let params = [(&raw const address).cast::<c_void>(), (&raw const count).cast()];
+    let (grid, block, attributes) = ([1; 3], [1; 3], std::ptr::null());
+    let config = LaunchConfig { grid, block, dynamic_shared: 0, stream, attributes, attribute_count: 0 };
+    for _ in 0..2 {
+        let code = call!(cuda, cuLaunchKernelEx(
+            &config => *const LaunchConfig, add => u64, params.as_ptr() => *const *const c_void,
+            std::ptr::null() => *const *const c_void));
+        assert_eq!(code, 0);
+    }
+    let (mut status, mut id, mut graph) = (9u32, 0u64, 0u64);
+    let (mut dependencies, mut number) = (std::ptr::null::<u64>(), 0usize);
+    let code = call!(cuda, cuStreamGetCaptureInfo_v2(
+        stream => u64, &mut status => *mut u32, &mut id => *mut u64, &mut graph => *mut u64,
+        &mut dependencies => *mut *const u64, &mut number => *mut usize));
+    assert_eq!((code, status, number), (0, 1, 1));
+    // SAFETY: the capture has not gone on since.
+    let last = unsafe { *dependencies };
+    let code = call!(cuda, cuMemcpyDtoDAsync_v2(
+        address + 4 => u64, address => u64, 4 => usize, stream => u64));
+    assert_eq!(code, 0);
+    let mut same = 0u64;
+    assert_eq!(call!(cuda, cuStreamEndCapture(stream => u64, &mut same => *mut u64)), 0);
+    assert_eq!((same, id != 0), (graph, true));
+    assert_eq!(read_values(&cuda, address, 2), [0, 0]);
+
+    let mut nodes = [1u64; 6];
+    let mut room = nodes.len();
+    let get_nodes = |nodes: *mut u64, room: &mut usize| call!(cuda, cuGraphGetNodes(graph => u64, nodes => *mut u64, room => *mut usize));
+    assert_eq!(get_nodes(std::ptr::null_mut(), &mut room), 0);
+    assert_eq!(room, 4);
+    room = nodes.len();
+    assert_eq!(get_nodes(nodes.as_mut_ptr(), &mut room), 0);
+    assert_eq!((room, nodes[2], nodes[4..].to_vec()), (4, last, vec![0, 0]));
+    let (mut edges, mut room) = ([[0u64; 3]; 2], 3);
+    let [first, second] = &mut edges;
+    let code = call!(cuda, cuGraphGetEdges(
+        graph => u64, first.as_mut_ptr() => *mut u64, second.as_mut_ptr() => *mut u64, &mut room => *mut usize));
+    assert_eq!((code, room), (0, 3));
+    assert_eq!((edges[0][0], edges[1][0]), (nodes[0], nodes[1]));
+    let mut kind = 9u32;
+    assert_eq!(call!(cuda, cuGraphNodeGetType(nodes[0] => u64, &mut kind => *mut u32)), 0);
+    assert_eq!(kind, 2);
+
+    let mut executables = [0u64; 2];
+    let code = call!(cuda, cuGraphInstantiateWithFlags(
+        &mut executables[0] => *mut u64, graph => u64, 0 => u64));
+    assert_eq!(code, 0);
+    let (nobody, log) = (std::ptr::null_mut(), std::ptr::null_mut());
+    let code = call!(cuda, cuGraphInstantiate_v2(
+        &mut executables[1] => *mut u64, graph => u64, nobody => *mut u64, log => *mut c_char, 0 => usize));
+    assert_eq!(code, 0);
+    assert_eq!(call!(cuda, cuGraphDestroy(graph => u64)), 0);
+    for executable in executables {
+        write_values(&cuda, address, &[0, 0]);
+        assert_eq!(call!(cuda, cuGraphUpload(executable => u64, stream => u64)), 0);
+        assert_eq!(call!(cuda, cuGraphLaunch(executable => u64, stream => u64)), 0);
+        assert_eq!(call!(cuda, cuStreamSynchronize(stream => u64)), 0);
+        assert_eq!(read_values(&cuda, address, 2), [42, 42]);
+        assert_eq!(call!(cuda, cuGraphExecDestroy(executable => u64)), 0);
+        assert_eq!(call!(cuda, cuGraphLaunch(executable => u64, stream => u64)), 1);
+    }
+
+    let mut mode = 2u32;
+    assert_eq!(call!(cuda, cuThreadExchangeStreamCaptureMode(&mut mode => *mut u32)), 0);
+    assert_eq!(mode, 0, "threads begin with the global mode");
+    assert_eq!(call!(cuda, cuStreamBeginCapture_v2(stream => u64, 0 => u32)), 0);
+    assert_eq!(call!(cuda, cuStreamSynchronize(stream => u64)), 900);
+    assert_eq!(call!(cuda, cuStreamEndCapture(stream => u64, &mut graph => *mut u64)), 901);
+    assert_eq!(graph, 0);
+    let mut name = std::ptr::null();
+    assert_eq!(call!(cuda, cuGetErrorName(907 => u32, &mut name => *mut *const c_char)), 0);
+    // SAFETY: the name is a constant of the library.
+    assert_eq!(unsafe { CStr::from_ptr(name) }, c"CUDA_ERROR_CAPTURED_EVENT");
 }
 
 fn log() {
@@ -380,7 +491,12 @@ fn a_fault_is_sticky_and_reported_with_its_place() {
 #[test]
 fn functions_are_found_by_name_and_those_not_emulated_are_named_once() {
     let stderr = run("lookup", &[]);
-    assert_eq!(stderr.matches("cuGraphLaunch is not emulated").count(), 1, "{stderr}");
+    assert_eq!(stderr.matches("cuGraphClone is not emulated").count(), 1, "{stderr}");
+}
+
+#[test]
+fn a_program_captures_and_launches_a_graph() {
+    run("graph", &[]);
 }
 
 #[test]

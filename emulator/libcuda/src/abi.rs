@@ -16,6 +16,11 @@ pub(crate) type CuResult = u32;
 pub(crate) struct Out<T>(*mut T);
 
 impl<T> Out<T> {
+    /// One that nobody reads.
+    pub(crate) fn unwanted() -> Self {
+        Self(std::ptr::null_mut())
+    }
+
     /// Writes it.
     pub(crate) fn set(self, value: T) -> Result<()> {
         self.require()?.set_if_wanted(value);

@@ -7,6 +7,7 @@
 mod abi;
 mod context;
 mod device;
+mod graph;
 mod lookup;
 mod memory;
 mod missing;

@@ -6,7 +6,7 @@ use meshreduce_emulator::driver::{Error, Result};
 
 use crate::{
     abi::{Out, Text, exports},
-    context, device, memory, missing, module, stream,
+    context, device, graph, memory, missing, module, stream,
 };
 
 /// `CUdriverProcAddressQueryResult`.
@@ -15,6 +15,12 @@ const NOT_FOUND: u32 = 1;
 const VERSION_NOT_SUFFICIENT: u32 = 2;
 /// Variants of functions whose default stream is the calling thread's. They are not emulated.
 const PER_THREAD_DEFAULT_STREAM: u64 = 2;
+
+/// Names that mean something other than themselves or their `_v2` from a version of the API on.
+const RENAMED: &[(&str, i32, &str)] = &[
+    ("cuGraphInstantiate", 12000, "cuGraphInstantiateWithFlags"),
+    ("cuStreamGetCaptureInfo", 12030, "cuStreamGetCaptureInfo_v3"),
+];
 
 /// Names whose `_v2` came with a later version of the API than 3.2 or 4.0; earlier callers mean the first form.
 const LATER: &[(&str, i32)] = &[
@@ -25,10 +31,12 @@ const LATER: &[(&str, i32)] = &[
     ("cuDevicePrimaryCtxReset", 11000),
     ("cuDevicePrimaryCtxSetFlags", 11000),
     ("cuStreamGetCaptureInfo", 11030),
+    ("cuStreamBeginCapture", 10010),
+    ("cuGraphInstantiate", 11000),
 ];
 
 fn exported(name: &str) -> Option<*const c_void> {
-    [device::find, context::find, memory::find, module::find, stream::find, find, missing::find]
+    [device::find, context::find, memory::find, module::find, stream::find, graph::find, find, missing::find]
         .into_iter()
         .find_map(|find| find(name))
 }
@@ -40,6 +48,10 @@ enum Answer {
 }
 
 fn look_up(name: &str, version: i32) -> Answer {
+    let renamed = RENAMED.iter().find(|(old, since, _)| *old == name && version >= *since);
+    if let Some(address) = renamed.and_then(|(_, _, new)| exported(new)) {
+        return Answer::Found(address);
+    }
     let since = LATER.iter().find(|(later, _)| *later == name).map_or(4000, |(_, since)| *since);
     let newer = exported(&format!("{name}_v2"));
     match (newer, exported(name)) {

@@ -6,7 +6,10 @@ use meshreduce_emulator::driver::{
     Error, FunctionAttribute, Handle, LaunchConfig, LoadError, Parameters, Result, driver,
 };
 
-use crate::abi::{Out, Text, exports};
+use crate::{
+    abi::{Out, Text, exports},
+    missing,
+};
 
 /// `CUjit_option` numbers.
 const INFO_LOG: u32 = 3;
@@ -18,6 +21,28 @@ const ERROR_LOG_SIZE: u32 = 6;
 const PARAM_END: usize = 0;
 const PARAM_BUFFER_POINTER: usize = 1;
 const PARAM_BUFFER_SIZE: usize = 2;
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfigEx {
+    grid: [u32; 3],
+    block: [u32; 3],
+    dynamic_shared: u32,
+    stream: Handle,
+    attributes: *const LaunchAttribute,
+    attribute_count: u32,
+}
+
+/// `CUlaunchAttribute`.
+#[repr(C)]
+struct LaunchAttribute {
+    id: u32,
+    padding: [u8; 4],
+    value: [u64; 8],
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_IGNORE`.
+const IGNORE: u32 = 0;
 
 type BlockSizeToShared = extern "C" fn(i32) -> usize;
 
@@ -305,5 +330,34 @@ exports! {
         let parameters = parameters(pointers, extra)?;
         // SAFETY: the C API's contract: the parameters are as many and as long as the kernel declares.
         unsafe { driver()?.launch(function, config, stream, parameters) }
+    }
+
+    // Attributes (clusters, cooperative launches, programmatic dependencies, ...) are not emulated.
+    fn cuLaunchKernelEx(
+        config: *const LaunchConfigEx,
+        function: Handle,
+        pointers: *const *const c_void,
+        extra: *const *const c_void,
+    ) {
+        // SAFETY: null or valid for reads, by the C API's contract.
+        let config = unsafe { config.as_ref() }.ok_or(Error::InvalidValue)?;
+        if config.attribute_count > 0 && config.attributes.is_null() {
+            return Err(Error::InvalidValue);
+        }
+        for index in 0..config.attribute_count as usize {
+            // SAFETY: the C API's contract: the array has so many elements.
+            if unsafe { (*config.attributes.add(index)).id } != IGNORE {
+                missing::report("cuLaunchKernelEx with attributes");
+                return Err(Error::NotSupported);
+            }
+        }
+        let shape = LaunchConfig {
+            grid: config.grid,
+            block: config.block,
+            dynamic_shared: config.dynamic_shared,
+        };
+        let parameters = parameters(pointers, extra)?;
+        // SAFETY: the C API's contract: the parameters are as many and as long as the kernel declares.
+        unsafe { driver()?.launch(function, shape, config.stream, parameters) }
     }
 }

@@ -11,12 +11,17 @@ struct UserData(*mut c_void);
 
 // SAFETY: the driver only hands it to the program's callback, which the C API calls on threads of the driver's.
 unsafe impl Send for UserData {}
+// SAFETY: as above; it is never used from two threads at once, because launches of a graph follow each other.
+unsafe impl Sync for UserData {}
 
 impl UserData {
     fn get(&self) -> *mut c_void {
         self.0
     }
 }
+
+/// `CU_EVENT_RECORD_EXTERNAL`.
+const EXTERNAL: u32 = 1;
 
 type HostFunction = extern "C" fn(*mut c_void);
 type StreamCallback = extern "C" fn(Handle, CuResult, *mut c_void);
@@ -60,23 +65,6 @@ exports! {
         id.set(driver()?.stream_id(stream)?)
     }
 
-    fn cuStreamIsCapturing(stream: Handle, status: Out<u32>) {
-        status.set(u32::from(driver()?.stream_is_capturing(stream)?))
-    }
-
-    fn cuStreamGetCaptureInfo_v2(
-        stream: Handle,
-        status: Out<u32>,
-        id: Out<u64>,
-        _graph: Out<Handle>,
-        _dependencies: Out<*const Handle>,
-        _count: Out<usize>,
-    ) {
-        status.set(u32::from(driver()?.stream_is_capturing(stream)?))?;
-        id.set_if_wanted(0);
-        Ok(())
-    }
-
     fn cuStreamWaitEvent(stream: Handle, event: Handle, flags: u32) {
         driver()?.stream_wait_event(stream, event, flags)
     }
@@ -87,7 +75,7 @@ exports! {
             return Err(Error::InvalidValue);
         }
         let data = UserData(data);
-        driver()?.launch_host_function(stream, Box::new(move || callback(stream, 0, data.get())))
+        driver()?.stream_add_callback(stream, Box::new(move || callback(stream, 0, data.get())))
     }
 
     fn cuLaunchHostFunc(stream: Handle, function: Option<HostFunction>, data: *mut c_void) {
@@ -110,11 +98,11 @@ exports! {
     }
 
     fn cuEventRecordWithFlags(event: Handle, stream: Handle, flags: u32) {
-        // 1 (external) is for captures; outside of one it changes nothing.
-        if flags & !1 != 0 {
-            return Err(Error::InvalidValue);
+        match flags {
+            0 => driver()?.event_record(event, stream),
+            EXTERNAL => driver()?.event_record_external(event, stream),
+            _ => Err(Error::InvalidValue),
         }
-        driver()?.event_record(event, stream)
     }
 
     fn cuEventQuery(event: Handle) {

@@ -91,6 +91,7 @@ impl Driver {
 
     /// Waits for the context's work, then ends everything in it.
     fn end_context(&self, context: &Context) {
+        self.forget_captures(context);
         if let Ok(engine) = self.engine(context.device) {
             engine.wait_context(context.handle);
             context.destroyed.store(true, Ordering::Release);
@@ -258,9 +259,11 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidContext`], or the failure of one of the context's kernels.
+    /// [`Error::InvalidContext`], the failure of one of the context's kernels, or
+    /// [`Error::StreamCaptureUnsupported`] while one of its streams is being captured or a capture forbids the call.
     pub fn ctx_synchronize(&self) -> Result<()> {
         let context = self.working()?;
+        self.permit_context_wait(&context)?;
         self.engine_of(&context)?.wait_context(context.handle);
         context.check()
     }

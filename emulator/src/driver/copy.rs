@@ -1,13 +1,23 @@
-//! Copies and sets, as operations of streams.
+//! Copies and sets, as operations of streams. Asynchronous ones can be captured, also those of pageable host memory:
+//! a launch of the graph then uses what is there at that time.
 
 use std::sync::Arc;
 
-use super::{Driver, Error, Handle, Result, stream::Target};
+use super::{Driver, Error, Handle, Result, graph::Work, stream::Target};
 use crate::{engine::Op, memory::Allocation};
 
-/// One end of a copy.
-pub(super) enum End {
-    /// Memory that the driver knows: device memory, or page-locked host memory. Kept alive by the copy.
+/// Where one end of a copy is.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// In memory that the driver knows: device memory, or page-locked host memory.
+    Known(u64),
+    /// In the program's own memory.
+    Host(HostPointer),
+}
+
+/// One end of a copy that is about to be done.
+enum End {
+    /// Memory that the driver knows, kept alive by the copy.
     Known(Arc<Allocation>, u64),
     /// The program's own memory.
     Host(HostPointer),
@@ -20,6 +30,8 @@ pub(super) struct HostPointer(*mut u8);
 // SAFETY: an address alone does nothing; it is used under the contract of the copy functions, whose callers promise
 // that the memory stays valid until the copy is done.
 unsafe impl Send for HostPointer {}
+// SAFETY: as above; sharing the address is no more than copying it.
+unsafe impl Sync for HostPointer {}
 
 impl End {
     fn pointer(&self) -> *mut u8 {
@@ -28,9 +40,11 @@ impl End {
             End::Host(HostPointer(pointer)) => *pointer,
         }
     }
+}
 
-    fn is_pageable(&self) -> bool {
-        matches!(self, End::Host(_))
+impl Place {
+    fn is_pageable(self) -> bool {
+        matches!(self, Place::Host(_))
     }
 }
 
@@ -56,56 +70,82 @@ impl Pattern {
 }
 
 impl Driver {
-    fn known(&self, address: u64, bytes: u64) -> Result<End> {
-        let allocation = self.memory.containing(address, bytes).ok_or(Error::InvalidValue)?;
-        Ok(End::Known(allocation, address))
+    fn known(&self, address: u64, bytes: u64) -> Result<Place> {
+        self.memory.containing(address, bytes).map(|_| Place::Known(address)).ok_or(Error::InvalidValue)
     }
 
-    fn host(&self, pointer: *mut u8, bytes: u64) -> Result<End> {
+    fn host(&self, pointer: *mut u8, bytes: u64) -> Result<Place> {
         let address = pointer as u64;
         if let Some(allocation) = self.memory.containing(address, bytes)
             && allocation.device().is_none()
         {
-            return Ok(End::Known(allocation, address));
+            return Ok(Place::Known(address));
         }
         // A device address is no host address, and nobody could read there.
         if pointer.is_null() || self.memory.is_device_range(address, bytes) {
             return Err(Error::InvalidValue);
         }
-        Ok(End::Host(HostPointer(pointer)))
+        Ok(Place::Host(HostPointer(pointer)))
     }
 
     /// By address alone, as unified addressing allows.
-    fn either(&self, address: u64, bytes: u64) -> Result<End> {
+    fn either(&self, address: u64, bytes: u64) -> Result<Place> {
         self.known(address, bytes).or_else(|_| self.host(address as *mut u8, bytes))
     }
 
-    /// Queues a copy, and waits for it if `wait` or if it writes pageable host memory.
+    fn end(&self, place: Place, bytes: u64) -> Result<End> {
+        match place {
+            Place::Known(address) => {
+                let allocation = self.memory.containing(address, bytes).ok_or(Error::InvalidValue)?;
+                Ok(End::Known(allocation, address))
+            }
+            Place::Host(pointer) => Ok(End::Host(pointer)),
+        }
+    }
+
+    /// The copy, to be done when its turn comes. Whoever makes it is bound by the contract of [`Driver::copy`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if memory that the driver knew is gone.
+    pub(super) fn copy_op(&self, to: Place, from: Place, bytes: u64) -> Result<Op> {
+        let (to, from) = (self.end(to, bytes)?, self.end(from, bytes)?);
+        Ok(Op::Run(Box::new(move || {
+            // SAFETY: known ends are kept alive and were checked to have the length; the callers of the copy functions
+            // promise the same of host ends until the copy, or the last launch of a graph that has it, is done.
+            unsafe { std::ptr::copy(from.pointer(), to.pointer(), bytes as usize) }
+        })))
+    }
+
+    /// Queues a copy, and waits for it if `wait` or if it writes pageable host memory; or captures it.
     ///
     /// # Safety
     ///
-    /// Host ends must be valid for `bytes` bytes until the copy is done, or, for a pageable source, during this call.
-    unsafe fn copy(&self, target: &Target, to: End, from: End, bytes: u64, wait: bool) -> Result<()> {
-        let len = bytes as usize;
+    /// Host ends must be valid for `bytes` bytes until the copy is done, or, for a pageable source, during this call;
+    /// if the copy is captured, until the last launch of the graph is done.
+    unsafe fn copy(&self, target: &Target, to: Place, from: Place, bytes: u64, wait: bool) -> Result<()> {
+        if wait {
+            self.permit_stream_wait(target)?;
+        } else if self.is_captured(target)? {
+            return self.capture(target, Work::Copy { to, from, bytes });
+        }
         let wait = wait || to.is_pageable();
-        let op: Box<dyn FnOnce() + Send> = if from.is_pageable() && !wait {
-            // As the real driver does, the source is read now: the program may use it again at once.
-            let mut staged = vec![0u8; len];
-            // SAFETY: the caller promises that the source is valid during the call; the vector has the length.
-            unsafe { std::ptr::copy_nonoverlapping(from.pointer(), staged.as_mut_ptr(), len) };
-            Box::new(move || {
-                // SAFETY: the vector has the length, and the destination is kept alive by `to`, which was checked to
-                // have it from that address on.
-                unsafe { std::ptr::copy_nonoverlapping(staged.as_ptr(), to.pointer(), len) }
-            })
-        } else {
-            Box::new(move || {
-                // SAFETY: known ends are kept alive and were checked to have the length; the caller promises the same
-                // of host ends until the copy is done.
-                unsafe { std::ptr::copy(from.pointer(), to.pointer(), len) }
-            })
+        let op = match from {
+            Place::Host(from) if !wait => {
+                // As the real driver does, the source is read now: the program may use it again at once.
+                let mut staged = vec![0u8; bytes as usize];
+                // SAFETY: the caller promises that the source is valid during the call; the vector has the length.
+                unsafe { std::ptr::copy_nonoverlapping(from.0, staged.as_mut_ptr(), staged.len()) };
+                let to = self.end(to, bytes)?;
+                Op::Run(Box::new(move || {
+                    // SAFETY: the vector has the length, and the destination is kept alive by `to`, which was checked
+                    // to have it from that address on.
+                    unsafe { std::ptr::copy_nonoverlapping(staged.as_ptr(), to.pointer(), staged.len()) }
+                }))
+            }
+            _ => self.copy_op(to, from, bytes)?,
         };
-        self.submit(target, Op::Run(op))?;
+        self.submit(target, op)?;
         if wait { self.finish(target) } else { Ok(()) }
     }
 
@@ -210,13 +250,27 @@ impl Driver {
         if count == 0 {
             return Ok(());
         }
-        let end = self.known(to, bytes)?;
+        self.known(to, bytes)?;
+        if self.is_captured(&target)? {
+            return self.capture(&target, Work::Set { to, pattern, count });
+        }
+        self.submit(&target, self.set_op(to, pattern, count)?)
+    }
+
+    /// The set, to be done when its turn comes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if the memory is gone.
+    pub(super) fn set_op(&self, to: u64, pattern: Pattern, count: u64) -> Result<Op> {
+        let bytes = count.checked_mul(pattern.bytes()).ok_or(Error::InvalidValue)?;
+        let end = self.end(Place::Known(to), bytes)?;
         let count = count as usize;
-        let fill = move || {
+        Ok(Op::Run(Box::new(move || {
             let start = end.pointer();
             // SAFETY: `end` keeps the allocation alive, which was checked to have that many elements from `to` on;
             // `to` and so the host address (mappings start at pages, device addresses at multiples of 512, and host
-            // allocations are where they are) is aligned to the element.
+            // allocations are where they are) is aligned to the element, as `set` checks.
             unsafe {
                 match pattern {
                     Pattern::D8(value) => std::ptr::write_bytes(start, value, count),
@@ -224,7 +278,6 @@ impl Driver {
                     Pattern::D32(value) => (0..count).for_each(|i| start.cast::<u32>().add(i).write(value)),
                 }
             }
-        };
-        self.submit(&target, Op::Run(Box::new(fill)))
+        })))
     }
 }

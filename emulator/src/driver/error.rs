@@ -85,8 +85,13 @@ errors! {
     SystemDriverMismatch = 803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "driver mismatch";
     StreamCaptureUnsupported = 900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "not permitted while a stream is capturing";
     StreamCaptureInvalidated = 901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "the capture is invalid";
-    StreamCaptureIsolation = 905, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "capture isolation";
-    StreamCaptureImplicit = 906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "the capture would depend on the legacy stream";
+    StreamCaptureMerge = 902, "CUDA_ERROR_STREAM_CAPTURE_MERGE", "two captures would become one";
+    StreamCaptureUnmatched = 903, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED", "the capture did not begin in this stream";
+    StreamCaptureUnjoined = 904, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "a fork of the capture did not join the stream where it began";
+    StreamCaptureIsolation = 905, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "the capture would depend on what is not captured";
+    StreamCaptureImplicit = 906, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT", "the legacy stream would depend on a stream that is being captured";
+    CapturedEvent = 907, "CUDA_ERROR_CAPTURED_EVENT", "the event was last recorded in a stream that was being captured";
+    StreamCaptureWrongThread = 908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "the capture began in another thread";
     Unknown = 999, "CUDA_ERROR_UNKNOWN", "unknown error";
 }
 

@@ -8,6 +8,7 @@ use std::{
 use super::{
     Driver, Error, Handle, Result,
     device::{MAX_THREADS_PER_BLOCK, limits},
+    graph::Work,
     module::max_threads,
 };
 use crate::{
@@ -92,6 +93,10 @@ impl Driver {
             params,
             dynamic_shared: config.dynamic_shared,
         });
+        if self.is_captured(&target)? {
+            let function = Arc::downgrade(&function);
+            return self.capture(&target, Work::Kernel { launch, shared_bytes, function });
+        }
         self.submit(&target, Op::Launch { launch, shared_bytes })
     }
 }

@@ -1,4 +1,7 @@
 //! Allocations, what pointers mean, and memory shared between processes.
+//!
+//! A capture forbids calls that allocate, free, map or unmap, unless it or the thread is relaxed:
+//! [`Error::StreamCaptureUnsupported`]. Allocations in stream order cannot be captured here: [`Error::NotSupported`].
 
 use std::ptr::NonNull;
 
@@ -45,6 +48,7 @@ impl Driver {
     /// [`Error::InvalidValue`] for 0 bytes, [`Error::OutOfMemory`], [`Error::InvalidContext`] or its failure.
     pub fn mem_alloc(&self, bytes: u64) -> Result<u64> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         if bytes == 0 {
             return Err(Error::InvalidValue);
         }
@@ -58,6 +62,7 @@ impl Driver {
     /// [`Error::InvalidValue`] if no allocation starts there, or the failure of the context.
     pub fn mem_free(&self, address: u64) -> Result<()> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         if address == 0 {
             return Ok(());
         }
@@ -79,6 +84,7 @@ impl Driver {
     /// As [`Driver::mem_alloc`], and [`Error::InvalidHandle`].
     pub fn mem_alloc_async(&self, bytes: u64, stream: Handle) -> Result<u64> {
         let target = self.target(stream)?;
+        self.refuse_capture(&target, Error::NotSupported)?;
         if bytes == 0 {
             return Err(Error::InvalidValue);
         }
@@ -92,6 +98,7 @@ impl Driver {
     /// [`Error::InvalidValue`] if no allocation starts there, [`Error::InvalidHandle`], or the failure of the context.
     pub fn mem_free_async(&self, address: u64, stream: Handle) -> Result<()> {
         let target = self.target(stream)?;
+        self.refuse_capture(&target, Error::NotSupported)?;
         let allocation = self.memory.containing(address, 1).ok_or(Error::InvalidValue)?;
         if allocation.base() != address || !is_device(allocation.kind()) {
             return Err(Error::InvalidValue);
@@ -114,6 +121,7 @@ impl Driver {
     /// [`Error::InvalidValue`] for 0 bytes or unknown flags, [`Error::OperatingSystem`], or the failure of the context.
     pub fn host_alloc(&self, bytes: u64, flags: u32) -> Result<NonNull<u8>> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         if bytes == 0 || flags & !HOST_ALLOC_FLAGS != 0 {
             return Err(Error::InvalidValue);
         }
@@ -131,6 +139,7 @@ impl Driver {
     /// [`Error::InvalidValue`] if no such allocation starts there, or the failure of the context.
     pub fn host_free(&self, pointer: *mut u8) -> Result<()> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         let address = pointer as u64;
         let allocation = self.memory.containing(address, 1).ok_or(Error::InvalidValue)?;
         if allocation.base() != address || !is_host(allocation.kind()) {
@@ -152,6 +161,7 @@ impl Driver {
     /// The memory must stay valid for reads and writes until it is unregistered.
     pub unsafe fn host_register(&self, pointer: *mut u8, bytes: u64, flags: u32) -> Result<()> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         let start = NonNull::new(pointer).ok_or(Error::InvalidValue)?;
         let device_range = self.memory.is_device_range(pointer as u64, bytes);
         if bytes == 0 || flags & !HOST_REGISTER_FLAGS != 0 || device_range {
@@ -169,6 +179,7 @@ impl Driver {
     /// [`Error::HostMemoryNotRegistered`], or the failure of the context.
     pub fn host_unregister(&self, pointer: *mut u8) -> Result<()> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         self.engine_of(&context)?.wait_context(context.handle);
         self.memory
             .free(pointer as u64, "cuMemHostUnregister", |kind| kind == Kind::Registered)
@@ -282,6 +293,7 @@ impl Driver {
     /// of the context.
     pub fn ipc_open(&self, handle: &[u8; 64], flags: u32) -> Result<u64> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         if flags != LAZY_ENABLE_PEER_ACCESS {
             return Err(Error::InvalidValue);
         }
@@ -296,6 +308,7 @@ impl Driver {
     /// [`Error::InvalidValue`] if nothing is open there, or the failure of the context.
     pub fn ipc_close(&self, address: u64) -> Result<()> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         self.engine_of(&context)?.wait_context(context.handle);
         self.memory.close_import(address)?;
         context.check()

@@ -4,31 +4,36 @@
 //! results in place of out-parameters. The package `libcuda` puts the C names on them. Handles are numbers; a wrong
 //! one is answered with an error.
 
+mod capture;
 mod context;
 mod copy;
 mod device;
 mod error;
+mod graph;
 mod handles;
 mod launch;
 mod memory;
 mod module;
+mod replay;
 mod stream;
 mod visible;
 
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use sha2::{Digest, Sha256};
 
+pub use capture::{CaptureInfo, CaptureMode, CaptureStatus, exchange_capture_mode};
 pub use context::PrimaryState;
 pub use copy::Pattern;
 pub(crate) use device::uuid_text;
 pub use error::{Error, name as error_name, text as error_text};
+pub use graph::NodeType;
 pub use handles::Handle;
 pub use launch::{LaunchConfig, Parameters};
 pub use memory::PointerAttribute;
@@ -40,7 +45,9 @@ use crate::{
     memory::Memory,
     node::{Node, uuid},
 };
+use capture::Captures;
 use context::Context;
+use graph::{Executable, Graph};
 use handles::Registry;
 use module::{Function, Module};
 use stream::{EventObject, Stream};
@@ -115,6 +122,11 @@ pub struct Driver {
     events: Registry<EventObject>,
     modules: Registry<Module>,
     functions: Registry<Function>,
+    graphs: Registry<Graph>,
+    executables: Registry<Executable>,
+    captures: Mutex<Captures>,
+    /// How many captures there are, to be asked without the lock.
+    capturing: AtomicUsize,
 }
 
 impl Driver {
@@ -151,6 +163,10 @@ impl Driver {
             events: Registry::new(),
             modules: Registry::new(),
             functions: Registry::new(),
+            graphs: Registry::new(),
+            executables: Registry::new(),
+            captures: Mutex::default(),
+            capturing: AtomicUsize::new(0),
             node,
             options,
         })

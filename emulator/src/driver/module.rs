@@ -100,6 +100,7 @@ impl Driver {
     /// is for newer devices; [`Error::NoBinaryForGpu`] for machine code; [`Error::InvalidContext`] or its failure.
     pub fn module_load(&self, image: &[u8]) -> Result<Handle, LoadError> {
         let context = self.working()?;
+        self.permit_unsafe()?;
         let text = text(image)?;
         let program = ptx::Module::parse(text).map_err(|error| LoadError {
             error: Error::InvalidPtx,
@@ -127,6 +128,7 @@ impl Driver {
     ///
     /// [`Error::InvalidHandle`].
     pub fn module_unload(&self, module: Handle) -> Result<()> {
+        self.permit_unsafe()?;
         self.modules.remove(module)?;
         self.functions.retain(|function| function.module != module);
         Ok(())

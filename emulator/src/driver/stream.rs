@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{Driver, Error, Handle, Result, context::Context, handles::new_handle};
+use super::{Driver, Error, Handle, Result, context::Context, graph::Work, handles::new_handle};
 use crate::engine::{Event, Op, StreamKind};
 
 /// A stream that the program made.
@@ -26,6 +26,22 @@ pub(super) struct EventObject {
 pub(super) struct Target {
     pub(super) context: Arc<Context>,
     pub(super) id: u64,
+    /// It is the legacy default stream.
+    pub(super) is_legacy: bool,
+    /// The legacy default stream waits for it.
+    pub(super) is_blocking: bool,
+}
+
+impl EventObject {
+    /// A new record of the event.
+    pub(super) fn record_op(&self) -> Op {
+        Op::Record(Arc::clone(&self.event), self.event.record())
+    }
+
+    /// A wait for the event's latest record.
+    pub(super) fn wait_op(&self) -> Op {
+        Op::Wait(Arc::clone(&self.event), self.event.recorded())
+    }
 }
 
 /// The legacy default stream, other than by 0.
@@ -36,6 +52,7 @@ const NON_BLOCKING: u32 = 1;
 const BLOCKING_SYNC: u32 = 1;
 const DISABLE_TIMING: u32 = 2;
 const INTERPROCESS: u32 = 4;
+const EXTERNAL: u32 = 1;
 /// From the least to the greatest priority, which is the smaller number.
 const PRIORITIES: (i32, i32) = (0, -5);
 
@@ -45,7 +62,7 @@ impl Driver {
         let target = match stream {
             0 | LEGACY => {
                 let context = self.current()?;
-                Target { id: context.default_stream, context }
+                Target { id: context.default_stream, context, is_legacy: true, is_blocking: false }
             }
             PER_THREAD => {
                 let context = self.current()?;
@@ -55,11 +72,16 @@ impl Driver {
                     engine.add_stream(context.handle, Arc::clone(&context.health), StreamKind::Blocking)
                 });
                 drop(streams);
-                Target { context, id }
+                Target { context, id, is_legacy: false, is_blocking: true }
             }
             handle => {
                 let stream = self.streams.find(handle)?;
-                Target { context: Arc::clone(&stream.context), id: stream.id }
+                Target {
+                    context: Arc::clone(&stream.context),
+                    id: stream.id,
+                    is_legacy: false,
+                    is_blocking: stream.flags & NON_BLOCKING == 0,
+                }
             }
         };
         target.context.check()?;
@@ -94,13 +116,14 @@ impl Driver {
         Ok(handle)
     }
 
-    /// `cuStreamDestroy_v2`: what was submitted is still done.
+    /// `cuStreamDestroy_v2`: what was submitted is still done. A capture of the stream is invalidated.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidHandle`].
     pub fn stream_destroy(&self, stream: Handle) -> Result<()> {
         let stream = self.streams.remove(stream)?;
+        self.forget_captured_stream(stream.context.device, stream.id);
         self.engine_of(&stream.context)?.remove_stream(stream.id);
         Ok(())
     }
@@ -109,18 +132,22 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidHandle`], or the failure of the stream's context.
+    /// [`Error::InvalidHandle`], the failure of the stream's context, or [`Error::StreamCaptureUnsupported`] and its
+    /// relatives if the stream is being captured or a capture forbids the call.
     pub fn stream_synchronize(&self, stream: Handle) -> Result<()> {
-        self.finish(&self.target(stream)?)
+        let target = self.target(stream)?;
+        self.permit_stream_wait(&target)?;
+        self.finish(&target)
     }
 
     /// `cuStreamQuery`.
     ///
     /// # Errors
     ///
-    /// [`Error::NotReady`] while there is work, [`Error::InvalidHandle`], or the failure of the stream's context.
+    /// [`Error::NotReady`] while there is work, and those of [`Driver::stream_synchronize`].
     pub fn stream_query(&self, stream: Handle) -> Result<()> {
         let target = self.target(stream)?;
+        self.permit_stream_wait(&target)?;
         let idle = self.engine_of(&target.context)?.is_idle(target.id);
         target.context.check()?;
         if idle { Ok(()) } else { Err(Error::NotReady) }
@@ -174,15 +201,6 @@ impl Driver {
         }
     }
 
-    /// `cuStreamIsCapturing`: never; capture is not emulated.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`].
-    pub fn stream_is_capturing(&self, stream: Handle) -> Result<bool> {
-        self.target(stream).map(|_| false)
-    }
-
     /// `cuCtxGetStreamPriorityRange`: least and greatest.
     ///
     /// # Errors
@@ -192,13 +210,30 @@ impl Driver {
         self.working().map(|_| PRIORITIES)
     }
 
-    /// `cuLaunchHostFunc` and `cuStreamAddCallback`: `call` runs in the stream's order, on a thread of the driver's.
+    /// `cuLaunchHostFunc`: `call` runs in the stream's order, on a thread of the driver's; if it is captured, in every
+    /// launch of the graph.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidHandle`], or the failure of the stream's context.
-    pub fn launch_host_function(&self, stream: Handle, call: Box<dyn FnOnce() + Send>) -> Result<()> {
-        self.submit(&self.target(stream)?, Op::Callback(call))
+    pub fn launch_host_function(&self, stream: Handle, call: Box<dyn Fn() + Send + Sync>) -> Result<()> {
+        let target = self.target(stream)?;
+        if self.is_captured(&target)? {
+            return self.capture(&target, Work::Call(call.into()));
+        }
+        self.submit(&target, Op::Callback(call))
+    }
+
+    /// `cuStreamAddCallback`: `call` runs in the stream's order, on a thread of the driver's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidHandle`], the failure of the stream's context, or [`Error::StreamCaptureUnsupported`] if the
+    /// stream is being captured: callbacks cannot be.
+    pub fn stream_add_callback(&self, stream: Handle, call: Box<dyn FnOnce() + Send>) -> Result<()> {
+        let target = self.target(stream)?;
+        self.refuse_capture(&target, Error::StreamCaptureUnsupported)?;
+        self.submit(&target, Op::Callback(call))
     }
 
     /// `cuEventCreate`.
@@ -226,32 +261,58 @@ impl Driver {
     ///
     /// [`Error::InvalidHandle`].
     pub fn event_destroy(&self, event: Handle) -> Result<()> {
-        self.events.remove(event).map(|_| ())
+        self.events.remove(event)?;
+        self.forget_captured_event(event);
+        Ok(())
     }
 
-    /// `cuEventRecord`.
+    /// `cuEventRecord`. In a stream that is being captured it marks what has been captured so far, for streams that
+    /// are to join the capture or that join again.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidHandle`] also if event and stream are of different contexts, or the failure of the context.
     pub fn event_record(&self, event: Handle, stream: Handle) -> Result<()> {
+        let (object, target) = self.event_and_stream(event, stream)?;
+        if self.capture_record(&target, event)? {
+            return Ok(());
+        }
+        self.submit(&target, object.record_op())
+    }
+
+    /// `cuEventRecordWithFlags` with `CU_EVENT_RECORD_EXTERNAL`: if it is captured, every launch of the graph records
+    /// the event, for whoever waits outside of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Driver::event_record`].
+    pub fn event_record_external(&self, event: Handle, stream: Handle) -> Result<()> {
+        let (object, target) = self.event_and_stream(event, stream)?;
+        if self.capture_external(&target, &object, Work::Record)? {
+            return Ok(());
+        }
+        self.event_record(event, stream)
+    }
+
+    fn event_and_stream(&self, event: Handle, stream: Handle) -> Result<(Arc<EventObject>, Target)> {
         let event = self.events.find(event)?;
         let target = self.target(stream)?;
         if event.context.handle != target.context.handle {
             return Err(Error::InvalidHandle);
         }
-        let number = event.event.record();
-        self.submit(&target, Op::Record(Arc::clone(&event.event), number))
+        Ok((event, target))
     }
 
     /// `cuEventQuery`. An event that was never recorded counts as done.
     ///
     /// # Errors
     ///
-    /// [`Error::NotReady`], [`Error::InvalidHandle`], or the failure of the event's context.
+    /// [`Error::NotReady`], and those of [`Driver::event_synchronize`].
     pub fn event_query(&self, event: Handle) -> Result<()> {
-        let event = self.events.find(event)?;
+        let handle = event;
+        let event = self.events.find(handle)?;
         event.context.check()?;
+        self.permit_event_wait(handle)?;
         let done = event.event.has_reached(event.event.recorded());
         if done { event.context.check() } else { Err(Error::NotReady) }
     }
@@ -260,10 +321,13 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidHandle`], or the failure of the event's context.
+    /// [`Error::InvalidHandle`], the failure of the event's context, [`Error::CapturedEvent`] if its latest record was
+    /// captured, or [`Error::StreamCaptureUnsupported`] if a capture forbids the call.
     pub fn event_synchronize(&self, event: Handle) -> Result<()> {
-        let event = self.events.find(event)?;
+        let handle = event;
+        let event = self.events.find(handle)?;
         event.context.check()?;
+        self.permit_event_wait(handle)?;
         event.event.wait(event.event.recorded());
         event.context.check()
     }
@@ -285,19 +349,27 @@ impl Driver {
         start.event.milliseconds_until(&end.event).ok_or(Error::NotReady)
     }
 
-    /// `cuStreamWaitEvent`: the stream waits for the event's latest record; without one, not at all.
+    /// `cuStreamWaitEvent`: the stream waits for the event's latest record; without one, not at all. With an event that
+    /// was captured the stream joins the capture, unless `flags` is 1 (`CU_EVENT_WAIT_EXTERNAL`) and the stream is
+    /// being captured: then every launch of the graph waits for the event.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidHandle`], [`Error::InvalidValue`] for flags other than 0, or the failure of the stream's context.
+    /// [`Error::InvalidHandle`], [`Error::InvalidValue`] for other flags, the failure of the stream's context, or what
+    /// is against the rules of captures: [`Error::StreamCaptureIsolation`], [`Error::StreamCaptureMerge`],
+    /// [`Error::StreamCaptureImplicit`], [`Error::CapturedEvent`].
     pub fn stream_wait_event(&self, stream: Handle, event: Handle, flags: u32) -> Result<()> {
         let target = self.target(stream)?;
-        let event = self.events.find(event)?;
-        // 1 (external) is for captures; outside of one it changes nothing.
-        if flags & !1 != 0 {
+        let object = self.events.find(event)?;
+        if flags & !EXTERNAL != 0 {
             return Err(Error::InvalidValue);
         }
-        let number = event.event.recorded();
-        self.submit(&target, Op::Wait(Arc::clone(&event.event), number))
+        if flags & EXTERNAL != 0 && self.capture_external(&target, &object, Work::Wait)? {
+            return Ok(());
+        }
+        if self.capture_wait(&target, event)? {
+            return Ok(());
+        }
+        self.submit(&target, object.wait_op())
     }
 }
