@@ -58,6 +58,16 @@ pub struct Peer {
     pad: u64,
 }
 
+/// Whether a rank meets its peers of a phase for the first time in a call. Then the two tell each other what they have
+/// launched: in the opening phase, and where a hybrid cube mesh meets its relay, which it has not met before.
+#[derive(Clone, Copy)]
+pub enum Meeting {
+    /// The peers exchange launch descriptors with the signal.
+    First,
+    /// The peers have compared their launches in an earlier phase.
+    Again,
+}
+
 /// Why a thread gave up waiting.
 struct Failure {
     abort: u32,
@@ -182,13 +192,13 @@ impl Call {
     /// # Safety
     /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it.
     #[inline(always)]
-    pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>) -> bool {
+    pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>, meeting: Meeting) -> bool {
         sync_threads();
         let failed = Flag::of_phase(phase);
         let outcome = match (if phase == 0 { load_flag(Flag::Entry) } else { 0 }, peer) {
             (0, Some(peer)) => {
-                self.publish(phase, peer);
-                self.await_peer(phase, peer.rank)
+                self.publish(phase, peer, meeting);
+                self.await_peer(phase, peer.rank, meeting)
             }
             (0, None) => Ok(()),
             (abort, _) if thread_idx_x() == 0 => {
@@ -205,8 +215,8 @@ impl Call {
     }
 
     #[inline(always)]
-    unsafe fn publish(&self, phase: u32, peer: Peer) {
-        if phase == 0 {
+    unsafe fn publish(&self, phase: u32, peer: Peer, meeting: Meeting) {
+        if let Meeting::First = meeting {
             let slot = pad::descriptor(self.parity(), block_idx_x(), self.rank);
             store_relaxed_sys_u64(peer.pad + slot, self.descriptor);
         }
@@ -214,7 +224,7 @@ impl Call {
     }
 
     #[inline(always)]
-    unsafe fn await_peer(&self, phase: u32, peer: u32) -> Result<(), Failure> {
+    unsafe fn await_peer(&self, phase: u32, peer: u32, meeting: Meeting) -> Result<(), Failure> {
         let slot = self.own_pad + pad::signal(phase, block_idx_x(), peer);
         let mut seen = load_acquire_sys_u64(slot);
         let mut abort = 0;
@@ -231,7 +241,7 @@ impl Call {
             }
         }
         let mut peer_launched = 0;
-        if abort == 0 && phase == 0 {
+        if abort == 0 && matches!(meeting, Meeting::First) {
             let launched =
                 load_relaxed_sys_u64(self.own_pad + pad::descriptor(self.parity(), block_idx_x(), peer));
             if launched != self.descriptor {

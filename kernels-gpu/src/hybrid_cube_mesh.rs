@@ -10,7 +10,7 @@ use core::array::from_fn;
 use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 
 use crate::{
-    barrier::Call,
+    barrier::{Call, Meeting},
     element::{Bf16, Element, F16, F32, Wide},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
@@ -47,7 +47,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
     }
 
-    if !call.meet(0, quad_peer) {
+    if !call.meet(0, quad_peer, Meeting::First) {
         return;
     }
 
@@ -56,7 +56,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs));
     }
 
-    if !call.meet(1, relay_peer) {
+    if !call.meet(1, relay_peer, Meeting::First) {
         return;
     }
 

@@ -3,7 +3,7 @@
 use meshreduce_wire::LaunchParams;
 
 use crate::{
-    barrier::Call,
+    barrier::{Call, Meeting},
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
@@ -30,7 +30,7 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
     }
 
-    if !call.meet(0, peer) {
+    if !call.meet(0, peer, Meeting::First) {
         return;
     }
 

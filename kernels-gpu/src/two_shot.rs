@@ -8,7 +8,7 @@
 use meshreduce_wire::{LaunchParams, geometry};
 
 use crate::{
-    barrier::Call,
+    barrier::{Call, Meeting},
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, store_each, vector_address},
@@ -48,7 +48,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(0, peer) {
+    if !call.meet(0, peer, Meeting::First) {
         return;
     }
 
@@ -61,7 +61,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(1, peer) {
+    if !call.meet(1, peer, Meeting::Again) {
         return;
     }
 

@@ -6,7 +6,7 @@
 //! | part | slots | written by | read by |
 //! |---|---|---|---|
 //! | signals | phase x block x source rank, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
-//! | descriptors | call parity x block x source rank, u64 | the source, before its opening signal | the owner, after it |
+//! | descriptors | call parity x block x source rank, u64 | the source, before its first signal of the call | the owner, after it |
 //! | abort | one u32 ([`crate::AbortWord`]) | any rank | the owner, in every spin |
 //! | call number, exit count, claim | | the owner's kernels | the owner's kernels |
 //!
