@@ -187,7 +187,7 @@ pub(crate) struct Shared {
     contexts: ManuallyDrop<DeviceMemory>,
     /// By rank; `None` once closed.
     reaches: Vec<Option<Reach>>,
-    farewell: Farewell,
+    farewell: ManuallyDrop<Farewell>,
     processes: Vec<Process>,
     mesh: Mesh,
     /// For what the library itself sends to devices.
@@ -232,7 +232,7 @@ impl Shared {
             layout,
             contexts: ManuallyDrop::new(contexts),
             reaches,
-            farewell,
+            farewell: ManuallyDrop::new(farewell),
             processes,
             mesh,
             stream,
@@ -252,6 +252,11 @@ impl Shared {
     /// Nobody has used it and nobody will: dropping it closes the peers' memory and is done.
     pub(crate) fn dismantle(&self) {
         self.left.store(true, Ordering::Relaxed);
+    }
+
+    /// All ranks have built theirs.
+    pub(crate) fn complete(&self) {
+        self.farewell.meet();
     }
 
     /// Raises the abort: in the host pages, which this rank's kernels poll, and in the pads of all ranks, because
@@ -335,12 +340,14 @@ impl Drop for Shared {
         if let Err(error) = self.leave(false, DROP_LIMIT) {
             tracing::warn!(%error, rank = self.rank, "the communicator was dropped while in use");
         }
-        // An empty list of reaches says that kernels may still run: then the code and the contexts stay too.
+        // An empty list of reaches says that kernels may still run: then the code and the contexts stay too, and the
+        // socket, whose end would tell the peers that nobody uses their memory.
         if !self.reaches.is_empty() {
-            // SAFETY: neither is used again: this is the end of `self`.
+            // SAFETY: none is used again: this is the end of `self`.
             unsafe {
                 ManuallyDrop::drop(&mut self.kernels);
                 ManuallyDrop::drop(&mut self.contexts);
+                ManuallyDrop::drop(&mut self.farewell);
             }
         }
     }

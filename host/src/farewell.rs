@@ -3,13 +3,17 @@
 //! Memory that a peer has open must not be freed, so a rank must know when its peers have closed theirs; and it must
 //! know that from processes whose driver context may be lost. Each rank has a datagram socket in Linux's abstract
 //! namespace, named after the rendezvous: nothing in the file system, and gone with the process.
+//!
+//! A goodbye to a rank that does not listen for long may be lost, because the system queues only a few datagrams (ten
+//! by default). So a socket that was there once and is there no more is a goodbye too: a rank drops its socket after
+//! it has closed its peers' memory, and never if it could not.
 #![forbid(unsafe_code)]
 
 use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::store::Pause;
@@ -32,7 +36,13 @@ pub(crate) struct Farewell {
     rank: usize,
     /// The stage that each rank has told, as a number.
     told: Vec<AtomicU8>,
+    /// The ranks whose sockets were there when the communicator was built. (Those of another network namespace never
+    /// are.)
+    met: Vec<AtomicBool>,
 }
+
+/// How often a waiting rank looks whether the others' sockets are still there.
+const PRESENCE_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Farewell {
     /// The socket of `rank` in the rendezvous `generation`.
@@ -44,7 +54,22 @@ impl Farewell {
         };
         let socket = open()
             .map_err(|source| Error::System { what: "cannot open a socket for goodbyes".into(), source })?;
-        Ok(Self { socket, generation, rank, told: (0..world_size).map(|_| AtomicU8::new(0)).collect() })
+        let told = (0..world_size).map(|_| AtomicU8::new(0)).collect();
+        let met = (0..world_size).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { socket, generation, rank, told, met })
+    }
+
+    /// Notes whose sockets are there; to be called once all ranks have opened theirs.
+    pub(crate) fn meet(&self) {
+        for (rank, met) in self.met.iter().enumerate() {
+            met.store(self.is_there(rank), Ordering::Relaxed);
+        }
+    }
+
+    fn is_there(&self, rank: usize) -> bool {
+        let connected =
+            UnixDatagram::unbound().and_then(|socket| socket.connect_addr(&address(self.generation, rank)?));
+        !connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
     }
 
     /// Tells every other rank.
@@ -67,14 +92,28 @@ impl Farewell {
     /// that have not.
     pub(crate) fn wait(&self, stage: Stage, limit: Duration, excused: impl Fn(usize) -> bool) -> Vec<usize> {
         let mut pause = Pause::new(limit);
+        let mut looked = None;
         loop {
             self.receive();
+            if looked.is_none_or(|at: Instant| at.elapsed() >= PRESENCE_INTERVAL) {
+                looked = Some(Instant::now());
+                self.note_who_has_left();
+            }
             let told = |rank: &usize| self.told[*rank].load(Ordering::Relaxed) >= stage as u8;
             let missing: Vec<usize> = (0..self.told.len())
                 .filter(|rank| *rank != self.rank && !told(rank) && !excused(*rank))
                 .collect();
             if missing.is_empty() || !pause.again() {
                 return missing;
+            }
+        }
+    }
+
+    fn note_who_has_left(&self) {
+        for (rank, told) in self.told.iter().enumerate() {
+            let waited_for = rank != self.rank && told.load(Ordering::Relaxed) < Stage::Gone as u8;
+            if waited_for && self.met[rank].load(Ordering::Relaxed) && !self.is_there(rank) {
+                told.store(Stage::Gone as u8, Ordering::Relaxed);
             }
         }
     }
@@ -115,5 +154,26 @@ mod tests {
         let rank = Farewell::open(generation, 0, 2).unwrap();
         rank.tell(Stage::Quiet);
         assert_eq!(rank.wait(Stage::Quiet, Duration::ZERO, |_| false), [1]);
+    }
+
+    #[test]
+    fn a_socket_that_is_gone_says_goodbye_even_if_its_words_were_lost() {
+        let generation = 0x7e57_0000_0000_0003 ^ u64::from(std::process::id());
+        let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
+        ranks.iter().for_each(Farewell::meet);
+        let [listener, talker, silent] = <[Farewell; 3]>::try_from(ranks).unwrap();
+        // Far more than the system keeps for a rank that does not listen.
+        (0..600).for_each(|_| talker.tell(Stage::Quiet));
+        drop(talker);
+        drop(silent);
+        assert!(listener.wait(Stage::Gone, Duration::from_secs(10), |_| false).is_empty());
+    }
+
+    #[test]
+    fn a_socket_that_never_was_there_is_no_goodbye() {
+        let generation = 0x7e57_0000_0000_0004 ^ u64::from(std::process::id());
+        let rank = Farewell::open(generation, 0, 2).unwrap();
+        rank.meet();
+        assert_eq!(rank.wait(Stage::Gone, Duration::from_millis(20), |_| false), [1]);
     }
 }

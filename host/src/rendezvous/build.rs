@@ -125,7 +125,10 @@ impl Assembly {
             config,
         )?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
-            Ok(_) => Ok(shared),
+            Ok(_) => {
+                shared.complete();
+                Ok(shared)
+            }
             Err(stop) => {
                 shared.dismantle();
                 Err(stop)
