@@ -1,0 +1,136 @@
+//! Deadline, abort, mismatch and death, in every algorithm and phase.
+
+mod support;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use meshreduce::Algorithm;
+use meshreduce_tests::job::{Action, Case, Fault};
+use support::{Played, Scene, case, node};
+
+/// Eight ranks on the node that the algorithm is for.
+fn scene(algorithm: Algorithm, launches: usize) -> Scene {
+    let mut scene = Scene::new(8, vec![Case { algorithm, ..case(20_000) }]);
+    if algorithm == Algorithm::HybridCubeMesh {
+        scene.environment = node("dgx-1v").environment();
+    }
+    scene.job.launches = launches;
+    scene
+}
+
+/// Every rank but `culprit` failed and named it.
+fn assert_all_name(played: &Played, culprit: usize) {
+    for rank in (0..8).filter(|rank| *rank != culprit) {
+        let (kind, message) = played.failure(rank);
+        assert!(matches!(kind, "PeerTimeout" | "PeerAborted"), "rank {rank}: {kind}: {message}");
+        assert!(message.contains(&format!("rank {culprit}")), "rank {rank}: {message}\n{}", played.story());
+    }
+}
+
+#[test]
+fn a_rank_that_dies_between_two_calls_is_named_by_all_others() {
+    for algorithm in Algorithm::ALL {
+        let mut scene =
+            scene(algorithm, 3).in_processes().with(Fault { rank: 5, launch: Some(1), action: Action::Die });
+        scene.job.deadline_ms = 1_500;
+        assert_all_name(&scene.play(), 5);
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_a_call_out_is_named_by_all_others() {
+    for algorithm in Algorithm::ALL {
+        let mut scene =
+            scene(algorithm, 1).with(Fault { rank: 3, launch: Some(0), action: Action::Skip(6_000) });
+        scene.job.deadline_ms = 700;
+        assert_all_name(&scene.play(), 3);
+    }
+}
+
+#[test]
+fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks() {
+    for algorithm in Algorithm::ALL {
+        let mut scene =
+            scene(algorithm, 1).with(Fault { rank: 6, launch: Some(0), action: Action::FewerElements(2) });
+        scene.job.deadline_ms = 60_000;
+        let start = Instant::now();
+        let played = scene.play();
+        assert!(start.elapsed() < Duration::from_secs(30), "the mismatch must end it, not the deadline");
+        let mut mismatches = 0;
+        for rank in 0..8 {
+            let (kind, message) = played.failure(rank);
+            match kind {
+                "LaunchMismatch" => {
+                    mismatches += 1;
+                    assert!(message.contains("rank 6"), "{message}");
+                    assert!(message.contains("10000") && message.contains("9998"), "{message}");
+                }
+                "PeerAborted" => assert!(message.contains("different launch"), "{message}"),
+                _ => panic!("rank {rank}: {kind}: {message}"),
+            }
+        }
+        assert!(mismatches > 0, "{}", played.story());
+    }
+}
+
+#[test]
+fn quads_that_launch_different_things_are_found_by_their_relays() {
+    let mut scene = scene(Algorithm::HybridCubeMesh, 1);
+    for rank in 4..8 {
+        scene = scene.with(Fault { rank, launch: Some(0), action: Action::FewerElements(2) });
+    }
+    scene.job.deadline_ms = 60_000;
+    let played = scene.play();
+    for rank in 0..8 {
+        let (kind, message) = played.failure(rank);
+        assert!(matches!(kind, "LaunchMismatch" | "PeerAborted"), "rank {rank}: {kind}: {message}");
+    }
+}
+
+#[test]
+fn an_abort_from_one_host_ends_every_rank_and_names_it() {
+    for algorithm in Algorithm::ALL {
+        let mut scene = scene(algorithm, 1)
+            .with(Fault { rank: 2, launch: Some(0), action: Action::Skip(5_000) })
+            .with(Fault { rank: 7, launch: Some(0), action: Action::Abort });
+        scene.job.deadline_ms = 60_000;
+        let start = Instant::now();
+        let played = scene.play();
+        assert!(start.elapsed() < Duration::from_secs(30), "the abort must end it, not the deadline");
+        assert_eq!(played.failure(7).0, "Aborted", "{}", played.story());
+        for rank in [0, 1, 3, 4, 5, 6] {
+            let (kind, message) = played.failure(rank);
+            assert_eq!(kind, "PeerAborted", "rank {rank}: {message}");
+            assert!(message.contains("rank 7"), "rank {rank}: {message}");
+        }
+    }
+}
+
+/// In the shipped text without the signal of phase 1, every rank waits in that phase in vain.
+#[test]
+fn a_wait_of_the_second_phase_ends_with_its_number() {
+    for algorithm in [Algorithm::TwoShot, Algorithm::HybridCubeMesh] {
+        let name = algorithm.kernel_name();
+        let text = fs::read_to_string(format!("{}/../host/ptx/{name}_w8.ptx", env!("CARGO_MANIFEST_DIR")))
+            .expect("the shipped PTX");
+        let entry = text.find(&format!(".visible .entry {name}_bf16_sum_w8")).expect("the entry");
+        let signal = "st.release.sys.global.u64";
+        let signals: Vec<usize> =
+            text[entry..].match_indices(signal).map(|(at, _)| entry + at).take(2).collect();
+        let end = signals[1] + text[signals[1]..].find('\n').expect("the line's end");
+        let mut scene = scene(algorithm, 1);
+        let file = scene.directory.path().with_extension("ptx");
+        fs::write(&file, format!("{}{}", &text[..signals[1]], &text[end..])).expect("writing the mutant");
+        scene.job.ptx = Some(file.clone());
+        scene.job.deadline_ms = 500;
+        let played = scene.play();
+        fs::remove_file(file).expect("removing the mutant");
+        let timeouts = (0..8).filter(|rank| {
+            let (kind, message) = played.failure(*rank);
+            assert!(matches!(kind, "PeerTimeout" | "PeerAborted"), "{kind}: {message}");
+            kind == "PeerTimeout" && message.contains("phase 1")
+        });
+        assert!(timeouts.count() > 0, "{}", played.story());
+    }
+}
