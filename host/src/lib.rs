@@ -60,7 +60,7 @@ pub mod rendezvous;
 mod segment;
 mod select;
 pub mod store;
-mod topology;
+pub mod topology;
 mod work;
 
 pub use channel::Channel;

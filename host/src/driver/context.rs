@@ -1,12 +1,11 @@
 //! The primary context of a device, and making it current for a while.
 
-use std::ffi::CString;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use cust_raw::{CUcontext, CUdevice, CUdevice_attribute};
+use cust_raw::{CUcontext, CUdevice_attribute};
 
-use super::check;
+use super::{VisibleDevice, check};
 use crate::error::{DriverError, Error};
 use crate::identity::{Device, PciAddress};
 
@@ -14,8 +13,7 @@ use crate::identity::{Device, PciAddress};
 #[derive(Debug)]
 pub(crate) struct PrimaryContext {
     raw: CUcontext,
-    device: CUdevice,
-    ordinal: u32,
+    device: VisibleDevice,
 }
 
 // SAFETY: the driver API takes context handles from any thread; the handle is only passed to the driver.
@@ -26,23 +24,17 @@ unsafe impl Sync for PrimaryContext {}
 impl PrimaryContext {
     /// Retains the primary context of the device with this ordinal. The driver is initialised.
     pub(crate) fn retain(ordinal: u32) -> Result<Arc<Self>, Error> {
-        let (mut count, mut device) = (0, 0);
-        // SAFETY: `count` outlives the call.
-        check("cuDeviceGetCount", unsafe { cust_raw::cuDeviceGetCount(&mut count) })?;
-        let count = count.max(0) as u32;
-        if ordinal >= count {
-            return Err(Error::NoSuchDevice { ordinal, count });
-        }
-        // SAFETY: `device` outlives the call.
-        check("cuDeviceGet", unsafe { cust_raw::cuDeviceGet(&mut device, ordinal as i32) })?;
+        let device = VisibleDevice::get(ordinal)?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` outlives the call and `device` is the driver's own.
-        check("cuDevicePrimaryCtxRetain", unsafe { cust_raw::cuDevicePrimaryCtxRetain(&mut raw, device) })?;
-        Ok(Arc::new(Self { raw, device, ordinal }))
+        check("cuDevicePrimaryCtxRetain", unsafe {
+            cust_raw::cuDevicePrimaryCtxRetain(&mut raw, device.raw())
+        })?;
+        Ok(Arc::new(Self { raw, device }))
     }
 
     pub(crate) fn ordinal(&self) -> u32 {
-        self.ordinal
+        self.device.ordinal()
     }
 
     /// Makes the context current on this thread until the guard is dropped, which restores what was current before.
@@ -54,21 +46,7 @@ impl PrimaryContext {
 
     /// Where the device sits, and its UUID.
     pub(crate) fn identity(&self) -> Result<Device, Error> {
-        let mut text = [0; 32];
-        // SAFETY: `text` outlives the call and has the length that is passed.
-        check("cuDeviceGetPCIBusId", unsafe {
-            cust_raw::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.device)
-        })?;
-        let text: String =
-            text.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8 as char).collect();
-        let pci = text.parse().map_err(|_| Error::System {
-            what: format!("the driver gives {text:?} as a PCI address"),
-            source: std::io::ErrorKind::InvalidData.into(),
-        })?;
-        let mut uuid = cust_raw::CUuuid { bytes: [0; 16] };
-        // SAFETY: `uuid` outlives the call. Version 2 differs from the first for MIG devices, which share a card.
-        check("cuDeviceGetUuid_v2", unsafe { cust_raw::cuDeviceGetUuid_v2(&mut uuid, self.device) })?;
-        Ok(Device { pci, uuid: uuid.bytes.map(|byte| byte as u8) })
+        self.device.identity()
     }
 
     /// The number of multiprocessors.
@@ -77,29 +55,14 @@ impl PrimaryContext {
         let mut value = 0;
         // SAFETY: `value` outlives the call.
         check("cuDeviceGetAttribute", unsafe {
-            cust_raw::cuDeviceGetAttribute(&mut value, attribute, self.device)
+            cust_raw::cuDeviceGetAttribute(&mut value, attribute, self.device.raw())
         })?;
         Ok(value.max(0) as u32)
     }
 
     /// Whether this device can access the memory of the one at `peer`. `None` if this process does not see that one.
     pub(crate) fn can_access(&self, peer: PciAddress) -> Result<Option<bool>, DriverError> {
-        let Ok(text) = CString::new(peer.to_string()) else { return Ok(None) };
-        let mut device = 0;
-        // SAFETY: the string is NUL-terminated, and both outlive the call.
-        if check("cuDeviceGetByPCIBusId", unsafe {
-            cust_raw::cuDeviceGetByPCIBusId(&mut device, text.as_ptr())
-        })
-        .is_err()
-        {
-            return Ok(None);
-        }
-        let mut can = 0;
-        // SAFETY: `can` outlives the call.
-        check("cuDeviceCanAccessPeer", unsafe {
-            cust_raw::cuDeviceCanAccessPeer(&mut can, self.device, device)
-        })?;
-        Ok(Some(can != 0))
+        self.device.can_access(peer)
     }
 
     /// Lets this device access the memory of `peer`'s. Doing it again is fine, and so is a peer on this device.
@@ -120,7 +83,7 @@ impl Drop for PrimaryContext {
     fn drop(&mut self) {
         // SAFETY: the context was retained once for this value, which is not used again.
         super::log_failure(check("cuDevicePrimaryCtxRelease", unsafe {
-            cust_raw::cuDevicePrimaryCtxRelease_v2(self.device)
+            cust_raw::cuDevicePrimaryCtxRelease_v2(self.device.raw())
         }));
     }
 }

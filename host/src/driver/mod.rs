@@ -1,6 +1,7 @@
 //! The driver API with `Result` and RAII, and no policy.
 
 mod context;
+mod device;
 mod event;
 mod memory;
 mod module;
@@ -12,6 +13,7 @@ use cust_raw::CUresult;
 use crate::error::{CudaVersion, DriverError, Error};
 
 pub(crate) use context::PrimaryContext;
+pub(crate) use device::VisibleDevice;
 pub(crate) use event::{Event, Stream};
 pub(crate) use memory::{DeviceMemory, Import, IpcHandle, MappedHost, check_pointer};
 pub(crate) use module::{Function, Module};

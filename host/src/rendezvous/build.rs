@@ -189,22 +189,17 @@ impl Seen {
             (Err(error), None) => return Err(error),
         };
         let topology = config.forced_topology.unwrap_or_else(|| mesh.classify());
-        let mut barred_from = None;
-        for peer in mesh.neighbours(topology, rank) {
+        let barred_from = mesh.barred_from(topology, rank, |peer| -> Result<bool, Error> {
             if devices[peer].uuid == devices[rank].uuid {
-                continue;
+                return Ok(true);
             }
-            let can = match (context.can_access(devices[peer].pci)?, &fabric) {
-                (Some(can), _) => can,
+            match (context.can_access(devices[peer].pci)?, &fabric) {
+                (Some(can), _) => Ok(can),
                 // A device that is hidden from this process: NVML sees it all the same.
-                (None, Some(fabric)) => fabric.peer_access(rank, peer)?,
-                (None, None) => false,
-            };
-            if !can {
-                barred_from = Some(peer);
-                break;
+                (None, Some(fabric)) => fabric.peer_access(rank, peer),
+                (None, None) => Ok(false),
             }
-        }
+        })?;
         Ok(Self { mesh, topology, barred_from })
     }
 }

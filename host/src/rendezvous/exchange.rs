@@ -113,15 +113,24 @@ pub(crate) fn judge_second(all: &[Second]) -> Option<Verdict> {
             return not_applicable(Reason::TopologiesDiffer { ranks: (0, rank), difference });
         }
     }
-    if first.topology == Topology::Unknown {
-        let ranks = first.mesh.unlinked().unwrap_or((0, 0));
-        return not_applicable(Reason::UnknownTopology { ranks });
+    judge_view(&first.mesh, first.topology, all.iter().map(|one| one.barred_from)).and_then(not_applicable)
+}
+
+/// Why ranks that all see this mesh cannot use it, if they cannot; `barred` says by rank whose memory it needs and
+/// cannot access.
+pub(crate) fn judge_view(
+    mesh: &Mesh,
+    topology: Topology,
+    barred: impl Iterator<Item = Option<usize>>,
+) -> Option<Reason> {
+    if topology == Topology::Unknown {
+        return Some(Reason::UnknownTopology { ranks: mesh.unlinked().unwrap_or((0, 0)) });
     }
-    if Ground::new(first.topology, &first.mesh).algorithms().next().is_none() {
-        return not_applicable(Reason::NoAlgorithm { topology: first.topology });
+    if Ground::new(topology, mesh).algorithms().next().is_none() {
+        return Some(Reason::NoAlgorithm { topology });
     }
-    let barred = all.iter().enumerate().find_map(|(rank, one)| one.barred_from.map(|peer| (rank, peer)));
-    barred.and_then(|ranks| not_applicable(Reason::NoPeerAccess { ranks }))
+    let mut barred = barred.enumerate();
+    barred.find_map(|(rank, peer)| peer.map(|peer| Reason::NoPeerAccess { ranks: (rank, peer) }))
 }
 
 impl Payload for First {

@@ -11,7 +11,7 @@ const RANKS: usize = 8;
 
 /// A hybrid cube mesh, every property of it checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct HybridCubeMesh {
+pub struct HybridCubeMesh {
     /// By rank: three quad peers, then the relay; entry k is symmetric: `n[x][k] == y` exactly if `n[y][k] == x`.
     neighbours: [[usize; 4]; RANKS],
     positions: [usize; RANKS],
@@ -19,7 +19,7 @@ pub(crate) struct HybridCubeMesh {
 
 impl HybridCubeMesh {
     /// The structure of `mesh`, if it is a hybrid cube mesh.
-    pub(crate) fn derive(mesh: &Mesh) -> Option<Self> {
+    pub fn derive(mesh: &Mesh) -> Option<Self> {
         if mesh.size() != RANKS {
             return None;
         }
@@ -68,17 +68,29 @@ impl HybridCubeMesh {
     }
 
     /// The rank at each position: rank 0's quad in ascending order, then the other quad.
-    pub(crate) fn positions(&self) -> &[usize; RANKS] {
+    pub fn positions(&self) -> &[usize; RANKS] {
         &self.positions
     }
 
+    /// The two quads, that of rank 0 first, each in ascending order.
+    pub fn quads(&self) -> [[usize; 4]; 2] {
+        let [a, b, c, d, e, f, g, h] = self.positions;
+        [[a, b, c, d], [e, f, g, h]]
+    }
+
     /// The three quad peers of `rank`, then its relay.
-    pub(crate) fn neighbours(&self, rank: usize) -> &[usize; 4] {
+    ///
+    /// Entry k is symmetric: if it is `y` for `x`, it is `x` for `y`.
+    ///
+    /// # Panics
+    ///
+    /// If the rank is not below 8; so below.
+    pub fn neighbours(&self, rank: usize) -> &[usize; 4] {
         &self.neighbours[rank]
     }
 
     /// The relay neighbour of `rank`.
-    pub(crate) fn relay(&self, rank: usize) -> usize {
+    pub fn relay(&self, rank: usize) -> usize {
         self.neighbours[rank][3]
     }
 }
@@ -86,6 +98,7 @@ impl HybridCubeMesh {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::Topology;
     use crate::topology::tests::DGX_1V;
     use proptest::prelude::*;
 
@@ -100,20 +113,55 @@ mod tests {
         assert_eq!((0..8).map(|rank| cube.relay(rank)).collect::<Vec<_>>(), [4, 5, 6, 7, 0, 1, 2, 3]);
     }
 
-    proptest! {
-        #[test]
-        fn every_numbering_is_found(order in Just((0..RANKS).collect::<Vec<_>>()).prop_shuffle()) {
-            let mesh = permuted(&order);
-            let cube = HybridCubeMesh::derive(&mesh).unwrap();
-            prop_assert_eq!(cube.positions()[0], 0, "rank 0 leads its quad");
-            for x in 0..RANKS {
-                for (k, &y) in cube.neighbours(x).iter().enumerate() {
-                    prop_assert!(mesh.links(x, y) > 0);
-                    prop_assert_eq!(cube.neighbours(y)[k], x);
-                }
+    /// Calls `visit` with every order of `items` (Heap's algorithm).
+    fn every_order(items: &mut [usize], size: usize, visit: &mut impl FnMut(&[usize])) {
+        if size <= 1 {
+            return visit(items);
+        }
+        for index in 0..size {
+            every_order(items, size - 1, visit);
+            items.swap(if size.is_multiple_of(2) { index } else { 0 }, size - 1);
+        }
+    }
+
+    #[test]
+    fn every_numbering_of_the_devices_gives_a_valid_mesh() {
+        let mut orders = std::collections::HashSet::new();
+        every_order(&mut std::array::from_fn::<_, RANKS, _>(|rank| rank), RANKS, &mut |order| {
+            let fresh = orders.insert(order.iter().fold(0_u32, |code, device| code << 3 | *device as u32));
+            assert!(fresh, "{order:?} comes twice");
+            let mesh = permuted(order);
+            assert_eq!(mesh.classify(), Topology::HybridCubeMesh, "{order:?}");
+            check(&mesh, &HybridCubeMesh::derive(&mesh).unwrap(), order);
+        });
+        assert_eq!(orders.len(), 40_320);
+    }
+
+    fn check(mesh: &Mesh, cube: &HybridCubeMesh, order: &[usize]) {
+        // In the published numbering devices 0 to 3 are a quad, and d and d ^ 4 each other's relays.
+        let quad = |rank: usize| order[rank] / 4;
+        for rank in 0..RANKS {
+            assert_eq!(order[cube.relay(rank)], order[rank] ^ 4, "the relay of rank {rank}, {order:?}");
+            let mut seen = 1_u8 << rank;
+            for (k, &peer) in cube.neighbours(rank).iter().enumerate() {
+                assert!(mesh.links(rank, peer) > 0, "{rank} and {peer}, {order:?}");
+                assert_eq!(cube.neighbours(peer)[k], rank, "entry {k} of {rank} and {peer}, {order:?}");
+                assert_eq!(quad(peer) == quad(rank), k < 3, "{rank} and {peer}, {order:?}");
+                // Entry k pairs the ranks off; that no peer comes twice makes the four pairings disjoint.
+                assert_eq!(seen & 1 << peer, 0, "{rank} meets {peer} twice, {order:?}");
+                seen |= 1 << peer;
             }
         }
+        let (first, second) = cube.positions().split_at(4);
+        assert_eq!(first[0], 0, "rank 0 leads its quad");
+        assert!(first.is_sorted() && second.is_sorted(), "{order:?}");
+        assert!(first.iter().all(|rank| quad(*rank) == quad(0)), "{order:?}");
+        assert!(second.iter().all(|rank| quad(*rank) != quad(0)), "{order:?}");
+        assert_eq!(mesh.positions(), cube.positions(), "what every rank reduces by, {order:?}");
+        assert_eq!(cube.quads().as_flattened(), cube.positions());
+    }
 
+    proptest! {
         #[test]
         fn a_mesh_with_one_link_more_or_less_is_none(a in 0..RANKS, b in 0..RANKS, one_way: bool) {
             prop_assume!(a != b);

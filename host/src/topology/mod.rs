@@ -1,15 +1,19 @@
 //! How the devices of the ranks are linked, and what that allows.
+//!
+//! [`Survey`] asks the driver and NVML as a rendezvous does, before there are any ranks.
 #![deny(unsafe_code)]
 
 mod hybrid_cube_mesh;
 #[allow(unsafe_code)]
 pub(crate) mod nvml;
+mod survey;
 
 use std::fmt;
 
 use meshreduce_wire::MAX_RANKS;
 
-pub(crate) use hybrid_cube_mesh::HybridCubeMesh;
+pub use hybrid_cube_mesh::HybridCubeMesh;
+pub use survey::{LinkCounts, Survey, Surveyed};
 
 /// What a mesh of links is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,12 +93,27 @@ impl Mesh {
     }
 
     /// Two ranks without a link, if there are any.
-    pub(crate) fn unlinked(&self) -> Option<(usize, usize)> {
+    pub fn unlinked(&self) -> Option<(usize, usize)> {
         let ranks = 0..self.size;
         ranks
             .clone()
             .flat_map(|a| ranks.clone().map(move |b| (a, b)))
             .find(|&(a, b)| a != b && self.links(a, b) == 0)
+    }
+
+    /// A peer whose memory the device of `rank` cannot access (as `can_access` says), though the topology needs it.
+    pub(crate) fn barred_from<E>(
+        &self,
+        topology: Topology,
+        rank: usize,
+        mut can_access: impl FnMut(usize) -> Result<bool, E>,
+    ) -> Result<Option<usize>, E> {
+        for peer in self.neighbours(topology, rank) {
+            if !can_access(peer)? {
+                return Ok(Some(peer));
+            }
+        }
+        Ok(None)
     }
 
     /// What the mesh is.

@@ -20,10 +20,16 @@ const MAX_LINKS: u32 = 36;
 const LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// What one device is linked to.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Links {
-    direct: Vec<PciAddress>,
-    switch: u32,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Links {
+    /// Where the far end of each direct link is.
+    pub(crate) direct: Vec<PciAddress>,
+    /// Links to NVSwitches.
+    pub(crate) switch: u32,
+    /// Links that are there but down.
+    pub(crate) inactive: u32,
+    /// Links that are up, but to something else, or to a place that NVML does not tell.
+    pub(crate) other: u32,
 }
 
 /// The links of some devices, and whether they can access each other's memory.
@@ -50,9 +56,17 @@ impl Fabric {
 
     /// The mesh of the devices in rank order.
     pub(crate) fn mesh(&self) -> Result<Mesh, Error> {
-        let links: Vec<Links> =
-            (0..self.devices.len()).map(|rank| self.links(&self.device(rank)?)).collect::<Result<_, _>>()?;
-        Ok(mesh(&self.devices, &links))
+        Ok(mesh(&self.devices, &self.links()?))
+    }
+
+    /// What each device is linked to, in rank order.
+    pub(crate) fn links(&self) -> Result<Vec<Links>, Error> {
+        let links = |rank| {
+            let device = self.device(rank)?;
+            Links::probe(&Board { nvml: &self.nvml, device })
+                .map_err(nvml_error("the state of a link is not known"))
+        };
+        (0..self.devices.len()).map(links).collect()
     }
 
     /// Whether the device of rank `a` can read and write the memory of rank `b`'s.
@@ -67,50 +81,77 @@ impl Fabric {
         }
         Ok(true)
     }
+}
 
-    fn links(&self, device: &NvmlDevice<'_>) -> Result<Links, Error> {
+/// The links of one device, as NVML answers for them.
+trait Probe {
+    /// Whether the link is up.
+    fn is_active(&self, link: u32) -> Result<bool, NvmlError>;
+    /// What is at its other end; `None` where NVML cannot tell.
+    fn remote_type(&self, link: u32) -> Option<u32>;
+    /// Where its other end is; `None` where NVML cannot tell.
+    fn remote_address(&self, link: u32) -> Option<PciAddress>;
+}
+
+impl Links {
+    fn probe(board: &impl Probe) -> Result<Self, NvmlError> {
         let mut links = Links::default();
-        for index in 0..MAX_LINKS {
-            let link = device.link_wrapper_for(index);
-            match link.is_active() {
+        for link in 0..MAX_LINKS {
+            match board.is_active(link) {
                 Ok(true) => {}
-                Ok(false) | Err(NvmlError::InvalidArg | NvmlError::NotSupported) => continue,
-                Err(error) => return Err(nvml_error("the state of a link is not known")(error)),
-            }
-            match self.remote_type(device, index) {
-                Some(remote::SWITCH) => links.switch += 1,
-                Some(remote::GPU) | None => {
-                    // A remote end without an address is none of the ranks' devices.
-                    if let Some(address) =
-                        link.remote_pci_info().ok().and_then(|info| info.bus_id.parse().ok())
-                    {
-                        links.direct.push(address);
-                    }
+                Ok(false) => {
+                    links.inactive += 1;
+                    continue;
                 }
-                Some(_) => {}
+                // No such link. Some boards leave holes, so this is not the end.
+                Err(NvmlError::InvalidArg | NvmlError::NotSupported) => continue,
+                Err(error) => return Err(error),
+            }
+            match (board.remote_type(link), board.remote_address(link)) {
+                (Some(remote::SWITCH), _) => links.switch += 1,
+                (Some(remote::GPU) | None, Some(address)) => links.direct.push(address),
+                _ => links.other += 1,
             }
         }
         Ok(links)
     }
+}
 
-    /// What is at the other end of a link; `None` where NVML cannot tell.
-    fn remote_type(&self, device: &NvmlDevice<'_>, link: u32) -> Option<u32> {
+/// A device of the machine.
+struct Board<'a> {
+    nvml: &'a Nvml,
+    device: NvmlDevice<'a>,
+}
+
+impl Probe for Board<'_> {
+    fn is_active(&self, link: u32) -> Result<bool, NvmlError> {
+        self.device.link_wrapper_for(link).is_active()
+    }
+
+    fn remote_type(&self, link: u32) -> Option<u32> {
         // nvml-wrapper's own method reads the answer into a temporary and always says "unknown".
         let query = self.nvml.lib().nvmlDeviceGetNvLinkRemoteDeviceType.as_ref().ok()?;
         let mut kind = u32::MAX;
-        // SAFETY: the handle is of this NVML, which `self` keeps initialised; `kind` outlives the call.
-        let answer = unsafe { query(device.handle(), link, &mut kind) };
+        // SAFETY: the handle is of this NVML, which the borrow keeps initialised; `kind` outlives the call.
+        let answer = unsafe { query(self.device.handle(), link, &mut kind) };
         (answer == 0).then_some(kind)
+    }
+
+    fn remote_address(&self, link: u32) -> Option<PciAddress> {
+        let address = self.device.link_wrapper_for(link).remote_pci_info().ok()?.bus_id;
+        address.parse().ok().filter(|address: &PciAddress| address.domain != remote::NOWHERE)
     }
 }
 
-/// nvmlIntNvLinkDeviceType_t.
+/// nvmlIntNvLinkDeviceType_t, and the domain of the address that stands for none.
 mod remote {
     pub(super) const GPU: u32 = 0;
     pub(super) const SWITCH: u32 = 2;
+    pub(super) const NOWHERE: u32 = u32::MAX;
 }
 
-fn mesh(devices: &[Device], links: &[Links]) -> Mesh {
+/// The mesh of devices with these links.
+pub(super) fn mesh(devices: &[Device], links: &[Links]) -> Mesh {
     Mesh::new(devices.len(), |a, b| {
         if devices[a].uuid == devices[b].uuid {
             return Mesh::SAME_DEVICE;
@@ -134,39 +175,5 @@ fn nvml_error(what: &'static str) -> impl Fn(NvmlError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::topology::Topology;
-
-    fn device(bus: u8) -> Device {
-        Device { pci: PciAddress { domain: 0, bus, device: 0, function: 0 }, uuid: [bus; 16] }
-    }
-
-    #[test]
-    fn direct_links_are_counted_per_pair() {
-        let devices = [device(1), device(2), device(3)];
-        let links = [
-            Links { direct: vec![devices[1].pci, devices[1].pci, devices[2].pci], switch: 0 },
-            Links { direct: vec![devices[0].pci, devices[0].pci], switch: 0 },
-            Links { direct: vec![devices[0].pci, device(9).pci], switch: 0 },
-        ];
-        let mesh = mesh(&devices, &links);
-        assert_eq!((mesh.links(0, 1), mesh.links(0, 2), mesh.links(1, 2)), (2, 1, 0));
-        assert_eq!(mesh.classify(), Topology::Unknown);
-    }
-
-    #[test]
-    fn a_pair_shares_the_switch_links_of_the_poorer_one() {
-        let devices = [device(1), device(2), device(3)];
-        let links = [18, 17, 0].map(|switch| Links { direct: Vec::new(), switch });
-        let mesh = mesh(&devices, &links);
-        assert_eq!((mesh.links(0, 1), mesh.links(0, 2)), (17, 0));
-    }
-
-    #[test]
-    fn ranks_on_one_device_need_no_link() {
-        let mesh = mesh(&[device(1), device(1)], &[Links::default(), Links::default()]);
-        assert_eq!(mesh.links(0, 1), Mesh::SAME_DEVICE);
-        assert_eq!(mesh.classify(), Topology::FullyConnected);
-    }
-}
+#[path = "nvml_tests.rs"]
+mod tests;

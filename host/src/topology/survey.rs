@@ -1,0 +1,201 @@
+//! A look at the links of some devices before there are ranks: what a rendezvous would find.
+#![forbid(unsafe_code)]
+
+use meshreduce_wire::{Algorithm, MAX_RANKS, MIN_RANKS};
+
+use super::nvml::{Fabric, Links, mesh};
+use super::{HybridCubeMesh, Mesh, Topology};
+use crate::algorithms::Ground;
+use crate::driver::{self, VisibleDevice};
+use crate::error::Error;
+use crate::identity::Device;
+use crate::outcome::Reason;
+use crate::rendezvous::judge_view;
+
+/// How some devices are linked. The devices are numbered as ranks would be, in the order in which they were named.
+///
+/// ```no_run
+/// use meshreduce::topology::Survey;
+///
+/// let survey = Survey::of_visible_devices()?;
+/// match survey.verdict() {
+///     Ok(topology) => println!("{topology}: {:?}", survey.algorithms()),
+///     Err(reason) => println!("not applicable: {reason}"),
+/// }
+/// # Ok::<(), meshreduce::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    devices: Vec<Surveyed>,
+    mesh: Mesh,
+}
+
+/// One device of a [`Survey`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Surveyed {
+    /// Its CUDA ordinal in this process.
+    pub ordinal: u32,
+    /// The product's name.
+    pub name: String,
+    /// Where it sits, and its UUID.
+    pub device: Device,
+    /// What its links lead to.
+    pub links: LinkCounts,
+    /// By device of the survey: whether this one can access that one's memory. Not so for itself.
+    pub accesses: Vec<bool>,
+}
+
+/// What the NVLinks of a device lead to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LinkCounts {
+    /// Links to other GPUs, of the survey or not.
+    pub direct: u32,
+    /// Links to NVSwitches.
+    pub switch: u32,
+    /// Links that are there but down.
+    pub inactive: u32,
+    /// Links that are up, but lead to something else, or to a place that NVML does not tell.
+    pub other: u32,
+}
+
+impl From<&Links> for LinkCounts {
+    fn from(links: &Links) -> Self {
+        let &Links { ref direct, switch, inactive, other } = links;
+        Self { direct: direct.len() as u32, switch, inactive, other }
+    }
+}
+
+impl Survey {
+    /// Surveys all devices that this process sees, in the order of their CUDA ordinals.
+    ///
+    /// # Errors
+    ///
+    /// As [`Survey::of`].
+    pub fn of_visible_devices() -> Result<Self, Error> {
+        driver::initialise()?;
+        let ordinals: Vec<u32> = (0..VisibleDevice::count()?).collect();
+        Self::of(&ordinals)
+    }
+
+    /// Surveys the devices with these CUDA ordinals, in this order.
+    ///
+    /// # Errors
+    ///
+    /// No driver, no such device, or NVML cannot be opened or fails.
+    pub fn of(ordinals: &[u32]) -> Result<Self, Error> {
+        driver::initialise()?;
+        let visible: Vec<VisibleDevice> =
+            ordinals.iter().map(|ordinal| VisibleDevice::get(*ordinal)).collect::<Result<_, _>>()?;
+        let devices: Vec<Device> = visible.iter().map(VisibleDevice::identity).collect::<Result<_, _>>()?;
+        let links = Fabric::open(&devices)?.links()?;
+        let mesh = mesh(&devices, &links);
+        let mut surveyed = Vec::with_capacity(devices.len());
+        for (index, one) in visible.iter().enumerate() {
+            let can_access = |peer: &Device| Ok(one.can_access(peer.pci)?.unwrap_or(false));
+            surveyed.push(Surveyed {
+                ordinal: one.ordinal(),
+                name: one.name()?,
+                device: devices[index],
+                links: (&links[index]).into(),
+                accesses: devices.iter().map(can_access).collect::<Result<_, Error>>()?,
+            });
+        }
+        Ok(Self { devices: surveyed, mesh })
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &[Surveyed] {
+        &self.devices
+    }
+
+    /// The links between them.
+    pub fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    /// The hybrid cube mesh that the devices form, if they do.
+    pub fn hybrid_cube_mesh(&self) -> Option<HybridCubeMesh> {
+        HybridCubeMesh::derive(&self.mesh)
+    }
+
+    /// What a rendezvous of one rank a device would come to: the topology it would use, or why it would not apply.
+    /// It is judged by the rendezvous's own rule.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it would not apply.
+    pub fn verdict(&self) -> Result<Topology, Reason> {
+        if !(MIN_RANKS..=MAX_RANKS).contains(&self.devices.len()) {
+            return Err(Reason::WorldSize(self.devices.len()));
+        }
+        let topology = self.mesh.classify();
+        let barred = |rank: usize| {
+            let can = |peer: usize| Ok::<_, std::convert::Infallible>(self.devices[rank].accesses[peer]);
+            self.mesh.barred_from(topology, rank, can).unwrap_or_else(|never| match never {})
+        };
+        match judge_view(&self.mesh, topology, (0..self.devices.len()).map(barred)) {
+            Some(reason) => Err(reason),
+            None => Ok(topology),
+        }
+    }
+
+    /// The algorithms that a communicator over these devices could use, the one for the shortest messages first; none
+    /// where [`Survey::verdict`] is a reason.
+    pub fn algorithms(&self) -> Vec<Algorithm> {
+        match self.verdict() {
+            Ok(topology) => Ground::new(topology, &self.mesh).algorithms().map(|one| one.algorithm).collect(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::tests::DGX_1V;
+
+    fn survey(
+        size: usize,
+        links: impl FnMut(usize, usize) -> u32,
+        can: impl Fn(usize, usize) -> bool,
+    ) -> Survey {
+        let device = |rank: usize| Surveyed {
+            ordinal: rank as u32,
+            name: "GPU".to_owned(),
+            device: Device { pci: "0:1:0.0".parse().unwrap(), uuid: [rank as u8; 16] },
+            links: LinkCounts::default(),
+            accesses: (0..size).map(|peer| peer != rank && can(rank, peer)).collect(),
+        };
+        Survey { devices: (0..size).map(device).collect(), mesh: Mesh::new(size, links) }
+    }
+
+    #[test]
+    fn a_cube_mesh_needs_access_to_the_neighbours_alone() {
+        let links = |a: usize, b: usize| DGX_1V[a][b];
+        let neighbours = survey(8, links, |a, b| DGX_1V[a][b] > 0);
+        assert_eq!(neighbours.verdict(), Ok(Topology::HybridCubeMesh));
+        assert_eq!(neighbours.algorithms(), [Algorithm::HybridCubeMesh]);
+        let without_one = survey(8, links, |a, b| DGX_1V[a][b] > 0 && (a, b) != (2, 6));
+        assert_eq!(without_one.verdict(), Err(Reason::NoPeerAccess { ranks: (2, 6) }));
+        assert!(without_one.algorithms().is_empty());
+    }
+
+    #[test]
+    fn a_full_mesh_needs_access_between_all() {
+        assert_eq!(survey(4, |_, _| 4, |_, _| true).algorithms(), [Algorithm::OneShot, Algorithm::TwoShot]);
+        let barred = survey(4, |_, _| 4, |a, b| (a, b) != (3, 1));
+        assert_eq!(barred.verdict(), Err(Reason::NoPeerAccess { ranks: (3, 1) }));
+    }
+
+    #[test]
+    fn one_device_or_nine_are_no_world() {
+        assert_eq!(survey(1, |_, _| 0, |_, _| true).verdict(), Err(Reason::WorldSize(1)));
+        assert_eq!(survey(9, |_, _| 6, |_, _| true).verdict(), Err(Reason::WorldSize(9)));
+        assert_eq!(
+            survey(8, |_, _| 0, |_, _| true).verdict(),
+            Err(Reason::UnknownTopology { ranks: (0, 1) })
+        );
+    }
+}
