@@ -3,6 +3,7 @@
 //! The device engine above decides *which* blocks are resident and whose turn it is; an executor decides what a
 //! block's instructions do. Both executors stand behind [`Executor`].
 
+pub mod adversary;
 pub mod direct;
 pub mod window;
 

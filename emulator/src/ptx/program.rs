@@ -169,9 +169,7 @@ pub(crate) enum Op {
     Store(Store),
     Atomic(Box<Atomic>),
     Fence {
-        #[expect(dead_code, reason = "the direct executor orders and scopes more strongly than asked")]
         order: Order,
-        #[expect(dead_code, reason = "the direct executor orders and scopes more strongly than asked")]
         scope: Scope,
     },
     Branch {
@@ -211,10 +209,8 @@ pub(crate) struct Target {
 pub(crate) struct Load {
     pub(crate) target: Target,
     pub(crate) order: Order,
-    #[expect(dead_code, reason = "the direct executor orders and scopes more strongly than asked")]
     pub(crate) scope: Scope,
     /// `.nc`: outside the memory model.
-    #[expect(dead_code, reason = "the direct executor reads it like any weak load")]
     pub(crate) noncoherent: bool,
     pub(crate) ty: Type,
     pub(crate) lanes: u8,
@@ -225,7 +221,6 @@ pub(crate) struct Load {
 pub(crate) struct Store {
     pub(crate) target: Target,
     pub(crate) order: Order,
-    #[expect(dead_code, reason = "the direct executor orders and scopes more strongly than asked")]
     pub(crate) scope: Scope,
     pub(crate) ty: Type,
     pub(crate) lanes: u8,
@@ -236,7 +231,6 @@ pub(crate) struct Store {
 pub(crate) struct Atomic {
     pub(crate) target: Target,
     pub(crate) order: Order,
-    #[expect(dead_code, reason = "the direct executor orders and scopes more strongly than asked")]
     pub(crate) scope: Scope,
     pub(crate) op: AtomicOp,
     pub(crate) ty: Type,

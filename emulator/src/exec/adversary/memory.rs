@@ -1,0 +1,243 @@
+//! Allocations and their words. An access of at most eight bytes lies within one aligned word, and a word keeps the
+//! history of the writes to it that some thread might still read.
+
+use super::history::Cell;
+
+/// Bits of an address that count bytes within a mapping.
+const WINDOW: u32 = 32;
+
+/// Where a scalar access goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) word: WordId,
+    /// Bytes from the beginning of the word.
+    pub(super) shift: u8,
+    /// The bytes of the word, one bit each.
+    pub(super) mask: u8,
+    /// The mapping through which it is reached.
+    pub(super) mapping: u32,
+}
+
+/// A word of an allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct WordId {
+    pub(super) allocation: u32,
+    pub(super) index: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    allocations: Vec<Allocation>,
+    /// Mapping `i` begins at address `(i + 1) << WINDOW`.
+    mappings: Vec<Mapping>,
+    labels: Vec<Label>,
+    cells: Vec<Cell>,
+    /// Cells of memory that is gone.
+    spare: Vec<u32>,
+    /// Allocations without an address.
+    hidden: Vec<u32>,
+    /// Words that have a cell.
+    active: Vec<WordId>,
+}
+
+#[derive(Debug)]
+struct Allocation {
+    bytes: u64,
+    words: Vec<Word>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    /// The value before the writes of the cell.
+    settled: u64,
+    /// Index of the cell plus one, or 0.
+    cell: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    allocation: u32,
+    offset: u64,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Label {
+    allocation: u32,
+    from: u64,
+    to: u64,
+    text: String,
+}
+
+impl Memory {
+    /// A zeroed allocation, without an address.
+    fn hidden(&mut self, bytes: u64) -> u32 {
+        let words = vec![Word { settled: 0, cell: 0 }; bytes.div_ceil(8) as usize];
+        self.allocations.push(Allocation { bytes, words });
+        self.allocations.len() as u32 - 1
+    }
+
+    /// Shared memory of a block: zeroed, and gone with the next [`Self::settle`].
+    pub(super) fn shared(&mut self, bytes: u64) -> u32 {
+        let allocation = self.hidden(bytes);
+        self.hidden.push(allocation);
+        allocation
+    }
+
+    /// A zeroed allocation; its address.
+    pub(super) fn allocate(&mut self, bytes: u64) -> u64 {
+        let allocation = self.hidden(bytes);
+        self.map(allocation, 0, bytes)
+    }
+
+    fn map(&mut self, allocation: u32, offset: u64, bytes: u64) -> u64 {
+        self.mappings.push(Mapping { allocation, offset, bytes });
+        (self.mappings.len() as u64) << WINDOW
+    }
+
+    /// A second address of memory that has one.
+    pub(super) fn alias(&mut self, address: u64, bytes: u64) -> Result<u64, String> {
+        let (mapping, offset) = self.find(address, bytes)?;
+        let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
+        Ok(self.map(allocation, before + offset, bytes))
+    }
+
+    pub(super) fn label(&mut self, address: u64, bytes: u64, text: &str) -> Result<(), String> {
+        let (mapping, offset) = self.find(address, bytes)?;
+        let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
+        let from = before + offset;
+        self.labels.push(Label { allocation, from, to: from + bytes, text: text.to_owned() });
+        Ok(())
+    }
+
+    /// The mapping of an address and the offset in it, or what is wrong.
+    fn find(&self, address: u64, bytes: u64) -> Result<(u32, u64), String> {
+        let index = (address >> WINDOW).wrapping_sub(1);
+        let offset = address & ((1 << WINDOW) - 1);
+        let Some(mapping) = self.mappings.get(index as usize) else {
+            return Err("outside every allocation".to_owned());
+        };
+        if offset + bytes > mapping.bytes {
+            let base = (index + 1) << WINDOW;
+            let past = offset + bytes - mapping.bytes;
+            return Err(format!("{past} bytes past the end of {} bytes at {base:#x}", mapping.bytes));
+        }
+        Ok((index as u32, offset))
+    }
+
+    /// The place of a scalar of `bytes` bytes at an aligned global address.
+    pub(super) fn place(&self, address: u64, bytes: u32) -> Result<Place, String> {
+        let (index, offset) = self.find(address, u64::from(bytes))?;
+        let mapping = self.mappings[index as usize];
+        Ok(Self::at(mapping.allocation, mapping.offset + offset, bytes, index))
+    }
+
+    /// The place of a scalar in an allocation without an address.
+    pub(super) fn hidden_place(&self, allocation: u32, offset: u64, bytes: u32) -> Result<Place, String> {
+        let size = self.allocations[allocation as usize].bytes;
+        if offset + u64::from(bytes) > size {
+            return Err(format!("offset {offset} of {size} bytes of shared memory"));
+        }
+        Ok(Self::at(allocation, offset, bytes, u32::MAX))
+    }
+
+    fn at(allocation: u32, offset: u64, bytes: u32, mapping: u32) -> Place {
+        let shift = (offset % 8) as u8;
+        let mask = ((1u32 << bytes) - 1) << shift;
+        Place { word: WordId { allocation, index: (offset / 8) as u32 }, shift, mask: mask as u8, mapping }
+    }
+
+    /// The value of a word before its cell's writes.
+    #[inline]
+    pub(super) fn settled(&self, id: WordId) -> u64 {
+        self.allocations[id.allocation as usize].words[id.index as usize].settled
+    }
+
+    /// The history of a word, and its value before.
+    #[inline]
+    pub(super) fn cell(&mut self, id: WordId) -> &mut Cell {
+        let word = &mut self.allocations[id.allocation as usize].words[id.index as usize];
+        if word.cell == 0 {
+            self.active.push(id);
+            word.cell = match self.spare.pop() {
+                Some(cell) => cell,
+                None => {
+                    self.cells.push(Cell::default());
+                    self.cells.len() as u32
+                }
+            };
+        }
+        &mut self.cells[word.cell as usize - 1]
+    }
+
+    /// Ends all histories, and memory without an address: `last` says which value a history leaves behind.
+    pub(super) fn settle(&mut self, mut last: impl FnMut(&Cell, u64) -> u64) {
+        for id in std::mem::take(&mut self.active) {
+            let word = &mut self.allocations[id.allocation as usize].words[id.index as usize];
+            let cell = &mut self.cells[word.cell as usize - 1];
+            word.settled = last(cell, word.settled);
+            cell.clear();
+            self.spare.push(word.cell);
+            word.cell = 0;
+        }
+        for allocation in self.hidden.drain(..) {
+            self.allocations[allocation as usize].words = Vec::new();
+        }
+    }
+
+    /// Bytes of settled memory.
+    pub(super) fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, String> {
+        let (mapping, offset) = self.find(address, bytes as u64)?;
+        let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
+        let words = &self.allocations[allocation as usize].words;
+        let byte = |at: u64| words[(at / 8) as usize].settled.to_le_bytes()[(at % 8) as usize];
+        Ok((before + offset..).take(bytes).map(byte).collect())
+    }
+
+    /// Writes settled memory.
+    pub(super) fn write(&mut self, address: u64, data: &[u8]) -> Result<(), String> {
+        let (mapping, offset) = self.find(address, data.len() as u64)?;
+        let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
+        let words = &mut self.allocations[allocation as usize].words;
+        for (at, byte) in (before + offset..).zip(data) {
+            let word = &mut words[(at / 8) as usize].settled;
+            let mut bytes = word.to_le_bytes();
+            bytes[(at % 8) as usize] = *byte;
+            *word = u64::from_le_bytes(bytes);
+        }
+        Ok(())
+    }
+
+    /// A place in words: the label with the offset in it, else allocation and offset.
+    pub(super) fn describe(&self, word: WordId, mask: u8) -> String {
+        let offset = u64::from(word.index) * 8 + u64::from(mask.trailing_zeros().min(7));
+        // The narrowest label says most.
+        let label = self
+            .labels
+            .iter()
+            .filter(|label| label.allocation == word.allocation && (label.from..label.to).contains(&offset))
+            .min_by_key(|label| label.to - label.from);
+        match label {
+            Some(label) if label.to - label.from <= 8 => label.text.clone(),
+            Some(label) => format!("{}, byte {}", label.text, offset - label.from),
+            None => match self.mappings.iter().position(|mapping| mapping.allocation == word.allocation) {
+                Some(index) => format!("{:#x}", ((index as u64 + 1) << WINDOW) + offset),
+                None => format!("shared memory, byte {offset}"),
+            },
+        }
+    }
+}
+
+/// Expands a mask of bytes to a mask of bits.
+#[inline]
+pub(super) const fn bits_of(mask: u8) -> u64 {
+    let mut bits = 0;
+    let mut at = 0;
+    while at < 8 {
+        if mask >> at & 1 == 1 {
+            bits |= 0xff << (at * 8);
+        }
+        at += 1;
+    }
+    bits
+}

@@ -1,0 +1,460 @@
+//! What memory operations do to a thread and to memory, as the PTX memory model allows.
+//!
+//! | operation | effect |
+//! |---|---|
+//! | weak or relaxed load | may be left open and bound later; then any write that the axioms allow |
+//! | `ld.acquire` | bound at once; joins the release patterns that it observes, as scopes allow |
+//! | store | a new write in the word's history; a release ends a release pattern, as does a strong store behind a fence |
+//! | atomic | reads the last morally strong write, writes behind it; observers of it observe what it read |
+//! | `ld.global.nc` | any write since the launch began, whatever is known |
+
+use std::rc::Rc;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::book::Book;
+use super::history::{Access, Conflict, Reader, Release, Who, Write, includes};
+use super::memory::{Memory, Place, WordId, bits_of};
+use super::report::Finding;
+use super::thread::{Glimpse, Pending, Thread};
+use super::trace::{Trace, What};
+use super::view::{Knowledge, View};
+use crate::ptx::semantics::convert::extend;
+use crate::ptx::types::{Order, Scope, Type};
+
+/// How far the model strays from sequential consistency, in 256ths. Drawn once from the seed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Temper {
+    /// A load is left open.
+    pub(super) defer: u32,
+    /// A read looks beyond the latest write.
+    pub(super) stale: u32,
+    /// A write goes before others in coherence order.
+    pub(super) early: u32,
+}
+
+pub(super) struct Model {
+    pub(super) memory: Memory,
+    pub(super) random: ChaCha8Rng,
+    pub(super) temper: Temper,
+    pub(super) detect_races: bool,
+    pub(super) book: Book,
+    pub(super) trace: Trace,
+    /// PTX instructions so far: the clock.
+    pub(super) now: u64,
+    /// When something last happened that can end a wait.
+    pub(super) progress: u64,
+    /// Every read returns the latest write, so that waits end if they can.
+    pub(super) calm: bool,
+    /// What `fence.sc` of each scope and place has seen.
+    fences: Vec<(Scope, Who, Knowledge)>,
+    candidates: Vec<Option<usize>>,
+}
+
+/// A scalar load, as decoded.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoadOf {
+    pub(super) place: Place,
+    pub(super) order: Order,
+    pub(super) scope: Scope,
+    pub(super) noncoherent: bool,
+    pub(super) ty: Type,
+    pub(super) slot: u16,
+    pub(super) pc: u32,
+}
+
+/// Ordering and scope of a store or atomic, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoreOf {
+    pub(super) place: Place,
+    pub(super) order: Order,
+    pub(super) scope: Scope,
+    pub(super) pc: u32,
+}
+
+/// Writes of a word beyond which the history is looked through for what can be forgotten.
+const LONG: usize = 48;
+
+impl Model {
+    pub(super) fn new(seed: u64, detect_races: bool, trace: bool) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut pick = |of: &[u32]| of[random.next_u32() as usize % of.len()];
+        let temper = Temper {
+            defer: pick(&[0, 64, 160, 240]),
+            stale: pick(&[16, 96, 160, 220]),
+            early: pick(&[0, 32, 96]),
+        };
+        Self {
+            memory: Memory::default(),
+            random,
+            temper,
+            detect_races,
+            book: Book::default(),
+            trace: Trace::new(trace),
+            now: 0,
+            progress: 0,
+            calm: false,
+            fences: Vec::new(),
+            candidates: Vec::new(),
+        }
+    }
+
+    #[inline]
+    pub(super) fn chance(&mut self, of_256: u32) -> bool {
+        of_256 > 0 && self.random.next_u32() & 0xff < of_256
+    }
+
+    /// A number below `end`.
+    #[inline]
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        ((u64::from(self.random.next_u32()) * end as u64) >> 32) as usize
+    }
+
+    /// A load. The value, unless the load is left open.
+    pub(super) fn load(&mut self, thread: &mut Thread, load: LoadOf) -> Result<(), Box<Finding>> {
+        let who = thread.event(load.pc);
+        let strong = load.order.is_strong();
+        let access =
+            Access { who, mask: load.place.mask, strong, scope: load.scope, mapping: load.place.mapping };
+        let word = load.place.word;
+        if self.detect_races {
+            let book = &self.book;
+            let (knowledge, until) = match load.noncoherent {
+                true => (book.start_of(who.launch), Some(book.end_of(who.launch))),
+                false => (&thread.knowledge, None),
+            };
+            let reader = Reader { access, knowledge, atomic: false, noncoherent: load.noncoherent };
+            if let Some(conflict) = self.memory.cell(word).read(&reader, until) {
+                return Err(self.conflict(word, &conflict, thread));
+            }
+        }
+        let open = Pending {
+            access,
+            place: load.place,
+            ty: load.ty,
+            slot: load.slot,
+            knowledge: match load.noncoherent {
+                true => self.book.start_of(who.launch).clone(),
+                false => thread.knowledge.clone(),
+            },
+            noncoherent: load.noncoherent,
+            acquire: load.order == Order::Acquire,
+        };
+        let defer = self.temper.defer;
+        if load.order != Order::Acquire && !load.noncoherent && self.chance(defer) {
+            thread.leave_open(open);
+        } else {
+            self.bind(thread, &open);
+        }
+        Ok(())
+    }
+
+    /// Chooses the value of a load and puts it into its register.
+    pub(super) fn bind(&mut self, thread: &mut Thread, open: &Pending) {
+        let word = open.place.word;
+        let access = open.access;
+        let reader =
+            Reader { access, knowledge: &open.knowledge, atomic: false, noncoherent: open.noncoherent };
+        let mask = open.place.mask;
+        let mut value = self.memory.settled(word);
+        let mut from = None;
+        if self.memory.cell(word).is_uniform(mask) {
+            from = self.choose(word, &reader, mask);
+            if let Some(index) = from {
+                value = self.memory.cell(word).writes[index].value;
+            }
+        } else {
+            for bit in (0..8).map(|bit| 1u8 << bit).filter(|bit| bit & mask != 0) {
+                if let Some(index) = self.choose(word, &reader, bit) {
+                    let byte = self.memory.cell(word).writes[index].value;
+                    value = value & !bits_of(bit) | byte & bits_of(bit);
+                    from = Some(index);
+                }
+            }
+        }
+        let bits = (value & bits_of(mask)) >> (8 * u32::from(open.place.shift));
+        thread.set(open.slot, extend(bits, open.ty));
+        self.trace.add(self.now, What::Load, &access, word, bits, || {
+            from.map(|index| self.memory.cell(word).writes[index].access.who)
+        });
+        match from {
+            Some(index) if !open.noncoherent => {
+                let write = self.memory.cell(word).writes[index].clone();
+                self.observe(thread, &access, word, &write, open.acquire);
+            }
+            _ if access.strong => thread.idle += 1,
+            _ => {}
+        }
+    }
+
+    fn choose(&mut self, word: WordId, reader: &Reader<'_>, mask: u8) -> Option<usize> {
+        let mut candidates = std::mem::take(&mut self.candidates);
+        self.memory.cell(word).candidates(reader, mask, &mut candidates);
+        let stale = self.temper.stale;
+        let at = match candidates.len() {
+            0 | 1 => 0,
+            _ if self.calm || !self.chance(stale) => 0,
+            count => self.below(count),
+        };
+        let chosen = candidates.get(at).copied().flatten();
+        self.candidates = candidates;
+        chosen
+    }
+
+    /// A read has returned `write`: what the thread learns from that.
+    fn observe(&mut self, thread: &mut Thread, access: &Access, word: WordId, write: &Write, acquire: bool) {
+        let me = access.who;
+        let writer = write.access.who;
+        if writer.event.0 == me.event.0 {
+            thread.idle += u32::from(access.strong);
+            return;
+        }
+        let new = !thread.knowledge.has(writer.event);
+        if !access.morally_strong(&write.access) {
+            if new {
+                thread.glimpse(Glimpse { at: me, of: write.access, word, acquire, released: false });
+            }
+            return;
+        }
+        thread.idle = if new { 0 } else { thread.idle + 1 };
+        if new {
+            self.progress = self.now;
+        }
+        thread.knowledge.observe(writer.event);
+        if let Some(chain) = &write.chain {
+            chain
+                .iter()
+                .filter(|event| event.0 != me.event.0)
+                .for_each(|&event| thread.knowledge.observe(event));
+        }
+        let mut synchronized = false;
+        for release in write.releases.iter().flat_map(|releases| releases.iter()) {
+            if release.who.event.0 == me.event.0 || thread.knowledge.has_base(release.view.at) {
+                synchronized |= release.who.event.0 != me.event.0;
+            } else if acquire && both_include(release, access.scope, &me) {
+                thread.knowledge.join(&release.view);
+                synchronized = true;
+            } else if !thread.seen.iter().any(|(_, known)| known.view.at == release.view.at) {
+                thread.seen.push((word, release.clone()));
+            }
+        }
+        if acquire && !thread.seen.is_empty() {
+            // A strong read followed by an acquire on the same location is an acquire pattern too.
+            thread.acquire_seen(|at, release| at == word && both_include(release, access.scope, &me));
+        }
+        if new && !synchronized {
+            let released = write.releases.is_some();
+            thread.glimpse(Glimpse { at: me, of: write.access, word, acquire, released });
+        }
+    }
+
+    /// A store of `bits`.
+    pub(super) fn store(
+        &mut self,
+        thread: &mut Thread,
+        store: StoreOf,
+        bits: u64,
+    ) -> Result<(), Box<Finding>> {
+        let who = thread.event(store.pc);
+        let word = store.place.word;
+        let strong = store.order.is_strong();
+        let access =
+            Access { who, mask: store.place.mask, strong, scope: store.scope, mapping: store.place.mapping };
+        self.check_write(thread, word, &access)?;
+        let value = (bits << (8 * u32::from(store.place.shift))) & bits_of(access.mask);
+        let mut write = Write::new(access, value, thread.knowledge.clone());
+        if strong {
+            write.releases = releases(thread, word, &access, store.order, None);
+        }
+        self.trace.add(self.now, What::Store, &access, word, bits, || None);
+        let settled = self.memory.settled(word);
+        let cell = self.memory.cell(word);
+        let before = cell.writes.last().map_or(settled, |last| last.value);
+        let racing = cell.writes.last().is_some_and(|last| {
+            let event = last.access.who.event;
+            event.0 != who.event.0 && !thread.knowledge.has(event)
+        });
+        if (before ^ value) & bits_of(access.mask) != 0 {
+            self.progress = self.now;
+        }
+        let early = self.temper.early;
+        let early = racing && !self.calm && self.chance(early);
+        self.memory.cell(word).insert(write, early);
+        thread.idle = 0;
+        Ok(())
+    }
+
+    /// An atomic: replaces the value by `update` of it. The old value.
+    pub(super) fn atomic(
+        &mut self,
+        thread: &mut Thread,
+        store: StoreOf,
+        update: impl Fn(u64) -> Option<u64>,
+    ) -> Result<u64, Box<Finding>> {
+        let who = thread.event(store.pc);
+        let word = store.place.word;
+        let access = Access {
+            who,
+            mask: store.place.mask,
+            strong: true,
+            scope: store.scope,
+            mapping: store.place.mapping,
+        };
+        self.check_write(thread, word, &access)?;
+        let knowledge = thread.knowledge.clone();
+        let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
+        let from = self.choose(word, &reader, access.mask);
+        let source = from.map(|index| self.memory.cell(word).writes[index].clone());
+        let shift = 8 * u32::from(store.place.shift);
+        let whole = source.as_ref().map_or(self.memory.settled(word), |write| write.value);
+        let old = (whole & bits_of(access.mask)) >> shift;
+        self.trace.add(self.now, What::Atomic, &access, word, old, || {
+            source.as_ref().map(|write| write.access.who)
+        });
+        let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
+        if let Some(source) = &source {
+            self.observe(thread, &access, word, source, acquire);
+        }
+        let Some(new) = update(old) else {
+            return Ok(old);
+        };
+        let mut write = Write::new(access, (new << shift) & bits_of(access.mask), thread.knowledge.clone());
+        write.atomic = true;
+        let source = source.filter(|source| source.access.morally_strong(&access));
+        write.releases = releases(thread, word, &access, store.order, source.as_ref());
+        if let Some(source) = &source {
+            let mut chain = vec![source.access.who.event];
+            chain.extend(source.chain.iter().flat_map(|chain| chain.iter()));
+            write.chain = Some(Rc::new(chain));
+        }
+        if new != old {
+            self.progress = self.now;
+            thread.idle = 0;
+        }
+        self.memory.cell(word).insert(write, false);
+        Ok(old)
+    }
+
+    fn check_write(&mut self, thread: &Thread, word: WordId, access: &Access) -> Result<(), Box<Finding>> {
+        if self.detect_races
+            && let Some(conflict) = self.memory.cell(word).write(access, &thread.knowledge)
+        {
+            return Err(self.conflict(word, &conflict, thread));
+        }
+        Ok(())
+    }
+
+    fn conflict(&self, word: WordId, conflict: &Conflict, thread: &Thread) -> Box<Finding> {
+        Box::new(super::report::conflict(&self.book, &self.memory, word, conflict, thread))
+    }
+
+    /// A fence.
+    pub(super) fn fence(&mut self, thread: &mut Thread, order: Order, scope: Scope, pc: u32) {
+        let me = thread.event(pc);
+        if order != Order::Release {
+            thread.acquire_seen(|_, release| both_include(release, scope, &me));
+        }
+        if order == Order::SeqCst {
+            // Morally strong `fence.sc` are in one order, and each synchronizes with those behind it
+            // (PTX ISA, "Fence-SC Order").
+            for (other, who, knowledge) in &self.fences {
+                if includes(*other, who, &me) && includes(scope, &me, who) {
+                    thread.knowledge.merge(knowledge);
+                }
+            }
+            let same = |(other, who, _): &&mut (Scope, Who, Knowledge)| {
+                *other == scope && who.device == me.device && who.block == me.block
+            };
+            match self.fences.iter_mut().find(same) {
+                Some((_, _, knowledge)) => {
+                    knowledge.merge(&thread.knowledge);
+                    knowledge.raise(me.event);
+                }
+                None => {
+                    let mut knowledge = thread.knowledge.clone();
+                    knowledge.raise(me.event);
+                    self.fences.push((scope, me, knowledge));
+                }
+            }
+        }
+        if order != Order::Acquire {
+            thread.fences[scope as usize] =
+                Some((me, View { at: me.event, knowledge: thread.knowledge.clone() }));
+        }
+    }
+
+    /// Forgets what no thread can read any more, in words that have been written often.
+    pub(super) fn prune(&mut self, word: WordId, everybody: impl Fn(&Access) -> bool) {
+        self.memory.cell(word).prune(everybody);
+    }
+
+    pub(super) fn is_long(&mut self, word: WordId) -> bool {
+        let length = self.memory.cell(word).writes.len();
+        length >= LONG && length.is_multiple_of(LONG)
+    }
+
+    /// Everything is over: memory keeps one value of each word.
+    pub(super) fn settle(&mut self) {
+        let Self { memory, random, candidates, .. } = self;
+        memory.settle(|cell, settled| {
+            let mut value = settled;
+            let written = cell.writes.iter().fold(0, |mask, write| mask | write.access.mask);
+            let one = cell.writes.iter().all(|write| write.access.mask == written);
+            let parts = (0..8).map(|bit| 1u8 << bit).filter(|bit| !one && bit & written != 0);
+            for mask in one.then_some(written).into_iter().chain(parts) {
+                cell.last(mask, candidates);
+                let at = (u64::from(random.next_u32()) * candidates.len() as u64 >> 32) as usize;
+                if let Some(Some(index)) = candidates.get(at) {
+                    value = value & !bits_of(mask) | cell.writes[*index].value & bits_of(mask);
+                }
+            }
+            value
+        });
+        self.fences.clear();
+    }
+}
+
+/// Whether a release pattern and an acquire of `me` at `scope` are morally strong.
+fn both_include(release: &Release, scope: Scope, me: &Who) -> bool {
+    includes(release.scope, &release.who, me) && includes(scope, me, &release.who)
+}
+
+/// The release patterns that a strong write ends (PTX ISA, "Release and Acquire Patterns").
+fn releases(
+    thread: &mut Thread,
+    word: WordId,
+    access: &Access,
+    order: Order,
+    source: Option<&Write>,
+) -> Option<Rc<Vec<Release>>> {
+    let who = access.who;
+    let mut all = Vec::new();
+    let mut widest = None;
+    if matches!(order, Order::Release | Order::AcqRel) {
+        let view = View { at: who.event, knowledge: thread.knowledge.clone() };
+        let release = Release { view, scope: access.scope, who };
+        thread.released.retain(|(at, known)| *at != word || known.scope > access.scope);
+        thread.released.push((word, release.clone()));
+        widest = Some(access.scope);
+        all.push(release);
+    }
+    // A pattern that begins earlier says less than one of the same scope that begins here.
+    let says_more = |scope: Scope| widest.is_none_or(|widest| scope > widest);
+    let earlier = thread.released.iter().filter(|(at, known)| *at == word && known.who.event != who.event);
+    all.extend(earlier.filter(|(_, known)| says_more(known.scope)).map(|(_, known)| known.clone()));
+    for (scope, fence) in [Scope::Cta, Scope::Cluster, Scope::Gpu, Scope::Sys].into_iter().zip(&thread.fences)
+    {
+        if let Some((who, view)) = fence
+            && says_more(scope)
+        {
+            all.push(Release { view: view.clone(), scope, who: *who });
+        }
+    }
+    if let Some(releases) = source.and_then(|source| source.releases.as_ref()) {
+        let covered =
+            |release: &Release| !says_more(release.scope) && thread.knowledge.has_base(release.view.at);
+        all.extend(releases.iter().filter(|release| !covered(release)).cloned());
+    }
+    (!all.is_empty()).then(|| Rc::new(all))
+}

@@ -1,0 +1,580 @@
+//! A thread: registers, open loads, and what it knows; and the interpreter's loop.
+
+use std::sync::Arc;
+
+use super::history::{Access, Release, Who};
+use super::memory::{Place, WordId};
+use super::model::{LoadOf, Model, StoreOf};
+use super::report::Finding;
+use super::view::{Event, Knowledge, View};
+use crate::exec::{FaultKind, Launch, window};
+use crate::ptx::semantics::convert::extend;
+use crate::ptx::types::{Clock, Order, Scope, Space, Type};
+use crate::ptx::{Atomic, Guard, Load, Op, Slot, Store};
+
+#[derive(Debug, Default)]
+pub(super) struct Thread {
+    /// Its number in clocks.
+    pub(super) number: u32,
+    pub(super) events: u32,
+    pub(super) device: u16,
+    /// Index in its block.
+    pub(super) index: u16,
+    /// The block among all of the session, and among those that exist now.
+    pub(super) block: u32,
+    pub(super) launch: u32,
+    pub(super) shared: u32,
+    pub(super) pc: u32,
+    pub(super) state: State,
+    pub(super) slots: Vec<u64>,
+    local: Vec<u8>,
+    /// Loads whose value has not been chosen.
+    open: Vec<Pending>,
+    /// By slot: whether it waits for an open load.
+    waits: Vec<bool>,
+    pub(super) knowledge: Knowledge,
+    /// The last release fence of each scope.
+    pub(super) fences: [Option<(Who, View)>; 4],
+    /// Release operations by location.
+    pub(super) released: Vec<(WordId, Release)>,
+    /// Release patterns that a strong read observed without acquiring them.
+    pub(super) seen: Vec<(WordId, Release)>,
+    /// Reads that saw another thread's write but did not synchronize, for the report.
+    pub(super) glimpses: Vec<Glimpse>,
+    /// Strong reads in a row that brought nothing new.
+    pub(super) idle: u32,
+    /// The last strong reads, for the report of a wait that never ends: where, what, value.
+    pub(super) polls: Vec<Poll>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Poll {
+    pub(super) who: Who,
+    pub(super) word: WordId,
+    pub(super) mask: u8,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum State {
+    Runnable,
+    AtBarrier(u8),
+    AtWarpBarrier(u32),
+    #[default]
+    Exited,
+}
+
+/// A load whose value is still open.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) access: Access,
+    pub(super) place: Place,
+    pub(super) ty: Type,
+    pub(super) slot: Slot,
+    /// What the thread knew when it issued the load.
+    pub(super) knowledge: Knowledge,
+    pub(super) noncoherent: bool,
+    pub(super) acquire: bool,
+}
+
+/// A read that saw a write of another thread without an edge.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Glimpse {
+    pub(super) at: Who,
+    pub(super) of: Access,
+    pub(super) word: WordId,
+    pub(super) acquire: bool,
+    pub(super) released: bool,
+}
+
+/// Why a thread stopped running.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Its share is used up.
+    Budget,
+    /// It reads again what it has read.
+    Spinning,
+    Exited,
+    /// It has come to a barrier, which `pc` still points to.
+    Barrier,
+    WarpBarrier,
+    Fault(FaultKind),
+    Found(Box<Finding>),
+}
+
+/// Instructions a thread may execute between two accesses before others get a turn.
+const STRAIGHT: u32 = 10_000;
+
+impl Thread {
+    pub(super) fn new(number: u32, device: u16) -> Self {
+        Self { number, device, ..Self::default() }
+    }
+
+    /// Prepares the thread to run a kernel.
+    pub(super) fn begin(&mut self, slots: Vec<u64>, local_bytes: usize, knowledge: Knowledge) {
+        *self = Self {
+            number: self.number,
+            events: self.events,
+            device: self.device,
+            waits: vec![false; slots.len()],
+            slots,
+            local: vec![0; local_bytes],
+            knowledge,
+            state: State::Runnable,
+            ..Self::default()
+        };
+    }
+
+    /// The next event of this thread.
+    #[inline]
+    pub(super) fn event(&mut self, pc: u32) -> Who {
+        self.events += 1;
+        self.who(pc)
+    }
+
+    /// The last event of this thread, at `pc`.
+    pub(super) fn who(&self, pc: u32) -> Who {
+        Who {
+            event: (self.number, self.events),
+            block: self.block,
+            launch: self.launch,
+            pc,
+            thread: self.index,
+            device: self.device,
+        }
+    }
+
+    pub(super) fn view(&self) -> View {
+        View { at: (self.number, self.events), knowledge: self.knowledge.clone() }
+    }
+
+    /// A barrier is complete: the thread knows what all who came know.
+    pub(super) fn pass(&mut self, knowledge: &Knowledge) {
+        self.knowledge = knowledge.clone();
+        self.state = State::Runnable;
+        self.idle = 0;
+        self.polls.clear();
+    }
+
+    /// Whether `event` precedes all that the thread can still read.
+    pub(super) fn has_long_known(&self, event: Event) -> bool {
+        let own = self.number == event.0;
+        (own || self.knowledge.has_base(event))
+            && self
+                .open
+                .iter()
+                .all(|open| open.knowledge.has_base(event) || own && open.access.who.event.1 > event.1)
+    }
+
+    #[inline]
+    pub(super) fn set(&mut self, slot: Slot, value: u64) {
+        self.slots[usize::from(slot)] = value;
+        self.waits[usize::from(slot)] = false;
+    }
+
+    pub(super) fn leave_open(&mut self, open: Pending) {
+        self.waits[usize::from(open.slot)] = true;
+        self.open.push(open);
+    }
+
+    /// Binds the open loads that `which` names, in an order that is no promise.
+    fn bind(&mut self, model: &mut Model, which: impl Fn(&Pending) -> bool) {
+        while let Some(at) = self.open.iter().position(&which) {
+            let open = self.open.remove(at);
+            model.bind(self, &open);
+        }
+    }
+
+    /// Binds the open strong loads, which must be done before anything that others may synchronize with.
+    pub(super) fn bind_strong(&mut self, model: &mut Model) {
+        if !self.open.is_empty() {
+            self.bind(model, |open| open.access.strong);
+        }
+    }
+
+    pub(super) fn glimpse(&mut self, glimpse: Glimpse) {
+        let same = |known: &&mut Glimpse| known.at.pc == glimpse.at.pc && known.word == glimpse.word;
+        match self.glimpses.iter_mut().find(same) {
+            Some(known) => *known = glimpse,
+            None => {
+                if self.glimpses.len() == 16 {
+                    self.glimpses.remove(0);
+                }
+                self.glimpses.push(glimpse);
+            }
+        }
+    }
+
+    /// Acquires the release patterns seen before that `which` names, and forgets those that are known.
+    pub(super) fn acquire_seen(&mut self, which: impl Fn(WordId, &Release) -> bool) {
+        let Self { seen, knowledge, .. } = self;
+        for (word, release) in seen.iter() {
+            if which(*word, release) {
+                knowledge.join(&release.view);
+            }
+        }
+        seen.retain(|(_, release)| !knowledge.has_base(release.view.at));
+    }
+
+    fn poll(&mut self, poll: Poll) {
+        match self.polls.iter_mut().find(|known| known.who.pc == poll.who.pc) {
+            Some(known) => *known = poll,
+            None => {
+                if self.polls.len() == 6 {
+                    self.polls.remove(0);
+                }
+                self.polls.push(poll);
+            }
+        }
+    }
+
+    fn local_range(&self, address: u64, bytes: u32, access: &'static str) -> Result<usize, FaultKind> {
+        let size = self.local.len() as u64;
+        if address.checked_add(u64::from(bytes)).is_none_or(|end| end > size) {
+            let nearest = format!("offset {address} of {size} bytes of local memory");
+            return Err(FaultKind::OutOfBounds { access, address, bytes, nearest });
+        }
+        Ok(address as usize)
+    }
+
+    /// Runs until `accesses` accesses to memory that is shared are done, or the thread must stop before.
+    pub(super) fn run(
+        &mut self,
+        model: &mut Model,
+        launch: &Arc<Launch>,
+        uses: &Uses,
+        mut accesses: u32,
+    ) -> Stop {
+        let code = &launch.kernel.code[..];
+        let mut pc = self.pc as usize;
+        let mut straight = STRAIGHT;
+        let begin = straight;
+        let mut resumed = true;
+        let stop = loop {
+            straight -= 1;
+            if straight == 0 {
+                break Stop::Budget;
+            }
+            let step = &code[pc];
+            if !self.open.is_empty() {
+                let touched = uses.of(pc).iter().any(|&slot| self.waits[usize::from(slot)]);
+                if touched {
+                    // Whoever waits for a load may wait long.
+                    if !resumed && !model.calm && model.chance(96) {
+                        break Stop::Budget;
+                    }
+                    let slots = uses.of(pc);
+                    self.bind(model, |open| slots.contains(&open.slot));
+                }
+            }
+            resumed = false;
+            let skip = match step.guard {
+                Guard::Always => false,
+                Guard::If(p) => self.slots[usize::from(p)] & 1 == 0,
+                Guard::Unless(p) => self.slots[usize::from(p)] & 1 == 1,
+            };
+            if skip {
+                pc += 1;
+                continue;
+            }
+            match &step.op {
+                Op::Load(load) => match self.load(model, launch, load, pc as u32) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        accesses = accesses.saturating_sub(1);
+                        if self.idle >= 3 {
+                            pc += 1;
+                            break Stop::Spinning;
+                        }
+                        if accesses == 0 {
+                            pc += 1;
+                            break Stop::Budget;
+                        }
+                    }
+                    Err(stop) => break stop,
+                },
+                Op::Store(store) => match self.store(model, store, pc as u32) {
+                    Ok(false) => {}
+                    Ok(true) => {
+                        accesses = accesses.saturating_sub(1);
+                        if accesses == 0 {
+                            pc += 1;
+                            break Stop::Budget;
+                        }
+                    }
+                    Err(stop) => break stop,
+                },
+                Op::Atomic(atomic) => match self.atomic(model, atomic, pc as u32) {
+                    Ok(()) => {
+                        accesses = accesses.saturating_sub(1);
+                        if self.idle >= 3 || accesses == 0 {
+                            pc += 1;
+                            break if self.idle >= 3 { Stop::Spinning } else { Stop::Budget };
+                        }
+                    }
+                    Err(stop) => break stop,
+                },
+                Op::Fence { order, scope } => {
+                    self.bind_strong(model);
+                    model.fence(self, *order, *scope, pc as u32);
+                }
+                Op::Branch { target } => {
+                    pc = *target as usize;
+                    continue;
+                }
+                Op::BranchTable { index, targets } => {
+                    let index = self.slots[usize::from(*index)] as u32 as usize;
+                    pc = targets[index.min(targets.len() - 1)] as usize;
+                    continue;
+                }
+                Op::Clock { d, clock } => {
+                    // One instruction takes one nanosecond and one cycle.
+                    let (Clock::Cycles | Clock::Nanoseconds) = clock;
+                    let now = model.now + u64::from(begin - straight);
+                    self.slots[usize::from(*d)] = now;
+                }
+                Op::Sleep => {
+                    pc += 1;
+                    break Stop::Spinning;
+                }
+                Op::Nothing => {}
+                Op::Trap => break Stop::Fault(FaultKind::Trap),
+                Op::Exit => {
+                    self.bind_strong(model);
+                    self.open.clear();
+                    break Stop::Exited;
+                }
+                Op::Barrier(_) => {
+                    self.bind_strong(model);
+                    break Stop::Barrier;
+                }
+                Op::WarpBarrier { a } => {
+                    self.bind_strong(model);
+                    self.state = State::AtWarpBarrier(self.slots[usize::from(*a)] as u32);
+                    pc += 1;
+                    break Stop::WarpBarrier;
+                }
+                arithmetic => compute(arithmetic, &mut self.slots),
+            }
+            pc += 1;
+        };
+        self.pc = pc as u32;
+        model.now += u64::from(begin - straight);
+        stop
+    }
+
+    /// The space and the address in it, of an aligned access.
+    fn resolve(
+        &self,
+        (space, base, offset): (Space, Slot, i32),
+        bytes: u32,
+        access: &'static str,
+    ) -> Result<(Space, u64), Stop> {
+        let address = self.slots[usize::from(base)].wrapping_add_signed(i64::from(offset));
+        if address & u64::from(bytes - 1) != 0 {
+            return Err(Stop::Fault(FaultKind::Misaligned { access, address, bytes }));
+        }
+        match space {
+            Space::Generic => {
+                let space = window::of(address);
+                Ok((space, address.wrapping_sub(window::base(space))))
+            }
+            space => Ok((space, address)),
+        }
+    }
+
+    fn place(
+        &self,
+        model: &Model,
+        space: Space,
+        address: u64,
+        bytes: u32,
+        access: &'static str,
+    ) -> Result<Place, Stop> {
+        let place = match space {
+            Space::Shared => model.memory.hidden_place(self.shared, address, bytes),
+            _ => model.memory.place(address, bytes),
+        };
+        place.map_err(|nearest| Stop::Fault(FaultKind::OutOfBounds { access, address, bytes, nearest }))
+    }
+
+    /// A load, lane by lane in any order. Returns whether others could notice it.
+    fn load(&mut self, model: &mut Model, launch: &Launch, load: &Load, pc: u32) -> Result<bool, Stop> {
+        let Load { target, order, scope, noncoherent, ty, lanes, d } = load;
+        let bytes = ty.bytes();
+        let lanes = usize::from(*lanes);
+        let (space, address) =
+            self.resolve((target.space, target.base, target.offset), bytes * lanes as u32, "load")?;
+        match space {
+            Space::Local | Space::Const | Space::Param => {
+                for (lane, slot) in d[..lanes].iter().enumerate() {
+                    let at = address + (lane as u64 * u64::from(bytes));
+                    let memory: &[u8] = match space {
+                        Space::Local => &self.local,
+                        Space::Const => &launch.kernel.constant_memory,
+                        _ => &launch.params,
+                    };
+                    let Some(from) = memory.get(at as usize..).and_then(|from| from.get(..bytes as usize))
+                    else {
+                        let nearest = format!("offset {at} of {} bytes", memory.len());
+                        let access = "load";
+                        return Err(Stop::Fault(FaultKind::OutOfBounds { access, address, bytes, nearest }));
+                    };
+                    let mut word = [0; 8];
+                    word[..bytes as usize].copy_from_slice(from);
+                    self.slots[usize::from(*slot)] = extend(u64::from_le_bytes(word), *ty);
+                }
+                Ok(false)
+            }
+            _ => {
+                let first = if lanes > 1 { model.below(lanes) } else { 0 };
+                for lane in 0..lanes {
+                    let lane = (lane + first) % lanes;
+                    let at = address + (lane as u64 * u64::from(bytes));
+                    let place = self.place(model, space, at, bytes, "load")?;
+                    if !self.open.is_empty() {
+                        self.bind(model, |open| open.place.word == place.word);
+                    }
+                    let (order, scope) = (*order, strong_scope(*order, *scope));
+                    if order.is_strong() {
+                        self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
+                    }
+                    let load =
+                        LoadOf { place, order, scope, noncoherent: *noncoherent, ty: *ty, slot: d[lane], pc };
+                    model.load(self, load).map_err(Stop::Found)?;
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn store(&mut self, model: &mut Model, store: &Store, pc: u32) -> Result<bool, Stop> {
+        let Store { target, order, scope, ty, lanes, a } = store;
+        let bytes = ty.bytes();
+        let lanes = usize::from(*lanes);
+        let (space, address) =
+            self.resolve((target.space, target.base, target.offset), bytes * lanes as u32, "store")?;
+        if space == Space::Local {
+            for (lane, slot) in a[..lanes].iter().enumerate() {
+                let at = address + (lane as u64 * u64::from(bytes));
+                let at = self.local_range(at, bytes, "store").map_err(Stop::Fault)?;
+                let value = self.slots[usize::from(*slot)].to_le_bytes();
+                self.local[at..][..bytes as usize].copy_from_slice(&value[..bytes as usize]);
+            }
+            return Ok(false);
+        }
+        if *order == Order::Release {
+            self.bind_strong(model);
+        }
+        let first = if lanes > 1 { model.below(lanes) } else { 0 };
+        for lane in 0..lanes {
+            let lane = (lane + first) % lanes;
+            let at = address + (lane as u64 * u64::from(bytes));
+            let place = self.place(model, space, at, bytes, "store")?;
+            if !self.open.is_empty() {
+                self.bind(model, |open| open.place.word == place.word);
+            }
+            let bits = self.slots[usize::from(a[lane])];
+            let store = StoreOf { place, order: *order, scope: strong_scope(*order, *scope), pc };
+            model.store(self, store, bits).map_err(Stop::Found)?;
+        }
+        Ok(true)
+    }
+
+    fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), Stop> {
+        let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
+        let (space, address) =
+            self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
+        let place = self.place(model, space, address, ty.bytes(), "atomic")?;
+        self.bind(model, |open| open.place.word == place.word || open.access.strong);
+        let (x, y) = (self.slots[usize::from(*a)], self.slots[usize::from(*b)]);
+        self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
+        let store = StoreOf { place, order: *order, scope: *scope, pc };
+        let update = |old: u64| {
+            let fails = *op == crate::ptx::semantics::atomic::AtomicOp::CompareSwap
+                && extend(old, *ty) != extend(x, *ty);
+            (!fails).then(|| op.apply(*ty, old, x, y))
+        };
+        let old = model.atomic(self, store, update).map_err(Stop::Found)?;
+        if let Some(d) = d {
+            self.slots[usize::from(*d)] = extend(old, *ty);
+        }
+        Ok(())
+    }
+}
+
+/// `.volatile` is relaxed at system scope (PTX ISA, "ld.volatile").
+fn strong_scope(order: Order, scope: Scope) -> Scope {
+    if order == Order::Volatile { Scope::Sys } else { scope }
+}
+
+/// Instructions that concern registers alone.
+#[inline]
+fn compute(op: &Op, slots: &mut [u64]) {
+    macro_rules! get {
+        ($slot:expr) => {
+            slots[usize::from($slot)]
+        };
+    }
+    match op {
+        Op::Move { d, a } => get!(*d) = get!(*a),
+        Op::Unary { f, d, a } => get!(*d) = f(get!(*a)),
+        Op::Binary { f, d, a, b } => get!(*d) = f(get!(*a), get!(*b)),
+        Op::Ternary { f, d, a, b, c } => get!(*d) = f(get!(*a), get!(*b), get!(*c)),
+        Op::Quaternary { f, d, a, b, c, e } => {
+            get!(*d) = f(get!(*a), get!(*b), get!(*c), get!(*e));
+        }
+        Op::Select { d, a, b, c } => {
+            get!(*d) = if get!(*c) & 1 == 1 { get!(*a) } else { get!(*b) };
+        }
+        Op::Pair { f, d, e, a, b, c } => {
+            let (first, second) = f(get!(*a), get!(*b), get!(*c));
+            get!(*d) = first;
+            get!(*e) = second;
+        }
+        Op::SetPredicate { compare, combine, p, q, a, b, c, negate } => {
+            let truth = compare(get!(*a), get!(*b)) & 1;
+            let c = (get!(*c) ^ u64::from(*negate)) & 1;
+            get!(*q) = combine(truth ^ 1, c);
+            get!(*p) = combine(truth, c);
+        }
+        Op::Pack { d, a, lanes, bits } => {
+            let mask = u64::MAX >> (64 - bits);
+            let lanes = a[..usize::from(*lanes)].iter().enumerate();
+            get!(*d) = lanes
+                .fold(0, |joined, (lane, slot)| joined | (get!(*slot) & mask) << (lane * usize::from(*bits)));
+        }
+        Op::Unpack { d, a, lanes, bits } => {
+            let whole = get!(*a);
+            let mask = u64::MAX >> (64 - bits);
+            for (lane, slot) in d[..usize::from(*lanes)].iter().enumerate() {
+                get!(*slot) = whole >> (lane * usize::from(*bits)) & mask;
+            }
+        }
+        // The caller has dealt with all others.
+        _ => {}
+    }
+}
+
+/// By instruction: the slots that it reads or writes.
+#[derive(Debug)]
+pub(super) struct Uses {
+    slots: Vec<Slot>,
+    ends: Vec<u32>,
+}
+
+impl Uses {
+    pub(super) fn new(launch: &Launch) -> Self {
+        let mut uses = Self { slots: Vec::new(), ends: Vec::new() };
+        for step in &launch.kernel.code {
+            step.clone().visit(&mut |slot, _| uses.slots.push(*slot));
+            uses.ends.push(uses.slots.len() as u32);
+        }
+        uses
+    }
+
+    #[inline]
+    fn of(&self, pc: usize) -> &[Slot] {
+        let begin = if pc == 0 { 0 } else { self.ends[pc - 1] };
+        &self.slots[begin as usize..self.ends[pc] as usize]
+    }
+}

@@ -1,0 +1,116 @@
+//! The interleaving of a run, for a reader.
+
+use super::book::Book;
+use super::history::{Access, Who};
+use super::memory::{Memory, WordId};
+
+/// Accesses that are kept, the last ones.
+const KEPT: usize = 1 << 20;
+
+#[derive(Debug, Default)]
+pub(super) struct Trace {
+    on: bool,
+    steps: Vec<Step>,
+    next: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Load,
+    Store,
+    Atomic,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    now: u64,
+    what: What,
+    who: Who,
+    word: WordId,
+    mask: u8,
+    value: u64,
+    from: Option<Who>,
+}
+
+impl Trace {
+    pub(super) fn new(on: bool) -> Self {
+        Self { on, ..Self::default() }
+    }
+
+    #[inline]
+    pub(super) fn add(
+        &mut self,
+        now: u64,
+        what: What,
+        access: &Access,
+        word: WordId,
+        value: u64,
+        from: impl FnOnce() -> Option<Who>,
+    ) {
+        if self.on {
+            let step = Step { now, what, who: access.who, word, mask: access.mask, value, from: from() };
+            match self.steps.len() < KEPT {
+                true => self.steps.push(step),
+                false => self.steps[self.next % KEPT] = step,
+            }
+            self.next += 1;
+        }
+    }
+
+    /// The accesses that concern `words` or were made by `threads`, one a line; repetitions are counted, and of more
+    /// than `most` lines the last are shown.
+    pub(super) fn tell(
+        &self,
+        book: &Book,
+        memory: &Memory,
+        threads: &[u32],
+        words: &[WordId],
+        most: usize,
+    ) -> Vec<String> {
+        let at = if self.steps.len() < KEPT { 0 } else { self.next % KEPT };
+        let all = self.steps[at..].iter().chain(&self.steps[..at]);
+        let mut lines: Vec<(Step, u32)> = Vec::new();
+        for step in all {
+            let concerned = words.contains(&step.word) || threads.contains(&step.who.event.0);
+            if !concerned && !(threads.is_empty() && words.is_empty()) {
+                continue;
+            }
+            // A wait reads a few words in turn.
+            let recent = lines.len().saturating_sub(4 * threads.len().max(1));
+            let same = |(known, _): &&mut (Step, u32)| {
+                known.who.event.0 == step.who.event.0
+                    && (known.who.pc, known.word, known.value) == (step.who.pc, step.word, step.value)
+                    && known.who.launch == step.who.launch
+                    && step.what == What::Load
+            };
+            match lines[recent..].iter_mut().rev().find(same) {
+                Some((_, count)) => *count += 1,
+                None => lines.push((*step, 1)),
+            }
+        }
+        let mut out = Vec::new();
+        if lines.len() > most {
+            out.push(format!("... {} steps before", lines.len() - most));
+        }
+        for (step, count) in &lines[lines.len().saturating_sub(most)..] {
+            let verb = match step.what {
+                What::Load => "reads",
+                What::Store => "writes",
+                What::Atomic => "updates",
+            };
+            let from = step.from.map_or(String::new(), |from| {
+                format!(", written by {} at line {}", book.name(&from), book.line(&from).0)
+            });
+            let times = if *count > 1 { format!(" (x{count})") } else { String::new() };
+            out.push(format!(
+                "{:>9}  {}: {verb} {:#x} in {}{from}{times}\n             {}",
+                step.now,
+                book.name(&step.who),
+                step.value,
+                memory.describe(step.word, step.mask),
+                book.place(&step.who),
+            ));
+        }
+        out
+    }
+}
