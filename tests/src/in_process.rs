@@ -71,3 +71,17 @@ pub fn outcomes<T: Send>(
         threads.into_iter().map(|thread| thread.join().expect("no rank panics")).collect()
     })
 }
+
+/// Calls that this thread has made to the emulated driver so far, the one that asks among them.
+///
+/// # Panics
+/// If the driver is not the emulated node's.
+pub fn driver_calls() -> u64 {
+    let address = meshreduce_driver_loader::symbol("meshreduceEmulatorCalls").expect("an emulated node");
+    // SAFETY: only the emulated node's driver exports this name, with this signature.
+    let count: unsafe extern "C" fn(*mut u64) -> i32 = unsafe { std::mem::transmute(address) };
+    let mut calls = 0;
+    // SAFETY: the function writes one u64 to the address.
+    assert_eq!(unsafe { count(&mut calls) }, 0);
+    calls
+}

@@ -4,7 +4,7 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op};
-use meshreduce_tests::in_process::{config, ranks};
+use meshreduce_tests::in_process::{config, driver_calls, ranks};
 
 fn stream() -> Stream {
     Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
@@ -177,5 +177,27 @@ fn closing_while_a_channel_is_in_use_is_refused() {
         let channel = communicator.channel(0).unwrap();
         assert!(matches!(communicator.close(), Err(Error::ChannelTaken(0))));
         drop(channel);
+    });
+}
+
+#[test]
+fn an_all_reduce_is_two_driver_calls_a_launch_and_an_event() {
+    ranks(2, &config(), |communicator| {
+        let mut channel = communicator.channel(0).unwrap();
+        let (data, stream) = (ones(4096), stream());
+        let address = data.as_device_ptr().as_raw();
+        for call in 0..20 {
+            let before = driver_calls();
+            // SAFETY: the buffer outlives the work, which is waited for, and nothing else uses it.
+            let work = unsafe {
+                channel.all_reduce_raw(address, address, 4096, DType::Bf16, Op::Max, stream.as_inner())
+            };
+            let made = driver_calls() - before - 1;
+            work.unwrap().synchronize().unwrap();
+            // The first calls create the events of the pool.
+            assert!(made == 2 || call < 2, "call {call} made {made} driver calls");
+        }
+        drop(channel);
+        communicator.close().unwrap();
     });
 }

@@ -2,6 +2,7 @@
 //! nowhere else in the package, but for callbacks and buffers whose length is a parameter.
 
 use std::{
+    cell::Cell,
     ffi::{CStr, c_char},
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -76,8 +77,18 @@ impl TextBuffer {
     }
 }
 
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Calls that this thread has made to the driver so far, the one that asks among them.
+pub(crate) fn calls() -> u64 {
+    CALLS.get()
+}
+
 /// Runs a function's body: an error becomes its code, and a panic goes no further.
 pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<()>) -> CuResult {
+    CALLS.set(CALLS.get() + 1);
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => error.code(),

@@ -83,4 +83,8 @@ exports! {
     fn meshreduceEmulatorInstructions(count: Out<u64>) {
         count.set(driver()?.instructions())
     }
+
+    fn meshreduceEmulatorCalls(count: Out<u64>) {
+        count.set(crate::abi::calls())
+    }
 }
