@@ -1,0 +1,274 @@
+//! The enumerator: all final states that the axioms allow.
+//!
+//! Names and numbers of relations and axioms are those of PTX ISA, chapter "Memory Consistency Model"; program order
+//! is part of base causality order, as the chapter has it now. All accesses are to whole, equal locations through the
+//! generic proxy, so that "morally strong" is a matter of scopes, and proxies play no part. `ld.global.nc` is outside
+//! the model and may return anything that its location ever holds.
+//!
+//! Coherence order takes part in no other order, so its choices at one location are independent of those at others.
+//! Fence-SC order does, and is enumerated first.
+
+use std::collections::BTreeSet;
+
+use super::candidate::{Candidate, Event, candidates};
+use super::coherence::final_values;
+use super::condition::Observable;
+use super::program::{Litmus, Scope};
+use super::relation::{Relation, permutations};
+
+/// A final state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Outcome {
+    /// Registers, by thread.
+    pub registers: Vec<Vec<u64>>,
+    /// Locations.
+    pub memory: Vec<u64>,
+}
+
+impl Outcome {
+    /// The value of `what`.
+    ///
+    /// # Panics
+    ///
+    /// If the test of this outcome has no such register or location.
+    pub fn value(&self, what: Observable) -> u64 {
+        match what {
+            Observable::Register { thread, register } => self.registers[thread][register],
+            Observable::Location(location) => self.memory[location],
+        }
+    }
+}
+
+/// All outcomes that the PTX memory model allows.
+pub fn enumerate(litmus: &Litmus) -> BTreeSet<Outcome> {
+    let mut outcomes = BTreeSet::new();
+    candidates(litmus, &mut |candidate| {
+        Model::new(litmus, &candidate).outcomes(&mut outcomes);
+    });
+    outcomes
+}
+
+/// A candidate execution and the relations that depend on nothing but its sources.
+pub(super) struct Model<'a> {
+    litmus: &'a Litmus,
+    candidate: &'a Candidate,
+    pub(super) program_order: Relation,
+    pub(super) morally_strong: Relation,
+    observation: Relation,
+}
+
+impl<'a> Model<'a> {
+    fn new(litmus: &'a Litmus, candidate: &'a Candidate) -> Self {
+        let events = &candidate.events;
+        let empty = Relation::new(events.len());
+        let mut model = Self {
+            litmus,
+            candidate,
+            program_order: empty.clone(),
+            morally_strong: empty.clone(),
+            observation: empty,
+        };
+        for a in 0..events.len() {
+            for b in 0..events.len() {
+                if a < b && events[a].thread == events[b].thread {
+                    model.program_order.add(a, b);
+                }
+                if a != b && model.are_morally_strong(&events[a], &events[b]) {
+                    model.morally_strong.add(a, b);
+                }
+            }
+        }
+        model.observe();
+        model
+    }
+
+    pub(super) fn events(&self) -> &[Event] {
+        &self.candidate.events
+    }
+
+    pub(super) fn initial(&self, location: usize) -> u64 {
+        self.litmus.locations[location].initial
+    }
+
+    /// "Morally strong operations".
+    fn are_morally_strong(&self, a: &Event, b: &Event) -> bool {
+        let (Some(_), Some(_)) = (operation(a), operation(b)) else { return false };
+        if let (Some(at), Some(to)) = (a.location, b.location)
+            && at != to
+        {
+            return false;
+        }
+        a.thread == b.thread || self.reaches(a, b) && self.reaches(b, a)
+    }
+
+    /// Whether `a` is strong at a scope that includes the thread of `b`.
+    fn reaches(&self, a: &Event, b: &Event) -> bool {
+        let (at, to) = (&self.litmus.threads[a.thread], &self.litmus.threads[b.thread]);
+        match a.strong {
+            None => false,
+            Some(Scope::System) => true,
+            Some(Scope::Device) => at.device == to.device,
+            Some(Scope::Block) => (at.device, at.block) == (to.device, to.block),
+        }
+    }
+
+    /// "Observation Order".
+    fn observe(&mut self) {
+        let events = &self.candidate.events;
+        for (read, event) in events.iter().enumerate() {
+            if let Some(write) = event.source
+                && self.morally_strong.has(write, read)
+            {
+                self.observation.add(write, read);
+            }
+        }
+        // Longer chains go through atomics only, and what is neither first nor last in a chain of sources both reads
+        // and writes: it is an atomic.
+        self.observation.close();
+    }
+
+    /// The outcomes of all choices of Fence-SC order and coherence order.
+    fn outcomes(&self, outcomes: &mut BTreeSet<Outcome>) {
+        let events = self.events();
+        let fences: Vec<usize> = (0..events.len()).filter(|&event| events[event].sequential).collect();
+        let mut orders = BTreeSet::new();
+        permutations(&fences, &mut |order| {
+            let mut relation = Relation::new(events.len());
+            for (place, &first) in order.iter().enumerate() {
+                for &second in &order[place + 1..] {
+                    if self.morally_strong.has(first, second) {
+                        relation.add(first, second);
+                    }
+                }
+            }
+            orders.insert(relation);
+        });
+        for fence_order in &orders {
+            let base = self.base_causality(fence_order);
+            if self.fences_contradict(&fences, fence_order, &base) {
+                continue;
+            }
+            let causality = self.causality(&base);
+            let memory: Option<Vec<BTreeSet<u64>>> = (0..self.litmus.locations.len())
+                .map(|location| final_values(self, location, &causality))
+                .map(|values| (!values.is_empty()).then_some(values))
+                .collect();
+            if let Some(memory) = memory {
+                self.add_products(&memory, outcomes);
+            }
+        }
+    }
+
+    /// "Base causality order", with "Memory synchronization".
+    fn base_causality(&self, fence_order: &Relation) -> Relation {
+        let events = self.events();
+        let mut base = self.program_order.clone();
+        for a in 0..events.len() {
+            for b in 0..events.len() {
+                if fence_order.has(a, b) || self.same_barrier(a, b) {
+                    base.add(a, b);
+                }
+            }
+        }
+        for (first, write) in self.release_patterns() {
+            for (read, last) in self.acquire_patterns() {
+                if self.observation.has(write, read) && self.morally_strong.has(first, last) {
+                    base.add(first, last);
+                }
+            }
+        }
+        base.close();
+        base
+    }
+
+    fn same_barrier(&self, a: usize, b: usize) -> bool {
+        let (a, b) = (&self.events()[a], &self.events()[b]);
+        let (at, to) = (&self.litmus.threads[a.thread], &self.litmus.threads[b.thread]);
+        let block = (at.device, at.block) == (to.device, to.block);
+        a.thread != b.thread && block && a.barrier.is_some() && a.barrier == b.barrier
+    }
+
+    /// "Release Patterns": the first operation, and the write.
+    fn release_patterns(&self) -> Vec<(usize, usize)> {
+        let events = self.events();
+        let mut patterns = Vec::new();
+        for (write, event) in events.iter().enumerate() {
+            if !event.writes || event.strong.is_none() {
+                continue;
+            }
+            for (first, leader) in events.iter().enumerate() {
+                let alone = first == write;
+                let before = self.program_order.has(first, write)
+                    && (leader.fence || leader.location == event.location && leader.writes);
+                if leader.release && (alone || before) {
+                    patterns.push((first, write));
+                }
+            }
+        }
+        patterns
+    }
+
+    /// "Acquire Patterns": the read, and the last operation.
+    fn acquire_patterns(&self) -> Vec<(usize, usize)> {
+        let events = self.events();
+        let mut patterns = Vec::new();
+        for (read, event) in events.iter().enumerate() {
+            if !event.reads || event.strong.is_none() || event.reduction {
+                continue;
+            }
+            for (last, closer) in events.iter().enumerate() {
+                let alone = last == read;
+                let after = self.program_order.has(read, last)
+                    && (closer.fence || closer.location == event.location && closer.reads);
+                if closer.acquire && (alone || after) {
+                    patterns.push((read, last));
+                }
+            }
+        }
+        patterns
+    }
+
+    /// Axiom "Fence-SC".
+    fn fences_contradict(&self, fences: &[usize], fence_order: &Relation, base: &Relation) -> bool {
+        let pairs = fences.iter().flat_map(|&a| fences.iter().map(move |&b| (a, b)));
+        pairs.into_iter().any(|(a, b)| {
+            base.has(a, b) && (a == b || self.morally_strong.has(a, b) && !fence_order.has(a, b))
+        })
+    }
+
+    /// "Causality Order" between memory operations on one location.
+    fn causality(&self, base: &Relation) -> Relation {
+        let events = self.events();
+        let mut causality = Relation::new(events.len());
+        for a in 0..events.len() {
+            for b in 0..events.len() {
+                let (Some(at), Some(to)) = (operation(&events[a]), operation(&events[b])) else { continue };
+                let observed = || (0..events.len()).any(|z| self.observation.has(a, z) && base.has(z, b));
+                if at == to && at.is_some() && (base.has(a, b) || observed()) {
+                    causality.add(a, b);
+                }
+            }
+        }
+        causality
+    }
+
+    /// Adds an outcome for every way to choose final values.
+    fn add_products(&self, memory: &[BTreeSet<u64>], outcomes: &mut BTreeSet<Outcome>) {
+        let mut products = vec![Vec::new()];
+        for values in memory {
+            let longer = |known: &Vec<u64>, value: u64| [known.as_slice(), &[value]].concat();
+            products = products
+                .iter()
+                .flat_map(|known| values.iter().map(move |&value| longer(known, value)))
+                .collect();
+        }
+        for memory in products {
+            outcomes.insert(Outcome { registers: self.candidate.registers.clone(), memory });
+        }
+    }
+}
+
+/// The location of an operation that the model knows: `Some(None)` for fences and barriers.
+fn operation(event: &Event) -> Option<Option<usize>> {
+    (!event.outside).then_some(event.location)
+}

@@ -1,0 +1,115 @@
+//! A thread that computes with values which may be unknown yet.
+
+use super::program::{Op, Operand, Rmw, Thread, Width};
+
+/// A thread on its way through its code. What is unknown is `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Machine {
+    /// The next instruction.
+    pub(super) at: usize,
+    pub(super) registers: Vec<Option<u64>>,
+    predicates: Vec<Option<bool>>,
+    /// Branches not yet rejoined: where they go, and whether they are taken.
+    branches: Vec<(usize, Option<bool>)>,
+}
+
+impl Machine {
+    pub(super) fn new(thread: &Thread) -> Self {
+        Self {
+            at: 0,
+            registers: vec![Some(0); thread.registers.len()],
+            predicates: vec![Some(false); thread.predicates.len()],
+            branches: Vec::new(),
+        }
+    }
+
+    /// Goes on to the next memory operation, fence or barrier: its index, and whether it is executed. `at` then
+    /// stands behind it.
+    pub(super) fn next(&mut self, thread: &Thread) -> Option<(usize, Option<bool>)> {
+        while let Some(instruction) = thread.code.get(self.at) {
+            let index = self.at;
+            self.at += 1;
+            self.branches.retain(|&(target, _)| target > index);
+            let here = self.branches.iter().map(|&(_, taken)| taken.map(|taken| !taken));
+            let guard = instruction.guard.map(|(p, truth)| self.predicates[p].map(|value| value == truth));
+            let active = here.chain(guard).fold(Some(true), both);
+            match &instruction.op {
+                Op::Branch { target } => self.branches.push((*target, active)),
+                Op::Move { d, a } => self.set(*d, active, self.value(*a)),
+                Op::Add { d, a, b } => {
+                    let width = thread.registers[*d].width;
+                    let sum = self.value(*a).zip(self.value(*b)).map(|(a, b)| width.cut(a.wrapping_add(b)));
+                    self.set(*d, active, sum);
+                }
+                Op::Xor { d, a, b } => {
+                    // What is xor-ed with itself depends on nothing: an implementation may know that
+                    // (PTX ISA, "No Thin Air": any chain of reasoning).
+                    let zero = (a == b).then_some(0);
+                    let xor = zero.or_else(|| self.value(*a).zip(self.value(*b)).map(|(a, b)| a ^ b));
+                    self.set(*d, active, xor);
+                }
+                Op::SetPredicate { p, equal, a, b } => {
+                    let truth = self.value(*a).zip(self.value(*b)).map(|(a, b)| (a == b) == *equal);
+                    assign(&mut self.predicates[*p], active, truth);
+                }
+                Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::Fence(_) | Op::Barrier => {
+                    return Some((index, active));
+                }
+            }
+        }
+        None
+    }
+
+    /// Sets a register if `active`.
+    pub(super) fn set(&mut self, register: usize, active: Option<bool>, value: Option<u64>) {
+        assign(&mut self.registers[register], active, value);
+    }
+
+    pub(super) fn value(&self, operand: Operand) -> Option<u64> {
+        match operand {
+            Operand::Register(register) => self.registers[register],
+            Operand::Constant(value) => Some(value),
+        }
+    }
+
+    /// What an atomic leaves in memory where it found `old`.
+    pub(super) fn modify(&self, rmw: Rmw, width: Width, old: Option<u64>) -> Stored {
+        let stored = |value: Option<u64>| value.map_or(Stored::Unknown, Stored::Value);
+        match rmw {
+            Rmw::Exchange(a) => stored(self.value(a)),
+            Rmw::Add(a) => stored(old.zip(self.value(a)).map(|(a, b)| width.cut(a.wrapping_add(b)))),
+            Rmw::CompareSwap(a, b) => match old.zip(self.value(a)) {
+                None => Stored::Unknown,
+                Some((old, wanted)) if old == wanted => stored(self.value(b)),
+                Some(_) => Stored::Nothing,
+            },
+        }
+    }
+}
+
+/// What a memory operation stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// Not known yet, nor whether it is executed at all.
+    Unknown,
+    /// Nothing: it is not executed, or only reads.
+    Nothing,
+    /// This value.
+    Value(u64),
+}
+
+fn both(a: Option<bool>, b: Option<bool>) -> Option<bool> {
+    match (a, b) {
+        (Some(false), _) | (_, Some(false)) => Some(false),
+        (Some(true), Some(true)) => Some(true),
+        _ => None,
+    }
+}
+
+fn assign<T: Copy>(to: &mut Option<T>, active: Option<bool>, value: Option<T>) {
+    match active {
+        Some(true) => *to = value,
+        Some(false) => {}
+        None => *to = None,
+    }
+}

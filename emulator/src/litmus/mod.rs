@@ -1,0 +1,35 @@
+//! Litmus tests: small concurrent PTX programs with a stated verdict.
+//!
+//! A test says whether a final state is `allowed` or `forbidden` by the PTX memory model. Three judges look at it:
+//!
+//! - the author of the test, with a reason;
+//! - [`enumerate`]: all candidate executions against the axioms of PTX ISA, chapter "Memory Consistency Model"
+//!   (formalised by Lustig et al., ASPLOS 2019);
+//! - an executor, whose outcomes must be among those that the enumerator allows.
+//!
+//! The enumerator shares nothing with the executors: it has its own parser of instructions, its own arithmetic and its
+//! own notion of scopes. The format is described in `docs/litmus.md`.
+#![forbid(unsafe_code)]
+
+mod candidate;
+mod coherence;
+mod condition;
+mod enumerate;
+mod error;
+mod instruction;
+mod interleave;
+mod kernel;
+mod machine;
+mod parse;
+mod program;
+mod relation;
+
+pub use condition::{Condition, Observable};
+pub use enumerate::{Outcome, enumerate};
+pub use error::{LitmusError, LitmusErrorKind};
+pub use interleave::interleave;
+pub use kernel::{DeviceKernel, kernels};
+pub use parse::parse;
+pub use program::{
+    Fence, Instruction, Litmus, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Verdict, Width,
+};
