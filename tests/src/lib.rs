@@ -3,6 +3,7 @@
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
 //! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
 
+pub mod adversary;
 pub mod buffer;
 pub mod cluster;
 pub mod emulated_node;
