@@ -1,6 +1,8 @@
 //! `multigpu`: the main job. Every rank's all-reduce, bit by bit against the reference; see `--help`.
 #![forbid(unsafe_code)]
 
+mod topo;
+
 use std::io::Read;
 use std::process::ExitCode;
 
@@ -24,6 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
+    Topo(topo::Topo),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -56,6 +59,7 @@ fn run() -> Result<bool> {
             println!("{}", serde_json::to_string(&probe::devices())?);
             Ok(true)
         }
+        Some(Role::Topo(topo)) => topo.run(),
         None => report::run(&arguments.plan),
     }
 }

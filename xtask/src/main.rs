@@ -18,6 +18,7 @@ mod repository;
 mod test;
 mod test_multigpu;
 mod toolchain;
+mod topo;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Developer commands of meshreduce")]
@@ -29,6 +30,7 @@ struct Xtask {
 #[derive(Subcommand)]
 enum Command {
     TestMultigpu(test_multigpu::Args),
+    Topo(topo::Args),
     Test(test::Args),
     Example(example::Args),
     EmulatedNode(emulated_node::Args),
@@ -41,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Xtask::parse().command {
         Command::TestMultigpu(args) => args.run(),
+        Command::Topo(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),
         Command::EmulatedNode(args) => args.run(),

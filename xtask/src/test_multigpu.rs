@@ -20,23 +20,28 @@ pub(crate) struct Args {
 impl Args {
     /// Runs, and ends with the rank program's exit code.
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let shell = Shell::new()?;
-        shell.change_dir(repository::root());
-        eprintln!(
-            "building the emulated node and the rank program (the first time takes a minute or two) ..."
-        );
-        let node = emulated_node::build(&shell)?;
-        cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin multigpu")
-            .quiet()
-            .run()
-            .context("building the rank program")?;
-        let program = repository::target().join("release/multigpu");
-        let status = Command::new(&program)
-            .args(self.arguments)
-            .env("MESHREDUCE_EMULATED_NODE", node)
-            .status()
-            .with_context(|| format!("starting {}", program.display()))?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+        rank_program(self.arguments)
     }
+}
+
+/// Builds the rank program and the emulated node, and runs the program; ends with its exit code.
+pub(crate) fn rank_program(arguments: Vec<OsString>) -> Result<ExitCode> {
+    let shell = Shell::new()?;
+    // Paths on the command line are relative to where the user is, so only cargo moves to the root.
+    let root = shell.push_dir(repository::root());
+    eprintln!("building the emulated node and the rank program (the first time takes a minute or two) ...");
+    let node = emulated_node::build(&shell)?;
+    cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin multigpu")
+        .quiet()
+        .run()
+        .context("building the rank program")?;
+    drop(root);
+    let program = repository::target().join("release/multigpu");
+    let status = Command::new(&program)
+        .args(arguments)
+        .env("MESHREDUCE_EMULATED_NODE", node)
+        .status()
+        .with_context(|| format!("starting {}", program.display()))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }

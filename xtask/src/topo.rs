@@ -1,0 +1,26 @@
+//! `topo`: builds the program that looks at a node's links, and the emulated node, and runs it.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::test_multigpu::rank_program;
+
+/// Show how the devices of this machine or an emulated node are linked, and draw it (`topo --help`)
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Args {
+    /// Arguments of the program
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
+}
+
+impl Args {
+    /// Runs, and ends with the program's exit code.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let mut arguments = self.arguments;
+        arguments.insert(0, "topo".into());
+        rank_program(arguments)
+    }
+}
