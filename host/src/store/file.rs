@@ -8,14 +8,14 @@
 //! outlive the host.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
-use super::{Pause, Store, StoreError};
+use super::{MAX_VALUE, Pause, Store, StoreError, check, check_key, sum};
 
 /// A [`Store`] in a folder.
 ///
@@ -31,8 +31,7 @@ const LOCK: &str = ".lock";
 const WRITING: &str = ".writing";
 const MAGIC: &[u8; 4] = b"MRS1";
 const HEADER: usize = 4 + 8 + 8;
-const LONGEST_KEY: usize = 120;
-/// How long a writer waits for the others. They hold the lock for microseconds; a second means one is stopped.
+/// How long a writer waits for the others. They hold the lock for microseconds: after this time one is stopped.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl FileStore {
@@ -60,13 +59,7 @@ impl FileStore {
     }
 
     fn path(&self, key: &str) -> Result<PathBuf, StoreError> {
-        let invalid = |problem| StoreError::InvalidKey { key: key.to_owned(), problem };
-        if key.is_empty() {
-            return Err(invalid("it is empty"));
-        }
-        if key.len() > LONGEST_KEY {
-            return Err(invalid("it is longer than 120 bytes"));
-        }
+        check_key(key)?;
         let mut name = String::with_capacity(key.len());
         for (index, byte) in key.bytes().enumerate() {
             match byte {
@@ -106,7 +99,13 @@ impl FileStore {
     }
 
     fn read(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        match fs::read(self.path(key)?) {
+        // A file that is longer than any record is not read to its end.
+        let read = |path| -> io::Result<Vec<u8>> {
+            let mut record = Vec::new();
+            File::open(path)?.take((HEADER + MAX_VALUE + 1) as u64).read_to_end(&mut record)?;
+            Ok(record)
+        };
+        match read(self.path(key)?) {
             Ok(record) => unseal(&record)
                 .map(|value| Some(value.to_vec()))
                 .map_err(|problem| StoreError::Corrupt { key: key.to_owned(), problem }),
@@ -144,6 +143,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        check(key, value)?;
         let _lock = self.lock()?;
         self.write(key, value)
     }
@@ -158,6 +158,7 @@ impl Store for FileStore {
         expected: Option<&[u8]>,
         desired: Option<&[u8]>,
     ) -> Result<Option<Vec<u8>>, StoreError> {
+        check(key, desired.unwrap_or_default())?;
         let _lock = self.lock()?;
         let found = self.read(key)?;
         if found.as_deref() == expected {
@@ -173,16 +174,7 @@ impl Store for FileStore {
 
     fn add(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
         let _lock = self.lock()?;
-        let corrupt =
-            |problem: &str| StoreError::Corrupt { key: key.to_owned(), problem: problem.to_owned() };
-        let old = match self.read(key)? {
-            Some(value) => std::str::from_utf8(&value)
-                .ok()
-                .and_then(|text| text.parse::<i64>().ok())
-                .ok_or_else(|| corrupt("it is no number"))?,
-            None => 0,
-        };
-        let sum = old.checked_add(delta).ok_or_else(|| corrupt("the sum is beyond 64 bits"))?;
+        let sum = sum(key, self.read(key)?.as_deref(), delta)?;
         self.write(key, sum.to_string().as_bytes())?;
         Ok(sum)
     }
@@ -227,105 +219,14 @@ fn unseal(record: &[u8]) -> Result<&[u8], String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::clock::fake;
     use proptest::prelude::*;
-    use std::process::Command;
     use std::time::Instant;
 
     fn store() -> (tempfile::TempDir, FileStore) {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::open(folder.path().join("store")).unwrap();
         (folder, store)
-    }
-
-    #[test]
-    fn a_value_is_what_was_set_last() {
-        let (_folder, store) = store();
-        assert_eq!(store.try_get("k").unwrap(), None);
-        store.set("k", b"one").unwrap();
-        store.set("k", b"").unwrap();
-        assert_eq!(store.try_get("k").unwrap().as_deref(), Some(&b""[..]));
-        assert!(store.delete("k").unwrap());
-        assert!(!store.delete("k").unwrap());
-    }
-
-    #[test]
-    fn compare_set_exchanges_exactly_what_is_expected() {
-        let (_folder, store) = store();
-        assert_eq!(store.compare_set("k", Some(b"x"), Some(b"y")).unwrap(), None);
-        assert_eq!(store.try_get("k").unwrap(), None, "nothing is not x");
-        assert_eq!(store.compare_set("k", None, Some(b"y")).unwrap(), None);
-        assert_eq!(store.compare_set("k", None, Some(b"z")).unwrap().as_deref(), Some(&b"y"[..]));
-        assert_eq!(store.compare_set("k", Some(b"y"), None).unwrap().as_deref(), Some(&b"y"[..]));
-        assert_eq!(store.try_get("k").unwrap(), None);
-    }
-
-    #[test]
-    fn waiting_ends_with_the_missing_keys_or_with_the_value() {
-        let (_folder, store) = store();
-        store.set("here", b"1").unwrap();
-        let timeout = Duration::from_millis(20);
-        match store.wait(&["here", "there"], timeout) {
-            Err(StoreError::Timeout { keys, .. }) => assert_eq!(keys, ["there"]),
-            other => panic!("{other:?}"),
-        }
-        assert!(matches!(store.get("there", timeout), Err(StoreError::Timeout { .. })));
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(timeout);
-                store.set("there", b"2").unwrap();
-            });
-            assert_eq!(store.get("there", Duration::from_secs(30)).unwrap(), b"2");
-            store.wait(&["here", "there"], timeout).unwrap();
-        });
-    }
-
-    #[test]
-    fn threads_that_add_lose_nothing_and_readers_never_see_a_half() {
-        let (_folder, store) = store();
-        std::thread::scope(|scope| {
-            for thread in 0..4_u8 {
-                let store = &store;
-                scope.spawn(move || {
-                    for _ in 0..50 {
-                        store.add("n", 1).unwrap();
-                        store.set("blob", &[thread; 5000]).unwrap();
-                        let blob = store.try_get("blob").unwrap().unwrap();
-                        assert!(blob.iter().all(|byte| *byte == blob[0]));
-                    }
-                });
-            }
-        });
-        assert_eq!(store.add("n", 0).unwrap(), 200);
-    }
-
-    /// Not a test of its own: what [`processes_that_add_lose_nothing`] runs in several processes.
-    #[test]
-    fn add_in_this_process() {
-        if let Some(folder) = std::env::var_os("MESHREDUCE_TEST_ADD") {
-            let store = FileStore::open(folder).unwrap();
-            for _ in 0..100 {
-                store.add("n", 1).unwrap();
-            }
-        }
-    }
-
-    #[test]
-    fn processes_that_add_lose_nothing() {
-        let (_folder, store) = store();
-        let children: Vec<_> = (0..4)
-            .map(|_| {
-                Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", "store::file::tests::add_in_this_process"])
-                    .env("MESHREDUCE_TEST_ADD", store.folder())
-                    .stdout(std::process::Stdio::null())
-                    .spawn()
-                    .unwrap()
-            })
-            .collect();
-        for mut child in children {
-            assert!(child.wait().unwrap().success());
-        }
-        assert_eq!(store.add("n", 0).unwrap(), 400);
     }
 
     #[test]
@@ -382,11 +283,17 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_checked() {
+    fn a_lock_that_is_never_released_is_waited_for_in_full() {
         let (_folder, store) = store();
-        for bad in ["", &"x".repeat(121)] {
-            assert!(matches!(store.set(bad, b""), Err(StoreError::InvalidKey { .. })));
+        let stopped = store.lock().unwrap();
+        let (result, took) = fake::timed(|| store.set("k", b""));
+        assert!(took >= LOCK_TIMEOUT);
+        match result {
+            Err(StoreError::Timeout { keys, .. }) => assert!(keys[0].ends_with(LOCK), "{keys:?}"),
+            other => panic!("{other:?}"),
         }
+        drop(stopped);
+        store.set("k", b"").unwrap();
     }
 
     proptest! {
@@ -402,6 +309,38 @@ mod tests {
         fn records_survive_the_round_trip(value in prop::collection::vec(any::<u8>(), 0..300)) {
             let record = seal(&value);
             prop_assert_eq!(unseal(&record), Ok(&value[..]));
+        }
+
+        #[test]
+        fn no_truncation_and_no_extension_is_taken_for_a_record(
+            value in prop::collection::vec(any::<u8>(), 0..300),
+            cut in any::<prop::sample::Index>(),
+            more in prop::collection::vec(any::<u8>(), 1..40),
+        ) {
+            let record = seal(&value);
+            prop_assert!(unseal(&record[..cut.index(record.len())]).is_err());
+            let longer = [&record[..], &more[..]].concat();
+            prop_assert!(unseal(&longer).is_err());
+        }
+
+        #[test]
+        fn no_flipped_bit_goes_unnoticed(
+            value in prop::collection::vec(any::<u8>(), 0..300),
+            bits in prop::collection::vec(any::<prop::sample::Index>(), 1..4),
+        ) {
+            let record = seal(&value);
+            let mut torn = record.clone();
+            for bit in bits {
+                let bit = bit.index(record.len() * 8);
+                torn[bit / 8] ^= 1 << (bit % 8);
+            }
+            prop_assume!(torn != record); // one bit flipped twice
+            prop_assert!(unseal(&torn).is_err());
+        }
+
+        #[test]
+        fn noise_is_no_record(noise in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(unseal(&noise).is_err());
         }
     }
 }

@@ -1,20 +1,35 @@
 //! The key-value store through which ranks meet.
 //!
-//! [`FileStore`] is a store in a folder; any other (a TCP store, a cluster's key-value service) is a few lines of
-//! [`Store`]. [`PrefixStore`] gives each communicator its own keys in a shared one.
+//! [`FileStore`] is a store in a folder, [`TcpStore`] one that a rank hosts for all, [`MemoryStore`] one for threads of
+//! a process; any other (a cluster's key-value service) is a few lines of [`Store`]. [`PrefixStore`] gives each
+//! communicator its own keys in a shared one.
 #![forbid(unsafe_code)]
 
+pub(crate) mod clock;
 mod file;
+mod memory;
+mod tcp;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+pub(crate) use clock::Pause;
 pub use file::FileStore;
+pub use memory::MemoryStore;
+pub use tcp::TcpStore;
+
+/// Longest key of a store, in bytes.
+pub const MAX_KEY: usize = 120;
+/// Longest value of a store, in bytes.
+pub const MAX_VALUE: usize = 1 << 20;
 
 /// A store of byte strings that all ranks reach.
 ///
-/// Keys are texts of at most 120 bytes. Every operation is atomic: others see all of it or nothing. Methods may be
-/// called from any thread.
+/// Keys are texts of 1 to [`MAX_KEY`] bytes, values have at most [`MAX_VALUE`]. Every operation is atomic: others see
+/// all of it or nothing. Methods may be called from any thread. A timeout is never early: what is reported missing was
+/// not there for the whole of it.
 pub trait Store: Send + Sync {
     /// Stores `value` under `key`, in place of any other.
     fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError>;
@@ -125,6 +140,62 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// A value that the store cannot hold.
+    #[error("the value for {key} has {bytes} bytes, {MAX_VALUE} is the most")]
+    ValueTooLong {
+        /// The key.
+        key: String,
+        /// The value's length.
+        bytes: usize,
+    },
+    /// No store can be hosted at an address.
+    #[error("no store can be hosted at {place}: {source}")]
+    NotHosted {
+        /// The address.
+        place: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// No store could be reached at an address.
+    #[error("no store at {place} within {waited:?}: {source}")]
+    Unreachable {
+        /// The address.
+        place: String,
+        /// How long it was tried.
+        waited: Duration,
+        /// What the last attempt came to.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    let invalid = |problem| Err(StoreError::InvalidKey { key: key.to_owned(), problem });
+    match key.len() {
+        0 => invalid("it is empty"),
+        1..=MAX_KEY => Ok(()),
+        _ => invalid("it is longer than 120 bytes"),
+    }
+}
+
+fn check(key: &str, value: &[u8]) -> Result<(), StoreError> {
+    check_key(key)?;
+    match value.len() {
+        0..=MAX_VALUE => Ok(()),
+        bytes => Err(StoreError::ValueTooLong { key: key.to_owned(), bytes }),
+    }
+}
+
+/// What [`Store::add`] makes of the value under `key`.
+fn sum(key: &str, value: Option<&[u8]>, delta: i64) -> Result<i64, StoreError> {
+    let corrupt = |problem: &str| StoreError::Corrupt { key: key.to_owned(), problem: problem.to_owned() };
+    let old = match value {
+        Some(value) => std::str::from_utf8(value)
+            .ok()
+            .and_then(|text| text.parse::<i64>().ok())
+            .ok_or_else(|| corrupt("it is no number"))?,
+        None => 0,
+    };
+    old.checked_add(delta).ok_or_else(|| corrupt("the sum is beyond 64 bits"))
 }
 
 /// A part of a store: all keys begin with a prefix.
@@ -143,6 +214,20 @@ impl<S> PrefixStore<S> {
 
     fn key(&self, key: &str) -> String {
         format!("{}/{key}", self.prefix)
+    }
+
+    /// The missing keys as the caller knows them.
+    fn without_prefix(&self, error: StoreError) -> StoreError {
+        let strip = |key: String| {
+            let stripped = key.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'));
+            stripped.map(str::to_owned).unwrap_or(key)
+        };
+        match error {
+            StoreError::Timeout { keys, waited } => {
+                StoreError::Timeout { keys: keys.into_iter().map(strip).collect(), waited }
+            }
+            other => other,
+        }
     }
 }
 
@@ -171,62 +256,15 @@ impl<S: std::ops::Deref<Target: Store> + Send + Sync> Store for PrefixStore<S> {
     fn delete(&self, key: &str) -> Result<bool, StoreError> {
         self.store.delete(&self.key(key))
     }
-}
 
-/// Sleeps between looks at a store: short at first, then 10 ms, and not beyond a limit.
-pub(crate) struct Pause {
-    limit: Option<Instant>,
-    next: Duration,
-}
-
-impl Pause {
-    const FIRST: Duration = Duration::from_millis(1);
-    const LONGEST: Duration = Duration::from_millis(10);
-
-    pub(crate) fn new(timeout: Duration) -> Self {
-        Self { limit: Instant::now().checked_add(timeout), next: Self::FIRST }
+    // Passed on, because the store may know a better way to wait than to look again and again.
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
+        self.store.get(&self.key(key), timeout).map_err(|error| self.without_prefix(error))
     }
 
-    /// Sleeps and says `true`, or says `false` when the time is up.
-    pub(crate) fn again(&mut self) -> bool {
-        let left = self.limit.map_or(Duration::MAX, |limit| limit.saturating_duration_since(Instant::now()));
-        if left.is_zero() {
-            return false;
-        }
-        std::thread::sleep(self.next.min(left));
-        self.next = (self.next * 3 / 2).min(Self::LONGEST);
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    #[test]
-    fn prefixes_keep_communicators_apart() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(FileStore::open(folder.path()).unwrap());
-        let a = PrefixStore::new("a", Arc::clone(&store));
-        let b = PrefixStore::new("b", Arc::clone(&store));
-        a.set("key", b"1").unwrap();
-        assert_eq!(b.try_get("key").unwrap(), None);
-        assert_eq!(store.try_get("a/key").unwrap().as_deref(), Some(&b"1"[..]));
-        assert_eq!(b.add("n", 2).unwrap(), 2);
-        assert_eq!(b.compare_set("n", Some(b"2"), None).unwrap().as_deref(), Some(&b"2"[..]));
-        assert_eq!(store.try_get("b/n").unwrap(), None);
-        assert!(a.delete("key").unwrap());
-        let by_reference = PrefixStore::new("c", &*store as &dyn Store);
-        by_reference.set("key", b"3").unwrap();
-        assert_eq!(store.try_get("c/key").unwrap().as_deref(), Some(&b"3"[..]));
-    }
-
-    #[test]
-    fn a_pause_ends_with_its_limit() {
-        let start = Instant::now();
-        let mut pause = Pause::new(Duration::from_millis(25));
-        while pause.again() {}
-        assert!(start.elapsed() >= Duration::from_millis(25));
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), StoreError> {
+        let keys: Vec<String> = keys.iter().map(|key| self.key(key)).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        self.store.wait(&keys, timeout).map_err(|error| self.without_prefix(error))
     }
 }
