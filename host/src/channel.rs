@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use cust::memory::{DeviceCopy, DeviceSlice};
@@ -15,6 +15,7 @@ use crate::communicator::{LAUNCHES, Shared};
 use crate::driver::{self, Event, MappedHost, PrimaryContext, check};
 use crate::element::Element;
 use crate::error::{DriverError, Error};
+use crate::farewell::{Farewell, Stage};
 use crate::record;
 use crate::store::Pause;
 use crate::work::{PooledEvent, Work};
@@ -30,6 +31,8 @@ pub(crate) struct ChannelState {
     rank: usize,
     deadline: Option<Duration>,
     context: Arc<PrimaryContext>,
+    /// Gone with the communicator.
+    farewell: Weak<Farewell>,
     /// Events that no work object uses.
     pub(crate) pool: Mutex<Vec<Event>>,
     /// Behind the last launch.
@@ -43,6 +46,7 @@ impl ChannelState {
         address: CUdeviceptr,
         rank: usize,
         deadline: Option<Duration>,
+        farewell: &Arc<Farewell>,
     ) -> Result<Self, Error> {
         Ok(Self {
             index,
@@ -52,6 +56,7 @@ impl ChannelState {
             rank,
             deadline,
             context: Arc::clone(context),
+            farewell: Arc::downgrade(farewell),
             pool: Mutex::new(Vec::new()),
             last: Mutex::new(None),
         })
@@ -60,11 +65,21 @@ impl ChannelState {
     /// What the kernels have left behind.
     pub(crate) fn status(&self) -> Result<(), Error> {
         match record::read(&self.page) {
-            Some(found) => Err(record::translate(&found, self.rank, self.deadline)),
+            Some(found) => Err(match record::translate(&found, self.rank, self.deadline) {
+                // A peer that did not come because it had closed: that says more than the time that was waited.
+                Error::PeerTimeout { rank, peer, .. } if self.has_closed(peer) => {
+                    Error::Closed { rank, peer }
+                }
+                error => error,
+            }),
             // A kernel that never had to wait does not look at the host's wish; the channel is over all the same.
             None if record::abort_flag(&self.page).load(Ordering::Relaxed) != 0 => Err(Error::Aborted),
             None => Ok(()),
         }
+    }
+
+    fn has_closed(&self, peer: usize) -> bool {
+        self.farewell.upgrade().is_some_and(|farewell| farewell.has_told(Stage::Quiet, peer))
     }
 
     /// Waits at most `limit` for the last launch; says whether no kernel runs.

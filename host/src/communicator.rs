@@ -187,7 +187,7 @@ pub(crate) struct Shared {
     contexts: ManuallyDrop<DeviceMemory>,
     /// By rank; `None` once closed.
     reaches: Vec<Option<Reach>>,
-    farewell: ManuallyDrop<Farewell>,
+    farewell: ManuallyDrop<Arc<Farewell>>,
     processes: Vec<Process>,
     mesh: Mesh,
     /// For what the library itself sends to devices.
@@ -209,12 +209,13 @@ impl Shared {
         config: &Config,
     ) -> Result<Self, Error> {
         let Parts { context, stream, kernels, reaches, farewell, selector, processes, mesh } = parts;
+        let farewell = Arc::new(farewell);
         let contexts = DeviceMemory::new(&context, CONTEXT_STRIDE * u64::from(config.channels))?;
         let mut channels = Vec::new();
         for index in 0..config.channels {
             let offset = CONTEXT_STRIDE * u64::from(index);
-            let state =
-                ChannelState::new(&context, index, contexts.address() + offset, rank, config.deadline)?;
+            let address = contexts.address() + offset;
+            let state = ChannelState::new(&context, index, address, rank, config.deadline, &farewell)?;
             let channel = channel_context(&reaches, layout, &mesh, rank, &state);
             contexts.write(offset, bytes_of(&channel), &stream)?;
             channels.push(Arc::new(state));

@@ -317,9 +317,14 @@ pub enum Error {
     /// The host cannot wait for work that is being captured into a graph.
     #[error("the stream is being captured into a graph: wait for the replay of the graph instead")]
     Capturing,
-    /// The communicator is closed.
-    #[error("the communicator is closed")]
-    Closed,
+    /// A peer closed the communicator while this rank still used it.
+    #[error("rank {peer} closed the communicator while rank {rank} still used it")]
+    Closed {
+        /// This rank.
+        rank: usize,
+        /// The peer that had closed it.
+        peer: usize,
+    },
     /// The channel is in use.
     #[error("channel {0} is in use: one `Channel` at a time")]
     ChannelTaken(u32),
@@ -492,7 +497,7 @@ mod tests {
                 "64 bytes of input at 0x100 and output at 0x110 overlap in part",
             ),
             (Error::Misaligned { address: 0x101, alignment: 2 }, "address 0x101 is not a multiple of 2"),
-            (Error::Closed, "the communicator is closed"),
+            (Error::Closed { rank: 1, peer: 0 }, "rank 0 closed the communicator while rank 1 still used it"),
         ];
         for (error, text) in cases {
             assert_eq!(error.to_string(), text);

@@ -109,6 +109,12 @@ impl Farewell {
         }
     }
 
+    /// Whether `peer` has told `stage`, as far as this rank has heard.
+    pub(crate) fn has_told(&self, stage: Stage, peer: usize) -> bool {
+        self.receive();
+        self.told[peer].load(Ordering::Relaxed) >= stage as u8
+    }
+
     fn note_who_has_left(&self) {
         for (rank, told) in self.told.iter().enumerate() {
             let waited_for = rank != self.rank && told.load(Ordering::Relaxed) < Stage::Gone as u8;

@@ -43,6 +43,7 @@ pub fn run(plan: &Plan) -> Result<bool> {
         ptx: plan.ptx.clone(),
         deadline_ms: deadline.as_millis() as u64,
         rendezvous_ms: 30_000,
+        channels: 1,
         first_call_number: 0,
         shared_devices: false,
         faults: Vec::new(),

@@ -98,6 +98,7 @@ impl Rank<'_> {
             .timeout(Duration::from_millis(job.rendezvous_ms))
             .allow_shared_devices(job.shared_devices)
             .force_algorithm(Some(algorithm))
+            .channels(job.channels)
             .first_call_number(job.first_call_number)
             .ptx(ptx);
         let store = FileStore::open(&job.store).map_err(Error::from)?;

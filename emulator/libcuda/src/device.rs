@@ -12,7 +12,7 @@ exports! {
     }
 
     fn cuDriverGetVersion(version: Out<i32>) {
-        version.set(driver::VERSION)
+        version.set(driver::version())
     }
 
     fn cuGetErrorName(error: u32, text: Out<*const c_char>) {

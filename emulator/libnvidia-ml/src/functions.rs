@@ -3,7 +3,6 @@
 use std::ffi::c_char;
 
 use meshreduce_emulator::{
-    driver::VERSION,
     nvml::{self, DRIVER_VERSION, Error, Handle, NVML_VERSION, error_text, nvml},
 };
 
@@ -54,11 +53,11 @@ exports! {
     }
 
     fn nvmlSystemGetCudaDriverVersion(version: Out<i32>) {
-        version.set(VERSION)
+        version.set(nvml()?.cuda_version())
     }
 
     fn nvmlSystemGetCudaDriverVersion_v2(version: Out<i32>) {
-        version.set(VERSION)
+        version.set(nvml()?.cuda_version())
     }
 
     fn nvmlDeviceGetCount(count: Out<u32>) {

@@ -43,7 +43,7 @@ use crate::{
     engine::Engine,
     exec::Executor,
     memory::Memory,
-    node::{Node, uuid},
+    node::{CUDA_VERSION, Node, uuid},
 };
 use capture::Captures;
 use context::Context;
@@ -55,8 +55,10 @@ use stream::{EventObject, Stream};
 /// What the driver answers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The version of the API that the driver says it has: 12.4.
-pub const VERSION: i32 = 12040;
+/// The version of the API that the driver says it has: the node's, once there is one.
+pub fn version() -> i32 {
+    driver().map_or(CUDA_VERSION, |driver| driver.node.cuda_version)
+}
 
 /// The node that is emulated when `MESHREDUCE_NODE` does not say.
 pub const DEFAULT_NODE: &str = "hgx-h100";

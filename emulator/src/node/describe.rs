@@ -2,12 +2,13 @@
 
 use serde::Deserialize;
 
-use super::{Gpu, Link, Node, NodeError, PciBusId, Remote};
+use super::{CUDA_VERSION, Gpu, Link, Node, NodeError, PciBusId, Remote};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Description {
     name: String,
+    cuda_version: Option<String>,
     gpus: usize,
     gpu: GpuDescription,
     #[serde(default)]
@@ -114,7 +115,8 @@ fn node(description: Description) -> Result<Node, Wrong> {
     for (index, access) in p2p(&description.p2p.access, &gpus)?.into_iter().enumerate() {
         gpus[index].p2p = access;
     }
-    Ok(Node { name: description.name, gpus })
+    let cuda_version = description.cuda_version.as_deref().map_or(Ok(CUDA_VERSION), cuda_version)?;
+    Ok(Node { name: description.name, cuda_version, gpus })
 }
 
 fn gpu(description: &GpuDescription, pci: PciBusId) -> Result<Gpu, Wrong> {
@@ -157,11 +159,20 @@ fn apply(exception: GpuOverride, gpus: &mut [Gpu]) -> Result<(), Wrong> {
     Ok(())
 }
 
+fn cuda_version(text: &str) -> Result<i32, Wrong> {
+    match two_numbers(text) {
+        Some((major @ 1..=99, minor @ 0..=9)) => Ok((major * 1000 + minor * 10) as i32),
+        _ => wrong("cuda_version", format!("is `{text}`, not a version such as `12.4`")),
+    }
+}
+
+fn two_numbers(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
 fn compute_capability(key: &str, text: &str) -> Result<(u32, u32), Wrong> {
-    let parsed = text
-        .split_once('.')
-        .and_then(|(major, minor)| Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?)));
-    match parsed {
+    match two_numbers(text) {
         Some((major, minor)) if major >= 5 && minor <= 9 => Ok((major, minor)),
         _ => wrong(key, format!("is `{text}`, not a compute capability from 5.0 up, such as `9.0`")),
     }

@@ -7,6 +7,9 @@ use std::path::Path;
 
 pub use identity::{PciBusId, PciBusIdError, uuid};
 
+/// The CUDA version of a node whose description names none: 12.4.
+pub const CUDA_VERSION: i32 = 12040;
+
 /// Most links that NVML numbers on one device (`NVML_NVLINK_MAX_LINKS`).
 pub const NVML_MAX_LINKS: u32 = 36;
 
@@ -15,6 +18,8 @@ pub const NVML_MAX_LINKS: u32 = 36;
 pub struct Node {
     /// The description's own name.
     pub name: String,
+    /// The CUDA version that the node's driver says it supports: 1000 times the major plus 10 times the minor.
+    pub cuda_version: i32,
     /// The GPUs, in the order of NVML.
     pub gpus: Vec<Gpu>,
 }

@@ -49,6 +49,11 @@ impl Nvml {
         Self { node, instance: instance.to_owned() }
     }
 
+    /// The CUDA version of the node's driver.
+    pub fn cuda_version(&self) -> i32 {
+        self.node.cuda_version
+    }
+
     /// `nvmlDeviceGetCount_v2`.
     pub fn device_count(&self) -> u32 {
         self.node.gpus.len() as u32

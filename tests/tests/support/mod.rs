@@ -51,6 +51,7 @@ impl Scene {
             ptx: None,
             deadline_ms: 20_000,
             rendezvous_ms: 20_000,
+            channels: 1,
             first_call_number: 0,
             shared_devices: false,
             faults: Vec::new(),

@@ -1,0 +1,275 @@
+//! The errors that a user must be able to tell apart, each reached from outside, one by one.
+
+mod support;
+
+use std::fs;
+use std::time::Duration;
+
+use meshreduce::store::{FileStore, Store};
+use meshreduce::{Config, DType, Error, Op, Outcome, rendezvous};
+use meshreduce_tests::cluster::{Cluster, Placement};
+use meshreduce_tests::in_process::{config, open_driver, ranks};
+use meshreduce_tests::job::{Event, Job};
+use support::{Played, Scene, case, node, program};
+
+const H100: &str = r#"
+gpus = 2
+[gpu]
+name = "H100"
+compute_capability = "9.0"
+memory_mib = 1024
+"#;
+
+/// A scene on a node of two GPUs that the test describes.
+fn described(head: &str, gpu: &str, tail: &str) -> Scene {
+    let mut scene = Scene::new(2, vec![case(4096)]);
+    let file = scene.directory.path().with_extension("toml");
+    fs::write(&file, format!("name = \"test\"\n{head}{H100}{gpu}\n{tail}")).expect("writing the node");
+    scene.environment = node(file.to_str().expect("UTF-8")).environment();
+    scene
+}
+
+fn play_and_remove(scene: Scene) -> Played {
+    let file = scene.directory.path().with_extension("toml");
+    let played = scene.play();
+    fs::remove_file(file).expect("removing the node");
+    played
+}
+
+const LINKS: &str = "[nvlink]\nversion = 4\nswitch = [18, 18]\n[p2p]\naccess = \"all\"";
+const ROOMY: &str = "multiprocessors = 132\nblocks_per_multiprocessor = 1";
+
+/// Two ranks as two jobs in two processes, which may differ.
+fn play_apart(
+    scene: &Scene,
+    change: impl Fn(&mut Job, &mut Vec<(&'static str, std::ffi::OsString)>),
+) -> Vec<Event> {
+    let clusters: Vec<Cluster> = (0..2)
+        .map(|rank| {
+            let mut job = Job { ranks: vec![rank], ..scene.job.clone() };
+            let mut environment = scene.environment.clone();
+            if rank == 1 {
+                change(&mut job, &mut environment);
+            }
+            Cluster::start(program(), &job, Placement::Processes, &environment).expect("workers start")
+        })
+        .collect();
+    clusters.iter().flat_map(|cluster| cluster.events().collect::<Vec<_>>()).collect()
+}
+
+fn failures(events: &[Event]) -> Vec<(&str, &str)> {
+    let failure = |event| match event {
+        &Event::Failed { ref kind, ref message, .. } => Some((kind.as_str(), message.as_str())),
+        _ => None,
+    };
+    events.iter().filter_map(failure).collect()
+}
+
+#[test]
+fn a_driver_that_is_too_old_is_named_with_both_versions() {
+    let played = play_and_remove(described("cuda_version = \"11.2\"\n", ROOMY, LINKS));
+    for rank in 0..2 {
+        let (kind, message) = played.failure(rank);
+        assert_eq!(kind, "DriverTooOld", "{message}");
+        assert!(message.contains("11.2") && message.contains("11.4"), "{message}");
+    }
+}
+
+#[test]
+fn devices_without_links_between_them_are_not_applicable() {
+    let played = play_and_remove(described("", ROOMY, "[p2p]\naccess = \"all\""));
+    for rank in 0..2 {
+        assert!(played.not_applicable(rank).contains("NVLink"), "{}", played.story());
+    }
+}
+
+#[test]
+fn links_without_peer_access_are_not_applicable() {
+    let links = "[nvlink]\nversion = 4\nswitch = [18, 18]\n[p2p]\naccess = \"none\"";
+    let played = play_and_remove(described("", ROOMY, links));
+    for rank in 0..2 {
+        let reason = played.not_applicable(rank);
+        assert!(reason.contains("access"), "{reason}");
+    }
+}
+
+#[test]
+fn ranks_that_are_configured_differently_learn_in_what() {
+    let scene = Scene::new(2, vec![case(4096)]);
+    let events = play_apart(&scene, |job, _| job.deadline_ms = 1234);
+    let failures = failures(&events);
+    assert_eq!(failures.len(), 2, "{events:?}");
+    for (kind, message) in failures {
+        assert_eq!(kind, "ConfiguredDifferently", "{message}");
+        assert!(message.contains("deadline") && message.contains("1.234s"), "{message}");
+    }
+}
+
+#[test]
+fn memory_of_another_node_is_refused_with_both_ranks() {
+    let scene = Scene::new(2, vec![case(4096)]);
+    let elsewhere = node("hgx-h100").environment();
+    let events = play_apart(&scene, |_, environment| *environment = elsewhere.clone());
+    let failures = failures(&events);
+    assert_eq!(failures.len(), 2, "{events:?}");
+    assert!(failures.iter().any(|(kind, _)| *kind == "IpcRefused"), "{failures:?}");
+    for (kind, message) in failures {
+        assert!(matches!(kind, "IpcRefused" | "RankFailed"), "{kind}: {message}");
+        assert!(message.contains("may not open the memory of rank"), "{message}");
+    }
+}
+
+#[test]
+fn a_rank_number_that_is_taken_is_refused() {
+    let mut scene = Scene::new(2, vec![case(4096)]);
+    scene.job.rendezvous_ms = 3_000;
+    let events = play_apart(&scene, |job, _| job.ranks = vec![0]);
+    let failures = failures(&events);
+    assert!(failures.iter().any(|(kind, _)| *kind == "RankTaken"), "{failures:?}");
+    assert!(
+        failures.iter().all(|(kind, _)| matches!(*kind, "RankTaken" | "RanksMissing" | "RankDied")),
+        "{failures:?}"
+    );
+}
+
+#[test]
+fn text_that_is_no_ptx_is_refused_with_the_drivers_log() {
+    let mut scene = Scene::new(2, vec![case(4096)]);
+    let file = scene.directory.path().with_extension("ptx");
+    fs::write(&file, ".version 7.0\n.target sm_70\n.address_size 64\nnonsense;\n").expect("writing");
+    scene.job.ptx = Some(file.clone());
+    let played = scene.play();
+    fs::remove_file(file).expect("removing");
+    let refused = (0..2).filter(|rank| {
+        let (kind, message) = played.failure(*rank);
+        assert!(message.contains("line 4") && message.contains("nonsense"), "{message}");
+        kind == "KernelsRefused"
+    });
+    assert!(refused.count() > 0, "{}", played.story());
+}
+
+#[test]
+fn kernels_for_another_world_size_are_refused_by_name() {
+    let mut scene = Scene::new(2, vec![case(4096)]);
+    scene.job.ptx = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w3.ptx").into());
+    let played = scene.play();
+    assert!((0..2).any(|rank| played.failure(rank).0 == "KernelMissing"), "{}", played.story());
+    for rank in 0..2 {
+        assert!(played.failure(rank).1.contains("_w2"), "{}", played.story());
+    }
+}
+
+#[test]
+fn a_kernel_that_writes_where_it_must_not_is_a_kernel_fault() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w2.ptx"));
+    let text = text.expect("the shipped PTX");
+    let entry = text.find(".visible .entry one_shot_bf16_sum_w2").expect("the entry");
+    let store = entry + text[entry..].find("\tst.global.cs.v4.u32 [").expect("the store");
+    let address = text[store..].split(['[', ']']).nth(1).expect("an address");
+    let wild = format!("\tadd.s64 {address}, {address}, 0x100000000;\n");
+    let mut scene = Scene::new(2, vec![case(4096)]);
+    let file = scene.directory.path().with_extension("ptx");
+    fs::write(&file, format!("{}{wild}{}", &text[..store], &text[store..])).expect("writing");
+    scene.job.ptx = Some(file.clone());
+    let played = scene.play();
+    fs::remove_file(file).expect("removing");
+    for rank in 0..2 {
+        let (kind, message) = played.failure(rank);
+        assert_eq!(kind, "KernelFault", "{message}");
+        assert!(message.contains("ILLEGAL_ADDRESS"), "{message}");
+    }
+    let report: String = played.exits.iter().map(|exit| exit.stderr.as_str()).collect();
+    assert!(report.contains("one_shot_bf16_sum_w2") && report.contains("st.global.cs"), "{report}");
+}
+
+#[test]
+fn channels_that_do_not_fit_the_device_side_by_side_are_refused() {
+    let tight = "multiprocessors = 1\nblocks_per_multiprocessor = 1";
+    let mut scene = described("", tight, LINKS);
+    scene.job.channels = 64;
+    let played = play_and_remove(scene);
+    assert!((0..2).any(|rank| played.failure(rank).0 == "DeviceTooSmall"), "{}", played.story());
+}
+
+#[test]
+fn a_rank_beyond_the_world_is_refused() {
+    let store = FileStore::open(tempfile::tempdir().expect("a directory").path()).expect("a store");
+    let answer = rendezvous(&store, 2, 2, 0, &Config::default());
+    assert!(matches!(answer, Err(Error::InvalidRank { rank: 2, world_size: 2 })), "{answer:?}");
+}
+
+#[test]
+fn a_configuration_that_cannot_be_is_refused() {
+    let store = FileStore::open(tempfile::tempdir().expect("a directory").path()).expect("a store");
+    for config in [Config::default().channels(0), Config::default().channels(65)] {
+        let answer = rendezvous(&store, 0, 2, 0, &config);
+        assert!(matches!(answer, Err(Error::Config(_))), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_disabled_rank_is_not_applicable_for_all_and_nobody_waits() {
+    open_driver();
+    let directory = tempfile::tempdir().expect("a directory");
+    std::thread::scope(|scope| {
+        for rank in 0..3 {
+            let directory = directory.path();
+            scope.spawn(move || {
+                let store = FileStore::open(directory).expect("a store");
+                let config = config().enabled(rank != 1);
+                match rendezvous(&store, rank, 3, rank as u32, &config) {
+                    Ok(Outcome::NotApplicable(reason)) => {
+                        assert!(reason.to_string().contains("rank 1 is disabled"), "{reason}");
+                    }
+                    other => panic!("rank {rank}: {other:?}"),
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_peer_that_has_closed_is_named_as_such() {
+    let config = config().deadline(Some(Duration::from_millis(800)));
+    ranks(2, &config, |communicator| {
+        if communicator.rank() == 0 {
+            // The other comes late, but it comes.
+            communicator.close().expect("an orderly end");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let mut channel = communicator.channel(0).expect("a channel");
+        let data = cust::memory::DeviceBuffer::from_slice(&[0_u16; 64]).expect("device memory");
+        let stream =
+            cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).expect("a stream");
+        let address = data.as_device_ptr().as_raw();
+        // SAFETY: the buffer holds 64 elements and outlives the work, which is waited for.
+        let work =
+            unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
+        let answer = work.expect("a launch").synchronize();
+        assert!(matches!(answer, Err(Error::Closed { rank: 1, peer: 0 })), "{answer:?}");
+    });
+}
+
+#[test]
+fn closing_names_the_ranks_that_do_not_come() {
+    let config = config().timeout(Duration::from_millis(700));
+    ranks(2, &config, |communicator| {
+        if communicator.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(2_000));
+            return;
+        }
+        match communicator.close() {
+            Err(Error::CloseTimeout { ranks, .. }) => assert_eq!(ranks, [1]),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn a_store_whose_directory_disappears_is_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = FileStore::open(directory.path()).expect("a store");
+    directory.close().expect("removing the directory");
+    assert!(store.set("key", b"value").is_err());
+}
