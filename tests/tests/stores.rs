@@ -1,0 +1,130 @@
+//! Rendezvous and all-reduce over every store, and as a launcher starts the ranks.
+
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cust::context::Context;
+use cust::device::Device;
+use cust::memory::{CopyDestination, DeviceBuffer};
+use cust::stream::{Stream, StreamFlags};
+use half::bf16;
+use meshreduce::{
+    Bf16, FileStore, Launcher, MemoryStore, Op, Outcome, PrefixStore, Store, TcpStore, rendezvous,
+};
+use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_tests::in_process::{config, open_driver};
+
+const RANKS: usize = 4;
+const LONG: Duration = Duration::from_secs(60);
+
+/// What one rank does: meet the others over `store`, all-reduce once, look at the sum, part.
+fn rank(store: &dyn Store, rank: usize, device: u32) {
+    let communicator = match rendezvous(store, rank, RANKS, device, &config()).expect("an outcome") {
+        Outcome::Ready(communicator) => communicator,
+        Outcome::NotApplicable(reason) => panic!("not applicable: {reason}"),
+    };
+    let _context = Context::new(Device::get_device(device).expect("a device")).expect("a context");
+    let stream = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
+    let mine: Vec<Bf16> =
+        (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * (rank + 1)) as f32))).collect();
+    let mut data = DeviceBuffer::from_slice(&mine).expect("device memory");
+    cust::context::CurrentContext::synchronize().expect("the copy");
+    let mut channel = communicator.channel(0).expect("a channel");
+    // SAFETY: nothing else uses `data` until the work has ended.
+    let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &stream) }.expect("an all-reduce");
+    work.synchronize().expect("its end");
+    let mut sum = vec![Bf16::from(bf16::ZERO); mine.len()];
+    data.copy_to(&mut sum).expect("the copy");
+    // 1 + 2 + 3 + 4 = 10 times what rank 0 put in, and small enough to be exact.
+    let wanted: Vec<Bf16> = (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * 10) as f32))).collect();
+    assert!(sum == wanted, "rank {rank}");
+    drop(channel);
+    communicator.close().expect("a collective end");
+}
+
+/// Runs the ranks as threads, each with the store that `of` gives it.
+fn threads<S: Store>(of: impl Fn(usize) -> S + Sync) {
+    open_driver();
+    std::thread::scope(|scope| {
+        for number in 0..RANKS {
+            let of = &of;
+            scope.spawn(move || rank(&of(number), number, number as u32));
+        }
+    });
+}
+
+#[test]
+fn ranks_meet_over_a_memory_store() {
+    let store = MemoryStore::new();
+    threads(|_| store.clone());
+    // A second time over the same store: the first has left nothing in the way.
+    threads(|_| store.clone());
+    assert_eq!(store.try_get("roster").unwrap(), None);
+}
+
+#[test]
+fn ranks_meet_over_a_tcp_store() {
+    let host = TcpStore::host("127.0.0.1:0").unwrap();
+    threads(|_| TcpStore::connect(host.local_addr(), LONG).unwrap());
+    assert_eq!(host.try_get("roster").unwrap(), None);
+    assert_eq!(host.close(LONG), 0);
+}
+
+#[test]
+fn ranks_meet_over_a_file_store() {
+    let folder = tempfile::tempdir().unwrap();
+    threads(|_| FileStore::open(folder.path()).unwrap());
+}
+
+#[test]
+fn ranks_meet_over_a_part_of_a_store_that_others_use_too() {
+    let host = TcpStore::host("127.0.0.1:0").unwrap();
+    host.set("roster", b"not theirs").unwrap();
+    threads(|_| PrefixStore::new("all", Box::new(TcpStore::connect(host.local_addr(), LONG).unwrap())));
+    assert_eq!(host.try_get("roster").unwrap().as_deref(), Some(&b"not theirs"[..]));
+    assert_eq!(host.close(LONG), 0);
+}
+
+/// Not a test of its own: what [`ranks_that_a_launcher_starts_meet_over_its_variables`] runs as processes.
+#[test]
+fn rank_of_a_launcher() {
+    if std::env::var_os("MESHREDUCE_TEST_LAUNCHED").is_none() {
+        return;
+    }
+    let launcher = Launcher::from_env().expect("a launcher's environment");
+    let store = launcher.store(LONG).expect("a store");
+    rank(&store, launcher.rank, launcher.local_rank);
+    assert_eq!(store.close(LONG), 0);
+}
+
+#[test]
+fn ranks_that_a_launcher_starts_meet_over_its_variables() {
+    let node = EmulatedNode::new("hgx-h100").expect("an emulated node");
+    // An address of the loopback network that nothing else uses, and a port that was free a moment ago.
+    let address = "127.71.5.1";
+    let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+    let ranks: Vec<_> = (0..RANKS)
+        .map(|rank| {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "rank_of_a_launcher"])
+                .envs(node.environment())
+                .env("MESHREDUCE_TEST_LAUNCHED", "1")
+                .env("RANK", rank.to_string())
+                .env("LOCAL_RANK", rank.to_string())
+                .env("WORLD_SIZE", RANKS.to_string())
+                .env("MASTER_ADDR", address)
+                .env("MASTER_PORT", port.to_string())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
+        assert!(said(&output.stdout).contains("1 passed"), "{}", said(&output.stdout));
+    }
+}
