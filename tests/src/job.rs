@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use meshreduce::{Algorithm, DType, Op};
+use clap::ValueEnum;
+use meshreduce::{Algorithm, DType, Op, Topology};
 use serde::{Deserialize, Serialize};
 
 /// The work of one process: some ranks of one communicator, and the cases they run in order.
@@ -35,8 +36,29 @@ pub struct Job {
     pub first_call_number: u64,
     /// Ranks may share a device.
     pub shared_devices: bool,
+    /// What the links are taken for, whatever they are.
+    pub force_topology: Option<ForcedTopology>,
     /// What is made to go wrong.
     pub faults: Vec<Fault>,
+}
+
+/// A topology that can be forced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForcedTopology {
+    /// Every pair can reach each other.
+    FullyConnected,
+    /// Quads and relays.
+    HybridCubeMesh,
+}
+
+impl From<ForcedTopology> for Topology {
+    fn from(forced: ForcedTopology) -> Self {
+        match forced {
+            ForcedTopology::FullyConnected => Topology::FullyConnected,
+            ForcedTopology::HybridCubeMesh => Topology::HybridCubeMesh,
+        }
+    }
 }
 
 /// One message shape, reduced `launches` times.

@@ -8,7 +8,7 @@ use clap::Args;
 use meshreduce::{Algorithm, DType, Op};
 
 use crate::cluster::Placement;
-use crate::job::Case;
+use crate::job::{Case, ForcedTopology};
 
 /// What to run, and where.
 #[derive(Args, Clone, Debug)]
@@ -16,7 +16,13 @@ pub struct Plan {
     /// Emulated node: a shipped name or the file of a description [default: hgx-h100, where no GPUs are found]
     #[arg(long, value_name = "NAME|FILE")]
     pub node: Option<String>,
-    /// Number of ranks [default: 8, or the number of real GPUs]
+    /// Every shipped node with several numbers of ranks, one table; what is not given is chosen to take a minute or two
+    #[arg(long, conflicts_with = "node")]
+    pub all_nodes: bool,
+    /// Takes the links for this, whatever they are
+    #[arg(long, value_name = "TOPOLOGY")]
+    pub force_topology: Option<ForcedTopology>,
+    /// Number of ranks [default: 8, or the number of real GPUs; with --all-nodes 2, 4, 6 and 8]
     #[arg(long, value_name = "N")]
     pub ranks: Option<usize>,
     /// All ranks are threads of one process
@@ -31,11 +37,12 @@ pub struct Plan {
     /// bf16, f16 or f32; several with commas [default: all]
     #[arg(long, value_name = "D", value_delimiter = ',', value_parser = |text: &str| text.parse::<DType>())]
     pub dtype: Vec<DType>,
-    /// sum, avg, min or max; several with commas
-    #[arg(long, value_name = "OP", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
+    /// sum, avg, min or max; several with commas [default: sum; with --all-nodes all]
+    #[arg(long, value_name = "OP", value_delimiter = ',', value_parser = |text: &str| text.parse::<Op>())]
     pub op: Vec<Op>,
     /// Message sizes with commas: bytes, or with the suffix KiB or MiB; whole elements
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4,4KiB,60004,256KiB", value_parser = bytes)]
+    /// [default: 4,4KiB,60004,256KiB; with --all-nodes 4,4KiB,60004]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = bytes)]
     pub bytes: Vec<usize>,
     /// Elements by which the buffers are shifted from alignment
     #[arg(long, value_name = "ELEMENTS", default_value_t = 0)]
@@ -43,9 +50,9 @@ pub struct Plan {
     /// Input and output are different buffers
     #[arg(long)]
     pub out_of_place: bool,
-    /// Launches of every case
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub launches: usize,
+    /// Launches of every case [default: 3; with --all-nodes 1]
+    #[arg(long, value_name = "N")]
+    pub launches: Option<usize>,
     /// Seed of the random inputs
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
@@ -66,19 +73,42 @@ impl Plan {
         if self.threads { Placement::Threads } else { Placement::Processes }
     }
 
+    /// The algorithms that were asked for.
+    pub fn algorithms(&self) -> Vec<Algorithm> {
+        or_else(&self.algorithm, &Algorithm::ALL)
+    }
+
+    /// The element types that were asked for.
+    pub fn dtypes(&self) -> Vec<DType> {
+        or_else(&self.dtype, &DType::ALL)
+    }
+
+    /// The operations that were asked for.
+    pub fn ops(&self) -> Vec<Op> {
+        or_else(&self.op, if self.all_nodes { &Op::ALL } else { &[Op::Sum] })
+    }
+
+    /// The message sizes that were asked for, in bytes.
+    pub fn sizes(&self) -> Vec<usize> {
+        const SIZES: [usize; 4] = [4, 4 << 10, 60_004, 256 << 10];
+        or_else(&self.bytes, if self.all_nodes { &SIZES[..3] } else { &SIZES })
+    }
+
+    /// Launches of every case.
+    pub fn launches(&self) -> usize {
+        self.launches.unwrap_or(if self.all_nodes { 1 } else { 3 })
+    }
+
     /// Every combination that was asked for, by algorithm, type and operation, then size.
     ///
     /// # Errors
     /// If a size is not a whole number of elements, or there is nothing to do.
     pub fn cases(&self) -> Result<Vec<Case>> {
-        let default =
-            |list: &[Algorithm]| if list.is_empty() { Algorithm::ALL.to_vec() } else { list.to_vec() };
-        let dtypes = if self.dtype.is_empty() { DType::ALL.to_vec() } else { self.dtype.clone() };
         let mut cases = Vec::new();
-        for algorithm in default(&self.algorithm) {
-            for &dtype in &dtypes {
-                for &op in &self.op {
-                    for &bytes in &self.bytes {
+        for algorithm in self.algorithms() {
+            for dtype in self.dtypes() {
+                for op in self.ops() {
+                    for bytes in self.sizes() {
                         ensure!(
                             bytes.is_multiple_of(dtype.size()) && bytes > 0,
                             "{bytes} bytes are not a whole number of {dtype} elements"
@@ -89,11 +119,16 @@ impl Plan {
                 }
             }
         }
-        if cases.is_empty() || self.launches == 0 {
+        if cases.is_empty() || self.launches() == 0 {
             bail!("nothing to do");
         }
         Ok(cases)
     }
+}
+
+/// What was given, or what stands for nothing.
+fn or_else<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
+    if given.is_empty() { default.to_vec() } else { given.to_vec() }
 }
 
 fn bytes(text: &str) -> Result<usize> {
@@ -128,6 +163,17 @@ mod tests {
         assert_eq!(cases.len(), 8);
         assert_eq!(cases[1].bytes, 1 << 20);
         assert_eq!(cases[7].op, Op::Max);
+    }
+
+    #[test]
+    fn what_is_not_given_depends_on_how_many_nodes_there_are() {
+        let one = plan("").unwrap();
+        assert_eq!((one.ops(), one.sizes().len(), one.launches()), (vec![Op::Sum], 4, 3));
+        let all = plan("--all-nodes").unwrap();
+        assert_eq!((all.ops(), all.sizes().len(), all.launches()), (Op::ALL.to_vec(), 3, 1));
+        let given = plan("--all-nodes --op avg --bytes 8 --launches 2").unwrap();
+        assert_eq!((given.ops(), given.sizes(), given.launches()), (vec![Op::Avg], vec![8], 2));
+        assert!(plan("--all-nodes --node dgx-1v").is_err());
     }
 
     #[test]

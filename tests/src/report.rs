@@ -1,8 +1,11 @@
 //! Runs a plan and shows what came of it.
 #![forbid(unsafe_code)]
 
+mod all_nodes;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +16,7 @@ use serde::Serialize;
 
 use crate::cluster::{Cluster, Exit, Placement, this_program};
 use crate::emulated_node::EmulatedNode;
-use crate::job::{Case, Event, Job, Mismatch};
+use crate::job::{Case, Event, ForcedTopology, Job, Mismatch};
 use crate::plan::Plan;
 use crate::probe;
 
@@ -22,6 +25,9 @@ use crate::probe;
 /// # Errors
 /// If the plan cannot be run at all: an unknown node, a worker that cannot be started.
 pub fn run(plan: &Plan) -> Result<bool> {
+    if plan.all_nodes {
+        return all_nodes::run(plan);
+    }
     let place = Place::choose(plan)?;
     let world_size = plan.ranks.unwrap_or(place.devices.min(8));
     ensure!(
@@ -31,14 +37,28 @@ pub fn run(plan: &Plan) -> Result<bool> {
         place.devices
     );
     let directory = tempfile::tempdir().context("making a directory for the store")?;
+    let job = job(plan, world_size, directory.path())?;
+    if !plan.json {
+        println!("{}, {world_size} ranks as {}", place.name, placement_name(plan.placement()));
+    }
+    let cluster = Cluster::start(&this_program()?, &job, plan.placement(), &place.environment)?;
+    let bar = progress(&job, plan.json);
+    let results = Results::gather(&cluster, &job, &bar);
+    bar.finish_and_clear();
+    let exits = cluster.wait()?;
+    results.show(&job, &place, plan, &exits)
+}
+
+/// The plan's job for ranks 0 up to `world_size`, rank r on device r.
+fn job(plan: &Plan, world_size: usize, store: &Path) -> Result<Job> {
     let deadline = Duration::try_from_secs_f64(plan.deadline).context("the deadline")?;
-    let job = Job {
+    Ok(Job {
         ranks: (0..world_size).collect(),
         world_size,
         devices: (0..world_size as u32).collect(),
-        store: directory.path().to_owned(),
+        store: store.to_owned(),
         cases: plan.cases()?,
-        launches: plan.launches,
+        launches: plan.launches(),
         seed: plan.seed,
         ptx: plan.ptx.clone(),
         deadline_ms: deadline.as_millis() as u64,
@@ -46,15 +66,9 @@ pub fn run(plan: &Plan) -> Result<bool> {
         channels: 1,
         first_call_number: 0,
         shared_devices: false,
+        force_topology: plan.force_topology,
         faults: Vec::new(),
-    };
-    if !plan.json {
-        println!("{}, {world_size} ranks as {}", place.name, placement_name(plan.placement()));
-    }
-    let cluster = Cluster::start(&this_program()?, &job, plan.placement(), &place.environment)?;
-    let results = Results::gather(&cluster, &job, progress(&job, plan.json));
-    let exits = cluster.wait()?;
-    results.show(&job, &place, plan, &exits)
+    })
 }
 
 fn placement_name(placement: Placement) -> &'static str {
@@ -89,7 +103,10 @@ impl Place {
 }
 
 fn progress(job: &Job, quiet: bool) -> ProgressBar {
-    let total = (job.cases.len() * job.world_size) as u64;
+    progress_of((job.cases.len() * job.world_size) as u64, quiet)
+}
+
+fn progress_of(total: u64, quiet: bool) -> ProgressBar {
     let bar = ProgressBar::new(total);
     if quiet {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -127,6 +144,8 @@ struct Line<'a> {
     ranks: usize,
     bytes: usize,
     launches: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    force_topology: Option<ForcedTopology>,
     ran: bool,
     ok: bool,
     result: String,
@@ -135,7 +154,7 @@ struct Line<'a> {
 }
 
 impl Results {
-    fn gather(cluster: &Cluster, job: &Job, bar: ProgressBar) -> Self {
+    fn gather(cluster: &Cluster, job: &Job, bar: &ProgressBar) -> Self {
         let mut results =
             Self { cases: job.cases.iter().map(|_| BTreeMap::new()).collect(), ..Self::default() };
         for event in cluster.events() {
@@ -158,7 +177,6 @@ impl Results {
                 Event::Closed { .. } => results.closed += 1,
             }
         }
-        bar.finish_and_clear();
         results
     }
 
@@ -171,6 +189,21 @@ impl Results {
         } else {
             println!("{}", table(&lines));
         }
+        self.complain(job, exits);
+        let asked = |case: &Case| plan.algorithm.contains(&case.algorithm);
+        // What nobody asked for by name may be left out, but not everything.
+        let left_out_in_vain = lines.iter().zip(&job.cases).any(|(line, case)| !line.ran && asked(case));
+        let all_ok = lines.iter().all(|line| line.ok || !line.ran) && lines.iter().any(|line| line.ran);
+        Ok(all_ok && !left_out_in_vain && self.ended_well(exits))
+    }
+
+    /// Every rank that had a communicator has closed it, and no process failed.
+    fn ended_well(&self, exits: &[Exit]) -> bool {
+        self.closed == self.ready && exits.iter().all(|exit| exit.status.success())
+    }
+
+    /// Says on standard error what ranks and processes said of themselves.
+    fn complain(&self, job: &Job, exits: &[Exit]) {
         for (rank, reason) in &self.not_applicable {
             eprintln!("rank {rank}: not applicable: {reason}");
         }
@@ -184,12 +217,6 @@ impl Results {
             }
             eprint!("{}", exit.stderr);
         }
-        let asked = |case: &Case| plan.algorithm.contains(&case.algorithm);
-        // What nobody asked for by name may be left out, but not everything.
-        let left_out_in_vain = lines.iter().zip(&job.cases).any(|(line, case)| !line.ran && asked(case));
-        let all_ok = lines.iter().all(|line| line.ok || !line.ran) && lines.iter().any(|line| line.ran);
-        let ended_well = self.closed == self.ready && exits.iter().all(|exit| exit.status.success());
-        Ok(all_ok && !left_out_in_vain && ended_well)
     }
 
     fn line<'a>(&self, index: usize, job: &Job, place: &'a Place, plan: &Plan) -> Line<'a> {
@@ -205,7 +232,8 @@ impl Results {
             ranks: job.world_size,
             bytes: case.bytes,
             launches: job.launches,
-            ran: !self.unsupported.contains_key(&index),
+            force_topology: job.force_topology,
+            ran: self.not_applicable.is_empty() && !self.unsupported.contains_key(&index),
             ok: result.is_ok(),
             result: result.unwrap_or_else(|problem| problem),
             micros_per_launch: slowest.map(|micros| micros as f64 / job.launches as f64),
@@ -214,6 +242,9 @@ impl Results {
     }
 
     fn verdict(&self, index: usize, job: &Job) -> Result<String, String> {
+        if let Some(reason) = self.not_applicable.values().next() {
+            return Err(format!("not applicable: {reason}"));
+        }
         if let Some(reason) = self.unsupported.get(&index) {
             return Err(format!("not run: {reason}"));
         }

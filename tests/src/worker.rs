@@ -97,6 +97,7 @@ impl Rank<'_> {
             .deadline(Some(Duration::from_millis(job.deadline_ms)))
             .timeout(Duration::from_millis(job.rendezvous_ms))
             .allow_shared_devices(job.shared_devices)
+            .force_topology(job.force_topology.map(Into::into))
             .force_algorithm(Some(algorithm))
             .channels(job.channels)
             .first_call_number(job.first_call_number)

@@ -54,6 +54,7 @@ impl Scene {
             channels: 1,
             first_call_number: 0,
             shared_devices: false,
+            force_topology: None,
             faults: Vec::new(),
         };
         Self { job, placement: Placement::Threads, environment: node("hgx-h100").environment(), directory }
