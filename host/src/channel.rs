@@ -35,7 +35,9 @@ pub(crate) struct ChannelState {
     farewell: Weak<Farewell>,
     /// Events that no work object uses.
     pub(crate) pool: Mutex<Vec<Event>>,
-    /// Behind the last launch.
+    /// A graph has kernels of this channel, so that the host does not know when the last one runs.
+    captured: AtomicBool,
+    /// Behind the last launch that was not captured.
     last: Mutex<Option<Arc<PooledEvent>>>,
 }
 
@@ -58,6 +60,7 @@ impl ChannelState {
             context: Arc::clone(context),
             farewell: Arc::downgrade(farewell),
             pool: Mutex::new(Vec::new()),
+            captured: AtomicBool::new(false),
             last: Mutex::new(None),
         })
     }
@@ -82,15 +85,19 @@ impl ChannelState {
         self.farewell.upgrade().is_some_and(|farewell| farewell.has_told(Stage::Quiet, peer))
     }
 
-    /// Waits at most `limit` for the last launch; says whether no kernel runs.
+    /// Waits at most `limit` for the last launch, and as long for the last replay; says whether no kernel runs.
     pub(crate) fn drain(&self, limit: Duration) -> bool {
+        // Replays have no event of the library's: wait for all that the context has.
+        self.drain_launches(limit) && (!self.captured.load(Ordering::Relaxed) || self.context.finish(limit))
+    }
+
+    fn drain_launches(&self, limit: Duration) -> bool {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(last) = last else { return true };
         let mut pause = Pause::new(limit);
         loop {
             match last.event().has_passed() {
-                // An error is a lost context, whose kernels are stopped, or an event of a capture, whose kernels
-                // were not launched.
+                // An error is a lost context, whose kernels are stopped.
                 Ok(true) | Err(_) => return true,
                 Ok(false) if pause.again() => {}
                 Ok(false) => {
@@ -135,7 +142,11 @@ impl Channel {
 
     /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
     /// pointers and streams of any crate. `input` and `output` may be equal (in place) and must otherwise not overlap.
-    /// Besides one event, this is one driver call: a kernel launch. A count of 0 launches nothing.
+    /// This is three driver calls: whether the stream is being captured, a kernel launch, and an event behind it. A count
+    /// of 0 launches nothing.
+    ///
+    /// While `stream` is being captured the call becomes a node of the graph; see the crate's documentation for what
+    /// holds for replays.
     ///
     /// The device's context need not be current; what is current stays so.
     ///
@@ -189,6 +200,9 @@ impl Channel {
             flags: if input == output { IN_PLACE } else { 0 },
         };
 
+        let mut captured = false;
+        // SAFETY: the caller vouches for the stream.
+        self.in_context(stream, || unsafe { driver::is_capturing(stream) }.map(|answer| captured = answer))?;
         let event = state.event()?;
         self.in_context(stream, || {
             // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
@@ -202,8 +216,12 @@ impl Channel {
         // SAFETY: the caller vouches for the stream.
         self.in_context(stream, || unsafe { event.record(stream) })?;
         let event = Arc::new(PooledEvent::new(event, Arc::clone(state)));
-        *state.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&event));
-        Ok(Work::new(Arc::clone(state), event))
+        if captured {
+            state.captured.store(true, Ordering::Relaxed);
+        } else {
+            *state.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&event));
+        }
+        Ok(Work::new(Arc::clone(state), event, captured))
     }
 
     /// [`Channel::all_reduce_raw`] of a slice in place, its pointer checked.
@@ -271,12 +289,8 @@ impl Channel {
         op: Op,
         stream: &cust::stream::Stream,
     ) -> Result<(), Error> {
-        let mut capture = cust_raw::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: `capture` outlives the call and the stream is alive.
-        check("cuStreamIsCapturing", unsafe {
-            cust_raw::cuStreamIsCapturing(stream.as_inner(), &mut capture)
-        })?;
-        if capture != cust_raw::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+        // SAFETY: the stream is alive while it is borrowed.
+        if unsafe { driver::is_capturing(stream.as_inner()) }? {
             return Err(Error::Capturing);
         }
         // SAFETY: the data is borrowed until the work has ended, which is waited for here; nothing is captured. A
@@ -303,7 +317,11 @@ impl Channel {
     }
 
     /// Makes a driver call, in the device's context if the one that is current will not do.
-    fn in_context(&self, stream: CUstream, call: impl Fn() -> Result<(), DriverError>) -> Result<(), Error> {
+    fn in_context(
+        &self,
+        stream: CUstream,
+        mut call: impl FnMut() -> Result<(), DriverError>,
+    ) -> Result<(), Error> {
         // The default stream is the current context's, whichever that is.
         if !stream.is_null() {
             const WRONG_CONTEXT: [CUresult; 2] =

@@ -34,8 +34,13 @@ use crate::topology::{Mesh, Topology};
 /// # End
 ///
 /// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its channels) aborts what still runs, waits
-/// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`. A CUDA graph that
-/// was captured over a communicator must not be replayed after its end: its kernels use memory that is gone.
+/// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`.
+///
+/// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
+/// for all work of the device's primary context, and should not come while a stream of it is being captured. A graph
+/// that was captured over a communicator must not be replayed after the end: its kernels are unloaded and their memory
+/// is freed. A real driver may run them all the same, over whatever the memory holds by then; the emulated node
+/// refuses the launch (CUDA_ERROR_INVALID_HANDLE) and names the kernel.
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
@@ -102,8 +107,8 @@ impl Communicator {
         Ok(Channel::new(Arc::clone(&self.shared), Arc::clone(state)))
     }
 
-    /// All-reduces of this communicator that took an intra-node algorithm, on all channels. Replays of a graph are
-    /// not seen by the host and not counted.
+    /// All-reduces of this communicator that took an intra-node algorithm, on all channels. A captured one counts when
+    /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
         self.shared.launches.load(Ordering::Relaxed)
     }

@@ -315,7 +315,7 @@ pub enum Error {
     #[error("a kernel faulted: {0}")]
     KernelFault(DriverError),
     /// The host cannot wait for work that is being captured into a graph.
-    #[error("the stream is being captured into a graph: wait for the replay of the graph instead")]
+    #[error("a graph is being captured, or this work was: wait for the stream of a replay instead")]
     Capturing,
     /// A peer closed the communicator while this rank still used it.
     #[error("rank {peer} closed the communicator while rank {rank} still used it")]

@@ -39,6 +39,13 @@
 //!   size, alignment or launch shape.
 //! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
 //!   ranks with an [`Error`] that names it. The channel is dead from then on, and so are the outputs of failed calls.
+//! - **CUDA graphs**: all that changes from call to call is in device memory, so a captured graph of all-reduces can be
+//!   replayed any number of times, mixed with plain calls, as long as all ranks do the same on each channel in the same
+//!   order. Graphs that are replayed at the same time need a channel each, also as branches of one graph. The host cannot
+//!   wait for captured work ([`Error::Capturing`]): it waits for the stream of the replay, and
+//!   [`Communicator::status`] tells what became of it. Ranks that are threads of one process capture in the
+//!   thread-local or relaxed mode, because a global capture forbids the other threads to allocate, copy and wait. A
+//!   graph must not be replayed after the end of its [`Communicator`].
 //! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Channel`] is `Send`.
 //!
 //! The driver is found at run time, see [`meshreduce_driver_loader`]: a binary starts without one and gets

@@ -6,7 +6,7 @@ use cust_raw::{CUresult, CUstream};
 
 use crate::channel::{ChannelState, fault};
 use crate::driver::Event;
-use crate::error::Error;
+use crate::error::{DriverError, Error};
 
 /// An event that goes back to its channel's pool.
 #[derive(Debug)]
@@ -44,18 +44,27 @@ pub struct Work {
     state: Arc<ChannelState>,
     /// `None`: nothing was launched.
     event: Option<Arc<PooledEvent>>,
+    /// It went into a graph, so that there is nothing that the host could wait for.
+    captured: bool,
 }
 
 impl Work {
-    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<PooledEvent>) -> Self {
-        Self { state, event: Some(event) }
+    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<PooledEvent>, captured: bool) -> Self {
+        Self { state, event: Some(event), captured }
     }
 
     pub(crate) fn done(state: Arc<ChannelState>) -> Self {
-        Self { state, event: None }
+        Self { state, event: None, captured: false }
     }
 
-    /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block.
+    /// The event to ask; `None` if nothing was launched. A captured one is not asked, because the driver would
+    /// invalidate the capture.
+    fn event(&self) -> Result<Option<&Event>, Error> {
+        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_ref().map(|event| event.event())) }
+    }
+
+    /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
+    /// all-reduce was captured, the stream joins the capture, as it would with any event.
     ///
     /// # Errors
     ///
@@ -89,16 +98,11 @@ impl Work {
     /// What the kernels found: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`],
     /// [`Error::Aborted`] (also when a later call on the channel failed and this one did not: the channel is dead
     /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::Capturing`] if the call was
-    /// captured into a graph.
+    /// captured into a graph (the capture goes on undisturbed), or if another capture forbids waiting (the driver
+    /// invalidates that one).
     pub fn synchronize(&self) -> Result<(), Error> {
-        if let Some(event) = &self.event {
-            event.event().synchronize().map_err(|error| {
-                if error.code == CUresult::CUDA_ERROR_CAPTURED_EVENT as i32 {
-                    Error::Capturing
-                } else {
-                    fault(error)
-                }
-            })?;
+        if let Some(event) = self.event()? {
+            event.synchronize().map_err(failed)?;
         }
         self.state.status()
     }
@@ -109,18 +113,16 @@ impl Work {
     ///
     /// As [`Work::synchronize`].
     pub fn is_finished(&self) -> Result<bool, Error> {
-        let passed = match &self.event {
-            Some(event) => event.event().has_passed().map_err(|error| {
-                if error.code == CUresult::CUDA_ERROR_CAPTURED_EVENT as i32 {
-                    Error::Capturing
-                } else {
-                    fault(error)
-                }
-            })?,
-            None => true,
-        };
+        let passed = self.event()?.map_or(Ok(true), |event| event.has_passed().map_err(failed))?;
         if passed { self.state.status().map(|()| true) } else { Ok(false) }
     }
+}
+
+/// A driver's refusal to wait for an event.
+fn failed(error: DriverError) -> Error {
+    const CAPTURES: [CUresult; 2] =
+        [CUresult::CUDA_ERROR_CAPTURED_EVENT, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED];
+    if CAPTURES.iter().any(|code| *code as i32 == error.code) { Error::Capturing } else { fault(error) }
 }
 
 const _: () = {

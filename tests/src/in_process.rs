@@ -1,6 +1,6 @@
 //! Ranks as threads of the calling process, for tests that look at the library's own values.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cust::context::Context;
@@ -47,7 +47,7 @@ pub fn ranks<T: Send>(
     })
 }
 
-/// The same for programs that want the outcome itself.
+/// The same for programs that want the outcome itself. One call at a time in a process; others wait.
 ///
 /// # Panics
 /// If a rank panics.
@@ -56,6 +56,10 @@ pub fn outcomes<T: Send>(
     config: &Config,
     program: impl Fn(Result<Outcome, Error>) -> T + Sync,
 ) -> Vec<T> {
+    // Tests of one process share its devices, where freeing memory and waiting for a context wait for everybody's kernels:
+    // two communicators at a time could wait for each other in a ring. A panic elsewhere says nothing about this one.
+    static DEVICES: Mutex<()> = Mutex::new(());
+    let _alone = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
     open_driver();
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::thread::scope(|scope| {

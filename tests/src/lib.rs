@@ -7,6 +7,7 @@ pub mod adversary;
 pub mod buffer;
 pub mod cluster;
 pub mod emulated_node;
+pub mod graph;
 pub mod in_process;
 pub mod inputs;
 pub mod job;

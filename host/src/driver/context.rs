@@ -1,9 +1,10 @@
 //! The primary context of a device, and making it current for a while.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-use cust_raw::{CUcontext, CUdevice_attribute};
+use cust_raw::{CUcontext, CUdevice_attribute, CUresult};
 
 use super::{VisibleDevice, check};
 use crate::error::{DriverError, Error};
@@ -42,6 +43,26 @@ impl PrimaryContext {
         // SAFETY: `self` keeps the context alive for as long as the guard.
         check("cuCtxPushCurrent", unsafe { cust_raw::cuCtxPushCurrent_v2(self.raw) })?;
         Ok(Entered { _context: self, _not_send: PhantomData })
+    }
+
+    /// Waits at most `limit` for everything in the context, whoever enqueued it; says whether it has ended. Work that
+    /// ended in a failure has ended too.
+    pub(crate) fn finish(self: &Arc<Self>, limit: Duration) -> bool {
+        // The driver can only wait without a bound: a thread does, and outlives this call if need be.
+        let (ended, answer) = mpsc::channel();
+        let context = Arc::clone(self);
+        let wait = move || {
+            let synchronized = context.enter().and_then(|_current| {
+                // SAFETY: the call takes no pointers; the context is current.
+                check("cuCtxSynchronize", unsafe { cust_raw::cuCtxSynchronize() })
+            });
+            // During a capture the driver does not wait.
+            const CAPTURING: i32 = CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED as i32;
+            // Nobody listens any more if the limit has passed.
+            let _ = ended.send(!matches!(synchronized, Err(error) if error.code == CAPTURING));
+        };
+        let started = std::thread::Builder::new().name("meshreduce end".to_owned()).spawn(wait);
+        started.is_ok() && answer.recv_timeout(limit).unwrap_or(false)
     }
 
     /// Where the device sits, and its UUID.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cust_raw::{CUevent, CUresult, CUstream};
+use cust_raw::{CUevent, CUresult, CUstream, CUstreamCaptureStatus};
 
 use super::{PrimaryContext, check, log_failure};
 use crate::error::DriverError;
@@ -79,6 +79,18 @@ impl Drop for Event {
         };
         log_failure(destroy());
     }
+}
+
+/// Whether what is enqueued on `stream` goes into a graph and not to the device.
+///
+/// # Safety
+///
+/// `stream` is a stream.
+pub(crate) unsafe fn is_capturing(stream: CUstream) -> Result<bool, DriverError> {
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: `status` outlives the call; the caller vouches for the stream.
+    check("cuStreamIsCapturing", unsafe { cust_raw::cuStreamIsCapturing(stream, &mut status) })?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
 }
 
 /// A stream that waits for no other.

@@ -14,7 +14,7 @@ use crate::error::{CudaVersion, DriverError, Error};
 
 pub(crate) use context::PrimaryContext;
 pub(crate) use device::VisibleDevice;
-pub(crate) use event::{Event, Stream};
+pub(crate) use event::{Event, Stream, is_capturing};
 pub(crate) use memory::{DeviceMemory, Import, IpcHandle, MappedHost, check_pointer};
 pub(crate) use module::{Function, Module};
 
