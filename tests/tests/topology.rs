@@ -1,0 +1,196 @@
+//! What a rendezvous makes of the links, and of the order in which processes see their devices.
+
+mod support;
+
+use std::ffi::OsString;
+
+use meshreduce::identity::{Device, PciAddress};
+use meshreduce::{Algorithm, DType, Op};
+use meshreduce_emulator::node::{Node, uuid};
+use meshreduce_tests::cluster::{Cluster, Placement};
+use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_tests::job::{Case, Event, ForcedTopology, Job};
+use support::{Played, Scene, case, node, program};
+
+fn cube_cases() -> Vec<Case> {
+    [2, 4096, 30_002].map(|bytes| Case { algorithm: Algorithm::HybridCubeMesh, ..case(bytes) }).to_vec()
+}
+
+fn on(name: &str, ranks: usize, cases: Vec<Case>) -> Scene {
+    Scene { environment: node(name).environment(), ..Scene::new(ranks, cases) }
+}
+
+/// UUID of a device of the instance that an environment names, as CUDA_VISIBLE_DEVICES takes it.
+fn uuid_of(environment: &[(&str, OsString)], index: usize) -> String {
+    let value = |wanted| environment.iter().find(|(name, _)| *name == wanted).unwrap().1.to_str().unwrap();
+    let name = Node::load(value("MESHREDUCE_NODE")).unwrap().name;
+    let pci = PciAddress { domain: 0, bus: 0, device: 0, function: 0 };
+    Device { pci, uuid: uuid(&name, value("MESHREDUCE_NODE_ID"), index) }.uuid_text()
+}
+
+/// Runs every rank in a process that sees the devices `visible` says, on the one at its ordinal in `scene.job.devices`.
+fn play_each(scene: &Scene, visible: impl Fn(usize) -> String) -> Played {
+    let start = |rank: usize| {
+        let job = Job { ranks: vec![rank], ..scene.job.clone() };
+        let environment: Vec<_> = scene
+            .environment
+            .iter()
+            .cloned()
+            .chain([("CUDA_VISIBLE_DEVICES", visible(rank).into())])
+            .collect();
+        Cluster::start(program(), &job, Placement::Processes, &environment).unwrap()
+    };
+    let clusters: Vec<Cluster> = (0..scene.job.world_size).map(start).collect();
+    let events = clusters.iter().flat_map(|cluster| cluster.events().collect::<Vec<_>>()).collect();
+    let exits = clusters.into_iter().flat_map(|cluster| cluster.wait().unwrap()).collect();
+    Played { events, exits, left_in_store: support::files_below(scene.directory.path()) }
+}
+
+/// Devices in an order that mixes the quads of the published numbering.
+const MIXED: [usize; 8] = [6, 1, 4, 3, 0, 7, 2, 5];
+
+#[test]
+fn a_cube_mesh_is_found_in_any_order_of_visible_devices() {
+    let scene = on("dgx-1v", 8, cube_cases());
+    let by_index = MIXED.map(|device| device.to_string()).join(",");
+    let by_uuid = MIXED.map(|device| uuid_of(&scene.environment, device)).join(",");
+    // Enough of a UUID is as good as all of it, and both may stand beside indices.
+    let mixed = MIXED.map(|device| match device % 3 {
+        0 => device.to_string(),
+        1 => uuid_of(&scene.environment, device).to_uppercase().replacen("GPU-", "gpu-", 1),
+        _ => uuid_of(&scene.environment, device)[.."GPU-12345678".len()].to_owned(),
+    });
+    for visible in [by_index, by_uuid, mixed.join(",")] {
+        let scene = Scene { environment: scene.environment.clone(), ..on("dgx-1v", 8, cube_cases()) };
+        play_each(&scene, |_| visible.clone()).assert_all_ok(8, 3);
+    }
+}
+
+#[test]
+fn ranks_that_see_one_device_each_know_their_peers_by_uuid() {
+    let mut scene = on("dgx-1v", 8, cube_cases());
+    scene.job.devices = vec![0; 8];
+    let environment = scene.environment.clone();
+    play_each(&scene, |rank| uuid_of(&environment, MIXED[rank])).assert_all_ok(8, 3);
+}
+
+#[test]
+fn ranks_that_number_the_devices_differently_agree_all_the_same() {
+    let mut scene = on("dgx-1v", 8, cube_cases());
+    // Rank r sees the devices from the r-th on, and takes the one with ordinal 3.
+    scene.job.devices = vec![3; 8];
+    let rotated = |rank: usize| MIXED.iter().cycle().skip(rank).take(8).map(usize::to_string);
+    play_each(&scene, |rank| rotated(rank).collect::<Vec<_>>().join(",")).assert_all_ok(8, 3);
+}
+
+#[test]
+fn one_device_under_two_ordinals_is_one_device() {
+    let mut scene = on("h100x4", 2, vec![case(4096)]);
+    scene.job.devices = vec![0, 1];
+    let played = play_each(&scene, |rank| if rank == 0 { "2,0" } else { "1,2" }.to_owned());
+    for rank in 0..2 {
+        let (kind, message) = played.failure(rank);
+        assert_eq!(kind, "DeviceUsedTwice", "{message}");
+        assert!(message.contains(&uuid_of(&scene.environment, 2)), "{message}");
+    }
+}
+
+/// A scene on a node described here.
+fn described(text: &str, ranks: usize, cases: Vec<Case>) -> (Scene, tempfile::NamedTempFile) {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    let environment = EmulatedNode::new(file.path().to_str().unwrap()).unwrap().environment();
+    (Scene { environment, ..Scene::new(ranks, cases) }, file)
+}
+
+fn switched(nvlink: &str) -> String {
+    format!(
+        "name = \"degraded\"\ngpus = 8\n[gpu]\nname = \"H\"\ncompute_capability = \"9.0\"\nmultiprocessors = 132\n\
+         blocks_per_multiprocessor = 1\nmemory_mib = 256\n[nvlink]\nversion = 4\n{nvlink}\n[p2p]\naccess = \"all\"\n"
+    )
+}
+
+#[test]
+fn one_device_without_links_is_not_applicable_on_all_ranks_and_named() {
+    let (scene, _file) =
+        described(&switched("switch = [18, 18, 18, 18, 18, 0, 18, 18]"), 8, vec![case(4096)]);
+    let played = scene.play();
+    for rank in 0..8 {
+        let reason = played.not_applicable(rank);
+        assert!(reason.contains("no NVLink between the devices of ranks 0 and 5"), "{reason}");
+    }
+}
+
+#[test]
+fn the_other_devices_of_a_degraded_node_still_work() {
+    let (mut scene, _file) =
+        described(&switched("switch = [18, 18, 18, 18, 18, 0, 18, 18]"), 7, vec![case(4096)]);
+    scene.job.devices = vec![0, 1, 2, 3, 4, 6, 7];
+    scene.play().assert_all_ok(7, 1);
+}
+
+#[test]
+fn a_device_with_a_few_links_down_works_and_one_with_all_down_does_not() {
+    let down = |links: usize| (0..links).map(|link| format!("[2, {link}]")).collect::<Vec<_>>().join(", ");
+    let nvlink = |links| switched(&format!("switch = {:?}\ninactive = [{}]", [18; 8], down(links)));
+    let (scene, _file) = described(&nvlink(17), 4, vec![case(4096)]);
+    scene.play().assert_all_ok(4, 1);
+    let (scene, _file) = described(&nvlink(18), 4, vec![case(4096)]);
+    let played = scene.play();
+    assert!(played.not_applicable(3).contains("ranks 0 and 2"), "{}", played.story());
+}
+
+#[test]
+fn a_cube_mesh_survives_the_loss_of_one_of_two_links_but_not_of_an_only_one() {
+    let text = |link: usize| {
+        let shipped = include_str!("../../emulator/nodes/dgx-1v.toml");
+        shipped.replace("[p2p]", &format!("inactive = [[0, {link}]]\n[p2p]"))
+    };
+    // GPU 0: links 0 and 1 are the only ones to GPUs 1 and 2, 2 and 3 go to GPU 3.
+    let (scene, _file) = described(&text(2), 8, cube_cases());
+    scene.play().assert_all_ok(8, 3);
+    let (scene, _file) = described(&text(0), 8, cube_cases());
+    let played = scene.play();
+    assert!(played.not_applicable(7).contains("ranks 0 and 1"), "{}", played.story());
+}
+
+#[test]
+fn all_algorithms_give_the_same_bits_on_a_cube_mesh_that_is_forced_to_be_fully_connected() {
+    let mut digests = Vec::new();
+    for algorithm in Algorithm::ALL {
+        // The same place in the list of cases means the same input for all algorithms.
+        let cases: Vec<Case> = DType::ALL
+            .into_iter()
+            .flat_map(|dtype| Op::ALL.map(|op| Case { algorithm, dtype, op, ..case(20_012) }))
+            .collect();
+        let count = cases.len();
+        let mut scene = on("dgx-1v-p2p", 8, cases);
+        // An order in which the quads are not the first and the last four ranks.
+        scene.job.devices = MIXED.map(|device| device as u32).to_vec();
+        scene.job.force_topology = Some(ForcedTopology::FullyConnected);
+        let played = scene.play();
+        played.assert_all_ok(8, count);
+        let of_rank_0 = |event: &Event| match event {
+            Event::Case { rank: 0, digest, .. } => Some(digest.clone()),
+            _ => None,
+        };
+        digests.push(played.events.iter().filter_map(of_rank_0).collect::<Vec<_>>());
+        assert_eq!(digests[0].len(), count);
+    }
+    assert_eq!(digests[0], digests[1], "one-shot and two-shot");
+    assert_eq!(digests[0], digests[2], "one-shot and hybrid cube mesh");
+}
+
+#[test]
+fn without_peer_access_between_all_forcing_full_connection_is_not_applicable() {
+    let mut scene = on("dgx-1v", 8, vec![case(4096)]);
+    scene.job.force_topology = Some(ForcedTopology::FullyConnected);
+    let played = scene.play();
+    for rank in 0..8 {
+        assert!(
+            played.not_applicable(rank).contains("rank 0 cannot access the memory of rank 5"),
+            "{}",
+            played.story()
+        );
+    }
+}
