@@ -12,23 +12,23 @@ fn topo(arguments: &[&str], visible: Option<&str>) -> Output {
     let mut command = Command::new(program());
     command.arg("topo").args(arguments).env_remove("CUDA_VISIBLE_DEVICES");
     command.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible)));
-    command.output().unwrap()
+    command.output().expect("the program starts")
 }
 
 fn text(arguments: &[&str]) -> String {
     let output = topo(arguments, None);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 fn json(arguments: &[&str], visible: Option<&str>) -> Value {
     let output = topo(&[arguments, &["--json"]].concat(), visible);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 fn column(view: &Value, name: &str) -> Vec<String> {
-    view["devices"].as_array().unwrap().iter().map(|device| device[name].to_string()).collect()
+    view["devices"].as_array().expect("a list").iter().map(|device| device[name].to_string()).collect()
 }
 
 #[test]

@@ -8,7 +8,6 @@ use meshreduce::identity::{Device, PciAddress};
 use meshreduce::{Algorithm, DType, Op};
 use meshreduce_emulator::node::{Node, uuid};
 use meshreduce_tests::cluster::{Cluster, Placement};
-use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::job::{Case, Event, ForcedTopology, Job};
 use support::{Played, Scene, case, node, program};
 
@@ -22,8 +21,14 @@ fn on(name: &str, ranks: usize, cases: Vec<Case>) -> Scene {
 
 /// UUID of a device of the instance that an environment names, as CUDA_VISIBLE_DEVICES takes it.
 fn uuid_of(environment: &[(&str, OsString)], index: usize) -> String {
-    let value = |wanted| environment.iter().find(|(name, _)| *name == wanted).unwrap().1.to_str().unwrap();
-    let name = Node::load(value("MESHREDUCE_NODE")).unwrap().name;
+    let value = |wanted| {
+        environment
+            .iter()
+            .find(|(name, _)| *name == wanted)
+            .and_then(|(_, value)| value.to_str())
+            .expect("it is set")
+    };
+    let name = Node::load(value("MESHREDUCE_NODE")).expect("a node").name;
     let pci = PciAddress { domain: 0, bus: 0, device: 0, function: 0 };
     Device { pci, uuid: uuid(&name, value("MESHREDUCE_NODE_ID"), index) }.uuid_text()
 }
@@ -38,11 +43,12 @@ fn play_each(scene: &Scene, visible: impl Fn(usize) -> String) -> Played {
             .cloned()
             .chain([("CUDA_VISIBLE_DEVICES", visible(rank).into())])
             .collect();
-        Cluster::start(program(), &job, Placement::Processes, &environment).unwrap()
+        Cluster::start(program(), &job, Placement::Processes, &environment).expect("workers start")
     };
     let clusters: Vec<Cluster> = (0..scene.job.world_size).map(start).collect();
     let events = clusters.iter().flat_map(|cluster| cluster.events().collect::<Vec<_>>()).collect();
-    let exits = clusters.into_iter().flat_map(|cluster| cluster.wait().unwrap()).collect();
+    let exits =
+        clusters.into_iter().flat_map(|cluster| cluster.wait().expect("workers can be waited for")).collect();
     Played { events, exits, left_in_store: support::files_below(scene.directory.path()) }
 }
 
@@ -97,9 +103,9 @@ fn one_device_under_two_ordinals_is_one_device() {
 
 /// A scene on a node described here.
 fn described(text: &str, ranks: usize, cases: Vec<Case>) -> (Scene, tempfile::NamedTempFile) {
-    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-    std::fs::write(file.path(), text).unwrap();
-    let environment = EmulatedNode::new(file.path().to_str().unwrap()).unwrap().environment();
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("a file");
+    std::fs::write(file.path(), text).expect("it can be written");
+    let environment = node(file.path().to_str().expect("a path in UTF-8")).environment();
     (Scene { environment, ..Scene::new(ranks, cases) }, file)
 }
 
