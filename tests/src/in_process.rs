@@ -1,6 +1,6 @@
 //! Ranks as threads of the calling process, for tests that look at the library's own values.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cust::context::Context;
@@ -20,6 +20,14 @@ pub fn open_driver() {
         let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
         meshreduce_driver_loader::use_library(node.library()).expect("no driver is open yet");
     });
+}
+
+/// Keeps other tests of this process from the devices: freeing memory and waiting for a context wait for everybody's
+/// kernels there, so that two communicators at a time could wait for each other in a ring.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static DEVICES: Mutex<()> = Mutex::new(());
+    // A panic elsewhere says nothing about this test.
+    DEVICES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A configuration whose waits are short enough for tests.
@@ -56,10 +64,7 @@ pub fn outcomes<T: Send>(
     config: &Config,
     program: impl Fn(Result<Outcome, Error>) -> T + Sync,
 ) -> Vec<T> {
-    // Tests of one process share its devices, where freeing memory and waiting for a context wait for everybody's kernels:
-    // two communicators at a time could wait for each other in a ring. A panic elsewhere says nothing about this one.
-    static DEVICES: Mutex<()> = Mutex::new(());
-    let _alone = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     open_driver();
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::thread::scope(|scope| {

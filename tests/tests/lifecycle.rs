@@ -9,7 +9,7 @@ use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::store::{FileStore, PrefixStore};
 use meshreduce::{Bf16, Channel, Communicator, DType, Error, Op, Outcome, rendezvous};
-use meshreduce_tests::in_process::{config, open_driver, ranks};
+use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
 
 fn stream() -> Stream {
     Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
@@ -51,6 +51,7 @@ fn two_channels_run_on_two_streams_at_once() {
 
 #[test]
 fn subsets_of_the_ranks_meet_under_prefixes_of_their_own() {
+    let _alone = alone();
     open_driver();
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::thread::scope(|scope| {
