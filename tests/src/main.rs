@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", story(&error));
             ExitCode::from(2)
         }
     }
@@ -62,4 +62,15 @@ fn run() -> Result<bool> {
         Some(Role::Topo(topo)) => topo.run(),
         None => report::run(&arguments.plan),
     }
+}
+
+/// The error and its causes; a cause that an error above it tells in full is not told again.
+fn story(error: &anyhow::Error) -> String {
+    let mut story = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !story.ends_with(&cause) {
+            story += &format!(": {cause}");
+        }
+    }
+    story
 }

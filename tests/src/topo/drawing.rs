@@ -230,7 +230,8 @@ impl Picture<'_> {
                 u32::MAX => {}
                 links => {
                     let beside = b - a == 1 || b - a == count - 1;
-                    let part = if beside { 0.5 } else { 0.33 };
+                    // Off the middle, where the long ones cross.
+                    let part = if beside { 0.5 } else { 0.24 };
                     self.links(self.places[a], self.places[b], DIRECT, links, part);
                 }
             }
