@@ -15,7 +15,7 @@ use crate::communicator::{LAUNCHES, Shared};
 use crate::driver::{self, Event, MappedHost, PrimaryContext, check};
 use crate::element::Element;
 use crate::error::{DriverError, Error};
-use crate::farewell::{Farewell, Stage};
+use crate::farewell::Farewell;
 use crate::record;
 use crate::store::Pause;
 use crate::work::{PooledEvent, Work};
@@ -82,7 +82,7 @@ impl ChannelState {
     }
 
     fn has_closed(&self, peer: usize) -> bool {
-        self.farewell.upgrade().is_some_and(|farewell| farewell.has_told(Stage::Quiet, peer))
+        self.farewell.upgrade().is_some_and(|farewell| farewell.has_closed(peer))
     }
 
     /// Waits at most `limit` for the last launch, and as long for the last replay; says whether no kernel runs.

@@ -310,7 +310,8 @@ impl Shared {
             return Err(Error::CloseTimeout { ranks: vec![self.rank], waited: limit });
         }
 
-        self.farewell.tell(Stage::Quiet);
+        let well = orderly && self.channels.iter().all(|channel| channel.status().is_ok());
+        self.farewell.tell(if well { Stage::Closed } else { Stage::Quiet });
         let ended = |rank: usize| self.processes[rank].has_ended();
         let mut missing = Vec::new();
         if orderly {

@@ -24,8 +24,10 @@ use crate::store::Pause;
 pub(crate) enum Stage {
     /// None of its kernels will touch a peer's memory any more.
     Quiet = 1,
+    /// The same, of a rank that closes its communicator when nothing has gone wrong.
+    Closed = 2,
     /// It has closed its peers' memory.
-    Gone = 2,
+    Gone = 3,
 }
 
 /// This rank's socket.
@@ -36,6 +38,8 @@ pub(crate) struct Farewell {
     rank: usize,
     /// The stage that each rank has told, as a number.
     told: Vec<AtomicU8>,
+    /// The ranks that have told [`Stage::Closed`].
+    closed: Vec<AtomicBool>,
     /// The ranks whose sockets were there when the communicator was built. (Those of another network namespace never
     /// are.)
     met: Vec<AtomicBool>,
@@ -55,8 +59,9 @@ impl Farewell {
         let socket = open()
             .map_err(|source| Error::System { what: "cannot open a socket for goodbyes".into(), source })?;
         let told = (0..world_size).map(|_| AtomicU8::new(0)).collect();
+        let closed = (0..world_size).map(|_| AtomicBool::new(false)).collect();
         let met = (0..world_size).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { socket, generation, rank, told, met })
+        Ok(Self { socket, generation, rank, told, closed, met })
     }
 
     /// Notes whose sockets are there; to be called once all ranks have opened theirs.
@@ -109,10 +114,10 @@ impl Farewell {
         }
     }
 
-    /// Whether `peer` has told `stage`, as far as this rank has heard.
-    pub(crate) fn has_told(&self, stage: Stage, peer: usize) -> bool {
+    /// Whether `peer` has told [`Stage::Closed`], as far as this rank has heard.
+    pub(crate) fn has_closed(&self, peer: usize) -> bool {
         self.receive();
-        self.told[peer].load(Ordering::Relaxed) >= stage as u8
+        self.closed[peer].load(Ordering::Relaxed)
     }
 
     fn note_who_has_left(&self) {
@@ -129,6 +134,9 @@ impl Farewell {
         while let Ok(2) = self.socket.recv(&mut message) {
             if let Some(told) = self.told.get(usize::from(message[0])) {
                 told.fetch_max(message[1], Ordering::Relaxed);
+                if message[1] == Stage::Closed as u8 {
+                    self.closed[usize::from(message[0])].store(true, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -181,5 +189,17 @@ mod tests {
         let rank = Farewell::open(generation, 0, 2).unwrap();
         rank.meet();
         assert_eq!(rank.wait(Stage::Gone, Duration::from_millis(20), |_| false), [1]);
+    }
+
+    #[test]
+    fn a_rank_that_leaves_after_a_failure_has_not_closed() {
+        let generation = 0x7e57_0000_0000_0005 ^ u64::from(std::process::id());
+        let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
+        ranks[1].tell(Stage::Quiet);
+        ranks[1].tell(Stage::Gone);
+        ranks[2].tell(Stage::Closed);
+        assert!(ranks[0].wait(Stage::Quiet, Duration::from_secs(10), |_| false).is_empty());
+        assert!(!ranks[0].has_closed(1));
+        assert!(ranks[0].has_closed(2));
     }
 }
