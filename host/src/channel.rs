@@ -130,6 +130,15 @@ pub struct Channel {
     _one_thread: PhantomData<Cell<()>>,
 }
 
+/// What is known of the stream of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Capture {
+    /// It is being captured into a graph.
+    Yes,
+    /// It is not.
+    No,
+}
+
 impl Channel {
     pub(crate) fn new(shared: Arc<Shared>, state: Arc<ChannelState>) -> Self {
         Self { shared, state, _one_thread: PhantomData }
@@ -142,19 +151,15 @@ impl Channel {
 
     /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
     /// pointers and streams of any crate. `input` and `output` may be equal (in place) and must otherwise not overlap.
-    /// This is three driver calls: whether the stream is being captured, a kernel launch, and an event behind it. A count
-    /// of 0 launches nothing.
-    ///
-    /// While `stream` is being captured the call becomes a node of the graph; see the crate's documentation for what
-    /// holds for replays.
+    /// This is two driver calls: a kernel launch, and an event behind it. A count of 0 launches nothing.
     ///
     /// The device's context need not be current; what is current stays so.
     ///
     /// # Safety
     ///
     /// `input` and `output` are device addresses of `count` elements that the communicator's device can access, valid
-    /// until the work has ended and not used otherwise before; `stream` is a stream of the device's primary context.
-    /// If the stream is being captured, this holds for every replay, and the communicator outlives the last one.
+    /// until the work has ended and not used otherwise before; `stream` is a stream of the device's primary context
+    /// that is not being captured (for one that is: [`Channel::all_reduce_raw_captured`]).
     ///
     /// # Errors
     ///
@@ -169,6 +174,66 @@ impl Channel {
         dtype: DType,
         op: Op,
         stream: CUstream,
+    ) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for the pointers and the stream, and that it is not being captured.
+        unsafe { self.enqueue(input, output, count, dtype, op, stream, Capture::No) }
+    }
+
+    /// [`Channel::all_reduce_raw`] for a stream that is being captured: the call becomes a node of the graph. See the
+    /// crate's documentation for what holds for replays. Knowing of it, the library does not ask the driver about
+    /// the captured event, which would spoil the capture, and waits for replays when the communicator ends.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Channel::all_reduce_raw`], for every replay, but that the stream is being captured. The communicator
+    /// outlives the last replay.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Channel::all_reduce_raw`].
+    pub unsafe fn all_reduce_raw_captured(
+        &mut self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: CUstream,
+    ) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for the pointers and the stream, and that it is being captured.
+        unsafe { self.enqueue(input, output, count, dtype, op, stream, Capture::Yes) }
+    }
+
+    /// All-reduces on any stream: asks the driver whether it is being captured.
+    unsafe fn all_reduce_anywhere(
+        &mut self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: CUstream,
+    ) -> Result<Work, Error> {
+        let mut capture = Capture::No;
+        self.in_context(stream, || {
+            // SAFETY: the caller vouches for the stream.
+            unsafe { driver::is_capturing(stream) }
+                .map(|yes| capture = if yes { Capture::Yes } else { Capture::No })
+        })?;
+        // SAFETY: the caller vouches for the pointers and the stream.
+        unsafe { self.enqueue(input, output, count, dtype, op, stream, capture) }
+    }
+
+    #[allow(clippy::too_many_arguments)] // those of the call, and what is known of the stream
+    unsafe fn enqueue(
+        &mut self,
+        input: CUdeviceptr,
+        output: CUdeviceptr,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: CUstream,
+        capture: Capture,
     ) -> Result<Work, Error> {
         let state = &self.state;
         state.status()?;
@@ -200,9 +265,6 @@ impl Channel {
             flags: if input == output { IN_PLACE } else { 0 },
         };
 
-        let mut captured = false;
-        // SAFETY: the caller vouches for the stream.
-        self.in_context(stream, || unsafe { driver::is_capturing(stream) }.map(|answer| captured = answer))?;
         let event = state.event()?;
         self.in_context(stream, || {
             // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
@@ -216,6 +278,7 @@ impl Channel {
         // SAFETY: the caller vouches for the stream.
         self.in_context(stream, || unsafe { event.record(stream) })?;
         let event = Arc::new(PooledEvent::new(event, Arc::clone(state)));
+        let captured = capture == Capture::Yes;
         if captured {
             state.captured.store(true, Ordering::Relaxed);
         } else {
@@ -229,8 +292,8 @@ impl Channel {
     /// # Safety
     ///
     /// The data is not freed, and not used by anything that is not ordered behind the work, before the work has ended;
-    /// `stream` belongs to the device's primary context. For a stream that is being captured see
-    /// [`Channel::all_reduce_raw`].
+    /// `stream` belongs to the device's primary context. If it is being captured, the same holds for every replay: see
+    /// [`Channel::all_reduce_raw_captured`].
     ///
     /// # Errors
     ///
@@ -246,7 +309,7 @@ impl Channel {
             self.check_pointer(address)?;
         }
         // SAFETY: the slice is device memory of this device, checked above; the caller vouches for its life.
-        unsafe { self.all_reduce_raw(address, address, data.len(), T::DTYPE, op, stream.as_inner()) }
+        unsafe { self.all_reduce_anywhere(address, address, data.len(), T::DTYPE, op, stream.as_inner()) }
     }
 
     /// [`Channel::all_reduce_raw`] from one slice into another, pointers and lengths checked.
@@ -275,7 +338,7 @@ impl Channel {
         }
         // SAFETY: both slices are device memory of this device and equally long, checked above; the caller vouches
         // for their life.
-        unsafe { self.all_reduce_raw(from, to, input.len(), T::DTYPE, op, stream.as_inner()) }
+        unsafe { self.all_reduce_anywhere(from, to, input.len(), T::DTYPE, op, stream.as_inner()) }
     }
 
     /// Reduces a slice in place and waits for it: the safe form, since nothing can touch the data meanwhile.

@@ -84,6 +84,25 @@ proptest! {
     }
 }
 
+/// Every entry of every text: the inputs hold NaNs of all payloads, infinities, signed zeros and subnormals.
+#[test]
+fn every_shipped_kernel_gives_the_reference_bits() {
+    let cases = |algorithm| {
+        let kinds = DType::ALL.into_iter().flat_map(|dtype| Op::ALL.map(|op| (dtype, op)));
+        let shape = |(dtype, op): (DType, Op)| {
+            let bytes = 4099 * dtype.size();
+            Case { algorithm, dtype, op, bytes, offset: 0, in_place: true }
+        };
+        kinds.map(shape).collect::<Vec<_>>()
+    };
+    for world_size in 2..=8 {
+        for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
+            run("hgx-h100", world_size, cases(algorithm), world_size as u64);
+        }
+    }
+    run("dgx-1v", 8, cases(Algorithm::HybridCubeMesh), 1);
+}
+
 #[test]
 fn two_shot_takes_ten_mebibytes_on_eight_ranks() {
     let large = Case { algorithm: Algorithm::TwoShot, ..case(10 << 20) };

@@ -9,7 +9,7 @@ use meshreduce::store::{FileStore, Store};
 use meshreduce::{Config, DType, Error, Op, Outcome, rendezvous};
 use meshreduce_tests::cluster::{Cluster, Placement};
 use meshreduce_tests::in_process::{config, open_driver, ranks};
-use meshreduce_tests::job::{Event, Job};
+use meshreduce_tests::job::{Case, Event, Job};
 use support::{Played, Scene, case, node, program};
 
 const H100: &str = r#"
@@ -157,6 +157,24 @@ fn kernels_for_another_world_size_are_refused_by_name() {
     for rank in 0..2 {
         assert!(played.failure(rank).1.contains("_w2"), "{}", played.story());
     }
+}
+
+#[test]
+fn a_type_that_the_kernels_do_not_have_is_refused_by_name() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w2.ptx"));
+    let f16 = Case { dtype: DType::F16, ..case(4096) };
+    let mut scene = Scene::new(2, vec![case(4096), f16]);
+    let file = scene.directory.path().with_extension("ptx");
+    fs::write(&file, text.expect("the shipped PTX").replace("one_shot_f16_", "one_shot_fp16_"))
+        .expect("writing");
+    scene.job.ptx = Some(file.clone());
+    let played = scene.play();
+    fs::remove_file(file).expect("removing");
+    let refused = played.events.iter().filter(|event| match event {
+        Event::Unsupported { case: 1, reason, .. } => reason.contains("does not support sum of f16"),
+        _ => false,
+    });
+    assert_eq!(refused.count(), 2, "{}", played.story());
 }
 
 #[test]

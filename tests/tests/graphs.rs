@@ -76,8 +76,15 @@ impl Buffers {
         let Call { dtype, op, count, in_place } = self.call;
         let input = self.input.as_device_ptr().as_raw();
         let output = if in_place { input } else { self.output.as_device_ptr().as_raw() };
-        // SAFETY: both buffers have `count` elements, and the tests keep them until all replays have ended.
-        unsafe { channel.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()) }
+        let captured = capture_status(stream) != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: both buffers have `count` elements, the tests keep them until all replays have ended, and each call
+        // is the one for its stream.
+        unsafe {
+            match captured {
+                true => channel.all_reduce_raw_captured(input, output, count, dtype, op, stream.as_inner()),
+                false => channel.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()),
+            }
+        }
     }
 
     fn assert_reduced(&self, round: usize, communicator: &Communicator) {
