@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::{fs, path::PathBuf};
 
-use meshreduce_emulator::litmus::{Litmus, LitmusErrorKind, Verdict, enumerate, interleave, kernels, parse};
+use meshreduce_emulator::litmus::{
+    Litmus, LitmusErrorKind, Verdict, enumerate, interleave, judge, kernels, parse,
+};
 use proptest::prelude::*;
 
 /// The texts of the shipped files, by name.
@@ -352,4 +354,23 @@ proptest! {
             let _ = kernels(&test);
         }
     }
+}
+
+#[test]
+fn the_adversary_executor_stays_within_what_is_allowed() {
+    let (mut weak, mut reached) = (0, 0);
+    for (file, tests) in shipped() {
+        for test in tests {
+            let judgement = judge(&test, 0..200).unwrap_or_else(|error| panic!("{}: {error}", test.name));
+            let place = format!("{file}:{} {}", test.line, test.name);
+            assert!(judgement.stopped.is_empty(), "{place}: {:?}", judgement.stopped[0]);
+            if let Some((outcome, seed)) = judgement.excess().next() {
+                panic!("{place}: seed {seed} gave {outcome:?}, which the axioms do not allow");
+            }
+            weak += judgement.weak.len();
+            reached += judgement.weak_seen();
+        }
+    }
+    println!("{reached} of {weak} weak outcomes reached");
+    assert!(reached * 2 > weak, "{reached} of {weak} weak outcomes reached");
 }

@@ -10,6 +10,7 @@ mod consumer;
 mod emulated_node;
 mod example;
 mod lint_ptx;
+mod litmus;
 mod ptx_builder;
 mod ptx_lint;
 mod ptx_text;
@@ -38,6 +39,7 @@ enum Command {
     LintPtx(lint_ptx::Args),
     Ptxas(ptxas::Args),
     Consumer(consumer::Args),
+    Litmus(litmus::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::LintPtx(args) => args.run(),
         Command::Ptxas(args) => args.run(),
         Command::Consumer(args) => args.run(),
+        Command::Litmus(args) => args.run(),
     };
     match done {
         Ok(code) => code,

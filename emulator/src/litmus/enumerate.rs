@@ -37,6 +37,18 @@ impl Outcome {
             Observable::Location(location) => self.memory[location],
         }
     }
+
+    /// The outcome in words of its test: `0:%r0=1 x=0`.
+    pub fn describe(&self, litmus: &Litmus) -> String {
+        let mut words = Vec::new();
+        for (number, (thread, values)) in litmus.threads.iter().zip(&self.registers).enumerate() {
+            let registers = thread.registers.iter().zip(values);
+            words.extend(registers.map(|(register, value)| format!("{number}:{}={value}", register.name)));
+        }
+        let locations = litmus.locations.iter().zip(&self.memory);
+        words.extend(locations.map(|(location, value)| format!("{}={value}", location.name)));
+        words.join(" ")
+    }
 }
 
 /// All outcomes that the PTX memory model allows.

@@ -5,9 +5,9 @@
 //! - the author of the test, with a reason;
 //! - [`enumerate`]: all candidate executions against the axioms of PTX ISA, chapter "Memory Consistency Model"
 //!   (formalised by Lustig et al., ASPLOS 2019);
-//! - an executor, whose outcomes must be among those that the enumerator allows.
+//! - the adversary executor ([`execute`]), whose outcomes must be among those that the enumerator allows.
 //!
-//! The enumerator shares nothing with the executors: it has its own parser of instructions, its own arithmetic and its
+//! The enumerator shares nothing with the executor: it has its own parser of instructions, its own arithmetic and its
 //! own notion of scopes. The format is described in `docs/litmus.md`.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod coherence;
 mod condition;
 mod enumerate;
 mod error;
+mod execute;
 mod instruction;
 mod interleave;
 mod kernel;
@@ -27,6 +28,7 @@ mod relation;
 pub use condition::{Condition, Observable};
 pub use enumerate::{Outcome, enumerate};
 pub use error::{LitmusError, LitmusErrorKind};
+pub use execute::{Judgement, execute, judge};
 pub use interleave::interleave;
 pub use kernel::{DeviceKernel, kernels};
 pub use parse::parse;
