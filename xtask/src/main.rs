@@ -11,11 +11,13 @@ mod emulated_node;
 mod example;
 mod lint_ptx;
 mod litmus;
+mod nvidia_tools;
 mod ptx_builder;
 mod ptx_lint;
 mod ptx_text;
 mod ptxas;
 mod repository;
+mod sass;
 mod test;
 mod test_multigpu;
 mod toolchain;
@@ -38,6 +40,7 @@ enum Command {
     BuildPtx(build_ptx::Args),
     LintPtx(lint_ptx::Args),
     Ptxas(ptxas::Args),
+    Sass(sass::Args),
     Consumer(consumer::Args),
     Litmus(litmus::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::BuildPtx(args) => args.run(),
         Command::LintPtx(args) => args.run(),
         Command::Ptxas(args) => args.run(),
+        Command::Sass(args) => args.run(),
         Command::Consumer(args) => args.run(),
         Command::Litmus(args) => args.run(),
     };

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -15,18 +15,13 @@ use object::{Object as _, ObjectSection as _};
 use serde::Serialize;
 use xshell::{Shell, cmd};
 
-use crate::repository;
+use crate::{nvidia_tools::PTXAS, repository};
 
-/// Compute capabilities: V100, A100, H100, B200.
-const TARGETS: [&str; 4] = ["sm_70", "sm_80", "sm_90", "sm_100"];
+/// The targets: V100, A100, H100, B200.
+pub(crate) const TARGETS: [&str; 4] = ["sm_70", "sm_80", "sm_90", "sm_100"];
 
 /// At this many registers and 512 threads a block, two blocks fit a multiprocessor.
 const MOST_REGISTERS: u32 = 64;
-
-const HOW_TO_GET_IT: &str = "\
-it comes with the CUDA toolkit (12.8 to 12.9 know all targets), and by itself from PyPI:
-    python3 -m pip install nvidia-cuda-nvcc-cu12==12.9.86
-it is looked for in MESHREDUCE_PTXAS, PATH and python3's packages";
 
 /// Assemble PTX with NVIDIA's ptxas and check registers, stack and spills.
 #[derive(clap::Args)]
@@ -45,8 +40,8 @@ impl Args {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<ExitCode> {
         let shell = Shell::new()?;
-        let Some(ptxas) = find(&shell)? else {
-            eprintln!("NOT CHECKED: ptxas is not there\n{HOW_TO_GET_IT}");
+        let Some(ptxas) = PTXAS.find(&shell)? else {
+            eprintln!("NOT CHECKED: ptxas is not there\n{}", PTXAS.how_to_get_it);
             return Ok(if self.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         };
         let files = if self.files.is_empty() {
@@ -80,42 +75,20 @@ impl Args {
 
 /// A kernel on a target, as assembled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Assembled {
-    kernel: String,
-    target: String,
-    registers: u32,
-    stack_bytes: u32,
-    spill_store_bytes: u32,
-    spill_load_bytes: u32,
+pub(crate) struct Assembled {
+    pub(crate) kernel: String,
+    pub(crate) target: String,
+    /// Registers of a thread.
+    pub(crate) registers: u32,
+    pub(crate) stack_bytes: u32,
+    pub(crate) spill_store_bytes: u32,
+    pub(crate) spill_load_bytes: u32,
+    /// Shared memory of a block, in bytes.
+    pub(crate) shared_bytes: u32,
     /// Machine instructions, the padding at the end not counted.
-    sass_instructions: u32,
-    ok: bool,
-}
-
-/// ptxas, if it is anywhere.
-fn find(shell: &Shell) -> Result<Option<PathBuf>> {
-    if let Some(path) = env::var_os("MESHREDUCE_PTXAS").map(PathBuf::from) {
-        if !path.is_file() {
-            bail!("MESHREDUCE_PTXAS is {}, which is no file", path.display());
-        }
-        return Ok(Some(path));
-    }
-    let on_path = env::var_os("PATH").unwrap_or_default();
-    let places = env::split_paths(&on_path).collect::<Vec<_>>();
-    Ok(places
-        .into_iter()
-        .chain(python_places(shell))
-        .map(|place| place.join("ptxas"))
-        .find(|path| path.is_file()))
-}
-
-/// Where NVIDIA's Python packages put their programs.
-fn python_places(shell: &Shell) -> Vec<PathBuf> {
-    let script = "import site, sys; print('\\n'.join([*site.getsitepackages(), site.getusersitepackages(), *sys.path]))";
-    let folders = cmd!(shell, "python3 -c {script}").quiet().ignore_stderr().read().unwrap_or_default();
-    let folders =
-        folders.lines().filter(|folder| !folder.is_empty()).map(|folder| Path::new(folder).join("nvidia"));
-    folders.flat_map(|nvidia| ["cuda_nvcc/bin", "cu12/bin"].map(|bin| nvidia.join(bin))).collect()
+    pub(crate) sass_instructions: u32,
+    /// At most 64 registers, no stack, no spills.
+    pub(crate) ok: bool,
 }
 
 fn assemble(shell: &Shell, ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assembled>> {
@@ -127,26 +100,36 @@ fn assemble(shell: &Shell, ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assemb
     for file in files {
         for target in TARGETS {
             progress.set_message(format!("{} for {target}", repository::shown(file)));
-            let output = cmd!(shell, "{ptxas} -v -arch={target} {file} -o {cubin}")
-                .quiet()
-                .ignore_status()
-                .output()?;
-            let log = String::from_utf8_lossy(&output.stderr);
-            if !output.status.success() {
-                bail!("ptxas refuses {} for {target}:\n{log}", repository::shown(file));
-            }
-            let instructions = instructions(&fs::read(&cubin)?)?;
-            let found = parse(&log, target, &instructions)
-                .with_context(|| format!("reading what ptxas says about {}", repository::shown(file)))?;
-            if found.is_empty() {
-                bail!("ptxas found no kernel in {}", repository::shown(file));
-            }
+            let found = assemble_one(shell, ptxas, file, target, &cubin)?;
             kernels.extend(found);
             progress.inc(1);
         }
     }
     progress.finish_and_clear();
     Ok(kernels)
+}
+
+/// Assembles one text for one target to `cubin`. Kernels are in the order of their names.
+pub(crate) fn assemble_one(
+    shell: &Shell,
+    ptxas: &Path,
+    file: &Path,
+    target: &str,
+    cubin: &Path,
+) -> Result<Vec<Assembled>> {
+    let output =
+        cmd!(shell, "{ptxas} -v -arch={target} {file} -o {cubin}").quiet().ignore_status().output()?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() {
+        bail!("ptxas refuses {} for {target}:\n{log}", repository::shown(file));
+    }
+    let instructions = instructions(&fs::read(cubin)?)?;
+    let found = parse(&log, target, &instructions)
+        .with_context(|| format!("reading what ptxas says about {}", repository::shown(file)))?;
+    if found.is_empty() {
+        bail!("ptxas found no kernel in {}", repository::shown(file));
+    }
+    Ok(found)
 }
 
 /// Reads the log of `ptxas -v`.
@@ -177,6 +160,10 @@ fn parse(log: &str, target: &str, instructions: &BTreeMap<String, u32>) -> Resul
                 stack_bytes,
                 spill_store_bytes,
                 spill_load_bytes,
+                shared_bytes: line
+                    .split(',')
+                    .find_map(|part| number_before(part, " bytes smem"))
+                    .unwrap_or(0),
                 sass_instructions,
                 ok: registers <= MOST_REGISTERS && stack_bytes + spill_store_bytes + spill_load_bytes == 0,
             });
@@ -264,6 +251,8 @@ ptxas info    : Used 64 registers
         let found: Vec<_> =
             kernels.iter().map(|k| (k.kernel.as_str(), k.registers, k.spill_load_bytes, k.ok)).collect();
         assert_eq!(found, [("a", 65, 0, false), ("b", 64, 12, false), ("c", 64, 0, true)]);
+        let shared: Vec<_> = kernels.iter().map(|k| k.shared_bytes).collect();
+        assert_eq!(shared, [0, 12, 0]);
     }
 
     #[test]

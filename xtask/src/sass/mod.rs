@@ -1,0 +1,367 @@
+//! `cargo xtask sass`: what the assembler makes of the kernels, read from the machine code: registers, instructions,
+//! loops, loads in flight, occupancy. `docs/sass.md` is its output.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use meshreduce_wire::{Algorithm, DType};
+use serde::Serialize;
+use xshell::{Shell, cmd};
+
+use crate::{
+    nvidia_tools::{NVDISASM, PTXAS},
+    ptx_text::{self, EntryName},
+    ptxas::{self, Assembled, TARGETS},
+    repository,
+};
+
+mod disassembly;
+mod flow;
+mod loads;
+mod occupancy;
+mod report;
+
+use loads::VectorLoop;
+
+/// Read the kernels' machine code: loads in flight, loops, registers, occupancy.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Change nothing; fail when docs/sass.md is stale or a kernel breaks a rule.
+    #[arg(long)]
+    check: bool,
+    /// One JSON object a kernel and target on standard output; docs/sass.md is left as it is.
+    #[arg(long)]
+    json: bool,
+    /// Targets, separated by commas, for a look: tables on standard output; docs/sass.md is left as it is.
+    #[arg(long, value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
+    target: Vec<String>,
+    /// Fail when ptxas or nvdisasm is not there, instead of only saying so.
+    #[arg(long)]
+    required: bool,
+}
+
+/// A kernel on a target.
+#[derive(Clone, Debug, Serialize)]
+struct Examined {
+    #[serde(flatten)]
+    assembled: Assembled,
+    /// Blocks of 512 threads that a multiprocessor holds.
+    blocks_per_multiprocessor: u32,
+    /// Loops with 128-bit loads, in the order of addresses.
+    loops: Vec<VectorLoop>,
+    /// Whether it is known not to hold the rule on loads, see [`NOT_HELD`].
+    excused: bool,
+    /// Rules that it breaks.
+    broken: Vec<String>,
+}
+
+/// The programs that made a report.
+struct Tools {
+    ptxas: PathBuf,
+    nvdisasm: PathBuf,
+    /// Their versions, in words.
+    versions: String,
+}
+
+impl Args {
+    /// Runs the command.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        let shell = Shell::new()?;
+        let page = repository::root().join("docs/sass.md");
+        let files = repository::ptx_files(&repository::shipped_ptx())?;
+        let digest = digest(&files)?;
+        let recorded = fs::read_to_string(&page).unwrap_or_default();
+        if self.check {
+            report::check_digest(&recorded, &digest)?;
+            println!("docs/sass.md is of the shipped PTX");
+        }
+        let Some(tools) = Tools::find(&shell)? else {
+            return Ok(if self.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
+        };
+        let looks = self.json || !self.target.is_empty();
+        let targets = if self.target.is_empty() { TARGETS.map(str::to_owned).to_vec() } else { self.target };
+        let kernels = examine(&shell, &tools, &files, &targets)?;
+        if self.json {
+            for kernel in &kernels {
+                println!("{}", serde_json::to_string(kernel)?);
+            }
+        } else if looks {
+            println!("{}", report::tables(&kernels, &targets));
+        } else {
+            let text = report::page(&kernels, &targets, &digest, &tools.versions);
+            if !self.check {
+                fs::write(&page, text)?;
+                println!("docs/sass.md: {} kernels x targets, by {}", kernels.len(), tools.versions);
+            } else if !report::is_by(&recorded, &tools.versions) {
+                println!("NOT compared: docs/sass.md was made by other versions than {}", tools.versions);
+            } else if text != recorded {
+                bail!("docs/sass.md is stale; `cargo xtask sass` makes it anew");
+            } else {
+                println!("docs/sass.md is what {} give", tools.versions);
+            }
+        }
+        let mut broken = 0;
+        for kernel in kernels.iter().filter(|kernel| !kernel.broken.is_empty()) {
+            let Assembled { kernel: name, target, .. } = &kernel.assembled;
+            eprintln!("{name} on {target}: {}", kernel.broken.join("; "));
+            broken += 1;
+        }
+        if broken > 0 {
+            eprintln!("{broken} of {} kernels x targets break a rule", kernels.len());
+            return Ok(ExitCode::FAILURE);
+        }
+        let excused: Vec<_> = kernels.iter().filter(|kernel| kernel.excused).collect();
+        for kernel in &excused {
+            let Assembled { kernel: name, target, .. } = &kernel.assembled;
+            eprintln!("NOT HELD, as known: {name} on {target} adds before all its loads are issued");
+        }
+        if !self.json {
+            println!(
+                "{} of {} kernels x targets issue every load that a reduction needs before its first float operation",
+                kernels.len() - excused.len(),
+                kernels.len()
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Tools {
+    /// The tools; `None`, and said aloud, if one is not there.
+    fn find(shell: &Shell) -> Result<Option<Self>> {
+        let (ptxas, nvdisasm) = (PTXAS.find(shell)?, NVDISASM.find(shell)?);
+        for (tool, found) in [(PTXAS, &ptxas), (NVDISASM, &nvdisasm)] {
+            if found.is_none() {
+                eprintln!("NOT CHECKED: {} is not there\n{}", tool.name, tool.how_to_get_it);
+            }
+        }
+        let (Some(ptxas), Some(nvdisasm)) = (ptxas, nvdisasm) else { return Ok(None) };
+        let versions = format!(
+            "ptxas {} and nvdisasm {}",
+            PTXAS.version(shell, &ptxas)?,
+            NVDISASM.version(shell, &nvdisasm)?
+        );
+        Ok(Some(Self { ptxas, nvdisasm, versions }))
+    }
+}
+
+/// One digest of the texts, by names and contents. The headers are left out: the code does not depend on them.
+fn digest(files: &[PathBuf]) -> Result<String> {
+    let mut all = String::new();
+    for file in files {
+        let stamped = fs::read_to_string(file)?;
+        let (stamp, _) = ptx_text::unstamp(&stamped).with_context(|| repository::shown(file))?;
+        all += &format!("{} {}\n", file.file_name().unwrap_or_default().to_string_lossy(), stamp.text);
+    }
+    Ok(ptx_text::sha256(all.as_bytes()))
+}
+
+fn examine(shell: &Shell, tools: &Tools, files: &[PathBuf], targets: &[String]) -> Result<Vec<Examined>> {
+    let progress = ProgressBar::new((files.len() * targets.len()) as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let scratch = tempfile::tempdir()?;
+    let cubin = scratch.path().join("kernels.cubin");
+    let mut kernels = Vec::new();
+    for file in files {
+        for target in targets {
+            progress.set_message(format!("{} for {target}", repository::shown(file)));
+            let assembled = ptxas::assemble_one(shell, &tools.ptxas, file, target, &cubin)?;
+            let code = disassemble(shell, &tools.nvdisasm, target, &cubin)
+                .and_then(|text| disassembly::parse(&text))
+                .with_context(|| format!("reading the code of {} for {target}", repository::shown(file)))?;
+            for kernel in assembled {
+                let code =
+                    code.get(&kernel.kernel).with_context(|| format!("no code of {}", kernel.kernel))?;
+                kernels.push(Examined::new(kernel, loads::vector_loops(code))?);
+            }
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    Ok(kernels)
+}
+
+/// The text of a cubin's code.
+///
+/// nvdisasm from CUDA 13.1 on refuses sm_70 and still reads sm_75, whose encoding is the same for what ptxas makes of
+/// these kernels: of all 135 kernels for sm_70, nvdisasm 12.4, which reads them as they are, and 13.5, which is told that
+/// they are for sm_75, print the same 100,880 instructions. So the cubin says sm_75 while it is read.
+fn disassemble(shell: &Shell, nvdisasm: &Path, target: &str, cubin: &Path) -> Result<String> {
+    if target == "sm_70" {
+        let mut bytes = fs::read(cubin)?;
+        relabel(&mut bytes)?;
+        fs::write(cubin, bytes)?;
+    }
+    Ok(cmd!(shell, "{nvdisasm} -c {cubin}").quiet().ignore_stderr().read()?)
+}
+
+/// Makes a cubin for sm_70 say that it is for sm_75.
+fn relabel(cubin: &mut [u8]) -> Result<()> {
+    /// Where a 64-bit ELF header has its flags. In a cubin the lowest byte is the target, the third the virtual one.
+    const FLAGS: usize = 48;
+    for at in [FLAGS, FLAGS + 2] {
+        match cubin.get_mut(at) {
+            Some(architecture @ 70) => *architecture = 75,
+            found => bail!("the cubin's flags do not say sm_70 but {found:?}"),
+        }
+    }
+    Ok(())
+}
+
+impl Examined {
+    fn new(assembled: Assembled, loops: Vec<VectorLoop>) -> Result<Self> {
+        let name = &assembled.kernel;
+        let entry = EntryName::parse(name).with_context(|| format!("{name} is no kernel's name"))?;
+        let blocks_per_multiprocessor =
+            occupancy::blocks(&assembled.target, assembled.registers, assembled.shared_bytes)
+                .with_context(|| format!("the limits of {} are not known", assembled.target))?;
+        let mut broken = broken(entry, &loops);
+        let excused = excuse(name, &assembled.target, &loops, &mut broken);
+        if !assembled.ok {
+            broken.push("too many registers, a stack, or spills".to_owned());
+        }
+        if blocks_per_multiprocessor < 2 {
+            broken.push("two blocks do not fit a multiprocessor".to_owned());
+        }
+        Ok(Self { assembled, blocks_per_multiprocessor, loops, excused, broken })
+    }
+}
+
+/// The 128-bit loads that each reducing loop of a kernel must have in flight, in the order of phases.
+fn expected(entry: EntryName) -> Vec<u32> {
+    match entry.algorithm {
+        // A quad of ranks, then two partial results in fp32, each one vector or two.
+        Algorithm::HybridCubeMesh => vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }],
+        _ => vec![entry.ranks as u32],
+    }
+}
+
+/// Kernels for which the rule on loads is known NOT to hold, and how many loads they have in flight instead.
+///
+/// With eight ranks, 64 registers and no uniform registers, ptxas starts on sm_70 to add before the last loads, which
+/// wait for registers. Each is a debt and not a licence: a kernel that gets worse fails, and one that gets better must
+/// leave this list.
+const NOT_HELD: [(&str, &str, u32); 9] = [
+    ("one_shot_bf16_max_w8", "sm_70", 6),
+    ("one_shot_bf16_min_w8", "sm_70", 6),
+    ("one_shot_bf16_sum_w8", "sm_70", 5),
+    ("one_shot_f16_max_w8", "sm_70", 6),
+    ("one_shot_f16_min_w8", "sm_70", 6),
+    ("two_shot_bf16_max_w8", "sm_70", 6),
+    ("two_shot_bf16_min_w8", "sm_70", 6),
+    ("two_shot_f16_max_w8", "sm_70", 6),
+    ("two_shot_f16_min_w8", "sm_70", 6),
+];
+
+/// Takes a known exception out of what is wrong with a kernel; tells whether there was one.
+fn excuse(kernel: &str, target: &str, loops: &[VectorLoop], broken: &mut Vec<String>) -> bool {
+    let Some(&(.., known)) = NOT_HELD.iter().find(|(name, on, _)| (*name, *on) == (kernel, target)) else {
+        return false;
+    };
+    let fewest = loops.iter().filter(|found| found.reduced > 0).map(|found| found.before_operation).min();
+    if broken.is_empty() {
+        broken.push("it holds the rule now: take it out of NOT_HELD in xtask/src/sass/mod.rs".to_owned());
+        return false;
+    }
+    if broken.len() == 1 && fewest == Some(known) {
+        broken.clear();
+        return true;
+    }
+    broken.push(format!("NOT_HELD in xtask/src/sass/mod.rs says {known}"));
+    false
+}
+
+/// What is wrong with the loops of a kernel.
+fn broken(entry: EntryName, loops: &[VectorLoop]) -> Vec<String> {
+    let expected = expected(entry);
+    let reducing: Vec<&VectorLoop> = loops.iter().filter(|found| found.reduced > 0).collect();
+    if reducing.len() != expected.len() {
+        return vec![format!("{} reducing loops where {} were expected", reducing.len(), expected.len())];
+    }
+    let wrong = reducing
+        .into_iter()
+        .zip(expected)
+        .filter(|(found, expected)| found.reduced != *expected || found.before_operation != *expected);
+    wrong
+        .map(|(found, expected)| {
+            format!(
+                "the loop at {:#x} issues {} of its {} loads before the first float operation that needs one, not {expected}",
+                found.address, found.before_operation, found.reduced
+            )
+        })
+        .collect()
+}
+
+/// Kernels of one target, by name.
+fn by_name<'a>(kernels: &'a [Examined], target: &str) -> BTreeMap<&'a str, &'a Examined> {
+    let of_target = kernels.iter().filter(|kernel| kernel.assembled.target == target);
+    of_target.map(|kernel| (kernel.assembled.kernel.as_str(), kernel)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reducing(reduced: u32, before_operation: u32) -> VectorLoop {
+        VectorLoop {
+            address: 0x40,
+            instructions: 9,
+            loads: reduced,
+            stores: 1,
+            reduced,
+            before_operation,
+            before_use: before_operation,
+        }
+    }
+
+    fn judge(name: &str, loops: &[VectorLoop]) -> usize {
+        broken(EntryName::parse(name).unwrap(), loops).len()
+    }
+
+    #[test]
+    fn every_rank_must_be_read_before_the_first_addition() {
+        let moving = VectorLoop { reduced: 0, ..reducing(3, 0) };
+        assert_eq!(judge("two_shot_f16_sum_w3", &[moving.clone(), reducing(3, 3), moving.clone()]), 0);
+        assert_eq!(judge("two_shot_f16_sum_w3", &[reducing(3, 2)]), 1);
+        assert_eq!(judge("two_shot_f16_sum_w3", &[reducing(2, 2)]), 1);
+        assert_eq!(judge("two_shot_f16_sum_w3", &[moving]), 1, "a kernel without a reducing loop");
+    }
+
+    #[test]
+    fn a_cube_mesh_reads_its_quad_and_then_two_partial_results() {
+        assert_eq!(judge("hybrid_cube_mesh_bf16_max_w8", &[reducing(4, 4), reducing(4, 4)]), 0);
+        assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 4), reducing(2, 2)]), 0);
+        assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 4)]), 1);
+        assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 3), reducing(2, 1)]), 2);
+    }
+
+    #[test]
+    fn a_known_exception_must_be_as_bad_as_it_is_said_to_be() {
+        let excused = |target: &str, before| {
+            let loops = [reducing(8, before)];
+            let mut wrong = broken(EntryName::parse("one_shot_bf16_sum_w8").unwrap(), &loops);
+            (excuse("one_shot_bf16_sum_w8", target, &loops, &mut wrong), wrong.is_empty())
+        };
+        assert_eq!(excused("sm_70", 5), (true, true));
+        assert_eq!(excused("sm_70", 4), (false, false), "worse");
+        assert_eq!(excused("sm_70", 6), (false, false), "better, and the list does not say so");
+        assert_eq!(excused("sm_70", 8), (false, false), "mended, and still in the list");
+        assert_eq!(excused("sm_90", 5), (false, false), "another target");
+    }
+
+    #[test]
+    fn only_a_cubin_for_sm_70_is_relabelled() {
+        let mut cubin = vec![0; 64];
+        (cubin[48], cubin[49], cubin[50]) = (70, 5, 70);
+        relabel(&mut cubin).unwrap();
+        assert_eq!(cubin[48..51], [75, 5, 75]);
+        assert!(relabel(&mut cubin).is_err());
+        assert!(relabel(&mut [70; 8]).is_err());
+    }
+}
