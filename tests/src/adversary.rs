@@ -289,8 +289,8 @@ impl<'a> Stage<'a> {
             session.write(pad + pad::CALL_NUMBER, &first.to_le_bytes());
             ranks.push(Rank { device, pad, context, host_page });
         }
-        for rank in 0..world_size {
-            context(&mut session, kernels, scenario, layout, &segments, &ranks[rank], rank);
+        for (number, rank) in ranks.iter().enumerate() {
+            context(&mut session, kernels, scenario, layout, &segments, rank, number);
         }
         Self { session, kernels, scenario, kernel, ranks }
     }

@@ -58,11 +58,13 @@ fn play_apart(
 }
 
 fn failures(events: &[Event]) -> Vec<(&str, &str)> {
-    let failure = |event| match event {
-        &Event::Failed { ref kind, ref message, .. } => Some((kind.as_str(), message.as_str())),
-        _ => None,
-    };
-    events.iter().filter_map(failure).collect()
+    let mut failures = Vec::new();
+    for event in events {
+        if let Event::Failed { kind, message, .. } = event {
+            failures.push((kind.as_str(), message.as_str()));
+        }
+    }
+    failures
 }
 
 #[test]
