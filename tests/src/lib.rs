@@ -4,6 +4,7 @@
 //! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
 
 pub mod adversary;
+pub mod adversary_report;
 pub mod buffer;
 pub mod cluster;
 pub mod emulated_node;

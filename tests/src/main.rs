@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use meshreduce_tests::plan::Plan;
-use meshreduce_tests::{job::Job, probe, report, worker};
+use meshreduce_tests::{adversary_report, job::Job, probe, report, worker};
 
 /// Runs all-reduces on several ranks and compares every result, bit by bit, with the other ranks' and with a
 /// reference on the host.
@@ -60,6 +60,7 @@ fn run() -> Result<bool> {
             Ok(true)
         }
         Some(Role::Topo(topo)) => topo.run(),
+        None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
         None => report::run(&arguments.plan),
     }
 }

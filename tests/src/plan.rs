@@ -62,6 +62,15 @@ pub struct Plan {
     /// Seconds that a kernel waits for a peer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub deadline: f64,
+    /// Run the kernels on the adversary instead: one process, weak memory, hostile scheduling; `--seed` is the first seed
+    #[arg(long)]
+    pub adversary: bool,
+    /// Seeds of every case for the adversary [default: 200; a tenth of them for the hybrid cube mesh among others]
+    #[arg(long, value_name = "N", requires = "adversary")]
+    pub seeds: Option<u64>,
+    /// Print the interleaving that led to the adversary's finding, shortened
+    #[arg(long, requires = "adversary")]
+    pub explain: bool,
     /// One JSON object a line instead of a table
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::model::Model;
-use super::report::{Finding, ReportKind};
+use super::report::{Finding, ReportKind, no_edge};
 use super::schedule::Schedule;
 use super::thread::{State, Stop, Thread, Uses};
 use super::view::{Knowledge, View};
@@ -150,6 +150,7 @@ impl Machine {
                     story,
                     threads: Vec::new(),
                     words: Vec::new(),
+                    pair: None,
                 }));
             }
         }
@@ -179,7 +180,7 @@ impl Machine {
                 self.suspend(number);
                 self.release_warp(block, self.threads[number as usize].index / WARP as u16);
             }
-            Stop::Found(finding) => return Err(finding),
+            Stop::Found(finding) => return Err(self.with_edges(finding)),
             Stop::Fault(kind) => return Err(self.fault(number, &kind)),
         }
         if self.threads[number as usize].events != before {
@@ -407,6 +408,23 @@ impl Machine {
         }
     }
 
+    /// Adds to a race how near the two came to an edge: what the second's block read of the first's device.
+    fn with_edges(&self, mut finding: Box<Finding>) -> Box<Finding> {
+        let Some((first, second)) = finding.pair else { return finding };
+        let members = self.blocks[second.block as usize].members.iter();
+        let all = members.flat_map(|&member| self.threads[member as usize].glimpses.iter());
+        // The racing read itself explains nothing.
+        let near: Vec<_> = all
+            .filter(|glimpse| glimpse.of.who.device == first.device && !finding.words.contains(&glimpse.word))
+            .collect();
+        for glimpse in near.iter().take(3) {
+            finding.story += &no_edge(&self.model.book, &self.model.memory, glimpse);
+            finding.threads.push(glimpse.at.event.0);
+            finding.words.push(glimpse.word);
+        }
+        finding
+    }
+
     fn fault(&self, number: u32, kind: &FaultKind) -> Box<Finding> {
         let thread = &self.threads[number as usize];
         let who = thread.who(thread.pc);
@@ -423,7 +441,13 @@ impl Machine {
         };
         let [x, y, z] = thread_index(&self.blocks[thread.block as usize].launch, u32::from(thread.index));
         let story = format!("{what}\n  {} ({x}, {y}, {z})\n    {}", book.name(&who), book.place(&who));
-        Box::new(Finding { kind: ReportKind::Fault, story, threads: vec![number], words: Vec::new() })
+        Box::new(Finding {
+            kind: ReportKind::Fault,
+            story,
+            threads: vec![number],
+            words: Vec::new(),
+            pair: None,
+        })
     }
 
     fn diverged(&self, serial: usize, text: &str) -> Box<Finding> {
@@ -437,7 +461,13 @@ impl Machine {
             story += &format!("  {}\n    {}\n", book.name(&who), book.place(&who));
         }
         let threads = block.members.iter().copied().filter(|member| waiting(&member)).take(4).collect();
-        Box::new(Finding { kind: ReportKind::BarrierDivergence, story, threads, words: Vec::new() })
+        Box::new(Finding {
+            kind: ReportKind::BarrierDivergence,
+            story,
+            threads,
+            words: Vec::new(),
+            pair: None,
+        })
     }
 }
 

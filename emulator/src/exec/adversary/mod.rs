@@ -216,7 +216,7 @@ impl Session {
     }
 
     fn report(&mut self, finding: Finding) -> Report {
-        let Finding { kind, story, threads, words } = finding;
+        let Finding { kind, story, threads, words, .. } = finding;
         let model = &self.machine.model;
         let interleaving = model.trace.tell(&model.book, &model.memory, &threads, &words, SHOWN);
         Report { kind, story, seed: self.seed, interleaving }

@@ -126,7 +126,7 @@ impl Model {
             };
             let reader = Reader { access, knowledge, atomic: false, noncoherent: load.noncoherent };
             if let Some(conflict) = self.memory.cell(word).read(&reader, until) {
-                return Err(self.conflict(word, &conflict, thread));
+                return Err(self.conflict(word, &conflict));
             }
         }
         let open = Pending {
@@ -213,7 +213,16 @@ impl Model {
         let new = !thread.knowledge.has(writer.event);
         if !access.morally_strong(&write.access) {
             if new {
-                thread.glimpse(Glimpse { at: me, of: write.access, word, acquire, released: false });
+                let Access { strong, scope, .. } = *access;
+                thread.glimpse(Glimpse {
+                    at: me,
+                    of: write.access,
+                    word,
+                    strong,
+                    scope,
+                    acquire,
+                    released: false,
+                });
             }
             return;
         }
@@ -245,7 +254,8 @@ impl Model {
         }
         if new && !synchronized {
             let released = write.releases.is_some();
-            thread.glimpse(Glimpse { at: me, of: write.access, word, acquire, released });
+            let Access { strong, scope, .. } = *access;
+            thread.glimpse(Glimpse { at: me, of: write.access, word, strong, scope, acquire, released });
         }
     }
 
@@ -340,13 +350,13 @@ impl Model {
         if self.detect_races
             && let Some(conflict) = self.memory.cell(word).write(access, &thread.knowledge)
         {
-            return Err(self.conflict(word, &conflict, thread));
+            return Err(self.conflict(word, &conflict));
         }
         Ok(())
     }
 
-    fn conflict(&self, word: WordId, conflict: &Conflict, thread: &Thread) -> Box<Finding> {
-        Box::new(super::report::conflict(&self.book, &self.memory, word, conflict, thread))
+    fn conflict(&self, word: WordId, conflict: &Conflict) -> Box<Finding> {
+        Box::new(super::report::conflict(&self.book, &self.memory, word, conflict))
     }
 
     /// A fence.

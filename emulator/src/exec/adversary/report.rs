@@ -3,10 +3,9 @@
 use std::fmt;
 
 use super::book::Book;
-use super::history::{Access, Conflict, ConflictKind};
+use super::history::{Access, Conflict, ConflictKind, Who, includes};
 use super::memory::{Memory, WordId};
-use super::thread::Thread;
-use crate::ptx::types::Scope;
+use super::thread::Glimpse;
 
 /// Why a session stopped.
 #[derive(Clone, Debug)]
@@ -99,16 +98,12 @@ pub(super) struct Finding {
     /// What the interleaving is to show.
     pub(super) threads: Vec<u32>,
     pub(super) words: Vec<WordId>,
+    /// The two that race.
+    pub(super) pair: Option<(Who, Who)>,
 }
 
-/// The story of two conflicting accesses; `thread` made the second.
-pub(super) fn conflict(
-    book: &Book,
-    memory: &Memory,
-    word: WordId,
-    conflict: &Conflict,
-    thread: &Thread,
-) -> Finding {
+/// The story of two conflicting accesses.
+pub(super) fn conflict(book: &Book, memory: &Memory, word: WordId, conflict: &Conflict) -> Finding {
     let Conflict { first, second, first_writes, second_writes, .. } = conflict;
     let later = book.number_of(second.who.launch) > book.number_of(first.who.launch);
     let kind = match conflict.kind {
@@ -125,40 +120,36 @@ pub(super) fn conflict(
             &format!("  {} {} it\n    {}\n", book.name(&access.who), verb(writes), book.place(&access.who));
     }
     story += &format!("  {}\n", missing(kind, first, second, *first_writes));
-    let words: Vec<WordId> = std::iter::once(word).chain(thread.glimpses.iter().map(|g| g.word)).collect();
-    let near: Vec<_> = thread
-        .glimpses
-        .iter()
-        .filter(|glimpse| glimpse.of.who.device == first.who.device || first.who.device == second.who.device)
-        .collect();
-    for glimpse in near.iter().rev().take(3) {
-        let both = glimpse.at.device == glimpse.of.who.device;
-        let narrow = |scope: Scope| match scope {
-            Scope::Sys => false,
-            Scope::Gpu => !both,
-            Scope::Cta | Scope::Cluster => glimpse.at.block != glimpse.of.who.block,
-        };
-        let why = if !glimpse.of.strong {
-            "the write is weak"
-        } else if narrow(glimpse.of.scope) {
-            "the write's scope does not include the reader"
-        } else if !glimpse.released {
-            "the write does not release"
-        } else if !glimpse.acquire {
-            "the read does not acquire"
-        } else {
-            "the scopes do not include each other"
-        };
-        story += &format!(
-            "  no edge: it has read {} at {}\n    from {}, {}\n    but {why}\n",
-            memory.describe(glimpse.word, glimpse.of.mask),
-            book.place(&glimpse.at),
-            book.name(&glimpse.of.who),
-            book.place(&glimpse.of.who),
-        );
-    }
     let threads = vec![first.who.event.0, second.who.event.0];
-    Finding { kind, story, threads, words }
+    Finding { kind, story, threads, words: vec![word], pair: Some((first.who, second.who)) }
+}
+
+/// Why a read that saw a write made no edge.
+pub(super) fn no_edge(book: &Book, memory: &Memory, glimpse: &Glimpse) -> String {
+    let (at, of) = (&glimpse.at, &glimpse.of.who);
+    let why = if !glimpse.of.strong {
+        "the write is weak"
+    } else if !includes(glimpse.of.scope, of, at) {
+        "the write's scope does not include the reader"
+    } else if !glimpse.strong {
+        "the read is weak"
+    } else if !includes(glimpse.scope, at, of) {
+        "the read's scope does not include the writer"
+    } else if !glimpse.released {
+        "the write does not release"
+    } else if !glimpse.acquire {
+        "the read does not acquire"
+    } else {
+        "release and acquire have scopes that do not include each other"
+    };
+    format!(
+        "  no edge: {} has read {} at {}\n    from {}, {}\n    but {why}\n",
+        book.name(at),
+        memory.describe(glimpse.word, glimpse.of.mask),
+        book.place(at),
+        book.name(of),
+        book.place(of),
+    )
 }
 
 fn missing(kind: ReportKind, first: &Access, second: &Access, first_writes: bool) -> String {

@@ -43,7 +43,9 @@ impl Machine {
         for &at in waiting.iter().take(NAMED) {
             let thread = &self.threads[at];
             let block = &self.blocks[thread.block as usize];
-            let polls = thread.polls.clone();
+            let mut polls = thread.polls.clone();
+            polls.sort_by_key(|poll| (poll.word, poll.who.pc));
+            polls.dedup_by_key(|poll| poll.word);
             let who = thread.who(thread.pc);
             story += &format!(
                 "  {} waits, {} barriers of its block passed\n",
@@ -100,6 +102,6 @@ impl Machine {
         let causes =
             if causes.is_empty() { "no thread can make progress".to_owned() } else { causes.join("; ") };
         let threads = waiting.iter().take(2).map(|&at| self.threads[at].number).collect();
-        Box::new(Finding { kind, story: format!("{causes}\n{story}"), threads, words })
+        Box::new(Finding { kind, story: format!("{causes}\n{story}"), threads, words, pair: None })
     }
 }

@@ -82,6 +82,8 @@ pub(super) struct Glimpse {
     pub(super) at: Who,
     pub(super) of: Access,
     pub(super) word: WordId,
+    pub(super) strong: bool,
+    pub(super) scope: Scope,
     pub(super) acquire: bool,
     pub(super) released: bool,
 }

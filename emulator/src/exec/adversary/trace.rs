@@ -28,6 +28,7 @@ struct Step {
     who: Who,
     word: WordId,
     mask: u8,
+    strong: bool,
     value: u64,
     from: Option<Who>,
 }
@@ -48,7 +49,16 @@ impl Trace {
         from: impl FnOnce() -> Option<Who>,
     ) {
         if self.on {
-            let step = Step { now, what, who: access.who, word, mask: access.mask, value, from: from() };
+            let step = Step {
+                now,
+                what,
+                who: access.who,
+                word,
+                mask: access.mask,
+                strong: access.strong,
+                value,
+                from: from(),
+            };
             match self.steps.len() < KEPT {
                 true => self.steps.push(step),
                 false => self.steps[self.next % KEPT] = step,
@@ -57,7 +67,7 @@ impl Trace {
         }
     }
 
-    /// The accesses that concern `words` or were made by `threads`, one a line; repetitions are counted, and of more
+    /// The accesses to `words`, and the strong ones of `threads`, one a line (all if both are empty); repetitions are counted, and of more
     /// than `most` lines the last are shown.
     pub(super) fn tell(
         &self,
@@ -71,7 +81,7 @@ impl Trace {
         let all = self.steps[at..].iter().chain(&self.steps[..at]);
         let mut lines: Vec<(Step, u32)> = Vec::new();
         for step in all {
-            let concerned = words.contains(&step.word) || threads.contains(&step.who.event.0);
+            let concerned = words.contains(&step.word) || step.strong && threads.contains(&step.who.event.0);
             if !concerned && !(threads.is_empty() && words.is_empty()) {
                 continue;
             }

@@ -1,0 +1,204 @@
+//! `test-multigpu --adversary`: many seeds, a table, and the story of the first that fails.
+#![forbid(unsafe_code)]
+
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use meshreduce_emulator::exec::adversary::Options;
+use meshreduce_wire::Algorithm;
+use serde::Serialize;
+
+use crate::adversary::{Failure, Kernels};
+use crate::plan::Plan;
+
+/// Seeds, if the command line does not say how many.
+const SEEDS: u64 = 200;
+
+/// How many seeds of the other algorithms one of the cube mesh's eight ranks counts for.
+const CUBE_MESH_SHARE: u64 = 10;
+
+/// One line of the report.
+#[derive(Serialize)]
+struct Line {
+    algorithm: String,
+    ranks: usize,
+    first_seed: u64,
+    seeds: u64,
+    ok: bool,
+    result: String,
+    failing_seed: Option<u64>,
+    replay: Option<String>,
+    instructions: u64,
+    seconds: f64,
+}
+
+/// Runs the seeds of a plan; `false` if one of them failed.
+///
+/// # Errors
+/// If there is nothing to run, or the shipped PTX cannot be read.
+pub fn run(plan: &Plan) -> Result<bool> {
+    let cases = cases(plan);
+    ensure!(
+        !cases.is_empty(),
+        "no such case: one-shot and two-shot take 2 to 8 ranks, the hybrid cube mesh 8"
+    );
+    let total = cases.iter().map(|&(algorithm, _)| seeds(plan, algorithm)).sum();
+    let bar = ProgressBar::new(total);
+    if plan.json {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} seeds  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut lines = Vec::new();
+    let mut stories = Vec::new();
+    for (algorithm, ranks) in cases {
+        bar.set_message(format!("{algorithm}, {ranks} ranks"));
+        let kernels = match &plan.ptx {
+            Some(file) => {
+                let text =
+                    std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+                Kernels::parse(&text, algorithm, ranks)?
+            }
+            None => Kernels::shipped(algorithm, ranks)?,
+        };
+        let start = Instant::now();
+        let (instructions, failed) = sweep(&kernels, plan.seed, seeds(plan, algorithm), &bar)?;
+        let replay = failed.as_ref().map(|(seed, _)| replay(algorithm, ranks, *seed));
+        lines.push(Line {
+            algorithm: algorithm.to_string(),
+            ranks,
+            first_seed: plan.seed,
+            seeds: seeds(plan, algorithm),
+            ok: failed.is_none(),
+            result: failed.as_ref().map_or("clean", |(_, failure)| failure.name()).to_owned(),
+            failing_seed: failed.as_ref().map(|(seed, _)| *seed),
+            replay: replay.clone(),
+            instructions,
+            seconds: start.elapsed().as_secs_f64(),
+        });
+        if let (Some((seed, failure)), Some(replay)) = (failed, replay) {
+            let told = if plan.explain { explained(&kernels, seed)? } else { failure.to_string() };
+            let scenario = kernels.scenario(seed);
+            stories.push(format!(
+                "{algorithm}, {ranks} ranks, seed {seed}\n{told}\nwhat was launched: {scenario:?}\nreplay with --seed {seed}: {replay}\n"
+            ));
+        }
+    }
+    bar.finish_and_clear();
+    if plan.json {
+        for line in &lines {
+            println!("{}", serde_json::to_string(line)?);
+        }
+    } else {
+        println!("{}", table(&lines));
+    }
+    stories.iter().for_each(|story| eprintln!("\n{story}"));
+    Ok(lines.iter().all(|line| line.ok))
+}
+
+fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
+    let seeds = plan.seeds.unwrap_or(SEEDS);
+    match algorithm {
+        // All of them, where nothing else was asked for.
+        Algorithm::HybridCubeMesh if plan.algorithm != [algorithm] => seeds.div_ceil(CUBE_MESH_SHARE),
+        _ => seeds,
+    }
+}
+
+fn cases(plan: &Plan) -> Vec<(Algorithm, usize)> {
+    let all = if plan.algorithm.is_empty() { &Algorithm::ALL[..] } else { &plan.algorithm[..] };
+    let mut cases = Vec::new();
+    for &algorithm in all {
+        let possible = if algorithm == Algorithm::HybridCubeMesh { 8..=8 } else { 2..=8 };
+        match plan.ranks {
+            Some(ranks) => cases.extend(possible.contains(&ranks).then_some((algorithm, ranks))),
+            None if algorithm == Algorithm::HybridCubeMesh => cases.push((algorithm, 8)),
+            None => cases.extend((2..=4).map(|ranks| (algorithm, ranks))),
+        }
+    }
+    cases
+}
+
+/// Runs `count` seeds on all cores: the instructions, and the lowest seed that failed.
+fn sweep(
+    kernels: &Kernels,
+    first: u64,
+    count: u64,
+    bar: &ProgressBar,
+) -> Result<(u64, Option<(u64, Failure)>)> {
+    let next = AtomicU64::new(first);
+    let lowest = AtomicU64::new(u64::MAX);
+    let instructions = AtomicU64::new(0);
+    let failed: Mutex<Option<(u64, Failure)>> = Mutex::new(None);
+    let work = || -> Result<()> {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first.saturating_add(count) || seed > lowest.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            match kernels.play(seed, Options::default())? {
+                Ok(summary) => drop(instructions.fetch_add(summary.instructions, Ordering::Relaxed)),
+                Err(failure) => {
+                    lowest.fetch_min(seed, Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                    if failed.as_ref().is_none_or(|(known, _)| seed < *known) {
+                        *failed = Some((seed, failure));
+                    }
+                }
+            }
+            bar.inc(1);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    let failed = failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    Ok((instructions.into_inner(), failed))
+}
+
+/// The failure once more, with the interleaving that led to it.
+fn explained(kernels: &Kernels, seed: u64) -> Result<String> {
+    let again = kernels.play(seed, Options { trace: true, ..Options::default() })?;
+    Ok(again.map_or_else(|failure| failure.to_string(), |_| "the seed did not fail again".to_owned()))
+}
+
+fn replay(algorithm: Algorithm, ranks: usize, seed: u64) -> String {
+    format!(
+        "cargo xtask test-multigpu --adversary --algorithm {algorithm} --ranks {ranks} --seed {seed} --seeds 1 --explain"
+    )
+}
+
+fn table(lines: &[Line]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_header(["algorithm", "ranks", "seeds", "result", "PTX instructions", "seconds"]);
+    for line in lines {
+        let result = match line.failing_seed {
+            Some(seed) => format!("{} (seed {seed})", line.result),
+            None => line.result.clone(),
+        };
+        table.add_row([
+            line.algorithm.clone(),
+            line.ranks.to_string(),
+            format!("{}..{}", line.first_seed, line.first_seed.saturating_add(line.seeds)),
+            result,
+            line.instructions.to_string(),
+            format!("{:.1}", line.seconds),
+        ]);
+    }
+    for column in [1, 2, 4, 5] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
