@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use meshreduce_tests::mutants::report::Mutants;
 use meshreduce_tests::plan::Plan;
 use meshreduce_tests::{adversary_report, job::Job, probe, report, worker};
 
@@ -27,6 +28,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Role {
     Topo(topo::Topo),
+    Mutants(Mutants),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -61,6 +63,7 @@ fn run() -> Result<bool> {
         }
         Some(Role::Topo(topo)) => topo.run(),
         None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
+        Some(Role::Mutants(mutants)) => mutants.run(),
         None => report::run(&arguments.plan),
     }
 }

@@ -11,6 +11,7 @@ mod emulated_node;
 mod example;
 mod lint_ptx;
 mod litmus;
+mod mutants;
 mod nvidia_tools;
 mod ptx_builder;
 mod ptx_lint;
@@ -34,6 +35,7 @@ struct Xtask {
 enum Command {
     TestMultigpu(test_multigpu::Args),
     Topo(topo::Args),
+    Mutants(mutants::Args),
     Test(test::Args),
     Example(example::Args),
     EmulatedNode(emulated_node::Args),
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let done = match Xtask::parse().command {
         Command::TestMultigpu(args) => args.run(),
         Command::Topo(args) => args.run(),
+        Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),
         Command::EmulatedNode(args) => args.run(),

@@ -1,0 +1,178 @@
+//! What was wrong in known kernels of this family, done to ours.
+
+use anyhow::{Context, Result};
+use meshreduce_wire::Algorithm;
+
+use super::operators::Maker;
+use super::text::Edit;
+
+impl Maker<'_> {
+    /// The mutants by hand.
+    ///
+    /// # Errors
+    /// If a mutation does not apply.
+    pub fn by_hand(&mut self) -> Result<()> {
+        self.atomics_without_order()?;
+        self.hand_back()?;
+        self.elements_for_bytes()?;
+        self.flags()?;
+        self.sentinel()?;
+        self.grids()
+    }
+
+    /// Signals by atomics without order and volatile spinning, data through the non-coherent cache.
+    fn atomics_without_order(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let mut edits = Vec::new();
+        for phase in &roles.phases {
+            let operands = entry.operands(phase.signal);
+            let exchange =
+                format!("\tatom.relaxed.sys.global.exch.b64 %md0, {}, {};", operands[0], operands[1]);
+            edits.push(Edit { at: phase.signal, with: vec![exchange] });
+            for look in phase.looks {
+                edits.push(entry.replaced(look, ".acquire.sys", ".volatile")?);
+            }
+        }
+        self.add("known-1-atomics-without-order", edits.clone());
+        for &load in &roles.staging_loads {
+            edits.push(entry.replaced(load, "ld.global.", "ld.global.nc.")?);
+        }
+        self.add("known-1-atomics-without-order-nc", edits);
+        let relaxed = roles.phases.iter().flat_map(|phase| {
+            let looks = phase.looks.into_iter().map(|at| (at, ".acquire"));
+            looks.chain([(phase.signal, ".release")])
+        });
+        let relaxed: Result<Vec<Edit>> =
+            relaxed.map(|(at, from)| entry.replaced(at, from, ".relaxed")).collect();
+        self.add("known-6-relaxed-start", relaxed?);
+        Ok(())
+    }
+
+    /// One-shot without a closing barrier, in one buffer.
+    fn hand_back(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        self.add("known-2-no-closing-barrier", vec![entry.constant(roles.half_distance, "0")]);
+        for (at, &barrier) in roles.barriers.iter().enumerate().step_by(2) {
+            self.add(format!("known-8-release-by-one-thread-{at}"), vec![entry.dropped(barrier)]);
+        }
+        Ok(())
+    }
+
+    /// On one rank the sum begins elsewhere. Of two summands it would be the same.
+    ///
+    /// # Errors
+    /// If it does not apply.
+    pub fn rotated(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let count = self.ranks;
+        let loads: Vec<usize> = roles.staging_loads.iter().copied().take(count).collect();
+        // On rank 0 the last of the positions comes first, and all others one later.
+        let rank = entry.operands(roles.rank)[0].to_owned();
+        let words: Vec<Vec<String>> = loads
+            .iter()
+            .map(|&at| {
+                let list = entry.operands(at)[0].trim_matches(['{', '}']);
+                list.split(", ").map(str::to_owned).collect()
+            })
+            .collect();
+        let last = *loads.last().context("loads of staging")?;
+        let mut rotate = vec![format!("\tsetp.eq.u32 %mp0, {rank}, 0;")];
+        for lane in 0..4 {
+            let registers: Vec<&String> = words.iter().map(|words| &words[lane]).collect();
+            rotate.push(format!("\tmov.b32 %mr0, {};", registers[count - 1]));
+            for at in (1..count).rev() {
+                rotate.push(format!(
+                    "\tselp.b32 {}, {}, {}, %mp0;",
+                    registers[at],
+                    registers[at - 1],
+                    registers[at]
+                ));
+            }
+            rotate.push(format!("\tselp.b32 {}, %mr0, {}, %mp0;", registers[0], registers[0]));
+        }
+        self.add("known-3-order-rotated-by-rank", vec![entry.followed(last, &rotate)]);
+        Ok(())
+    }
+
+    /// An offset computed in elements, used in bytes.
+    fn elements_for_bytes(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let load = roles.staging_loads[0];
+        let scale = entry.before(load, "mul.wide.u32", 12)?;
+        self.add("known-4-elements-for-bytes", vec![entry.replaced(scale, ", 16;", ", 8;")?]);
+        if self.algorithm == Algorithm::HybridCubeMesh {
+            let relayed = *roles.staging_loads.last().context("loads of staging")?;
+            let scale = entry.before(relayed, "mul.wide.u32", 12)?;
+            self.add("known-4-relay-elements-for-bytes", vec![entry.replaced(scale, ", 16;", ", 8;")?]);
+        }
+        Ok(())
+    }
+
+    /// Flags of another width than what is read, and flags that the reader clears.
+    fn flags(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        for phase in &roles.phases {
+            let prefix = phase.prefix;
+            let operands = entry.operands(phase.signal);
+            let byte = vec![
+                format!("\tcvt.u32.u64 %mr0, {};", operands[1]),
+                format!("\tst.release.sys.global.u32 {}, %mr0;", operands[0]),
+            ];
+            self.add(
+                format!("known-5-{prefix}flag-part-of-a-word"),
+                vec![Edit { at: phase.signal, with: byte }],
+            );
+            let slot = entry.operands(phase.looks[0])[1].to_owned();
+            let cleared = ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
+            let claimed = phase.descriptor_read.map_or_else(
+                || entry.next(phase.looks[1], "setp.eq.b32", 30),
+                |read| Ok(entry.before(read, "add.s64", 4)?),
+            )?;
+            self.add(
+                format!("known-5-{prefix}flag-cleared-by-the-reader"),
+                vec![entry.followed(claimed, &cleared)],
+            );
+        }
+        Ok(())
+    }
+
+    /// No signals: data that is not zero has arrived.
+    fn sentinel(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let mut edits = Vec::new();
+        for look in roles.phases.iter().flat_map(|phase| phase.looks) {
+            edits.push(entry.constant(look, "-1"));
+        }
+        for &store in roles.staging_stores.iter().chain(&roles.result_stores) {
+            edits.push(entry.replaced(store, "st.global.", "st.volatile.global.")?);
+        }
+        for (number, &load) in roles.staging_loads.iter().enumerate() {
+            let vector = entry.lines[load].replacen("ld.global.", "ld.volatile.global.", 1);
+            let first = entry.operands(load)[0].trim_start_matches('{').split(',').next().unwrap_or_default();
+            let with = vec![
+                format!("$M_{number}:"),
+                vector,
+                format!("\tsetp.eq.b32 %mp0, {first}, 0;"),
+                format!("\t@%mp0 bra \t$M_{number};"),
+            ];
+            edits.push(Edit { at: load, with });
+        }
+        self.add("known-7-sentinel", edits);
+        Ok(())
+    }
+
+    /// Rank 0 goes through the message as if its grid had one block.
+    fn grids(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let grid = entry.one("%nctaid.x")?;
+        let threads = entry.operands(entry.one("%ntid.x")?)[0].to_owned();
+        let stride = entry.next(grid, "mul.lo.s32", 3)?;
+        let (register, rank) = (entry.operands(stride)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
+        let alone = [
+            format!("\tsetp.eq.u32 %mp0, {rank}, 0;"),
+            format!("\tselp.b32 {register}, {threads}, {register}, %mp0;"),
+        ];
+        self.add("known-9-grids-differ", vec![entry.followed(stride, &alone)]);
+        Ok(())
+    }
+}

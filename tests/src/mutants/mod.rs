@@ -1,0 +1,230 @@
+//! Mutants of the shipped kernels against the adversary: change the text in one place, and something must notice.
+//!
+//! The mutants are systematic ([`operators`]: every strong access weakened, every barrier dropped, every signal, wait,
+//! slot, half and field misused) and by hand ([`by_hand`]: what was wrong in known kernels of this family). Each runs
+//! seed after seed, whole calls and calls that cannot end well ([`stage`]), until it is killed. Those that survive are
+//! listed by name with the reason ([`known`]); any other survivor fails the run, and so does a listed one that dies.
+#![forbid(unsafe_code)]
+
+mod by_hand;
+pub mod known;
+pub mod operators;
+pub mod report;
+pub mod roles;
+pub mod stage;
+pub mod text;
+
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result};
+use meshreduce_emulator::exec::adversary::Options;
+use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_wire::{Algorithm, DType};
+use serde::Serialize;
+
+use crate::adversary::{Failure, Kernels};
+use known::{Known, Why};
+use operators::Maker;
+use roles::Roles;
+use stage::{Stage, Trouble};
+use text::{Edit, Entry, Mutant};
+
+/// PTX instructions after which a run has no end.
+const LONGEST: u64 = 20_000_000;
+
+/// What became of a mutant.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// `{algorithm}/{what}`.
+    pub name: String,
+    /// Ranks.
+    pub ranks: usize,
+    /// The line in the shipped file.
+    pub line: usize,
+    /// What stands there.
+    pub before: String,
+    /// What stood there in the mutant.
+    pub after: String,
+    /// By what it was killed, if it was.
+    pub killed_by: Option<String>,
+    /// What was launched when it was killed.
+    pub while_: Option<&'static str>,
+    /// Seeds that it ran.
+    pub seeds: u64,
+    /// Why it is expected to survive.
+    pub reason: Option<&'static str>,
+    /// It is as right as the original.
+    pub equivalent: bool,
+    /// The whole story of its death.
+    #[serde(skip)]
+    pub story: String,
+}
+
+impl Verdict {
+    /// Whether it ended as the list says.
+    pub fn is_expected(&self) -> bool {
+        self.killed_by.is_some() != self.reason.is_some()
+    }
+}
+
+/// The mutants of one algorithm and world size.
+pub struct Set {
+    entry: Entry,
+    name: String,
+    algorithm: Algorithm,
+    ranks: usize,
+    /// The shipped kernel, but it ends behind the first phase, where there is a second.
+    halfway: Option<Arc<Kernel>>,
+    /// Whether calls that cannot end well are played, too.
+    troubled: bool,
+    /// The mutants, the unchanged text first.
+    pub mutants: Vec<Mutant>,
+}
+
+impl Set {
+    /// All mutants: of the bf16 sum, and of the fp32 sum where rounding to 16 bits hides what is wrong.
+    ///
+    /// # Errors
+    /// If there is no such kernel, or a mutation does not apply.
+    pub fn all(algorithm: Algorithm, ranks: usize) -> Result<Vec<Self>> {
+        let mut sets = vec![Self::of(algorithm, ranks, DType::Bf16, |maker| {
+            maker.add("unchanged", Vec::new());
+            maker.systematic()?;
+            maker.by_hand()
+        })?];
+        if algorithm != Algorithm::HybridCubeMesh && ranks > 2 {
+            sets.push(Self::of(algorithm, ranks, DType::F32, |maker| {
+                maker.add("unchanged-f32", Vec::new());
+                maker.rotated()
+            })?);
+        }
+        Ok(sets)
+    }
+
+    fn of(
+        algorithm: Algorithm,
+        ranks: usize,
+        dtype: DType,
+        make: impl FnOnce(&mut Maker) -> Result<()>,
+    ) -> Result<Self> {
+        let name = format!("{}_{dtype}_sum_w{ranks}", algorithm.kernel_name());
+        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks)?, &name)?;
+        let roles = Roles::of(&entry, algorithm).with_context(|| format!("the shape of {name}"))?;
+        let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
+        make(&mut maker).with_context(|| format!("mutants of {name}"))?;
+        let mutants = maker.made;
+        let halfway = match roles.barriers.get(2) {
+            Some(&barrier) => {
+                let ends = [Edit { at: barrier, with: vec!["\tret;".to_owned()] }];
+                Module::parse(&entry.render(&ends))?.kernel(&name)
+            }
+            None => None,
+        };
+        Ok(Self { entry, name, algorithm, ranks, halfway, troubled: dtype == DType::Bf16, mutants })
+    }
+
+    /// Runs a mutant on the seeds from 1 to `seeds` until it is killed.
+    ///
+    /// # Errors
+    /// If it is no PTX.
+    pub fn judge(&self, mutant: &Mutant, seeds: u64) -> Result<Verdict> {
+        let text = self.entry.render(&mutant.edits);
+        let understood = || format!("{} is not understood", mutant.name);
+        let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
+        let module = Module::parse(&text).with_context(understood)?;
+        let kernel = module.kernel(&self.name).with_context(understood)?;
+        let stage = |halfway| {
+            let (kernel, algorithm, ranks) = (&kernel, self.algorithm, self.ranks);
+            Stage { kernel, algorithm, ranks, halfway, queued: false }
+        };
+        let early = self.troubled.then(|| Trouble::ALL.map(|trouble| (trouble, None)));
+        let late = self.halfway.as_ref().filter(|_| self.troubled);
+        let late = late.map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
+        let troubles: Vec<_> = early.into_iter().chain(late).flatten().collect();
+        let options = Options { max_instructions: LONGEST, ..Options::default() };
+        let known = Known::of(&mutant.name, self.ranks);
+        let edit = mutant.edits.first();
+        let mut verdict = Verdict {
+            name: mutant.name.clone(),
+            ranks: self.ranks,
+            line: edit.map_or(0, |edit| self.entry.number(edit.at)),
+            before: edit.map_or(String::new(), |edit| tidy(&self.entry.lines[edit.at..=edit.at])),
+            after: edit.map_or(String::new(), |edit| tidy(&edit.with)),
+            killed_by: None,
+            while_: None,
+            seeds,
+            reason: known.map(|known| known.reason),
+            equivalent: known.is_some_and(|known| known.why == Why::Equivalent),
+            story: String::new(),
+        };
+        let mut dies = |failure: Failure, while_, seed| {
+            verdict.killed_by = Some(failure.name().to_owned());
+            verdict.while_ = Some(while_);
+            verdict.seeds = seed;
+            verdict.story = failure.to_string();
+        };
+        'seeds: for seed in 1..=seeds {
+            if let Err(failure) = kernels.play(seed, options)? {
+                dies(failure, "calls in a row", seed);
+                break;
+            }
+            for &(trouble, halfway) in &troubles {
+                if halfway.is_some() && trouble == Trouble::Mismatch {
+                    continue;
+                }
+                if let Err(failure) = stage(halfway).play(trouble, seed, options) {
+                    dies(failure, trouble.name(), seed);
+                    break 'seeds;
+                }
+            }
+        }
+        Ok(verdict)
+    }
+}
+
+fn tidy(lines: &[String]) -> String {
+    let lines: Vec<String> =
+        lines.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    lines.join(" ")
+}
+
+/// Judges all mutants of all sets whose names contain `filter`, on all cores; in order.
+///
+/// # Errors
+/// If one is no PTX.
+pub fn judge_all(sets: &[Set], filter: &str, seeds: u64, done: impl Fn(&Verdict) + Sync) -> Result<Vec<Verdict>> {
+    let work: Vec<(&Set, &Mutant)> = sets
+        .iter()
+        .flat_map(|set| set.mutants.iter().map(move |mutant| (set, mutant)))
+        .filter(|(_, mutant)| mutant.name.contains(filter))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let verdicts: Mutex<Vec<(usize, Result<Verdict>)>> = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((set, mutant)) = work.get(next.load(Ordering::Relaxed)).and_then(|_| {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    work.get(at).map(|&(set, mutant)| ((set, at), mutant))
+                }) {
+                    let (set, at) = set;
+                    let verdict = set.judge(mutant, seeds);
+                    if let Ok(verdict) = &verdict {
+                        done(verdict);
+                    }
+                    verdicts.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((at, verdict));
+                }
+            });
+        }
+    });
+    let mut verdicts = verdicts.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    verdicts.sort_by_key(|(at, _)| *at);
+    verdicts.into_iter().map(|(_, verdict)| verdict).collect()
+}
+
+/// How many mutants there were.
+pub fn count(sets: &[Set], filter: &str) -> usize {
+    sets.iter().flat_map(|set| &set.mutants).filter(|mutant| mutant.name.contains(filter)).count()
+}

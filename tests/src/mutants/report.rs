@@ -1,0 +1,203 @@
+//! The command: what a person or a program reads.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use meshreduce_wire::Algorithm;
+use serde::Serialize;
+
+use super::{Set, Verdict, count, judge_all};
+
+/// Seeds, if the command line does not say how many; what CI runs.
+pub const SEEDS: u64 = 40;
+/// Least share of the mutants that are not equivalent, in percent, that must be killed.
+const LEAST: f64 = 95.0;
+
+/// Changes the shipped kernels in one place at a time and lets the adversary find out.
+#[derive(Args)]
+pub struct Mutants {
+    /// One algorithm only; else one-shot and two-shot
+    #[arg(long)]
+    algorithm: Option<Which>,
+    /// Ranks, for one-shot and two-shot: each of these
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
+    ranks: Vec<usize>,
+    /// A mutant must die within these
+    #[arg(long, default_value_t = SEEDS)]
+    seeds: u64,
+    /// Only mutants whose names contain this
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print Markdown
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
+    /// Tell how each mutant died
+    #[arg(long)]
+    stories: bool,
+}
+
+/// Names of algorithms on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Which {
+    OneShot,
+    TwoShot,
+    HybridCubeMesh,
+    All,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    mutants: usize,
+    equivalent: usize,
+    killed: usize,
+    survived: usize,
+    killed_percent: f64,
+    seeds: u64,
+    most_seeds: u64,
+    seconds: f64,
+    ok: bool,
+}
+
+impl Mutants {
+    /// Runs, and says whether all is as it must be.
+    ///
+    /// # Errors
+    /// If a mutation does not apply.
+    pub fn run(&self) -> Result<bool> {
+        let algorithms: &[Algorithm] = match self.algorithm {
+            None => &[Algorithm::OneShot, Algorithm::TwoShot],
+            Some(Which::OneShot) => &[Algorithm::OneShot],
+            Some(Which::TwoShot) => &[Algorithm::TwoShot],
+            Some(Which::HybridCubeMesh) => &[Algorithm::HybridCubeMesh],
+            Some(Which::All) => &[Algorithm::OneShot, Algorithm::TwoShot, Algorithm::HybridCubeMesh],
+        };
+        let mut sets = Vec::new();
+        for &algorithm in algorithms {
+            match algorithm {
+                Algorithm::HybridCubeMesh => sets.extend(Set::all(algorithm, 8)?),
+                _ => {
+                    for &ranks in &self.ranks {
+                        sets.extend(Set::all(algorithm, ranks)?);
+                    }
+                }
+            }
+        }
+        let begin = Instant::now();
+        let total = count(&sets, &self.filter);
+        ensure!(total > 0, "there is no mutant with '{}' in its name", self.filter);
+        let bar = ProgressBar::new(total as u64);
+        if self.json {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let verdicts = judge_all(&sets, &self.filter, self.seeds, |verdict| {
+            bar.set_message(verdict.name.clone());
+            bar.inc(1);
+        })?;
+        bar.finish_and_clear();
+        let totals = self.totals(&verdicts, begin.elapsed().as_secs_f64());
+        if self.json {
+            let all = serde_json::json!({ "totals": totals, "mutants": verdicts });
+            println!("{}", serde_json::to_string_pretty(&all)?);
+        } else if self.markdown {
+            print!("{}", markdown(&verdicts, &totals));
+        } else {
+            println!("{}", table(&verdicts));
+            println!("{}", sentence(&totals));
+        }
+        if self.stories && !self.json {
+            for verdict in verdicts.iter().filter(|verdict| !verdict.story.is_empty()) {
+                println!("\n{}, {} ranks\n{}", verdict.name, verdict.ranks, verdict.story);
+            }
+        }
+        for verdict in verdicts.iter().filter(|verdict| !verdict.is_expected()) {
+            match &verdict.killed_by {
+                Some(by) => eprintln!(
+                    "{}, {} ranks: listed as a survivor, but killed by {by} (seed {})\n{}",
+                    verdict.name, verdict.ranks, verdict.seeds, verdict.story
+                ),
+                None => eprintln!("{}, {} ranks: survived {} seeds", verdict.name, verdict.ranks, verdict.seeds),
+            }
+        }
+        Ok(totals.ok)
+    }
+
+    fn totals(&self, verdicts: &[Verdict], seconds: f64) -> Totals {
+        let equivalent = verdicts.iter().filter(|verdict| verdict.equivalent).count();
+        let real = verdicts.iter().filter(|verdict| !verdict.equivalent);
+        let killed = real.clone().filter(|verdict| verdict.killed_by.is_some());
+        let most_seeds = killed.clone().map(|verdict| verdict.seeds).max().unwrap_or(0);
+        let (killed, real) = (killed.count(), real.count());
+        let killed_percent = if real == 0 { 100.0 } else { 100.0 * killed as f64 / real as f64 };
+        Totals {
+            mutants: verdicts.len(),
+            equivalent,
+            killed,
+            survived: real - killed,
+            killed_percent,
+            seeds: self.seeds,
+            most_seeds,
+            seconds,
+            ok: killed_percent >= LEAST && verdicts.iter().all(Verdict::is_expected),
+        }
+    }
+}
+
+fn sentence(totals: &Totals) -> String {
+    let Totals { mutants, equivalent, killed, survived, killed_percent, seeds, most_seeds, seconds, .. } = totals;
+    format!(
+        "{mutants} mutants: {equivalent} equivalent, {killed} killed ({killed_percent:.1} % of those that are not \
+         equivalent), {survived} survived; of {seeds} seeds the slowest death took {most_seeds}; {seconds:.0} s"
+    )
+}
+
+fn row(verdict: &Verdict) -> [String; 6] {
+    let by = match (&verdict.killed_by, verdict.reason) {
+        (Some(by), _) => format!("{by} ({})", verdict.while_.unwrap_or("")),
+        (None, Some(reason)) if verdict.equivalent => format!("equivalent: {reason}"),
+        (None, Some(reason)) => format!("survives: {reason}"),
+        (None, None) => "SURVIVED".to_owned(),
+    };
+    let change = match (verdict.before.as_str(), verdict.after.as_str()) {
+        ("", _) => String::new(),
+        (before, "") => format!("{before} -> nothing"),
+        (before, after) => format!("{before} -> {after}"),
+    };
+    let line = if verdict.line == 0 { String::new() } else { verdict.line.to_string() };
+    [verdict.name.clone(), verdict.ranks.to_string(), line, change, by, verdict.seeds.to_string()]
+}
+
+const HEADER: [&str; 6] = ["mutant", "ranks", "line", "change", "killed by (while)", "seeds"];
+
+fn table(verdicts: &[Verdict]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(HEADER);
+    for verdict in verdicts {
+        let mut row = row(verdict);
+        // A long change is cut here; JSON and Markdown have it whole.
+        if row[3].chars().count() > 60 {
+            row[3] = row[3].chars().take(57).collect::<String>() + "...";
+        }
+        table.add_row(row);
+    }
+    table
+}
+
+fn markdown(verdicts: &[Verdict], totals: &Totals) -> String {
+    let mut text = format!("| {} |\n|{}\n", HEADER.join(" | "), "---|".repeat(HEADER.len()));
+    for verdict in verdicts {
+        let mut row = row(verdict);
+        if !row[3].is_empty() {
+            row[3] = format!("`{}`", row[3].replace('|', "\\|"));
+        }
+        text += &format!("| {} |\n", row.join(" | "));
+    }
+    text + "\n" + &sentence(totals) + "\n"
+}
