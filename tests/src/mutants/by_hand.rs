@@ -123,7 +123,8 @@ impl Maker<'_> {
                 vec![Edit { at: phase.signal, with: byte }],
             );
             let slot = entry.operands(phase.looks[0])[1].to_owned();
-            let cleared = ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
+            let cleared =
+                ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
             let claimed = phase.descriptor_read.map_or_else(
                 || entry.next(phase.looks[1], "setp.eq.b32", 30),
                 |read| Ok(entry.before(read, "add.s64", 4)?),
@@ -167,7 +168,8 @@ impl Maker<'_> {
         let grid = entry.one("%nctaid.x")?;
         let threads = entry.operands(entry.one("%ntid.x")?)[0].to_owned();
         let stride = entry.next(grid, "mul.lo.s32", 3)?;
-        let (register, rank) = (entry.operands(stride)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
+        let (register, rank) =
+            (entry.operands(stride)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
         let alone = [
             format!("\tsetp.eq.u32 %mp0, {rank}, 0;"),
             format!("\tselp.b32 {register}, {threads}, {register}, %mp0;"),

@@ -11,7 +11,7 @@ pub enum Why {
 
 /// A mutant that is expected to survive.
 pub struct Known {
-    /// The name behind the algorithm, or the whole of it.
+    /// The whole name, or what stands behind the algorithm, or behind the phase.
     pub name: &'static str,
     /// The only number of ranks for which it is meant, if there is one.
     pub ranks: Option<usize>,
@@ -25,8 +25,10 @@ impl Known {
     /// The entry for a mutant, if it is listed.
     pub fn of(name: &str, ranks: usize) -> Option<&'static Self> {
         let short = name.split_once('/').map_or(name, |(_, short)| short);
+        let any_phase = ["gather-", "relay-"].iter().find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
-            [name, short].contains(&known.name) && known.ranks.is_none_or(|only| only == ranks)
+            [name, short, any_phase.unwrap_or(short)].contains(&known.name)
+                && known.ranks.is_none_or(|only| only == ranks)
         })
     }
 }
@@ -35,6 +37,58 @@ const fn equivalent(name: &'static str, reason: &'static str) -> Known {
     Known { name, ranks: None, why: Why::Equivalent, reason }
 }
 
-static KNOWN: &[Known] = &[
+const BY_SIGNAL: &str =
+    "the signal orders it: the same threads write it before a release and read it behind the acquire";
+const ONE_DEVICE: &str = "a scope within one device: the owner's kernels alone touch it";
+const ELECTS: &str = "the claim elects a block and hands nothing over; what follows is the winner's alone";
+const WHOLE: &str = "an abort word says all by itself; the record has its own release";
+const LAST: &str =
+    "the count orders it behind all others' counts, and the next launch begins when this one is over";
+const NOT_AHEAD: &str =
+    "a peer ends the call only when every block here has given its second signal, behind this wait";
+
+/// All of them.
+pub static KNOWN: &[Known] = &[
     equivalent("unchanged", "the shipped text"),
+    equivalent("unchanged-f32", "the shipped text"),
+    equivalent("descriptor-store-gpu", BY_SIGNAL),
+    equivalent("descriptor-store-cta", BY_SIGNAL),
+    equivalent("descriptor-store-weak", BY_SIGNAL),
+    equivalent("descriptor-read-gpu", BY_SIGNAL),
+    equivalent("descriptor-read-cta", BY_SIGNAL),
+    equivalent("descriptor-read-weak", BY_SIGNAL),
+    equivalent("claim-relaxed", ELECTS),
+    equivalent("claim-acquire", ELECTS),
+    equivalent("claim-release", ELECTS),
+    equivalent("claim-gpu", ONE_DEVICE),
+    equivalent("own-abort-relaxed", WHOLE),
+    equivalent("peer-abort-relaxed", WHOLE),
+    equivalent("exits-gpu", ONE_DEVICE),
+    equivalent("exits-reset-gpu", ONE_DEVICE),
+    equivalent("exits-reset-cta", LAST),
+    equivalent("exits-reset-weak", LAST),
+    equivalent("two_shot/wait-for-equal-epoch", NOT_AHEAD),
+    equivalent(
+        "two_shot/gather-wait-for-equal-epoch",
+        "a peer gives the next second signal only behind the next first one from here",
+    ),
+    equivalent("two_shot/descriptor-one-slot", NOT_AHEAD),
+    equivalent(
+        "two_shot/known-5-flag-cleared-by-the-reader",
+        "the slot is cleared before the second signal, without which the peer cannot write it again",
+    ),
+    equivalent(
+        "two_shot/known-5-gather-flag-cleared-by-the-reader",
+        "the slot is cleared before the next call's first signal, without which the peer cannot write it again",
+    ),
+    Known {
+        name: "flag-weak",
+        ranks: Some(2),
+        why: Why::Equivalent,
+        reason: "of two ranks, one thread of a block waits: there is no second writer",
+    },
+    equivalent(
+        "hybrid_cube_mesh/relay-flag-weak",
+        "one thread of a block waits for the relay: there is no second writer",
+    ),
 ];

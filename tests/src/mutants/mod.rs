@@ -14,8 +14,8 @@ pub mod roles;
 pub mod stage;
 pub mod text;
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use meshreduce_emulator::exec::adversary::Options;
@@ -74,8 +74,8 @@ pub struct Set {
     name: String,
     algorithm: Algorithm,
     ranks: usize,
-    /// The shipped kernel, but it ends behind the first phase, where there is a second.
-    halfway: Option<Arc<Kernel>>,
+    /// The barrier that begins the second phase, where there is one.
+    second: Option<usize>,
     /// Whether calls that cannot end well are played, too.
     troubled: bool,
     /// The mutants, the unchanged text first.
@@ -114,14 +114,21 @@ impl Set {
         let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
         make(&mut maker).with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
-        let halfway = match roles.barriers.get(2) {
-            Some(&barrier) => {
-                let ends = [Edit { at: barrier, with: vec!["\tret;".to_owned()] }];
-                Module::parse(&entry.render(&ends))?.kernel(&name)
-            }
-            None => None,
-        };
-        Ok(Self { entry, name, algorithm, ranks, halfway, troubled: dtype == DType::Bf16, mutants })
+        let second = roles.barriers.get(2).copied();
+        Ok(Self { entry, name, algorithm, ranks, second, troubled: dtype == DType::Bf16, mutants })
+    }
+
+    /// The text of a mutant, this kernel alone.
+    pub fn render(&self, mutant: &Mutant) -> String {
+        self.entry.render(&mutant.edits)
+    }
+
+    /// The mutant as dead ranks run it: it ends where the second phase begins.
+    fn halfway(&self, mutant: &Mutant) -> Result<Option<Arc<Kernel>>> {
+        let Some(at) = self.second else { return Ok(None) };
+        let others = mutant.edits.iter().filter(|edit| edit.at != at).cloned();
+        let edits: Vec<Edit> = others.chain([Edit { at, with: vec!["\tret;".to_owned()] }]).collect();
+        Ok(Module::parse(&self.entry.render(&edits))?.kernel(&self.name))
     }
 
     /// Runs a mutant on the seeds from 1 to `seeds` until it is killed.
@@ -129,7 +136,7 @@ impl Set {
     /// # Errors
     /// If it is no PTX.
     pub fn judge(&self, mutant: &Mutant, seeds: u64) -> Result<Verdict> {
-        let text = self.entry.render(&mutant.edits);
+        let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
         let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
         let module = Module::parse(&text).with_context(understood)?;
@@ -139,8 +146,11 @@ impl Set {
             Stage { kernel, algorithm, ranks, halfway, queued: false }
         };
         let early = self.troubled.then(|| Trouble::ALL.map(|trouble| (trouble, None)));
-        let late = self.halfway.as_ref().filter(|_| self.troubled);
-        let late = late.map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
+        let halfway = self.halfway(mutant)?;
+        let late = halfway
+            .as_ref()
+            .filter(|_| self.troubled)
+            .map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
         let troubles: Vec<_> = early.into_iter().chain(late).flatten().collect();
         let options = Options { max_instructions: LONGEST, ..Options::default() };
         let known = Known::of(&mutant.name, self.ranks);
@@ -193,7 +203,12 @@ fn tidy(lines: &[String]) -> String {
 ///
 /// # Errors
 /// If one is no PTX.
-pub fn judge_all(sets: &[Set], filter: &str, seeds: u64, done: impl Fn(&Verdict) + Sync) -> Result<Vec<Verdict>> {
+pub fn judge_all(
+    sets: &[Set],
+    filter: &str,
+    seeds: u64,
+    done: impl Fn(&Verdict) + Sync,
+) -> Result<Vec<Verdict>> {
     let work: Vec<(&Set, &Mutant)> = sets
         .iter()
         .flat_map(|set| set.mutants.iter().map(move |mutant| (set, mutant)))

@@ -30,8 +30,7 @@ impl Maker<'_> {
 
     /// Adds a mutant in which `from` becomes `to` at every one of `places`.
     fn turn(&mut self, name: impl AsRef<str>, places: &[usize], from: &str, to: &str) -> Result<()> {
-        let edits: Result<Vec<Edit>> =
-            places.iter().map(|&at| self.entry.replaced(at, from, to)).collect();
+        let edits: Result<Vec<Edit>> = places.iter().map(|&at| self.entry.replaced(at, from, to)).collect();
         let edits = edits.with_context(|| name.as_ref().to_owned())?;
         self.add(name, edits);
         Ok(())
@@ -84,8 +83,11 @@ impl Maker<'_> {
         self.add("advance-by-two", vec![entry.preceded(roles.advance, &twice)]);
         let last = entry.next(roles.exits, "add.s32", 3)?;
         self.add("exits-one-block-early", vec![entry.replaced(last, ", -1;", ", -2;")?]);
+        let noted = entry.next(roles.entry_poll, "st.relaxed.cta.shared.u32", 3)?;
+        self.add("entry-flag-dropped", vec![entry.dropped(noted)]);
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);
-        for (at, &barrier) in roles.barriers.iter().enumerate() {
+        // The barriers before signals are left out by hand.
+        for (at, &barrier) in roles.barriers.iter().enumerate().skip(1).step_by(2) {
             self.add(format!("barrier-{at}-dropped"), vec![entry.dropped(barrier)]);
         }
         self.data()
@@ -150,8 +152,11 @@ impl Maker<'_> {
         self.add(name("wait-for-one-peer-less"), vec![spare(first), spare(again)]);
         let equal = |look| {
             let at = entry.next(look, &format!(", {epoch};"), 3)?;
-            let (from, to) =
-                if entry.lines[at].contains("setp.lt") { ("setp.lt", "setp.ne") } else { ("setp.ge", "setp.eq") };
+            let (from, to) = if entry.lines[at].contains("setp.lt") {
+                ("setp.lt", "setp.ne")
+            } else {
+                ("setp.ge", "setp.eq")
+            };
             entry.replaced(at, from, to)
         };
         self.add(name("wait-for-equal-epoch"), vec![equal(first)?, equal(again)?]);
@@ -224,8 +229,12 @@ impl Maker<'_> {
         self.add(name("valid-dropped"), vec![entry.dropped(phase.valid)]);
         self.add(name("record-dropped"), vec![entry.dropped(phase.record)]);
         let late = [entry.lines[phase.record].clone()];
-        self.add(name("record-after-valid"), vec![entry.dropped(phase.record), entry.followed(phase.valid, &late)]);
+        self.add(
+            name("record-after-valid"),
+            vec![entry.dropped(phase.record), entry.followed(phase.valid, &late)],
+        );
         self.add(name("flag-dropped"), vec![entry.dropped(phase.flag)]);
+        self.add(name("flag-weak"), vec![entry.replaced(phase.flag, ".relaxed.cta", "")?]);
         Ok(())
     }
 
@@ -243,7 +252,6 @@ impl Maker<'_> {
             self.add(format!("{role}-store-{at}-dropped"), vec![entry.dropped(store)]);
             self.add(format!("{role}-store-{at}-next-vector"), vec![entry.moved(store, 16)?]);
         }
-        self.add("half-always-0", vec![entry.constant(roles.half_distance, "0")]);
         let block = entry.operands(roles.parity)[1].to_owned();
         let parity = entry.operands(roles.parity)[0].to_owned();
         let by_block = vec![

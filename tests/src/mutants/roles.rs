@@ -91,7 +91,10 @@ impl Roles {
         let descriptors = entry.all("st.relaxed.sys.global.u64");
         let descriptor_reads = entry.all("ld.relaxed.sys.global.u64");
         ensure!(descriptors.len() == descriptor_reads.len(), "descriptors written and read");
-        ensure!(descriptors.len() == if algorithm == Algorithm::HybridCubeMesh { 2 } else { 1 }, "descriptors");
+        ensure!(
+            descriptors.len() == if algorithm == Algorithm::HybridCubeMesh { 2 } else { 1 },
+            "descriptors"
+        );
         let mut phases = Vec::new();
         for (phase, prefix) in prefixes.iter().enumerate() {
             let [own_abort, peer_abort, valid] = [0, 1, 2].map(|at| aborts[3 * phase + at]);
@@ -132,8 +135,11 @@ impl Roles {
         let number = entry.operands(call_number[0])[0].to_owned();
         let stores = entry.all("st.global.v4.u32");
         let early = |at: &usize| *at < barriers[0];
-        let peer_pads: Vec<usize> =
-            entry.all("+0];").into_iter().filter(|at| early(at) && entry.lines[*at].contains("ld.global.nc.u64")).collect();
+        let peer_pads: Vec<usize> = entry
+            .all("+0];")
+            .into_iter()
+            .filter(|at| early(at) && entry.lines[*at].contains("ld.global.nc.u64"))
+            .collect();
         ensure!(!peer_pads.is_empty(), "the address of the peer's pad");
         let (staging_stores, result_stores) = stores.into_iter().partition(early);
         Ok(Self {

@@ -1,0 +1,126 @@
+//! Mutants of the shipped kernels against the adversary: every mutation applies, and some of each sort do what the list
+//! says. `cargo xtask mutants` runs them all.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+
+use meshreduce_emulator::exec::adversary::Options;
+use meshreduce_emulator::ptx::Module;
+use meshreduce_tests::adversary::Kernels;
+use meshreduce_tests::mutants::known::KNOWN;
+use meshreduce_tests::mutants::stage::{Stage, Trouble};
+use meshreduce_tests::mutants::{Set, Verdict, judge_all};
+use meshreduce_wire::Algorithm;
+
+fn sets() -> Vec<Set> {
+    let all = [
+        (Algorithm::OneShot, 2),
+        (Algorithm::OneShot, 3),
+        (Algorithm::TwoShot, 2),
+        (Algorithm::TwoShot, 3),
+        (Algorithm::HybridCubeMesh, 8),
+    ];
+    all.into_iter().flat_map(|(algorithm, ranks)| Set::all(algorithm, ranks).unwrap()).collect()
+}
+
+fn judge(filter: &str, seeds: u64) -> Vec<Verdict> {
+    let verdicts = judge_all(&sets(), filter, seeds, |_| ()).unwrap();
+    assert!(!verdicts.is_empty(), "no mutant is called {filter}");
+    verdicts
+}
+
+fn assert_killed(filter: &str, seeds: u64, by: &[&str]) {
+    for Verdict { name, ranks, killed_by, story, .. } in judge(filter, seeds) {
+        let killed_by = killed_by.unwrap_or_else(|| panic!("{name}, {ranks} ranks: survived"));
+        assert!(by.contains(&killed_by.as_str()), "{name}, {ranks} ranks: {killed_by}\n{story}");
+    }
+}
+
+#[test]
+fn every_mutation_applies_and_has_a_name_of_its_own() {
+    for set in sets() {
+        let mut names = BTreeSet::new();
+        for mutant in &set.mutants {
+            assert!(names.insert(&mutant.name), "{} twice", mutant.name);
+            let text = set.render(mutant);
+            Module::parse(&text).unwrap_or_else(|error| panic!("{}: {error}", mutant.name));
+            let unchanged = mutant.edits.is_empty();
+            assert_eq!(unchanged, mutant.name.contains("/unchanged"), "{}", mutant.name);
+            assert!(unchanged || text != set.render(&set.mutants[0]), "{} changes nothing", mutant.name);
+        }
+    }
+}
+
+#[test]
+fn every_survivor_of_the_list_is_a_mutant() {
+    let names: Vec<String> =
+        sets().iter().flat_map(|set| &set.mutants).map(|mutant| mutant.name.clone()).collect();
+    for known in KNOWN {
+        assert!(names.iter().any(|name| name.ends_with(known.name)), "no mutant is called {}", known.name);
+    }
+}
+
+#[test]
+fn the_shipped_text_survives() {
+    for verdict in judge("/unchanged", 20) {
+        assert_eq!(verdict.killed_by, None, "{}, {} ranks: {}", verdict.name, verdict.ranks, verdict.story);
+    }
+}
+
+#[test]
+fn a_signal_without_release_is_a_race() {
+    // A stale descriptor beside it may be noticed first.
+    assert_killed(
+        "signal-store-relaxed",
+        30,
+        &["data race", "kernel gave up", "buffer handed back too early"],
+    );
+}
+
+#[test]
+fn one_half_of_staging_is_handed_back_too_early() {
+    assert_killed("known-2-", 30, &["buffer handed back too early", "data race"]);
+}
+
+#[test]
+fn flags_of_two_widths_are_found() {
+    assert_killed("flag-part-of-a-word", 30, &["mixed-size flag"]);
+}
+
+#[test]
+fn a_record_that_is_not_released_races_with_the_host() {
+    assert_killed("valid-relaxed", 30, &["data race"]);
+    assert_killed("record-after-valid", 30, &["data race"]);
+}
+
+#[test]
+fn without_a_deadline_a_dead_peer_is_waited_for_for_ever() {
+    assert_killed("deadline-dropped", 30, &["starvation", "different barrier counts"]);
+}
+
+#[test]
+fn an_equivalent_mutant_survives() {
+    for verdict in judge("exits-reset-weak", 20) {
+        assert!(verdict.equivalent && verdict.is_expected(), "{}: {}", verdict.name, verdict.story);
+    }
+}
+
+/// A rank that gives up has told its peers before that its data is there. The call that is queued behind stages over it
+/// before it looks at the abort word, while a slow peer still reads it: that peer's call ends well with a wrong result.
+#[test]
+#[ignore = "the shipped kernels stage before they know whether the channel has failed"]
+fn a_call_behind_a_failed_one_leaves_staging_alone() {
+    for (algorithm, ranks) in [(Algorithm::OneShot, 2), (Algorithm::TwoShot, 2), (Algorithm::OneShot, 3)] {
+        let text = Kernels::shipped_text(algorithm, ranks).unwrap();
+        let name = format!("{}_bf16_sum_w{ranks}", algorithm.kernel_name());
+        let kernel = Module::parse(&text).unwrap().kernel(&name).unwrap();
+        let stage = Stage { kernel: &kernel, algorithm, ranks, halfway: None, queued: true };
+        for seed in 1..=300 {
+            for trouble in Trouble::ALL {
+                if let Err(failure) = stage.play(trouble, seed, Options::default()) {
+                    panic!("{name}, seed {seed}, {}: {failure}", trouble.name());
+                }
+            }
+        }
+    }
+}
