@@ -89,8 +89,9 @@ fn flags_of_two_widths_are_found() {
 
 #[test]
 fn a_record_that_is_not_released_races_with_the_host() {
-    assert_killed("valid-relaxed", 30, &["data race"]);
-    assert_killed("record-after-valid", 30, &["data race"]);
+    assert_killed("valid-relaxed", 30, &["data race", "buffer handed back too early"]);
+    // Launches are counted by device, so the host's reading may look like one of an earlier launch.
+    assert_killed("record-after-valid", 30, &["data race", "buffer handed back too early"]);
 }
 
 #[test]
