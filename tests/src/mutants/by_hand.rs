@@ -127,7 +127,7 @@ impl Maker<'_> {
                 ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
             let claimed = phase.descriptor_read.map_or_else(
                 || entry.next(phase.looks[1], "setp.eq.b32", 30),
-                |read| Ok(entry.before(read, "add.s64", 4)?),
+                |read| entry.before(read, "add.s64", 4),
             )?;
             self.add(
                 format!("known-5-{prefix}flag-cleared-by-the-reader"),

@@ -232,8 +232,8 @@ impl Stage<'_> {
             let bytes = session.read(address, 8);
             bytes.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte))
         };
-        for rank in 0..self.ranks {
-            let own = segments[rank] + layout.pad(0);
+        for (rank, segment) in segments.iter().enumerate() {
+            let own = segment + layout.pad(0);
             let abort = AbortWord::decode(word(own + pad::ABORT) as u32);
             let told = (0..self.ranks).any(|from| live(from) && self.maps(from, rank));
             if told && abort.is_none_or(|abort| abort.kind != trouble.kind()) {
