@@ -414,7 +414,7 @@ impl Model {
             let parts = (0..8).map(|bit| 1u8 << bit).filter(|bit| !one && bit & written != 0);
             for mask in one.then_some(written).into_iter().chain(parts) {
                 cell.last(mask, candidates);
-                let at = (u64::from(random.next_u32()) * candidates.len() as u64 >> 32) as usize;
+                let at = ((u64::from(random.next_u32()) * candidates.len() as u64) >> 32) as usize;
                 if let Some(Some(index)) = candidates.get(at) {
                     value = value & !bits_of(mask) | cell.writes[*index].value & bits_of(mask);
                 }

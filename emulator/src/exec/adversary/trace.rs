@@ -82,7 +82,7 @@ impl Trace {
         let mut lines: Vec<(Step, u32)> = Vec::new();
         for step in all {
             let concerned = words.contains(&step.word) || step.strong && threads.contains(&step.who.event.0);
-            if !concerned && !(threads.is_empty() && words.is_empty()) {
+            if !concerned {
                 continue;
             }
             // A wait reads a few words in turn.
