@@ -108,13 +108,15 @@ impl Driver {
             targets.push(self.branch(&nodes[first].context)?);
         }
 
-        // A failed context takes nothing, and counts what it is given as reached. The first failure is the answer;
-        // everything else is submitted all the same, so that nobody waits for what never comes.
-        let mut outcome = Ok(());
-        let mut submit = |chain: usize, op| outcome = outcome.and(self.submit(&targets[chain], op));
+        // A failed context takes nothing, and counts what it is given as reached. The answer is whether it had failed
+        // before this launch: a fault in a branch that already runs belongs to the work, and the next call tells of
+        // it. Everything is submitted all the same, so that nobody waits for what never comes.
         let wait = |(event, number): &(Arc<Event>, u64)| Op::Wait(Arc::clone(event), *number);
         let record = |(event, number): &(Arc<Event>, u64)| Op::Record(Arc::clone(event), *number);
-        submit(0, Op::Wait(Arc::clone(&launched), launched.recorded()));
+        let outcome = self.submit(&targets[0], Op::Wait(Arc::clone(&launched), launched.recorded()));
+        let submit = |chain: usize, op| {
+            let _ = self.submit(&targets[chain], op);
+        };
         let start = mark();
         submit(0, record(&start));
         (1..targets.len()).for_each(|chain| submit(chain, wait(&start)));
