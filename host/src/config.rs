@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meshreduce_wire::Algorithm;
 
-use crate::topology::Topology;
+use crate::topology::{Mesh, Topology};
 
 /// The longest message that each algorithm takes, in bytes, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,7 @@ impl Limits {
 pub struct Config {
     pub(crate) enabled: bool,
     pub(crate) forced_topology: Option<Topology>,
+    pub(crate) assumed_links: Option<Mesh>,
     pub(crate) forced_algorithm: Option<Algorithm>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) timeout: Duration,
@@ -67,6 +68,7 @@ impl Default for Config {
         Self {
             enabled: true,
             forced_topology: None,
+            assumed_links: None,
             forced_algorithm: None,
             deadline: Some(Duration::from_secs(30)),
             timeout: Duration::from_secs(30),
@@ -158,6 +160,14 @@ impl Config {
         self
     }
 
+    /// Takes the links between the ranks' devices for these, whatever NVML says of them: tests of an algorithm on a
+    /// machine whose links would not allow it, such as the hybrid cube mesh between ranks that share a device. The
+    /// devices must still be able to access each other's memory. `None`: as they are.
+    pub fn assume_links(mut self, links: Option<Mesh>) -> Self {
+        self.assumed_links = links;
+        self
+    }
+
     /// Uses one algorithm for every message. `None`: by size.
     pub fn force_algorithm(mut self, algorithm: Option<Algorithm>) -> Self {
         self.forced_algorithm = algorithm;
@@ -177,7 +187,10 @@ impl Config {
         self
     }
 
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self, world_size: usize) -> Result<(), ConfigError> {
+        if let Some(links) = self.assumed_links.as_ref().filter(|links| links.size() != world_size) {
+            return Err(ConfigError::Links { ranks: links.size(), world_size });
+        }
         if !(1..=MAX_CHANNELS).contains(&self.channels) {
             return Err(ConfigError::Channels(self.channels));
         }
@@ -213,6 +226,14 @@ pub enum ConfigError {
     /// A deadline under a microsecond.
     #[error("the deadline must be at least a microsecond; `None` is no deadline")]
     Deadline,
+    /// The links that are to be assumed are those of another number of ranks.
+    #[error("the links to be assumed are those of {ranks} ranks, but there are {world_size}")]
+    Links {
+        /// Ranks that the links are of.
+        ranks: usize,
+        /// Ranks there are.
+        world_size: usize,
+    },
     /// All limits are 0, or one is beyond 1 GiB.
     #[error("the longest message would be {0} bytes: there must be 1 to {MAX_LIMIT}")]
     Limit(u64),
@@ -257,12 +278,16 @@ mod tests {
 
     #[test]
     fn impossible_settings_are_refused() {
-        assert_eq!(Config::default().check(), Ok(()));
-        assert_eq!(Config::default().channels(0).check(), Err(ConfigError::Channels(0)));
-        assert_eq!(Config::default().channels(65).check(), Err(ConfigError::Channels(65)));
-        assert_eq!(Config::default().deadline(Some(Duration::ZERO)).check(), Err(ConfigError::Deadline));
-        assert_eq!(Config::default().deadline(None).check(), Ok(()));
+        assert_eq!(Config::default().check(2), Ok(()));
+        assert_eq!(Config::default().channels(0).check(2), Err(ConfigError::Channels(0)));
+        assert_eq!(Config::default().channels(65).check(2), Err(ConfigError::Channels(65)));
+        assert_eq!(Config::default().deadline(Some(Duration::ZERO)).check(2), Err(ConfigError::Deadline));
+        assert_eq!(Config::default().deadline(None).check(2), Ok(()));
         let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };
-        assert_eq!(Config::default().limits(none).check(), Err(ConfigError::Limit(0)));
+        assert_eq!(Config::default().limits(none).check(2), Err(ConfigError::Limit(0)));
+        let links = Mesh::from_links(2, vec![0, 1, 1, 0]);
+        assert_eq!(Config::default().assume_links(links.clone()).check(2), Ok(()));
+        let wrong = ConfigError::Links { ranks: 2, world_size: 3 };
+        assert_eq!(Config::default().assume_links(links).check(3), Err(wrong));
     }
 }

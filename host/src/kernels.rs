@@ -3,13 +3,40 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use meshreduce_wire::{Algorithm, DType, MAX_THREADS, Op};
+use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
 use sha2::{Digest, Sha256};
 
 use crate::algorithms::{self, Description, Ground};
 use crate::config::Config;
 use crate::driver::{Function, Module, PrimaryContext};
 use crate::error::Error;
+
+/// A PTX text that this library contains: the kernels of one algorithm for one world size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShippedKernels {
+    /// Its algorithm.
+    pub algorithm: Algorithm,
+    /// The number of ranks that it is for.
+    pub world_size: usize,
+    /// The text.
+    pub ptx: &'static str,
+}
+
+/// Every PTX text that this library contains, for programs that look at them or compile them ahead of time.
+///
+/// ```
+/// let texts: Vec<_> = meshreduce::shipped_kernels().collect();
+/// assert!(texts.iter().all(|text| text.ptx.contains(".entry")));
+/// ```
+pub fn shipped_kernels() -> impl Iterator<Item = ShippedKernels> {
+    algorithms::SHIPPED.iter().flat_map(|description| {
+        (MIN_RANKS..=MAX_RANKS).filter_map(|world_size| {
+            let ptx = description.text(world_size)?;
+            Some(ShippedKernels { algorithm: description.algorithm, world_size, ptx })
+        })
+    })
+}
 
 /// A PTX text with the name it is spoken of by.
 #[derive(Clone, Debug)]

@@ -76,6 +76,7 @@ pub use communicator::{Communicator, launches};
 pub use config::{Config, ConfigError, Limits, MAX_CHANNELS};
 pub use element::{Bf16, Element, F16};
 pub use error::{CudaVersion, DriverError, Error};
+pub use kernels::{ShippedKernels, shipped_kernels};
 pub use launcher::{Launcher, LauncherError};
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{Outcome, Reason};

@@ -179,15 +179,17 @@ impl Seen {
         config: &Config,
     ) -> Result<Self, Error> {
         let fabric = Fabric::open(devices).and_then(|fabric| Ok((fabric.mesh()?, fabric)));
-        let (mesh, fabric) = match (fabric, config.forced_topology) {
-            (Ok((mesh, fabric)), _) => (mesh, Some(fabric)),
-            // Who forces the topology needs no NVML.
-            (Err(error), Some(_)) => {
-                tracing::info!(%error, "the topology is forced, and NVML does not tell the links");
+        let given = config.assumed_links.is_some() || config.forced_topology.is_some();
+        let (mesh, fabric) = match fabric {
+            Ok((mesh, fabric)) => (mesh, Some(fabric)),
+            // Who says what the links are needs no NVML.
+            Err(error) if given => {
+                tracing::info!(%error, "the topology is given, and NVML does not tell the links");
                 (Mesh::new(devices.len(), |_, _| 0), None)
             }
-            (Err(error), None) => return Err(error),
+            Err(error) => return Err(error),
         };
+        let mesh = config.assumed_links.clone().unwrap_or(mesh);
         let topology = config.forced_topology.unwrap_or_else(|| mesh.classify());
         let barred_from = mesh.barred_from(topology, rank, |peer| -> Result<bool, Error> {
             if devices[peer].uuid == devices[rank].uuid {

@@ -33,6 +33,10 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
         ("hybrid cube mesh limit", limits.hybrid_cube_mesh.to_string()),
         ("shared devices allowed", config.allow_shared_devices.to_string()),
         ("forced topology", optional(config.forced_topology.map(|topology| topology.to_string()))),
+        (
+            "assumed links",
+            optional(config.assumed_links.as_ref().map(|links| format!("{:?}", links.as_slice()))),
+        ),
         ("forced algorithm", optional(config.forced_algorithm.map(|algorithm| algorithm.to_string()))),
         ("first call number", config.first_call_number.to_string()),
         ("kernels", kernels.to_owned()),

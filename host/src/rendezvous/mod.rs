@@ -63,7 +63,7 @@ pub fn rendezvous(
     if rank >= world_size {
         return Err(Error::InvalidRank { rank, world_size });
     }
-    config.check()?;
+    config.check(world_size)?;
     if !(meshreduce_wire::MIN_RANKS..=meshreduce_wire::MAX_RANKS).contains(&world_size) {
         return Ok(Outcome::NotApplicable(Reason::WorldSize(world_size)));
     }

@@ -69,7 +69,9 @@ impl Mesh {
         Self { size, links: (0..size * size).map(entry).collect() }
     }
 
-    pub(crate) fn from_links(size: usize, links: Vec<u32>) -> Option<Self> {
+    /// The mesh of `size` ranks, at most 8, whose rows of link counts stand one behind the other in `links`. `None` if
+    /// they are not that many.
+    pub fn from_links(size: usize, links: Vec<u32>) -> Option<Self> {
         (size <= MAX_RANKS && links.len() == size * size).then_some(Self { size, links })
     }
 

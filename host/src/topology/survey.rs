@@ -93,7 +93,11 @@ impl Survey {
         let mesh = mesh(&devices, &links);
         let mut surveyed = Vec::with_capacity(devices.len());
         for (index, one) in visible.iter().enumerate() {
-            let can_access = |peer: &Device| Ok(one.can_access(peer.pci)?.unwrap_or(false));
+            // The driver is not asked about a device and itself, which is no question that it must answer.
+            let can_access = |peer: &Device| match *peer == devices[index] {
+                true => Ok(false),
+                false => Ok(one.can_access(peer.pci)?.unwrap_or(false)),
+            };
             surveyed.push(Surveyed {
                 ordinal: one.ordinal(),
                 name: one.name()?,
