@@ -148,11 +148,18 @@ fn address(generation: u64, rank: usize) -> std::io::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+
     use super::*;
+
+    /// A rendezvous that no other process knows of.
+    fn generation() -> u64 {
+        RandomState::new().build_hasher().finish()
+    }
 
     #[test]
     fn ranks_hear_each_other_and_name_who_is_silent() {
-        let generation = 0x7e57_0000_0000_0001 ^ u64::from(std::process::id());
+        let generation = generation();
         let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
         ranks[1].tell(Stage::Gone);
         ranks[2].tell(Stage::Quiet);
@@ -164,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_is_gone_is_no_obstacle_to_speaking() {
-        let generation = 0x7e57_0000_0000_0002 ^ u64::from(std::process::id());
+        let generation = generation();
         let rank = Farewell::open(generation, 0, 2).unwrap();
         rank.tell(Stage::Quiet);
         assert_eq!(rank.wait(Stage::Quiet, Duration::ZERO, |_| false), [1]);
@@ -172,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_is_gone_says_goodbye_even_if_its_words_were_lost() {
-        let generation = 0x7e57_0000_0000_0003 ^ u64::from(std::process::id());
+        let generation = generation();
         let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
         ranks.iter().for_each(Farewell::meet);
         let [listener, talker, silent] = <[Farewell; 3]>::try_from(ranks).unwrap();
@@ -185,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_never_was_there_is_no_goodbye() {
-        let generation = 0x7e57_0000_0000_0004 ^ u64::from(std::process::id());
+        let generation = generation();
         let rank = Farewell::open(generation, 0, 2).unwrap();
         rank.meet();
         assert_eq!(rank.wait(Stage::Gone, Duration::from_millis(20), |_| false), [1]);
@@ -193,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_leaves_after_a_failure_has_not_closed() {
-        let generation = 0x7e57_0000_0000_0005 ^ u64::from(std::process::id());
+        let generation = generation();
         let ranks: Vec<_> = (0..3).map(|rank| Farewell::open(generation, rank, 3).unwrap()).collect();
         ranks[1].tell(Stage::Quiet);
         ranks[1].tell(Stage::Gone);

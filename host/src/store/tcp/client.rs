@@ -89,8 +89,8 @@ impl Client {
             |source| StoreError::Unreachable { place: place.to_owned(), waited: timeout, source };
         let deadline = Deadline::after(timeout);
         let mut pause = Pause::new(timeout);
+        let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
         loop {
-            let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
             match resolve() {
                 Ok(addresses) => {
                     for address in addresses {
@@ -99,6 +99,10 @@ impl Client {
                                 let state = Mutex::new(State { idle: vec![stream], lost: None });
                                 return Ok(Self { address, instance, answer_limit: ANSWER_LIMIT, state });
                             }
+                            // The last attempt has little time: what an earlier one was told says more.
+                            Err(Refusal::ForNow(error))
+                                if error.kind() == ErrorKind::TimedOut
+                                    && last.kind() != ErrorKind::NotFound => {}
                             Err(Refusal::ForNow(error)) => last = error,
                             Err(Refusal::ForGood(problem)) => return Err(unreachable(problem.into())),
                         }

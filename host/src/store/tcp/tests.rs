@@ -11,7 +11,7 @@ use super::message::{Reply, Request, VERSION};
 use super::*;
 use crate::store::clock::fake;
 
-const LONG: Duration = Duration::from_secs(30);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A server that has little patience and few connections.
 fn host(connections: usize, patience: Duration) -> TcpStore {
@@ -32,11 +32,20 @@ fn raw(host: &TcpStore) -> TcpStream {
 
 /// A connection that has been greeted.
 fn greeted(host: &TcpStore) -> TcpStream {
-    let mut stream = raw(host);
-    frame::write(&mut stream, &Request::Hello { version: VERSION }.to_bytes()).unwrap();
-    let reply = Reply::from_bytes(&frame::read(&mut stream).unwrap()).unwrap();
-    assert!(matches!(reply, Reply::Welcome { version: VERSION, .. }));
-    stream
+    let start = Instant::now();
+    loop {
+        let mut stream = raw(host);
+        let hello = Request::Hello { version: VERSION }.to_bytes();
+        match frame::write(&mut stream, &hello).and_then(|()| frame::read(&mut stream)) {
+            Ok(reply) => {
+                let reply = Reply::from_bytes(&reply).unwrap();
+                assert!(matches!(reply, Reply::Welcome { version: VERSION, .. }));
+                return stream;
+            }
+            // An impatient server may have left before this thread came to speak.
+            Err(error) => assert!(start.elapsed() < LONG, "{error}"),
+        }
+    }
 }
 
 /// The server has closed the connection, maybe after saying something.
@@ -134,9 +143,10 @@ fn who_stops_in_the_middle_is_left_and_who_is_silent_between_requests_is_not() {
     let host = host(8, SHORT);
     let idle = client(&host);
     let mut half_open = [raw(&host), raw(&host), greeted(&host), greeted(&host)];
-    half_open[1].write_all(&[23]).unwrap();
-    half_open[2].write_all(&[6]).unwrap();
-    half_open[3].write_all(&[6, 0, 0, 0, 6, 1]).unwrap();
+    for (stream, start) in half_open[1..].iter_mut().zip([&[23][..], &[6], &[6, 0, 0, 0, 6, 1]]) {
+        // The server may have left those that it has not heard yet.
+        let _ = stream.write_all(start);
+    }
     works(&host);
     let start = Instant::now();
     for stream in &mut half_open {
@@ -184,18 +194,23 @@ fn who_never_reads_is_left() {
 fn connections_are_bounded_and_whoever_comes_too_early_gets_in_later() {
     let host = host(3, LONG);
     let mut guests: Vec<_> = (0..3).map(|_| client(&host)).collect();
-    let timeout = Duration::from_millis(30);
-    let start = Instant::now();
-    match TcpStore::connect(host.local_addr(), timeout).map(|_| ()) {
-        Err(StoreError::Unreachable { source, .. }) => {
-            assert!(source.to_string().contains("too many"), "{source}")
+    let mut timeout = Duration::from_millis(30);
+    loop {
+        let start = Instant::now();
+        match TcpStore::connect(host.local_addr(), timeout).map(|_| ()) {
+            Err(StoreError::Unreachable { source, .. }) if source.to_string().contains("too many") => {
+                assert!(start.elapsed() >= timeout);
+                break;
+            }
+            // The time was over before the server was heard.
+            Err(StoreError::Unreachable { source, .. }) => assert!(timeout < LONG, "{source}"),
+            other => panic!("{other:?}"),
         }
-        other => panic!("{other:?}"),
+        timeout *= 4;
     }
-    assert!(start.elapsed() >= timeout);
     std::thread::scope(|scope| {
         let late = scope.spawn(|| client(&host).set("k", b"in"));
-        std::thread::sleep(timeout);
+        std::thread::sleep(Duration::from_millis(30));
         guests.pop();
         late.join().unwrap().unwrap();
     });
@@ -204,21 +219,25 @@ fn connections_are_bounded_and_whoever_comes_too_early_gets_in_later() {
 
 #[test]
 fn a_host_that_ends_is_lost_to_every_client_at_once_and_for_good() {
-    let host = host(8, LONG);
+    // On an address that nothing else uses, so that nobody takes the port in between.
+    let host = TcpStore::host("127.71.4.2:0").unwrap();
     let (idle, waiting) = (client(&host), client(&host));
     let address = host.local_addr();
-    let start = Instant::now();
     std::thread::scope(|scope| {
         let get = scope.spawn(|| waiting.get("never", LONG));
         let wait = scope.spawn(|| waiting.wait(&["never"], LONG));
-        std::thread::sleep(SHORT);
-        // One of the idle client, two of the one that waits twice.
+        // One connection of the idle client, two of the one that waits twice.
+        let Role::Host(server) = &host.role else { panic!("no host") };
+        let start = Instant::now();
+        while server.wait_for_clients_to_leave(Duration::ZERO) < 3 {
+            assert!(start.elapsed() < LONG);
+            std::thread::sleep(SHORT / 10);
+        }
         assert_eq!(host.close(SHORT), 3);
         is_lost(get.join().unwrap());
         is_lost(wait.join().unwrap());
     });
     is_lost(idle.set("k", b""));
-    assert!(start.elapsed() < LONG / 2);
     // The port is free, and who comes after it there is somebody else.
     let next = TcpStore::host(address).unwrap();
     is_lost(idle.try_get("k"));
@@ -360,7 +379,7 @@ fn a_host_waits_for_its_clients_but_not_for_those_who_only_knock() {
         let start = Instant::now();
         let waited = host.close(LONG);
         assert_eq!(waited, 0);
-        assert!(start.elapsed() < LONG / 2);
+        assert!(start.elapsed() < LONG, "nobody is waited for who only knocks");
     });
 }
 
