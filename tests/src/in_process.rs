@@ -30,10 +30,14 @@ pub fn alone() -> MutexGuard<'static, ()> {
     DEVICES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A configuration whose waits are short enough for tests.
+/// A configuration whose waits end only where something is broken, however slow the machine.
 pub fn config() -> Config {
-    Config::default().deadline(Some(Duration::from_secs(20))).timeout(Duration::from_secs(20))
+    Config::default().deadline(Some(Duration::from_secs(60))).timeout(Duration::from_secs(60))
 }
+
+/// For a deadline or a timeout that a test waits for, but that must not pass before the ranks have met: as short as it
+/// may be on a machine that stands still for seconds now and then.
+pub const BRIEF: Duration = Duration::from_secs(6);
 
 /// Meets `world_size` ranks, rank r on device r, and runs `program` on each, its device's context current. Returns what
 /// the programs return, by rank.

@@ -111,8 +111,8 @@ pub enum Action {
     FewerElements(usize),
     /// The host of this rank aborts the communicator once the launch is enqueued.
     Abort,
-    /// The rank leaves the launch out and waits for so many milliseconds.
-    Skip(u64),
+    /// The rank leaves the launch out, and goes on when all ranks that do not have ended.
+    Skip,
 }
 
 /// What a worker says.

@@ -12,6 +12,7 @@ pub mod graph;
 pub mod in_process;
 pub mod inputs;
 pub mod job;
+pub mod latch;
 pub mod mutants;
 pub mod plan;
 pub mod probe;

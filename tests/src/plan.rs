@@ -60,7 +60,7 @@ pub struct Plan {
     #[arg(long, value_name = "FILE")]
     pub ptx: Option<PathBuf>,
     /// Seconds that a kernel waits for a peer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     pub deadline: f64,
     /// Run the kernels on the adversary instead: one process, weak memory, hostile scheduling; `--seed` is the first seed
     #[arg(long)]

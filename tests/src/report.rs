@@ -62,7 +62,7 @@ fn job(plan: &Plan, world_size: usize, store: &Path) -> Result<Job> {
         seed: plan.seed,
         ptx: plan.ptx.clone(),
         deadline_ms: deadline.as_millis() as u64,
-        rendezvous_ms: 30_000,
+        rendezvous_ms: 60_000,
         channels: 1,
         first_call_number: 0,
         shared_devices: false,

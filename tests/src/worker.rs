@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use cust::context::Context;
 use cust::device::Device;
-use meshreduce::store::{FileStore, PrefixStore};
+use meshreduce::store::{FileStore, PrefixStore, Store};
 use meshreduce::{Algorithm, Channel, Communicator, Config, Error, Outcome};
 use sha2::{Digest, Sha256};
 
@@ -56,7 +56,11 @@ struct Rank<'a> {
 
 impl Rank<'_> {
     fn run(&self) -> bool {
-        match self.cases() {
+        let outcome = self.cases();
+        if self.skipping() > 0 && !self.skips(self.rank) {
+            self.ended(1);
+        }
+        match outcome {
             Ok(()) => true,
             Err((case, error)) => {
                 let kind = error.downcast_ref::<Error>().map_or_else(|| "Other".to_owned(), variant);
@@ -165,7 +169,7 @@ impl Rank<'_> {
             let mut abort = false;
             match self.fault(Some(index * job.launches + launch)) {
                 Some(Action::FewerElements(elements)) => count -= elements,
-                Some(Action::Skip(_)) => enqueue = false,
+                Some(Action::Skip) => enqueue = false,
                 Some(Action::Abort) => abort = true,
                 _ => {}
             }
@@ -222,10 +226,35 @@ impl Rank<'_> {
         let action = self.job.faults.iter().find(due)?.action.clone();
         match action {
             Action::Die => std::process::abort(),
-            Action::Sleep(ms) | Action::Skip(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Action::Sleep(ms) => std::thread::sleep(Duration::from_millis(ms)),
+            Action::Skip => self.wait_for_those_that_do_not_skip(),
             Action::FewerElements(_) | Action::Abort => {}
         }
         Some(action)
+    }
+
+    fn skips(&self, rank: usize) -> bool {
+        self.job.faults.iter().any(|fault| fault.rank == rank && fault.action == Action::Skip)
+    }
+
+    /// Ranks that leave a launch out.
+    fn skipping(&self) -> usize {
+        (0..self.job.world_size).filter(|rank| self.skips(*rank)).count()
+    }
+
+    /// Adds to the number of ranks that have ended, and returns it.
+    fn ended(&self, more: i64) -> i64 {
+        let counted = FileStore::open(&self.job.store).and_then(|store| store.add("ended", more));
+        counted.expect("a store that was there for the rendezvous")
+    }
+
+    fn wait_for_those_that_do_not_skip(&self) {
+        let others = (self.job.world_size - self.skipping()) as i64;
+        let start = Instant::now();
+        while self.ended(0) < others {
+            assert!(start.elapsed() < Duration::from_secs(300), "the other ranks do not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

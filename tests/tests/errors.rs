@@ -3,14 +3,15 @@
 mod support;
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshreduce::store::{FileStore, Store};
 use meshreduce::{Config, DType, Error, Op, Outcome, rendezvous};
 use meshreduce_tests::cluster::{Cluster, Placement};
-use meshreduce_tests::in_process::{config, open_driver, ranks};
+use meshreduce_tests::in_process::{BRIEF, config, open_driver, ranks};
 use meshreduce_tests::job::{Case, Event, Job};
-use support::{Played, Scene, case, node, program};
+use meshreduce_tests::latch::Latch;
+use support::{BRIEF_MS, Played, Scene, case, node, program};
 
 const H100: &str = r#"
 gpus = 2
@@ -124,7 +125,7 @@ fn memory_of_another_node_is_refused_with_both_ranks() {
 #[test]
 fn a_rank_number_that_is_taken_is_refused() {
     let mut scene = Scene::new(2, vec![case(4096)]);
-    scene.job.rendezvous_ms = 3_000;
+    scene.job.rendezvous_ms = BRIEF_MS;
     let events = play_apart(&scene, |job, _| job.ranks = vec![0]);
     let failures = failures(&events);
     assert!(failures.iter().any(|(kind, _)| *kind == "RankTaken"), "{failures:?}");
@@ -250,14 +251,13 @@ fn a_disabled_rank_is_not_applicable_for_all_and_nobody_waits() {
 
 #[test]
 fn a_peer_that_has_closed_is_named_as_such() {
-    let config = config().deadline(Some(Duration::from_millis(800)));
+    let config = config().deadline(Some(Duration::from_millis(300)));
     ranks(2, &config, |communicator| {
         if communicator.rank() == 0 {
             // The other comes late, but it comes.
             communicator.close().expect("an orderly end");
             return;
         }
-        std::thread::sleep(Duration::from_millis(200));
         let mut channel = communicator.channel(0).expect("a channel");
         let data = cust::memory::DeviceBuffer::from_slice(&[0_u16; 64]).expect("device memory");
         let stream =
@@ -266,23 +266,31 @@ fn a_peer_that_has_closed_is_named_as_such() {
         // SAFETY: the buffer holds 64 elements and outlives the work, which is waited for.
         let work =
             unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
-        let answer = work.expect("a launch").synchronize();
+        let mut answer = work.expect("a launch").synchronize();
+        let start = Instant::now();
+        // If this rank was the faster one, it has not heard yet why the other did not come.
+        while matches!(answer, Err(Error::PeerTimeout { rank: 1, peer: 0, .. })) {
+            assert!(start.elapsed() < Duration::from_secs(60), "the goodbye did not come");
+            std::thread::sleep(Duration::from_millis(10));
+            answer = channel.status();
+        }
         assert!(matches!(answer, Err(Error::Closed { rank: 1, peer: 0 })), "{answer:?}");
     });
 }
 
 #[test]
 fn closing_names_the_ranks_that_do_not_come() {
-    let config = config().timeout(Duration::from_millis(700));
+    let config = config().timeout(BRIEF);
+    let other_is_done = Latch::new(1);
     ranks(2, &config, |communicator| {
         if communicator.rank() == 1 {
-            std::thread::sleep(Duration::from_millis(2_000));
-            return;
+            return other_is_done.wait();
         }
         match communicator.close() {
             Err(Error::CloseTimeout { ranks, .. }) => assert_eq!(ranks, [1]),
             other => panic!("{other:?}"),
         }
+        other_is_done.come();
     });
 }
 

@@ -3,11 +3,11 @@
 mod support;
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use meshreduce::Algorithm;
 use meshreduce_tests::job::{Action, Case, Fault};
-use support::{Played, Scene, case, node};
+use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Played, Scene, case, node};
 
 /// Eight ranks on the node that the algorithm is for.
 fn scene(algorithm: Algorithm, launches: usize) -> Scene {
@@ -28,50 +28,65 @@ fn assert_all_name(played: &Played, culprit: usize) {
     }
 }
 
-#[test]
-fn a_rank_that_dies_between_two_calls_is_named_by_all_others() {
-    for algorithm in Algorithm::ALL {
-        let mut scene =
-            scene(algorithm, 3).in_processes().with(Fault { rank: 5, launch: Some(1), action: Action::Die });
-        scene.job.deadline_ms = 1_500;
-        assert_all_name(&scene.play(), 5);
-    }
-}
-
-#[test]
-fn a_rank_that_leaves_a_call_out_is_named_by_all_others() {
-    for algorithm in Algorithm::ALL {
-        let mut scene =
-            scene(algorithm, 1).with(Fault { rank: 3, launch: Some(0), action: Action::Skip(6_000) });
-        scene.job.deadline_ms = 700;
-        assert_all_name(&scene.play(), 3);
-    }
-}
-
-#[test]
-fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks() {
-    for algorithm in Algorithm::ALL {
-        let mut scene =
-            scene(algorithm, 1).with(Fault { rank: 6, launch: Some(0), action: Action::FewerElements(2) });
-        scene.job.deadline_ms = 60_000;
-        let start = Instant::now();
-        let played = scene.play();
-        assert!(start.elapsed() < Duration::from_secs(30), "the mismatch must end it, not the deadline");
-        let mut mismatches = 0;
-        for rank in 0..8 {
-            let (kind, message) = played.failure(rank);
-            match kind {
-                "LaunchMismatch" => {
-                    mismatches += 1;
-                    assert!(message.contains("rank 6"), "{message}");
-                    assert!(message.contains("10000") && message.contains("9998"), "{message}");
+macro_rules! every_algorithm {
+    ($($behaviour:ident)*) => {
+        every_algorithm! { @ one_shot OneShot [$($behaviour)*] }
+        every_algorithm! { @ two_shot TwoShot [$($behaviour)*] }
+        every_algorithm! { @ hybrid_cube_mesh HybridCubeMesh [$($behaviour)*] }
+    };
+    (@ $module:ident $algorithm:ident [$($behaviour:ident)*]) => {
+        mod $module {
+            $(
+                #[test]
+                fn $behaviour() {
+                    super::$behaviour(super::Algorithm::$algorithm);
                 }
-                "PeerAborted" => assert!(message.contains("different launch"), "{message}"),
-                _ => panic!("rank {rank}: {kind}: {message}"),
-            }
+            )*
         }
-        assert!(mismatches > 0, "{}", played.story());
+    };
+}
+
+every_algorithm! {
+    a_rank_that_dies_between_two_calls_is_named_by_all_others
+    a_rank_that_leaves_a_call_out_is_named_by_all_others
+    a_rank_that_launches_something_else_ends_the_call_on_all_ranks
+    an_abort_from_one_host_ends_every_rank_and_names_it
+}
+
+fn a_rank_that_dies_between_two_calls_is_named_by_all_others(algorithm: Algorithm) {
+    let mut scene =
+        scene(algorithm, 3).in_processes().with(Fault { rank: 5, launch: Some(1), action: Action::Die });
+    scene.job.deadline_ms = BRIEF_MS;
+    assert_all_name(&scene.play(), 5);
+}
+
+fn a_rank_that_leaves_a_call_out_is_named_by_all_others(algorithm: Algorithm) {
+    let mut scene = scene(algorithm, 1).with(Fault { rank: 3, launch: Some(0), action: Action::Skip });
+    scene.job.deadline_ms = BRIEF_MS;
+    assert_all_name(&scene.play(), 3);
+}
+
+fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks(algorithm: Algorithm) {
+    let mut scene =
+        scene(algorithm, 1).with(Fault { rank: 6, launch: Some(0), action: Action::FewerElements(2) });
+    scene.job.deadline_ms = FAR_MS;
+    let start = Instant::now();
+    let played = scene.play();
+    assert!(start.elapsed() < LONG_BEFORE, "the mismatch must end it, not the deadline");
+    let mut mismatches = 0;
+    for rank in 0..8 {
+        let (kind, message) = played.failure(rank);
+        match kind {
+            "LaunchMismatch" => {
+                mismatches += 1;
+                assert!(message.contains("rank 6"), "{message}");
+                assert!(message.contains("10000") && message.contains("9998"), "{message}");
+            }
+            "PeerAborted" => assert!(message.contains("different launch"), "{message}"),
+            _ => panic!("rank {rank}: {kind}: {message}"),
+        }
     }
+    assert!(mismatches > 0, "{}", played.story());
 }
 
 #[test]
@@ -80,7 +95,7 @@ fn quads_that_launch_different_things_are_found_by_their_relays() {
     for rank in 4..8 {
         scene = scene.with(Fault { rank, launch: Some(0), action: Action::FewerElements(2) });
     }
-    scene.job.deadline_ms = 60_000;
+    scene.job.deadline_ms = FAR_MS;
     let played = scene.play();
     for rank in 0..8 {
         let (kind, message) = played.failure(rank);
@@ -88,22 +103,19 @@ fn quads_that_launch_different_things_are_found_by_their_relays() {
     }
 }
 
-#[test]
-fn an_abort_from_one_host_ends_every_rank_and_names_it() {
-    for algorithm in Algorithm::ALL {
-        let mut scene = scene(algorithm, 1)
-            .with(Fault { rank: 2, launch: Some(0), action: Action::Skip(5_000) })
-            .with(Fault { rank: 7, launch: Some(0), action: Action::Abort });
-        scene.job.deadline_ms = 60_000;
-        let start = Instant::now();
-        let played = scene.play();
-        assert!(start.elapsed() < Duration::from_secs(30), "the abort must end it, not the deadline");
-        assert_eq!(played.failure(7).0, "Aborted", "{}", played.story());
-        for rank in [0, 1, 3, 4, 5, 6] {
-            let (kind, message) = played.failure(rank);
-            assert_eq!(kind, "PeerAborted", "rank {rank}: {message}");
-            assert!(message.contains("rank 7"), "rank {rank}: {message}");
-        }
+fn an_abort_from_one_host_ends_every_rank_and_names_it(algorithm: Algorithm) {
+    let mut scene = scene(algorithm, 1)
+        .with(Fault { rank: 2, launch: Some(0), action: Action::Skip })
+        .with(Fault { rank: 7, launch: Some(0), action: Action::Abort });
+    scene.job.deadline_ms = FAR_MS;
+    let start = Instant::now();
+    let played = scene.play();
+    assert!(start.elapsed() < LONG_BEFORE, "the abort must end it, not the deadline");
+    assert_eq!(played.failure(7).0, "Aborted", "{}", played.story());
+    for rank in [0, 1, 3, 4, 5, 6] {
+        let (kind, message) = played.failure(rank);
+        assert_eq!(kind, "PeerAborted", "rank {rank}: {message}");
+        assert!(message.contains("rank 7"), "rank {rank}: {message}");
     }
 }
 
@@ -123,7 +135,7 @@ fn a_wait_of_the_second_phase_ends_with_its_number() {
         let file = scene.directory.path().with_extension("ptx");
         fs::write(&file, format!("{}{}", &text[..signals[1]], &text[end..])).expect("writing the mutant");
         scene.job.ptx = Some(file.clone());
-        scene.job.deadline_ms = 500;
+        scene.job.deadline_ms = BRIEF_MS;
         let played = scene.play();
         fs::remove_file(file).expect("removing the mutant");
         let timeouts = (0..8).filter(|rank| {

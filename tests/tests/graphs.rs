@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use cust::event::{Event, EventFlags};
@@ -11,7 +10,8 @@ use cust::stream::{Stream, StreamFlags, StreamWaitEventFlags};
 use cust_raw::{CUresult, CUstreamCaptureStatus};
 use meshreduce::{Algorithm, Bf16, Channel, Communicator, DType, Error, Limits, Op, Work};
 use meshreduce_tests::graph::{Graph, capture_status};
-use meshreduce_tests::in_process::{config, ranks};
+use meshreduce_tests::in_process::{BRIEF, config, ranks};
+use meshreduce_tests::latch::Latch;
 use meshreduce_tests::{inputs, reference};
 
 /// An all-reduce of a captured sequence.
@@ -101,6 +101,9 @@ impl Buffers {
         assert!(found == expected, "call {} in round {round} on rank {rank} differs", self.case);
     }
 }
+
+/// A deadline that nothing but a defect lets pass, in a test that is to end long before.
+const FAR: Duration = Duration::from_secs(240);
 
 fn new_stream() -> Stream {
     Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
@@ -324,8 +327,8 @@ fn waiting_for_other_work_while_the_thread_captures_is_the_same_error() {
 
 #[test]
 fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
-    let deadline = Duration::from_millis(700);
-    let others_are_done = Barrier::new(3);
+    let deadline = BRIEF;
+    let others_are_done = Latch::new(2);
     ranks(3, &config().deadline(Some(deadline)), |communicator| {
         let rank = communicator.rank();
         let mut channel = communicator.channel(0).unwrap();
@@ -346,7 +349,7 @@ fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
         (0..20).for_each(|_| replay(&graph, &stream));
         stream.synchronize().expect("a failed all-reduce is no fault of the device");
         let waited = start.elapsed();
-        assert!(waited < deadline + Duration::from_secs(8), "{waited:?}");
+        assert!(waited < 10 * deadline, "{waited:?}");
         match communicator.status() {
             Err(Error::PeerTimeout { peer: 2, .. }) if rank != 2 => assert!(waited >= deadline, "{waited:?}"),
             Err(Error::PeerAborted { culprit: 2, .. }) => {}
@@ -354,9 +357,7 @@ fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
         }
         let refused = buffers.enqueue(&mut channel, &stream).map(drop);
         assert!(matches!(refused, Err(Error::PeerTimeout { .. } | Error::PeerAborted { .. })));
-        if rank != 2 {
-            others_are_done.wait();
-        }
+        others_are_done.come();
         drop(channel);
         drop(communicator);
     });
@@ -364,7 +365,7 @@ fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
 
 #[test]
 fn closing_ends_a_call_that_no_peer_joins_although_another_was_captured_since() {
-    let config = config().deadline(Some(Duration::from_secs(60))).timeout(Duration::from_secs(3));
+    let config = config().deadline(Some(FAR)).timeout(BRIEF);
     ranks(2, &config, |communicator| {
         let rank = communicator.rank();
         let mut channel = communicator.channel(0).unwrap();
@@ -377,7 +378,7 @@ fn closing_ends_a_call_that_no_peer_joins_although_another_was_captured_since() 
         // Whether the other rank still comes in time is not the point.
         let closed = communicator.close();
         assert!(matches!(closed, Ok(()) | Err(Error::CloseTimeout { .. })), "{closed:?}");
-        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert!(start.elapsed() < FAR / 2, "{:?}", start.elapsed());
         if let Some(work) = work {
             assert!(matches!(work.synchronize(), Err(Error::Aborted)));
         }
@@ -406,7 +407,7 @@ fn closing_waits_for_replays() {
 
 #[test]
 fn the_end_of_a_communicator_ends_replays_that_no_peer_joins() {
-    let config = config().deadline(Some(Duration::from_secs(60))).timeout(Duration::from_secs(3));
+    let config = config().deadline(Some(FAR)).timeout(BRIEF);
     for orderly in [true, false] {
         ranks(2, &config, |communicator| {
             let rank = communicator.rank();
@@ -423,7 +424,7 @@ fn the_end_of_a_communicator_ends_replays_that_no_peer_joins() {
                 true => drop(communicator.close()),
                 false => drop(communicator),
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+            assert!(start.elapsed() < FAR / 2, "{:?}", start.elapsed());
             stream.synchronize().expect("no kernel touched what was freed");
         });
     }
@@ -432,7 +433,7 @@ fn the_end_of_a_communicator_ends_replays_that_no_peer_joins() {
 /// What a real driver does is undefined, which is why the documentation forbids it. The emulated node finds it.
 #[test]
 fn a_replay_after_the_end_of_the_communicator_is_found_by_the_emulated_node() {
-    let ended = Barrier::new(2);
+    let ended = Latch::new(2);
     ranks(2, &config(), |communicator| {
         let rank = communicator.rank();
         let mut channel = communicator.channel(0).unwrap();
@@ -444,7 +445,7 @@ fn a_replay_after_the_end_of_the_communicator_is_found_by_the_emulated_node() {
         stream.synchronize().unwrap();
         buffers.assert_reduced(0, &communicator);
         end([channel], communicator);
-        ended.wait();
+        ended.meet();
         // SAFETY: not so; but this driver checks what it launches.
         assert_eq!(unsafe { graph.launch(&stream) }, CUresult::CUDA_ERROR_INVALID_HANDLE);
         stream.synchronize().expect("nothing was launched and nothing is broken");

@@ -10,6 +10,7 @@ use half::bf16;
 use meshreduce::store::{FileStore, PrefixStore};
 use meshreduce::{Bf16, Channel, Communicator, DType, Error, Op, Outcome, rendezvous};
 use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
+use meshreduce_tests::latch::Latch;
 
 fn stream() -> Stream {
     Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
@@ -105,11 +106,11 @@ fn dropping_a_communicator_while_peers_wait_ends_their_call() {
 #[test]
 fn after_a_failure_every_call_repeats_it_at_once() {
     let config = config().deadline(Some(Duration::from_millis(300)));
+    let other_is_done = Latch::new(1);
     ranks(2, &config, |communicator| {
         let mut channel = communicator.channel(0).expect("a channel");
         if communicator.rank() == 1 {
-            std::thread::sleep(Duration::from_millis(1500));
-            return;
+            return other_is_done.wait();
         }
         let (mut data, stream) = (filled(64, 1.0), stream());
         let first = channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
@@ -120,5 +121,6 @@ fn after_a_failure_every_call_repeats_it_at_once() {
             unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
         assert!(matches!(again, Err(Error::PeerTimeout { peer: 1, .. })));
         assert!(matches!(communicator.status(), Err(Error::PeerTimeout { peer: 1, .. })));
+        other_is_done.come();
     });
 }

@@ -8,7 +8,7 @@ use std::fs;
 
 use meshreduce::DType;
 use meshreduce_tests::job::{Action, Case, Event, Fault};
-use support::{Played, Scene, case};
+use support::{BRIEF_MS, Played, Scene, case};
 
 const RANKS: usize = 3;
 
@@ -33,10 +33,10 @@ fn play(dtype: DType, mutate: impl Fn(&str) -> String) -> Played {
     let file = scene.directory.path().with_extension("ptx");
     fs::write(&file, format!("{before}{mutant}{behind}")).expect("writing the mutant");
     scene.job.ptx = Some(file.clone());
-    scene.job.deadline_ms = 1_500;
+    scene.job.deadline_ms = BRIEF_MS;
     // Without its wait a rank reads what a late peer has not written yet.
     scene.job.faults = (1..3)
-        .map(|launch| Fault { rank: RANKS - 1, launch: Some(launch), action: Action::Sleep(300) })
+        .map(|launch| Fault { rank: RANKS - 1, launch: Some(launch), action: Action::Sleep(1_000) })
         .collect();
     let played = scene.play();
     fs::remove_file(file).expect("removing the mutant");

@@ -13,7 +13,7 @@ use meshreduce::{
     Bf16, FileStore, Launcher, MemoryStore, Op, Outcome, PrefixStore, Store, TcpStore, rendezvous,
 };
 use meshreduce_tests::emulated_node::EmulatedNode;
-use meshreduce_tests::in_process::{config, open_driver};
+use meshreduce_tests::in_process::{alone, config, open_driver};
 
 const RANKS: usize = 4;
 const LONG: Duration = Duration::from_secs(60);
@@ -45,6 +45,7 @@ fn rank(store: &dyn Store, rank: usize, device: u32) {
 
 /// Runs the ranks as threads, each with the store that `of` gives it.
 fn threads<S: Store>(of: impl Fn(usize) -> S + Sync) {
+    let _alone = alone();
     open_driver();
     std::thread::scope(|scope| {
         for number in 0..RANKS {

@@ -3,12 +3,22 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use meshreduce::{Algorithm, DType, Op};
 use meshreduce_tests::cluster::{Cluster, Exit, Placement};
 use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::job::{Case, Event, Fault, Job};
 use tempfile::TempDir;
+
+/// [`meshreduce_tests::in_process::BRIEF`] as jobs have it.
+pub(crate) const BRIEF_MS: u64 = meshreduce_tests::in_process::BRIEF.as_millis() as u64;
+
+/// A deadline that nothing but a defect lets pass, in a test that is to end long before.
+pub(crate) const FAR_MS: u64 = 240_000;
+
+/// When such a test ends at the latest.
+pub(crate) const LONG_BEFORE: Duration = Duration::from_secs(120);
 
 /// The rank program.
 pub(crate) fn program() -> &'static Path {
@@ -49,8 +59,8 @@ impl Scene {
             launches: 1,
             seed: 1,
             ptx: None,
-            deadline_ms: 20_000,
-            rendezvous_ms: 20_000,
+            deadline_ms: 60_000,
+            rendezvous_ms: 60_000,
             channels: 1,
             first_call_number: 0,
             shared_devices: false,
