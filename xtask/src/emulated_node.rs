@@ -51,6 +51,18 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     Ok(directory)
 }
 
+/// Builds the driver that does nothing, optimised, and says where it is.
+pub(crate) fn build_noop_driver(shell: &Shell) -> Result<PathBuf> {
+    let messages = cmd!(
+        shell,
+        "cargo build --release --message-format=json-render-diagnostics --package meshreduce-noop-driver"
+    )
+    .quiet()
+    .read()
+    .context("building the no-op driver")?;
+    artifact(&messages, "meshreduce_noop_driver")
+}
+
 fn artifact(messages: &str, target: &str) -> Result<PathBuf> {
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line)?;

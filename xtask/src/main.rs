@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build_ptx;
 mod consumer;
 mod emulated_node;
@@ -34,6 +35,7 @@ struct Xtask {
 #[derive(Subcommand)]
 enum Command {
     TestMultigpu(test_multigpu::Args),
+    Bench(bench::Args),
     Topo(topo::Args),
     Mutants(mutants::Args),
     Test(test::Args),
@@ -50,6 +52,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Xtask::parse().command {
         Command::TestMultigpu(args) => args.run(),
+        Command::Bench(args) => args.run(),
         Command::Topo(args) => args.run(),
         Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),

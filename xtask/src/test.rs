@@ -22,9 +22,11 @@ impl Args {
         shell.change_dir(repository::root());
         eprintln!("building the emulated node ...");
         let node = emulated_node::build(&shell)?;
+        let noop = emulated_node::build_noop_driver(&shell)?;
         let arguments = self.arguments;
         cmd!(shell, "cargo test --workspace {arguments...}")
             .env("MESHREDUCE_EMULATED_NODE", node)
+            .env("MESHREDUCE_NOOP_DRIVER", noop)
             .run()
             .context("tests failed")?;
         Ok(ExitCode::SUCCESS)

@@ -1,0 +1,216 @@
+//! The calls whose cost on the host is measured: on a driver that does nothing, so that what is left is the library's
+//! own, and beside an empty launch through the same driver.
+
+use std::sync::Barrier;
+
+use anyhow::{Context, Result, bail};
+use cust::memory::{DeviceBuffer, DeviceCopy};
+use cust::stream::StreamFlags;
+use half::bf16;
+use meshreduce::{
+    Bf16, Channel, Communicator, Config, DType, MemoryStore, Op, Outcome, Topology, Work, rendezvous,
+};
+
+use crate::cuda::{Current, Event, Function, Module, Stream};
+use crate::noop_driver;
+
+/// Ranks of the communicator. What a call costs on the host does not depend on it.
+pub const RANKS: usize = 8;
+/// Elements of a message: 8 KiB of bf16.
+pub const COUNT: usize = 4096;
+
+/// Something whose cost is measured.
+#[derive(Clone, Copy)]
+pub struct Operation {
+    /// What it is, in words.
+    pub name: &'static str,
+    /// Does it once.
+    pub run: fn(&mut Subject) -> Result<()>,
+}
+
+/// All of them; the first is what the others are compared with.
+pub const OPERATIONS: [Operation; 10] = [
+    Operation { name: "empty launch", run: |subject| subject.empty_launch() },
+    Operation {
+        name: "empty launch + event record",
+        run: |subject| {
+            subject.empty_launch()?;
+            subject.event.record(&subject.raw_stream)
+        },
+    },
+    Operation { name: "all_reduce_raw", run: |subject| subject.all_reduce_raw().map(drop) },
+    Operation {
+        name: "all_reduce_in_place (typed, checked)",
+        run: |subject| {
+            // SAFETY: the no-op driver runs no kernels.
+            unsafe { subject.channel.all_reduce_in_place(&mut subject.data, Op::Sum, &subject.stream) }?;
+            Ok(())
+        },
+    },
+    Operation {
+        name: "all_reduce (typed, checked, out of place)",
+        run: |subject| {
+            // SAFETY: the no-op driver runs no kernels.
+            unsafe {
+                subject.channel.all_reduce(&subject.data, &mut subject.output, Op::Sum, &subject.stream)
+            }?;
+            Ok(())
+        },
+    },
+    Operation {
+        name: "all_reduce_raw + synchronize",
+        run: |subject| Ok(subject.all_reduce_raw()?.synchronize()?),
+    },
+    Operation {
+        name: "select",
+        run: |subject| {
+            let bytes = std::hint::black_box((COUNT * 2) as u64);
+            std::hint::black_box(subject.communicators[0].select(bytes, DType::Bf16, Op::Sum));
+            Ok(())
+        },
+    },
+    Operation { name: "work.wait", run: |subject| Ok(subject.work.wait(&subject.stream)?) },
+    Operation { name: "work.synchronize", run: |subject| Ok(subject.work.synchronize()?) },
+    Operation {
+        name: "work.is_finished",
+        run: |subject| {
+            std::hint::black_box(subject.work.is_finished()?);
+            Ok(())
+        },
+    },
+];
+
+/// What the operations work on: rank 0 of a communicator whose other ranks launch nothing, since on a driver that runs no
+/// kernels nobody waits for them.
+pub struct Subject {
+    // Dropped in this order.
+    work: Work,
+    channel: Channel,
+    communicators: Vec<Communicator>,
+    data: DeviceBuffer<Bf16>,
+    output: DeviceBuffer<Bf16>,
+    stream: cust::stream::Stream,
+    event: Event,
+    raw_stream: Stream,
+    empty: Function,
+    _module: Module,
+    _context: Current,
+}
+
+/// As long as the parameter of the library's kernels.
+type Parameter = [u64; 7];
+const _: () = assert!(size_of::<Parameter>() == 56);
+
+impl Subject {
+    /// Opens the no-op driver and builds everything; the device's context is current on this thread from then on.
+    ///
+    /// # Errors
+    /// If the no-op driver is nowhere, or another driver is in use.
+    pub fn new() -> Result<Self> {
+        noop_driver::open()?;
+        let communicators = communicators()?;
+        let context = Current::new(0)?;
+        let module = Module::load("")?;
+        let empty = module.function("empty")?;
+        let (data, output) = (ones(COUNT)?, ones(COUNT)?);
+        let stream = cust::stream::Stream::new(StreamFlags::DEFAULT, None)?;
+        let raw_stream = Stream::new()?;
+        let mut channel = communicators[0].channel(0)?;
+        // SAFETY: the no-op driver runs no kernels.
+        let work = unsafe {
+            channel.all_reduce_raw(
+                data.as_device_ptr().as_raw(),
+                data.as_device_ptr().as_raw(),
+                COUNT,
+                DType::Bf16,
+                Op::Sum,
+                raw_stream.raw(),
+            )
+        }?;
+        Ok(Self {
+            work,
+            channel,
+            communicators,
+            data,
+            output,
+            stream,
+            event: Event::new()?,
+            raw_stream,
+            empty,
+            _module: module,
+            _context: context,
+        })
+    }
+
+    fn empty_launch(&self) -> Result<()> {
+        let parameter: Parameter = [0; 7];
+        // SAFETY: the no-op driver runs no kernels.
+        unsafe { self.empty.launch(256, &self.raw_stream, &parameter) }
+    }
+
+    fn all_reduce_raw(&mut self) -> Result<Work> {
+        let address = self.data.as_device_ptr().as_raw();
+        // SAFETY: the no-op driver runs no kernels.
+        let work = unsafe {
+            self.channel.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, self.raw_stream.raw())
+        }?;
+        Ok(work)
+    }
+}
+
+fn ones(count: usize) -> Result<DeviceBuffer<Bf16>>
+where
+    Bf16: DeviceCopy,
+{
+    Ok(DeviceBuffer::from_slice(&vec![Bf16::from(bf16::ONE); count])?)
+}
+
+/// The communicators of all ranks, which are threads for as long as they meet.
+fn communicators() -> Result<Vec<Communicator>> {
+    let store = MemoryStore::new();
+    let config = Config::default().force_topology(Some(Topology::FullyConnected));
+    let (store, config) = (&store, &config);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..RANKS)
+            .map(|rank| scope.spawn(move || rendezvous(store, rank, RANKS, rank as u32, config)))
+            .collect();
+        let mut communicators = Vec::new();
+        for thread in threads {
+            match thread.join() {
+                Ok(Ok(Outcome::Ready(communicator))) => communicators.push(communicator),
+                Ok(Ok(Outcome::NotApplicable(reason))) => bail!("not applicable: {reason}"),
+                Ok(Err(error)) => return Err(error).context("meeting on the no-op driver"),
+                Err(_) => bail!("a rank panicked"),
+            }
+        }
+        Ok(communicators)
+    })
+}
+
+impl Subject {
+    /// Closes the communicators in order.
+    ///
+    /// # Errors
+    /// What a rank says.
+    pub fn close(self) -> Result<()> {
+        let Self { work, channel, communicators, .. } = self;
+        drop((work, channel));
+        let start = Barrier::new(communicators.len());
+        let start = &start;
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = communicators
+                .into_iter()
+                .map(|communicator| {
+                    scope.spawn(move || {
+                        start.wait();
+                        communicator.close()
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().map_err(|_| anyhow::anyhow!("a rank panicked"))??;
+            }
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,59 @@
+//! How many driver calls each of the library's calls is, counted by a driver that does nothing else.
+
+use meshreduce_bench::calls::{OPERATIONS, Subject};
+use meshreduce_bench::noop_driver::calls_of;
+
+/// What each operation calls, by name of the operation.
+const EXPECTED: [(&str, &[(&str, u64)]); 10] = [
+    ("empty launch", &[("cuLaunchKernel", 1)]),
+    ("empty launch + event record", &[("cuLaunchKernel", 1), ("cuEventRecord", 1)]),
+    ("all_reduce_raw", &[("cuLaunchKernel", 1), ("cuEventRecord", 1)]),
+    (
+        "all_reduce_in_place (typed, checked)",
+        &[
+            ("cuCtxPushCurrent_v2", 1),
+            ("cuCtxPopCurrent_v2", 1),
+            ("cuLaunchKernel", 1),
+            ("cuStreamIsCapturing", 1),
+            ("cuEventRecord", 1),
+            ("cuPointerGetAttribute", 2),
+        ],
+    ),
+    (
+        "all_reduce (typed, checked, out of place)",
+        &[
+            ("cuCtxPushCurrent_v2", 2),
+            ("cuCtxPopCurrent_v2", 2),
+            ("cuLaunchKernel", 1),
+            ("cuStreamIsCapturing", 1),
+            ("cuEventRecord", 1),
+            ("cuPointerGetAttribute", 4),
+        ],
+    ),
+    (
+        "all_reduce_raw + synchronize",
+        &[("cuLaunchKernel", 1), ("cuEventRecord", 1), ("cuEventSynchronize", 1)],
+    ),
+    ("select", &[]),
+    ("work.wait", &[("cuStreamWaitEvent", 1)]),
+    ("work.synchronize", &[("cuEventSynchronize", 1)]),
+    ("work.is_finished", &[("cuEventQuery", 1)]),
+];
+
+#[test]
+fn every_call_makes_the_driver_calls_that_it_needs_and_no_other() {
+    let mut subject = Subject::new().unwrap();
+    for (operation, (name, expected)) in OPERATIONS.into_iter().zip(EXPECTED) {
+        assert_eq!(operation.name, name);
+        // The first calls create the events of the channel's pool.
+        for _ in 0..4 {
+            (operation.run)(&mut subject).unwrap();
+        }
+        for _ in 0..100 {
+            let made = calls_of(|| (operation.run)(&mut subject)).unwrap();
+            let made: Vec<(&str, u64)> = made.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+            assert_eq!(made, expected, "{name}");
+        }
+    }
+    subject.close().unwrap();
+}

@@ -1,0 +1,83 @@
+//! Measuring on the emulated node: that it goes through, measures what was asked for, and checks the results. What the
+//! clocks say there means nothing.
+
+use std::time::Duration;
+
+use meshreduce::{Algorithm, DType, Op};
+use meshreduce_bench::measure;
+use meshreduce_bench::plan::{Case, Way, Work};
+use meshreduce_bench::row::{Mode, Place, Row};
+use meshreduce_tests::in_process::{alone, open_driver};
+
+fn work(ranks: usize, shared_device: bool) -> Work {
+    let case = |dtype, op, bytes| Case { dtype, op, bytes };
+    Work {
+        ranks,
+        shared_device,
+        ways: vec![
+            Way::Forced(Algorithm::OneShot),
+            Way::Forced(Algorithm::HybridCubeMesh),
+            Way::Selected,
+            Way::Forced(Algorithm::TwoShot),
+        ],
+        cases: vec![case(DType::Bf16, Op::Sum, 20), case(DType::F32, Op::Max, 4096)],
+        warmup: 1,
+        iterations: 3,
+        graph_calls: Some(2),
+        deadline: Duration::from_secs(30),
+    }
+}
+
+fn check(work: &Work) {
+    let _alone = alone();
+    open_driver();
+    let asked = |way| way == Way::Forced(Algorithm::HybridCubeMesh);
+    let measured = measure::run(work, &asked, &|_| {}).expect("the ranks get through");
+    let name = |row: &Row| (row.algorithm.clone(), row.bytes, row.mode, row.place);
+    let mut expected = Vec::new();
+    for algorithm in ["one-shot", "auto: one-shot", "two-shot"] {
+        for bytes in [20, 4096] {
+            for mode in [Mode::Plain, Mode::Graph] {
+                for place in [Place::Out, Place::In] {
+                    expected.push((algorithm.to_owned(), bytes, mode, place));
+                }
+            }
+        }
+    }
+    assert_eq!(measured.rows.iter().map(name).collect::<Vec<_>>(), expected);
+    for row in &measured.rows {
+        assert_eq!(row.wrong, Some(0), "{row:?}");
+        assert_eq!((row.ranks, row.iterations), (work.ranks, 3));
+        assert_eq!(row.graph_calls, if row.mode == Mode::Graph { 2 } else { 1 });
+        let times = row.times;
+        let all =
+            [times.time_us, times.device_p50_us, times.device_p99_us, times.host_p50_us, times.host_p99_us];
+        assert!(all.iter().all(|time| time.is_finite() && *time > 0.0), "{row:?}");
+        assert!(times.device_p50_us <= times.device_p99_us && times.host_p50_us <= times.host_p99_us);
+    }
+    assert_eq!(measured.absent.len(), 1);
+    assert!(measured.absent[0].asked && measured.absent[0].reason.contains("fully connected"));
+}
+
+#[test]
+fn every_way_is_measured_plain_and_replayed_and_its_results_are_right() {
+    check(&work(3, false));
+}
+
+#[test]
+fn ranks_that_share_a_gpu_are_measured_too() {
+    check(&work(2, true));
+}
+
+#[test]
+fn a_message_beyond_an_algorithms_limit_is_left_out_and_said() {
+    let _alone = alone();
+    open_driver();
+    let mut work = work(2, false);
+    work.ways = vec![Way::Forced(Algorithm::OneShot)];
+    work.cases = vec![Case { dtype: DType::Bf16, op: Op::Sum, bytes: (256 << 10) + 2 }];
+    let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+    assert!(measured.rows.is_empty());
+    assert_eq!(measured.absent.len(), 1);
+    assert_eq!(measured.absent[0].reason, "beyond the limit of one-shot");
+}
