@@ -54,7 +54,7 @@ pub(crate) fn name(names: &'static [&'static CStr], function: u32) -> *const std
 /// Defines counted functions with C names, and `NAMES`, their names by number.
 macro_rules! exports {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {
-        #[allow(non_camel_case_types)]
+        #[allow(non_camel_case_types, clippy::enum_variant_names)] // the names of the C API
         #[derive(Clone, Copy)]
         enum Function { $($name),* }
 
