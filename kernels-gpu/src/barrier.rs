@@ -15,6 +15,12 @@
 //! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
 //! once per channel, and an abort word in the pad of every rank that is mapped. The channel is dead from then on: the
 //! abort word stays, the call number stands still, and kernels that are queued behind return at once.
+//!
+//! They must not stage either: since the number stands still they have the half of the failed call, which a slow peer
+//! may still be reading, if this rank published before it gave up. So every thread looks at the abort word before it
+//! stores to staging, and the first barrier joins what they saw: a block of which one thread did not stage does not
+//! publish. What a thread sees there of an earlier call of this rank is certain, since the kernels of a channel follow
+//! one another; what it sees of a peer's failure may come at any moment, and only then threads of a block differ.
 
 use core::{array::from_fn, mem::offset_of};
 
@@ -24,13 +30,12 @@ use meshreduce_wire::{
 
 use crate::{
     memory::{load_u32_nc, load_u64, load_u64_nc, store_u32, store_u64},
-    shared::{Flag, load_flag, store_flag},
     signal::{
         atomic_add_acq_rel_sys_u32, atomic_cas_acq_rel_sys_u32, load_acquire_sys_u64, load_relaxed_sys_u32,
         load_relaxed_sys_u64, store_relaxed_sys_u32, store_relaxed_sys_u64, store_release_sys_u32,
         store_release_sys_u64,
     },
-    thread::{block_idx_x, grid_dim_x, sync_threads, thread_idx_x},
+    thread::{block_idx_x, decide_here, grid_dim_x, sync_threads, sync_threads_or, thread_idx_x},
     time::globaltimer,
 };
 
@@ -49,6 +54,7 @@ pub struct Call {
     descriptor: u64,
     deadline_ns: u64,
     rank: u32,
+    abort: u32,
 }
 
 /// The peer that a thread stands for in [`Call::meet`].
@@ -78,7 +84,7 @@ struct Failure {
 }
 
 impl Call {
-    /// Begins a call: reads the channel's state, and thread 0 notes for its block whether the channel has failed.
+    /// Begins a call: reads the channel's state, and whether it has failed.
     ///
     /// # Safety
     /// All threads of the block call it, once, and then [`Self::meet`] with phase 0. `params.context` is the address
@@ -91,12 +97,8 @@ impl Call {
         let half_bytes = load_u64_nc::<{ offset_of!(ChannelContext, staging_half_bytes) }>(context);
         let rank = load_u32_nc::<{ offset_of!(ChannelContext, rank) }>(context);
         let number = load_u64(own_pad + pad::CALL_NUMBER);
+        let abort = load_relaxed_sys_u32(own_pad + pad::ABORT);
         let half_offset = if number & 1 == 0 { 0 } else { half_bytes };
-        if thread_idx_x() == 0 {
-            store_flag(Flag::Phase0, 0);
-            store_flag(Flag::Phase1, 0);
-            store_flag(Flag::Entry, load_relaxed_sys_u32(own_pad + pad::ABORT));
-        }
         Self {
             context,
             own_pad,
@@ -106,7 +108,15 @@ impl Call {
             descriptor: params.descriptor,
             deadline_ns: params.deadline_ns,
             rank,
+            abort,
         }
+    }
+
+    /// Whether this thread may store to its rank's staging: the channel had not failed when the thread came. To be asked
+    /// between loads of input and the stores, so that the loads do not wait for the answer.
+    #[inline(always)]
+    pub fn may_stage(&self) -> bool {
+        decide_here(self.abort) == 0
     }
 
     /// This rank's position in the reduction tree.
@@ -190,28 +200,32 @@ impl Call {
     /// [`Self::leave`].
     ///
     /// # Safety
-    /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it.
+    /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it. Before phase 0 a
+    /// thread has staged its share unless [`Self::may_stage`] said no.
     #[inline(always)]
     pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>, meeting: Meeting) -> bool {
-        sync_threads();
-        let failed = Flag::of_phase(phase);
-        let outcome = match (if phase == 0 { load_flag(Flag::Entry) } else { 0 }, peer) {
-            (0, Some(peer)) => {
+        let dead = if phase == 0 {
+            sync_threads_or(self.abort != 0)
+        } else {
+            sync_threads();
+            false
+        };
+        let outcome = match peer {
+            // Whoever saw it reports it: there is one at least, so the block is told again below.
+            _ if dead && self.abort != 0 => {
+                Err(Failure { abort: self.abort, phase, peer: self.rank, epoch_seen: 0, peer_launched: 0 })
+            }
+            Some(peer) if !dead => {
                 self.publish(phase, peer, meeting);
                 self.await_peer(phase, peer.rank, meeting)
             }
-            (0, None) => Ok(()),
-            (abort, _) if thread_idx_x() == 0 => {
-                Err(Failure { abort, phase, peer: self.rank, epoch_seen: 0, peer_launched: 0 })
-            }
             _ => Ok(()),
         };
+        let failed = outcome.is_err();
         if let Err(failure) = outcome {
             self.fail(failure);
-            store_flag(failed, 1);
         }
-        sync_threads();
-        load_flag(failed) == 0
+        !sync_threads_or(failed)
     }
 
     #[inline(always)]

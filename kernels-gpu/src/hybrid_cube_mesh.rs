@@ -44,7 +44,10 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let relay_peer = call.peer(if thread == 0 { Some(call.rank_at(relay)) } else { None });
 
     for index in Share::of_thread(vectors) {
-        store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+        let vector = message.load::<E>(index);
+        if call.may_stage() {
+            store_vector(vector_address(call.own_staging(), index), vector);
+        }
     }
 
     if !call.meet(0, quad_peer, Meeting::First) {

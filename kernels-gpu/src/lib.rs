@@ -1,12 +1,12 @@
 //! meshreduce's device kernels.
 //!
-//! One module per hardware concept ([`thread`], [`memory`], [`shared`], [`signal`], [`time`], [`convert`]), each a
+//! One module per hardware concept ([`thread`], [`memory`], [`signal`], [`time`], [`convert`]), each a
 //! set of functions of one PTX instruction, and above them, without a line of assembly, the parts that algorithms are
 //! made of ([`element`], [`reduction`], [`message`], [`barrier`]) and one module per algorithm.
 //!
 //! `cargo xtask build-ptx` compiles this crate; nothing else can (`nvptx64-nvidia-cuda`, `core` from source).
 #![no_std]
-#![feature(abi_ptx, asm_experimental_arch, stdarch_nvptx)]
+#![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx)]
 
 pub mod barrier;
 pub mod convert;
@@ -16,7 +16,6 @@ pub mod memory;
 pub mod message;
 pub mod one_shot;
 pub mod reduction;
-pub mod shared;
 pub mod signal;
 pub mod thread;
 pub mod time;

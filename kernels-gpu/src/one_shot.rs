@@ -27,7 +27,10 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
     for index in Share::of_thread(message.vectors()) {
-        store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+        let vector = message.load::<E>(index);
+        if call.may_stage() {
+            store_vector(vector_address(call.own_staging(), index), vector);
+        }
     }
 
     if !call.meet(0, peer, Meeting::First) {

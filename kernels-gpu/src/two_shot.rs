@@ -38,11 +38,16 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     for offset in Share::of_thread(slice) {
         if message.is_whole(last::<W>(slice, offset)) {
             let parts = message.load_each::<W>(offset, slice);
-            store_each(call.own_staging(), offset, slice, parts);
+            if call.may_stage() {
+                store_each(call.own_staging(), offset, slice, parts);
+            }
         } else {
             let mut index = offset;
             while index < vectors {
-                store_vector(vector_address(call.own_staging(), index), message.load::<E>(index));
+                let vector = message.load::<E>(index);
+                if call.may_stage() {
+                    store_vector(vector_address(call.own_staging(), index), vector);
+                }
                 index += slice;
             }
         }

@@ -3,8 +3,11 @@
 //!
 //! A seed stands for a [`Scenario`] (what is launched) and for everything that the session leaves to chance. Several
 //! calls of different lengths and launch shapes follow one another on every rank with nothing in between, and every
-//! result is compared bit by bit with the reference.
+//! result is compared bit by bit with the reference. In some scenarios a rank is told to give up at any moment
+//! ([`Abort`]); then calls fail from some call on, and what did not fail must be right all the same.
 #![forbid(unsafe_code)]
+
+mod abort;
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
@@ -25,6 +28,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::{inputs, reference};
+pub use abort::Abort;
 
 /// Nanoseconds, which the session counts by instructions: no wait of a run that ends takes as long.
 const DEADLINE_NS: u64 = 1 << 60;
@@ -53,6 +57,8 @@ pub struct Scenario {
     pub first_call: u64,
     /// The calls in order.
     pub calls: Vec<Call>,
+    /// Who is told to give up, if anyone is.
+    pub abort: Option<Abort>,
 }
 
 /// One all-reduce.
@@ -180,7 +186,9 @@ impl Kernels {
             }
             _ => (0..ranks).collect(),
         };
-        let in_place = draw.below(2) == 0;
+        let abort = (draw.below(3) == 0).then(|| Abort::draw(&mut draw, ranks));
+        // What a failed call leaves in a buffer is not known, so no call may go on from there.
+        let in_place = draw.below(2) == 0 && abort.is_none();
         let most = if ranks > 4 { 3 } else { 4 };
         let calls = (0..2 + draw.below(most))
             .map(|_| {
@@ -197,7 +205,7 @@ impl Kernels {
                 Call { count, offset, blocks, threads, in_place }
             })
             .collect();
-        Scenario { dtype, op, positions, relays, first_call: draw.below(3) as u64, calls }
+        Scenario { dtype, op, positions, relays, first_call: draw.below(3) as u64, calls, abort }
     }
 
     /// Runs what `seed` stands for.
@@ -338,6 +346,9 @@ impl<'a> Stage<'a> {
                 }
             }
         }
+        if let Some(abort) = self.scenario.abort {
+            abort.launch(&mut self.session, &self.ranks);
+        }
         for (rank, bytes) in contents.into_iter().enumerate() {
             expected.push(Expected { rank, call: calls.len() - 1, address: shared[rank], bytes });
         }
@@ -384,24 +395,38 @@ impl<'a> Stage<'a> {
             bytes.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte))
         };
         let last = || self.session.interleaving(100);
+        let first = self.scenario.first_call;
+        let all = self.scenario.calls.len() as u64;
+        let wrong = |text| Err(Failure::Wrong { text, interleaving: last() });
+        // By rank: the calls that ended well.
+        let mut ended = Vec::new();
         for (number, rank) in self.ranks.iter().enumerate() {
             let record = rank.host_page + offset_of!(HostPage, record) as u64;
             let valid = word(record + offset_of!(ErrorRecord, valid) as u64) as u32;
             let abort = word(rank.pad + pad::ABORT) as u32;
-            if valid != 0 || abort != 0 {
+            if self.scenario.abort.is_none() && (valid != 0 || abort != 0) {
                 let code = word(record + offset_of!(ErrorRecord, abort) as u64) as u32;
                 let record = meshreduce_wire::AbortWord::decode(if valid != 0 { code } else { abort });
                 let text = format!("rank {number}: {record:?}");
                 return Err(Failure::GaveUp { text, interleaving: last() });
             }
-            let calls = self.scenario.first_call + self.scenario.calls.len() as u64;
             let at = word(rank.pad + pad::CALL_NUMBER);
-            if at != calls {
-                let text = format!("rank {number}'s call number is {at}, must be {calls}");
-                return Err(Failure::Wrong { text, interleaving: last() });
+            let gave_up = valid != 0 && abort != 0 && at < first + all;
+            if at != first + all && !gave_up {
+                return wrong(format!("rank {number}'s call number is {at}, must be {}", first + all));
             }
+            ended.push(at - first);
+        }
+        let (least, most) = (ended.iter().min().copied(), ended.iter().max().copied());
+        if most > least.map(|least| least + 1) {
+            return wrong(format!(
+                "a call succeeded behind one that failed elsewhere: {ended:?} calls by rank"
+            ));
         }
         for Expected { rank, call, address, bytes } in expected {
+            if *call as u64 >= ended[*rank] {
+                continue;
+            }
             let got = self.session.read(*address, bytes.len());
             if let Some(at) = (0..bytes.len()).find(|&at| got[at] != bytes[at]) {
                 let text = format!(

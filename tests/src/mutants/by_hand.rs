@@ -53,7 +53,7 @@ impl Maker<'_> {
         let (entry, roles) = (self.entry, self.roles);
         self.add("known-2-no-closing-barrier", vec![entry.constant(roles.half_distance, "0")]);
         for (at, &barrier) in roles.barriers.iter().enumerate().step_by(2) {
-            self.add(format!("known-8-release-by-one-thread-{at}"), vec![entry.dropped(barrier)]);
+            self.add(format!("known-8-release-by-one-thread-{at}"), vec![entry.without_barrier(barrier)]);
         }
         Ok(())
     }

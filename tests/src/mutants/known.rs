@@ -81,14 +81,8 @@ pub static KNOWN: &[Known] = &[
         "two_shot/known-5-gather-flag-cleared-by-the-reader",
         "the slot is cleared before the next call's first signal, without which the peer cannot write it again",
     ),
-    Known {
-        name: "flag-weak",
-        ranks: Some(2),
-        why: Why::Equivalent,
-        reason: "of two ranks, one thread of a block waits: there is no second writer",
-    },
     equivalent(
-        "hybrid_cube_mesh/relay-flag-weak",
-        "one thread of a block waits for the relay: there is no second writer",
+        "two_shot/agreement-0-dropped",
+        "no peer ends the call without the second signal, which a block with a thread that gave up does not give",
     ),
 ];

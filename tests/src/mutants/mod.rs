@@ -141,9 +141,9 @@ impl Set {
         let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
         let module = Module::parse(&text).with_context(understood)?;
         let kernel = module.kernel(&self.name).with_context(understood)?;
-        let stage = |halfway| {
+        let stage = |halfway, queued| {
             let (kernel, algorithm, ranks) = (&kernel, self.algorithm, self.ranks);
-            Stage { kernel, algorithm, ranks, halfway, queued: false }
+            Stage { kernel, algorithm, ranks, halfway, queued }
         };
         let early = self.troubled.then(|| Trouble::ALL.map(|trouble| (trouble, None)));
         let halfway = self.halfway(mutant)?;
@@ -183,7 +183,7 @@ impl Set {
                 if halfway.is_some() && trouble == Trouble::Mismatch {
                     continue;
                 }
-                if let Err(failure) = stage(halfway).play(trouble, seed, options) {
+                if let Err(failure) = stage(halfway, seed / 2 % 2 == 1).play(trouble, seed, options) {
                     dies(failure, trouble.name(), seed);
                     break 'seeds;
                 }

@@ -83,14 +83,33 @@ impl Maker<'_> {
         self.add("advance-by-two", vec![entry.preceded(roles.advance, &twice)]);
         let last = entry.next(roles.exits, "add.s32", 3)?;
         self.add("exits-one-block-early", vec![entry.replaced(last, ", -1;", ", -2;")?]);
-        let noted = entry.next(roles.entry_poll, "st.relaxed.cta.shared.u32", 3)?;
-        self.add("entry-flag-dropped", vec![entry.dropped(noted)]);
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);
-        // The barriers before signals are left out by hand.
-        for (at, &barrier) in roles.barriers.iter().enumerate().skip(1).step_by(2) {
-            self.add(format!("barrier-{at}-dropped"), vec![entry.dropped(barrier)]);
-        }
+        let staged = roles.stage_guards.iter().map(|&at| entry.constant(at, "0")).collect();
+        self.add("stage-guard-dropped", staged);
+        self.barriers()?;
         self.data()
+    }
+
+    /// Barriers that do not wait, do not ask, or do not tell.
+    fn barriers(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        for (at, &barrier) in roles.barriers.iter().enumerate() {
+            // Those before signals are left out by hand.
+            if at % 2 == 1 {
+                self.add(format!("barrier-{at}-dropped"), vec![entry.without_barrier(barrier)]);
+            }
+            if !entry.lines[barrier].contains(".red.") {
+                continue;
+            }
+            let operands = entry.operands(barrier);
+            let (told, asked) = (operands[0], operands[2]);
+            let alone = vec!["\tbar.sync \t0;".to_owned(), format!("\tmov.pred {told}, {asked};")];
+            self.add(format!("agreement-{at}-dropped"), vec![Edit { at: barrier, with: alone }]);
+            self.add(format!("agreement-{at}-of-all"), vec![entry.replaced(barrier, ".or.", ".and.")?]);
+            let never = ["\tmov.u32 %mr0, 0;".to_owned(), format!("\tsetp.ne.u32 {told}, %mr0, 0;")];
+            self.add(format!("agreement-{at}-never"), vec![entry.followed(barrier, &never)]);
+        }
+        Ok(())
     }
 
     fn orders(&mut self, phase: &Phase) -> Result<()> {
@@ -233,8 +252,6 @@ impl Maker<'_> {
             name("record-after-valid"),
             vec![entry.dropped(phase.record), entry.followed(phase.valid, &late)],
         );
-        self.add(name("flag-dropped"), vec![entry.dropped(phase.flag)]);
-        self.add(name("flag-weak"), vec![entry.replaced(phase.flag, ".relaxed.cta", "")?]);
         Ok(())
     }
 

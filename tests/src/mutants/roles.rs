@@ -10,12 +10,14 @@ use super::text::Entry;
 pub struct Roles {
     /// By phase.
     pub phases: Vec<Phase>,
-    /// All block barriers, in order.
+    /// All block barriers, in order: of every phase the one before its signals and the one behind its waits.
     pub barriers: Vec<usize>,
     /// The read of the call number on entry.
     pub call_number: usize,
     /// The abort word's read on entry.
     pub entry_poll: usize,
+    /// Copies of what it read, each before a decision whether to stage.
+    pub stage_guards: Vec<usize>,
     /// The call number's parity, which chooses the half of staging.
     pub parity: usize,
     /// The distance of the staging halves, read from the context.
@@ -66,8 +68,6 @@ pub struct Phase {
     pub record: usize,
     /// The record is marked valid.
     pub valid: usize,
-    /// The block's threads are told.
-    pub flag: usize,
 }
 
 impl Roles {
@@ -122,10 +122,14 @@ impl Roles {
                 peer_abort,
                 record: entry.next(peer_abort, "st.global.u32", 12)?,
                 valid,
-                flag: entry.next(valid, "st.relaxed.cta.shared.u32", 3)?,
             });
         }
-        let barriers = entry.some("bar.sync", 2 * count)?;
+        let barriers = entry.some("\tbar.", 2 * count)?;
+        for (at, &barrier) in barriers.iter().enumerate() {
+            // Only the barrier before a second phase's signals agrees on nothing.
+            let shape = if at == 2 { "\tbar.sync " } else { "\tbar.red.or.pred " };
+            ensure!(entry.lines[barrier].contains(shape), "barrier {at} is no {}", shape.trim());
+        }
         let call_number = entry.all("ld.global.u64");
         ensure!(call_number.len() == 1, "the read of the call number");
         let exits = entry.one("atom.acq_rel.sys.global.add.u32")?;
@@ -141,11 +145,16 @@ impl Roles {
             .filter(|at| early(at) && entry.lines[*at].contains("ld.global.nc.u64"))
             .collect();
         ensure!(!peer_pads.is_empty(), "the address of the peer's pad");
+        let abort = entry.operands(polls[0])[0].to_owned();
+        let copied = |at: &usize| early(at) && entry.operands(*at)[1..] == [abort.as_str()];
+        let stage_guards: Vec<usize> = entry.all("\tmov.b32").into_iter().filter(copied).collect();
+        ensure!(!stage_guards.is_empty(), "the decision whether to stage");
         let (staging_stores, result_stores) = stores.into_iter().partition(early);
         Ok(Self {
             phases,
             call_number: call_number[0],
             entry_poll: polls[0],
+            stage_guards,
             parity: entry
                 .all("and.b64")
                 .into_iter()

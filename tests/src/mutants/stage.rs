@@ -100,9 +100,9 @@ pub struct Stage<'a> {
     pub ranks: usize,
     /// A kernel that ends between the phases: what dead ranks run, if they are to die there.
     pub halfway: Option<&'a Arc<Kernel>>,
-    /// All calls are queued at once. The shipped kernels are not right then: a rank that fails has told its peers
-    /// that its data is there, the call that is queued behind stages over it before it looks at the abort word, and a
-    /// slow peer still reads it.
+    /// All calls are queued at once, as they are in a stream: what is behind the failed call begins as soon as that ends
+    /// on its rank, while slow peers are still at work. Otherwise ranks wait for each other between the calls, and more is
+    /// known of what they must find.
     pub queued: bool,
 }
 

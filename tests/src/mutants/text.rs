@@ -159,6 +159,14 @@ impl Entry {
         Edit { at, with: Vec::new() }
     }
 
+    /// Leaves a barrier out. Where its threads agree on something, each takes what it came with for the answer.
+    pub fn without_barrier(&self, at: usize) -> Edit {
+        match self.operands(at).as_slice() {
+            [told, _, asked] => Edit { at, with: vec![format!("\tmov.pred {told}, {asked};")] },
+            _ => self.dropped(at),
+        }
+    }
+
     /// The line, and others behind it.
     pub fn followed(&self, at: usize, lines: &[String]) -> Edit {
         Edit { at, with: [&[self.lines[at].clone()], lines].concat() }

@@ -55,8 +55,6 @@ struct Examined {
     blocks_per_multiprocessor: u32,
     /// Loops with 128-bit loads, in the order of addresses.
     loops: Vec<VectorLoop>,
-    /// Whether it is known not to hold the rule on loads, see [`NOT_HELD`].
-    excused: bool,
     /// Rules that it breaks.
     broken: Vec<String>,
 }
@@ -116,15 +114,9 @@ impl Args {
             eprintln!("{broken} of {} kernels x targets break a rule", kernels.len());
             return Ok(ExitCode::FAILURE);
         }
-        let excused: Vec<_> = kernels.iter().filter(|kernel| kernel.excused).collect();
-        for kernel in &excused {
-            let Assembled { kernel: name, target, .. } = &kernel.assembled;
-            eprintln!("NOT HELD, as known: {name} on {target} adds before all its loads are issued");
-        }
         if !self.json {
             println!(
-                "{} of {} kernels x targets issue every load that a reduction needs before its first float operation",
-                kernels.len() - excused.len(),
+                "{} kernels x targets issue every load that a reduction needs before its first float operation",
                 kernels.len()
             );
         }
@@ -222,14 +214,13 @@ impl Examined {
             occupancy::blocks(&assembled.target, assembled.registers, assembled.shared_bytes)
                 .with_context(|| format!("the limits of {} are not known", assembled.target))?;
         let mut broken = broken(entry, &loops);
-        let excused = excuse(name, &assembled.target, &loops, &mut broken);
         if !assembled.ok {
             broken.push("too many registers, a stack, or spills".to_owned());
         }
         if blocks_per_multiprocessor < 2 {
             broken.push("two blocks do not fit a multiprocessor".to_owned());
         }
-        Ok(Self { assembled, blocks_per_multiprocessor, loops, excused, broken })
+        Ok(Self { assembled, blocks_per_multiprocessor, loops, broken })
     }
 }
 
@@ -240,41 +231,6 @@ fn expected(entry: EntryName) -> Vec<u32> {
         Algorithm::HybridCubeMesh => vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }],
         _ => vec![entry.ranks as u32],
     }
-}
-
-/// Kernels for which the rule on loads is known NOT to hold, and how many loads they have in flight instead.
-///
-/// With eight ranks, 64 registers and no uniform registers, ptxas starts on sm_70 to add before the last loads, which
-/// wait for registers. Each is a debt and not a licence: a kernel that gets worse fails, and one that gets better must
-/// leave this list.
-const NOT_HELD: [(&str, &str, u32); 9] = [
-    ("one_shot_bf16_max_w8", "sm_70", 6),
-    ("one_shot_bf16_min_w8", "sm_70", 6),
-    ("one_shot_bf16_sum_w8", "sm_70", 5),
-    ("one_shot_f16_max_w8", "sm_70", 6),
-    ("one_shot_f16_min_w8", "sm_70", 6),
-    ("two_shot_bf16_max_w8", "sm_70", 6),
-    ("two_shot_bf16_min_w8", "sm_70", 6),
-    ("two_shot_f16_max_w8", "sm_70", 6),
-    ("two_shot_f16_min_w8", "sm_70", 6),
-];
-
-/// Takes a known exception out of what is wrong with a kernel; tells whether there was one.
-fn excuse(kernel: &str, target: &str, loops: &[VectorLoop], broken: &mut Vec<String>) -> bool {
-    let Some(&(.., known)) = NOT_HELD.iter().find(|(name, on, _)| (*name, *on) == (kernel, target)) else {
-        return false;
-    };
-    let fewest = loops.iter().filter(|found| found.reduced > 0).map(|found| found.before_operation).min();
-    if broken.is_empty() {
-        broken.push("it holds the rule now: take it out of NOT_HELD in xtask/src/sass/mod.rs".to_owned());
-        return false;
-    }
-    if broken.len() == 1 && fewest == Some(known) {
-        broken.clear();
-        return true;
-    }
-    broken.push(format!("NOT_HELD in xtask/src/sass/mod.rs says {known}"));
-    false
 }
 
 /// What is wrong with the loops of a kernel.
@@ -339,20 +295,6 @@ mod tests {
         assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 4), reducing(2, 2)]), 0);
         assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 4)]), 1);
         assert_eq!(judge("hybrid_cube_mesh_f32_max_w8", &[reducing(4, 3), reducing(2, 1)]), 2);
-    }
-
-    #[test]
-    fn a_known_exception_must_be_as_bad_as_it_is_said_to_be() {
-        let excused = |target: &str, before| {
-            let loops = [reducing(8, before)];
-            let mut wrong = broken(EntryName::parse("one_shot_bf16_sum_w8").unwrap(), &loops);
-            (excuse("one_shot_bf16_sum_w8", target, &loops, &mut wrong), wrong.is_empty())
-        };
-        assert_eq!(excused("sm_70", 5), (true, true));
-        assert_eq!(excused("sm_70", 4), (false, false), "worse");
-        assert_eq!(excused("sm_70", 6), (false, false), "better, and the list does not say so");
-        assert_eq!(excused("sm_70", 8), (false, false), "mended, and still in the list");
-        assert_eq!(excused("sm_90", 5), (false, false), "another target");
     }
 
     #[test]

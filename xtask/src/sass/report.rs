@@ -37,34 +37,9 @@ reduces `loads before the first float operation / before the first instruction o
 moves the loads it has on all paths (the input is read by either of two predicated forms). An address computed in a loop may
 wait for the context's own reads; they are not counted.
 
-{}
 {}",
-        exceptions(kernels),
         tables(kernels, targets)
     )
-}
-
-/// Where the rule on loads is not held.
-fn exceptions(kernels: &[Examined]) -> String {
-    let excused: Vec<&Examined> = kernels.iter().filter(|kernel| kernel.excused).collect();
-    if excused.is_empty() {
-        return "**Where the rule on loads is not held.** Nowhere.\n".to_owned();
-    }
-    let mut text = format!(
-        "**Where the rule on loads is NOT held.** {} of {} kernels x targets. The assembler adds the first vectors before the \
-         last loads are issued, which wait for registers; results are the same, fewer loads are in flight. \
-         `NOT_HELD` in `xtask/src/sass/mod.rs` lists them; one that gets worse fails the check.\n\n",
-        excused.len(),
-        kernels.len()
-    );
-    for kernel in excused {
-        for found in kernel.loops.iter().filter(|found| found.reduced > 0) {
-            let (name, target) = (&kernel.assembled.kernel, &kernel.assembled.target);
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "- {name} on {target}: {} of {}", found.before_operation, found.reduced);
-        }
-    }
-    text
 }
 
 /// One table a target.
@@ -91,11 +66,7 @@ fn line(kernel: &Examined) -> String {
         kernel.loops.iter().partition(|found| found.reduced > 0);
     let reducing = joined(&reducing, |found| format!("{} / {}", found.before_operation, found.before_use));
     let moving = joined(&moving, |found| found.loads.to_string());
-    let mark = match (kernel.excused, kernel.broken.is_empty()) {
-        (true, _) => " **not held**",
-        (false, true) => "",
-        (false, false) => " **broken**",
-    };
+    let mark = if kernel.broken.is_empty() { "" } else { " **broken**" };
     format!(
         "| {}{mark} | {} | {spilled} | {} | {} | {} | {reducing} | {moving} |\n",
         of.kernel, of.registers, of.shared_bytes, of.sass_instructions, kernel.blocks_per_multiprocessor
