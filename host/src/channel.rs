@@ -85,10 +85,15 @@ impl ChannelState {
         self.farewell.upgrade().is_some_and(|farewell| farewell.has_closed(peer))
     }
 
+    /// Whether a graph has kernels of this channel.
+    pub(crate) fn has_captures(&self) -> bool {
+        self.captured.load(Ordering::Relaxed)
+    }
+
     /// Waits at most `limit` for the last launch, and as long for the last replay; says whether no kernel runs.
     pub(crate) fn drain(&self, limit: Duration) -> bool {
         // Replays have no event of the library's: wait for all that the context has.
-        self.drain_launches(limit) && (!self.captured.load(Ordering::Relaxed) || self.context.finish(limit))
+        self.drain_launches(limit) && (!self.has_captures() || self.context.finish(limit))
     }
 
     fn drain_launches(&self, limit: Duration) -> bool {
@@ -185,8 +190,8 @@ impl Channel {
     ///
     /// # Safety
     ///
-    /// As for [`Channel::all_reduce_raw`], for every replay, but that the stream is being captured. The communicator
-    /// outlives the last replay.
+    /// As for [`Channel::all_reduce_raw`], for every replay, but that the stream is being captured. A replay after the
+    /// communicator's end, which is a mistake (see [`crate::Communicator`]), reads the input and writes nothing.
     ///
     /// # Errors
     ///
@@ -265,10 +270,16 @@ impl Channel {
             flags: if input == output { IN_PLACE } else { 0 },
         };
 
+        let captured = capture == Capture::Yes;
+        if captured {
+            // Before there is anything that could be replayed.
+            state.captured.store(true, Ordering::Relaxed);
+        }
         let event = state.event()?;
         self.in_context(stream, || {
             // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
-            // lives as long as `shared`, and the caller vouches for the pointers and the stream.
+            // lives as long as `shared`; both outlive `shared` if this is captured. The caller vouches for the pointers
+            // and the stream.
             check("cuLaunchKernel", unsafe {
                 function.launch(geometry.blocks, geometry.threads, stream, &params)
             })
@@ -278,10 +289,7 @@ impl Channel {
         // SAFETY: the caller vouches for the stream.
         self.in_context(stream, || unsafe { event.record(stream) })?;
         let event = Arc::new(PooledEvent::new(event, Arc::clone(state)));
-        let captured = capture == Capture::Yes;
-        if captured {
-            state.captured.store(true, Ordering::Relaxed);
-        } else {
+        if !captured {
             *state.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&event));
         }
         Ok(Work::new(Arc::clone(state), event, captured))

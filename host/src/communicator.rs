@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{AbortWord, Algorithm, ChannelContext, DType, MAX_RANKS, Op, RecordKind, pad};
+use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};
 
 use crate::channel::{Channel, ChannelState};
 use crate::config::Config;
-use crate::driver::{DeviceMemory, PrimaryContext, Stream, check};
+use crate::contexts::{Contexts, channel_context};
+use crate::driver::{self, PrimaryContext, Stream, check};
 use crate::error::Error;
 use crate::farewell::{Farewell, Stage};
 use crate::identity::Process;
@@ -26,7 +27,8 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per channel one signal pad (17 KiB) and two staging halves, plus the kernels. A half holds the longest
+/// Device memory: per channel one signal pad (17 KiB), a context (256 bytes) and two staging halves; per communicator one
+/// more pad, and the kernels. A half holds the longest
 /// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
 /// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
 /// memory: one page per channel.
@@ -37,10 +39,12 @@ use crate::topology::{Mesh, Topology};
 /// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`.
 ///
 /// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
-/// for all work of the device's primary context, and should not come while a stream of it is being captured. A graph
-/// that was captured over a communicator must not be replayed after the end: its kernels are unloaded and their memory
-/// is freed. A real driver may run them all the same, over whatever the memory holds by then; the emulated node
-/// refuses the launch (CUDA_ERROR_INVALID_HANDLE) and names the kernel.
+/// for all work of the device's primary context, and should not come while a stream of it is being captured.
+///
+/// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing
+/// then, and nothing says so. They do no harm either: they read their input, find the channel aborted, leave their output
+/// as it is and end at once, without a word to peers that are still there. For that the kernels, the contexts and the one
+/// more pad stay for as long as the process lives, if anything was captured; the rest is freed as ever.
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
@@ -189,7 +193,7 @@ pub(crate) struct Shared {
     timeout: Duration,
     layout: SegmentLayout,
     /// The channels' contexts; read by kernels.
-    contexts: ManuallyDrop<DeviceMemory>,
+    contexts: ManuallyDrop<Contexts>,
     /// By rank; `None` once closed.
     reaches: Vec<Option<Reach>>,
     farewell: ManuallyDrop<Arc<Farewell>>,
@@ -199,11 +203,9 @@ pub(crate) struct Shared {
     stream: Stream,
     /// Nothing is left to be taken down in order.
     left: AtomicBool,
+    /// Graphs may still launch the kernels, over contexts that are buried: both stay.
+    buried: bool,
 }
-
-/// Bytes from one channel's context to the next.
-const CONTEXT_STRIDE: u64 = 256;
-const _: () = assert!(size_of::<ChannelContext>() as u64 <= CONTEXT_STRIDE);
 
 impl Shared {
     pub(crate) fn new(
@@ -215,14 +217,13 @@ impl Shared {
     ) -> Result<Self, Error> {
         let Parts { context, stream, kernels, reaches, farewell, selector, processes, mesh } = parts;
         let farewell = Arc::new(farewell);
-        let contexts = DeviceMemory::new(&context, CONTEXT_STRIDE * u64::from(config.channels))?;
+        let mut contexts = Contexts::new(&context, config.channels)?;
         let mut channels = Vec::new();
         for index in 0..config.channels {
-            let offset = CONTEXT_STRIDE * u64::from(index);
-            let address = contexts.address() + offset;
+            let address = contexts.address(index);
             let state = ChannelState::new(&context, index, address, rank, config.deadline, &farewell)?;
-            let channel = channel_context(&reaches, layout, &mesh, rank, &state);
-            contexts.write(offset, bytes_of(&channel), &stream)?;
+            let page = state.page.device();
+            contexts.push(channel_context(&reaches, layout, &mesh, rank, index, page), &stream)?;
             channels.push(Arc::new(state));
         }
         Ok(Self {
@@ -243,6 +244,7 @@ impl Shared {
             mesh,
             stream,
             left: AtomicBool::new(false),
+            buried: false,
         })
     }
 
@@ -303,8 +305,11 @@ impl Shared {
             self.abort();
             drained = self.channels.iter().all(|channel| channel.drain(DROP_LIMIT));
         }
-        let sent = self.stream.finish(DROP_LIMIT);
-        if !drained || matches!(sent, Ok(false)) {
+        drained = drained && !matches!(self.stream.finish(DROP_LIMIT), Ok(false));
+        if drained && self.channels.iter().any(|channel| channel.has_captures()) {
+            drained = self.bury();
+        }
+        if !drained {
             tracing::warn!(rank = self.rank, "kernels did not end: the communicator's memory is leaked");
             self.leak_all();
             return Err(Error::CloseTimeout { ranks: vec![self.rank], waited: limit });
@@ -335,6 +340,24 @@ impl Shared {
         if missing.is_empty() { Ok(()) } else { Err(Error::CloseTimeout { ranks: missing, waited: limit }) }
     }
 
+    /// Takes everything but the kernels and the contexts from the replays to come; says whether none is left that had
+    /// begun before.
+    fn bury(&mut self) -> bool {
+        let drained = || self.context.finish(DROP_LIMIT);
+        match self.contexts.bury(self.rank, &self.stream, drained) {
+            Ok(drained) => {
+                self.buried = true;
+                drained
+            }
+            // In a lost context nothing is replayed any more.
+            Err(error) if driver::is_fault(&error) => true,
+            Err(error) => {
+                tracing::warn!(%error, rank = self.rank, "replays could not be kept from the memory");
+                false
+            }
+        }
+    }
+
     /// Keeps everything that a kernel may still use for as long as the process lives.
     fn leak_all(&mut self) {
         std::mem::forget(std::mem::take(&mut self.reaches));
@@ -349,58 +372,19 @@ impl Drop for Shared {
         }
         // An empty list of reaches says that kernels may still run: then the code and the contexts stay too, and the
         // socket, whose end would tell the peers that nobody uses their memory.
-        if !self.reaches.is_empty() {
-            // SAFETY: none is used again: this is the end of `self`.
+        if self.reaches.is_empty() {
+            return;
+        }
+        // SAFETY: it is not used again: this is the end of `self`.
+        unsafe { ManuallyDrop::drop(&mut self.farewell) };
+        if !self.buried {
+            // SAFETY: as above; no graph has the kernels or the contexts.
             unsafe {
                 ManuallyDrop::drop(&mut self.kernels);
                 ManuallyDrop::drop(&mut self.contexts);
-                ManuallyDrop::drop(&mut self.farewell);
             }
         }
     }
-}
-
-/// The device's view of one channel.
-fn channel_context(
-    reaches: &[Option<Reach>],
-    layout: SegmentLayout,
-    mesh: &Mesh,
-    rank: usize,
-    state: &ChannelState,
-) -> ChannelContext {
-    let segment = |rank: usize| reaches[rank].as_ref().map(Reach::address);
-    let order = mesh.positions();
-    let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
-    let relay = mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
-    let mut context = ChannelContext {
-        pads: [0; MAX_RANKS],
-        staging: [0; MAX_RANKS],
-        own_pad: 0,
-        own_staging: 0,
-        staging_half_bytes: layout.half_bytes(),
-        host_page: state.page.device(),
-        ranks: [0; MAX_RANKS],
-        rank: rank as u32,
-        world_size: reaches.len() as u32,
-        position: position as u32,
-        relay: relay.unwrap_or(position) as u32,
-    };
-    for (position, &other) in order.iter().enumerate() {
-        context.ranks[position] = other as u32;
-        if let Some(address) = segment(other) {
-            context.pads[other] = address + layout.pad(state.index);
-            context.staging[position] = address + layout.staging(state.index);
-        }
-    }
-    context.own_pad = context.pads[rank];
-    context.own_staging = context.staging[position];
-    context
-}
-
-fn bytes_of(context: &ChannelContext) -> &[u8] {
-    // SAFETY: the struct is `repr(C)` of plain integers without padding (wire tests its size), so all its bytes are
-    // initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(context).cast(), size_of::<ChannelContext>()) }
 }
 
 const _: () = {

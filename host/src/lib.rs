@@ -44,8 +44,8 @@
 //!   order. Graphs that are replayed at the same time need a channel each, also as branches of one graph. The host cannot
 //!   wait for captured work ([`Error::Capturing`]): it waits for the stream of the replay, and
 //!   [`Communicator::status`] tells what became of it. Ranks that are threads of one process capture in the
-//!   thread-local or relaxed mode, because a global capture forbids the other threads to allocate, copy and wait. A
-//!   graph must not be replayed after the end of its [`Communicator`].
+//!   thread-local or relaxed mode, because a global capture forbids the other threads to allocate, copy and wait.
+//!   Replayed after the end of its [`Communicator`], which is a mistake, an all-reduce does nothing.
 //! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Channel`] is `Send`.
 //!
 //! The driver is found at run time, see [`meshreduce_driver_loader`]: a binary starts without one and gets
@@ -55,6 +55,7 @@ mod algorithms;
 mod channel;
 mod communicator;
 mod config;
+mod contexts;
 mod driver;
 mod element;
 mod error;

@@ -6,6 +6,7 @@
 pub mod adversary;
 pub mod adversary_report;
 pub mod buffer;
+pub mod calls;
 pub mod cluster;
 pub mod emulated_node;
 pub mod graph;

@@ -5,114 +5,17 @@
 use std::time::{Duration, Instant};
 
 use cust::event::{Event, EventFlags};
-use cust::memory::{CopyDestination, DeviceBuffer};
-use cust::stream::{Stream, StreamFlags, StreamWaitEventFlags};
+use cust::memory::DeviceBuffer;
+use cust::stream::StreamWaitEventFlags;
 use cust_raw::{CUresult, CUstreamCaptureStatus};
-use meshreduce::{Algorithm, Bf16, Channel, Communicator, DType, Error, Limits, Op, Work};
+use meshreduce::{Algorithm, Bf16, Channel, Communicator, DType, Error, Op};
+use meshreduce_tests::calls::{Buffers, CALLS, Call, call, limits, new_stream, replay};
 use meshreduce_tests::graph::{Graph, capture_status};
 use meshreduce_tests::in_process::{BRIEF, config, ranks};
 use meshreduce_tests::latch::Latch;
-use meshreduce_tests::{inputs, reference};
-
-/// An all-reduce of a captured sequence.
-#[derive(Clone, Copy)]
-struct Call {
-    dtype: DType,
-    op: Op,
-    count: usize,
-    in_place: bool,
-}
-
-const fn call(dtype: DType, op: Op, count: usize, in_place: bool) -> Call {
-    Call { dtype, op, count, in_place }
-}
-
-/// Different sizes, types and, with [`limits`], algorithms.
-const CALLS: [Call; 6] = [
-    call(DType::Bf16, Op::Sum, 2048, true),
-    call(DType::Bf16, Op::Sum, 9001, true),
-    call(DType::F32, Op::Max, 3, false),
-    call(DType::F16, Op::Avg, 5000, false),
-    call(DType::F32, Op::Sum, 2500, true),
-    call(DType::Bf16, Op::Min, 1, true),
-];
-
-/// Two-shot from 8 KiB on.
-fn limits() -> Limits {
-    Limits { one_shot: 8 << 10, ..Limits::default() }
-}
-
-/// The buffers of one call on one rank.
-struct Buffers {
-    call: Call,
-    /// Tells the messages of this call from those of others.
-    case: usize,
-    input: DeviceBuffer<u8>,
-    output: DeviceBuffer<u8>,
-}
-
-impl Buffers {
-    fn new(case: usize, call: Call) -> Self {
-        let bytes = call.count * call.dtype.size();
-        let zeroed = || DeviceBuffer::from_slice(&vec![0; bytes]).expect("device memory");
-        Self { call, case, input: zeroed(), output: zeroed() }
-    }
-
-    fn all(calls: &[Call]) -> Vec<Self> {
-        calls.iter().enumerate().map(|(case, call)| Self::new(case, *call)).collect()
-    }
-
-    fn message(&self, round: usize, rank: usize) -> Vec<u8> {
-        inputs::message(42, self.case, round, rank, self.call.count, self.call.dtype)
-    }
-
-    /// Puts the message of this round into the input.
-    fn write(&mut self, round: usize, rank: usize) {
-        let message = self.message(round, rank);
-        self.input.copy_from(&message).expect("the copy");
-    }
-
-    fn enqueue(&self, channel: &mut Channel, stream: &Stream) -> Result<Work, Error> {
-        let Call { dtype, op, count, in_place } = self.call;
-        let input = self.input.as_device_ptr().as_raw();
-        let output = if in_place { input } else { self.output.as_device_ptr().as_raw() };
-        let captured = capture_status(stream) != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: both buffers have `count` elements, the tests keep them until all replays have ended, and each call
-        // is the one for its stream.
-        unsafe {
-            match captured {
-                true => channel.all_reduce_raw_captured(input, output, count, dtype, op, stream.as_inner()),
-                false => channel.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()),
-            }
-        }
-    }
-
-    fn assert_reduced(&self, round: usize, communicator: &Communicator) {
-        self.assert_reduced_in(round, communicator.rank(), &communicator.mesh().positions());
-    }
-
-    /// The same when the communicator is gone; `order` is that of the positions.
-    fn assert_reduced_in(&self, round: usize, rank: usize, order: &[usize]) {
-        let messages: Vec<_> = order.iter().map(|&rank| self.message(round, rank)).collect();
-        let expected = reference::all_reduce(&messages, self.call.dtype, self.call.op);
-        let target = if self.call.in_place { &self.input } else { &self.output };
-        let mut found = vec![0; expected.len()];
-        target.copy_to(&mut found).expect("the copy");
-        assert!(found == expected, "call {} in round {round} on rank {rank} differs", self.case);
-    }
-}
 
 /// A deadline that nothing but a defect lets pass, in a test that is to end long before.
 const FAR: Duration = Duration::from_secs(240);
-
-fn new_stream() -> Stream {
-    Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
-}
-
-fn replay(graph: &Graph, stream: &Stream) {
-    // SAFETY: the tests that use this keep communicator and buffers until the stream has ended.
-    assert_eq!(unsafe { graph.launch(stream) }, CUresult::CUDA_SUCCESS);
-}
 
 fn end(channels: impl IntoIterator<Item = Channel>, communicator: Communicator) {
     channels.into_iter().for_each(drop);
@@ -428,27 +331,4 @@ fn the_end_of_a_communicator_ends_replays_that_no_peer_joins() {
             stream.synchronize().expect("no kernel touched what was freed");
         });
     }
-}
-
-/// What a real driver does is undefined, which is why the documentation forbids it. The emulated node finds it.
-#[test]
-fn a_replay_after_the_end_of_the_communicator_is_found_by_the_emulated_node() {
-    let ended = Latch::new(2);
-    ranks(2, &config(), |communicator| {
-        let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
-        let stream = new_stream();
-        let mut buffers = Buffers::new(0, CALLS[0]);
-        let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut channel, &stream).unwrap()));
-        buffers.write(0, rank);
-        replay(&graph, &stream);
-        stream.synchronize().unwrap();
-        buffers.assert_reduced(0, &communicator);
-        end([channel], communicator);
-        ended.meet();
-        // SAFETY: not so; but this driver checks what it launches.
-        assert_eq!(unsafe { graph.launch(&stream) }, CUresult::CUDA_ERROR_INVALID_HANDLE);
-        stream.synchronize().expect("nothing was launched and nothing is broken");
-        buffers.write(1, rank);
-    });
 }

@@ -1,0 +1,166 @@
+//! Graphs that are replayed when their communicator is gone, which nobody should do: nothing happens, to anybody.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use cust::context::{Context, CurrentContext};
+use cust::device::Device;
+use cust::stream::Stream;
+use meshreduce::store::MemoryStore;
+use meshreduce::{Algorithm, Channel, Communicator, DType, Op, Outcome, rendezvous};
+use meshreduce_tests::calls::{Buffers, CALLS, call, limits, new_stream, replay};
+use meshreduce_tests::graph::Graph;
+use meshreduce_tests::in_process::{config, ranks};
+use meshreduce_tests::latch::Latch;
+
+fn capture(buffers: &[Buffers], channel: &mut Channel, stream: &Stream) -> Graph {
+    Graph::capture(stream, || {
+        for each in buffers {
+            each.enqueue(channel, stream).expect("a captured call");
+        }
+    })
+}
+
+fn finish(stream: &Stream) {
+    stream.synchronize().expect("no kernel touched what was freed");
+}
+
+/// Captures all calls and replays them, before and after the end of the communicator.
+fn replay_beyond_the_end(communicator: Communicator, orderly: bool, all_have_replayed: &Latch) {
+    let rank = communicator.rank();
+    let mut channel = communicator.channel(0).unwrap();
+    let stream = new_stream();
+    let mut buffers = Buffers::all(&CALLS);
+    let graph = capture(&buffers, &mut channel, &stream);
+    buffers.iter_mut().for_each(|each| each.write(0, rank));
+    replay(&graph, &stream);
+    stream.synchronize().unwrap();
+    buffers.iter().for_each(|each| each.assert_reduced(0, &communicator));
+
+    drop(channel);
+    // Whoever drops its communicator aborts the others'.
+    all_have_replayed.meet();
+    match orderly {
+        true => communicator.close().expect("an orderly end"),
+        false => drop(communicator),
+    }
+    for round in 1..4 {
+        Buffers::assert_untouched(&mut buffers, round, rank, || {
+            (0..round).for_each(|_| replay(&graph, &stream));
+            finish(&stream);
+        });
+    }
+    CurrentContext::synchronize().expect("a context that works");
+}
+
+#[test]
+fn replays_after_an_orderly_end_leave_everything_as_it_is() {
+    let latch = Latch::new(4);
+    ranks(4, &config().limits(limits()), |communicator| replay_beyond_the_end(communicator, true, &latch));
+}
+
+#[test]
+fn replays_after_a_communicator_was_dropped_leave_everything_as_it_is() {
+    let latch = Latch::new(3);
+    ranks(3, &config().limits(limits()), |communicator| replay_beyond_the_end(communicator, false, &latch));
+}
+
+/// Not a test of its own: what the next test runs in a process that sees another node.
+#[test]
+fn on_this_node() {
+    if std::env::var("MESHREDUCE_NODE").as_deref() != Ok("dgx-1v") {
+        return;
+    }
+    for orderly in [true, false] {
+        let latch = Latch::new(8);
+        ranks(8, &config(), |communicator| {
+            let algorithm = communicator.select(4096, DType::Bf16, Op::Sum);
+            assert_eq!(algorithm, Some(Algorithm::HybridCubeMesh));
+            replay_beyond_the_end(communicator, orderly, &latch);
+        });
+    }
+}
+
+#[test]
+fn replays_on_a_hybrid_cube_mesh_leave_everything_as_it_is() {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "on_this_node", "--nocapture"])
+        .env("MESHREDUCE_NODE", "dgx-1v")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(stdout.contains("1 passed"), "{stdout}");
+}
+
+#[test]
+fn another_communicator_on_the_same_devices_does_not_notice() {
+    let store = MemoryStore::new();
+    ranks(3, &config(), |communicator| {
+        let rank = communicator.rank();
+        let device = communicator.device();
+        let stream = new_stream();
+        let mut dead = [Buffers::new(0, CALLS[0])];
+        let mut channel = communicator.channel(0).unwrap();
+        let graph = capture(&dead, &mut channel, &stream);
+        drop(channel);
+        communicator.close().expect("an orderly end");
+
+        // It takes the memory that has just become free.
+        let Ok(Outcome::Ready(other)) = rendezvous(&store, rank, 3, device, &config()) else {
+            panic!("the second rendezvous")
+        };
+        let mut channel = other.channel(0).unwrap();
+        let mut alive = [Buffers::new(1, CALLS[1])];
+        let living_graph = capture(&alive, &mut channel, &stream);
+        let mut plain = Buffers::new(2, call(DType::F32, Op::Sum, 3000, true));
+        for round in 0..10 {
+            alive[0].write(round, rank);
+            plain.write(round, rank);
+            Buffers::assert_untouched(&mut dead, round, rank, || {
+                replay(&graph, &stream);
+                replay(&living_graph, &stream);
+                replay(&graph, &stream);
+                plain.enqueue(&mut channel, &stream).expect("a call");
+                replay(&graph, &stream);
+                finish(&stream);
+            });
+            alive[0].assert_reduced(round, &other);
+            plain.assert_reduced(round, &other);
+        }
+        other.status().unwrap();
+        drop(channel);
+        other.close().expect("an orderly end");
+    });
+}
+
+#[test]
+fn replays_that_another_thread_launches_during_the_end_do_no_harm() {
+    ranks(2, &config(), |communicator| {
+        let device = communicator.device();
+        let stream = new_stream();
+        let buffers = [Buffers::new(0, CALLS[0]), Buffers::new(1, CALLS[3])];
+        let mut channel = communicator.channel(0).unwrap();
+        let graph = capture(&buffers, &mut channel, &stream);
+        drop(channel);
+        let over = AtomicBool::new(false);
+        let replays = Latch::new(20);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _context = Context::new(Device::get_device(device).unwrap()).expect("its context");
+                while !over.load(Ordering::Relaxed) {
+                    replay(&graph, &stream);
+                    finish(&stream);
+                    replays.come();
+                }
+            });
+            // The ranks may come here at different times, and the first one ends the replays of all.
+            replays.wait();
+            drop(communicator);
+            over.store(true, Ordering::Relaxed);
+        });
+        replay(&graph, &stream);
+        finish(&stream);
+    });
+}
