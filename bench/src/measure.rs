@@ -15,6 +15,7 @@ use meshreduce::{
 use meshreduce_tests::{inputs, reference};
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
+use crate::floor::Probe;
 use crate::plan::{Case, Way, Work};
 use crate::row::{Absent, Floor, Mode, Place, Row, Samples, Times};
 use crate::team::{self, Meeting};
@@ -45,11 +46,18 @@ pub fn run(
     asked: &(dyn Fn(Way) -> bool + Sync),
     progress: &(dyn Fn(&str) + Sync),
 ) -> Result<Measured> {
-    let everyone = Everyone { work, asked, progress, store: MemoryStore::new(), expected: Mutex::default() };
+    let (store, flags) = (MemoryStore::new(), Mutex::new(vec![0; work.ranks]));
+    let everyone = Everyone { work, asked, progress, store, flags, expected: Mutex::default() };
     cuda::initialise()?;
     let ranks = team::run(work.ranks, |rank, meeting| everyone.rank(rank, meeting))?;
     let mut measured = Measured::default();
-    let (rows, others): (Vec<_>, Vec<_>) = ranks.into_iter().map(|rank| (rank.rows, rank.absent)).unzip();
+    let mut rows = Vec::new();
+    for (rank, told) in ranks.into_iter().enumerate() {
+        rows.push(told.rows);
+        if rank == 0 {
+            (measured.floor, measured.absent) = (told.floor, told.absent);
+        }
+    }
     // All ranks have gone through the same program, so they have measured the same rows.
     for index in 0..rows.first().map_or(0, Vec::len) {
         let samples: Vec<Samples> = rows.iter().map(|rank| rank[index].1.clone()).collect();
@@ -58,7 +66,6 @@ pub fn run(
         let wrong = samples.iter().map(|samples| samples.wrong).sum();
         measured.rows.push(Row { times, wrong: Some(wrong), ..row }.with_bandwidth());
     }
-    measured.absent = others.into_iter().next().unwrap_or_default();
     Ok(measured)
 }
 
@@ -68,7 +75,9 @@ struct Everyone<'a> {
     asked: &'a (dyn Fn(Way) -> bool + Sync),
     progress: &'a (dyn Fn(&str) + Sync),
     store: MemoryStore,
-    /// Results by seed, so that one rank computes what all compare with.
+    /// Addresses of the floor's flags, by rank.
+    flags: Mutex<Vec<u64>>,
+    /// Results by case, so that one rank computes what all compare with.
     expected: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
 }
 
@@ -76,6 +85,7 @@ struct Everyone<'a> {
 #[derive(Default)]
 struct Told {
     rows: Vec<(Row, Samples)>,
+    floor: Vec<Floor>,
     absent: Vec<Absent>,
 }
 
@@ -106,8 +116,16 @@ impl Everyone<'_> {
             events: (0..=IN_FLIGHT).map(|_| Event::new()).collect::<Result<_>>()?,
             stream,
         };
+        let probe =
+            work.floor.map(|rounds| Probe::new(rounds, &self.flags, rank, &bench.stream)).transpose()?;
         bench.stream.synchronize()?;
         meeting.wait()?;
+        if let Some(probe) = &probe {
+            (self.progress)("the floor");
+            let (floor, absent) = probe.measure(work, meeting, &bench.stream, &bench.events)?;
+            told.floor = floor;
+            told.absent.extend(absent);
+        }
         for (way, communicator) in &communicators {
             let mut channel = communicator.channel(0)?;
             for (index, case) in work.cases.iter().enumerate() {
@@ -120,7 +138,7 @@ impl Everyone<'_> {
             }
         }
         meeting.wait()?;
-        drop(bench);
+        drop((probe, bench));
         for (_, communicator) in communicators {
             communicator.close()?;
         }
@@ -278,14 +296,14 @@ impl Bench<'_> {
         let mut samples = match mode {
             Mode::Plain => {
                 meeting.wait()?;
-                time(&mut call, &Passes::new(work, IN_FLIGHT, 1), events, |call| call.enqueue())?
+                time(stream, &Passes::plain(work), events, || call.enqueue())?
             }
             Mode::Graph => {
                 let graph = call.graph(graph_calls)?;
                 meeting.wait()?;
-                let passes = Passes::new(work, REPLAYS_IN_FLIGHT, graph_calls);
+                let passes = Passes::replays(work, graph_calls);
                 // SAFETY: buffers and communicator outlive the replays, which are waited for before `graph` goes.
-                let samples = time(&mut call, &passes, events, |call| unsafe { graph.launch(call.stream) });
+                let samples = time(stream, &passes, events, || unsafe { graph.launch(stream) });
                 meeting.wait()?;
                 samples?
             }
@@ -376,7 +394,7 @@ impl Call<'_> {
 }
 
 /// How often what is done.
-struct Passes {
+pub(crate) struct Passes {
     warmup: usize,
     iterations: usize,
     in_flight: usize,
@@ -385,8 +403,14 @@ struct Passes {
 }
 
 impl Passes {
-    fn new(work: &Work, in_flight: usize, calls: usize) -> Self {
-        Self { warmup: work.warmup, iterations: work.iterations, in_flight, calls }
+    /// Of launches one by one.
+    pub(crate) fn plain(work: &Work) -> Self {
+        Self { warmup: work.warmup, iterations: work.iterations, in_flight: IN_FLIGHT, calls: 1 }
+    }
+
+    /// Of replays of a graph of `calls` calls.
+    pub(crate) fn replays(work: &Work, calls: usize) -> Self {
+        Self { in_flight: REPLAYS_IN_FLIGHT, calls, ..Self::plain(work) }
     }
 
     /// How many launches go between two waits for the stream.
@@ -399,16 +423,18 @@ impl Passes {
 /// Three passes: batches between two events; an event behind every launch; the host's clock around launch and
 /// synchronisation. In the first two every chunk begins with a launch that is not measured: it brings the ranks in step, and
 /// the host ahead of the device.
-fn time(
-    call: &mut Call<'_>,
+///
+/// # Errors
+/// The driver's, and those of `launch`.
+pub(crate) fn time(
+    stream: &Stream,
     passes: &Passes,
     events: &[Event],
-    mut launch: impl FnMut(&mut Call<'_>) -> Result<()>,
+    mut launch: impl FnMut() -> Result<()>,
 ) -> Result<Samples> {
-    let stream = call.stream;
     let per_call = 1.0 / passes.calls as f64;
     for chunk in passes.chunks(passes.warmup) {
-        (0..chunk).try_for_each(|_| launch(call))?;
+        (0..chunk).try_for_each(|_| launch())?;
         stream.synchronize()?;
     }
     let mut samples = Samples::default();
@@ -416,19 +442,19 @@ fn time(
     let [second, ..] = behind else { bail!("one event") };
     let mut batch = 0.0;
     for chunk in passes.chunks(passes.iterations) {
-        launch(call)?;
+        launch()?;
         first.record(stream)?;
-        (0..chunk).try_for_each(|_| launch(call))?;
+        (0..chunk).try_for_each(|_| launch())?;
         second.record(stream)?;
         stream.synchronize()?;
         batch += second.micros_since(first)?;
     }
     samples.batches.push(batch / passes.iterations as f64 * per_call);
     for chunk in passes.chunks(passes.iterations) {
-        launch(call)?;
+        launch()?;
         first.record(stream)?;
         for event in &behind[..chunk] {
-            launch(call)?;
+            launch()?;
             event.record(stream)?;
         }
         stream.synchronize()?;
@@ -438,11 +464,10 @@ fn time(
     }
     for _ in 0..passes.iterations {
         let start = Instant::now();
-        launch(call)?;
+        launch()?;
         stream.synchronize()?;
         samples.host.push(start.elapsed().as_secs_f64() * 1e6 * per_call);
     }
-    call.channel.status()?;
     Ok(samples)
 }
 

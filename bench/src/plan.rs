@@ -43,6 +43,9 @@ pub struct Plan {
     /// Also replays of a CUDA graph of several calls
     #[arg(long)]
     pub graph: bool,
+    /// Leave out the floor: the empty kernel and the flag round trip
+    #[arg(long)]
+    pub no_floor: bool,
     /// Seconds that a kernel waits for a peer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub deadline: f64,
@@ -177,6 +180,8 @@ pub struct Work {
     pub iterations: usize,
     /// Calls of a graph; `None`: no graphs.
     pub graph_calls: Option<usize>,
+    /// Round trips of the flag in a launch; `None`: the floor is not measured.
+    pub floor: Option<u64>,
     /// How long a kernel waits.
     pub deadline: std::time::Duration,
 }
@@ -259,6 +264,7 @@ impl Plan {
             warmup: self.warmup.unwrap_or(if emulated { 1 } else { 20 }),
             iterations,
             graph_calls: self.graph.then_some(if emulated { 3 } else { 20 }),
+            floor: (!self.no_floor).then_some(if emulated { 5 } else { 1_000 }),
             deadline,
         })
     }

@@ -364,6 +364,7 @@ mod tests {
             warmup: 1,
             iterations: 5,
             graph_calls: Some(20),
+            floor: None,
             deadline: std::time::Duration::from_secs(1),
         }
     }

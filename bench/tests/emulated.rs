@@ -24,6 +24,7 @@ fn work(ranks: usize, shared_device: bool) -> Work {
         warmup: 1,
         iterations: 3,
         graph_calls: Some(2),
+        floor: None,
         deadline: Duration::from_secs(30),
     }
 }
@@ -67,6 +68,42 @@ fn every_way_is_measured_plain_and_replayed_and_its_results_are_right() {
 #[test]
 fn ranks_that_share_a_gpu_are_measured_too() {
     check(&work(2, true));
+}
+
+#[test]
+fn the_floor_is_the_empty_kernel_launched_and_replayed_and_the_flag_round_trip() {
+    let _alone = alone();
+    open_driver();
+    for shared_device in [false, true] {
+        let mut work = work(2, shared_device);
+        work.ways = vec![Way::Selected];
+        work.cases.truncate(1);
+        work.floor = Some(2);
+        let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+        let floor: Vec<_> = measured.floor.iter().map(|floor| (floor.what.as_str(), floor.mode)).collect();
+        let expected = [
+            ("empty kernel", Some(Mode::Plain)),
+            ("empty kernel, graph x2", Some(Mode::Graph)),
+            ("flag round trip, ranks 0 and 1", None),
+        ];
+        assert_eq!(floor, expected, "{:?}", measured.absent);
+        assert!(measured.floor.iter().all(|floor| floor.time_us > 0.0 && floor.p50_us <= floor.p99_us));
+    }
+}
+
+#[test]
+fn a_flag_that_does_not_come_back_is_given_up_and_said() {
+    let _alone = alone();
+    open_driver();
+    let mut work = work(2, false);
+    work.ways = vec![Way::Selected];
+    work.cases.truncate(1);
+    // More round trips than there is time for.
+    work.floor = Some(u64::MAX / 2);
+    work.deadline = Duration::from_millis(300);
+    let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+    assert_eq!(measured.floor.len(), 2);
+    assert!(measured.absent[0].reason.contains("round trips within 0.3 s"), "{:?}", measured.absent);
 }
 
 #[test]

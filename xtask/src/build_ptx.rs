@@ -11,19 +11,19 @@ use xshell::Shell;
 use crate::{
     ptx_builder::PtxBuilder,
     ptx_lint,
-    ptx_text::{EntryName, Stamp, unstamp},
+    ptx_text::{EntryName, FLOOR, FLOOR_STEM, Stamp, unstamp},
     repository,
     toolchain::Toolchain,
 };
 
-/// Compile kernels-gpu to PTX, or check the checked-in PTX.
+/// Compile kernels-gpu (and the benchmark's own kernels) to PTX, or check the checked-in PTX.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Change nothing; fail when the checked-in PTX is stale or edited. It is compared byte by byte with a rebuild where
     /// the compiler that its header names is installed.
     #[arg(long)]
     check: bool,
-    /// Write the texts (or, with --check, look for them) here instead of host/ptx.
+    /// Write the library's texts (or, with --check, look for them) here instead of host/ptx; no others then.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -31,13 +31,23 @@ pub(crate) struct Args {
 impl Args {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let folder = self.out.unwrap_or_else(repository::shipped_ptx);
-        let builder = PtxBuilder::new(repository::root().join("kernels-gpu")).arch("sm_70");
-        if self.check { check(&builder, folder) } else { build(builder, folder) }
+        let mut parts = Vec::new();
+        match self.out {
+            Some(folder) => parts.push((PtxBuilder::kernels(), folder)),
+            None => {
+                parts.push((PtxBuilder::kernels(), repository::shipped_ptx()));
+                parts.push((PtxBuilder::floor(), repository::floor_ptx()));
+            }
+        }
+        for (builder, folder) in parts {
+            let builder = builder.arch("sm_70");
+            if self.check { check(&builder, folder) } else { build(builder, folder) }?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-fn build(builder: PtxBuilder, folder: PathBuf) -> Result<ExitCode> {
+fn build(builder: PtxBuilder, folder: PathBuf) -> Result<()> {
     let shell = Shell::new()?;
     let toolchain = Toolchain::find(&shell)?;
     let texts = compile(&builder.copy_to(&folder), &shell, &toolchain)?;
@@ -49,10 +59,10 @@ fn build(builder: PtxBuilder, folder: PathBuf) -> Result<ExitCode> {
         repository::shown(&folder),
         toolchain.identity
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<ExitCode> {
+fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<()> {
     let sources = builder.sources_digest()?;
     let mut shipped = BTreeMap::new();
     let mut compilers = BTreeMap::new();
@@ -72,7 +82,11 @@ fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<ExitCode> {
         1 => compilers.into_keys().next().unwrap_or_default(),
         _ => bail!("the texts come from several compilers: {compilers:?}"),
     };
-    println!("{} texts: digests of sources and texts agree, entries complete, lint clean", shipped.len());
+    println!(
+        "{}: {} texts: digests of sources and texts agree, entries complete, lint clean",
+        repository::shown(&folder),
+        shipped.len()
+    );
 
     let shell = Shell::new()?;
     match Toolchain::find(&shell) {
@@ -85,7 +99,7 @@ fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<ExitCode> {
         }
         Err(error) => println!("NOT rebuilt: {error}"),
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Checks one text by itself: digests, lint, and that every kernel is there.
@@ -97,7 +111,14 @@ fn check_text(stem: &str, stamped: &str, sources: &str) -> Result<Stamp> {
     if let Some(finding) = ptx_lint::lint(stamped).first() {
         bail!("{}", finding.at(stem));
     }
-    let found: Vec<EntryName> = entries(text).collect();
+    if stem == FLOOR_STEM {
+        let found: Vec<&str> = names(text).collect();
+        if found != FLOOR {
+            bail!("kernels {found:?} where {FLOOR:?} were expected");
+        }
+        return Ok(stamp);
+    }
+    let found: Vec<EntryName> = names(text).filter_map(EntryName::parse).collect();
     let expected = DType::ALL.len() * [Op::Sum, Op::Min, Op::Max].len();
     if found.len() != expected || found.iter().any(|entry| entry.file_stem() != stem) {
         bail!("{} kernels where {expected} of {stem} were expected", found.len());
@@ -105,9 +126,8 @@ fn check_text(stem: &str, stamped: &str, sources: &str) -> Result<Stamp> {
     Ok(stamp)
 }
 
-fn entries(text: &str) -> impl Iterator<Item = EntryName> {
-    text.lines()
-        .filter_map(|line| EntryName::parse(line.strip_prefix(".visible .entry ")?.strip_suffix('(')?))
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('('))
 }
 
 fn compare(shipped: &BTreeMap<String, String>, rebuilt: &BTreeMap<String, String>) -> Result<()> {
@@ -128,7 +148,7 @@ fn compare(shipped: &BTreeMap<String, String>, rebuilt: &BTreeMap<String, String
 
 fn compile(builder: &PtxBuilder, shell: &Shell, toolchain: &Toolchain) -> Result<BTreeMap<String, String>> {
     let spinner = ProgressBar::new_spinner();
-    spinner.set_message(format!("compiling kernels-gpu with {}", toolchain.identity));
+    spinner.set_message(format!("compiling {} with {}", builder.package(), toolchain.identity));
     spinner.enable_steady_tick(Duration::from_millis(100));
     let texts = builder.build(shell, toolchain);
     spinner.finish_and_clear();
@@ -166,6 +186,17 @@ mod tests {
         let incomplete = stamp(without_last, &found.compiler, &found.sources);
         let incomplete = check_text("one_shot_w2", &incomplete, &found.sources).unwrap_err();
         assert!(incomplete.to_string().contains("8 kernels"), "{incomplete}");
+    }
+
+    #[test]
+    fn the_floor_has_its_kernels_and_no_others() {
+        let text = fs::read_to_string(repository::floor_ptx().join("floor.ptx")).unwrap();
+        let (found, body) = unstamp(&text).unwrap();
+        assert_eq!(check_text("floor", &text, &found.sources).unwrap(), found);
+        let without_last = &body[..body.rfind(".visible").unwrap()];
+        let incomplete = stamp(without_last, &found.compiler, &found.sources);
+        let incomplete = check_text("floor", &incomplete, &found.sources).unwrap_err();
+        assert!(incomplete.to_string().contains("were expected"), "{incomplete}");
     }
 
     #[test]

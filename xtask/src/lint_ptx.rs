@@ -16,11 +16,7 @@ pub(crate) struct Args {
 impl Args {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<ExitCode> {
-        let files = if self.files.is_empty() {
-            repository::ptx_files(&repository::shipped_ptx())?
-        } else {
-            self.files
-        };
+        let files = if self.files.is_empty() { repository::all_ptx()? } else { self.files };
         let mut findings = 0;
         for file in &files {
             let shown = repository::shown(file);

@@ -18,20 +18,37 @@ const OPTIONS: &str = "-Zunstable-options -Cpanic=immediate-abort -Zmir-enable-p
 /// A compilation of a device crate.
 ///
 /// ```ignore
-/// let texts = PtxBuilder::new("kernels-gpu").arch("sm_70").copy_to("host/ptx").build(&shell, &toolchain)?;
+/// let texts = PtxBuilder::kernels().arch("sm_70").copy_to("host/ptx").build(&shell, &toolchain)?;
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct PtxBuilder {
     path: PathBuf,
+    package: String,
+    /// What it is compiled from beside its own folder: folders of crates, and files.
+    also: Vec<PathBuf>,
     arch: String,
     ptx_feature: String,
     copy_to: Option<PathBuf>,
 }
 
 impl PtxBuilder {
-    /// Of the crate in the folder `path`.
-    pub(crate) fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), arch: "sm_70".into(), ptx_feature: "ptx70".into(), copy_to: None }
+    /// Of the library's kernels.
+    pub(crate) fn kernels() -> Self {
+        let root = repository::root();
+        Self::new(root.join("kernels-gpu"), "meshreduce-kernels", vec![root.join("wire")])
+    }
+
+    /// Of the kernels that measure the floor.
+    pub(crate) fn floor() -> Self {
+        let root = repository::root();
+        let shared = ["signal", "time"].map(|module| root.join(format!("kernels-gpu/src/{module}.rs")));
+        Self::new(root.join("bench/kernels-gpu"), "meshreduce-floor", shared.to_vec())
+    }
+
+    /// Of the crate in the folder `path`, which is compiled from what is there and from `also`.
+    fn new(path: PathBuf, package: &str, also: Vec<PathBuf>) -> Self {
+        let (arch, ptx_feature) = ("sm_70".into(), "ptx70".into());
+        Self { path, package: package.into(), also, arch, ptx_feature, copy_to: None }
     }
 
     /// For this compute capability and later ones. Default: `sm_70`.
@@ -40,20 +57,23 @@ impl PtxBuilder {
         self
     }
 
-    /// Also writes the texts into this folder, as `{algorithm}_w{world size}.ptx`, and removes other PTX from it.
+    /// Also writes the texts into this folder and removes other PTX from it.
     pub(crate) fn copy_to(mut self, folder: impl Into<PathBuf>) -> Self {
         self.copy_to = Some(folder.into());
         self
     }
 
-    /// Digest of all that decides the text, the compiler aside: the sources of the crate and of `wire`, by path and
-    /// content in the order of paths, and the recipe.
+    /// Digest of all that decides the text, the compiler aside: the sources, by path and content in the order of paths, and
+    /// the recipe.
     pub(crate) fn sources_digest(&self) -> Result<String> {
-        let root = repository::root();
         let mut files = Vec::new();
-        for part in [&self.path, &root.join("wire")] {
-            files.push(part.join("Cargo.toml"));
-            collect(&part.join("src"), &mut files)?;
+        for part in std::iter::once(&self.path).chain(&self.also) {
+            if part.is_dir() {
+                files.push(part.join("Cargo.toml"));
+                collect(&part.join("src"), &mut files)?;
+            } else {
+                files.push(part.clone());
+            }
         }
         files.push(self.path.join("Cargo.lock"));
         let mut named = BTreeMap::new();
@@ -87,6 +107,11 @@ impl PtxBuilder {
         Ok(texts)
     }
 
+    /// The name of the crate.
+    pub(crate) fn package(&self) -> &str {
+        &self.package
+    }
+
     fn rustflags(&self) -> String {
         format!("-Ctarget-cpu={} -Ctarget-feature=+{} {OPTIONS}", self.arch, self.ptx_feature)
     }
@@ -96,8 +121,9 @@ impl PtxBuilder {
         let target = repository::target().join("device").join(&key[..12]);
         let release = target.join("nvptx64-nvidia-cuda/release");
         // The crate itself is always compiled anew (`core` is not), so that exactly one assembly file is there.
-        remove_starting_with(&release.join("deps"), "meshreduce_kernels-")?;
-        remove_starting_with(&release.join(".fingerprint"), "meshreduce-kernels-")?;
+        let library = format!("{}-", self.package.replace('-', "_"));
+        remove_starting_with(&release.join("deps"), &library)?;
+        remove_starting_with(&release.join(".fingerprint"), &format!("{}-", self.package))?;
 
         let _in_crate = shell.push_dir(&self.path);
         let Toolchain { rustc, cargo, .. } = toolchain;
@@ -118,7 +144,7 @@ impl PtxBuilder {
         if !output.status.success() {
             bail!("the device crate does not compile:\n{}", String::from_utf8_lossy(&output.stderr));
         }
-        let mut assembly = files_starting_with(&release.join("deps"), "meshreduce_kernels-")?;
+        let mut assembly = files_starting_with(&release.join("deps"), &library)?;
         assembly.retain(|path| path.extension().is_some_and(|extension| extension == "s"));
         let [path] = assembly.as_slice() else {
             bail!(

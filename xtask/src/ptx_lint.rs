@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt};
 
 use meshreduce_wire::LaunchParams;
 
-use crate::ptx_text::{EntryName, LAUNCH_BOUNDS};
+use crate::ptx_text::{EntryName, FLOOR, LAUNCH_BOUNDS};
 
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +36,7 @@ pub(crate) enum Rule {
     Barrier,
     /// Every entry states its launch bounds.
     LaunchBound,
-    /// Entries are named `{algorithm}_{dtype}_{op}_w{W}` and take one `LaunchParams`.
+    /// Entries are named `{algorithm}_{dtype}_{op}_w{W}` or are of the floor, and take one `LaunchParams` or as much.
     Entry,
 }
 
@@ -225,9 +225,11 @@ impl<'a> Entry<'a> {
 
     fn finish(&self) -> Vec<(Line<'a>, Rule)> {
         let mut broken = Vec::new();
+        // The floor's parameter is as long, so that launches can be compared.
         let bytes = size_of::<LaunchParams>();
         let param = format!(".param .align 8 .b8 {}_param_0[{bytes}]", self.name);
-        if EntryName::parse(self.name).is_none() || self.params != [param.as_str()] {
+        let known = EntryName::parse(self.name).is_some() || FLOOR.contains(&self.name);
+        if !known || self.params != [param.as_str()] {
             broken.push((self.declared, Rule::Entry));
         }
         if !LAUNCH_BOUNDS.lines().all(|bound| self.launch_bounds.contains(&bound)) {

@@ -63,7 +63,21 @@ impl std::fmt::Display for EntryName {
     }
 }
 
-/// Splits the compiler's text into one text per algorithm and world size, by file stem.
+/// The kernels that measure the floor, in the order of their names, and the file that they go to, without `.ptx`.
+pub(crate) const FLOOR: [&str; 2] = ["floor_empty", "floor_ping_pong"];
+/// The file of [`FLOOR`].
+pub(crate) const FLOOR_STEM: &str = "floor";
+
+/// The file that an entry goes to, without `.ptx`; `None` if that is not the name of a kernel.
+fn file_stem(name: &str) -> Option<String> {
+    match EntryName::parse(name) {
+        Some(entry) => Some(entry.file_stem()),
+        None => FLOOR.contains(&name).then(|| FLOOR_STEM.to_owned()),
+    }
+}
+
+/// Splits the compiler's text into one text per file, by file stem: one per algorithm and world size,
+/// and one of the floor.
 ///
 /// Every text has the module's directives and shared variables and, with launch bounds, its own entries in the order
 /// of their names. Functions that are no entries are left out: no entry calls any (the lint checks that). Comment
@@ -102,9 +116,8 @@ pub(crate) fn split(compiled: &str) -> Result<BTreeMap<String, String>> {
         }
         if let Some((_, rest)) = line.split_once(".entry ") {
             let name = rest.trim_end_matches('(');
-            let parsed =
-                EntryName::parse(name).with_context(|| format!("`{name}` is not the name of a kernel"))?;
-            entries.insert((parsed.file_stem(), name.to_owned()), body);
+            let stem = file_stem(name).with_context(|| format!("`{name}` is not the name of a kernel"))?;
+            entries.insert((stem, name.to_owned()), body);
         }
     }
     let mut texts = BTreeMap::new();

@@ -44,11 +44,7 @@ impl Args {
             eprintln!("NOT CHECKED: ptxas is not there\n{}", PTXAS.how_to_get_it);
             return Ok(if self.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         };
-        let files = if self.files.is_empty() {
-            repository::ptx_files(&repository::shipped_ptx())?
-        } else {
-            self.files
-        };
+        let files = if self.files.is_empty() { repository::all_ptx()? } else { self.files };
         let kernels = assemble(&shell, &ptxas, &files)?;
         if self.json {
             for kernel in &kernels {

@@ -18,6 +18,18 @@ pub(crate) fn shipped_ptx() -> PathBuf {
     root().join("host/ptx")
 }
 
+/// The checked-in PTX of the kernels that measure the floor.
+pub(crate) fn floor_ptx() -> PathBuf {
+    root().join("bench/ptx")
+}
+
+/// All checked-in PTX: the library's, then the floor's.
+pub(crate) fn all_ptx() -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = ptx_files(&shipped_ptx())?;
+    files.extend(ptx_files(&floor_ptx())?);
+    Ok(files)
+}
+
 /// `path` as it is shown: relative to the repository where it is in it.
 pub(crate) fn shown(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
