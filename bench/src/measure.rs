@@ -17,7 +17,7 @@ use meshreduce_tests::{inputs, reference};
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
 use crate::floor::Probe;
 use crate::plan::{Case, Way, Work};
-use crate::row::{Absent, Floor, Mode, Place, Row, Samples, Times};
+use crate::row::{Absent, Floor, Mode, OWN, Place, Row, Samples, Times};
 use crate::team::{self, Meeting};
 
 /// Calls that a rank enqueues before it waits for its stream. A driver's queue holds about a thousand commands; a
@@ -245,7 +245,7 @@ impl Bench<'_> {
                     .row(communicator, channel, index, case, mode, graph_calls, place)
                     .with_context(|| format!("{algorithm}, {} bytes, {}", case.bytes, mode.name()))?;
                 let row = Row {
-                    implementation: "meshreduce".into(),
+                    implementation: OWN.into(),
                     algorithm: algorithm.clone(),
                     mode,
                     graph_calls,

@@ -46,6 +46,9 @@ pub struct Plan {
     /// Leave out the floor: the empty kernel and the flag round trip
     #[arg(long)]
     pub no_floor: bool,
+    /// Leave out NCCL and torch's symmetric memory (run by python3, or MESHREDUCE_PYTHON, where that has torch)
+    #[arg(long)]
+    pub no_peers: bool,
     /// Seconds that a kernel waits for a peer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub deadline: f64,

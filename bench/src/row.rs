@@ -83,10 +83,13 @@ impl Times {
     }
 }
 
+/// The implementation that is this repository's.
+pub const OWN: &str = "meshreduce";
+
 /// One row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// `meshreduce`, or whom it is compared with.
+    /// [`OWN`], or whom it is compared with.
     pub implementation: String,
     /// The algorithm.
     pub algorithm: String,
