@@ -23,14 +23,19 @@ const QUAD: usize = MAX_RANKS / 2;
 
 /// The kernel, over eight ranks.
 ///
+/// The input's loads go ahead of everything, as in [`crate::one_shot::one_shot`].
+///
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
 /// a relay neighbour.
 #[inline(always)]
 pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) {
-    let call = Call::enter(params);
     let message = Message::new::<E>(params);
     let vectors = message.vectors();
+    let mut share = Share::of_thread(vectors);
+    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+
+    let call = Call::enter(params);
     let partials = geometry::second_region(vectors as u64);
 
     let position = call.position();
@@ -43,8 +48,8 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let quad_peer = call.peer(if thread < QUAD as u32 { Some(call.rank_at(quad + thread)) } else { None });
     let relay_peer = call.peer(if thread == 0 { Some(call.rank_at(relay)) } else { None });
 
-    for index in Share::of_thread(vectors) {
-        let vector = message.load::<E>(index);
+    while let Some((index, vector)) = next {
+        next = share.next().map(|index| (index, message.load::<E>(index)));
         if call.may_stage() {
             store_vector(vector_address(call.own_staging(), index), vector);
         }

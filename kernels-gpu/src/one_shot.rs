@@ -16,18 +16,23 @@ use crate::{
 /// A rank reads its own contribution from staging like the others': every thread then does the same work in the same
 /// order, whatever its rank, and an input of any alignment was packed into vectors once.
 ///
+/// A thread's first vector of input is on its way before the channel's state is asked for, and each later one before
+/// the last is stored: a small message then waits for the slower of the two, not for one after the other.
+///
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
 pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
-    let call = Call::enter(params);
     let message = Message::new::<E>(params);
+    let mut share = Share::of_thread(message.vectors());
+    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
+    let call = Call::enter(params);
     let staging = call.staging_of_all::<W>();
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
-    for index in Share::of_thread(message.vectors()) {
-        let vector = message.load::<E>(index);
+    while let Some((index, vector)) = next {
+        next = share.next().map(|index| (index, message.load::<E>(index)));
         if call.may_stage() {
             store_vector(vector_address(call.own_staging(), index), vector);
         }

@@ -166,15 +166,16 @@ impl Maker<'_> {
     fn grids(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
         let grid = entry.one("%nctaid.x")?;
-        let threads = entry.operands(entry.one("%ntid.x")?)[0].to_owned();
-        let stride = entry.next(grid, "mul.lo.s32", 3)?;
-        let (register, rank) =
-            (entry.operands(stride)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
+        let (register, rank) = (entry.operands(grid)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
         let alone = [
+            format!("\tmov.u32 %mr3, {register};"),
             format!("\tsetp.eq.u32 %mp0, {rank}, 0;"),
-            format!("\tselp.b32 {register}, {threads}, {register}, %mp0;"),
+            format!("\tselp.b32 {register}, 1, {register}, %mp0;"),
         ];
-        self.add("known-9-grids-differ", vec![entry.followed(stride, &alone)]);
+        // Blocks are counted out as many as they are.
+        let last = entry.next(roles.exits, "add.s32", 3)?;
+        let counted = entry.replaced(last, &format!("{register},"), "%mr3,")?;
+        self.add("known-9-grids-differ", vec![entry.followed(grid.max(roles.rank), &alone), counted]);
         Ok(())
     }
 }
