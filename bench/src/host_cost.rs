@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use meshreduce::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::bars;
 use crate::calls::{OPERATIONS, Subject};
 use crate::noop_driver::{self, calls_of};
 use crate::place::Place;
@@ -251,8 +253,8 @@ fn one_rendezvous(ranks: usize, meeting: Meeting, config: &Config) -> Result<Dur
 /// Measures every part in a process of its own, since a process has one driver, and shows the result.
 ///
 /// # Errors
-/// If a part fails; what it says is the error.
-pub fn run(json: bool) -> Result<()> {
+/// If a part fails; what it says is the error. If the drawing cannot be written.
+pub fn run(json: bool, svg: Option<&Path>) -> Result<()> {
     let program = std::env::current_exe().context("finding this program's own file")?;
     let mut lines: Vec<Line> = Vec::new();
     for part in Part::ALL {
@@ -268,6 +270,10 @@ pub fn run(json: bool) -> Result<()> {
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             lines.push(serde_json::from_str(line).with_context(|| format!("reading `{line}`"))?);
         }
+    }
+    if let Some(path) = svg {
+        let drawn = bars::draw(&lines).context("there is nothing to draw")?;
+        std::fs::write(path, drawn).with_context(|| format!("writing {}", path.display()))?;
     }
     if json {
         for line in &lines {

@@ -6,6 +6,7 @@
 //! what is made of the [rows](mod@row). [`host_cost`] and [`calls`] measure the host's side against a driver that does
 //! nothing.
 
+pub mod bars;
 pub mod calls;
 pub mod cuda;
 pub mod floor;

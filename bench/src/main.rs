@@ -65,7 +65,7 @@ fn bench() -> Result<bool> {
     // SAFETY: this is the main thread, which has started no other.
     unsafe { place::settle(environment.iter().map(|(name, value)| (*name, value.as_deref()))) };
     if host_cost {
-        host_cost::run(plan.json)?;
+        host_cost::run(plan.json, plan.svg.as_deref())?;
         return Ok(true);
     }
     run::run(&plan)

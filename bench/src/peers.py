@@ -225,7 +225,7 @@ class Bench:
         self.stream.synchronize()
         wrong = torch.tensor([int((target != want).sum())])
         self.dist.all_reduce(wrong, group=self.host)
-        return int(wrong)
+        return int(wrong.item())
 
     def time(self, launch, in_flight, calls):
         """Batches between two events; an event behind every launch; the host's clock around launch and synchronisation."""
