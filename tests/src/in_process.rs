@@ -85,6 +85,26 @@ pub fn outcomes<T: Send>(
     })
 }
 
+/// Whether [`again_on`] has started this process to see `node`.
+pub fn is_again_on(node: &str) -> bool {
+    std::env::var("MESHREDUCE_NODE").as_deref() == Ok(node)
+}
+
+/// Runs one test of the calling test program in another process, which sees the emulated `node`. The test does nothing
+/// unless [`is_again_on`] that node.
+///
+/// # Panics
+/// If it fails.
+pub fn again_on(node: &str, test: &str) {
+    let program = std::env::current_exe().expect("this program's own file");
+    let mut again = std::process::Command::new(program);
+    let output = again.args(["--exact", test, "--nocapture"]).env("MESHREDUCE_NODE", node).output();
+    let output = output.expect("the test program starts");
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, complaint) = (said(&output.stdout), said(&output.stderr));
+    assert!(output.status.success() && out.contains("1 passed"), "{out}\n{complaint}");
+}
+
 /// Calls that this thread has made to the emulated driver so far, the one that asks among them.
 ///
 /// # Panics

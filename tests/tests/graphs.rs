@@ -11,7 +11,7 @@ use cust_raw::{CUresult, CUstreamCaptureStatus};
 use meshreduce::{Algorithm, Bf16, Channel, Communicator, DType, Error, Op};
 use meshreduce_tests::calls::{Buffers, CALLS, Call, call, limits, new_stream, replay};
 use meshreduce_tests::graph::{Graph, capture_status};
-use meshreduce_tests::in_process::{BRIEF, config, ranks};
+use meshreduce_tests::in_process::{BRIEF, again_on, config, is_again_on, ranks};
 use meshreduce_tests::latch::Latch;
 
 /// A deadline that nothing but a defect lets pass, in a test that is to end long before.
@@ -59,7 +59,7 @@ fn fifty_replays_with_changing_inputs_give_the_reference_bits() {
 /// Not a test of its own: what the next test runs in a process that sees another node.
 #[test]
 fn on_this_node() {
-    if std::env::var("MESHREDUCE_NODE").as_deref() != Ok("dgx-1v") {
+    if !is_again_on("dgx-1v") {
         return;
     }
     ranks(8, &config(), |communicator| {
@@ -72,14 +72,7 @@ fn on_this_node() {
 
 #[test]
 fn replays_on_a_hybrid_cube_mesh_give_the_reference_bits() {
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "on_this_node", "--nocapture"])
-        .env("MESHREDUCE_NODE", "dgx-1v")
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(stdout.contains("1 passed"), "{stdout}");
+    again_on("dgx-1v", "on_this_node");
 }
 
 #[test]

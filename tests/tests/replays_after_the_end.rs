@@ -11,7 +11,7 @@ use meshreduce::store::MemoryStore;
 use meshreduce::{Algorithm, Channel, Communicator, DType, Op, Outcome, rendezvous};
 use meshreduce_tests::calls::{Buffers, CALLS, call, limits, new_stream, replay};
 use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{config, ranks};
+use meshreduce_tests::in_process::{again_on, config, is_again_on, ranks};
 use meshreduce_tests::latch::Latch;
 
 fn capture(buffers: &[Buffers], channel: &mut Channel, stream: &Stream) -> Graph {
@@ -69,7 +69,7 @@ fn replays_after_a_communicator_was_dropped_leave_everything_as_it_is() {
 /// Not a test of its own: what the next test runs in a process that sees another node.
 #[test]
 fn on_this_node() {
-    if std::env::var("MESHREDUCE_NODE").as_deref() != Ok("dgx-1v") {
+    if !is_again_on("dgx-1v") {
         return;
     }
     for orderly in [true, false] {
@@ -84,14 +84,7 @@ fn on_this_node() {
 
 #[test]
 fn replays_on_a_hybrid_cube_mesh_leave_everything_as_it_is() {
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "on_this_node", "--nocapture"])
-        .env("MESHREDUCE_NODE", "dgx-1v")
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(stdout.contains("1 passed"), "{stdout}");
+    again_on("dgx-1v", "on_this_node");
 }
 
 #[test]
