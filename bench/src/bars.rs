@@ -6,9 +6,9 @@ use svg::node::element::{Rectangle, Text, Title};
 
 use crate::host_cost::Line;
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 900.0;
 const LEFT: f64 = 290.0;
-const RIGHT: f64 = 150.0;
+const RIGHT: f64 = 190.0;
 const TOP: f64 = 40.0;
 const STEP: f64 = 26.0;
 

@@ -45,6 +45,49 @@ pub fn devices() -> Result<usize> {
     Ok(count.max(0) as usize)
 }
 
+/// Whether the devices with these ordinals access each other's memory, both ways. A device accesses its own.
+///
+/// # Errors
+/// The driver's.
+pub fn reach_each_other(one: u32, other: u32) -> Result<bool> {
+    if one == other {
+        return Ok(true);
+    }
+    let mut both = true;
+    for (from, to) in [(one, other), (other, one)] {
+        let (mut device, mut peer, mut can) = (0, 0, 0);
+        // SAFETY: the places outlive the calls.
+        unsafe {
+            check("cuDeviceGet", cust_raw::cuDeviceGet(&mut device, from as i32))?;
+            check("cuDeviceGet", cust_raw::cuDeviceGet(&mut peer, to as i32))?;
+            check("cuDeviceCanAccessPeer", cust_raw::cuDeviceCanAccessPeer(&mut can, device, peer))?;
+        }
+        both &= can != 0;
+    }
+    Ok(both)
+}
+
+/// Lets the current context access the memory of the device with this ordinal, whose primary context is retained by
+/// somebody who outlives the use. Doing it again is fine.
+///
+/// # Errors
+/// The driver's.
+pub fn enable_peer(ordinal: u32) -> Result<()> {
+    let (mut peer, mut raw) = (0, std::ptr::null_mut());
+    // SAFETY: the places outlive the calls; the context is retained while it is passed on.
+    let answer = unsafe {
+        check("cuDeviceGet", cust_raw::cuDeviceGet(&mut peer, ordinal as i32))?;
+        check("cuDevicePrimaryCtxRetain", cust_raw::cuDevicePrimaryCtxRetain(&mut raw, peer))?;
+        let answer = cust_raw::cuCtxEnablePeerAccess(raw, 0);
+        cust_raw::cuDevicePrimaryCtxRelease_v2(peer);
+        answer
+    };
+    match answer {
+        CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+        answer => check("cuCtxEnablePeerAccess", answer),
+    }
+}
+
 /// A device's primary context, current on the thread that made this value.
 #[derive(Debug)]
 pub struct Current {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cuda::{Event, Function, Graph, Memory, Module, Pinned, Stream};
+use crate::cuda::{self, Event, Function, Graph, Memory, Module, Pinned, Stream};
 use crate::measure::{Passes, time};
 use crate::plan::Work;
 use crate::row::{Absent, Floor, Mode, Samples, Times};
@@ -64,8 +64,17 @@ impl<'a> Probe<'a> {
         if self.rank == 0 {
             floor = self.empty(work, stream, events)?;
         }
+        let device = |rank: usize| if work.shared_device { 0 } else { rank as u32 };
+        let reached = cuda::reach_each_other(device(0), device(1))?;
+        if reached && self.rank < 2 && !work.shared_device {
+            cuda::enable_peer(device(1 - self.rank))?;
+        }
         meeting.wait()?;
-        match self.round_trips(work, meeting, stream)? {
+        let round_trips = match reached {
+            true => self.round_trips(work, meeting, stream)?,
+            false => Err("the GPUs of ranks 0 and 1 do not access each other's memory".into()),
+        };
+        match round_trips {
             Ok(line) => floor.extend(line),
             Err(reason) => absent.push(Absent { what: "flag round trip".into(), reason, asked: false }),
         }

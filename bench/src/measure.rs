@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use meshreduce::{
-    Channel, Communicator, Config, Error, Limits, MemoryStore, Outcome, PrefixStore, Topology, rendezvous,
+    Channel, Communicator, Config, Error, Limits, MemoryStore, Outcome, PrefixStore, rendezvous,
 };
 use meshreduce_tests::{inputs, reference};
 
@@ -148,14 +148,13 @@ impl Everyone<'_> {
     /// This rank's communicator for one way; a reason, the same on all ranks, if there can be none.
     fn communicator(&self, rank: usize, device: u32, way: Way) -> Result<Result<Communicator, String>> {
         let work = self.work;
-        let mut config = Config::default()
+        let config = Config::default()
             .deadline(Some(work.deadline))
             .timeout(Duration::from_secs(60))
             .limits(limits(work))
+            .allow_shared_devices(work.shared_device)
+            .force_topology(work.topology)
             .force_algorithm(way.forced());
-        if work.shared_device {
-            config = config.allow_shared_devices(true).force_topology(Some(Topology::FullyConnected));
-        }
         let store = PrefixStore::new(way.name(), &self.store);
         match rendezvous(&store, rank, work.ranks, device, &config) {
             Ok(Outcome::Ready(communicator)) => Ok(Ok(communicator)),

@@ -199,6 +199,7 @@ mod tests {
         Work {
             ranks: 2,
             shared_device: true,
+            topology: None,
             ways: Vec::new(),
             cases: vec![crate::plan::Case { dtype: DType::Bf16, op: Op::Sum, bytes: 1024 }],
             warmup: 1,

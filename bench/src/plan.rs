@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, DType, Op, Topology};
+use meshreduce_tests::job::ForcedTopology;
 
 /// What to measure, and where.
 #[derive(Args, Clone, Debug)]
@@ -21,6 +22,9 @@ pub struct Plan {
     /// All ranks share the first GPU: measures protocol and kernels, not NVLink
     #[arg(long)]
     pub shared_device: bool,
+    /// Takes the links for this, whatever they are; --shared-device does so anyway
+    #[arg(long, value_name = "TOPOLOGY", conflicts_with = "shared_device")]
+    pub force_topology: Option<ForcedTopology>,
     /// one-shot, two-shot, hybrid-cube-mesh; auto: what the library selects; all; several with commas [default: all]
     #[arg(long, value_name = "A", value_delimiter = ',')]
     pub algorithm: Vec<Choice>,
@@ -173,6 +177,8 @@ pub struct Work {
     pub ranks: usize,
     /// All ranks are on device 0.
     pub shared_device: bool,
+    /// Taken for the topology whatever the links are.
+    pub topology: Option<Topology>,
     /// Ways, one communicator each.
     pub ways: Vec<Way>,
     /// Cases of every way.
@@ -262,6 +268,10 @@ impl Plan {
         Ok(Work {
             ranks,
             shared_device: self.shared_device,
+            topology: match self.shared_device {
+                true => Some(Topology::FullyConnected),
+                false => self.force_topology.map(Into::into),
+            },
             ways: self.ways(),
             cases,
             warmup: self.warmup.unwrap_or(if emulated { 1 } else { 20 }),

@@ -8,10 +8,10 @@ use svg::node::element::{Circle, Group, Line, Polyline, Rectangle, Text, Title};
 
 use crate::row::{Mode, Place, Row};
 
-const WIDTH: f64 = 860.0;
+const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 480.0;
-const LEFT: f64 = 70.0;
-const RIGHT: f64 = 230.0;
+const LEFT: f64 = 90.0;
+const RIGHT: f64 = 310.0;
 const TOP: f64 = 60.0;
 const BOTTOM: f64 = 50.0;
 /// Readable on white and told apart by who does not see all colours (Okabe and Ito).

@@ -363,6 +363,7 @@ mod tests {
         Work {
             ranks: 4,
             shared_device,
+            topology: None,
             ways: vec![Way::Forced(Algorithm::OneShot)],
             cases: Vec::new(),
             warmup: 1,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, DType, Op, Topology};
 use meshreduce_bench::measure;
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
@@ -14,6 +14,7 @@ fn work(ranks: usize, shared_device: bool) -> Work {
     Work {
         ranks,
         shared_device,
+        topology: shared_device.then_some(Topology::FullyConnected),
         ways: vec![
             Way::Forced(Algorithm::OneShot),
             Way::Forced(Algorithm::HybridCubeMesh),

@@ -61,6 +61,17 @@ fn an_algorithm_that_was_asked_for_by_name_and_cannot_run_is_a_failure() {
 }
 
 #[test]
+fn a_node_without_links_is_measured_only_if_the_topology_is_forced() {
+    let arguments = "--node pcie-x8 --ranks 2 --algorithm one-shot --bytes 64 --iterations 1";
+    let (code, out, complaint) = end(&mut bench(arguments));
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("empty kernel"), "{out}");
+    assert!(complaint.contains("nothing could be measured: one-shot: not applicable"), "{complaint}");
+    let (code, out, complaint) = end(&mut bench(&format!("{arguments} --force-topology fully-connected")));
+    assert_eq!(code, Some(0), "{out}{complaint}");
+}
+
+#[test]
 fn what_cannot_be_run_is_an_error_that_says_why() {
     let refused = |arguments: &str, why: &str| {
         let (code, out, complaint) = end(&mut bench(arguments));
