@@ -35,7 +35,7 @@ pub struct Plan {
     #[arg(long, value_name = "O", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
     pub op: Vec<Op>,
     /// Message sizes: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
-    /// [default: 1KiB..10MiB; on an emulated node 1KiB,64KiB]
+    /// [default: 1KiB..10MiB; on an emulated node 1KiB,8KiB]
     #[arg(long, value_name = "MIN..MAX|LIST")]
     pub bytes: Option<Sizes>,
     /// Calls (replays of a graph) that are not measured, before those that are [default: 20; on an emulated node 1]
@@ -245,7 +245,7 @@ impl Plan {
         }
         let sizes = match &self.bytes {
             Some(sizes) => sizes.clone(),
-            None if emulated => "1KiB,64KiB".parse()?,
+            None if emulated => "1KiB,8KiB".parse()?,
             None => "1KiB..10MiB".parse()?,
         };
         let mut cases = Vec::new();
