@@ -47,6 +47,9 @@ pub(super) struct Write {
     pub(super) releases: Option<Rc<Vec<Release>>>,
     /// Writes that are observed with it, through atomics.
     pub(super) chain: Option<Rc<Vec<Event>>>,
+    /// Reads that observed it after others could already follow them in causality order: what follows one of them
+    /// has the write in its causality order too (observation order followed by base causality order).
+    late: Vec<Event>,
     /// All overlapping writes before it in the list are coherence-before it.
     dominates: bool,
 }
@@ -71,6 +74,27 @@ struct Read {
 pub(super) struct Cell {
     pub(super) writes: Vec<Write>,
     reads: Vec<Read>,
+    /// Open strong loads that others may follow in causality order already.
+    pub(super) exposed: Vec<Exposed>,
+}
+
+/// A strong load that is left open although something behind it has been handed on.
+#[derive(Clone, Debug)]
+pub(super) struct Exposed {
+    pub(super) access: Access,
+    /// What preceded it in causality order.
+    pub(super) knowledge: Knowledge,
+    pub(super) closings: Vec<Closing>,
+    /// The bytes and the write that it returns, once somebody who follows it has come to the word.
+    pub(super) choice: Option<(u64, Option<Write>)>,
+}
+
+/// The end of an acquire pattern that began with a load which is still open: an acquire operation, or a fence.
+#[derive(Clone, Debug)]
+pub(super) struct Closing {
+    pub(super) scope: Scope,
+    /// What the thread knew then.
+    pub(super) knowledge: Knowledge,
 }
 
 /// A read that looks for its value.
@@ -137,19 +161,54 @@ impl Access {
 
 impl Write {
     pub(super) fn new(access: Access, value: u64, knowledge: Knowledge) -> Self {
-        Self { access, value, atomic: false, knowledge, releases: None, chain: None, dominates: false }
+        Self {
+            access,
+            value,
+            atomic: false,
+            knowledge,
+            releases: None,
+            chain: None,
+            late: Vec::new(),
+            dominates: false,
+        }
     }
 
-    /// Whether the other write or read, at `event`, precedes this one in causality order.
+    /// Whether the other write precedes this one in causality order.
     #[inline]
-    fn follows(&self, event: Event) -> bool {
-        self.access.who.event.0 == event.0 && self.access.who.event.1 >= event.1 || self.knowledge.has(event)
+    fn follows(&self, other: &Write) -> bool {
+        let (own, event) = (self.access.who.event, other.access.who.event);
+        own.0 == event.0 && own.1 >= event.1
+            || self.knowledge.has(event)
+            || other
+                .late
+                .iter()
+                .any(|read| own.0 == read.0 && own.1 >= read.1 || self.knowledge.has_base(*read))
     }
 
     /// Whether `self` is directly coherence-before `later`, which stands behind it in the list.
     #[inline]
     fn before(&self, later: &Write) -> bool {
-        later.follows(self.access.who.event) || self.access.morally_strong(&later.access)
+        later.follows(self) || self.access.morally_strong(&later.access)
+    }
+
+    /// Whether a read with these closings synchronizes with a release pattern in a way that was not known then.
+    pub(super) fn synchronizes(&self, reader: &Access, closings: &[Closing]) -> bool {
+        let all = self.releases.iter().flat_map(|releases| releases.iter());
+        let me = &reader.who;
+        reader.morally_strong(&self.access)
+            && all.filter(|release| release.who.event.0 != me.event.0).any(|release| {
+                let new = |closing: &Closing| {
+                    release.reaches(closing.scope, me) && !closing.knowledge.has_base(release.view.at)
+                };
+                closings.iter().any(new)
+            })
+    }
+}
+
+impl Release {
+    /// Whether the pattern and an acquire of `me` at `scope` are morally strong.
+    pub(super) fn reaches(&self, scope: Scope, me: &Who) -> bool {
+        includes(self.scope, &self.who, me) && includes(scope, me, &self.who)
     }
 }
 
@@ -158,9 +217,10 @@ impl Reader<'_> {
     #[inline]
     fn knows(&self, write: &Write) -> bool {
         let event = write.access.who.event;
-        let own =
-            !self.noncoherent && event.0 == self.access.who.event.0 && event.1 <= self.access.who.event.1;
-        own || self.knowledge.has(event)
+        let own = |event: Event| event.0 == self.access.who.event.0 && event.1 <= self.access.who.event.1;
+        !self.noncoherent && own(event)
+            || self.knowledge.has(event)
+            || write.late.iter().any(|&read| own(read) || self.knowledge.has_base(read))
     }
 }
 
@@ -168,6 +228,7 @@ impl Cell {
     pub(super) fn clear(&mut self) {
         self.writes.clear();
         self.reads.clear();
+        self.exposed.clear();
     }
 
     /// Finds the writes that `reader` may return for the bytes `mask`, the latest first; `None` is the value before
@@ -229,7 +290,7 @@ impl Cell {
                 let overlap = before.access.mask & write.access.mask != 0;
                 if overlap
                     && (before.atomic
-                        || write.follows(before.access.who.event)
+                        || write.follows(before)
                         || !before.access.morally_strong(&write.access))
                 {
                     break;
@@ -245,6 +306,31 @@ impl Cell {
             self.writes[index].dominates =
                 earlier.all(|earlier| earlier.access.mask & !mask == 0 && earlier.before(last));
         }
+    }
+
+    /// Whether a read can be left open behind these closings: it may always return the last write that precedes it, or
+    /// what was there before, and that must bring nothing that the closings would have had to know.
+    pub(super) fn can_close(&self, reader: &Reader<'_>, closings: &[Closing]) -> bool {
+        let mask = reader.access.mask;
+        let known = |write: &&Write| write.access.mask & mask != 0 && reader.knows(write);
+        let last = self.writes.iter().rev().find(known);
+        self.is_uniform(mask) && last.is_none_or(|last| !last.synchronizes(&reader.access, closings))
+    }
+
+    /// Takes an open load out of the sight of others; what it returns, if that has been decided.
+    pub(super) fn conceal(&mut self, load: Event) -> Option<(u64, Option<Write>)> {
+        let at = self.exposed.iter().position(|known| known.access.who.event == load)?;
+        self.exposed.swap_remove(at).choice
+    }
+
+    /// The load at `read`, which others may follow already, has returned `write`: it precedes what they do here next, as
+    /// do the writes that are observed with it.
+    pub(super) fn observed_late(&mut self, read: Event, write: &Write) {
+        let with = |event: &Event| {
+            *event == write.access.who.event || write.chain.iter().any(|chain| chain.contains(event))
+        };
+        let observed = self.writes.iter_mut().filter(|write| with(&write.access.who.event));
+        observed.for_each(|write| write.late.push(read));
     }
 
     /// Forgets the writes that nobody can read any more: those before the last one that everybody knows.
@@ -298,7 +384,7 @@ impl Cell {
 
     /// The earlier access with which a write conflicts.
     pub(super) fn write(&mut self, access: &Access, knowledge: &Knowledge) -> Option<Conflict> {
-        let knows = |who: &Who| who.event.0 == access.who.event.0 || knowledge.has(who.event);
+        let reader = Reader { access: *access, knowledge, atomic: false, noncoherent: false };
         let conflict = |kind, first: Access, first_writes| {
             Some(Conflict { kind, first, second: *access, first_writes, second_writes: true })
         };
@@ -306,7 +392,7 @@ impl Cell {
             if write.access.mask & access.mask == 0 {
                 continue;
             }
-            let kind = if knows(&write.access.who) {
+            let kind = if reader.knows(write) {
                 aliased(&write.access, access).then_some(ConflictKind::Alias)
             } else {
                 disordered(&write.access, access)
@@ -321,7 +407,9 @@ impl Cell {
             }
             let kind = match read.until {
                 Some(end) => (!knowledge.has_base(end)).then_some(ConflictKind::Noncoherent),
-                None if knows(&read.access.who) => {
+                None if read.access.who.event.0 == access.who.event.0
+                    || knowledge.has_base(read.access.who.event) =>
+                {
                     aliased(&read.access, access).then_some(ConflictKind::Alias)
                 }
                 None => disordered(&read.access, access),

@@ -2,8 +2,8 @@
 //!
 //! | operation | effect |
 //! |---|---|
-//! | weak or relaxed load | may be left open and bound later; then any write that the axioms allow |
-//! | `ld.acquire` | bound at once; joins the release patterns that it observes, as scopes allow |
+//! | load | may be left open and bound later; then any write that the axioms allow |
+//! | `ld.acquire` | joins the release patterns that it observes, as scopes allow; if bound later, it observes none that is new |
 //! | store | a new write in the word's history; a release ends a release pattern, as does a strong store behind a fence |
 //! | atomic | reads the last morally strong write, writes behind it; observers of it observe what it read |
 //! | `ld.global.nc` | any write since the launch began, whatever is known |
@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::book::Book;
-use super::history::{Access, Conflict, Reader, Release, Who, Write, includes};
+use super::history::{Access, Closing, Conflict, Exposed, Reader, Release, Who, Write, includes};
 use super::memory::{Memory, Place, WordId, bits_of};
 use super::report::Finding;
 use super::thread::{Glimpse, Pending, Thread};
@@ -73,6 +73,17 @@ pub(super) struct StoreOf {
     pub(super) pc: u32,
 }
 
+/// What a read means for acquire patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pattern {
+    /// Nothing: the read of a `red` (PTX ISA, "Release and Acquire Patterns").
+    None,
+    /// A fence behind it, or an acquire on the same location, makes a pattern of both.
+    Opens,
+    /// It is a pattern of its own.
+    Closes,
+}
+
 /// Writes of a word beyond which the history is looked through for what can be forgotten.
 const LONG: usize = 48;
 
@@ -115,34 +126,49 @@ impl Model {
     pub(super) fn load(&mut self, thread: &mut Thread, load: LoadOf) -> Result<(), Box<Finding>> {
         let who = thread.event(load.pc);
         let strong = load.order.is_strong();
+        let acquire = load.order == Order::Acquire;
         let access =
             Access { who, mask: load.place.mask, strong, scope: load.scope, mapping: load.place.mapping };
         let word = load.place.word;
+        if acquire && !thread.seen.is_empty() {
+            // A strong read followed by an acquire on the same location is an acquire pattern too.
+            thread.acquire_seen(|at, release| at == word && release.reaches(access.scope, &who));
+        }
+        let knowledge = match load.noncoherent {
+            true => self.book.start_of(who.launch).clone(),
+            false => thread.knowledge.clone(),
+        };
+        if !load.noncoherent {
+            self.admit(thread, word);
+        }
         if self.detect_races {
-            let book = &self.book;
-            let (knowledge, until) = match load.noncoherent {
-                true => (book.start_of(who.launch), Some(book.end_of(who.launch))),
-                false => (&thread.knowledge, None),
-            };
-            let reader = Reader { access, knowledge, atomic: false, noncoherent: load.noncoherent };
+            let until = load.noncoherent.then(|| self.book.end_of(who.launch));
+            let reader =
+                Reader { access, knowledge: &knowledge, atomic: false, noncoherent: load.noncoherent };
             if let Some(conflict) = self.memory.cell(word).read(&reader, until) {
                 return Err(self.conflict(word, &conflict));
             }
         }
+        let closings = match acquire {
+            true => vec![Closing { scope: load.scope, knowledge: knowledge.clone() }],
+            false => Vec::new(),
+        };
         let open = Pending {
             access,
             place: load.place,
             ty: load.ty,
             slot: load.slot,
-            knowledge: match load.noncoherent {
-                true => self.book.start_of(who.launch).clone(),
-                false => thread.knowledge.clone(),
-            },
+            knowledge,
             noncoherent: load.noncoherent,
-            acquire: load.order == Order::Acquire,
+            closings,
+            acquire,
+            exposed: false,
         };
         let defer = self.temper.defer;
-        if load.order != Order::Acquire && !load.noncoherent && self.chance(defer) {
+        if !load.noncoherent
+            && self.chance(defer)
+            && (!acquire || !self.calm && self.can_close(&open, &open.closings))
+        {
             thread.leave_open(open);
         } else {
             self.bind(thread, &open);
@@ -150,47 +176,126 @@ impl Model {
         Ok(())
     }
 
+    /// Whether an open load may stay open behind these closings.
+    fn can_close(&mut self, open: &Pending, closings: &[Closing]) -> bool {
+        self.memory.cell(open.place.word).can_close(&open.reader(), closings)
+    }
+
+    /// Whether an open load stays open, in sight of others, when something behind it is handed on; at `fence`, which
+    /// ends acquire patterns of that scope.
+    pub(super) fn stays_open(
+        &mut self,
+        knowledge: &Knowledge,
+        open: &mut Pending,
+        fence: Option<Scope>,
+    ) -> bool {
+        if self.calm || !self.chance(128) {
+            return false;
+        }
+        let mut closings = open.closings.clone();
+        closings.extend(fence.map(|scope| Closing { scope, knowledge: knowledge.clone() }));
+        if fence.is_some() && !self.can_close(open, &closings) {
+            return false;
+        }
+        let Pending { access, knowledge, .. } = open;
+        let cell = self.memory.cell(open.place.word);
+        match cell.exposed.iter_mut().find(|known| known.access.who.event == access.who.event) {
+            Some(known) if fence.is_some() && known.choice.is_some() => return false,
+            Some(known) => known.closings.clone_from(&closings),
+            None => {
+                let (knowledge, closings) = (knowledge.clone(), closings.clone());
+                cell.exposed.push(Exposed { access: *access, knowledge, closings, choice: None });
+            }
+        }
+        (open.exposed, open.closings) = (true, closings);
+        true
+    }
+
+    /// Before the thread comes to a word: open loads there that its access follows must have their values, for the
+    /// access may not contradict them.
+    fn admit(&mut self, thread: &Thread, word: WordId) {
+        for at in 0..self.memory.cell(word).exposed.len() {
+            let Exposed { access, ref knowledge, ref closings, ref choice } =
+                self.memory.cell(word).exposed[at];
+            let event = access.who.event;
+            if choice.is_none() && event.0 != thread.number && thread.knowledge.has_base(event) {
+                let (knowledge, closings) = (knowledge.clone(), closings.clone());
+                let reader = Reader { access, knowledge: &knowledge, atomic: false, noncoherent: false };
+                let (value, write) = self.value(word, &reader, &closings);
+                let cell = self.memory.cell(word);
+                if let Some(write) = write.as_ref().filter(|write| write.access.morally_strong(&access)) {
+                    cell.observed_late(event, write);
+                }
+                cell.exposed[at].choice = Some((value, write));
+            }
+        }
+    }
+
     /// Chooses the value of a load and puts it into its register.
     pub(super) fn bind(&mut self, thread: &mut Thread, open: &Pending) {
         let word = open.place.word;
         let access = open.access;
-        let reader =
-            Reader { access, knowledge: &open.knowledge, atomic: false, noncoherent: open.noncoherent };
-        let mask = open.place.mask;
-        let mut value = self.memory.settled(word);
-        let mut from = None;
-        if self.memory.cell(word).is_uniform(mask) {
-            from = self.choose(word, &reader, mask);
-            if let Some(index) = from {
-                value = self.memory.cell(word).writes[index].value;
+        let event = access.who.event;
+        let choice = match open.exposed {
+            true => self.memory.cell(word).conceal(event),
+            false => None,
+        };
+        let (value, write) = choice.unwrap_or_else(|| {
+            // What nothing has followed yet may still synchronize.
+            let fresh = !open.exposed && thread.events == event.1;
+            let chosen = self.value(word, &open.reader(), if fresh { &[] } else { &open.closings });
+            if let (true, Some(write)) = (open.exposed, &chosen.1)
+                && write.access.morally_strong(&access)
+            {
+                self.memory.cell(word).observed_late(event, write);
             }
-        } else {
-            for bit in (0..8).map(|bit| 1u8 << bit).filter(|bit| bit & mask != 0) {
-                if let Some(index) = self.choose(word, &reader, bit) {
-                    let byte = self.memory.cell(word).writes[index].value;
-                    value = value & !bits_of(bit) | byte & bits_of(bit);
-                    from = Some(index);
-                }
-            }
-        }
-        let bits = (value & bits_of(mask)) >> (8 * u32::from(open.place.shift));
-        thread.set(open.slot, extend(bits, open.ty));
-        self.trace.add(self.now, What::Load, &access, word, bits, || {
-            from.map(|index| self.memory.cell(word).writes[index].access.who)
+            chosen
         });
-        match from {
-            Some(index) if !open.noncoherent => {
-                let write = self.memory.cell(word).writes[index].clone();
-                self.observe(thread, &access, word, &write, open.acquire);
+        let bits = value >> (8 * u32::from(open.place.shift));
+        thread.set(open.slot, extend(bits, open.ty));
+        self.trace
+            .add(self.now, What::Load, &access, word, bits, || write.as_ref().map(|write| write.access.who));
+        match write {
+            Some(write) if !open.noncoherent => {
+                let pattern = if open.acquire { Pattern::Closes } else { Pattern::Opens };
+                self.observe(thread, &access, word, &write, pattern);
             }
             _ if access.strong => thread.idle += 1,
             _ => {}
         }
     }
 
-    fn choose(&mut self, word: WordId, reader: &Reader<'_>, mask: u8) -> Option<usize> {
+    /// Chooses what a read returns: the bytes, in their places in the word, and the write, if it is not older than the
+    /// history.
+    fn value(&mut self, word: WordId, reader: &Reader<'_>, closings: &[Closing]) -> (u64, Option<Write>) {
+        let mask = reader.access.mask;
+        let mut value = self.memory.settled(word);
+        let mut from = None;
+        if self.memory.cell(word).is_uniform(mask) {
+            from = self.choose(word, reader, mask, closings);
+            if let Some(index) = from {
+                value = self.memory.cell(word).writes[index].value;
+            }
+        } else {
+            for bit in (0..8).map(|bit| 1u8 << bit).filter(|bit| bit & mask != 0) {
+                if let Some(index) = self.choose(word, reader, bit, closings) {
+                    let byte = self.memory.cell(word).writes[index].value;
+                    value = value & !bits_of(bit) | byte & bits_of(bit);
+                    from = Some(index);
+                }
+            }
+        }
+        (value & bits_of(mask), from.map(|index| self.memory.cell(word).writes[index].clone()))
+    }
+
+    fn choose(&mut self, word: WordId, reader: &Reader<'_>, mask: u8, closings: &[Closing]) -> Option<usize> {
         let mut candidates = std::mem::take(&mut self.candidates);
-        self.memory.cell(word).candidates(reader, mask, &mut candidates);
+        let cell = self.memory.cell(word);
+        cell.candidates(reader, mask, &mut candidates);
+        if !closings.is_empty() {
+            let late = |write: &usize| cell.writes[*write].synchronizes(&reader.access, closings);
+            candidates.retain(|write| !write.as_ref().is_some_and(late));
+        }
         let stale = self.temper.stale;
         let at = match candidates.len() {
             0 | 1 => 0,
@@ -203,7 +308,15 @@ impl Model {
     }
 
     /// A read has returned `write`: what the thread learns from that.
-    fn observe(&mut self, thread: &mut Thread, access: &Access, word: WordId, write: &Write, acquire: bool) {
+    fn observe(
+        &mut self,
+        thread: &mut Thread,
+        access: &Access,
+        word: WordId,
+        write: &Write,
+        pattern: Pattern,
+    ) {
+        let acquire = pattern == Pattern::Closes;
         let me = access.who;
         let writer = write.access.who;
         if writer.event.0 == me.event.0 {
@@ -241,16 +354,14 @@ impl Model {
         for release in write.releases.iter().flat_map(|releases| releases.iter()) {
             if release.who.event.0 == me.event.0 || thread.knowledge.has_base(release.view.at) {
                 synchronized |= release.who.event.0 != me.event.0;
-            } else if acquire && both_include(release, access.scope, &me) {
+            } else if acquire && release.reaches(access.scope, &me) {
                 thread.knowledge.join(&release.view);
                 synchronized = true;
-            } else if !thread.seen.iter().any(|(_, known)| known.view.at == release.view.at) {
+            } else if pattern != Pattern::None
+                && !thread.seen.iter().any(|(_, known)| known.view.at == release.view.at)
+            {
                 thread.seen.push((word, release.clone()));
             }
-        }
-        if acquire && !thread.seen.is_empty() {
-            // A strong read followed by an acquire on the same location is an acquire pattern too.
-            thread.acquire_seen(|at, release| at == word && both_include(release, access.scope, &me));
         }
         if new && !synchronized {
             let released = write.releases.is_some();
@@ -271,6 +382,7 @@ impl Model {
         let strong = store.order.is_strong();
         let access =
             Access { who, mask: store.place.mask, strong, scope: store.scope, mapping: store.place.mapping };
+        self.admit(thread, word);
         self.check_write(thread, word, &access)?;
         let value = (bits << (8 * u32::from(store.place.shift))) & bits_of(access.mask);
         let mut write = Write::new(access, value, thread.knowledge.clone());
@@ -295,11 +407,12 @@ impl Model {
         Ok(())
     }
 
-    /// An atomic: replaces the value by `update` of it. The old value.
+    /// An atomic: replaces the value by `update` of it. The old value. A `reduction` does not return it.
     pub(super) fn atomic(
         &mut self,
         thread: &mut Thread,
         store: StoreOf,
+        reduction: bool,
         update: impl Fn(u64) -> Option<u64>,
     ) -> Result<u64, Box<Finding>> {
         let who = thread.event(store.pc);
@@ -311,10 +424,15 @@ impl Model {
             scope: store.scope,
             mapping: store.place.mapping,
         };
+        let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
+        if acquire && !thread.seen.is_empty() {
+            thread.acquire_seen(|at, release| at == word && release.reaches(access.scope, &who));
+        }
+        self.admit(thread, word);
         self.check_write(thread, word, &access)?;
         let knowledge = thread.knowledge.clone();
         let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
-        let from = self.choose(word, &reader, access.mask);
+        let from = self.choose(word, &reader, access.mask, &[]);
         let source = from.map(|index| self.memory.cell(word).writes[index].clone());
         let shift = 8 * u32::from(store.place.shift);
         let whole = source.as_ref().map_or(self.memory.settled(word), |write| write.value);
@@ -322,9 +440,13 @@ impl Model {
         self.trace.add(self.now, What::Atomic, &access, word, old, || {
             source.as_ref().map(|write| write.access.who)
         });
-        let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
+        let pattern = match (acquire, reduction) {
+            (true, _) => Pattern::Closes,
+            (false, true) => Pattern::None,
+            (false, false) => Pattern::Opens,
+        };
         if let Some(source) = &source {
-            self.observe(thread, &access, word, source, acquire);
+            self.observe(thread, &access, word, source, pattern);
         }
         let Some(new) = update(old) else {
             return Ok(old);
@@ -363,7 +485,7 @@ impl Model {
     pub(super) fn fence(&mut self, thread: &mut Thread, order: Order, scope: Scope, pc: u32) {
         let me = thread.event(pc);
         if order != Order::Release {
-            thread.acquire_seen(|_, release| both_include(release, scope, &me));
+            thread.acquire_seen(|_, release| release.reaches(scope, &me));
         }
         if order == Order::SeqCst {
             // Morally strong `fence.sc` are in one order, and each synchronizes with those behind it
@@ -423,11 +545,6 @@ impl Model {
         });
         self.fences.clear();
     }
-}
-
-/// Whether a release pattern and an acquire of `me` at `scope` are morally strong.
-fn both_include(release: &Release, scope: Scope, me: &Who) -> bool {
-    includes(release.scope, &release.who, me) && includes(scope, me, &release.who)
 }
 
 /// The release patterns that a strong write ends (PTX ISA, "Release and Acquire Patterns").

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::history::{Access, Release, Who};
+use super::history::{Access, Closing, Reader, Release, Who};
 use super::memory::{Place, WordId};
 use super::model::{LoadOf, Model, StoreOf};
 use super::report::Finding;
@@ -73,7 +73,18 @@ pub(super) struct Pending {
     /// What the thread knew when it issued the load.
     pub(super) knowledge: Knowledge,
     pub(super) noncoherent: bool,
+    /// The ends of acquire patterns that it begins: itself, and fences behind it.
+    pub(super) closings: Vec<Closing>,
     pub(super) acquire: bool,
+    /// Others may follow it in causality order: its cell knows of it.
+    pub(super) exposed: bool,
+}
+
+impl Pending {
+    pub(super) fn reader(&self) -> Reader<'_> {
+        let Self { access, ref knowledge, noncoherent, .. } = *self;
+        Reader { access, knowledge, atomic: false, noncoherent }
+    }
 }
 
 /// A read that saw a write of another thread without an edge.
@@ -186,10 +197,18 @@ impl Thread {
         }
     }
 
-    /// Binds the open strong loads, which must be done before anything that others may synchronize with.
-    pub(super) fn bind_strong(&mut self, model: &mut Model) {
-        if !self.open.is_empty() {
-            self.bind(model, |open| open.access.strong);
+    /// Something is handed on that others may synchronize with, or a fence ends acquire patterns at its scope: strong
+    /// loads are bound, or stay open in sight of those who follow.
+    fn expose(&mut self, model: &mut Model, fence: Option<Scope>) {
+        let mut at = 0;
+        while at < self.open.len() {
+            let Self { open, knowledge, .. } = self;
+            if !open[at].access.strong || model.stays_open(knowledge, &mut open[at], fence) {
+                at += 1;
+            } else {
+                let open = self.open.remove(at);
+                model.bind(self, &open);
+            }
         }
     }
 
@@ -316,7 +335,7 @@ impl Thread {
                     Err(stop) => break stop,
                 },
                 Op::Fence { order, scope } => {
-                    self.bind_strong(model);
+                    self.expose(model, (*order != Order::Release).then_some(*scope));
                     model.fence(self, *order, *scope, pc as u32);
                 }
                 Op::Branch { target } => {
@@ -341,16 +360,16 @@ impl Thread {
                 Op::Nothing => {}
                 Op::Trap => break Stop::Fault(FaultKind::Trap),
                 Op::Exit => {
-                    self.bind_strong(model);
+                    self.bind(model, |open| open.access.strong);
                     self.open.clear();
                     break Stop::Exited;
                 }
                 Op::Barrier(_) => {
-                    self.bind_strong(model);
+                    self.expose(model, None);
                     break Stop::Barrier;
                 }
                 Op::WarpBarrier { a } => {
-                    self.bind_strong(model);
+                    self.expose(model, None);
                     self.state = State::AtWarpBarrier(self.slots[usize::from(*a)] as u32);
                     pc += 1;
                     break Stop::WarpBarrier;
@@ -465,7 +484,7 @@ impl Thread {
             return Ok(false);
         }
         if *order == Order::Release {
-            self.bind_strong(model);
+            self.expose(model, None);
         }
         let first = if lanes > 1 { model.below(lanes) } else { 0 };
         for lane in 0..lanes {
@@ -487,7 +506,10 @@ impl Thread {
         let (space, address) =
             self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
         let place = self.place(model, space, address, ty.bytes(), "atomic")?;
-        self.bind(model, |open| open.place.word == place.word || open.access.strong);
+        self.bind(model, |open| open.place.word == place.word);
+        if matches!(order, Order::Release | Order::AcqRel) {
+            self.expose(model, None);
+        }
         let (x, y) = (self.slots[usize::from(*a)], self.slots[usize::from(*b)]);
         self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
         let store = StoreOf { place, order: *order, scope: *scope, pc };
@@ -496,7 +518,7 @@ impl Thread {
                 && extend(old, *ty) != extend(x, *ty);
             (!fails).then(|| op.apply(*ty, old, x, y))
         };
-        let old = model.atomic(self, store, update).map_err(Stop::Found)?;
+        let old = model.atomic(self, store, d.is_none(), update).map_err(Stop::Found)?;
         if let Some(d) = d {
             self.slots[usize::from(*d)] = extend(old, *ty);
         }

@@ -68,7 +68,14 @@ impl<'a> Decoder<'a> {
             }
             "and" | "or" | "xor" => {
                 let ty = line.ty()?;
-                self.binary(line, integer::binary(opcode, ty), ty, ty, ty)
+                let op = self.binary(line, integer::binary(opcode, ty), ty, ty, ty)?;
+                match op {
+                    // Zero, whatever the register holds: it depends on nothing.
+                    Op::Binary { d, a, b, .. } if opcode == "xor" && a == b => {
+                        Ok(Op::Move { d, a: self.names.constant(0, line.instruction.line)? })
+                    }
+                    op => Ok(op),
+                }
             }
             "neg" | "abs" => {
                 let ty = line.ty()?;
