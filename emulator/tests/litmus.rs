@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::{fs, path::PathBuf};
 
 use meshreduce_emulator::litmus::{
-    Litmus, LitmusErrorKind, Verdict, enumerate, interleave, judge, kernels, parse,
+    Litmus, LitmusErrorKind, Verdict, compare, enumerate, interleave, judge, kernels, parse, random,
 };
 use proptest::prelude::*;
+
+/// Random programs; `cargo xtask litmus --random` takes more.
+const RANDOM: u64 = 400;
 
 /// The texts of the shipped files, by name.
 fn texts() -> Vec<(String, String)> {
@@ -373,4 +376,15 @@ fn the_adversary_executor_stays_within_what_is_allowed() {
     }
     println!("{reached} of {weak} weak outcomes reached");
     assert!(reached * 2 > weak, "{reached} of {weak} weak outcomes reached");
+}
+
+#[test]
+fn random_programs_have_outcomes_and_races_that_the_axioms_know() {
+    for seed in 0..RANDOM {
+        let text = random(seed);
+        let comparison = compare(&one(&text), 0..60);
+        if let Some((run, wrong)) = comparison.wrong {
+            panic!("cargo xtask litmus --random 1 --seed {seed}: run {run} gave {wrong}\n{text}");
+        }
+    }
 }

@@ -1,14 +1,18 @@
 //! `litmus`: the litmus tests before all their judges (`docs/litmus.md`).
 
+use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::{fs, io::IsTerminal as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
-use meshreduce_emulator::litmus::{Judgement, Litmus, Verdict, judge, parse};
+use meshreduce_emulator::litmus::{Judgement, Litmus, Verdict, compare, judge, parse, random, shrink};
 use serde::Serialize;
 
 use crate::repository;
@@ -30,10 +34,16 @@ pub(crate) struct Args {
     /// The seed of the first run [default: 0]
     #[arg(long)]
     seed: Option<u64>,
+    /// Instead of the tests: random programs, their outcomes and data races [the first is number --seed]
+    #[arg(long, value_name = "N", conflicts_with_all = ["path", "filter"])]
+    random: Option<u64>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
+
+/// Runs of the executor for every random program, through races and stopping at them.
+const RANDOM_SEEDS: u64 = 300;
 
 /// A line of the table.
 #[derive(Serialize)]
@@ -72,9 +82,26 @@ struct Totals {
     conditions_seen: usize,
 }
 
+/// What the random programs gave.
+#[derive(Default, Serialize)]
+struct RandomTotals {
+    programs: u64,
+    /// Outcomes that the axioms allow, and those that the executor had.
+    allowed: usize,
+    seen: usize,
+    /// Programs with a data race in some execution, and those of them in which the executor reported one.
+    racy: u64,
+    racy_seen: u64,
+    /// The first program on which they disagree: its seed, the seed of the run, what it did, the text.
+    wrong: Option<(u64, u64, String, String)>,
+}
+
 impl Args {
     /// Runs the command; fails if any judge disagrees.
     pub(crate) fn run(self) -> Result<ExitCode> {
+        if let Some(count) = self.random {
+            return self.random(count);
+        }
         let first = self.seed.unwrap_or(0);
         let count = self.seeds.unwrap_or(if self.seed.is_some() { 1 } else { SEEDS });
         let seeds = first..first.checked_add(count).context("--seed and --seeds go beyond 64 bits")?;
@@ -97,6 +124,64 @@ impl Args {
             print(&rows, &totals);
         }
         Ok(if totals.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Compares the executor with the axioms on random programs; fails at the first on which they disagree.
+    fn random(self, count: u64) -> Result<ExitCode> {
+        let first = self.seed.unwrap_or(0);
+        let end = first.checked_add(count).context("--seed and --random go beyond 64 bits")?;
+        let seeds = 0..self.seeds.unwrap_or(RANDOM_SEEDS);
+        let progress = progress(count);
+        let next = AtomicU64::new(first);
+        let totals = Mutex::new(RandomTotals::default());
+        let work = || -> Result<()> {
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= end {
+                    return Ok(());
+                }
+                let text = random(seed);
+                let [test] = &parse("random", &text)?[..] else { bail!("not one program:\n{text}") };
+                let comparison = compare(test, seeds.clone());
+                progress.inc(1);
+                let mut totals = totals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                totals.programs += 1;
+                totals.allowed += comparison.allowed.outcomes.len();
+                totals.seen += comparison.seen;
+                totals.racy += u64::from(comparison.allowed.racy);
+                totals.racy_seen += u64::from(comparison.races > 0);
+                if let Some((run, wrong)) = comparison.wrong
+                    && totals.wrong.as_ref().is_none_or(|(known, ..)| seed < *known)
+                {
+                    totals.wrong = Some((seed, run, wrong, text));
+                    next.store(end, Ordering::Relaxed);
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let join = |worker: ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().try_for_each(join)
+        })?;
+        progress.finish_and_clear();
+        let totals = totals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&totals)?);
+        } else {
+            let RandomTotals { programs, allowed, seen, racy, racy_seen, .. } = totals;
+            println!(
+                "{programs} random programs, {} runs each and as many that stop at data races: {seen} of {allowed} \
+                 allowed outcomes; a data race in some execution of {racy} programs, reported in {racy_seen}",
+                seeds.end
+            );
+        }
+        let Some((seed, run, wrong, text)) = totals.wrong else { return Ok(ExitCode::SUCCESS) };
+        println!("FAIL cargo xtask litmus --random 1 --seed {seed}: run {run} gave {wrong}\n{text}");
+        println!("what it needs of that:\n{}", shrink(&text, seeds));
+        Ok(ExitCode::FAILURE)
     }
 
     /// The tests to judge, with the files they are in.

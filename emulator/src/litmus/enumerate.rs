@@ -53,11 +53,28 @@ impl Outcome {
 
 /// All outcomes that the PTX memory model allows.
 pub fn enumerate(litmus: &Litmus) -> BTreeSet<Outcome> {
-    let mut outcomes = BTreeSet::new();
+    explore(litmus).outcomes
+}
+
+/// What the PTX memory model allows.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    /// The outcomes of all executions.
+    pub outcomes: BTreeSet<Outcome>,
+    /// The outcomes of those without data race.
+    pub race_free: BTreeSet<Outcome>,
+    /// Whether some execution has a data race: two accesses to a location, one of them a write, that are neither
+    /// related in causality order nor morally strong (PTX ISA, "Data-Races").
+    pub racy: bool,
+}
+
+/// All executions that the PTX memory model allows.
+pub fn explore(litmus: &Litmus) -> Allowed {
+    let mut allowed = Allowed::default();
     candidates(litmus, &mut |candidate| {
-        Model::new(litmus, &candidate).outcomes(&mut outcomes);
+        Model::new(litmus, &candidate).outcomes(&mut allowed);
     });
-    outcomes
+    allowed
 }
 
 /// A candidate execution and the relations that depend on nothing but its sources.
@@ -140,7 +157,7 @@ impl<'a> Model<'a> {
     }
 
     /// The outcomes of all choices of Fence-SC order and coherence order.
-    fn outcomes(&self, outcomes: &mut BTreeSet<Outcome>) {
+    fn outcomes(&self, allowed: &mut Allowed) {
         let events = self.events();
         let fences: Vec<usize> = (0..events.len()).filter(|&event| events[event].sequential).collect();
         let mut orders = BTreeSet::new();
@@ -166,9 +183,27 @@ impl<'a> Model<'a> {
                 .map(|values| (!values.is_empty()).then_some(values))
                 .collect();
             if let Some(memory) = memory {
-                self.add_products(&memory, outcomes);
+                self.add_products(&memory, &mut allowed.outcomes);
+                match self.races(&causality) {
+                    true => allowed.racy = true,
+                    false => self.add_products(&memory, &mut allowed.race_free),
+                }
             }
         }
+    }
+
+    /// Whether two accesses race.
+    fn races(&self, causality: &Relation) -> bool {
+        let events = self.events();
+        (0..events.len()).any(|a| {
+            (0..a).any(|b| {
+                let (one, other) = (&events[a], &events[b]);
+                let conflict = operation(one).is_some_and(|at| at.is_some() && operation(other) == Some(at))
+                    && (one.writes || other.writes);
+                let ordered = causality.has(a, b) || causality.has(b, a);
+                conflict && !ordered && !self.morally_strong.has(a, b)
+            })
+        })
     }
 
     /// "Base causality order", with "Memory synchronization".

@@ -19,7 +19,27 @@ use crate::ptx::PtxError;
 ///
 /// The executor's [`Report`] if it stopped all the same.
 pub fn execute(litmus: &Litmus, kernels: &[DeviceKernel], seed: u64) -> Result<Outcome, Box<Report>> {
-    let mut session = Session::new(Options { seed, detect_races: false, ..Options::default() });
+    run(litmus, kernels, seed, Races::Ignored)
+}
+
+/// What becomes of a run with a data race.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Races {
+    /// It goes on, with what the axioms leave to it.
+    Ignored,
+    /// It ends with a report.
+    Reported,
+}
+
+/// Runs a test once on the adversary executor.
+pub(super) fn run(
+    litmus: &Litmus,
+    kernels: &[DeviceKernel],
+    seed: u64,
+    races: Races,
+) -> Result<Outcome, Box<Report>> {
+    let detect_races = races == Races::Reported;
+    let mut session = Session::new(Options { seed, detect_races, ..Options::default() });
     let named = litmus.threads.iter().map(|t| t.device).chain(litmus.locations.iter().map(|l| l.device));
     let devices: BTreeSet<u32> = named.collect();
     let devices: BTreeMap<u32, _> = devices.into_iter().map(|device| (device, session.device())).collect();

@@ -23,10 +23,11 @@ mod kernel;
 mod machine;
 mod parse;
 mod program;
+mod random;
 mod relation;
 
 pub use condition::{Condition, Observable};
-pub use enumerate::{Outcome, enumerate};
+pub use enumerate::{Allowed, Outcome, enumerate, explore};
 pub use error::{LitmusError, LitmusErrorKind};
 pub use execute::{Judgement, execute, judge};
 pub use interleave::interleave;
@@ -35,3 +36,4 @@ pub use parse::parse;
 pub use program::{
     Fence, Instruction, Litmus, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Verdict, Width,
 };
+pub use random::{Comparison, compare, random, shrink};

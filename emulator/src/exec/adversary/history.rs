@@ -297,6 +297,9 @@ impl Cell {
                 }
                 at -= 1;
             }
+            if self.would_relate(at, &write) {
+                at = self.writes.len();
+            }
         }
         self.writes.insert(at, write);
         for index in at..self.writes.len() {
@@ -331,6 +334,25 @@ impl Cell {
         };
         let observed = self.writes.iter_mut().filter(|write| with(&write.access.who.event));
         observed.for_each(|write| write.late.push(read));
+    }
+
+    /// Whether `write` at place `at` would make one of the others coherence-before another that it is not before yet.
+    /// Reads may have relied on that.
+    fn would_relate(&self, at: usize, write: &Write) -> bool {
+        let overlap = |one: &Write, other: &Write| one.access.mask & other.access.mask != 0;
+        let directly = |one: &Write, other: &Write| overlap(one, other) && one.before(other);
+        (0..at).filter(|&first| directly(&self.writes[first], write)).any(|first| {
+            // All that is coherence-behind it.
+            let mut behind = vec![first];
+            for later in first + 1..self.writes.len() {
+                if behind.iter().any(|&known| directly(&self.writes[known], &self.writes[later])) {
+                    behind.push(later);
+                } else if later >= at && directly(write, &self.writes[later]) {
+                    return true;
+                }
+            }
+            false
+        })
     }
 
     /// Forgets the writes that nobody can read any more: those before the last one that everybody knows.
@@ -370,7 +392,7 @@ impl Cell {
             None => {
                 read.access.who.event.0 == access.who.event.0
                     && read.until.is_none()
-                    && read.access.strong == access.strong
+                    && (read.access.strong, read.access.scope) == (access.strong, access.scope)
                     && read.access.mask == access.mask
             }
         });

@@ -319,11 +319,12 @@ impl Model {
         let acquire = pattern == Pattern::Closes;
         let me = access.who;
         let writer = write.access.who;
-        if writer.event.0 == me.event.0 {
+        let own = writer.event.0 == me.event.0;
+        if own && (write.releases.is_none() || !access.strong) {
             thread.idle += u32::from(access.strong);
             return;
         }
-        let new = !thread.knowledge.has(writer.event);
+        let new = !own && !thread.knowledge.has(writer.event);
         if !access.morally_strong(&write.access) {
             if new {
                 let Access { strong, scope, .. } = *access;
@@ -343,7 +344,9 @@ impl Model {
         if new {
             self.progress = self.now;
         }
-        thread.knowledge.observe(writer.event);
+        if !own {
+            thread.knowledge.observe(writer.event);
+        }
         if let Some(chain) = &write.chain {
             chain
                 .iter()
@@ -383,7 +386,7 @@ impl Model {
         let access =
             Access { who, mask: store.place.mask, strong, scope: store.scope, mapping: store.place.mapping };
         self.admit(thread, word);
-        self.check_write(thread, word, &access)?;
+        self.check_write(word, &access, &thread.knowledge)?;
         let value = (bits << (8 * u32::from(store.place.shift))) & bits_of(access.mask);
         let mut write = Write::new(access, value, thread.knowledge.clone());
         if strong {
@@ -429,7 +432,6 @@ impl Model {
             thread.acquire_seen(|at, release| at == word && release.reaches(access.scope, &who));
         }
         self.admit(thread, word);
-        self.check_write(thread, word, &access)?;
         let knowledge = thread.knowledge.clone();
         let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
         let from = self.choose(word, &reader, access.mask, &[]);
@@ -449,8 +451,16 @@ impl Model {
             self.observe(thread, &access, word, source, pattern);
         }
         let Some(new) = update(old) else {
+            // It has only read.
+            if self.detect_races
+                && let Some(conflict) = self.memory.cell(word).read(&reader, None)
+            {
+                return Err(self.conflict(word, &conflict));
+            }
             return Ok(old);
         };
+        // What it has synchronized with precedes it; what it has only observed does not.
+        self.check_write(word, &access, &knowledge.with_base_of(&thread.knowledge))?;
         let mut write = Write::new(access, (new << shift) & bits_of(access.mask), thread.knowledge.clone());
         write.atomic = true;
         let source = source.filter(|source| source.access.morally_strong(&access));
@@ -468,9 +478,14 @@ impl Model {
         Ok(old)
     }
 
-    fn check_write(&mut self, thread: &Thread, word: WordId, access: &Access) -> Result<(), Box<Finding>> {
+    fn check_write(
+        &mut self,
+        word: WordId,
+        access: &Access,
+        knowledge: &Knowledge,
+    ) -> Result<(), Box<Finding>> {
         if self.detect_races
-            && let Some(conflict) = self.memory.cell(word).write(access, &thread.knowledge)
+            && let Some(conflict) = self.memory.cell(word).write(access, knowledge)
         {
             return Err(self.conflict(word, &conflict));
         }

@@ -71,6 +71,11 @@ impl Knowledge {
         }
     }
 
+    /// These single writes, beside the base causality order of `other`.
+    pub(super) fn with_base_of(&self, other: &Knowledge) -> Knowledge {
+        Knowledge { clock: other.clock.clone(), observed: self.observed.clone() }
+    }
+
     /// Adds an event of which all that precedes it is known already, or added with it.
     pub(super) fn raise(&mut self, (thread, number): Event) {
         if self.has_base((thread, number)) {
