@@ -26,7 +26,7 @@ fn work(ranks: usize, shared_device: bool) -> Work {
         iterations: 3,
         graph_calls: Some(2),
         floor: None,
-        deadline: Duration::from_secs(30),
+        deadline: Duration::from_secs(60),
     }
 }
 
@@ -97,8 +97,8 @@ fn a_flag_that_does_not_come_back_is_given_up_and_said() {
     let _alone = alone();
     open_driver();
     let mut work = work(2, false);
-    work.ways = vec![Way::Selected];
-    work.cases.truncate(1);
+    // The deadline would also be the all-reduces', which must not fail however slow the machine is.
+    work.ways.clear();
     // More round trips than there is time for.
     work.floor = Some(u64::MAX / 2);
     work.deadline = Duration::from_millis(300);

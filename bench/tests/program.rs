@@ -8,6 +8,8 @@ use serde_json::Value;
 
 fn bench(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_meshreduce-bench"));
+    // Far enough to mean that something is broken.
+    command.args(["--deadline", "60"]);
     command.args(arguments.split_whitespace()).env_remove("MESHREDUCE_DRIVER").env_remove("MESHREDUCE_NODE");
     command
 }
