@@ -15,10 +15,11 @@ use crate::communicator::{LAUNCHES, Shared};
 use crate::driver::{self, Event, MappedHost, PrimaryContext, check};
 use crate::element::Element;
 use crate::error::{DriverError, Error};
+use crate::event_pool::EventPool;
 use crate::farewell::Farewell;
 use crate::record;
 use crate::store::Pause;
-use crate::work::{PooledEvent, Work};
+use crate::work::Work;
 
 /// What a channel's work objects share with it.
 #[derive(Debug)]
@@ -33,12 +34,12 @@ pub(crate) struct ChannelState {
     context: Arc<PrimaryContext>,
     /// Gone with the communicator.
     farewell: Weak<Farewell>,
-    /// Events that no work object uses.
-    pub(crate) pool: Mutex<Vec<Event>>,
+    /// For its calls.
+    events: EventPool,
     /// A graph has kernels of this channel, so that the host does not know when the last one runs.
     captured: AtomicBool,
     /// Behind the last launch that was not captured.
-    last: Mutex<Option<Arc<PooledEvent>>>,
+    last: Mutex<Option<Arc<Event>>>,
 }
 
 impl ChannelState {
@@ -59,7 +60,7 @@ impl ChannelState {
             deadline,
             context: Arc::clone(context),
             farewell: Arc::downgrade(farewell),
-            pool: Mutex::new(Vec::new()),
+            events: EventPool::new(context),
             captured: AtomicBool::new(false),
             last: Mutex::new(None),
         })
@@ -101,7 +102,7 @@ impl ChannelState {
         let Some(last) = last else { return true };
         let mut pause = Pause::new(limit);
         loop {
-            match last.event().has_passed() {
+            match last.has_passed() {
                 // An error is a lost context, whose kernels are stopped.
                 Ok(true) | Err(_) => return true,
                 Ok(false) if pause.again() => {}
@@ -111,11 +112,6 @@ impl ChannelState {
                 }
             }
         }
-    }
-
-    fn event(&self) -> Result<Event, DriverError> {
-        let pooled = self.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        pooled.map_or_else(|| Event::new(&self.context), Ok)
     }
 }
 
@@ -275,7 +271,7 @@ impl Channel {
             // Before there is anything that could be replayed.
             state.captured.store(true, Ordering::Relaxed);
         }
-        let event = state.event()?;
+        let event = state.events.take()?;
         self.in_context(stream, || {
             // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
             // lives as long as `shared`; both outlive `shared` if this is captured. The caller vouches for the pointers
@@ -288,7 +284,6 @@ impl Channel {
         LAUNCHES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller vouches for the stream.
         self.in_context(stream, || unsafe { event.record(stream) })?;
-        let event = Arc::new(PooledEvent::new(event, Arc::clone(state)));
         if !captured {
             *state.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&event));
         }

@@ -59,6 +59,7 @@ mod contexts;
 mod driver;
 mod element;
 mod error;
+mod event_pool;
 mod farewell;
 pub mod identity;
 mod kernels;

@@ -1,39 +1,12 @@
 //! Work objects: waiting for an all-reduce.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use cust_raw::{CUresult, CUstream};
 
 use crate::channel::{ChannelState, fault};
 use crate::driver::Event;
 use crate::error::{DriverError, Error};
-
-/// An event that goes back to its channel's pool.
-#[derive(Debug)]
-pub(crate) struct PooledEvent {
-    event: Option<Event>,
-    state: Arc<ChannelState>,
-}
-
-impl PooledEvent {
-    pub(crate) fn new(event: Event, state: Arc<ChannelState>) -> Self {
-        Self { event: Some(event), state }
-    }
-
-    pub(crate) fn event(&self) -> &Event {
-        // Only `drop` takes it.
-        match &self.event {
-            Some(event) => event,
-            None => unreachable!(),
-        }
-    }
-}
-
-impl Drop for PooledEvent {
-    fn drop(&mut self) {
-        self.state.pool.lock().unwrap_or_else(PoisonError::into_inner).extend(self.event.take());
-    }
-}
 
 /// An all-reduce that was enqueued.
 ///
@@ -43,13 +16,13 @@ impl Drop for PooledEvent {
 pub struct Work {
     state: Arc<ChannelState>,
     /// `None`: nothing was launched.
-    event: Option<Arc<PooledEvent>>,
+    event: Option<Arc<Event>>,
     /// It went into a graph, so that there is nothing that the host could wait for.
     captured: bool,
 }
 
 impl Work {
-    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<PooledEvent>, captured: bool) -> Self {
+    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<Event>, captured: bool) -> Self {
         Self { state, event: Some(event), captured }
     }
 
@@ -60,7 +33,7 @@ impl Work {
     /// The event to ask; `None` if nothing was launched. A captured one is not asked, because the driver would
     /// invalidate the capture.
     fn event(&self) -> Result<Option<&Event>, Error> {
-        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_ref().map(|event| event.event())) }
+        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_deref()) }
     }
 
     /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
@@ -86,7 +59,7 @@ impl Work {
     pub unsafe fn wait_raw(&self, stream: CUstream) -> Result<(), Error> {
         match &self.event {
             // SAFETY: the caller vouches for the stream.
-            Some(event) => unsafe { event.event().wait_on(stream) }.map_err(fault),
+            Some(event) => unsafe { event.wait_on(stream) }.map_err(fault),
             None => Ok(()),
         }
     }
