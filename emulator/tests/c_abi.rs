@@ -178,6 +178,7 @@ fn scenario() {
         "sticky" => sticky(),
         "lookup" => lookup(),
         "log" => log(),
+        "information" => information(),
         "graph" => graph(),
         "unknown node" => {
             let cuda = open("libmeshreduce_libcuda.so");
@@ -398,6 +399,24 @@ fn log() {
     assert_eq!(values[1] as usize, log.len());
 }
 
+fn information() {
+    let cuda = ready();
+    let mut buffer = [0u8; 1024];
+    // Wall time, the information's buffer, its size, and that it is to be verbose.
+    let options = [2u32, 3, 4, 12];
+    let (size, verbose) = (buffer.len() as *mut c_void, 1 as *mut c_void);
+    let mut values = [std::ptr::null_mut(), buffer.as_mut_ptr().cast::<c_void>(), size, verbose];
+    let mut module = 0u64;
+    let code = call!(cuda, cuModuleLoadDataEx(
+        &mut module => *mut u64, PTX.as_ptr().cast() => *const c_void, 4 => u32, options.as_ptr() => *const u32,
+        values.as_mut_ptr() => *mut *mut c_void));
+    assert_eq!(code, 0);
+    let log = CStr::from_bytes_until_nul(&buffer).unwrap().to_str().unwrap();
+    assert!(log.contains("increment: ") && log.contains("wait_for: ") && log.contains(" registers"), "{log}");
+    assert_eq!(values[2] as usize, log.len());
+    assert!(f32::from_bits(values[0] as usize as u32) > 0.0);
+}
+
 /// Lets 64 blocks of 512 threads wait for a second and a half, then measures for two; up to ten times, because a
 /// machine that is busy with other things disturbs a measurement.
 fn wait() {
@@ -507,6 +526,11 @@ fn a_program_captures_and_launches_a_graph() {
 #[test]
 fn the_jit_log_names_the_line() {
     run("log", &[]);
+}
+
+#[test]
+fn the_jit_information_names_what_every_kernel_needs() {
+    run("information", &[]);
 }
 
 #[test]

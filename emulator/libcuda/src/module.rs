@@ -12,10 +12,12 @@ use crate::{
 };
 
 /// `CUjit_option` numbers.
+const WALL_TIME: u32 = 2;
 const INFO_LOG: u32 = 3;
 const INFO_LOG_SIZE: u32 = 4;
 const ERROR_LOG: u32 = 5;
 const ERROR_LOG_SIZE: u32 = 6;
+const LOG_VERBOSE: u32 = 12;
 
 /// The `extra` array of `cuLaunchKernel`.
 const PARAM_END: usize = 0;
@@ -69,6 +71,10 @@ fn load(module: Out<Handle>, image: &[u8]) -> Result<()> {
 struct Logs {
     error: Log,
     info: Log,
+    /// The information says what each kernel needs.
+    verbose: bool,
+    /// Where the milliseconds go that loading took.
+    wall_time: Option<*mut *mut c_void>,
 }
 
 #[derive(Default)]
@@ -80,7 +86,7 @@ struct Log {
 
 impl Logs {
     fn new(count: u32, options: *const u32, values: *mut *mut c_void) -> Result<Self> {
-        let mut logs = Logs { error: Log::default(), info: Log::default() };
+        let mut logs = Logs { error: Log::default(), info: Log::default(), verbose: false, wall_time: None };
         if count > 0 && (options.is_null() || values.is_null()) {
             return Err(Error::InvalidValue);
         }
@@ -95,11 +101,22 @@ impl Logs {
                 // The C API passes 32-bit values in the low half of a pointer.
                 INFO_LOG_SIZE => logs.info.size = Some((slot, value as usize as u32 as usize)),
                 ERROR_LOG_SIZE => logs.error.size = Some((slot, value as usize as u32 as usize)),
+                LOG_VERBOSE => logs.verbose = value as usize as u32 != 0,
+                WALL_TIME => logs.wall_time = Some(slot),
                 // Everything else tunes a compiler that is not there.
                 _ => {}
             }
         }
         Ok(logs)
+    }
+}
+
+impl Logs {
+    fn set_wall_time(&self, milliseconds: f32) {
+        if let Some(slot) = self.wall_time {
+            // SAFETY: an element of the array of values, by the C API's contract; it takes a `float` in the low half.
+            unsafe { slot.cast::<f32>().write(milliseconds) };
+        }
     }
 }
 
@@ -176,9 +193,12 @@ exports! {
     ) {
         let module = module.require()?;
         let logs = Logs::new(count, options, values)?;
-        match driver()?.module_load(image(text)?) {
+        let began = std::time::Instant::now();
+        let loaded = driver()?.module_load(image(text)?);
+        logs.set_wall_time(began.elapsed().as_secs_f32() * 1e3);
+        match loaded {
             Ok(handle) => {
-                logs.info.write("");
+                logs.info.write(&if logs.verbose { driver()?.module_summary(handle)? } else { String::new() });
                 logs.error.write("");
                 module.set(handle)
             }

@@ -122,6 +122,21 @@ impl Driver {
         Ok(handle)
     }
 
+    /// What a verbose compiler says of a module: one line a kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidHandle`].
+    pub fn module_summary(&self, module: Handle) -> Result<String> {
+        let line = |kernel: &Arc<ptx::Kernel>| {
+            let ptx::Kernel { name, registers, local_bytes, shared_bytes, .. } = &**kernel;
+            format!(
+                "meshreduce emulator: {name}: {registers} registers, {local_bytes} bytes local, {shared_bytes} bytes shared\n"
+            )
+        };
+        Ok(self.modules.find(module)?.program.kernels().iter().map(line).collect())
+    }
+
     /// `cuModuleUnload`: its functions are gone; launches already queued still run.
     ///
     /// # Errors
