@@ -33,7 +33,11 @@ impl Segment {
         bytes[number..number + 8].copy_from_slice(&first_call.to_le_bytes());
         for channel in 0..channels {
             memory.write(layout.pad(channel), &bytes, stream)?;
+            // The abort is sent by such a call while kernels run. The first one may make the driver load what it
+            // needs for that, which could wait for those very kernels.
+            memory.set(layout.pad(channel) + pad::ABORT, 0, stream)?;
         }
+        stream.synchronize()?;
         Ok(Self { memory })
     }
 

@@ -71,6 +71,20 @@ impl DeviceMemory {
         stream.synchronize()
     }
 
+    /// Enqueues setting the 32-bit word at `offset`.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in this memory.
+    pub(crate) fn set(&self, offset: u64, word: u32, stream: &Stream) -> Result<(), DriverError> {
+        assert!(offset.is_multiple_of(4) && offset < self.bytes, "a word at {offset} of {}", self.bytes);
+        let _current = self.context.enter()?;
+        // SAFETY: the word is aligned and lies in this allocation, checked above.
+        check("cuMemsetD32Async", unsafe {
+            cust_raw::cuMemsetD32Async(self.address + offset, word, 1, stream.raw())
+        })
+    }
+
     pub(crate) fn export(&self) -> Result<IpcHandle, DriverError> {
         let _current = self.context.enter()?;
         let (mut base, mut bytes) = (0, 0);
