@@ -11,10 +11,10 @@ mod abort;
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use meshreduce::{ShippedKernels, shipped_kernels};
 use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Report, Session, Summary};
 use meshreduce_emulator::ptx::{Kernel, Module};
@@ -121,10 +121,10 @@ impl fmt::Display for Failure {
 }
 
 impl Kernels {
-    /// The shipped kernels of `algorithm` for `world_size` ranks, from `host/ptx`.
+    /// The shipped kernels of `algorithm` for `world_size` ranks, as the library has them.
     ///
     /// # Errors
-    /// If there is no such file, or it is not understood.
+    /// If there are none, or it is not understood.
     pub fn shipped(algorithm: Algorithm, world_size: usize) -> Result<Self> {
         Self::parse(&Self::shipped_text(algorithm, world_size)?, algorithm, world_size)
     }
@@ -132,11 +132,11 @@ impl Kernels {
     /// The text of the shipped kernels.
     ///
     /// # Errors
-    /// If there is no such file.
+    /// If there is none.
     pub fn shipped_text(algorithm: Algorithm, world_size: usize) -> Result<String> {
-        let name = format!("../host/ptx/{}_w{world_size}.ptx", algorithm.kernel_name());
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-        std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
+        let wanted = |text: &ShippedKernels| (text.algorithm, text.world_size) == (algorithm, world_size);
+        let text = shipped_kernels().find(wanted);
+        Ok(text.with_context(|| format!("{algorithm} is not shipped for {world_size} ranks"))?.ptx.to_owned())
     }
 
     /// The kernels of a text with the shipped names, such as a mutant.
