@@ -51,6 +51,12 @@ impl Graph {
         Ok(Self(executable))
     }
 
+    /// Puts it on the device, so that no launch has to, and says what the driver says.
+    pub fn upload(&self, stream: &Stream) -> CUresult {
+        // SAFETY: graph and stream are alive.
+        unsafe { cust_raw::cuGraphUpload(self.0, stream.as_inner()) }
+    }
+
     /// Launches it once, and says what the driver says.
     ///
     /// # Safety

@@ -1,7 +1,8 @@
 //! Integration tests of meshreduce, and the rank program behind `cargo xtask test-multigpu`.
 //!
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
-//! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end.
+//! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end. [`gpu_check`] is
+//! the program for machines with GPUs.
 
 pub mod adversary;
 pub mod adversary_report;
@@ -9,6 +10,7 @@ pub mod buffer;
 pub mod calls;
 pub mod cluster;
 pub mod emulated_node;
+pub mod gpu_check;
 pub mod graph;
 pub mod in_process;
 pub mod inputs;

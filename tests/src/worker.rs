@@ -18,6 +18,9 @@ use crate::{inputs, reference};
 /// Runs every rank of `job` on a thread of its own and says on standard output what happens.
 ///
 /// Returns whether all ranks did all they were told to.
+///
+/// Ranks that share a device must be processes: between launches memory is allocated and freed here, which waits for
+/// everything in the device's context, kernels of other ranks among it that wait for this one's next launch.
 pub fn run(job: &Job) -> bool {
     let voice = Voice(Mutex::new(std::io::stdout()));
     std::thread::scope(|scope| {
@@ -73,6 +76,13 @@ impl Rank<'_> {
 
     /// Runs the cases in order, over one communicator for each algorithm.
     fn cases(&self) -> Result<(), (Option<usize>, anyhow::Error)> {
+        let own = self.job.devices.get(self.rank);
+        let here = |rank: &&usize| self.job.devices.get(**rank) == own;
+        if self.job.shared_devices && self.job.ranks.iter().filter(here).count() > 1 {
+            let error =
+                anyhow::anyhow!("ranks that share a device must be processes here: see `worker::run`");
+            return Err((None, error));
+        }
         self.fault(None);
         let cases: Vec<(usize, &Case)> = self.job.cases.iter().enumerate().collect();
         for cases in cases.chunk_by(|(_, a), (_, b)| a.algorithm == b.algorithm) {

@@ -10,6 +10,7 @@ mod build_ptx;
 mod consumer;
 mod emulated_node;
 mod example;
+mod gpu_bundle;
 mod lint_ptx;
 mod litmus;
 mod mutants;
@@ -47,6 +48,7 @@ enum Command {
     Sass(sass::Args),
     Consumer(consumer::Args),
     Litmus(litmus::Args),
+    GpuBundle(gpu_bundle::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::Sass(args) => args.run(),
         Command::Consumer(args) => args.run(),
         Command::Litmus(args) => args.run(),
+        Command::GpuBundle(args) => args.run(),
     };
     match done {
         Ok(code) => code,

@@ -1,0 +1,107 @@
+//! Which devices the ranks run on.
+#![forbid(unsafe_code)]
+
+use anyhow::{Context, Result, ensure};
+use meshreduce::topology::Survey;
+use meshreduce::{Config, Mesh, Topology};
+use meshreduce_emulator::node::Node;
+use meshreduce_wire::{Algorithm, MAX_RANKS};
+
+use crate::probe;
+
+/// How the name of an emulated device begins.
+pub const EMULATED: &str = "emulated ";
+
+/// Devices that all access each other's memory, and how ranks are spread over them.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// CUDA ordinals, at least one.
+    devices: Vec<u32>,
+    name: String,
+    /// The links say by themselves that every algorithm but the hybrid cube mesh can run.
+    linked: bool,
+    /// The devices of this machine that form a hybrid cube mesh.
+    cube: Option<Vec<u32>>,
+}
+
+impl Place {
+    /// The first devices that access each other's memory; only the first one if it is to be `shared` by all ranks.
+    ///
+    /// # Errors
+    /// If there is no driver or no device.
+    pub fn choose(shared: bool) -> Result<Self> {
+        let found = probe::devices();
+        ensure!(
+            !found.names.is_empty(),
+            "no device: {}",
+            found.reason.unwrap_or_else(|| "none is there".into())
+        );
+        let emulated = meshreduce_driver_loader::symbol("meshreduceEmulatorInstructions").is_some();
+        let name = format!("{}{}", if emulated { EMULATED } else { "" }, found.names[0]);
+        let count = if shared { 1 } else { found.names.len().min(MAX_RANKS) };
+        let devices: Vec<u32> = (0..count as u32).collect();
+        let linked = match Survey::of(&devices) {
+            Ok(survey) => count == 1 || survey.verdict() == Ok(Topology::FullyConnected),
+            // NVML is not there, or does not know the devices.
+            Err(_) => false,
+        };
+        let whole = Survey::of_visible_devices().ok();
+        let is_cube = whole.is_some_and(|survey| survey.verdict() == Ok(Topology::HybridCubeMesh));
+        let cube = (is_cube && !shared).then(|| (0..MAX_RANKS as u32).collect());
+        Ok(Self { devices, name, linked, cube })
+    }
+
+    /// In words, for a report.
+    pub fn describe(&self) -> String {
+        let links = if self.linked { "" } else { ", topology forced to fully connected" };
+        match self.devices.len() {
+            1 => format!("one shared {}{links}", self.name),
+            count => format!("{count} x {}{links}", self.name),
+        }
+    }
+
+    /// The device of each rank: one of its own while there are as many, else shared in turns.
+    pub fn devices(&self, world_size: usize) -> Vec<u32> {
+        self.devices.iter().copied().cycle().take(world_size).collect()
+    }
+
+    /// Whether two of so many ranks share a device.
+    pub fn shares(&self, world_size: usize) -> bool {
+        world_size > self.devices.len()
+    }
+
+    /// Whether the topology must be forced.
+    pub fn forced(&self) -> Option<Topology> {
+        (!self.linked).then_some(Topology::FullyConnected)
+    }
+
+    /// A configuration for so many ranks here.
+    pub fn config(&self, world_size: usize) -> Config {
+        Config::default().allow_shared_devices(self.shares(world_size)).force_topology(self.forced())
+    }
+
+    /// Devices and configuration for one algorithm. The hybrid cube mesh runs on one where there is one; elsewhere
+    /// the links of a DGX-1V are assumed, because it needs access to memory and no more.
+    ///
+    /// # Errors
+    /// If the shipped description of the DGX-1V cannot be read.
+    pub fn for_algorithm(&self, algorithm: Algorithm, world_size: usize) -> Result<(Vec<u32>, Config)> {
+        let (devices, config) = match (algorithm, &self.cube) {
+            (Algorithm::HybridCubeMesh, Some(cube)) => (cube.clone(), Config::default()),
+            (Algorithm::HybridCubeMesh, None) => {
+                let config = self.config(world_size).force_topology(None).assume_links(Some(cube_links()?));
+                (self.devices(world_size), config)
+            }
+            _ => (self.devices(world_size), self.config(world_size)),
+        };
+        Ok((devices, config.force_algorithm(Some(algorithm))))
+    }
+}
+
+/// The links of a DGX-1V.
+fn cube_links() -> Result<Mesh> {
+    let node = Node::load("dgx-1v")?;
+    let count = node.gpus.len();
+    let links = node.gpus.iter().flat_map(|gpu| (0..count).map(|other| gpu.links_to(other) as u32)).collect();
+    Mesh::from_links(count, links).context("the links of a DGX-1V")
+}
