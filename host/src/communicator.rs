@@ -307,7 +307,7 @@ impl Shared {
         }
         drained = drained && !matches!(self.stream.finish(DROP_LIMIT), Ok(false));
         if drained && self.channels.iter().any(|channel| channel.has_captures()) {
-            drained = self.bury();
+            drained = self.bury(limit);
         }
         if !drained {
             tracing::warn!(rank = self.rank, "kernels did not end: the communicator's memory is leaked");
@@ -341,9 +341,9 @@ impl Shared {
     }
 
     /// Takes everything but the kernels and the contexts from the replays to come; says whether none is left that had
-    /// begun before.
-    fn bury(&mut self) -> bool {
-        let drained = || self.context.finish(DROP_LIMIT);
+    /// begun before, waiting at most `limit` for them and whatever else the context has.
+    fn bury(&mut self, limit: Duration) -> bool {
+        let drained = || self.context.finish(limit);
         match self.contexts.bury(self.rank, &self.stream, drained) {
             Ok(drained) => {
                 self.buried = true;
