@@ -48,6 +48,28 @@ fn a_wait_for_what_nobody_does_is_starvation_and_names_the_flag() {
 }
 
 #[test]
+fn a_read_at_a_narrow_scope_is_remembered_behind_one_at_a_wide_scope() {
+    // Only the first read races with the store: its scope leaves the other device out.
+    let reads = "ld.relaxed.gpu.global.u32 %r3, [%x]; ld.relaxed.sys.global.u32 %r4, [%x];";
+    let writes = "st.relaxed.sys.global.u32 [%x], %r2;";
+    for seed in 0..50 {
+        let report = two(Options { seed, ..Options::default() }, reads, writes).unwrap_err();
+        assert_eq!(report.kind, ReportKind::DataRace, "{report}");
+    }
+}
+
+#[test]
+fn a_compare_and_swap_that_fails_races_with_writes_alone() {
+    let fails = "atom.relaxed.sys.global.cas.b32 %r3, [%x], 7, 8;";
+    for seed in 0..50 {
+        let options = Options { seed, ..Options::default() };
+        two(options, fails, "ld.global.u32 %r3, [%x];").unwrap_or_else(|report| panic!("{report}"));
+        let report = two(options, fails, "st.global.u32 [%x], %r2;").unwrap_err();
+        assert_eq!(report.kind, ReportKind::DataRace, "{report}");
+    }
+}
+
+#[test]
 fn a_wait_for_a_device_that_is_done_is_told_as_such() {
     let report = two(Options::default(), WAIT, "").unwrap_err();
     assert_eq!(report.kind, ReportKind::BarrierCount, "{report}");

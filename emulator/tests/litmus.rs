@@ -9,7 +9,7 @@ use meshreduce_emulator::litmus::{
 use proptest::prelude::*;
 
 /// Random programs; `cargo xtask litmus --random` takes more.
-const RANDOM: u64 = 400;
+const RANDOM: u64 = 2000;
 
 /// The texts of the shipped files, by name.
 fn texts() -> Vec<(String, String)> {
