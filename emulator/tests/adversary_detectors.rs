@@ -164,3 +164,21 @@ fn an_access_outside_every_allocation_is_a_fault() {
     assert_eq!(report.kind, ReportKind::Fault);
     assert!(report.story.contains("ld.global.u32 %r3, [%x+256]"), "{report}");
 }
+
+#[test]
+fn a_traced_run_tells_accesses_and_barriers_in_order() {
+    let mut session = Session::new(Options { trace: true, ..Options::default() });
+    let device = session.device();
+    let memory = session.allocate(device, 64);
+    session.label(memory, 4, "the word");
+    let body = "setp.eq.u32 %p, %r0, 0; @%p st.global.u32 [%x], %r2; bar.sync 0; ld.global.u32 %r3, [%x];
+        setp.ne.u32 %q, %r3, 1; @%q trap;";
+    launch(&mut session, device, body, (1, 2), [memory, memory]);
+    session.run().unwrap();
+    let told = session.interleaving(10);
+    let with = |what: &str| -> Vec<usize> { (0..told.len()).filter(|&at| told[at].contains(what)).collect() };
+    let (writes, passes, reads) =
+        (with("writes 0x1 in the word"), with("passes barrier 0"), with("reads 0x1"));
+    assert_eq!((writes.len(), passes.len(), reads.len()), (1, 2, 2), "{told:#?}");
+    assert!(writes[0] < passes[0] && passes[1] < reads[0], "{told:#?}");
+}

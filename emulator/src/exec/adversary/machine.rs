@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::compute::Uses;
 use super::model::Model;
 use super::report::{Finding, ReportKind, no_edge};
 use super::schedule::Schedule;
-use super::thread::{State, Stop, Thread, Uses};
+use super::thread::{State, Stop, Thread};
 use super::view::{Knowledge, View};
 use crate::exec::direct::{WARP, special_value, thread_index};
 use crate::exec::{FaultKind, Launch};
@@ -377,6 +378,7 @@ impl Machine {
                     BarrierKind::Or => thread.set(d, u64::from(state.truths > 0)),
                 }
                 thread.pass(&knowledge);
+                self.model.trace.pass(self.model.now, thread.who(thread.pc), id as u64);
                 thread.pc += 1;
                 self.wake(waiter);
             }

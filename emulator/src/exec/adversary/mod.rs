@@ -27,10 +27,13 @@
 #![forbid(unsafe_code)]
 
 mod book;
+mod compute;
 mod history;
+mod load;
 mod machine;
 mod memory;
 mod model;
+mod pending;
 mod report;
 mod schedule;
 mod starvation;

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use super::history::{Access, Closing, Reader, Release, Who};
+use super::compute::{Uses, compute};
+use super::history::{Access, Release, Who};
+use super::load::LoadOf;
 use super::memory::{Place, WordId};
-use super::model::{LoadOf, Model, StoreOf};
+use super::model::{Model, StoreOf};
+use super::pending::Pending;
 use super::report::Finding;
 use super::view::{Event, Knowledge, View};
 use crate::exec::{FaultKind, Launch, window};
 use crate::ptx::semantics::convert::extend;
-use crate::ptx::types::{Clock, Order, Scope, Space, Type};
+use crate::ptx::types::{Clock, Order, Scope, Space};
 use crate::ptx::{Atomic, Guard, Load, Op, Slot, Store};
 
 #[derive(Debug, Default)]
@@ -29,9 +32,9 @@ pub(super) struct Thread {
     pub(super) slots: Vec<u64>,
     local: Vec<u8>,
     /// Loads whose value has not been chosen.
-    open: Vec<Pending>,
+    pub(super) open: Vec<Pending>,
     /// By slot: whether it waits for an open load.
-    waits: Vec<bool>,
+    pub(super) waits: Vec<bool>,
     pub(super) knowledge: Knowledge,
     /// The last release fence of each scope.
     pub(super) fences: [Option<(Who, View)>; 4],
@@ -61,30 +64,6 @@ pub(super) enum State {
     AtWarpBarrier(u32),
     #[default]
     Exited,
-}
-
-/// A load whose value is still open.
-#[derive(Clone, Debug)]
-pub(super) struct Pending {
-    pub(super) access: Access,
-    pub(super) place: Place,
-    pub(super) ty: Type,
-    pub(super) slot: Slot,
-    /// What the thread knew when it issued the load.
-    pub(super) knowledge: Knowledge,
-    pub(super) noncoherent: bool,
-    /// The ends of acquire patterns that it begins: itself, and fences behind it.
-    pub(super) closings: Vec<Closing>,
-    pub(super) acquire: bool,
-    /// Others may follow it in causality order: its cell knows of it.
-    pub(super) exposed: bool,
-}
-
-impl Pending {
-    pub(super) fn reader(&self) -> Reader<'_> {
-        let Self { access, ref knowledge, noncoherent, .. } = *self;
-        Reader { access, knowledge, atomic: false, noncoherent }
-    }
 }
 
 /// A read that saw a write of another thread without an edge.
@@ -182,34 +161,6 @@ impl Thread {
     pub(super) fn set(&mut self, slot: Slot, value: u64) {
         self.slots[usize::from(slot)] = value;
         self.waits[usize::from(slot)] = false;
-    }
-
-    pub(super) fn leave_open(&mut self, open: Pending) {
-        self.waits[usize::from(open.slot)] = true;
-        self.open.push(open);
-    }
-
-    /// Binds the open loads that `which` names, in an order that is no promise.
-    fn bind(&mut self, model: &mut Model, which: impl Fn(&Pending) -> bool) {
-        while let Some(at) = self.open.iter().position(&which) {
-            let open = self.open.remove(at);
-            model.bind(self, &open);
-        }
-    }
-
-    /// Something is handed on that others may synchronize with, or a fence ends acquire patterns at its scope: strong
-    /// loads are bound, or stay open in sight of those who follow.
-    fn expose(&mut self, model: &mut Model, fence: Option<Scope>) {
-        let mut at = 0;
-        while at < self.open.len() {
-            let Self { open, knowledge, .. } = self;
-            if !open[at].access.strong || model.stays_open(knowledge, &mut open[at], fence) {
-                at += 1;
-            } else {
-                let open = self.open.remove(at);
-                model.bind(self, &open);
-            }
-        }
     }
 
     pub(super) fn glimpse(&mut self, glimpse: Glimpse) {
@@ -529,76 +480,4 @@ impl Thread {
 /// `.volatile` is relaxed at system scope (PTX ISA, "ld.volatile").
 fn strong_scope(order: Order, scope: Scope) -> Scope {
     if order == Order::Volatile { Scope::Sys } else { scope }
-}
-
-/// Instructions that concern registers alone.
-#[inline]
-fn compute(op: &Op, slots: &mut [u64]) {
-    macro_rules! get {
-        ($slot:expr) => {
-            slots[usize::from($slot)]
-        };
-    }
-    match op {
-        Op::Move { d, a } => get!(*d) = get!(*a),
-        Op::Unary { f, d, a } => get!(*d) = f(get!(*a)),
-        Op::Binary { f, d, a, b } => get!(*d) = f(get!(*a), get!(*b)),
-        Op::Ternary { f, d, a, b, c } => get!(*d) = f(get!(*a), get!(*b), get!(*c)),
-        Op::Quaternary { f, d, a, b, c, e } => {
-            get!(*d) = f(get!(*a), get!(*b), get!(*c), get!(*e));
-        }
-        Op::Select { d, a, b, c } => {
-            get!(*d) = if get!(*c) & 1 == 1 { get!(*a) } else { get!(*b) };
-        }
-        Op::Pair { f, d, e, a, b, c } => {
-            let (first, second) = f(get!(*a), get!(*b), get!(*c));
-            get!(*d) = first;
-            get!(*e) = second;
-        }
-        Op::SetPredicate { compare, combine, p, q, a, b, c, negate } => {
-            let truth = compare(get!(*a), get!(*b)) & 1;
-            let c = (get!(*c) ^ u64::from(*negate)) & 1;
-            get!(*q) = combine(truth ^ 1, c);
-            get!(*p) = combine(truth, c);
-        }
-        Op::Pack { d, a, lanes, bits } => {
-            let mask = u64::MAX >> (64 - bits);
-            let lanes = a[..usize::from(*lanes)].iter().enumerate();
-            get!(*d) = lanes
-                .fold(0, |joined, (lane, slot)| joined | (get!(*slot) & mask) << (lane * usize::from(*bits)));
-        }
-        Op::Unpack { d, a, lanes, bits } => {
-            let whole = get!(*a);
-            let mask = u64::MAX >> (64 - bits);
-            for (lane, slot) in d[..usize::from(*lanes)].iter().enumerate() {
-                get!(*slot) = whole >> (lane * usize::from(*bits)) & mask;
-            }
-        }
-        // The caller has dealt with all others.
-        _ => {}
-    }
-}
-
-/// By instruction: the slots that it reads or writes.
-#[derive(Debug)]
-pub(super) struct Uses {
-    slots: Vec<Slot>,
-    ends: Vec<u32>,
-}
-
-impl Uses {
-    pub(super) fn new(launch: &Launch) -> Self {
-        let mut uses = Self { slots: Vec::new(), ends: Vec::new() };
-        for step in &launch.kernel.code {
-            step.clone().visit(&mut |slot, _| uses.slots.push(*slot));
-            uses.ends.push(uses.slots.len() as u32);
-        }
-        uses
-    }
-
-    #[inline]
-    fn of(&self, pc: usize) -> &[Slot] {
-        let begin = if pc == 0 { 0 } else { self.ends[pc - 1] };
-        &self.slots[begin as usize..self.ends[pc] as usize]
-    }
 }

@@ -19,6 +19,8 @@ pub(super) enum What {
     Load,
     Store,
     Atomic,
+    /// The value is the barrier's number.
+    Barrier,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,16 +61,28 @@ impl Trace {
                 value,
                 from: from(),
             };
-            match self.steps.len() < KEPT {
-                true => self.steps.push(step),
-                false => self.steps[self.next % KEPT] = step,
-            }
-            self.next += 1;
+            self.push(step);
         }
     }
 
-    /// The accesses to `words`, and the strong ones of `threads`, one a line (all if both are empty); repetitions are counted, and of more
-    /// than `most` lines the last are shown.
+    /// A thread passes a barrier of its block.
+    pub(super) fn pass(&mut self, now: u64, who: Who, barrier: u64) {
+        if self.on {
+            let (what, word) = (What::Barrier, WordId { allocation: u32::MAX, index: 0 });
+            self.push(Step { now, what, who, word, mask: 0, strong: true, value: barrier, from: None });
+        }
+    }
+
+    fn push(&mut self, step: Step) {
+        match self.steps.len() < KEPT {
+            true => self.steps.push(step),
+            false => self.steps[self.next % KEPT] = step,
+        }
+        self.next += 1;
+    }
+
+    /// The accesses to `words`, and the strong ones and barriers of `threads`, one a line (everything if both are
+    /// empty); repetitions are counted, and of more than `most` lines the last are shown.
     pub(super) fn tell(
         &self,
         book: &Book,
@@ -81,7 +95,9 @@ impl Trace {
         let all = self.steps[at..].iter().chain(&self.steps[..at]);
         let mut lines: Vec<(Step, u32)> = Vec::new();
         for step in all {
-            let concerned = words.contains(&step.word) || step.strong && threads.contains(&step.who.event.0);
+            let concerned = words.is_empty() && threads.is_empty()
+                || words.contains(&step.word)
+                || step.strong && threads.contains(&step.who.event.0);
             if !concerned {
                 continue;
             }
@@ -103,22 +119,27 @@ impl Trace {
             out.push(format!("... {} steps before", lines.len() - most));
         }
         for (step, count) in &lines[lines.len().saturating_sub(most)..] {
+            let (now, name, place) = (step.now, book.name(&step.who), book.place(&step.who));
             let verb = match step.what {
                 What::Load => "reads",
                 What::Store => "writes",
                 What::Atomic => "updates",
+                What::Barrier => {
+                    out.push(format!(
+                        "{now:>9}  {name}: passes barrier {}\n             {place}",
+                        step.value
+                    ));
+                    continue;
+                }
             };
             let from = step.from.map_or(String::new(), |from| {
                 format!(", written by {} at line {}", book.name(&from), book.line(&from).0)
             });
             let times = if *count > 1 { format!(" (x{count})") } else { String::new() };
             out.push(format!(
-                "{:>9}  {}: {verb} {:#x} in {}{from}{times}\n             {}",
-                step.now,
-                book.name(&step.who),
+                "{now:>9}  {name}: {verb} {:#x} in {}{from}{times}\n             {place}",
                 step.value,
                 memory.describe(step.word, step.mask),
-                book.place(&step.who),
             ));
         }
         out
