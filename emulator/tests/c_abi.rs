@@ -404,7 +404,7 @@ fn information() {
     let mut buffer = [0u8; 1024];
     // Wall time, the information's buffer, its size, and that it is to be verbose.
     let options = [2u32, 3, 4, 12];
-    let (size, verbose) = (buffer.len() as *mut c_void, 1 as *mut c_void);
+    let (size, verbose) = (buffer.len() as *mut c_void, std::ptr::without_provenance_mut::<c_void>(1));
     let mut values = [std::ptr::null_mut(), buffer.as_mut_ptr().cast::<c_void>(), size, verbose];
     let mut module = 0u64;
     let code = call!(cuda, cuModuleLoadDataEx(
