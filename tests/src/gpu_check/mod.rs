@@ -69,6 +69,12 @@ enum Command {
         #[arg(long, value_name = "N")]
         calls: Option<usize>,
     },
+    /// Prints the options that make `meshreduce-bench` run where the parts run
+    BenchOptions {
+        /// All ranks on the first GPU
+        #[arg(long)]
+        shared_device: bool,
+    },
     /// Puts what the parts left behind into report.json and report.md
     Report(report::Gather),
     /// Runs ranks of a job that stands on standard input.
@@ -103,6 +109,10 @@ pub fn run(arguments: Arguments) -> Result<bool> {
         Command::Failures(common) => failures::run(&common),
         Command::Graphs(common) => graphs::run(&common),
         Command::Soak { common, calls } => soak::run(&common, calls),
+        Command::BenchOptions { shared_device } => {
+            println!("{}", Place::choose(shared_device)?.bench_options());
+            Ok(true)
+        }
         Command::Report(gather) => gather.run(),
         Command::Worker => {
             let job: Job = serde_json::from_reader(std::io::stdin())?;

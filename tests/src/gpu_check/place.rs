@@ -1,6 +1,8 @@
 //! Which devices the ranks run on.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use meshreduce::topology::Survey;
 use meshreduce::{Config, Mesh, Topology};
@@ -60,6 +62,15 @@ impl Place {
         }
     }
 
+    /// Options that make `meshreduce-bench` run here.
+    pub fn bench_options(&self) -> String {
+        match (self.devices.len(), self.linked) {
+            (1, _) => "--shared-device".to_owned(),
+            (count, true) => format!("--ranks {count}"),
+            (count, false) => format!("--ranks {count} --force-topology fully-connected"),
+        }
+    }
+
     /// The device of each rank: one of its own while there are as many, else shared in turns.
     pub fn devices(&self, world_size: usize) -> Vec<u32> {
         self.devices.iter().copied().cycle().take(world_size).collect()
@@ -77,7 +88,7 @@ impl Place {
 
     /// A configuration for so many ranks here.
     pub fn config(&self, world_size: usize) -> Config {
-        Config::default().allow_shared_devices(self.shares(world_size)).force_topology(self.forced())
+        base().allow_shared_devices(self.shares(world_size)).force_topology(self.forced())
     }
 
     /// Devices and configuration for one algorithm. The hybrid cube mesh runs on one where there is one; elsewhere
@@ -87,7 +98,7 @@ impl Place {
     /// If the shipped description of the DGX-1V cannot be read.
     pub fn for_algorithm(&self, algorithm: Algorithm, world_size: usize) -> Result<(Vec<u32>, Config)> {
         let (devices, config) = match (algorithm, &self.cube) {
-            (Algorithm::HybridCubeMesh, Some(cube)) => (cube.clone(), Config::default()),
+            (Algorithm::HybridCubeMesh, Some(cube)) => (cube.clone(), base()),
             (Algorithm::HybridCubeMesh, None) => {
                 let config = self.config(world_size).force_topology(None).assume_links(Some(cube_links()?));
                 (self.devices(world_size), config)
@@ -98,10 +109,48 @@ impl Place {
     }
 }
 
+/// Ranks of one process may have to compile the kernels one after the other, which takes a driver seconds each.
+fn base() -> Config {
+    Config::default().timeout(Duration::from_secs(180))
+}
+
 /// The links of a DGX-1V.
 fn cube_links() -> Result<Mesh> {
     let node = Node::load("dgx-1v")?;
     let count = node.gpus.len();
     let links = node.gpus.iter().flat_map(|gpu| (0..count).map(|other| gpu.links_to(other) as u32)).collect();
     Mesh::from_links(count, links).context("the links of a DGX-1V")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(devices: usize, linked: bool) -> Place {
+        Place { devices: (0..devices as u32).collect(), name: "GPU".into(), linked, cube: None }
+    }
+
+    #[test]
+    fn ranks_take_a_device_each_and_then_turns() {
+        assert_eq!(place(8, true).devices(3), [0, 1, 2]);
+        assert!(!place(3, true).shares(3));
+        assert_eq!(place(3, true).devices(8), [0, 1, 2, 0, 1, 2, 0, 1]);
+        assert_eq!(place(1, true).devices(2), [0, 0]);
+        assert!(place(3, true).shares(4));
+    }
+
+    #[test]
+    fn what_is_not_linked_is_said_and_forced() {
+        assert_eq!(place(1, true).describe(), "one shared GPU");
+        assert!(place(2, false).describe().contains("forced"));
+        assert_eq!(place(2, false).forced(), Some(Topology::FullyConnected));
+        assert_eq!(place(4, true).bench_options(), "--ranks 4");
+        assert_eq!(place(4, false).bench_options(), "--ranks 4 --force-topology fully-connected");
+        assert_eq!(place(1, false).bench_options(), "--shared-device");
+    }
+
+    #[test]
+    fn the_links_of_a_dgx_1v_are_a_cube_mesh() {
+        assert_eq!(cube_links().unwrap().classify(), Topology::HybridCubeMesh);
+    }
 }

@@ -66,8 +66,8 @@ check() {
 
 echo "meshreduce, $when, into $out"
 if command -v nvidia-smi >/dev/null; then
-    part nvidia-smi 60 nvidia-smi
-    part nvidia-smi-topo 60 nvidia-smi topo -m
+    # For whoever reads the report; what does not work of it is no failure.
+    part nvidia-smi 60 sh -c 'nvidia-smi; nvidia-smi topo -m; true'
 fi
 check machine 60
 check modules 300
@@ -77,8 +77,21 @@ check failures 300
 check graphs 300
 # shellcheck disable=SC2086 # an option and its value
 check soak 900 $soak
-# shellcheck disable=SC2086
-part bench 600 "$here/bin/meshreduce-bench" $shared ${quick:+--bytes 1KiB,16KiB} --graph --csv "$out/bench.csv" --svg "$out/bench.svg"
+# Where the other parts ran, on the machine's own driver unless another one is asked for.
+where=$("$here/bin/gpu-check" bench-options $shared) || where=$shared
+[ -n "${MESHREDUCE_DRIVER:-}" ] || where="--node real $where"
+bench() {
+    name=$1
+    shift
+    # shellcheck disable=SC2086
+    part "$name" 600 "$here/bin/meshreduce-bench" $where ${quick:+--bytes 1KiB,16KiB} \
+        --graph --csv "$out/$name.csv" --svg "$out/$name.svg" "$@"
+}
+bench bench
+case $where$quick in
+    *--shared-device) bench bench-8-ranks --ranks 8 ;;
+esac
+rm -rf "$out/jit-cache"
 
 echo
 "$here/bin/gpu-check" report --folder "$out" --parts "$parts" --when "$when" --command "$asked" \
