@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -215,39 +215,38 @@ fn stores(ranks: usize, meeting: Meeting) -> Result<Stores> {
 
 fn one_rendezvous(ranks: usize, meeting: Meeting, config: &Config) -> Result<Duration> {
     let stores = stores(ranks, meeting)?;
-    let start = Barrier::new(ranks + 1);
-    let ended = Mutex::new(Vec::new());
-    let mut began = None;
-    std::thread::scope(|scope| {
+    let start = Barrier::new(ranks);
+    let times = std::thread::scope(|scope| {
         let threads: Vec<_> = stores
             .by_rank
             .iter()
             .enumerate()
             .map(|(rank, store)| {
-                let (start, ended) = (&start, &ended);
-                scope.spawn(move || -> Result<()> {
+                let start = &start;
+                scope.spawn(move || -> Result<(Instant, Instant)> {
                     start.wait();
+                    let began = Instant::now();
                     let outcome = rendezvous(store.as_ref(), rank, ranks, rank as u32, config);
-                    ended.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
+                    let ended = Instant::now();
                     match outcome? {
-                        Outcome::Ready(communicator) => Ok(Communicator::close(communicator)?),
+                        Outcome::Ready(communicator) => Communicator::close(communicator)?,
                         Outcome::NotApplicable(reason) => bail!("not applicable: {reason}"),
                     }
+                    Ok((began, ended))
                 })
             })
             .collect();
-        start.wait();
-        began = Some(Instant::now());
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(done) => done,
+        let joined = threads.into_iter().map(|thread| match thread.join() {
+            Ok(times) => times,
             Err(_) => bail!("a rank panicked"),
-        })
+        });
+        joined.collect::<Result<Vec<_>>>()
     })?;
     // Clients leave before their host does.
     stores.by_rank.into_iter().rev().for_each(drop);
-    let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let last = ended.into_iter().max().context("no ranks")?;
-    Ok(last.saturating_duration_since(began.context("no start")?))
+    let began = times.iter().map(|(began, _)| *began).max().context("no ranks")?;
+    let ended = times.iter().map(|(_, ended)| *ended).max().context("no ranks")?;
+    Ok(ended.saturating_duration_since(began))
 }
 
 /// Measures every part in a process of its own, since a process has one driver, and shows the result.
