@@ -140,7 +140,7 @@ fn last_lines(text: &str) -> String {
 
 /// One line a part.
 fn summary(parts: &[Entry]) -> String {
-    let lines = parts.iter().map(|entry| format!("{:<12}{}", entry.name, entry.outcome));
+    let lines = parts.iter().map(|entry| format!("{:<16}{}", entry.name, entry.outcome));
     lines.collect::<Vec<_>>().join("\n")
 }
 
