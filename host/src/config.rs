@@ -147,8 +147,8 @@ impl Config {
 
     /// Allows several ranks on one device, for tests. Their kernels must fit the device side by side: the block cap
     /// is divided among them. Ranks that are threads of one process share the context too: their streams must not
-    /// wait for the default stream (`CU_STREAM_NON_BLOCKING`), or a copy of one rank waits for the kernel of another
-    /// that waits for it.
+    /// wait for the default stream (`CU_STREAM_NON_BLOCKING`, which `cust`'s streams cannot have: use the raw level), or a
+    /// copy of one rank waits for the kernel of another that waits for it.
     pub fn allow_shared_devices(mut self, allow: bool) -> Self {
         self.allow_shared_devices = allow;
         self

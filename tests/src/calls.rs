@@ -163,7 +163,7 @@ fn arrived() {
 /// # Panics
 /// If the driver refuses.
 pub fn new_stream() -> Stream {
-    Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
+    Stream::new(StreamFlags::DEFAULT, None).expect("a stream")
 }
 
 /// Launches a graph of calls whose buffers are kept until the stream has ended.

@@ -1,7 +1,8 @@
 //! CUDA graphs through the raw driver API, which `cust` does not wrap.
 
-use cust::stream::Stream;
 use cust_raw::{CUgraph, CUgraphExec, CUresult, CUstreamCaptureMode, CUstreamCaptureStatus};
+
+use crate::stream::RawStream;
 
 /// A captured graph, ready to be launched.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ impl Graph {
     ///
     /// # Panics
     /// If the driver refuses anything, for example because `push` has spoilt the capture.
-    pub fn capture(stream: &Stream, push: impl FnOnce()) -> Self {
+    pub fn capture(stream: &impl RawStream, push: impl FnOnce()) -> Self {
         Self::try_capture(stream, push).expect("a valid capture")
     }
 
@@ -29,8 +30,8 @@ impl Graph {
     ///
     /// # Panics
     /// If the driver refuses anything else.
-    pub fn try_capture(stream: &Stream, push: impl FnOnce()) -> Result<Self, CUresult> {
-        let raw = stream.as_inner();
+    pub fn try_capture(stream: &impl RawStream, push: impl FnOnce()) -> Result<Self, CUresult> {
+        let raw = stream.raw();
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive while it is borrowed.
         assert_eq!(unsafe { cust_raw::cuStreamBeginCapture_v2(raw, mode) }, CUresult::CUDA_SUCCESS);
@@ -52,18 +53,18 @@ impl Graph {
     }
 
     /// Puts it on the device, so that no launch has to, and says what the driver says.
-    pub fn upload(&self, stream: &Stream) -> CUresult {
+    pub fn upload(&self, stream: &impl RawStream) -> CUresult {
         // SAFETY: graph and stream are alive.
-        unsafe { cust_raw::cuGraphUpload(self.0, stream.as_inner()) }
+        unsafe { cust_raw::cuGraphUpload(self.0, stream.raw()) }
     }
 
     /// Launches it once, and says what the driver says.
     ///
     /// # Safety
     /// What was captured is still there.
-    pub unsafe fn launch(&self, stream: &Stream) -> CUresult {
+    pub unsafe fn launch(&self, stream: &impl RawStream) -> CUresult {
         // SAFETY: graph and stream are alive; the caller vouches for the rest.
-        unsafe { cust_raw::cuGraphLaunch(self.0, stream.as_inner()) }
+        unsafe { cust_raw::cuGraphLaunch(self.0, stream.raw()) }
     }
 }
 
@@ -78,10 +79,10 @@ impl Drop for Graph {
 ///
 /// # Panics
 /// If the driver does not say.
-pub fn capture_status(stream: &Stream) -> CUstreamCaptureStatus {
+pub fn capture_status(stream: &impl RawStream) -> CUstreamCaptureStatus {
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the stream is alive, and the place outlives the call.
-    let answer = unsafe { cust_raw::cuStreamIsCapturing(stream.as_inner(), &mut status) };
+    let answer = unsafe { cust_raw::cuStreamIsCapturing(stream.raw(), &mut status) };
     assert_eq!(answer, CUresult::CUDA_SUCCESS);
     status
 }

@@ -21,4 +21,5 @@ pub mod plan;
 pub mod probe;
 pub mod reference;
 pub mod report;
+pub mod stream;
 pub mod worker;

@@ -163,7 +163,7 @@ impl Rank<'_> {
         let mut digest = Sha256::new();
         let mut mismatch = None;
         let mut spent = Duration::ZERO;
-        let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None)?;
+        let stream = cust::stream::Stream::new(cust::stream::StreamFlags::DEFAULT, None)?;
         for launch in 0..job.launches {
             let message = |rank| inputs::message(job.seed, index, launch, rank, case.count(), case.dtype);
             let mine = message(self.rank);

@@ -5,9 +5,10 @@ use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op};
 use meshreduce_tests::in_process::{config, driver_calls, ranks};
+use meshreduce_tests::stream::{NonBlocking, RawStream};
 
 fn stream() -> Stream {
-    Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
+    Stream::new(StreamFlags::DEFAULT, None).expect("a stream")
 }
 
 fn ones(count: usize) -> DeviceBuffer<Bf16> {
@@ -198,6 +199,28 @@ fn an_all_reduce_is_two_driver_calls_a_launch_and_an_event() {
             assert!(made == 2 || call < 2, "call {call} made {made} driver calls");
         }
         drop(channel);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn a_stream_that_waits_for_no_other_says_so_and_works() {
+    ranks(2, &config(), |communicator| {
+        let device = cust::device::Device::get_device(communicator.device()).unwrap();
+        let context = cust::context::Context::new(device).unwrap();
+        let stream = NonBlocking::new().unwrap();
+        let mut flags = 0;
+        // SAFETY: the stream is alive, and the place outlives the call.
+        let answer = unsafe { cust_raw::cuStreamGetFlags(stream.raw(), &mut flags) };
+        assert_eq!((answer, flags), (cust_raw::CUresult::CUDA_SUCCESS, 1));
+        let data = ones(64);
+        let address = data.as_device_ptr().as_raw();
+        let mut channel = communicator.channel(0).unwrap();
+        // SAFETY: the buffer outlives the wait for the stream, and nobody else uses it.
+        unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.raw()) }.unwrap();
+        stream.synchronize().unwrap();
+        assert!(data.as_host_vec().unwrap().iter().all(|&sum| f32::from(bf16::from(sum)) == 2.0));
+        drop((stream, data, channel, context));
         communicator.close().unwrap();
     });
 }

@@ -260,8 +260,7 @@ fn a_peer_that_has_closed_is_named_as_such() {
         }
         let mut channel = communicator.channel(0).expect("a channel");
         let data = cust::memory::DeviceBuffer::from_slice(&[0_u16; 64]).expect("device memory");
-        let stream =
-            cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).expect("a stream");
+        let stream = cust::stream::Stream::new(cust::stream::StreamFlags::DEFAULT, None).expect("a stream");
         let address = data.as_device_ptr().as_raw();
         // SAFETY: the buffer holds 64 elements and outlives the work, which is waited for.
         let work =

@@ -83,7 +83,7 @@ fn communicators_created_and_closed_a_thousand_times_leave_nothing_but_what_capt
                         if turn % every == 0 {
                             let device = Device::get_device(rank as u32).expect("the device");
                             let _context = Context::new(device).expect("its context");
-                            let stream = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
+                            let stream = Stream::new(StreamFlags::DEFAULT, None).expect("a stream");
                             let mut data = ones(100);
                             let mut channel = communicator.channel(0).expect("a channel");
                             if captured {

@@ -13,7 +13,7 @@ use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
 use meshreduce_tests::latch::Latch;
 
 fn stream() -> Stream {
-    Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream")
+    Stream::new(StreamFlags::DEFAULT, None).expect("a stream")
 }
 
 fn filled(count: usize, value: f32) -> DeviceBuffer<Bf16> {

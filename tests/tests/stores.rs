@@ -25,7 +25,7 @@ fn rank(store: &dyn Store, rank: usize, device: u32) {
         Outcome::NotApplicable(reason) => panic!("not applicable: {reason}"),
     };
     let _context = Context::new(Device::get_device(device).expect("a device")).expect("a context");
-    let stream = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
+    let stream = Stream::new(StreamFlags::DEFAULT, None).expect("a stream");
     let mine: Vec<Bf16> =
         (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * (rank + 1)) as f32))).collect();
     let mut data = DeviceBuffer::from_slice(&mine).expect("device memory");

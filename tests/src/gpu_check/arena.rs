@@ -1,9 +1,9 @@
 //! The memory of one rank: allocated once, written and read through the rank's own stream, freed at the end.
 
+use crate::stream::{NonBlocking, RawStream as _};
 use anyhow::{Result, ensure};
 use cust::context::CurrentContext;
 use cust::memory::{DeviceBuffer, LockedBuffer};
-use cust::stream::Stream;
 use cust_raw::CUresult;
 
 /// Device memory and a page-locked mirror of it. Copies from pageable memory, allocating and freeing may wait for
@@ -44,15 +44,14 @@ impl Arena {
     ///
     /// # Errors
     /// If it does not fit, or the driver's.
-    pub fn write(&mut self, offset: usize, data: &[u8], stream: &Stream) -> Result<()> {
+    pub fn write(&mut self, offset: usize, data: &[u8], stream: &NonBlocking) -> Result<()> {
         ensure!(offset + data.len() <= self.len(), "{} bytes at {offset} of {}", data.len(), self.len());
         let place = &mut self.mirror[offset..offset + data.len()];
         place.copy_from_slice(data);
         let (to, from) = (self.device.as_device_ptr().as_raw() + offset as u64, place.as_ptr());
         // SAFETY: both are valid for the length, checked above, and live as long as `self`, which outlives the
         // stream's work: `team` waits for it.
-        let answer =
-            unsafe { cust_raw::cuMemcpyHtoDAsync_v2(to, from.cast(), data.len(), stream.as_inner()) };
+        let answer = unsafe { cust_raw::cuMemcpyHtoDAsync_v2(to, from.cast(), data.len(), stream.raw()) };
         ensure!(answer == CUresult::CUDA_SUCCESS, "cuMemcpyHtoDAsync answers {answer:?}");
         Ok(())
     }
@@ -61,14 +60,13 @@ impl Arena {
     ///
     /// # Errors
     /// If there are not so many, or the driver's, for example after a kernel fault.
-    pub fn read(&mut self, offset: usize, bytes: usize, stream: &Stream) -> Result<&[u8]> {
+    pub fn read(&mut self, offset: usize, bytes: usize, stream: &NonBlocking) -> Result<&[u8]> {
         ensure!(offset + bytes <= self.len(), "{bytes} bytes at {offset} of {}", self.len());
         let from = self.address(offset);
         let place = &mut self.mirror[offset..offset + bytes];
         // SAFETY: both are valid for the length, checked above; the copy is waited for below.
-        let answer = unsafe {
-            cust_raw::cuMemcpyDtoHAsync_v2(place.as_mut_ptr().cast(), from, bytes, stream.as_inner())
-        };
+        let answer =
+            unsafe { cust_raw::cuMemcpyDtoHAsync_v2(place.as_mut_ptr().cast(), from, bytes, stream.raw()) };
         ensure!(answer == CUresult::CUDA_SUCCESS, "cuMemcpyDtoHAsync answers {answer:?}");
         stream.synchronize()?;
         Ok(&self.mirror[offset..offset + bytes])

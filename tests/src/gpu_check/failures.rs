@@ -11,6 +11,7 @@ use super::place::Place;
 use super::team::{self, Rank};
 use super::{Common, begin, results};
 use crate::in_process;
+use crate::stream::RawStream as _;
 
 /// Elements of every call, and bytes of the ranks' memory.
 const COUNT: usize = 10_000;
@@ -47,7 +48,7 @@ fn call(rank: &mut Rank, count: usize) -> Result<(), Error> {
 }
 
 fn enqueue(rank: &mut Rank, count: usize) -> Result<meshreduce::Work, Error> {
-    let (address, stream) = (rank.arena.address(0), rank.stream.as_inner());
+    let (address, stream) = (rank.arena.address(0), rank.stream.raw());
     // SAFETY: the arena has room for the elements, nothing else uses it, and it lives until the team has met again,
     // behind the wait for the stream.
     unsafe { rank.channel.all_reduce_raw(address, address, count, DType::Bf16, Op::Sum, stream) }

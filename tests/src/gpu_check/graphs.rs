@@ -3,7 +3,6 @@
 use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use cust::stream::Stream;
 use cust_raw::CUresult;
 use meshreduce::{Algorithm, Channel, Config, DType, Limits, Op};
 use meshreduce_wire::MAX_RANKS;
@@ -14,6 +13,7 @@ use super::results::ensure_equal;
 use super::team::{self, Rank};
 use super::{Common, begin};
 use crate::graph::Graph;
+use crate::stream::{NonBlocking, RawStream as _};
 use crate::{inputs, reference};
 
 /// Different lengths, types and, with [`limits`], algorithms. The last one is not captured.
@@ -140,9 +140,15 @@ fn plain_call(rank: &mut Rank) -> Result<()> {
     enqueue(&mut rank.channel, &rank.arena, &rank.stream, CAPTURED, false)
 }
 
-fn enqueue(channel: &mut Channel, arena: &Arena, stream: &Stream, call: usize, captured: bool) -> Result<()> {
+fn enqueue(
+    channel: &mut Channel,
+    arena: &Arena,
+    stream: &NonBlocking,
+    call: usize,
+    captured: bool,
+) -> Result<()> {
     let (dtype, op, count) = CALLS[call];
-    let (from, to, stream) = (arena.address(input(call)), arena.address(output(call)), stream.as_inner());
+    let (from, to, stream) = (arena.address(input(call)), arena.address(output(call)), stream.raw());
     // SAFETY: both places have room for the message, are the same or apart, and live until the team has met again,
     // behind the wait for the stream; whether the stream is being captured is said as it is.
     unsafe {

@@ -11,6 +11,7 @@ use super::place::Place;
 use super::team::{self, Rank};
 use super::{Common, begin};
 use crate::job::Case;
+use crate::stream::RawStream as _;
 use crate::{inputs, reference};
 
 /// Bytes beside a message that nothing may touch.
@@ -131,7 +132,7 @@ fn one(rank: &mut Rank, case: &Case, share: &Share) -> Result<Result<(), String>
         }
     };
     let (input, output) = (rank.arena.address(start), rank.arena.address(target + start));
-    let raw = rank.stream.as_inner();
+    let raw = rank.stream.raw();
     // SAFETY: both regions have room for the message, are the same or apart, and live until the team has met again
     // after this work was waited for.
     let work = unsafe { rank.channel.all_reduce_raw(input, output, case.count(), case.dtype, case.op, raw) }?;

@@ -11,6 +11,7 @@ use super::place::Place;
 use super::results::ensure_equal;
 use super::team;
 use super::{Common, begin};
+use crate::stream::RawStream as _;
 use crate::{inputs, reference};
 
 /// Messages that are drawn from; their inputs stay in device memory.
@@ -85,7 +86,7 @@ fn soak(place: &Place, world_size: usize, calls: usize) -> Result<Done> {
                 let (dtype, op, count) = SHAPES[shape(number)];
                 let from = rank.arena.address(shape(number) * STRIDE);
                 let to = rank.arena.address(OUTPUTS + (number - first) * STRIDE);
-                let stream = rank.stream.as_inner();
+                let stream = rank.stream.raw();
                 // SAFETY: the places have room for the message, are apart, and live until the team has met again,
                 // behind the wait for the stream.
                 unsafe { rank.channel.all_reduce_raw(from, to, count, dtype, op, stream) }

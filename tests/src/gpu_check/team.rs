@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cust::context::Context;
 use cust::device::Device;
-use cust::stream::{Stream, StreamFlags};
 use meshreduce::{Channel, Communicator, Config, MemoryStore, Outcome, rendezvous};
 
 use super::arena::Arena;
+use crate::stream::NonBlocking;
 
 /// A rank with all that it needs. When its program begins, every rank has loaded and allocated everything.
 pub struct Rank<'a> {
@@ -18,7 +18,7 @@ pub struct Rank<'a> {
     /// The communicator's first channel.
     pub channel: Channel,
     /// A stream that does not wait for the default stream.
-    pub stream: Stream,
+    pub stream: NonBlocking,
     /// Its memory.
     pub arena: Arena,
     gate: &'a Gate,
@@ -104,7 +104,7 @@ fn one<T>(
     let mut member = Rank {
         communicator: &communicator,
         channel: communicator.channel(0)?,
-        stream: Stream::new(StreamFlags::NON_BLOCKING, None)?,
+        stream: NonBlocking::new()?,
         arena: Arena::new(room)?,
         gate,
     };
