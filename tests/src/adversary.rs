@@ -226,10 +226,7 @@ impl Kernels {
         seed: u64,
         options: Options,
     ) -> Result<Result<Summary, Failure>> {
-        let kernel = self.entry(scenario.dtype, scenario.op)?;
-        let mut stage = Stage::new(self, scenario, kernel, Options { seed, ..options });
-        let expected = stage.launch(seed, false);
-        Ok(stage.finish(&expected))
+        self.play_calls(scenario, false, seed, options)
     }
 
     /// Runs a scenario in which rank 0 does not make the last call: nothing that can end well.
@@ -242,9 +239,19 @@ impl Kernels {
         seed: u64,
         options: Options,
     ) -> Result<Result<Summary, Failure>> {
+        self.play_calls(scenario, true, seed, options)
+    }
+
+    fn play_calls(
+        &self,
+        scenario: &Scenario,
+        uneven: bool,
+        seed: u64,
+        options: Options,
+    ) -> Result<Result<Summary, Failure>> {
         let kernel = self.entry(scenario.dtype, scenario.op)?;
         let mut stage = Stage::new(self, scenario, kernel, Options { seed, ..options });
-        let expected = stage.launch(seed, true);
+        let expected = stage.launch(seed, uneven);
         Ok(stage.finish(&expected))
     }
 }

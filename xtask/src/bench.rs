@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
-use crate::{emulated_node, repository};
+use crate::{emulated_node, repository, test_multigpu::run_built};
 
 /// Measure latency, bandwidth and host cost (`bench --help`)
 #[derive(clap::Args)]
@@ -31,14 +31,7 @@ impl Args {
             .run()
             .context("building the benchmark")?;
         drop(root);
-        let program = repository::target().join("release/meshreduce-bench");
-        let status = Command::new(&program)
-            .args(self.arguments)
-            .env("MESHREDUCE_EMULATED_NODE", node)
-            .env("MESHREDUCE_NOOP_DRIVER", noop)
-            .status()
-            .with_context(|| format!("starting {}", program.display()))?;
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+        let mut program = Command::new(repository::target().join("release/meshreduce-bench"));
+        run_built(program.args(self.arguments).env("MESHREDUCE_NOOP_DRIVER", noop), &node)
     }
 }

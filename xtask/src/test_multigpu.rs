@@ -1,6 +1,7 @@
 //! `test-multigpu`: the main job. Builds the rank program and the emulated node, and runs the one on the other.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -36,12 +37,15 @@ pub(crate) fn rank_program(arguments: Vec<OsString>) -> Result<ExitCode> {
         .run()
         .context("building the rank program")?;
     drop(root);
-    let program = repository::target().join("release/multigpu");
-    let status = Command::new(&program)
-        .args(arguments)
+    run_built(Command::new(repository::target().join("release/multigpu")).args(arguments), &node)
+}
+
+/// Runs a program that was built, on the emulated node in the folder `node`, and ends with its exit code.
+pub(crate) fn run_built(command: &mut Command, node: &Path) -> Result<ExitCode> {
+    let status = command
         .env("MESHREDUCE_EMULATED_NODE", node)
         .status()
-        .with_context(|| format!("starting {}", program.display()))?;
+        .with_context(|| format!("starting {}", Path::new(command.get_program()).display()))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
