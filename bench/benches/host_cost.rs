@@ -10,7 +10,7 @@ fn main() {
     let mut subject = Subject::new().unwrap_or_else(|error| panic!("{error:#}"));
     let mut group = criterion.benchmark_group("host_cost");
     for operation in OPERATIONS {
-        // The first calls create the events of the channel's pool.
+        // The first calls create the events of the lane's pool.
         for _ in 0..4 {
             (operation.run)(&mut subject).unwrap_or_else(|error| panic!("{error:#}"));
         }

@@ -8,7 +8,7 @@ use cust::memory::{DeviceBuffer, DeviceCopy};
 use cust::stream::StreamFlags;
 use half::bf16;
 use meshreduce::{
-    Bf16, Channel, Communicator, Config, DType, MemoryStore, Op, Outcome, Topology, Work, rendezvous,
+    Bf16, Communicator, Config, DType, Lane, MemoryStore, Op, Outcome, Topology, Work, rendezvous,
 };
 
 use crate::cuda::{Current, Event, Function, Module, Stream};
@@ -43,7 +43,7 @@ pub const OPERATIONS: [Operation; 10] = [
         name: "all_reduce_in_place (typed, checked)",
         run: |subject| {
             // SAFETY: the no-op driver runs no kernels.
-            unsafe { subject.channel.all_reduce_in_place(&mut subject.data, Op::Sum, &subject.stream) }?;
+            unsafe { subject.lane.all_reduce_in_place(&mut subject.data, Op::Sum, &subject.stream) }?;
             Ok(())
         },
     },
@@ -51,9 +51,7 @@ pub const OPERATIONS: [Operation; 10] = [
         name: "all_reduce (typed, checked, out of place)",
         run: |subject| {
             // SAFETY: the no-op driver runs no kernels.
-            unsafe {
-                subject.channel.all_reduce(&subject.data, &mut subject.output, Op::Sum, &subject.stream)
-            }?;
+            unsafe { subject.lane.all_reduce(&subject.data, &mut subject.output, Op::Sum, &subject.stream) }?;
             Ok(())
         },
     },
@@ -85,7 +83,7 @@ pub const OPERATIONS: [Operation; 10] = [
 pub struct Subject {
     // Dropped in this order.
     work: Work,
-    channel: Channel,
+    lane: Lane,
     communicators: Vec<Communicator>,
     data: DeviceBuffer<Bf16>,
     output: DeviceBuffer<Bf16>,
@@ -115,10 +113,10 @@ impl Subject {
         let (data, output) = (ones(COUNT)?, ones(COUNT)?);
         let stream = cust::stream::Stream::new(StreamFlags::DEFAULT, None)?;
         let raw_stream = Stream::new()?;
-        let mut channel = communicators[0].channel(0)?;
+        let mut lane = communicators[0].lane(0)?;
         // SAFETY: the no-op driver runs no kernels.
         let work = unsafe {
-            channel.all_reduce_raw(
+            lane.all_reduce_raw(
                 data.as_device_ptr().as_raw(),
                 data.as_device_ptr().as_raw(),
                 COUNT,
@@ -129,7 +127,7 @@ impl Subject {
         }?;
         Ok(Self {
             work,
-            channel,
+            lane,
             communicators,
             data,
             output,
@@ -152,7 +150,7 @@ impl Subject {
         let address = self.data.as_device_ptr().as_raw();
         // SAFETY: the no-op driver runs no kernels.
         let work = unsafe {
-            self.channel.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, self.raw_stream.raw())
+            self.lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, self.raw_stream.raw())
         }?;
         Ok(work)
     }
@@ -193,8 +191,8 @@ impl Subject {
     /// # Errors
     /// What a rank says.
     pub fn close(self) -> Result<()> {
-        let Self { work, channel, communicators, .. } = self;
-        drop((work, channel));
+        let Self { work, lane, communicators, .. } = self;
+        drop((work, lane));
         let start = Barrier::new(communicators.len());
         let start = &start;
         std::thread::scope(|scope| {

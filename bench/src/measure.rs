@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use meshreduce::{
-    Channel, Communicator, Config, Error, Limits, MemoryStore, Outcome, PrefixStore, rendezvous,
-};
+use meshreduce::{Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore, rendezvous};
 use meshreduce_tests::{inputs, reference};
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
@@ -127,14 +125,14 @@ impl Everyone<'_> {
             told.absent.extend(absent);
         }
         for (way, communicator) in &communicators {
-            let mut channel = communicator.channel(0)?;
+            let mut lane = communicator.lane(0)?;
             for (index, case) in work.cases.iter().enumerate() {
                 if let Some(reason) = not_run(communicator, *way, case) {
                     let what = format!("{} {} bytes", way.name(), case.bytes);
                     told.absent.push(Absent { what, reason, asked: false });
                     continue;
                 }
-                bench.case(communicator, &mut channel, *way, index, case, &mut told)?;
+                bench.case(communicator, &mut lane, *way, index, case, &mut told)?;
             }
         }
         meeting.wait()?;
@@ -220,7 +218,7 @@ impl Bench<'_> {
     fn case(
         &mut self,
         communicator: &Communicator,
-        channel: &mut Channel,
+        lane: &mut Lane,
         way: Way,
         index: usize,
         case: &Case,
@@ -241,7 +239,7 @@ impl Bench<'_> {
                     (self.everyone.progress)(&format!("{algorithm} {} {} bytes", mode.name(), case.bytes));
                 }
                 let samples = self
-                    .row(communicator, channel, index, case, mode, graph_calls, place)
+                    .row(communicator, lane, index, case, mode, graph_calls, place)
                     .with_context(|| format!("{algorithm}, {} bytes, {}", case.bytes, mode.name()))?;
                 let row = Row {
                     implementation: OWN.into(),
@@ -276,7 +274,7 @@ impl Bench<'_> {
     fn row(
         &mut self,
         communicator: &Communicator,
-        channel: &mut Channel,
+        lane: &mut Lane,
         index: usize,
         case: &Case,
         mode: Mode,
@@ -289,7 +287,7 @@ impl Bench<'_> {
         self.load(&mine, place)?;
         let target = if place == Place::In { self.input.address() } else { self.output.address() };
         let Self { meeting, input, events, stream, .. } = self;
-        let mut call = Call { channel, input: input.address(), output: target, case, stream };
+        let mut call = Call { lane, input: input.address(), output: target, case, stream };
         // Capturing makes the driver allocate.
         meeting.wait()?;
         let mut samples = match mode {
@@ -308,11 +306,10 @@ impl Bench<'_> {
             }
         };
         meeting.wait()?;
-        channel.status()?;
+        lane.status()?;
         self.load(&mine, place)?;
         self.meeting.wait()?;
-        let mut call =
-            Call { channel, input: self.input.address(), output: target, case, stream: &self.stream };
+        let mut call = Call { lane, input: self.input.address(), output: target, case, stream: &self.stream };
         match mode {
             Mode::Plain => {
                 call.enqueue()?;
@@ -327,7 +324,7 @@ impl Bench<'_> {
                 self.meeting.wait()?;
             }
         }
-        channel.status()?;
+        lane.status()?;
         let target = if place == Place::In { &self.input } else { &self.output };
         let got = target.read(case.bytes, &mut self.through, &self.stream)?;
         samples.wrong = wrong_elements(got, &want, case.dtype.size());
@@ -347,7 +344,7 @@ impl Bench<'_> {
 
 /// One all-reduce, to be made many times.
 struct Call<'a> {
-    channel: &'a mut Channel,
+    lane: &'a mut Lane,
     input: u64,
     output: u64,
     case: &'a Case,
@@ -359,14 +356,7 @@ impl Call<'_> {
         let Case { dtype, op, .. } = *self.case;
         // SAFETY: both buffers hold the message, are the same or apart, and live until the stream has been waited for.
         unsafe {
-            self.channel.all_reduce_raw(
-                self.input,
-                self.output,
-                self.case.count(),
-                dtype,
-                op,
-                self.stream.raw(),
-            )
+            self.lane.all_reduce_raw(self.input, self.output, self.case.count(), dtype, op, self.stream.raw())
         }?;
         Ok(())
     }
@@ -377,7 +367,7 @@ impl Call<'_> {
             for _ in 0..calls {
                 // SAFETY: as for `enqueue`; whoever launches the graph sees to the replays.
                 unsafe {
-                    self.channel.all_reduce_raw_captured(
+                    self.lane.all_reduce_raw_captured(
                         self.input,
                         self.output,
                         self.case.count(),

@@ -31,7 +31,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn no_call_allocates_once_the_channel_has_its_events() {
+fn no_call_allocates_once_the_lane_has_its_events() {
     let mut subject = Subject::new().unwrap();
     let before = ALLOCATIONS.get();
     drop(vec![0_u8]);

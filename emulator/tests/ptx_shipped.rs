@@ -28,7 +28,7 @@ fn params(rank: &Rank, count: u64, descriptor: u64) -> Box<[u8]> {
     words.into_iter().chain([scale_and_flags]).flat_map(u64::to_le_bytes).collect()
 }
 
-/// `W` ranks with one channel each in one memory.
+/// `W` ranks with one lane each in one memory.
 fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
     let layout = SegmentLayout::new(1, bytes);
     let segments: [u64; W] = std::array::from_fn(|_| memory.allocate(layout.bytes() as usize));

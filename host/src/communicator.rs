@@ -8,14 +8,14 @@ use std::time::Duration;
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};
 
-use crate::channel::{Channel, ChannelState};
 use crate::config::Config;
-use crate::contexts::{Contexts, channel_context};
+use crate::contexts::{Contexts, lane_context};
 use crate::driver::{self, PrimaryContext, Stream, check};
 use crate::error::Error;
 use crate::farewell::{Farewell, Stage};
 use crate::identity::Process;
 use crate::kernels::Kernels;
+use crate::lane::{Lane, LaneState};
 use crate::record;
 use crate::segment::Reach;
 use crate::select::Selector;
@@ -23,26 +23,26 @@ use crate::topology::{Mesh, Topology};
 
 /// All-reduces over the ranks that met at a rendezvous.
 ///
-/// Calls go through a [`Channel`]. A communicator is `Send` and `Sync`: any thread may ask for its status or abort it.
+/// Calls go through a [`Lane`]. A communicator is `Send` and `Sync`: any thread may ask for its status or abort it.
 ///
 /// # Memory
 ///
-/// Device memory: per channel one signal pad (17 KiB), a context (256 bytes) and two staging halves; per communicator one
+/// Device memory: per lane one signal pad (17 KiB), a context (256 bytes) and two staging halves; per communicator one
 /// more pad, and the kernels. A half holds the longest
 /// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
 /// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
-/// memory: one page per channel.
+/// memory: one page per lane.
 ///
 /// # End
 ///
-/// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its channels) aborts what still runs, waits
+/// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its lanes) aborts what still runs, waits
 /// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`.
 ///
 /// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
 /// for all work of the device's primary context, and should not come while a stream of it is being captured.
 ///
 /// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing
-/// then, and nothing says so. They do no harm either: they read their input, find the channel aborted, leave their output
+/// then, and nothing says so. They do no harm either: they read their input, find the lane aborted, leave their output
 /// as it is and end at once, without a word to peers that are still there. For that the kernels, the contexts and the one
 /// more pad stay for as long as the process lives, if anything was captured; the rest is freed as ever.
 #[derive(Debug)]
@@ -80,9 +80,9 @@ impl Communicator {
         &self.shared.mesh
     }
 
-    /// The number of channels.
-    pub fn channels(&self) -> u32 {
-        self.shared.channels.len() as u32
+    /// The number of lanes.
+    pub fn lanes(&self) -> u32 {
+        self.shared.lanes.len() as u32
     }
 
     /// Most blocks of a launch.
@@ -96,35 +96,34 @@ impl Communicator {
         self.shared.select(bytes, dtype, op).ok()
     }
 
-    /// Takes a channel, until it is dropped. All ranks must use a channel in the same order of calls.
+    /// Takes a lane, until it is dropped. All ranks must use a lane in the same order of calls.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchChannel`]; [`Error::ChannelTaken`] if it is in use.
-    pub fn channel(&self, channel: u32) -> Result<Channel, Error> {
-        let channels = self.channels();
-        let state =
-            self.shared.channels.get(channel as usize).ok_or(Error::NoSuchChannel { channel, channels })?;
+    /// [`Error::NoSuchLane`]; [`Error::LaneTaken`] if it is in use.
+    pub fn lane(&self, lane: u32) -> Result<Lane, Error> {
+        let lanes = self.lanes();
+        let state = self.shared.lanes.get(lane as usize).ok_or(Error::NoSuchLane { lane, lanes })?;
         if state.taken.swap(true, Ordering::Acquire) {
-            return Err(Error::ChannelTaken(channel));
+            return Err(Error::LaneTaken(lane));
         }
-        Ok(Channel::new(Arc::clone(&self.shared), Arc::clone(state)))
+        Ok(Lane::new(Arc::clone(&self.shared), Arc::clone(state)))
     }
 
-    /// All-reduces of this communicator that took an intra-node algorithm, on all channels. A captured one counts when
+    /// All-reduces of this communicator that took an intra-node algorithm, on all lanes. A captured one counts when
     /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
         self.shared.launches.load(Ordering::Relaxed)
     }
 
-    /// Whether the kernels that have ended did so without failure, on all channels: what a work object would say,
+    /// Whether the kernels that have ended did so without failure, on all lanes: what a work object would say,
     /// without one (for replays of a graph).
     ///
     /// # Errors
     ///
     /// The failure: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`], [`Error::Aborted`].
     pub fn status(&self) -> Result<(), Error> {
-        self.shared.channels.iter().try_for_each(|channel| channel.status())
+        self.shared.lanes.iter().try_for_each(|lane| lane.status())
     }
 
     /// Ends every running and queued all-reduce of this communicator, on all ranks. It can only be closed then.
@@ -137,7 +136,7 @@ impl Communicator {
     ///
     /// # Errors
     ///
-    /// [`Error::ChannelTaken`] if a channel is in use; [`Error::CloseTimeout`] with the ranks that did not come
+    /// [`Error::LaneTaken`] if a lane is in use; [`Error::CloseTimeout`] with the ranks that did not come
     /// within the configured timeout. The communicator is gone in any case; memory that a peer may still use is
     /// leaked and logged.
     pub fn close(self) -> Result<(), Error> {
@@ -147,8 +146,8 @@ impl Communicator {
                 shared.leave(true, timeout)
             }
             Err(shared) => {
-                let taken = shared.channels.iter().find(|channel| channel.taken.load(Ordering::Acquire));
-                Err(Error::ChannelTaken(taken.map_or(0, |channel| channel.index)))
+                let taken = shared.lanes.iter().find(|lane| lane.taken.load(Ordering::Acquire));
+                Err(Error::LaneTaken(taken.map_or(0, |lane| lane.index)))
             }
         }
     }
@@ -179,7 +178,7 @@ pub(crate) struct Parts {
     pub(crate) mesh: Mesh,
 }
 
-/// What a communicator and its channels share.
+/// What a communicator and its lanes share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) rank: usize,
@@ -189,10 +188,10 @@ pub(crate) struct Shared {
     pub(crate) deadline: Option<Duration>,
     pub(crate) block_cap: u32,
     pub(crate) launches: AtomicU64,
-    channels: Vec<Arc<ChannelState>>,
+    lanes: Vec<Arc<LaneState>>,
     timeout: Duration,
     layout: SegmentLayout,
-    /// The channels' contexts; read by kernels.
+    /// The lanes' contexts; read by kernels.
     contexts: ManuallyDrop<Contexts>,
     /// By rank; `None` once closed.
     reaches: Vec<Option<Reach>>,
@@ -217,14 +216,14 @@ impl Shared {
     ) -> Result<Self, Error> {
         let Parts { context, stream, kernels, reaches, farewell, selector, processes, mesh } = parts;
         let farewell = Arc::new(farewell);
-        let mut contexts = Contexts::new(&context, config.channels)?;
-        let mut channels = Vec::new();
-        for index in 0..config.channels {
+        let mut contexts = Contexts::new(&context, config.lanes)?;
+        let mut lanes = Vec::new();
+        for index in 0..config.lanes {
             let address = contexts.address(index);
-            let state = ChannelState::new(&context, index, address, rank, config.deadline, &farewell)?;
+            let state = LaneState::new(&context, index, address, rank, config.deadline, &farewell)?;
             let page = state.page.device();
-            contexts.push(channel_context(&reaches, layout, &mesh, rank, index, page), &stream)?;
-            channels.push(Arc::new(state));
+            contexts.push(lane_context(&reaches, layout, &mesh, rank, index, page), &stream)?;
+            lanes.push(Arc::new(state));
         }
         Ok(Self {
             rank,
@@ -234,7 +233,7 @@ impl Shared {
             deadline: config.deadline,
             block_cap,
             launches: AtomicU64::new(0),
-            channels,
+            lanes,
             timeout: config.timeout,
             layout,
             contexts: ManuallyDrop::new(contexts),
@@ -270,16 +269,16 @@ impl Shared {
     /// Raises the abort: in the host pages, which this rank's kernels poll, and in the pads of all ranks, because
     /// peers may wait for a kernel of this rank that will never be launched.
     fn abort(&self) {
-        for channel in &self.channels {
-            record::abort_flag(&channel.page).store(1, Ordering::Release);
+        for lane in &self.lanes {
+            record::abort_flag(&lane.page).store(1, Ordering::Release);
         }
         let word =
             AbortWord { kind: RecordKind::HostAbort, culprit: self.rank as u32, origin: self.rank as u32 };
         let Ok(_current) = self.context.enter() else { return };
         for reach in self.reaches.iter().flatten() {
             // Where a kernel has failed it has sent the abort itself, with the name of who is to blame.
-            for channel in self.channels.iter().filter(|channel| record::read(&channel.page).is_none()) {
-                let address = reach.address() + self.layout.pad(channel.index) + pad::ABORT;
+            for lane in self.lanes.iter().filter(|lane| record::read(&lane.page).is_none()) {
+                let address = reach.address() + self.layout.pad(lane.index) + pad::ABORT;
                 // SAFETY: the pad is mapped, the word is aligned and 4 bytes long. Kernels read it with strong
                 // accesses; one 32-bit store by the device is seen whole.
                 let answer =
@@ -300,13 +299,13 @@ impl Shared {
         if !orderly {
             self.abort();
         }
-        let mut drained = self.channels.iter().all(|channel| channel.drain(limit));
+        let mut drained = self.lanes.iter().all(|lane| lane.drain(limit));
         if !drained && orderly {
             self.abort();
-            drained = self.channels.iter().all(|channel| channel.drain(DROP_LIMIT));
+            drained = self.lanes.iter().all(|lane| lane.drain(DROP_LIMIT));
         }
         drained = drained && !matches!(self.stream.finish(DROP_LIMIT), Ok(false));
-        if drained && self.channels.iter().any(|channel| channel.has_captures()) {
+        if drained && self.lanes.iter().any(|lane| lane.has_captures()) {
             drained = self.bury(limit);
         }
         if !drained {
@@ -315,7 +314,7 @@ impl Shared {
             return Err(Error::CloseTimeout { ranks: vec![self.rank], waited: limit });
         }
 
-        let well = orderly && self.channels.iter().all(|channel| channel.status().is_ok());
+        let well = orderly && self.lanes.iter().all(|lane| lane.status().is_ok());
         self.farewell.tell(if well { Stage::Closed } else { Stage::Quiet });
         let ended = |rank: usize| self.processes[rank].has_ended();
         let mut missing = Vec::new();
@@ -361,7 +360,7 @@ impl Shared {
     /// Keeps everything that a kernel may still use for as long as the process lives.
     fn leak_all(&mut self) {
         std::mem::forget(std::mem::take(&mut self.reaches));
-        std::mem::forget(std::mem::take(&mut self.channels));
+        std::mem::forget(std::mem::take(&mut self.lanes));
     }
 }
 

@@ -43,7 +43,7 @@ impl Limits {
 /// use meshreduce::Config;
 /// use std::time::Duration;
 ///
-/// let config = Config::default().channels(2).deadline(Some(Duration::from_secs(5)));
+/// let config = Config::default().lanes(2).deadline(Some(Duration::from_secs(5)));
 /// # let _ = config;
 /// ```
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub struct Config {
     pub(crate) forced_algorithm: Option<Algorithm>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) timeout: Duration,
-    pub(crate) channels: u32,
+    pub(crate) lanes: u32,
     pub(crate) limits: Limits,
     pub(crate) allow_shared_devices: bool,
     pub(crate) ptx: Option<Arc<str>>,
@@ -63,7 +63,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// Enabled; deadline 30 s; rendezvous timeout 30 s; one channel; the limits of [`Limits::default`].
+    /// Enabled; deadline 30 s; rendezvous timeout 30 s; one lane; the limits of [`Limits::default`].
     fn default() -> Self {
         Self {
             enabled: true,
@@ -72,7 +72,7 @@ impl Default for Config {
             forced_algorithm: None,
             deadline: Some(Duration::from_secs(30)),
             timeout: Duration::from_secs(30),
-            channels: 1,
+            lanes: 1,
             limits: Limits::default(),
             allow_shared_devices: false,
             ptx: None,
@@ -81,8 +81,8 @@ impl Default for Config {
     }
 }
 
-/// Most channels of a communicator.
-pub const MAX_CHANNELS: u32 = 64;
+/// Most lanes of a communicator.
+pub const MAX_LANES: u32 = 64;
 
 impl Config {
     /// The default configuration as the environment changes it.
@@ -132,13 +132,13 @@ impl Config {
         self
     }
 
-    /// Channels, 1 to [`MAX_CHANNELS`]. Two streams (or two graphs that are replayed at the same time) need two.
-    pub fn channels(mut self, channels: u32) -> Self {
-        self.channels = channels;
+    /// Lanes, 1 to [`MAX_LANES`]. Two streams (or two graphs that are replayed at the same time) need two.
+    pub fn lanes(mut self, lanes: u32) -> Self {
+        self.lanes = lanes;
         self
     }
 
-    /// The longest message of each algorithm. Staging memory grows with them: two halves per channel, each of the
+    /// The longest message of each algorithm. Staging memory grows with them: two halves per lane, each of the
     /// longest message of all algorithms that the topology allows.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
@@ -180,7 +180,7 @@ impl Config {
         self
     }
 
-    /// The number of each channel's first call, so that tests reach numbers that real programs take years for.
+    /// The number of each lane's first call, so that tests reach numbers that real programs take years for.
     #[doc(hidden)]
     pub fn first_call_number(mut self, number: u64) -> Self {
         self.first_call_number = number;
@@ -191,8 +191,8 @@ impl Config {
         if let Some(links) = self.assumed_links.as_ref().filter(|links| links.size() != world_size) {
             return Err(ConfigError::Links { ranks: links.size(), world_size });
         }
-        if !(1..=MAX_CHANNELS).contains(&self.channels) {
-            return Err(ConfigError::Channels(self.channels));
+        if !(1..=MAX_LANES).contains(&self.lanes) {
+            return Err(ConfigError::Lanes(self.lanes));
         }
         if self.deadline.is_some_and(|deadline| deadline < Duration::from_micros(1)) {
             return Err(ConfigError::Deadline);
@@ -220,9 +220,9 @@ pub enum ConfigError {
         /// Its value.
         value: String,
     },
-    /// No channels, or too many.
-    #[error("{0} channels: there must be 1 to {MAX_CHANNELS}")]
-    Channels(u32),
+    /// No lanes, or too many.
+    #[error("{0} lanes: there must be 1 to {MAX_LANES}")]
+    Lanes(u32),
     /// A deadline under a microsecond.
     #[error("the deadline must be at least a microsecond; `None` is no deadline")]
     Deadline,
@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn impossible_settings_are_refused() {
         assert_eq!(Config::default().check(2), Ok(()));
-        assert_eq!(Config::default().channels(0).check(2), Err(ConfigError::Channels(0)));
-        assert_eq!(Config::default().channels(65).check(2), Err(ConfigError::Channels(65)));
+        assert_eq!(Config::default().lanes(0).check(2), Err(ConfigError::Lanes(0)));
+        assert_eq!(Config::default().lanes(65).check(2), Err(ConfigError::Lanes(65)));
         assert_eq!(Config::default().deadline(Some(Duration::ZERO)).check(2), Err(ConfigError::Deadline));
         assert_eq!(Config::default().deadline(None).check(2), Ok(()));
         let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };

@@ -1,4 +1,4 @@
-//! The channels' contexts in device memory: where kernels learn what their channel consists of.
+//! The lanes' contexts in device memory: where kernels learn what their lane consists of.
 //!
 //! A captured graph holds the address of a context for as long as the graph exists, and the library learns neither of
 //! its replays nor of its end. So the contexts of a communicator whose calls were captured outlive it, *buried*: they
@@ -9,40 +9,40 @@ use std::mem::offset_of;
 use std::sync::Arc;
 
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{AbortWord, ChannelContext, MAX_RANKS, RecordKind, pad};
+use meshreduce_wire::{AbortWord, LaneContext, MAX_RANKS, RecordKind, pad};
 
 use crate::driver::{DeviceMemory, PrimaryContext, Stream};
 use crate::error::DriverError;
 use crate::segment::Reach;
 use crate::topology::Mesh;
 
-/// Bytes from one channel's context to the next.
+/// Bytes from one lane's context to the next.
 const STRIDE: u64 = 256;
-const _: () = assert!(size_of::<ChannelContext>() as u64 <= STRIDE);
+const _: () = assert!(size_of::<LaneContext>() as u64 <= STRIDE);
 
-/// The contexts of all channels, and a pad to bury them with, which must not need memory when the time has come.
+/// The contexts of all lanes, and a pad to bury them with, which must not need memory when the time has come.
 #[derive(Debug)]
 pub(crate) struct Contexts {
     memory: DeviceMemory,
-    /// What is in the memory, by channel.
-    written: Vec<ChannelContext>,
-    channels: u32,
+    /// What is in the memory, by lane.
+    written: Vec<LaneContext>,
+    lanes: u32,
 }
 
 impl Contexts {
-    /// Memory for the contexts of `channels` channels.
-    pub(crate) fn new(context: &Arc<PrimaryContext>, channels: u32) -> Result<Self, DriverError> {
-        let memory = DeviceMemory::new(context, STRIDE * u64::from(channels) + pad::BYTES)?;
-        Ok(Self { memory, written: Vec::new(), channels })
+    /// Memory for the contexts of `lanes` lanes.
+    pub(crate) fn new(context: &Arc<PrimaryContext>, lanes: u32) -> Result<Self, DriverError> {
+        let memory = DeviceMemory::new(context, STRIDE * u64::from(lanes) + pad::BYTES)?;
+        Ok(Self { memory, written: Vec::new(), lanes })
     }
 
-    /// Device address of a channel's context.
-    pub(crate) fn address(&self, channel: u32) -> u64 {
-        self.memory.address() + offset(channel)
+    /// Device address of a lane's context.
+    pub(crate) fn address(&self, lane: u32) -> u64 {
+        self.memory.address() + offset(lane)
     }
 
-    /// Writes the context of the next channel.
-    pub(crate) fn push(&mut self, context: ChannelContext, stream: &Stream) -> Result<(), DriverError> {
+    /// Writes the context of the next lane.
+    pub(crate) fn push(&mut self, context: LaneContext, stream: &Stream) -> Result<(), DriverError> {
         self.memory.write(offset(self.written.len() as u32), bytes_of(&context), stream)?;
         self.written.push(context);
         Ok(())
@@ -56,20 +56,20 @@ impl Contexts {
         stream: &Stream,
         drained: impl FnOnce() -> bool,
     ) -> Result<bool, DriverError> {
-        let grave = offset(self.channels);
+        let grave = offset(self.lanes);
         self.memory.write(grave, &dead_pad(rank as u32), stream)?;
         let own_pad = self.memory.address() + grave;
         // One aligned word, which a kernel that begins meanwhile reads old or new. Each thread reads it once, and a block
         // of which one thread sees the abort stages nothing that it publishes.
-        for channel in 0..self.channels {
-            let place = offset(channel) + offset_of!(ChannelContext, own_pad) as u64;
+        for lane in 0..self.lanes {
+            let place = offset(lane) + offset_of!(LaneContext, own_pad) as u64;
             self.memory.write(place, &own_pad.to_le_bytes(), stream)?;
         }
         if !drained() {
             return Ok(false);
         }
-        for (channel, context) in (0..).zip(&self.written) {
-            let buried = ChannelContext {
+        for (lane, context) in (0..).zip(&self.written) {
+            let buried = LaneContext {
                 pads: [0; MAX_RANKS],
                 staging: [0; MAX_RANKS],
                 own_pad,
@@ -78,14 +78,14 @@ impl Contexts {
                 host_page: 0,
                 ..*context
             };
-            self.memory.write(offset(channel), bytes_of(&buried), stream)?;
+            self.memory.write(offset(lane), bytes_of(&buried), stream)?;
         }
         Ok(true)
     }
 }
 
-fn offset(channel: u32) -> u64 {
-    STRIDE * u64::from(channel)
+fn offset(lane: u32) -> u64 {
+    STRIDE * u64::from(lane)
 }
 
 /// A pad in which the abort word is raised, and the record claimed, so that nobody reports it or tells the peers.
@@ -97,20 +97,20 @@ fn dead_pad(rank: u32) -> Vec<u8> {
     bytes
 }
 
-/// The device's view of channel `index`, whose host page is at `host_page`.
-pub(crate) fn channel_context(
+/// The device's view of lane `index`, whose host page is at `host_page`.
+pub(crate) fn lane_context(
     reaches: &[Option<Reach>],
     layout: SegmentLayout,
     mesh: &Mesh,
     rank: usize,
     index: u32,
     host_page: u64,
-) -> ChannelContext {
+) -> LaneContext {
     let segment = |rank: usize| reaches[rank].as_ref().map(Reach::address);
     let order = mesh.positions();
     let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
     let relay = mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
-    let mut context = ChannelContext {
+    let mut context = LaneContext {
         pads: [0; MAX_RANKS],
         staging: [0; MAX_RANKS],
         own_pad: 0,
@@ -135,8 +135,8 @@ pub(crate) fn channel_context(
     context
 }
 
-fn bytes_of(context: &ChannelContext) -> &[u8] {
+fn bytes_of(context: &LaneContext) -> &[u8] {
     // SAFETY: the struct is `repr(C)` of plain integers without padding (wire tests its size), so all its bytes are
     // initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(context).cast(), size_of::<ChannelContext>()) }
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(context).cast(), size_of::<LaneContext>()) }
 }

@@ -172,10 +172,10 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
-    /// Not even one block of every rank and channel fits the device at once.
+    /// Not even one block of every rank and lane fits the device at once.
     #[error(
-        "device {device} holds {resident} blocks at once, which are too few for {sharers} ranks of {channels} \
-         channels on it"
+        "device {device} holds {resident} blocks at once, which are too few for {sharers} ranks of {lanes} \
+         lanes on it"
     )]
     DeviceTooSmall {
         /// The device's ordinal.
@@ -184,8 +184,8 @@ pub enum Error {
         resident: u32,
         /// Ranks on the device.
         sharers: u32,
-        /// Channels of each.
-        channels: u32,
+        /// Lanes of each.
+        lanes: u32,
     },
     /// The message does not fit the algorithm that is forced.
     #[error("a message of {bytes} bytes is too long for {algorithm}, whose limit is {limit} bytes")]
@@ -325,16 +325,16 @@ pub enum Error {
         /// The peer that had closed it.
         peer: usize,
     },
-    /// The channel is in use.
-    #[error("channel {0} is in use: one `Channel` at a time")]
-    ChannelTaken(u32),
-    /// There is no such channel.
-    #[error("no channel {channel}: the communicator has {channels}")]
-    NoSuchChannel {
-        /// The channel that was asked for.
-        channel: u32,
-        /// The channels there are, from 0.
-        channels: u32,
+    /// The lane is in use.
+    #[error("lane {0} is in use: one `Lane` at a time")]
+    LaneTaken(u32),
+    /// There is no such lane.
+    #[error("no lane {lane}: the communicator has {lanes}")]
+    NoSuchLane {
+        /// The lane that was asked for.
+        lane: u32,
+        /// The lanes there are, from 0.
+        lanes: u32,
     },
     /// Ranks did not close the communicator in time.
     #[error("{} did not close the communicator within {waited:?}", Ranks(ranks))]

@@ -1,4 +1,4 @@
-//! Events that a channel records again and again, so that a call creates and allocates none.
+//! Events that a lane records again and again, so that a call creates and allocates none.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use crate::error::DriverError;
 /// keeps work objects, the first is free.
 const LOOKS: usize = 8;
 
-/// The events of a channel. One is free when nobody but the pool holds it.
+/// The events of a lane. One is free when nobody but the pool holds it.
 #[derive(Debug)]
 pub(crate) struct EventPool {
     context: Arc<PrimaryContext>,

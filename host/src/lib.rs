@@ -16,13 +16,13 @@
 //! let Outcome::Ready(communicator) = rendezvous(&store, rank, world_size, 0, &Config::default())? else {
 //!     return Ok(()); // no NVLink mesh here: use something else
 //! };
-//! let mut channel = communicator.channel(0)?;
+//! let mut lane = communicator.lane(0)?;
 //! let stream = Stream::new(StreamFlags::DEFAULT, None)?;
 //! let mut data = DeviceBuffer::from_slice(&[Bf16::from(half::bf16::ONE); 4096])?;
 //! // SAFETY: `data` lives, and nothing else uses it, until the work has ended.
-//! let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &stream)? };
+//! let work = unsafe { lane.all_reduce_in_place(&mut data, Op::Sum, &stream)? };
 //! work.synchronize()?;
-//! drop(channel);
+//! drop(lane);
 //! communicator.close()?;
 //! # Ok(())
 //! # }
@@ -33,26 +33,25 @@
 //! - **Ranks** are processes or threads, 2 to 8 of them on one host, each with a device. They meet in
 //!   [`rendezvous()`], whose outcome is the same on all of them: a [`Communicator`], or the reason why this library
 //!   does not apply.
-//! - **Calls** go through a [`Channel`], one stream at a time. [`Channel::all_reduce_raw`] takes raw pointers and
+//! - **Calls** go through a [`Lane`], one stream at a time. [`Lane::all_reduce_raw`] takes raw pointers and
 //!   streams of any crate; the other calls take `cust`'s slices and check them.
 //! - **Results** are one fp32 sum over one fixed tree, rounded once: they do not depend on rank, algorithm, message
 //!   size, alignment or launch shape.
 //! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
-//!   ranks with an [`Error`] that names it. The channel is dead from then on, and so are the outputs of failed calls.
+//!   ranks with an [`Error`] that names it. The lane is dead from then on, and so are the outputs of failed calls.
 //! - **CUDA graphs**: all that changes from call to call is in device memory, so a captured graph of all-reduces can be
-//!   replayed any number of times, mixed with plain calls, as long as all ranks do the same on each channel in the same
-//!   order. Graphs that are replayed at the same time need a channel each, also as branches of one graph. The host cannot
+//!   replayed any number of times, mixed with plain calls, as long as all ranks do the same on each lane in the same
+//!   order. Graphs that are replayed at the same time need a lane each, also as branches of one graph. The host cannot
 //!   wait for captured work ([`Error::Capturing`]): it waits for the stream of the replay, and
 //!   [`Communicator::status`] tells what became of it. Ranks that are threads of one process capture in the
 //!   thread-local or relaxed mode, because a global capture forbids the other threads to allocate, copy and wait.
 //!   Replayed after the end of its [`Communicator`], which is a mistake, an all-reduce does nothing.
-//! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Channel`] is `Send`.
+//! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Lane`] is `Send`.
 //!
 //! The driver is found at run time, see [`meshreduce_driver_loader`]: a binary starts without one and gets
 //! [`Error::NoDriver`].
 
 mod algorithms;
-mod channel;
 mod communicator;
 mod config;
 mod contexts;
@@ -63,6 +62,7 @@ mod event_pool;
 mod farewell;
 pub mod identity;
 mod kernels;
+mod lane;
 mod launcher;
 mod outcome;
 mod record;
@@ -73,12 +73,12 @@ pub mod store;
 pub mod topology;
 mod work;
 
-pub use channel::Channel;
 pub use communicator::{Communicator, launches};
-pub use config::{Config, ConfigError, Limits, MAX_CHANNELS};
+pub use config::{Config, ConfigError, Limits, MAX_LANES};
 pub use element::{Bf16, Element, F16};
 pub use error::{CudaVersion, DriverError, Error};
 pub use kernels::{ShippedKernels, shipped_kernels};
+pub use lane::Lane;
 pub use launcher::{Launcher, LauncherError};
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{Outcome, Reason};

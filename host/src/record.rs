@@ -10,7 +10,7 @@ use meshreduce_wire::{AbortWord, ErrorRecord, LaunchDescriptor, RecordKind};
 use crate::driver::MappedHost;
 use crate::error::Error;
 
-/// The record in a channel's host page, if a kernel has left one.
+/// The record in a lane's host page, if a kernel has left one.
 pub(crate) fn read(page: &MappedHost<HostPage>) -> Option<ErrorRecord> {
     let record = record(page);
     // SAFETY: the page is mapped for as long as `page`, the word is aligned, and while kernels run it is only
@@ -29,7 +29,7 @@ fn record(page: &MappedHost<HostPage>) -> NonNull<ErrorRecord> {
     unsafe { NonNull::new_unchecked(&raw mut (*page.host().as_ptr()).record) }
 }
 
-/// The word by which the host asks a channel's kernels to end.
+/// The word by which the host asks a lane's kernels to end.
 pub(crate) fn abort_flag(page: &MappedHost<HostPage>) -> &AtomicU32 {
     // SAFETY: the page is mapped for as long as `page`, the word is aligned, and it is only accessed as a word.
     unsafe { AtomicU32::from_ptr(&raw mut (*page.host().as_ptr()).abort) }

@@ -20,7 +20,7 @@ impl Segment {
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         layout: SegmentLayout,
-        channels: u32,
+        lanes: u32,
         first_call: u64,
         stream: &Stream,
     ) -> Result<Self, DriverError> {
@@ -31,11 +31,11 @@ impl Segment {
         }
         let number = pad::CALL_NUMBER as usize;
         bytes[number..number + 8].copy_from_slice(&first_call.to_le_bytes());
-        for channel in 0..channels {
-            memory.write(layout.pad(channel), &bytes, stream)?;
+        for lane in 0..lanes {
+            memory.write(layout.pad(lane), &bytes, stream)?;
             // The abort is sent by such a call while kernels run. The first one may make the driver load what it
             // needs for that, which could wait for those very kernels.
-            memory.set(layout.pad(channel) + pad::ABORT, 0, stream)?;
+            memory.set(layout.pad(lane) + pad::ABORT, 0, stream)?;
         }
         stream.synchronize()?;
         Ok(Self { memory })

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use cust_raw::{CUresult, CUstream};
 
-use crate::channel::{ChannelState, fault};
 use crate::driver::Event;
 use crate::error::{DriverError, Error};
+use crate::lane::{LaneState, fault};
 
 /// An all-reduce that was enqueued.
 ///
-/// It may be dropped without being waited for; a failure is then still reported by the next call on the channel and
+/// It may be dropped without being waited for; a failure is then still reported by the next call on the lane and
 /// by [`crate::Communicator::status`]. A work object is `Send` and `Sync`.
 #[derive(Clone, Debug)]
 pub struct Work {
-    state: Arc<ChannelState>,
+    state: Arc<LaneState>,
     /// `None`: nothing was launched.
     event: Option<Arc<Event>>,
     /// It went into a graph, so that there is nothing that the host could wait for.
@@ -22,11 +22,11 @@ pub struct Work {
 }
 
 impl Work {
-    pub(crate) fn new(state: Arc<ChannelState>, event: Arc<Event>, captured: bool) -> Self {
+    pub(crate) fn new(state: Arc<LaneState>, event: Arc<Event>, captured: bool) -> Self {
         Self { state, event: Some(event), captured }
     }
 
-    pub(crate) fn done(state: Arc<ChannelState>) -> Self {
+    pub(crate) fn done(state: Arc<LaneState>) -> Self {
         Self { state, event: None, captured: false }
     }
 
@@ -69,7 +69,7 @@ impl Work {
     /// # Errors
     ///
     /// What the kernels found: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`],
-    /// [`Error::Aborted`] (also when a later call on the channel failed and this one did not: the channel is dead
+    /// [`Error::Aborted`] (also when a later call on the lane failed and this one did not: the lane is dead
     /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::Capturing`] if the call was
     /// captured into a graph (the capture goes on undisturbed), or if another capture forbids waiting (the driver
     /// invalidates that one).

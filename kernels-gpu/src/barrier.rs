@@ -8,24 +8,24 @@
 //! 2. *await*: the same thread reads its own pad's slot of that peer with `ld.acquire.sys` until the epoch is there;
 //!    behind the next block barrier all threads may read the peer's staging (weak).
 //!
-//! The epoch is the channel's call number plus one. It is read from device memory on entry and advanced by the last
+//! The epoch is the lane's call number plus one. It is read from device memory on entry and advanced by the last
 //! block out, so that a replayed graph counts on by itself. The staging half follows from its parity: the opening
 //! phase of call n+1 tells every peer that call n is over here, and call n+2 is the first to write the half again.
 //!
 //! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
-//! once per channel, and an abort word in the pad of every rank that is mapped. The channel is dead from then on: the
+//! once per lane, and an abort word in the pad of every rank that is mapped. The lane is dead from then on: the
 //! abort word stays, the call number stands still, and kernels that are queued behind return at once.
 //!
 //! They must not stage either: since the number stands still they have the half of the failed call, which a slow peer
 //! may still be reading, if this rank published before it gave up. So every thread looks at the abort word before it
 //! stores to staging, and the first barrier joins what they saw: a block of which one thread did not stage does not
-//! publish. What a thread sees there of an earlier call of this rank is certain, since the kernels of a channel follow
+//! publish. What a thread sees there of an earlier call of this rank is certain, since the kernels of a lane follow
 //! one another; what it sees of a peer's failure may come at any moment, and only then threads of a block differ.
 
 use core::{array::from_fn, mem::offset_of};
 
 use meshreduce_wire::{
-    AbortWord, ChannelContext, ErrorRecord, LaunchParams, RecordKind, launch::HostPage, pad,
+    AbortWord, LaneContext, ErrorRecord, LaunchParams, RecordKind, launch::HostPage, pad,
 };
 
 use crate::{
@@ -42,9 +42,9 @@ use crate::{
 /// How many times a wait polls device memory for each time that it looks at the host page, which lies across PCIe.
 const POLLS_PER_HOST_POLL: u32 = 64;
 
-const STAGING: usize = offset_of!(ChannelContext, staging);
+const STAGING: usize = offset_of!(LaneContext, staging);
 
-/// One call of a channel, as the threads of a block see it.
+/// One call of a lane, as the threads of a block see it.
 pub struct Call {
     context: u64,
     own_pad: u64,
@@ -84,18 +84,18 @@ struct Failure {
 }
 
 impl Call {
-    /// Begins a call: reads the channel's state, and whether it has failed.
+    /// Begins a call: reads the lane's state, and whether it has failed.
     ///
     /// # Safety
     /// All threads of the block call it, once, and then [`Self::meet`] with phase 0. `params.context` is the address
-    /// of a [`ChannelContext`] whose memory is mapped as it says.
+    /// of a [`LaneContext`] whose memory is mapped as it says.
     #[inline(always)]
     pub unsafe fn enter(params: &LaunchParams) -> Self {
         let context = params.context;
-        let own_pad = load_u64_nc::<{ offset_of!(ChannelContext, own_pad) }>(context);
-        let own_staging = load_u64_nc::<{ offset_of!(ChannelContext, own_staging) }>(context);
-        let half_bytes = load_u64_nc::<{ offset_of!(ChannelContext, staging_half_bytes) }>(context);
-        let rank = load_u32_nc::<{ offset_of!(ChannelContext, rank) }>(context);
+        let own_pad = load_u64_nc::<{ offset_of!(LaneContext, own_pad) }>(context);
+        let own_staging = load_u64_nc::<{ offset_of!(LaneContext, own_staging) }>(context);
+        let half_bytes = load_u64_nc::<{ offset_of!(LaneContext, staging_half_bytes) }>(context);
+        let rank = load_u32_nc::<{ offset_of!(LaneContext, rank) }>(context);
         let number = load_u64(own_pad + pad::CALL_NUMBER);
         let abort = load_relaxed_sys_u32(own_pad + pad::ABORT);
         let half_offset = if number & 1 == 0 { 0 } else { half_bytes };
@@ -112,7 +112,7 @@ impl Call {
         }
     }
 
-    /// Whether this thread may store to its rank's staging: the channel had not failed when the thread came. To be asked
+    /// Whether this thread may store to its rank's staging: the lane had not failed when the thread came. To be asked
     /// between loads of input and the stores, so that the loads do not wait for the answer.
     #[inline(always)]
     pub fn may_stage(&self) -> bool {
@@ -125,7 +125,7 @@ impl Call {
     /// As for [`Self::enter`].
     #[inline(always)]
     pub unsafe fn position(&self) -> u32 {
-        load_u32_nc::<{ offset_of!(ChannelContext, position) }>(self.context)
+        load_u32_nc::<{ offset_of!(LaneContext, position) }>(self.context)
     }
 
     /// The position of this rank's relay neighbour in a hybrid cube mesh.
@@ -134,7 +134,7 @@ impl Call {
     /// As for [`Self::enter`].
     #[inline(always)]
     pub unsafe fn relay(&self) -> u32 {
-        load_u32_nc::<{ offset_of!(ChannelContext, relay) }>(self.context)
+        load_u32_nc::<{ offset_of!(LaneContext, relay) }>(self.context)
     }
 
     /// The rank at `position`.
@@ -143,7 +143,7 @@ impl Call {
     /// As for [`Self::enter`]; `position` is less than the world size.
     #[inline(always)]
     pub unsafe fn rank_at(&self, position: u32) -> u32 {
-        load_u32_nc::<{ offset_of!(ChannelContext, ranks) }>(self.context + position as u64 * 4)
+        load_u32_nc::<{ offset_of!(LaneContext, ranks) }>(self.context + position as u64 * 4)
     }
 
     /// This rank's staging half of this call.
@@ -299,7 +299,7 @@ impl Call {
         AbortWord { kind, culprit, origin: self.rank }.encode()
     }
 
-    /// Records a failure, unless the channel has a record already, and spreads the abort word.
+    /// Records a failure, unless the lane has a record already, and spreads the abort word.
     ///
     /// The claim is an atomic in device memory: atomics on mapped host memory are not atomic in general. Whoever
     /// finds it taken has nothing to spread, since the winner does.
@@ -309,7 +309,7 @@ impl Call {
             return;
         }
         store_release_sys_u32(self.own_pad + pad::ABORT, failure.abort);
-        let ranks = load_u32_nc::<{ offset_of!(ChannelContext, world_size) }>(self.context);
+        let ranks = load_u32_nc::<{ offset_of!(LaneContext, world_size) }>(self.context);
         let mut rank = 0;
         while rank < ranks {
             let peer_pad = self.pad(rank);
@@ -330,7 +330,7 @@ impl Call {
         store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);
     }
 
-    /// Ends a call that went well: the last block out advances the channel's call number. Every block read the number
+    /// Ends a call that went well: the last block out advances the lane's call number. Every block read the number
     /// before its count of exits, and the counts are acquire and release, so no block can see the new one.
     ///
     /// # Safety
@@ -358,11 +358,11 @@ impl Call {
 
     #[inline(always)]
     unsafe fn pad(&self, rank: u32) -> u64 {
-        load_u64_nc::<{ offset_of!(ChannelContext, pads) }>(self.context + rank as u64 * 8)
+        load_u64_nc::<{ offset_of!(LaneContext, pads) }>(self.context + rank as u64 * 8)
     }
 
     #[inline(always)]
     unsafe fn host_page(&self) -> u64 {
-        load_u64_nc::<{ offset_of!(ChannelContext, host_page) }>(self.context)
+        load_u64_nc::<{ offset_of!(LaneContext, host_page) }>(self.context)
     }
 }

@@ -15,7 +15,7 @@
 //! object lies behind them.
 //!
 //! `.nc` (PTX ISA, "ld.global.nc") is not covered by the memory consistency model. It is for what nobody writes
-//! during the launch: the channel's context, and the input of a call that is out of place. `.cs` (PTX ISA, "Cache
+//! during the launch: the lane's context, and the input of a call that is out of place. `.cs` (PTX ISA, "Cache
 //! Operators") says that a result will not be read again soon; it changes no ordering.
 //!
 //! # Safety

@@ -16,7 +16,7 @@ use crate::{
 /// A rank reads its own contribution from staging like the others': every thread then does the same work in the same
 /// order, whatever its rank, and an input of any alignment was packed into vectors once.
 ///
-/// A thread's first vector of input is on its way before the channel's state is asked for, and each later one before
+/// A thread's first vector of input is on its way before the lane's state is asked for, and each later one before
 /// the last is stored: a small message then waits for the slower of the two, not for one after the other.
 ///
 /// # Safety

@@ -21,8 +21,8 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::{HostPage, IN_PLACE};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    Algorithm, ChannelContext, DType, ErrorRecord, LaunchDescriptor, LaunchParams, MAX_RANKS, Op,
-    VECTOR_BYTES, geometry, pad,
+    Algorithm, DType, ErrorRecord, LaneContext, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, VECTOR_BYTES,
+    geometry, pad,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -53,7 +53,7 @@ pub struct Scenario {
     pub positions: Vec<usize>,
     /// By position: the relay's position; its own where there is no relay.
     pub relays: Vec<usize>,
-    /// The channel's first call number.
+    /// The lane's first call number.
     pub first_call: u64,
     /// The calls in order.
     pub calls: Vec<Call>,
@@ -293,11 +293,11 @@ impl<'a> Stage<'a> {
             devices.iter().map(|&device| session.allocate(device, layout.bytes())).collect();
         let mut ranks = Vec::new();
         for (rank, &device) in devices.iter().enumerate() {
-            let context = session.allocate(device, size_of::<ChannelContext>() as u64);
+            let context = session.allocate(device, size_of::<LaneContext>() as u64);
             let host_page = session.allocate(device, size_of::<HostPage>() as u64);
             let pad = segments[rank] + layout.pad(0);
             name(&mut session, rank, pad, segments[rank] + layout.staging(0), layout.half_bytes());
-            session.label(context, size_of::<ChannelContext>() as u64, &format!("rank {rank}'s context"));
+            session.label(context, size_of::<LaneContext>() as u64, &format!("rank {rank}'s context"));
             session.label(host_page, size_of::<HostPage>() as u64, &format!("rank {rank}'s host page"));
             let first = scenario.first_call;
             session.write(pad, &first.to_le_bytes().repeat(pad::SIGNAL_BYTES as usize / 8));
@@ -459,7 +459,7 @@ fn context(
     own: &Rank,
     rank: usize,
 ) {
-    let mut bytes = vec![0; size_of::<ChannelContext>()];
+    let mut bytes = vec![0; size_of::<LaneContext>()];
     let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     let own_position = scenario.positions.iter().position(|&at| at == rank).unwrap_or(0);
     for (position, &peer) in scenario.positions.iter().enumerate() {
@@ -470,18 +470,18 @@ fn context(
             true => (segments[peer] + layout.pad(0), segments[peer] + layout.staging(0)),
             false => (0, 0),
         };
-        set(offset_of!(ChannelContext, pads) + 8 * peer, &pad.to_le_bytes());
-        set(offset_of!(ChannelContext, staging) + 8 * position, &staging.to_le_bytes());
-        set(offset_of!(ChannelContext, ranks) + 4 * position, &(peer as u32).to_le_bytes());
+        set(offset_of!(LaneContext, pads) + 8 * peer, &pad.to_le_bytes());
+        set(offset_of!(LaneContext, staging) + 8 * position, &staging.to_le_bytes());
+        set(offset_of!(LaneContext, ranks) + 4 * position, &(peer as u32).to_le_bytes());
     }
-    set(offset_of!(ChannelContext, own_pad), &own.pad.to_le_bytes());
-    set(offset_of!(ChannelContext, own_staging), &(segments[rank] + layout.staging(0)).to_le_bytes());
-    set(offset_of!(ChannelContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
-    set(offset_of!(ChannelContext, host_page), &own.host_page.to_le_bytes());
-    set(offset_of!(ChannelContext, rank), &(rank as u32).to_le_bytes());
-    set(offset_of!(ChannelContext, world_size), &(kernels.world_size as u32).to_le_bytes());
-    set(offset_of!(ChannelContext, position), &(own_position as u32).to_le_bytes());
-    set(offset_of!(ChannelContext, relay), &(scenario.relays[own_position] as u32).to_le_bytes());
+    set(offset_of!(LaneContext, own_pad), &own.pad.to_le_bytes());
+    set(offset_of!(LaneContext, own_staging), &(segments[rank] + layout.staging(0)).to_le_bytes());
+    set(offset_of!(LaneContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
+    set(offset_of!(LaneContext, host_page), &own.host_page.to_le_bytes());
+    set(offset_of!(LaneContext, rank), &(rank as u32).to_le_bytes());
+    set(offset_of!(LaneContext, world_size), &(kernels.world_size as u32).to_le_bytes());
+    set(offset_of!(LaneContext, position), &(own_position as u32).to_le_bytes());
+    set(offset_of!(LaneContext, relay), &(scenario.relays[own_position] as u32).to_le_bytes());
     session.write(own.context, &bytes);
 }
 

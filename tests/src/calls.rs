@@ -4,7 +4,7 @@ use cust::context::CurrentContext;
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 use cust_raw::{CUresult, CUstreamCaptureStatus};
-use meshreduce::{Channel, Communicator, DType, Error, Limits, Op, Work};
+use meshreduce::{Communicator, DType, Error, Lane, Limits, Op, Work};
 
 use crate::graph::{Graph, capture_status};
 use crate::{inputs, reference};
@@ -90,8 +90,8 @@ impl Buffers {
     /// Enqueues or, if the stream is being captured, captures the call.
     ///
     /// # Errors
-    /// The channel's.
-    pub fn enqueue(&self, channel: &mut Channel, stream: &Stream) -> Result<Work, Error> {
+    /// The lane's.
+    pub fn enqueue(&self, lane: &mut Lane, stream: &Stream) -> Result<Work, Error> {
         let Call { dtype, op, count, in_place } = self.call;
         let input = self.input.as_device_ptr().as_raw();
         let output = if in_place { input } else { self.output.as_device_ptr().as_raw() };
@@ -100,8 +100,8 @@ impl Buffers {
         // is the one for its stream.
         unsafe {
             match captured {
-                true => channel.all_reduce_raw_captured(input, output, count, dtype, op, stream.as_inner()),
-                false => channel.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()),
+                true => lane.all_reduce_raw_captured(input, output, count, dtype, op, stream.as_inner()),
+                false => lane.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()),
             }
         }
     }

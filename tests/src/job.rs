@@ -30,8 +30,8 @@ pub struct Job {
     pub deadline_ms: u64,
     /// Deadline of the rendezvous, in milliseconds.
     pub rendezvous_ms: u64,
-    /// Channels of the communicator; the cases run on the first.
-    pub channels: u32,
+    /// Lanes of the communicator; the cases run on the first.
+    pub lanes: u32,
     /// The number of the communicator's first call.
     pub first_call_number: u64,
     /// Ranks may share a device.

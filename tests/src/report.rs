@@ -63,7 +63,7 @@ fn job(plan: &Plan, world_size: usize, store: &Path) -> Result<Job> {
         ptx: plan.ptx.clone(),
         deadline_ms: deadline.as_millis() as u64,
         rendezvous_ms: 60_000,
-        channels: 1,
+        lanes: 1,
         first_call_number: 0,
         shared_devices: false,
         force_topology: plan.force_topology,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use cust::context::Context;
 use cust::device::Device;
 use meshreduce::store::{FileStore, PrefixStore, Store};
-use meshreduce::{Algorithm, Channel, Communicator, Config, Error, Outcome};
+use meshreduce::{Algorithm, Communicator, Config, Error, Lane, Outcome};
 use sha2::{Digest, Sha256};
 
 use crate::buffer::Guarded;
@@ -113,7 +113,7 @@ impl Rank<'_> {
             .allow_shared_devices(job.shared_devices)
             .force_topology(job.force_topology.map(Into::into))
             .force_algorithm(Some(algorithm))
-            .channels(job.channels)
+            .lanes(job.lanes)
             .first_call_number(job.first_call_number)
             .ptx(ptx);
         let store = FileStore::open(&job.store).map_err(Error::from)?;
@@ -130,9 +130,9 @@ impl Rank<'_> {
         let nowhere = |error: anyhow::Error| (None, error);
         let device = Device::get_device(communicator.device()).map_err(|error| nowhere(error.into()))?;
         let _context = Context::new(device).map_err(|error| nowhere(error.into()))?;
-        let mut channel = communicator.channel(0).map_err(|error| nowhere(error.into()))?;
+        let mut lane = communicator.lane(0).map_err(|error| nowhere(error.into()))?;
         for &(index, case) in cases {
-            match self.case(&communicator, &mut channel, index, case) {
+            match self.case(&communicator, &mut lane, index, case) {
                 Ok(event) => self.voice.say(&event),
                 Err(error) => match error.downcast_ref() {
                     Some(Error::MessageTooLong { .. } | Error::Unsupported { .. }) => {
@@ -142,7 +142,7 @@ impl Rank<'_> {
                 },
             }
         }
-        drop(channel);
+        drop(lane);
         communicator.close().map_err(|error| nowhere(error.into()))?;
         self.voice.say(&Event::Closed { rank: self.rank });
         Ok(())
@@ -152,13 +152,7 @@ impl Rank<'_> {
         self.voice.say(&Event::Unsupported { rank: self.rank, case, reason: format!("{reason:#}") });
     }
 
-    fn case(
-        &self,
-        communicator: &Communicator,
-        channel: &mut Channel,
-        index: usize,
-        case: &Case,
-    ) -> Result<Event> {
+    fn case(&self, communicator: &Communicator, lane: &mut Lane, index: usize, case: &Case) -> Result<Event> {
         let job = self.job;
         let mut digest = Sha256::new();
         let mut mismatch = None;
@@ -188,7 +182,7 @@ impl Rank<'_> {
                 // SAFETY: both buffers hold `count` elements on this rank's device, are the same or disjoint, and
                 // live until `synchronize` has returned below.
                 let work = unsafe {
-                    channel.all_reduce_raw(
+                    lane.all_reduce_raw(
                         input.address(),
                         target.address(),
                         count,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use meshreduce_emulator::exec::adversary::{Options, ReportKind};
 use meshreduce_tests::adversary::{Failure, Kernels, Scenario};
-use meshreduce_wire::{Algorithm, ChannelContext};
+use meshreduce_wire::{Algorithm, LaneContext};
 
 /// Seeds of a clean run here; `test-multigpu --adversary --seeds N` runs any number.
 const CLEAN: u64 = 60;
@@ -160,7 +160,7 @@ fn a_block_barrier_that_is_missing_is_a_race() {
 fn staging_without_a_second_half_is_handed_back_too_early() {
     for (algorithm, ranks) in BOTH {
         // Both halves at one address: their distance, in the context, is read as zero.
-        let distance = std::mem::offset_of!(ChannelContext, staging_half_bytes);
+        let distance = std::mem::offset_of!(LaneContext, staging_half_bytes);
         let mutate = |text: &str| {
             lines(text, |line| {
                 let load = line.trim().strip_prefix("ld.global.nc.u64 ")?;

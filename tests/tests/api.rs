@@ -20,16 +20,16 @@ fn ones(count: usize) -> DeviceBuffer<Bf16> {
 #[test]
 fn a_pointer_that_is_not_on_the_device_is_refused_with_what_it_is() {
     ranks(2, &config(), |communicator| {
-        let channel = communicator.channel(0).unwrap();
+        let lane = communicator.lane(0).unwrap();
         let mut host = [0_u16; 64];
-        match channel.check_pointer(host.as_mut_ptr() as u64) {
+        match lane.check_pointer(host.as_mut_ptr() as u64) {
             Err(Error::NotOnDevice { address, device, .. }) => {
                 assert_eq!(address, host.as_ptr() as u64);
                 assert_eq!(device, communicator.device());
             }
             other => panic!("{other:?}"),
         }
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
@@ -37,7 +37,7 @@ fn a_pointer_that_is_not_on_the_device_is_refused_with_what_it_is() {
 #[test]
 fn memory_of_another_device_is_refused_by_the_checked_calls() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let other = cust::device::Device::get_device(7).unwrap();
         let mut elsewhere = {
             let _context = cust::context::Context::new(other).unwrap();
@@ -46,11 +46,11 @@ fn memory_of_another_device_is_refused_by_the_checked_calls() {
         let own =
             cust::context::Context::new(cust::device::Device::get_device(communicator.device()).unwrap())
                 .unwrap();
-        match channel.all_reduce_in_place_and_wait(&mut elsewhere, Op::Sum, &stream()) {
+        match lane.all_reduce_in_place_and_wait(&mut elsewhere, Op::Sum, &stream()) {
             Err(Error::NotOnDevice { .. }) => {}
             other => panic!("{other:?}"),
         }
-        drop((own, channel));
+        drop((own, lane));
         communicator.close().unwrap();
     });
 }
@@ -58,17 +58,17 @@ fn memory_of_another_device_is_refused_by_the_checked_calls() {
 #[test]
 fn misaligned_and_partly_overlapping_addresses_are_refused_before_anything_is_launched() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (stream, buffer) = (stream(), ones(64));
         let address = buffer.as_device_ptr().as_raw();
         let mut call = |input, output| {
             // SAFETY: refused calls touch nothing; the buffer outlives them in any case.
-            unsafe { channel.all_reduce_raw(input, output, 16, DType::Bf16, Op::Sum, stream.as_inner()) }
+            unsafe { lane.all_reduce_raw(input, output, 16, DType::Bf16, Op::Sum, stream.as_inner()) }
         };
         assert!(matches!(call(address + 1, address + 1), Err(Error::Misaligned { alignment: 2, .. })));
         assert!(matches!(call(address, address + 2), Err(Error::PartialOverlap { bytes: 32, .. })));
         assert_eq!(communicator.launches(), 0);
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
@@ -76,25 +76,25 @@ fn misaligned_and_partly_overlapping_addresses_are_refused_before_anything_is_la
 #[test]
 fn lengths_that_differ_between_input_and_output_are_refused() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (input, mut output, stream) = (ones(64), ones(63), stream());
         // SAFETY: refused calls touch nothing.
-        let answer = unsafe { channel.all_reduce(&input, &mut output, Op::Sum, &stream) };
+        let answer = unsafe { lane.all_reduce(&input, &mut output, Op::Sum, &stream) };
         assert!(matches!(answer, Err(Error::LengthsDiffer { input: 64, output: 63 })));
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
 
 #[test]
-fn a_channel_is_given_out_once_at_a_time() {
-    ranks(2, &config().channels(2), |communicator| {
-        let first = communicator.channel(0).unwrap();
-        assert!(matches!(communicator.channel(0), Err(Error::ChannelTaken(0))));
-        assert_eq!(communicator.channel(1).unwrap().index(), 1);
-        assert!(matches!(communicator.channel(2), Err(Error::NoSuchChannel { channel: 2, channels: 2 })));
+fn a_lane_is_given_out_once_at_a_time() {
+    ranks(2, &config().lanes(2), |communicator| {
+        let first = communicator.lane(0).unwrap();
+        assert!(matches!(communicator.lane(0), Err(Error::LaneTaken(0))));
+        assert_eq!(communicator.lane(1).unwrap().index(), 1);
+        assert!(matches!(communicator.lane(2), Err(Error::NoSuchLane { lane: 2, lanes: 2 })));
         drop(first);
-        assert!(communicator.channel(0).is_ok());
+        assert!(communicator.lane(0).is_ok());
         communicator.close().unwrap();
     });
 }
@@ -102,13 +102,13 @@ fn a_channel_is_given_out_once_at_a_time() {
 #[test]
 fn nothing_is_launched_for_nothing() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = stream();
         // SAFETY: no element is touched.
-        let work = unsafe { channel.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) };
+        let work = unsafe { lane.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) };
         work.unwrap().synchronize().unwrap();
         assert_eq!(communicator.launches(), 0);
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
@@ -117,17 +117,17 @@ fn nothing_is_launched_for_nothing() {
 #[test]
 fn messages_up_to_ten_mebibytes_are_taken_and_counted() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = stream();
         for (calls, bytes) in [4 << 10, 512 << 10, 10 << 20].into_iter().enumerate() {
             let mut data = ones(bytes / 2);
-            channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+            lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
             assert_eq!(communicator.launches(), calls as u64 + 1);
             let result = data.as_host_vec().unwrap();
             assert!(result.iter().all(|value| bf16::from(*value) == bf16::from_f32(2.0)));
         }
         let mut too_long = ones((10 << 20) / 2 + 1);
-        match channel.all_reduce_in_place_and_wait(&mut too_long, Op::Sum, &stream) {
+        match lane.all_reduce_in_place_and_wait(&mut too_long, Op::Sum, &stream) {
             Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, (10 << 20) + 2),
             other => panic!("{other:?}"),
         }
@@ -135,7 +135,7 @@ fn messages_up_to_ten_mebibytes_are_taken_and_counted() {
         assert_eq!(communicator.select(256 << 10, DType::Bf16, Op::Sum), Some(Algorithm::OneShot));
         assert_eq!(communicator.select((256 << 10) + 2, DType::Bf16, Op::Sum), Some(Algorithm::TwoShot));
         assert_eq!(communicator.select((10 << 20) + 2, DType::Bf16, Op::Sum), None);
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
@@ -155,50 +155,50 @@ fn the_limits_table_is_the_users() {
 #[test]
 fn another_stream_can_wait_for_the_work_without_the_host() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (first, second) = (stream(), stream());
         let mut data = ones(4096);
         let host = {
             // SAFETY: `data` lives, and is read only on the second stream, behind the work.
-            let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &first) }.unwrap();
+            let work = unsafe { lane.all_reduce_in_place(&mut data, Op::Sum, &first) }.unwrap();
             work.wait(&second).unwrap();
             second.synchronize().unwrap();
             assert!(work.is_finished().unwrap());
             data.as_host_vec().unwrap()
         };
         assert!(host.iter().all(|value| bf16::from(*value).to_f32() == 2.0));
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
 
 #[test]
-fn closing_while_a_channel_is_in_use_is_refused() {
+fn closing_while_a_lane_is_in_use_is_refused() {
     ranks(2, &config(), |communicator| {
-        let channel = communicator.channel(0).unwrap();
-        assert!(matches!(communicator.close(), Err(Error::ChannelTaken(0))));
-        drop(channel);
+        let lane = communicator.lane(0).unwrap();
+        assert!(matches!(communicator.close(), Err(Error::LaneTaken(0))));
+        drop(lane);
     });
 }
 
 #[test]
 fn an_all_reduce_is_two_driver_calls_a_launch_and_an_event() {
     ranks(2, &config(), |communicator| {
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (data, stream) = (ones(4096), stream());
         let address = data.as_device_ptr().as_raw();
         for call in 0..20 {
             let before = driver_calls();
             // SAFETY: the buffer outlives the work, which is waited for, and nothing else uses it.
             let work = unsafe {
-                channel.all_reduce_raw(address, address, 4096, DType::Bf16, Op::Max, stream.as_inner())
+                lane.all_reduce_raw(address, address, 4096, DType::Bf16, Op::Max, stream.as_inner())
             };
             let made = driver_calls() - before - 1;
             work.unwrap().synchronize().unwrap();
             // The first calls create the events of the pool.
             assert!(made == 2 || call < 2, "call {call} made {made} driver calls");
         }
-        drop(channel);
+        drop(lane);
         communicator.close().unwrap();
     });
 }
@@ -215,12 +215,12 @@ fn a_stream_that_waits_for_no_other_says_so_and_works() {
         assert_eq!((answer, flags), (cust_raw::CUresult::CUDA_SUCCESS, 1));
         let data = ones(64);
         let address = data.as_device_ptr().as_raw();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         // SAFETY: the buffer outlives the wait for the stream, and nobody else uses it.
-        unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.raw()) }.unwrap();
+        unsafe { lane.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.raw()) }.unwrap();
         stream.synchronize().unwrap();
         assert!(data.as_host_vec().unwrap().iter().all(|&sum| f32::from(bf16::from(sum)) == 2.0));
-        drop((stream, data, channel, context));
+        drop((stream, data, lane, context));
         communicator.close().unwrap();
     });
 }

@@ -204,10 +204,10 @@ fn a_kernel_that_writes_where_it_must_not_is_a_kernel_fault() {
 }
 
 #[test]
-fn channels_that_do_not_fit_the_device_side_by_side_are_refused() {
+fn lanes_that_do_not_fit_the_device_side_by_side_are_refused() {
     let tight = "multiprocessors = 1\nblocks_per_multiprocessor = 1";
     let mut scene = described("", tight, LINKS);
-    scene.job.channels = 64;
+    scene.job.lanes = 64;
     let played = play_and_remove(scene);
     assert!((0..2).any(|rank| played.failure(rank).0 == "DeviceTooSmall"), "{}", played.story());
 }
@@ -222,7 +222,7 @@ fn a_rank_beyond_the_world_is_refused() {
 #[test]
 fn a_configuration_that_cannot_be_is_refused() {
     let store = FileStore::open(tempfile::tempdir().expect("a directory").path()).expect("a store");
-    for config in [Config::default().channels(0), Config::default().channels(65)] {
+    for config in [Config::default().lanes(0), Config::default().lanes(65)] {
         let answer = rendezvous(&store, 0, 2, 0, &config);
         assert!(matches!(answer, Err(Error::Config(_))), "{answer:?}");
     }
@@ -258,20 +258,20 @@ fn a_peer_that_has_closed_is_named_as_such() {
             communicator.close().expect("an orderly end");
             return;
         }
-        let mut channel = communicator.channel(0).expect("a channel");
+        let mut lane = communicator.lane(0).expect("a lane");
         let data = cust::memory::DeviceBuffer::from_slice(&[0_u16; 64]).expect("device memory");
         let stream = cust::stream::Stream::new(cust::stream::StreamFlags::DEFAULT, None).expect("a stream");
         let address = data.as_device_ptr().as_raw();
         // SAFETY: the buffer holds 64 elements and outlives the work, which is waited for.
         let work =
-            unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
+            unsafe { lane.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
         let mut answer = work.expect("a launch").synchronize();
         let start = Instant::now();
         // If this rank was the faster one, it has not heard yet why the other did not come.
         while matches!(answer, Err(Error::PeerTimeout { rank: 1, peer: 0, .. })) {
             assert!(start.elapsed() < Duration::from_secs(60), "the goodbye did not come");
             std::thread::sleep(Duration::from_millis(10));
-            answer = channel.status();
+            answer = lane.status();
         }
         assert!(matches!(answer, Err(Error::Closed { rank: 1, peer: 0 })), "{answer:?}");
     });

@@ -8,7 +8,7 @@ use cust::event::{Event, EventFlags};
 use cust::memory::DeviceBuffer;
 use cust::stream::StreamWaitEventFlags;
 use cust_raw::{CUresult, CUstreamCaptureStatus};
-use meshreduce::{Algorithm, Bf16, Channel, Communicator, DType, Error, Op};
+use meshreduce::{Algorithm, Bf16, Communicator, DType, Error, Lane, Op};
 use meshreduce_tests::calls::{Buffers, CALLS, Call, call, limits, new_stream, replay};
 use meshreduce_tests::graph::{Graph, capture_status};
 use meshreduce_tests::in_process::{BRIEF, again_on, config, is_again_on, ranks};
@@ -17,20 +17,20 @@ use meshreduce_tests::latch::Latch;
 /// A deadline that nothing but a defect lets pass, in a test that is to end long before.
 const FAR: Duration = Duration::from_secs(240);
 
-fn end(channels: impl IntoIterator<Item = Channel>, communicator: Communicator) {
-    channels.into_iter().for_each(drop);
+fn end(lanes: impl IntoIterator<Item = Lane>, communicator: Communicator) {
+    lanes.into_iter().for_each(drop);
     communicator.close().expect("an orderly end");
 }
 
 /// Captures all calls in one graph and replays it with changing inputs.
 fn replay_all(communicator: Communicator, rounds: usize) {
     let rank = communicator.rank();
-    let mut channel = communicator.channel(0).unwrap();
+    let mut lane = communicator.lane(0).unwrap();
     let stream = new_stream();
     let mut buffers = Buffers::all(&CALLS);
     let graph = Graph::capture(&stream, || {
         for each in &buffers {
-            each.enqueue(&mut channel, &stream).expect("a captured call");
+            each.enqueue(&mut lane, &stream).expect("a captured call");
         }
     });
     for round in 0..rounds {
@@ -41,7 +41,7 @@ fn replay_all(communicator: Communicator, rounds: usize) {
     }
     communicator.status().unwrap();
     assert_eq!(communicator.launches(), CALLS.len() as u64, "captured calls count once, replays do not");
-    end([channel], communicator);
+    end([lane], communicator);
 }
 
 #[test]
@@ -79,13 +79,13 @@ fn replays_on_a_hybrid_cube_mesh_give_the_reference_bits() {
 fn replays_and_plain_calls_mix() {
     ranks(3, &config().limits(limits()), |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = new_stream();
         let mut captured = Buffers::all(&CALLS[..3]);
         let mut plain = Buffers::new(17, call(DType::Bf16, Op::Sum, 6000, true));
         let graph = Graph::capture(&stream, || {
             for each in &captured {
-                each.enqueue(&mut channel, &stream).expect("a captured call");
+                each.enqueue(&mut lane, &stream).expect("a captured call");
             }
         });
         for round in 0..20 {
@@ -93,35 +93,35 @@ fn replays_and_plain_calls_mix() {
             plain.write(round, rank);
             // A plain call before or behind the replay, with no waiting in between.
             if round % 3 == 0 {
-                plain.enqueue(&mut channel, &stream).unwrap();
+                plain.enqueue(&mut lane, &stream).unwrap();
             }
             replay(&graph, &stream);
             if round % 3 == 1 {
-                plain.enqueue(&mut channel, &stream).unwrap();
+                plain.enqueue(&mut lane, &stream).unwrap();
             }
             stream.synchronize().unwrap();
             captured.iter().for_each(|each| each.assert_reduced(round, &communicator));
             if round % 3 == 2 {
-                plain.enqueue(&mut channel, &stream).unwrap().synchronize().unwrap();
+                plain.enqueue(&mut lane, &stream).unwrap().synchronize().unwrap();
             }
             plain.assert_reduced(round, &communicator);
         }
-        end([channel], communicator);
+        end([lane], communicator);
     });
 }
 
 #[test]
-fn graphs_over_two_channels_are_replayed_at_the_same_time() {
-    ranks(4, &config().limits(limits()).channels(2), |communicator| {
+fn graphs_over_two_lanes_are_replayed_at_the_same_time() {
+    ranks(4, &config().limits(limits()).lanes(2), |communicator| {
         let rank = communicator.rank();
-        let mut channels = [0, 1].map(|index| communicator.channel(index).unwrap());
+        let mut lanes = [0, 1].map(|index| communicator.lane(index).unwrap());
         let streams = [new_stream(), new_stream()];
         let mut buffers =
             [0, 10].map(|case| [Buffers::new(case, CALLS[0]), Buffers::new(case + 1, CALLS[1])]);
         let graphs = [0, 1].map(|index| {
             Graph::capture(&streams[index], || {
                 for each in &buffers[index] {
-                    each.enqueue(&mut channels[index], &streams[index]).expect("a captured call");
+                    each.enqueue(&mut lanes[index], &streams[index]).expect("a captured call");
                 }
             })
         });
@@ -134,15 +134,15 @@ fn graphs_over_two_channels_are_replayed_at_the_same_time() {
             streams.iter().for_each(|stream| stream.synchronize().unwrap());
             buffers.iter().flatten().for_each(|each| each.assert_reduced(round, &communicator));
         }
-        end(channels, communicator);
+        end(lanes, communicator);
     });
 }
 
 #[test]
-fn two_channels_can_be_branches_of_one_graph() {
-    ranks(2, &config().channels(2), |communicator| {
+fn two_lanes_can_be_branches_of_one_graph() {
+    ranks(2, &config().lanes(2), |communicator| {
         let rank = communicator.rank();
-        let mut channels = [0, 1].map(|index| communicator.channel(index).unwrap());
+        let mut lanes = [0, 1].map(|index| communicator.lane(index).unwrap());
         let (stream, side) = (new_stream(), new_stream());
         let fork = Event::new(EventFlags::DISABLE_TIMING).unwrap();
         let mut buffers = [Buffers::new(0, CALLS[0]), Buffers::new(1, CALLS[1])];
@@ -152,7 +152,7 @@ fn two_channels_can_be_branches_of_one_graph() {
             // The ranks capture the branches in different orders.
             for index in if rank == 0 { [0, 1] } else { [1, 0] } {
                 let on = if index == 0 { &stream } else { &side };
-                let work = buffers[index].enqueue(&mut channels[index], on).unwrap();
+                let work = buffers[index].enqueue(&mut lanes[index], on).unwrap();
                 if index == 1 {
                     // The join: the work object's event, as outside of a capture.
                     work.wait(&stream).unwrap();
@@ -165,7 +165,7 @@ fn two_channels_can_be_branches_of_one_graph() {
             stream.synchronize().unwrap();
             buffers.iter().for_each(|each| each.assert_reduced(round, &communicator));
         }
-        end(channels, communicator);
+        end(lanes, communicator);
     });
 }
 
@@ -173,18 +173,18 @@ fn two_channels_can_be_branches_of_one_graph() {
 fn waiting_for_captured_work_is_an_error_that_spoils_nothing() {
     ranks(2, &config(), |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = new_stream();
         let mut buffers = Buffers::new(0, CALLS[0]);
         let mut slice = DeviceBuffer::<Bf16>::zeroed(8).unwrap();
         let mut captured = None;
         let graph = Graph::capture(&stream, || {
-            let work = buffers.enqueue(&mut channel, &stream).unwrap();
+            let work = buffers.enqueue(&mut lane, &stream).unwrap();
             assert!(matches!(work.synchronize(), Err(Error::Capturing)));
             assert!(matches!(work.is_finished(), Err(Error::Capturing)));
-            let waited = channel.all_reduce_in_place_and_wait(&mut slice, Op::Sum, &stream);
+            let waited = lane.all_reduce_in_place_and_wait(&mut slice, Op::Sum, &stream);
             assert!(matches!(waited, Err(Error::Capturing)));
-            channel.status().unwrap();
+            lane.status().unwrap();
             communicator.status().unwrap();
             assert_eq!(capture_status(&stream), CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE);
             captured = Some(work);
@@ -197,7 +197,7 @@ fn waiting_for_captured_work_is_an_error_that_spoils_nothing() {
             buffers.assert_reduced(round, &communicator);
             assert!(matches!(captured.synchronize(), Err(Error::Capturing)), "also when replays have ended");
         }
-        end([channel], communicator);
+        end([lane], communicator);
     });
 }
 
@@ -205,11 +205,11 @@ fn waiting_for_captured_work_is_an_error_that_spoils_nothing() {
 fn waiting_for_other_work_while_the_thread_captures_is_the_same_error() {
     ranks(2, &config(), |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (stream, plain_stream) = (new_stream(), new_stream());
         let mut buffers = Buffers::new(0, CALLS[0]);
         buffers.write(0, rank);
-        let work = buffers.enqueue(&mut channel, &plain_stream).unwrap();
+        let work = buffers.enqueue(&mut lane, &plain_stream).unwrap();
         // It is the driver that refuses here, and it invalidates the capture, whatever is captured.
         let capture = Graph::try_capture(&stream, || {
             assert!(matches!(work.synchronize(), Err(Error::Capturing)));
@@ -217,7 +217,7 @@ fn waiting_for_other_work_while_the_thread_captures_is_the_same_error() {
         assert_eq!(capture.unwrap_err(), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
         work.synchronize().unwrap();
         buffers.assert_reduced(0, &communicator);
-        end([channel], communicator);
+        end([lane], communicator);
     });
 }
 
@@ -227,10 +227,10 @@ fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
     let others_are_done = Latch::new(2);
     ranks(3, &config().deadline(Some(deadline)), |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = new_stream();
         let mut buffers = Buffers::new(0, CALLS[0]);
-        let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut channel, &stream).unwrap()));
+        let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut lane, &stream).unwrap()));
         buffers.write(0, rank);
         replay(&graph, &stream);
         stream.synchronize().unwrap();
@@ -251,10 +251,10 @@ fn a_rank_that_does_not_replay_is_named_by_status_after_the_deadline() {
             Err(Error::PeerAborted { culprit: 2, .. }) => {}
             other => panic!("rank {rank}: {other:?}"),
         }
-        let refused = buffers.enqueue(&mut channel, &stream).map(drop);
+        let refused = buffers.enqueue(&mut lane, &stream).map(drop);
         assert!(matches!(refused, Err(Error::PeerTimeout { .. } | Error::PeerAborted { .. })));
         others_are_done.come();
-        drop(channel);
+        drop(lane);
         drop(communicator);
     });
 }
@@ -264,12 +264,12 @@ fn closing_ends_a_call_that_no_peer_joins_although_another_was_captured_since() 
     let config = config().deadline(Some(FAR)).timeout(BRIEF);
     ranks(2, &config, |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let (stream, other) = (new_stream(), new_stream());
         let buffers = Buffers::new(0, CALLS[0]);
-        let work = (rank == 0).then(|| buffers.enqueue(&mut channel, &stream).unwrap());
-        let graph = Graph::capture(&other, || drop(buffers.enqueue(&mut channel, &other).unwrap()));
-        drop((channel, graph));
+        let work = (rank == 0).then(|| buffers.enqueue(&mut lane, &stream).unwrap());
+        let graph = Graph::capture(&other, || drop(buffers.enqueue(&mut lane, &other).unwrap()));
+        drop((lane, graph));
         let start = Instant::now();
         // Whether the other rank still comes in time is not the point.
         let closed = communicator.close();
@@ -285,17 +285,17 @@ fn closing_ends_a_call_that_no_peer_joins_although_another_was_captured_since() 
 fn closing_waits_for_replays() {
     ranks(2, &config(), |communicator| {
         let rank = communicator.rank();
-        let mut channel = communicator.channel(0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
         let stream = new_stream();
         let mut buffers = Buffers::new(0, CALLS[0]);
-        let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut channel, &stream).unwrap()));
+        let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut lane, &stream).unwrap()));
         buffers.write(0, rank);
         if rank == 1 {
             std::thread::sleep(Duration::from_millis(300));
         }
         replay(&graph, &stream);
         let order = communicator.mesh().positions();
-        end([channel], communicator);
+        end([lane], communicator);
         stream.synchronize().expect("no kernel touched what was freed");
         buffers.assert_reduced_in(0, rank, &order);
     });
@@ -307,15 +307,15 @@ fn the_end_of_a_communicator_ends_replays_that_no_peer_joins() {
     for orderly in [true, false] {
         ranks(2, &config, |communicator| {
             let rank = communicator.rank();
-            let mut channel = communicator.channel(0).unwrap();
+            let mut lane = communicator.lane(0).unwrap();
             let stream = new_stream();
             let buffers = Buffers::new(0, CALLS[0]);
-            let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut channel, &stream).unwrap()));
+            let graph = Graph::capture(&stream, || drop(buffers.enqueue(&mut lane, &stream).unwrap()));
             if rank == 0 {
                 (0..3).for_each(|_| replay(&graph, &stream));
             }
             let start = Instant::now();
-            drop(channel);
+            drop(lane);
             match orderly {
                 true => drop(communicator.close()),
                 false => drop(communicator),

@@ -54,7 +54,7 @@ fn holdings(store: &std::path::Path) -> Holdings {
     }
 }
 
-/// What a communicator with captured calls leaves on each device: the context of its channel, and a signal pad.
+/// What a communicator with captured calls leaves on each device: the context of its lane, and a signal pad.
 fn left_by_captures(communicators: usize) -> usize {
     communicators * (256 + meshreduce_wire::pad::BYTES).next_multiple_of(GRANULARITY) as usize
 }
@@ -85,11 +85,11 @@ fn communicators_created_and_closed_a_thousand_times_leave_nothing_but_what_capt
                             let _context = Context::new(device).expect("its context");
                             let stream = Stream::new(StreamFlags::DEFAULT, None).expect("a stream");
                             let mut data = ones(100);
-                            let mut channel = communicator.channel(0).expect("a channel");
+                            let mut lane = communicator.lane(0).expect("a lane");
                             if captured {
                                 // SAFETY: `data` lives until the replay has ended.
                                 let mut call =
-                                    || unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &stream) };
+                                    || unsafe { lane.all_reduce_in_place(&mut data, Op::Sum, &stream) };
                                 let graph =
                                     Graph::capture(&stream, || drop(call().expect("a captured call")));
                                 // SAFETY: as above.
@@ -97,7 +97,7 @@ fn communicators_created_and_closed_a_thousand_times_leave_nothing_but_what_capt
                                 assert_eq!(launched, CUresult::CUDA_SUCCESS);
                                 stream.synchronize().expect("the replay");
                             } else {
-                                let done = channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
+                                let done = lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
                                 done.expect("an all-reduce");
                             }
                             let result = data.as_host_vec().expect("the result");

@@ -1,4 +1,4 @@
-//! Communicators side by side: channels, subsets of the ranks, and what the others see when one ends.
+//! Communicators side by side: lanes, subsets of the ranks, and what the others see when one ends.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::store::{FileStore, PrefixStore};
-use meshreduce::{Bf16, Channel, Communicator, DType, Error, Op, Outcome, rendezvous};
+use meshreduce::{Bf16, Communicator, DType, Error, Lane, Op, Outcome, rendezvous};
 use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
 use meshreduce_tests::latch::Latch;
 
@@ -29,23 +29,22 @@ fn assert_filled(buffer: &DeviceBuffer<Bf16>, value: f32) {
 }
 
 #[test]
-fn two_channels_run_on_two_streams_at_once() {
-    ranks(3, &config().channels(2), |communicator| {
-        let mut channels: Vec<Channel> =
-            (0..2).map(|index| communicator.channel(index).expect("a channel")).collect();
+fn two_lanes_run_on_two_streams_at_once() {
+    ranks(3, &config().lanes(2), |communicator| {
+        let mut lanes: Vec<Lane> = (0..2).map(|index| communicator.lane(index).expect("a lane")).collect();
         let streams = [stream(), stream()];
         let mut buffers: Vec<_> = (0..2).map(|index| filled(5000, 1.0 + index as f32)).collect();
-        // The ranks enqueue the two channels in different orders: neither may wait for the other.
+        // The ranks enqueue the two lanes in different orders: neither may wait for the other.
         let order = if communicator.rank() == 1 { [1, 0] } else { [0, 1] };
         let works = order.map(|index| {
             // SAFETY: the buffers live, and nothing else uses them, until both works have ended.
-            unsafe { channels[index].all_reduce_in_place(&mut buffers[index], Op::Sum, &streams[index]) }
+            unsafe { lanes[index].all_reduce_in_place(&mut buffers[index], Op::Sum, &streams[index]) }
                 .expect("a launch")
         });
         works.iter().for_each(|work| work.synchronize().expect("an all-reduce"));
         assert_filled(&buffers[0], 3.0);
         assert_filled(&buffers[1], 6.0);
-        drop(channels);
+        drop(lanes);
         communicator.close().expect("an orderly end");
     });
 }
@@ -74,8 +73,8 @@ fn subsets_of_the_ranks_meet_under_prefixes_of_their_own() {
                 let stream = stream();
                 let mut data = filled(300, 1.0);
                 for (communicator, sum) in [(&pair, 2.0), (&all, 8.0), (&pair, 16.0)] {
-                    let mut channel = communicator.channel(0).expect("a channel");
-                    let done = channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
+                    let mut lane = communicator.lane(0).expect("a lane");
+                    let done = lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
                     done.expect("an all-reduce");
                     assert_filled(&data, sum);
                 }
@@ -94,9 +93,9 @@ fn dropping_a_communicator_while_peers_wait_ends_their_call() {
             drop(communicator);
             return None;
         }
-        let mut channel = communicator.channel(0).expect("a channel");
+        let mut lane = communicator.lane(0).expect("a lane");
         let mut data = filled(64, 1.0);
-        Some(channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream()))
+        Some(lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream()))
     });
     for answer in kinds.into_iter().flatten() {
         assert!(matches!(answer, Err(Error::PeerAborted { culprit: 0, .. })), "{answer:?}");
@@ -108,17 +107,17 @@ fn after_a_failure_every_call_repeats_it_at_once() {
     let config = config().deadline(Some(Duration::from_millis(300)));
     let other_is_done = Latch::new(1);
     ranks(2, &config, |communicator| {
-        let mut channel = communicator.channel(0).expect("a channel");
+        let mut lane = communicator.lane(0).expect("a lane");
         if communicator.rank() == 1 {
             return other_is_done.wait();
         }
         let (mut data, stream) = (filled(64, 1.0), stream());
-        let first = channel.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
+        let first = lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream);
         assert!(matches!(first, Err(Error::PeerTimeout { rank: 0, peer: 1, phase: 0, .. })), "{first:?}");
         let address = data.as_device_ptr().as_raw();
         // SAFETY: refused calls touch nothing.
         let again =
-            unsafe { channel.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
+            unsafe { lane.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
         assert!(matches!(again, Err(Error::PeerTimeout { peer: 1, .. })));
         assert!(matches!(communicator.status(), Err(Error::PeerTimeout { peer: 1, .. })));
         other_is_done.come();

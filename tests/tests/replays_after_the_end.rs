@@ -8,16 +8,16 @@ use cust::context::{Context, CurrentContext};
 use cust::device::Device;
 use cust::stream::Stream;
 use meshreduce::store::MemoryStore;
-use meshreduce::{Algorithm, Channel, Communicator, DType, Op, Outcome, rendezvous};
+use meshreduce::{Algorithm, Communicator, DType, Lane, Op, Outcome, rendezvous};
 use meshreduce_tests::calls::{Buffers, CALLS, call, limits, new_stream, replay};
 use meshreduce_tests::graph::Graph;
 use meshreduce_tests::in_process::{again_on, config, is_again_on, ranks};
 use meshreduce_tests::latch::Latch;
 
-fn capture(buffers: &[Buffers], channel: &mut Channel, stream: &Stream) -> Graph {
+fn capture(buffers: &[Buffers], lane: &mut Lane, stream: &Stream) -> Graph {
     Graph::capture(stream, || {
         for each in buffers {
-            each.enqueue(channel, stream).expect("a captured call");
+            each.enqueue(lane, stream).expect("a captured call");
         }
     })
 }
@@ -29,16 +29,16 @@ fn finish(stream: &Stream) {
 /// Captures all calls and replays them, before and after the end of the communicator.
 fn replay_beyond_the_end(communicator: Communicator, orderly: bool, all_have_replayed: &Latch) {
     let rank = communicator.rank();
-    let mut channel = communicator.channel(0).unwrap();
+    let mut lane = communicator.lane(0).unwrap();
     let stream = new_stream();
     let mut buffers = Buffers::all(&CALLS);
-    let graph = capture(&buffers, &mut channel, &stream);
+    let graph = capture(&buffers, &mut lane, &stream);
     buffers.iter_mut().for_each(|each| each.write(0, rank));
     replay(&graph, &stream);
     stream.synchronize().unwrap();
     buffers.iter().for_each(|each| each.assert_reduced(0, &communicator));
 
-    drop(channel);
+    drop(lane);
     // Whoever drops its communicator aborts the others'.
     all_have_replayed.meet();
     match orderly {
@@ -95,18 +95,18 @@ fn another_communicator_on_the_same_devices_does_not_notice() {
         let device = communicator.device();
         let stream = new_stream();
         let mut dead = [Buffers::new(0, CALLS[0])];
-        let mut channel = communicator.channel(0).unwrap();
-        let graph = capture(&dead, &mut channel, &stream);
-        drop(channel);
+        let mut lane = communicator.lane(0).unwrap();
+        let graph = capture(&dead, &mut lane, &stream);
+        drop(lane);
         communicator.close().expect("an orderly end");
 
         // It takes the memory that has just become free.
         let Ok(Outcome::Ready(other)) = rendezvous(&store, rank, 3, device, &config()) else {
             panic!("the second rendezvous")
         };
-        let mut channel = other.channel(0).unwrap();
+        let mut lane = other.lane(0).unwrap();
         let mut alive = [Buffers::new(1, CALLS[1])];
-        let living_graph = capture(&alive, &mut channel, &stream);
+        let living_graph = capture(&alive, &mut lane, &stream);
         let mut plain = Buffers::new(2, call(DType::F32, Op::Sum, 3000, true));
         for round in 0..10 {
             alive[0].write(round, rank);
@@ -115,7 +115,7 @@ fn another_communicator_on_the_same_devices_does_not_notice() {
                 replay(&graph, &stream);
                 replay(&living_graph, &stream);
                 replay(&graph, &stream);
-                plain.enqueue(&mut channel, &stream).expect("a call");
+                plain.enqueue(&mut lane, &stream).expect("a call");
                 replay(&graph, &stream);
                 finish(&stream);
             });
@@ -123,7 +123,7 @@ fn another_communicator_on_the_same_devices_does_not_notice() {
             plain.assert_reduced(round, &other);
         }
         other.status().unwrap();
-        drop(channel);
+        drop(lane);
         other.close().expect("an orderly end");
     });
 }
@@ -134,9 +134,9 @@ fn replays_that_another_thread_launches_during_the_end_do_no_harm() {
         let device = communicator.device();
         let stream = new_stream();
         let buffers = [Buffers::new(0, CALLS[0]), Buffers::new(1, CALLS[3])];
-        let mut channel = communicator.channel(0).unwrap();
-        let graph = capture(&buffers, &mut channel, &stream);
-        drop(channel);
+        let mut lane = communicator.lane(0).unwrap();
+        let graph = capture(&buffers, &mut lane, &stream);
+        drop(lane);
         let over = AtomicBool::new(false);
         let replays = Latch::new(20);
         std::thread::scope(|scope| {

@@ -30,16 +30,16 @@ fn rank(store: &dyn Store, rank: usize, device: u32) {
         (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * (rank + 1)) as f32))).collect();
     let mut data = DeviceBuffer::from_slice(&mine).expect("device memory");
     cust::context::CurrentContext::synchronize().expect("the copy");
-    let mut channel = communicator.channel(0).expect("a channel");
+    let mut lane = communicator.lane(0).expect("a lane");
     // SAFETY: nothing else uses `data` until the work has ended.
-    let work = unsafe { channel.all_reduce_in_place(&mut data, Op::Sum, &stream) }.expect("an all-reduce");
+    let work = unsafe { lane.all_reduce_in_place(&mut data, Op::Sum, &stream) }.expect("an all-reduce");
     work.synchronize().expect("its end");
     let mut sum = vec![Bf16::from(bf16::ZERO); mine.len()];
     data.copy_to(&mut sum).expect("the copy");
     // 1 + 2 + 3 + 4 = 10 times what rank 0 put in, and small enough to be exact.
     let wanted: Vec<Bf16> = (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * 10) as f32))).collect();
     assert!(sum == wanted, "rank {rank}");
-    drop(channel);
+    drop(lane);
     communicator.close().expect("a collective end");
 }
 

@@ -1,4 +1,4 @@
-//! What a kernel is given: one parameter struct per launch and one context per channel.
+//! What a kernel is given: one parameter struct per launch and one context per lane.
 
 use crate::{Algorithm, DType, MAX_RANKS, Op};
 
@@ -9,7 +9,7 @@ use crate::{Algorithm, DType, MAX_RANKS, Op};
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LaunchParams {
-    /// Device address of the channel's [`ChannelContext`].
+    /// Device address of the lane's [`LaneContext`].
     pub context: u64,
     /// Device address of the input, aligned to one element.
     pub input: u64,
@@ -36,10 +36,10 @@ pub const IN_PLACE: u32 = 1;
 /// one step of the whole grid beyond the end.
 pub const MAX_VECTORS: u64 = 1 << 31;
 
-/// What does not change between the calls of a channel, in device memory that no kernel writes.
+/// What does not change between the calls of a lane, in device memory that no kernel writes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct ChannelContext {
+pub struct LaneContext {
     /// By *rank*: address of that rank's signal pad, as mapped on this device. 0 where it is not mapped.
     pub pads: [u64; MAX_RANKS],
     /// By *position* in the reduction tree: address of the first staging half of the rank there. 0 where not mapped.
@@ -51,7 +51,7 @@ pub struct ChannelContext {
     pub own_staging: u64,
     /// Bytes from one staging half to the other.
     pub staging_half_bytes: u64,
-    /// Address of the channel's [`HostPage`], as mapped on this device.
+    /// Address of the lane's [`HostPage`], as mapped on this device.
     pub host_page: u64,
     /// By *position*: the rank there. Positions are a permutation of the ranks, equal on all of them.
     pub ranks: [u32; MAX_RANKS],
@@ -70,7 +70,7 @@ pub struct ChannelContext {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct HostPage {
-    /// Not zero: the host wants every kernel of this channel to end ([`crate::RecordKind::HostAbort`]).
+    /// Not zero: the host wants every kernel of this lane to end ([`crate::RecordKind::HostAbort`]).
     pub abort: u32,
     /// Keeps the record on a line of its own.
     pub reserved: [u32; 31],
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (56, 8));
-        assert_eq!((size_of::<ChannelContext>(), align_of::<ChannelContext>()), (208, 8));
+        assert_eq!((size_of::<LaneContext>(), align_of::<LaneContext>()), (208, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

@@ -20,7 +20,7 @@ pub mod tree;
 pub mod types;
 
 pub use geometry::Geometry;
-pub use launch::{ChannelContext, LaunchDescriptor, LaunchParams};
+pub use launch::{LaneContext, LaunchDescriptor, LaunchParams};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
 pub use types::{Algorithm, DType, Op};
 

@@ -1,6 +1,6 @@
-//! The signal pad: the part of a channel's memory through which ranks signal one another.
+//! The signal pad: the part of a lane's memory through which ranks signal one another.
 //!
-//! Every rank owns one pad per channel; its peers write into it, it reads. All offsets are in bytes from the start
+//! Every rank owns one pad per lane; its peers write into it, it reads. All offsets are in bytes from the start
 //! of the pad.
 //!
 //! | part | slots | written by | read by |
@@ -10,7 +10,7 @@
 //! | abort | one u32 ([`crate::AbortWord`]) | any rank | the owner, in every spin |
 //! | call number, exit count, claim | | the owner's kernels | the owner's kernels |
 //!
-//! A signal's value is the call's *epoch*: its number in the channel plus one. Epochs are 64 bits wide and never
+//! A signal's value is the call's *epoch*: its number in the lane plus one. Epochs are 64 bits wide and never
 //! reset. (With 32 bits, the slot of a block that sat out 2^31 calls, three hours of small messages, would compare
 //! as already signalled.)
 //!
@@ -23,7 +23,7 @@ pub const PHASES: u32 = 2;
 
 /// Offset of the abort word, u32.
 pub const ABORT: u64 = DESCRIPTORS + 2 * PHASE_BYTES;
-/// Offset of the channel's call number, u64; owner only.
+/// Offset of the lane's call number, u64; owner only.
 pub const CALL_NUMBER: u64 = ABORT + 128;
 /// Offset of the count of blocks that have left the running call, u32; owner only.
 pub const EXITED: u64 = CALL_NUMBER + 8;
@@ -36,7 +36,7 @@ const PHASE_BYTES: u64 = MAX_BLOCKS as u64 * MAX_RANKS as u64 * 8;
 const SIGNALS: u64 = 0;
 const DESCRIPTORS: u64 = SIGNALS + PHASES as u64 * PHASE_BYTES;
 
-/// Bytes from the start of the pad that hold signals: all of them start at the channel's first call number.
+/// Bytes from the start of the pad that hold signals: all of them start at the lane's first call number.
 pub const SIGNAL_BYTES: u64 = DESCRIPTORS;
 
 /// Offset of the signal slot of `block` in `phase` that rank `source` writes.

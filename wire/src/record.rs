@@ -55,7 +55,7 @@ impl AbortWord {
     }
 }
 
-/// The error record of a channel, in the [`crate::launch::HostPage`].
+/// The error record of a lane, in the [`crate::launch::HostPage`].
 ///
 /// Claimed once by an atomic in device memory, filled, then marked valid with `st.release.sys`; never changed again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

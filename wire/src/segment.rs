@@ -1,8 +1,8 @@
 //! A rank's *segment*: the one device allocation that it exports, pads first, staging behind.
 //!
-//! `[pad of channel 0 .. pad of channel C-1][staging of channel 0: half 0, half 1] .. [staging of channel C-1]`
+//! `[pad of lane 0 .. pad of lane C-1][staging of lane 0: half 0, half 1] .. [staging of lane C-1]`
 //!
-//! A channel's staging has two halves. A call uses the half of its call number's parity, so that the opening barrier
+//! A lane's staging has two halves. A call uses the half of its call number's parity, so that the opening barrier
 //! of the next call hands the half back before the call after next writes it.
 
 use crate::{VECTOR_BYTES, pad};
@@ -10,19 +10,19 @@ use crate::{VECTOR_BYTES, pad};
 /// The offsets of one communicator's segment, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentLayout {
-    channels: u32,
+    lanes: u32,
     half_bytes: u64,
 }
 
 impl SegmentLayout {
-    /// A segment of `channels` channels whose staging halves hold at least `half_bytes` bytes each.
-    pub const fn new(channels: u32, half_bytes: u64) -> Self {
-        Self { channels, half_bytes: half_bytes.next_multiple_of(STAGING_ALIGNMENT) }
+    /// A segment of `lanes` lanes whose staging halves hold at least `half_bytes` bytes each.
+    pub const fn new(lanes: u32, half_bytes: u64) -> Self {
+        Self { lanes, half_bytes: half_bytes.next_multiple_of(STAGING_ALIGNMENT) }
     }
 
     /// Bytes of the whole segment.
     pub const fn bytes(self) -> u64 {
-        self.staging(self.channels)
+        self.staging(self.lanes)
     }
 
     /// Bytes of one staging half.
@@ -30,15 +30,15 @@ impl SegmentLayout {
         self.half_bytes
     }
 
-    /// Offset of the pad of `channel`.
-    pub const fn pad(self, channel: u32) -> u64 {
-        channel as u64 * pad::BYTES
+    /// Offset of the pad of `lane`.
+    pub const fn pad(self, lane: u32) -> u64 {
+        lane as u64 * pad::BYTES
     }
 
-    /// Offset of the first staging half of `channel`; the second follows.
-    pub const fn staging(self, channel: u32) -> u64 {
-        let pads = (self.channels as u64 * pad::BYTES).next_multiple_of(STAGING_ALIGNMENT);
-        pads + channel as u64 * 2 * self.half_bytes
+    /// Offset of the first staging half of `lane`; the second follows.
+    pub const fn staging(self, lane: u32) -> u64 {
+        let pads = (self.lanes as u64 * pad::BYTES).next_multiple_of(STAGING_ALIGNMENT);
+        pads + lane as u64 * 2 * self.half_bytes
     }
 }
 

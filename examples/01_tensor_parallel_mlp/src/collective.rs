@@ -29,7 +29,7 @@ pub(crate) fn all_reduce_partials(
         // Nothing is broken; an engine would use another library here, on all ranks alike.
         Outcome::NotApplicable(reason) => bail!("meshreduce does not apply on this machine: {reason}"),
     };
-    let mut channel = communicator.channel(0)?;
+    let mut lane = communicator.lane(0)?;
 
     let _context = Context::new(Device::get_device(device)?)?;
     // Not NON_BLOCKING: `from_slice` copies on the default stream and may return before the device has it all; a
@@ -39,11 +39,11 @@ pub(crate) fn all_reduce_partials(
     for partial in partials {
         let partial: Vec<Bf16> = partial.into_iter().map(Bf16).collect();
         let mut message = DeviceBuffer::from_slice(&partial)?;
-        channel.all_reduce_in_place_and_wait(&mut message, Op::Sum, &stream)?;
+        lane.all_reduce_in_place_and_wait(&mut message, Op::Sum, &stream)?;
         sums.extend(message.as_host_vec()?.into_iter().map(|Bf16(sum)| sum));
     }
 
-    drop(channel);
+    drop(lane);
     communicator.close()?;
     Ok(sums)
 }

@@ -34,11 +34,11 @@ fn messages_name_what_is_needed_to_act() {
         ),
         (
             Error::ConfiguredDifferently {
-                field: "channels".into(),
+                field: "lanes".into(),
                 ranks: (0, 4),
                 values: ("1".into(), "2".into()),
             },
-            "configured differently: channels is 1 on rank 0 and 2 on rank 4",
+            "configured differently: lanes is 1 on rank 0 and 2 on rank 4",
         ),
         (
             Error::IpcRefused { rank: 0, peer: 4, source: driver },

@@ -78,12 +78,12 @@ impl Assembly {
             selector.check()?;
             let kernels = Kernels::load(&context, &texts, ground, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
-            own.block_cap = block_cap(&kernels, &context, sharers, config.channels)?;
+            own.block_cap = block_cap(&kernels, &context, sharers, config.lanes)?;
             let half = ground.staging_half_bytes(&config.limits, world_size);
-            let layout = SegmentLayout::new(config.channels, half);
+            let layout = SegmentLayout::new(config.lanes, half);
             let stream = Stream::new(&context)?;
             let segment =
-                Arc::new(Segment::new(&context, layout, config.channels, config.first_call_number, &stream)?);
+                Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);
             own.segment = Some(Offer { ipc: segment.export()? });
             self.listed = Some(Listed::new(session.generation(), rank, &segment));
             self.exported = processes.iter().any(|other| *other != process);
@@ -206,12 +206,12 @@ impl Seen {
     }
 }
 
-/// Blocks of one grid that fit the device while every other channel and every other rank on it runs one too: blocks
+/// Blocks of one grid that fit the device while every other lane and every other rank on it runs one too: blocks
 /// wait for blocks of other ranks, so all of them must be resident at once.
-fn block_cap(kernels: &Kernels, context: &PrimaryContext, sharers: u32, channels: u32) -> Result<u32, Error> {
+fn block_cap(kernels: &Kernels, context: &PrimaryContext, sharers: u32, lanes: u32) -> Result<u32, Error> {
     let resident = kernels.occupancy().saturating_mul(context.multiprocessors()?);
-    match resident / (sharers * channels) {
-        0 => Err(Error::DeviceTooSmall { device: context.ordinal(), resident, sharers, channels }),
+    match resident / (sharers * lanes) {
+        0 => Err(Error::DeviceTooSmall { device: context.ordinal(), resident, sharers, lanes }),
         blocks => Ok(blocks.min(MAX_BLOCKS)),
     }
 }

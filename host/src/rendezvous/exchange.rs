@@ -26,7 +26,7 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
     [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("world size", world_size.to_string()),
-        ("channels", config.channels.to_string()),
+        ("lanes", config.lanes.to_string()),
         ("deadline", optional(config.deadline.map(|deadline| format!("{deadline:?}")))),
         ("one-shot limit", limits.one_shot.to_string()),
         ("two-shot limit", limits.two_shot.to_string()),
@@ -258,9 +258,9 @@ mod tests {
     #[test]
     fn a_different_setting_is_named_with_both_values() {
         let mut other = first(2);
-        other.settings = settings(&Config::default().channels(2), 2, "digest");
+        other.settings = settings(&Config::default().lanes(2), 2, "digest");
         let expected =
-            Failure::Different { field: "channels".into(), ranks: (0, 1), values: ("1".into(), "2".into()) };
+            Failure::Different { field: "lanes".into(), ranks: (0, 1), values: ("1".into(), "2".into()) };
         assert_eq!(judge_first(&[first(1), other], false), Some(Verdict::Failed(expected)));
     }
 

@@ -51,7 +51,7 @@ fn enqueue(rank: &mut Rank, count: usize) -> Result<meshreduce::Work, Error> {
     let (address, stream) = (rank.arena.address(0), rank.stream.raw());
     // SAFETY: the arena has room for the elements, nothing else uses it, and it lives until the team has met again,
     // behind the wait for the stream.
-    unsafe { rank.channel.all_reduce_raw(address, address, count, DType::Bf16, Op::Sum, stream) }
+    unsafe { rank.lane.all_reduce_raw(address, address, count, DType::Bf16, Op::Sum, stream) }
 }
 
 /// Every rank makes one good call, so that what fails is not the first.

@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use cust_raw::CUresult;
-use meshreduce::{Algorithm, Channel, Config, DType, Limits, Op};
+use meshreduce::{Algorithm, Config, DType, Lane, Limits, Op};
 use meshreduce_wire::MAX_RANKS;
 
 use super::arena::Arena;
@@ -121,10 +121,10 @@ fn output(call: usize) -> usize {
 
 fn capture(rank: &mut Rank) -> Result<Graph> {
     let mut failed = None;
-    let Rank { channel, stream, arena, .. } = rank;
+    let Rank { lane, stream, arena, .. } = rank;
     let graph = Graph::try_capture(stream, || {
         let mut calls = 0..CAPTURED;
-        failed = calls.find_map(|call| enqueue(channel, arena, stream, call, true).err());
+        failed = calls.find_map(|call| enqueue(lane, arena, stream, call, true).err());
     });
     if let Some(error) = failed {
         return Err(error.context("a call that is captured"));
@@ -137,24 +137,18 @@ fn capture(rank: &mut Rank) -> Result<Graph> {
 }
 
 fn plain_call(rank: &mut Rank) -> Result<()> {
-    enqueue(&mut rank.channel, &rank.arena, &rank.stream, CAPTURED, false)
+    enqueue(&mut rank.lane, &rank.arena, &rank.stream, CAPTURED, false)
 }
 
-fn enqueue(
-    channel: &mut Channel,
-    arena: &Arena,
-    stream: &NonBlocking,
-    call: usize,
-    captured: bool,
-) -> Result<()> {
+fn enqueue(lane: &mut Lane, arena: &Arena, stream: &NonBlocking, call: usize, captured: bool) -> Result<()> {
     let (dtype, op, count) = CALLS[call];
     let (from, to, stream) = (arena.address(input(call)), arena.address(output(call)), stream.raw());
     // SAFETY: both places have room for the message, are the same or apart, and live until the team has met again,
     // behind the wait for the stream; whether the stream is being captured is said as it is.
     unsafe {
         match captured {
-            true => channel.all_reduce_raw_captured(from, to, count, dtype, op, stream),
-            false => channel.all_reduce_raw(from, to, count, dtype, op, stream),
+            true => lane.all_reduce_raw_captured(from, to, count, dtype, op, stream),
+            false => lane.all_reduce_raw(from, to, count, dtype, op, stream),
         }
     }?;
     Ok(())

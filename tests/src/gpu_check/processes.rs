@@ -44,7 +44,7 @@ fn job(place: &Place, world_size: usize, cases: Vec<Case>, store: &std::path::Pa
         ptx: None,
         deadline_ms: 60_000,
         rendezvous_ms: 180_000,
-        channels: 1,
+        lanes: 1,
         first_call_number: 0,
         shared_devices: place.shares(world_size),
         force_topology: place.forced().map(|topology| match topology {

@@ -135,7 +135,7 @@ fn one(rank: &mut Rank, case: &Case, share: &Share) -> Result<Result<(), String>
     let raw = rank.stream.raw();
     // SAFETY: both regions have room for the message, are the same or apart, and live until the team has met again
     // after this work was waited for.
-    let work = unsafe { rank.channel.all_reduce_raw(input, output, case.count(), case.dtype, case.op, raw) }?;
+    let work = unsafe { rank.lane.all_reduce_raw(input, output, case.count(), case.dtype, case.op, raw) }?;
     work.synchronize()?;
     let got = rank.arena.read(target, image.len(), &rank.stream)?;
     if let Err(problem) = matches(got, start, &share.result, case.dtype) {

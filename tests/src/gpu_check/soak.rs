@@ -59,7 +59,7 @@ fn shape(number: usize) -> usize {
 }
 
 fn soak(place: &Place, world_size: usize, calls: usize) -> Result<Done> {
-    // Both algorithms, taking turns on one channel; and call numbers that leave 32 bits behind on the way.
+    // Both algorithms, taking turns on one lane; and call numbers that leave 32 bits behind on the way.
     let config = place
         .config(world_size)
         .limits(Limits { one_shot: 4 << 10, ..Limits::default() })
@@ -89,7 +89,7 @@ fn soak(place: &Place, world_size: usize, calls: usize) -> Result<Done> {
                 let stream = rank.stream.raw();
                 // SAFETY: the places have room for the message, are apart, and live until the team has met again,
                 // behind the wait for the stream.
-                unsafe { rank.channel.all_reduce_raw(from, to, count, dtype, op, stream) }
+                unsafe { rank.lane.all_reduce_raw(from, to, count, dtype, op, stream) }
                     .with_context(|| format!("call {number}"))?;
             }
             for number in batch {

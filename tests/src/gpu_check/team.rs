@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use cust::context::Context;
 use cust::device::Device;
-use meshreduce::{Channel, Communicator, Config, MemoryStore, Outcome, rendezvous};
+use meshreduce::{Communicator, Config, Lane, MemoryStore, Outcome, rendezvous};
 
 use super::arena::Arena;
 use crate::stream::NonBlocking;
@@ -15,8 +15,8 @@ use crate::stream::NonBlocking;
 pub struct Rank<'a> {
     /// Its communicator.
     pub communicator: &'a Communicator,
-    /// The communicator's first channel.
-    pub channel: Channel,
+    /// The communicator's first lane.
+    pub lane: Lane,
     /// A stream that does not wait for the default stream.
     pub stream: NonBlocking,
     /// Its memory.
@@ -103,7 +103,7 @@ fn one<T>(
     let _context = Context::new(Device::get_device(devices[rank])?)?;
     let mut member = Rank {
         communicator: &communicator,
-        channel: communicator.channel(0)?,
+        lane: communicator.lane(0)?,
         stream: NonBlocking::new()?,
         arena: Arena::new(room)?,
         gate,

@@ -1,7 +1,7 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
 use anyhow::{Context, Result};
-use meshreduce_wire::{Algorithm, ChannelContext};
+use meshreduce_wire::{Algorithm, LaneContext};
 use std::mem::offset_of;
 
 use super::roles::{Phase, Roles};
@@ -279,7 +279,7 @@ impl Maker<'_> {
         ];
         self.add("half-by-block", vec![Edit { at: roles.parity, with: by_block }]);
         // Positions of staging, as they are read at constant offsets.
-        let first = offset_of!(ChannelContext, staging);
+        let first = offset_of!(LaneContext, staging);
         for position in 0..self.ranks {
             let shape = format!("+{}];", first + 8 * position);
             let reads: Vec<usize> = entry
@@ -302,12 +302,12 @@ impl Maker<'_> {
             }
         }
         if self.algorithm == Algorithm::TwoShot {
-            let position = entry.one(&format!("+{}];", offset_of!(ChannelContext, position)))?;
+            let position = entry.one(&format!("+{}];", offset_of!(LaneContext, position)))?;
             let register = entry.operands(position)[0].to_owned();
             let next = [format!("\tadd.s32 {register}, {register}, 1;")];
             self.add("slice-of-next-position", vec![entry.followed(position, &next)]);
-            let rank = format!("+{}];", offset_of!(ChannelContext, rank));
-            let at = format!("+{}];", offset_of!(ChannelContext, position));
+            let rank = format!("+{}];", offset_of!(LaneContext, rank));
+            let at = format!("+{}];", offset_of!(LaneContext, position));
             self.add("slice-by-rank", vec![entry.replaced(position, &at, &rank)?]);
         }
         Ok(())

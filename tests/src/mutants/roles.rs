@@ -1,7 +1,7 @@
 //! The places of the protocol in an entry.
 
 use anyhow::{Result, ensure};
-use meshreduce_wire::{Algorithm, ChannelContext};
+use meshreduce_wire::{Algorithm, LaneContext};
 use std::mem::offset_of;
 
 use super::text::Entry;
@@ -99,7 +99,7 @@ impl Roles {
         for (phase, prefix) in prefixes.iter().enumerate() {
             let [own_abort, peer_abort, valid] = [0, 1, 2].map(|at| aborts[3 * phase + at]);
             let (poll, host_poll) = (polls[1 + 2 * phase], polls[2 + 2 * phase]);
-            entry.before(host_poll, &format!("+{}]", offset_of!(ChannelContext, host_page)), 2)?;
+            entry.before(host_poll, &format!("+{}]", offset_of!(LaneContext, host_page)), 2)?;
             let end = signals.get(phase + 1).copied().unwrap_or(entry.lines.len());
             ensure!(
                 [looks[2 * phase], poll, claims[phase], own_abort, valid]
@@ -133,9 +133,9 @@ impl Roles {
         let call_number = entry.all("ld.global.u64");
         ensure!(call_number.len() == 1, "the read of the call number");
         let exits = entry.one("atom.acq_rel.sys.global.add.u32")?;
-        let rank = entry.all(&format!("+{}];", offset_of!(ChannelContext, rank)));
+        let rank = entry.all(&format!("+{}];", offset_of!(LaneContext, rank)));
         ensure!(rank.len() == 1, "the read of the rank");
-        let half = entry.one(&format!("+{}];", offset_of!(ChannelContext, staging_half_bytes)))?;
+        let half = entry.one(&format!("+{}];", offset_of!(LaneContext, staging_half_bytes)))?;
         let number = entry.operands(call_number[0])[0].to_owned();
         let stores = entry.all("st.global.v4.u32");
         let early = |at: &usize| *at < barriers[0];

@@ -9,7 +9,7 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    AbortWord, Algorithm, ChannelContext, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind,
+    AbortWord, Algorithm, DType, ErrorRecord, LaneContext, LaunchDescriptor, LaunchParams, Op, RecordKind,
     geometry, pad,
 };
 
@@ -128,7 +128,7 @@ impl Stage<'_> {
         let mut contexts = Vec::new();
         for (rank, &device) in devices.iter().enumerate() {
             label(&mut session, rank, segments[rank] + layout.pad(0), pages[rank]);
-            let context = session.allocate(device, size_of::<ChannelContext>() as u64);
+            let context = session.allocate(device, size_of::<LaneContext>() as u64);
             let bytes = self.context(&segments, &pages, layout, rank);
             session.write(context, &bytes);
             contexts.push(context);
@@ -276,24 +276,24 @@ impl Stage<'_> {
     fn context(&self, segments: &[u64], pages: &[u64], layout: SegmentLayout, rank: usize) -> Vec<u8> {
         let relayed = self.algorithm == Algorithm::HybridCubeMesh;
         let relay = if relayed { (rank + 4) % 8 } else { rank };
-        let mut bytes = vec![0; size_of::<ChannelContext>()];
+        let mut bytes = vec![0; size_of::<LaneContext>()];
         let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         for (peer, segment) in segments.iter().enumerate() {
             let mapped = self.maps(rank, peer);
             let (pad, staging) =
                 if mapped { (segment + layout.pad(0), segment + layout.staging(0)) } else { (0, 0) };
-            set(offset_of!(ChannelContext, pads) + 8 * peer, &pad.to_le_bytes());
-            set(offset_of!(ChannelContext, staging) + 8 * peer, &staging.to_le_bytes());
-            set(offset_of!(ChannelContext, ranks) + 4 * peer, &(peer as u32).to_le_bytes());
+            set(offset_of!(LaneContext, pads) + 8 * peer, &pad.to_le_bytes());
+            set(offset_of!(LaneContext, staging) + 8 * peer, &staging.to_le_bytes());
+            set(offset_of!(LaneContext, ranks) + 4 * peer, &(peer as u32).to_le_bytes());
         }
-        set(offset_of!(ChannelContext, own_pad), &(segments[rank] + layout.pad(0)).to_le_bytes());
-        set(offset_of!(ChannelContext, own_staging), &(segments[rank] + layout.staging(0)).to_le_bytes());
-        set(offset_of!(ChannelContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
-        set(offset_of!(ChannelContext, host_page), &pages[rank].to_le_bytes());
-        set(offset_of!(ChannelContext, rank), &(rank as u32).to_le_bytes());
-        set(offset_of!(ChannelContext, world_size), &(self.ranks as u32).to_le_bytes());
-        set(offset_of!(ChannelContext, position), &(rank as u32).to_le_bytes());
-        set(offset_of!(ChannelContext, relay), &(relay as u32).to_le_bytes());
+        set(offset_of!(LaneContext, own_pad), &(segments[rank] + layout.pad(0)).to_le_bytes());
+        set(offset_of!(LaneContext, own_staging), &(segments[rank] + layout.staging(0)).to_le_bytes());
+        set(offset_of!(LaneContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
+        set(offset_of!(LaneContext, host_page), &pages[rank].to_le_bytes());
+        set(offset_of!(LaneContext, rank), &(rank as u32).to_le_bytes());
+        set(offset_of!(LaneContext, world_size), &(self.ranks as u32).to_le_bytes());
+        set(offset_of!(LaneContext, position), &(rank as u32).to_le_bytes());
+        set(offset_of!(LaneContext, relay), &(relay as u32).to_le_bytes());
         bytes
     }
 }

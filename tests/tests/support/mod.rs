@@ -61,7 +61,7 @@ impl Scene {
             ptx: None,
             deadline_ms: 60_000,
             rendezvous_ms: 60_000,
-            channels: 1,
+            lanes: 1,
             first_call_number: 0,
             shared_devices: false,
             force_topology: None,

@@ -1,4 +1,4 @@
-//! Channels: where all-reduces are launched.
+//! Lanes: where all-reduces are launched.
 
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -21,13 +21,13 @@ use crate::record;
 use crate::store::Pause;
 use crate::work::Work;
 
-/// What a channel's work objects share with it.
+/// What a lane's work objects share with it.
 #[derive(Debug)]
-pub(crate) struct ChannelState {
+pub(crate) struct LaneState {
     pub(crate) index: u32,
     pub(crate) taken: AtomicBool,
     pub(crate) page: MappedHost<HostPage>,
-    /// Device address of the channel's context.
+    /// Device address of the lane's context.
     address: CUdeviceptr,
     rank: usize,
     deadline: Option<Duration>,
@@ -36,13 +36,13 @@ pub(crate) struct ChannelState {
     farewell: Weak<Farewell>,
     /// For its calls.
     events: EventPool,
-    /// A graph has kernels of this channel, so that the host does not know when the last one runs.
+    /// A graph has kernels of this lane, so that the host does not know when the last one runs.
     captured: AtomicBool,
     /// Behind the last launch that was not captured.
     last: Mutex<Option<Arc<Event>>>,
 }
 
-impl ChannelState {
+impl LaneState {
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         index: u32,
@@ -76,7 +76,7 @@ impl ChannelState {
                 }
                 error => error,
             }),
-            // A kernel that never had to wait does not look at the host's wish; the channel is over all the same.
+            // A kernel that never had to wait does not look at the host's wish; the lane is over all the same.
             None if record::abort_flag(&self.page).load(Ordering::Relaxed) != 0 => Err(Error::Aborted),
             None => Ok(()),
         }
@@ -86,7 +86,7 @@ impl ChannelState {
         self.farewell.upgrade().is_some_and(|farewell| farewell.has_closed(peer))
     }
 
-    /// Whether a graph has kernels of this channel.
+    /// Whether a graph has kernels of this lane.
     pub(crate) fn has_captures(&self) -> bool {
         self.captured.load(Ordering::Relaxed)
     }
@@ -117,16 +117,16 @@ impl ChannelState {
 
 /// One order of all-reduces: signal pad and staging of its own, one stream at a time.
 ///
-/// All ranks must make the same calls on a channel in the same order; ranks that differ get
+/// All ranks must make the same calls on a lane in the same order; ranks that differ get
 /// [`Error::LaunchMismatch`]. Work on a second stream may follow work on a first one only if the streams are ordered
 /// (an event, a synchronisation). Two streams that are not, or two graphs that are replayed at the same time, need a
-/// channel each.
+/// lane each.
 ///
-/// A channel is `Send` but not `Sync`, and its calls take `&mut self`.
+/// A lane is `Send` but not `Sync`, and its calls take `&mut self`.
 #[derive(Debug)]
-pub struct Channel {
+pub struct Lane {
     shared: Arc<Shared>,
-    state: Arc<ChannelState>,
+    state: Arc<LaneState>,
     /// Not `Sync`.
     _one_thread: PhantomData<Cell<()>>,
 }
@@ -140,12 +140,12 @@ enum Capture {
     No,
 }
 
-impl Channel {
-    pub(crate) fn new(shared: Arc<Shared>, state: Arc<ChannelState>) -> Self {
+impl Lane {
+    pub(crate) fn new(shared: Arc<Shared>, state: Arc<LaneState>) -> Self {
         Self { shared, state, _one_thread: PhantomData }
     }
 
-    /// The channel's number, equal on all ranks.
+    /// The lane's number, equal on all ranks.
     pub fn index(&self) -> u32 {
         self.state.index
     }
@@ -160,13 +160,13 @@ impl Channel {
     ///
     /// `input` and `output` are device addresses of `count` elements that the communicator's device can access, valid
     /// until the work has ended and not used otherwise before; `stream` is a stream of the device's primary context
-    /// that is not being captured (for one that is: [`Channel::all_reduce_raw_captured`]).
+    /// that is not being captured (for one that is: [`Lane::all_reduce_raw_captured`]).
     ///
     /// # Errors
     ///
     /// Before anything is launched: [`Error::Misaligned`] unless the addresses are multiples of the element's size,
     /// [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm, [`Error::MessageTooLong`] and
-    /// [`Error::Unsupported`]; after a failure on this channel, that failure again.
+    /// [`Error::Unsupported`]; after a failure on this lane, that failure again.
     pub unsafe fn all_reduce_raw(
         &mut self,
         input: CUdeviceptr,
@@ -180,18 +180,18 @@ impl Channel {
         unsafe { self.enqueue(input, output, count, dtype, op, stream, Capture::No) }
     }
 
-    /// [`Channel::all_reduce_raw`] for a stream that is being captured: the call becomes a node of the graph. See the
+    /// [`Lane::all_reduce_raw`] for a stream that is being captured: the call becomes a node of the graph. See the
     /// crate's documentation for what holds for replays. Knowing of it, the library does not ask the driver about
     /// the captured event, which would spoil the capture, and waits for replays when the communicator ends.
     ///
     /// # Safety
     ///
-    /// As for [`Channel::all_reduce_raw`], for every replay, but that the stream is being captured. A replay after the
+    /// As for [`Lane::all_reduce_raw`], for every replay, but that the stream is being captured. A replay after the
     /// communicator's end, which is a mistake (see [`crate::Communicator`]), reads the input and writes nothing.
     ///
     /// # Errors
     ///
-    /// As for [`Channel::all_reduce_raw`].
+    /// As for [`Lane::all_reduce_raw`].
     pub unsafe fn all_reduce_raw_captured(
         &mut self,
         input: CUdeviceptr,
@@ -290,17 +290,17 @@ impl Channel {
         Ok(Work::new(Arc::clone(state), event, captured))
     }
 
-    /// [`Channel::all_reduce_raw`] of a slice in place, its pointer checked.
+    /// [`Lane::all_reduce_raw`] of a slice in place, its pointer checked.
     ///
     /// # Safety
     ///
     /// The data is not freed, and not used by anything that is not ordered behind the work, before the work has ended;
     /// `stream` belongs to the device's primary context. If it is being captured, the same holds for every replay: see
-    /// [`Channel::all_reduce_raw_captured`].
+    /// [`Lane::all_reduce_raw_captured`].
     ///
     /// # Errors
     ///
-    /// [`Error::NotOnDevice`], and those of [`Channel::all_reduce_raw`].
+    /// [`Error::NotOnDevice`], and those of [`Lane::all_reduce_raw`].
     pub unsafe fn all_reduce_in_place<T: Element + DeviceCopy>(
         &mut self,
         data: &mut DeviceSlice<T>,
@@ -315,15 +315,15 @@ impl Channel {
         unsafe { self.all_reduce_anywhere(address, address, data.len(), T::DTYPE, op, stream.as_inner()) }
     }
 
-    /// [`Channel::all_reduce_raw`] from one slice into another, pointers and lengths checked.
+    /// [`Lane::all_reduce_raw`] from one slice into another, pointers and lengths checked.
     ///
     /// # Safety
     ///
-    /// As for [`Channel::all_reduce_in_place`], for both slices.
+    /// As for [`Lane::all_reduce_in_place`], for both slices.
     ///
     /// # Errors
     ///
-    /// [`Error::LengthsDiffer`], [`Error::NotOnDevice`], and those of [`Channel::all_reduce_raw`].
+    /// [`Error::LengthsDiffer`], [`Error::NotOnDevice`], and those of [`Lane::all_reduce_raw`].
     pub unsafe fn all_reduce<T: Element + DeviceCopy>(
         &mut self,
         input: &DeviceSlice<T>,
@@ -348,7 +348,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// Those of [`Channel::all_reduce_in_place`] and of [`Work::synchronize`].
+    /// Those of [`Lane::all_reduce_in_place`] and of [`Work::synchronize`].
     pub fn all_reduce_in_place_and_wait<T: Element + DeviceCopy>(
         &mut self,
         data: &mut DeviceSlice<T>,
@@ -373,7 +373,7 @@ impl Channel {
         driver::check_pointer(&self.shared.context, address)
     }
 
-    /// Whether the kernels of this channel that have ended did so without failure.
+    /// Whether the kernels of this lane that have ended did so without failure.
     ///
     /// # Errors
     ///
@@ -402,7 +402,7 @@ impl Channel {
     }
 }
 
-impl Drop for Channel {
+impl Drop for Lane {
     fn drop(&mut self) {
         self.state.taken.store(false, Ordering::Release);
     }
@@ -428,7 +428,7 @@ fn check_addresses(input: u64, output: u64, bytes: u64, dtype: DType) -> Result<
 
 const _: () = {
     const fn moves<T: Send>() {}
-    moves::<Channel>();
+    moves::<Lane>();
 };
 
 #[cfg(test)]
