@@ -45,7 +45,7 @@ fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
             memory.write_u64(context + 136, segments[rank] + layout.staging(0));
             memory.write_u64(context + 144, layout.half_bytes());
             memory.write_u64(context + 152, host_page);
-            for (offset, value) in [(192, rank), (196, W), (200, rank), (204, rank)] {
+            for (offset, value) in [(192, rank), (196, W), (200, rank), (204, rank), (208, 0), (212, 1)] {
                 memory.write_u32(context + offset, value as u32);
             }
             Rank { context, input: memory.allocate(bytes as usize), output: memory.allocate(bytes as usize) }

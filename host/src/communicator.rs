@@ -220,7 +220,7 @@ impl Shared {
         let mut lanes = Vec::new();
         for index in 0..config.lanes {
             let address = contexts.address(index);
-            let state = LaneState::new(&context, index, address, rank, config.deadline, &farewell)?;
+            let state = LaneState::new(&context, index, address, rank, &farewell)?;
             let page = state.page.device();
             contexts.push(lane_context(&reaches, layout, &mesh, rank, index, page), &stream)?;
             lanes.push(Arc::new(state));
@@ -272,17 +272,21 @@ impl Shared {
         for lane in &self.lanes {
             record::abort_flag(&lane.page).store(1, Ordering::Release);
         }
+        let rank = self.rank as u32;
         let word =
-            AbortWord { kind: RecordKind::HostAbort, culprit: self.rank as u32, origin: self.rank as u32 };
+            |lane| AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane }.encode();
         let Ok(_current) = self.context.enter() else { return };
+        // A kernel that has failed has told all lanes itself, with the name of who is to blame.
+        if self.lanes.iter().any(|lane| record::read(&lane.page).is_some()) {
+            return;
+        }
         for reach in self.reaches.iter().flatten() {
-            // Where a kernel has failed it has sent the abort itself, with the name of who is to blame.
-            for lane in self.lanes.iter().filter(|lane| record::read(&lane.page).is_none()) {
+            for lane in &self.lanes {
                 let address = reach.address() + self.layout.pad(lane.index) + pad::ABORT;
                 // SAFETY: the pad is mapped, the word is aligned and 4 bytes long. Kernels read it with strong
                 // accesses; one 32-bit store by the device is seen whole.
                 let answer =
-                    unsafe { cust_raw::cuMemsetD32Async(address, word.encode(), 1, self.stream.raw()) };
+                    unsafe { cust_raw::cuMemsetD32Async(address, word(lane.index), 1, self.stream.raw()) };
                 if let Err(error) = check("cuMemsetD32Async", answer) {
                     tracing::debug!(%error, "the abort could not be sent");
                     return;

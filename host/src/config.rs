@@ -120,7 +120,9 @@ impl Config {
         self
     }
 
-    /// How long a kernel waits for a peer in one phase. `None`: for ever. At least a microsecond.
+    /// How long a kernel waits for a peer in the first phase of a call. In the second, which two-shot and the hybrid cube
+    /// mesh have, it waits an eighth longer: the peer that it waits for there may itself be waiting, in the first phase,
+    /// for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a microsecond.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
         self

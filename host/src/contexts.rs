@@ -88,11 +88,12 @@ fn offset(lane: u32) -> u64 {
     STRIDE * u64::from(lane)
 }
 
-/// A pad in which the abort word is raised, and the record claimed, so that nobody reports it or tells the peers.
+/// A pad, for all lanes, in which the abort word is raised, and the record claimed, so that nobody reports it or tells
+/// others.
 fn dead_pad(rank: u32) -> Vec<u8> {
     let mut bytes = vec![0; pad::BYTES as usize];
     let mut put = |at: u64, word: u32| bytes[at as usize..][..4].copy_from_slice(&word.to_le_bytes());
-    put(pad::ABORT, AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank }.encode());
+    put(pad::ABORT, AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane: 0 }.encode());
     put(pad::RECORD_CLAIM, 1);
     bytes
 }
@@ -122,6 +123,8 @@ pub(crate) fn lane_context(
         world_size: reaches.len() as u32,
         position: position as u32,
         relay: relay.unwrap_or(position) as u32,
+        lane: index,
+        lanes: layout.lanes(),
     };
     for (position, &other) in order.iter().enumerate() {
         context.ranks[position] = other as u32;

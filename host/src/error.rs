@@ -279,7 +279,7 @@ pub enum Error {
         epoch_wanted: u64,
         /// The epoch that was there.
         epoch_seen: u64,
-        /// The deadline that passed.
+        /// How long the kernel waited: at least the deadline of that phase ([`crate::Config::deadline`]).
         waited: Duration,
     },
     /// Another rank ended the collective.

@@ -30,7 +30,6 @@ pub(crate) struct LaneState {
     /// Device address of the lane's context.
     address: CUdeviceptr,
     rank: usize,
-    deadline: Option<Duration>,
     context: Arc<PrimaryContext>,
     /// Gone with the communicator.
     farewell: Weak<Farewell>,
@@ -48,7 +47,6 @@ impl LaneState {
         index: u32,
         address: CUdeviceptr,
         rank: usize,
-        deadline: Option<Duration>,
         farewell: &Arc<Farewell>,
     ) -> Result<Self, Error> {
         Ok(Self {
@@ -57,7 +55,6 @@ impl LaneState {
             page: MappedHost::new(context, HostPage::default())?,
             address,
             rank,
-            deadline,
             context: Arc::clone(context),
             farewell: Arc::downgrade(farewell),
             events: EventPool::new(context),
@@ -69,7 +66,7 @@ impl LaneState {
     /// What the kernels have left behind.
     pub(crate) fn status(&self) -> Result<(), Error> {
         match record::read(&self.page) {
-            Some(found) => Err(match record::translate(&found, self.rank, self.deadline) {
+            Some(found) => Err(match record::translate(&found, self.rank, self.index) {
                 // A peer that did not come because it had closed: that says more than the time that was waited.
                 Error::PeerTimeout { rank, peer, .. } if self.has_closed(peer) => {
                     Error::Closed { rank, peer }

@@ -35,8 +35,8 @@ pub(crate) fn abort_flag(page: &MappedHost<HostPage>) -> &AtomicU32 {
     unsafe { AtomicU32::from_ptr(&raw mut (*page.host().as_ptr()).abort) }
 }
 
-/// The record of `rank` as an error. `deadline` is the one its launches had.
-pub(crate) fn translate(record: &ErrorRecord, rank: usize, deadline: Option<Duration>) -> Error {
+/// The record of `rank` in `lane` as an error.
+pub(crate) fn translate(record: &ErrorRecord, rank: usize, lane: u32) -> Error {
     let Some(word) = AbortWord::decode(record.abort) else {
         // A kernel of another version, or memory that was overwritten.
         return Error::System {
@@ -44,7 +44,9 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, deadline: Option<Dura
             source: std::io::ErrorKind::InvalidData.into(),
         };
     };
-    if word.origin as usize != rank {
+    // What this rank's host wants, it wants of all lanes, whichever learned of it first.
+    let own = word.lane == lane || word.kind == RecordKind::HostAbort;
+    if word.origin as usize != rank || !own {
         return Error::PeerAborted {
             origin: word.origin as usize,
             culprit: word.culprit as usize,
@@ -59,7 +61,7 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, deadline: Option<Dura
             phase: record.phase,
             epoch_wanted: record.epoch_wanted,
             epoch_seen: record.epoch_seen,
-            waited: deadline.unwrap_or(Duration::MAX),
+            waited: Duration::from_nanos(record.waited_ns),
         },
         RecordKind::LaunchMismatch => Error::LaunchMismatch {
             rank,
@@ -79,7 +81,7 @@ mod tests {
     fn with(kind: RecordKind, culprit: u32, origin: u32) -> ErrorRecord {
         ErrorRecord {
             valid: 1,
-            abort: AbortWord { kind, culprit, origin }.encode(),
+            abort: AbortWord { kind, culprit, origin, lane: 2 }.encode(),
             peer: 3,
             ..Default::default()
         }
@@ -87,10 +89,14 @@ mod tests {
 
     #[test]
     fn what_this_rank_found_is_told_in_full() {
-        let second = Duration::from_secs(1);
-        let timeout =
-            ErrorRecord { block: 2, epoch_wanted: 9, epoch_seen: 8, ..with(RecordKind::PeerTimeout, 3, 1) };
-        match translate(&timeout, 1, Some(second)) {
+        let timeout = ErrorRecord {
+            block: 2,
+            epoch_wanted: 9,
+            epoch_seen: 8,
+            waited_ns: 1_234_567,
+            ..with(RecordKind::PeerTimeout, 3, 1)
+        };
+        match translate(&timeout, 1, 2) {
             Error::PeerTimeout {
                 rank: 1,
                 peer: 3,
@@ -100,25 +106,39 @@ mod tests {
                 epoch_seen: 8,
                 waited,
             } => {
-                assert_eq!(waited, second);
+                assert_eq!(waited, Duration::from_nanos(1_234_567));
             }
             other => panic!("{other:?}"),
         }
         let launch =
             LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count: 5 };
         let record = ErrorRecord { launched: launch.encode(), ..with(RecordKind::LaunchMismatch, 3, 1) };
-        match translate(&record, 1, None) {
+        match translate(&record, 1, 2) {
             Error::LaunchMismatch { rank: 1, peer: 3, launched, peer_launched: None } => {
                 assert_eq!(launched, Some(launch));
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(translate(&with(RecordKind::HostAbort, 1, 1), 1, None), Error::Aborted));
+    }
+
+    #[test]
+    fn what_this_rank_found_in_another_lane_names_it_as_the_origin() {
+        match translate(&with(RecordKind::PeerTimeout, 3, 1), 1, 0) {
+            Error::PeerAborted { origin: 1, culprit: 3, kind: RecordKind::PeerTimeout } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_abort_of_this_ranks_host_is_one_in_every_lane() {
+        for lane in [0, 2] {
+            assert!(matches!(translate(&with(RecordKind::HostAbort, 1, 1), 1, lane), Error::Aborted));
+        }
     }
 
     #[test]
     fn what_a_peer_found_names_origin_and_culprit() {
-        match translate(&with(RecordKind::PeerTimeout, 3, 2), 1, None) {
+        match translate(&with(RecordKind::PeerTimeout, 3, 2), 1, 2) {
             Error::PeerAborted { origin: 2, culprit: 3, kind: RecordKind::PeerTimeout } => {}
             other => panic!("{other:?}"),
         }
@@ -127,6 +147,6 @@ mod tests {
     #[test]
     fn a_record_that_makes_no_sense_is_an_error_not_a_panic() {
         let record = ErrorRecord { valid: 1, abort: 0xffff_ffff, ..Default::default() };
-        assert!(translate(&record, 0, None).to_string().contains("0xffffffff"));
+        assert!(translate(&record, 0, 0).to_string().contains("0xffffffff"));
     }
 }

@@ -13,20 +13,19 @@
 //! phase of call n+1 tells every peer that call n is over here, and call n+2 is the first to write the half again.
 //!
 //! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
-//! once per lane, and an abort word in the pad of every rank that is mapped. The lane is dead from then on: the
-//! abort word stays, the call number stands still, and kernels that are queued behind return at once.
+//! once per lane, and an abort word in the pads that every rank that is mapped has, of all lanes: whoever waits in
+//! another lane is told now, and not when the same peer does not come there either. The communicator is dead from then
+//! on: the abort words stay, the call numbers stand still, and kernels that are queued behind return at once.
 //!
 //! They must not stage either: since the number stands still they have the half of the failed call, which a slow peer
 //! may still be reading, if this rank published before it gave up. So every thread looks at the abort word before it
 //! stores to staging, and the first barrier joins what they saw: a block of which one thread did not stage does not
-//! publish. What a thread sees there of an earlier call of this rank is certain, since the kernels of a lane follow
-//! one another; what it sees of a peer's failure may come at any moment, and only then threads of a block differ.
+//! publish. What a thread sees there of an earlier call of this lane is certain, since the kernels of a lane follow
+//! one another; what it sees of a failure elsewhere may come at any moment, and only then threads of a block differ.
 
 use core::{array::from_fn, mem::offset_of};
 
-use meshreduce_wire::{
-    AbortWord, LaneContext, ErrorRecord, LaunchParams, RecordKind, launch::HostPage, pad,
-};
+use meshreduce_wire::{AbortWord, ErrorRecord, LaneContext, LaunchParams, RecordKind, launch::HostPage, pad};
 
 use crate::{
     memory::{load_u32_nc, load_u64, load_u64_nc, store_u32, store_u64},
@@ -64,16 +63,6 @@ pub struct Peer {
     pad: u64,
 }
 
-/// Whether a rank meets its peers of a phase for the first time in a call. Then the two tell each other what they have
-/// launched: in the opening phase, and where a hybrid cube mesh meets its relay, which it has not met before.
-#[derive(Clone, Copy)]
-pub enum Meeting {
-    /// The peers exchange launch descriptors with the signal.
-    First,
-    /// The peers have compared their launches in an earlier phase.
-    Again,
-}
-
 /// Why a thread gave up waiting.
 struct Failure {
     abort: u32,
@@ -81,6 +70,8 @@ struct Failure {
     peer: u32,
     epoch_seen: u64,
     peer_launched: u64,
+    /// When the wait began, by the device's clock; 0: there was none.
+    begin: u64,
 }
 
 impl Call {
@@ -199,11 +190,14 @@ impl Call {
     /// stands for one peer or none, and every peer has one thread. False: the block must leave, without
     /// [`Self::leave`].
     ///
+    /// In phase 0 a rank meets all peers that it has in the call, also those that it needs only in phase 1, and compares
+    /// what they have launched. So whoever waits in phase 1 waits for a peer that has begun the call.
+    ///
     /// # Safety
     /// All threads of the block call it, with the same `phase`: 0, then 1 if the algorithm has it. Before phase 0 a
     /// thread has staged its share unless [`Self::may_stage`] said no.
     #[inline(always)]
-    pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>, meeting: Meeting) -> bool {
+    pub unsafe fn meet(&self, phase: u32, peer: Option<Peer>) -> bool {
         let dead = if phase == 0 {
             sync_threads_or(self.abort != 0)
         } else {
@@ -213,11 +207,12 @@ impl Call {
         let outcome = match peer {
             // Whoever saw it reports it: there is one at least, so the block is told again below.
             _ if dead && self.abort != 0 => {
-                Err(Failure { abort: self.abort, phase, peer: self.rank, epoch_seen: 0, peer_launched: 0 })
+                let (abort, peer) = (self.abort, self.rank);
+                Err(Failure { abort, phase, peer, epoch_seen: 0, peer_launched: 0, begin: 0 })
             }
             Some(peer) if !dead => {
-                self.publish(phase, peer, meeting);
-                self.await_peer(phase, peer.rank, meeting)
+                self.publish(phase, peer);
+                self.await_peer(phase, peer.rank)
             }
             _ => Ok(()),
         };
@@ -229,8 +224,8 @@ impl Call {
     }
 
     #[inline(always)]
-    unsafe fn publish(&self, phase: u32, peer: Peer, meeting: Meeting) {
-        if let Meeting::First = meeting {
+    unsafe fn publish(&self, phase: u32, peer: Peer) {
+        if phase == 0 {
             let slot = pad::descriptor(self.parity(), block_idx_x(), self.rank);
             store_relaxed_sys_u64(peer.pad + slot, self.descriptor);
         }
@@ -238,13 +233,14 @@ impl Call {
     }
 
     #[inline(always)]
-    unsafe fn await_peer(&self, phase: u32, peer: u32, meeting: Meeting) -> Result<(), Failure> {
+    unsafe fn await_peer(&self, phase: u32, peer: u32) -> Result<(), Failure> {
         let slot = self.own_pad + pad::signal(phase, block_idx_x(), peer);
         let mut seen = load_acquire_sys_u64(slot);
         let mut abort = 0;
+        let mut begin = 0;
         if seen < self.epoch() {
             let patience = self.patience(phase);
-            let begin = globaltimer();
+            begin = globaltimer();
             let mut polls = 0u32;
             while seen < self.epoch() {
                 abort = self.reason_to_stop(&mut polls, begin, patience, peer);
@@ -255,7 +251,7 @@ impl Call {
             }
         }
         let mut peer_launched = 0;
-        if abort == 0 && matches!(meeting, Meeting::First) {
+        if abort == 0 && phase == 0 {
             let launched =
                 load_relaxed_sys_u64(self.own_pad + pad::descriptor(self.parity(), block_idx_x(), peer));
             if launched != self.descriptor {
@@ -263,7 +259,11 @@ impl Call {
                 abort = self.finding(RecordKind::LaunchMismatch, peer);
             }
         }
-        if abort == 0 { Ok(()) } else { Err(Failure { abort, phase, peer, epoch_seen: seen, peer_launched }) }
+        if abort == 0 {
+            Ok(())
+        } else {
+            Err(Failure { abort, phase, peer, epoch_seen: seen, peer_launched, begin })
+        }
     }
 
     /// The abort word that ends a wait which has not been satisfied, or 0.
@@ -290,13 +290,14 @@ impl Call {
     fn patience(&self, phase: u32) -> u64 {
         match phase {
             0 => self.deadline_ns,
-            _ => 2 * self.deadline_ns + self.deadline_ns / 8,
+            _ => self.deadline_ns.saturating_add(self.deadline_ns / 8),
         }
     }
 
     #[inline(always)]
-    fn finding(&self, kind: RecordKind, culprit: u32) -> u32 {
-        AbortWord { kind, culprit, origin: self.rank }.encode()
+    unsafe fn finding(&self, kind: RecordKind, culprit: u32) -> u32 {
+        let lane = load_u32_nc::<{ offset_of!(LaneContext, lane) }>(self.context);
+        AbortWord { kind, culprit, origin: self.rank, lane }.encode()
     }
 
     /// Records a failure, unless the lane has a record already, and spreads the abort word.
@@ -308,16 +309,8 @@ impl Call {
         if atomic_cas_acq_rel_sys_u32(self.own_pad + pad::RECORD_CLAIM, 0, 1) != 0 {
             return;
         }
-        store_release_sys_u32(self.own_pad + pad::ABORT, failure.abort);
-        let ranks = load_u32_nc::<{ offset_of!(LaneContext, world_size) }>(self.context);
-        let mut rank = 0;
-        while rank < ranks {
-            let peer_pad = self.pad(rank);
-            if peer_pad != 0 && rank != self.rank {
-                store_release_sys_u32(peer_pad + pad::ABORT, failure.abort);
-            }
-            rank += 1;
-        }
+        let waited = if failure.begin == 0 { 0 } else { globaltimer().wrapping_sub(failure.begin) };
+        self.spread(failure.abort);
         let record = self.host_page() + offset_of!(HostPage, record) as u64;
         store_u32(record + offset_of!(ErrorRecord, abort) as u64, failure.abort);
         store_u32(record + offset_of!(ErrorRecord, peer) as u64, failure.peer);
@@ -327,7 +320,35 @@ impl Call {
         store_u64(record + offset_of!(ErrorRecord, epoch_seen) as u64, failure.epoch_seen);
         store_u64(record + offset_of!(ErrorRecord, launched) as u64, self.descriptor);
         store_u64(record + offset_of!(ErrorRecord, peer_launched) as u64, failure.peer_launched);
+        store_u64(record + offset_of!(ErrorRecord, waited_ns) as u64, waited);
         store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);
+    }
+
+    /// Stores the abort word to the pads of all lanes of all ranks that are mapped, this one's among them; those of this
+    /// lane first.
+    ///
+    /// Relaxed: the word says all by itself, and releases would wait for one another.
+    #[inline(always)]
+    unsafe fn spread(&self, abort: u32) {
+        let ranks = load_u32_nc::<{ offset_of!(LaneContext, world_size) }>(self.context);
+        let lanes = load_u32_nc::<{ offset_of!(LaneContext, lanes) }>(self.context);
+        let own = load_u32_nc::<{ offset_of!(LaneContext, lane) }>(self.context);
+        let mut lane = own;
+        let mut told = 0;
+        while told < lanes {
+            // The pads of a rank's lanes lie side by side.
+            let offset = (lane as u64).wrapping_sub(own as u64).wrapping_mul(pad::BYTES);
+            let mut rank = 0;
+            while rank < ranks {
+                let peer_pad = self.pad(rank);
+                if peer_pad != 0 {
+                    store_relaxed_sys_u32(peer_pad.wrapping_add(offset) + pad::ABORT, abort);
+                }
+                rank += 1;
+            }
+            told += 1;
+            lane = if lane + 1 == lanes { 0 } else { lane + 1 };
+        }
     }
 
     /// Ends a call that went well: the last block out advances the lane's call number. Every block read the number

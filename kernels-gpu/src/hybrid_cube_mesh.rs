@@ -10,7 +10,7 @@ use core::array::from_fn;
 use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 
 use crate::{
-    barrier::{Call, Meeting},
+    barrier::Call,
     element::{Bf16, Element, F16, F32, Wide},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
@@ -43,10 +43,9 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let quad = position & QUAD as u32;
     let staging: [u64; QUAD] = from_fn(|member| call.staging(quad + member as u32));
     let own_partials = call.own_staging() + partials;
-    let relay_partials = call.staging(relay) + partials;
     let thread = thread_idx_x();
-    let quad_peer = call.peer(if thread < QUAD as u32 { Some(call.rank_at(quad + thread)) } else { None });
-    let relay_peer = call.peer(if thread == 0 { Some(call.rank_at(relay)) } else { None });
+    let neighbour = if thread < QUAD as u32 { quad + thread } else { relay };
+    let peer = call.peer(if thread <= QUAD as u32 { Some(call.rank_at(neighbour)) } else { None });
 
     while let Some((index, vector)) = next {
         next = share.next().map(|index| (index, message.load::<E>(index)));
@@ -55,16 +54,18 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         }
     }
 
-    if !call.meet(0, quad_peer, Meeting::First) {
+    if !call.meet(0, peer) {
         return;
     }
 
+    // Not earlier: with its address and the quad's there are no registers left for the wait. Here nothing waits for it.
+    let relay_partials = call.staging(call.relay()) + partials;
     for index in Share::of_thread(vectors) {
         let inputs = staging.map(|half| load_vector(vector_address(half, index)));
         store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs));
     }
 
-    if !call.meet(1, relay_peer, Meeting::First) {
+    if !call.meet(1, if thread == QUAD as u32 { peer } else { None }) {
         return;
     }
 

@@ -3,7 +3,7 @@
 use meshreduce_wire::LaunchParams;
 
 use crate::{
-    barrier::{Call, Meeting},
+    barrier::Call,
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
@@ -38,7 +38,7 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(0, peer, Meeting::First) {
+    if !call.meet(0, peer) {
         return;
     }
 

@@ -8,7 +8,7 @@
 use meshreduce_wire::{LaunchParams, geometry};
 
 use crate::{
-    barrier::{Call, Meeting},
+    barrier::Call,
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, store_each, vector_address},
@@ -53,7 +53,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(0, peer, Meeting::First) {
+    if !call.meet(0, peer) {
         return;
     }
 
@@ -66,7 +66,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(1, peer, Meeting::Again) {
+    if !call.meet(1, peer) {
         return;
     }
 

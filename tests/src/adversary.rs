@@ -30,6 +30,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::{inputs, reference};
 pub use abort::Abort;
 
+/// Lanes of the communicator: one is played, and the other hears of its failures.
+const LANES: u32 = 2;
+
 /// Nanoseconds, which the session counts by instructions: no wait of a run that ends takes as long.
 const DEADLINE_NS: u64 = 1 << 60;
 
@@ -53,7 +56,9 @@ pub struct Scenario {
     pub positions: Vec<usize>,
     /// By position: the relay's position; its own where there is no relay.
     pub relays: Vec<usize>,
-    /// The lane's first call number.
+    /// The lane that is played.
+    pub lane: u32,
+    /// Its first call number.
     pub first_call: u64,
     /// The calls in order.
     pub calls: Vec<Call>,
@@ -205,7 +210,8 @@ impl Kernels {
                 Call { count, offset, blocks, threads, in_place }
             })
             .collect();
-        Scenario { dtype, op, positions, relays, first_call: draw.below(3) as u64, calls, abort }
+        let (first_call, lane) = (draw.below(3) as u64, draw.below(LANES as usize) as u32);
+        Scenario { dtype, op, positions, relays, lane, first_call, calls, abort }
     }
 
     /// Runs what `seed` stands for.
@@ -268,6 +274,8 @@ struct Stage<'a> {
 struct Rank {
     device: DeviceId,
     pad: u64,
+    /// The pad of the other lane.
+    other_pad: u64,
     context: u64,
     host_page: u64,
 }
@@ -287,7 +295,8 @@ impl<'a> Stage<'a> {
         let staging = scenario.calls.iter().map(|call| {
             geometry::staging_bytes(kernels.algorithm, call.count as u64, scenario.dtype, world_size as u32)
         });
-        let layout = SegmentLayout::new(1, staging.max().unwrap_or(0));
+        let layout = SegmentLayout::new(LANES, staging.max().unwrap_or(0));
+        let lane = scenario.lane;
         let devices: Vec<DeviceId> = (0..world_size).map(|_| session.device()).collect();
         let segments: Vec<u64> =
             devices.iter().map(|&device| session.allocate(device, layout.bytes())).collect();
@@ -295,14 +304,16 @@ impl<'a> Stage<'a> {
         for (rank, &device) in devices.iter().enumerate() {
             let context = session.allocate(device, size_of::<LaneContext>() as u64);
             let host_page = session.allocate(device, size_of::<HostPage>() as u64);
-            let pad = segments[rank] + layout.pad(0);
-            name(&mut session, rank, pad, segments[rank] + layout.staging(0), layout.half_bytes());
+            let pad = segments[rank] + layout.pad(lane);
+            let other_pad = segments[rank] + layout.pad((lane + 1) % LANES);
+            name(&mut session, rank, pad, segments[rank] + layout.staging(lane), layout.half_bytes());
+            session.label(other_pad + pad::ABORT, 4, &format!("rank {rank}'s abort word of the other lane"));
             session.label(context, size_of::<LaneContext>() as u64, &format!("rank {rank}'s context"));
             session.label(host_page, size_of::<HostPage>() as u64, &format!("rank {rank}'s host page"));
             let first = scenario.first_call;
             session.write(pad, &first.to_le_bytes().repeat(pad::SIGNAL_BYTES as usize / 8));
             session.write(pad + pad::CALL_NUMBER, &first.to_le_bytes());
-            ranks.push(Rank { device, pad, context, host_page });
+            ranks.push(Rank { device, pad, other_pad, context, host_page });
         }
         for (number, rank) in ranks.iter().enumerate() {
             context(&mut session, kernels, scenario, layout, &segments, rank, number);
@@ -354,7 +365,7 @@ impl<'a> Stage<'a> {
             }
         }
         if let Some(abort) = self.scenario.abort {
-            abort.launch(&mut self.session, &self.ranks);
+            abort.launch(&mut self.session, self.scenario, &self.ranks);
         }
         for (rank, bytes) in contents.into_iter().enumerate() {
             expected.push(Expected { rank, call: calls.len() - 1, address: shared[rank], bytes });
@@ -417,6 +428,10 @@ impl<'a> Stage<'a> {
                 let text = format!("rank {number}: {record:?}");
                 return Err(Failure::GaveUp { text, interleaving: last() });
             }
+            let told = word(rank.other_pad + pad::ABORT) as u32;
+            if valid != 0 && told == 0 || self.scenario.abort.is_none() && told != 0 {
+                return wrong(format!("rank {number}'s other lane has the abort word {told:#x}"));
+            }
             let at = word(rank.pad + pad::CALL_NUMBER);
             let gave_up = valid != 0 && abort != 0 && at < first + all;
             if at != first + all && !gave_up {
@@ -461,13 +476,14 @@ fn context(
 ) {
     let mut bytes = vec![0; size_of::<LaneContext>()];
     let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    let lane = scenario.lane;
     let own_position = scenario.positions.iter().position(|&at| at == rank).unwrap_or(0);
     for (position, &peer) in scenario.positions.iter().enumerate() {
         let mapped = kernels.algorithm != Algorithm::HybridCubeMesh
             || position / 4 == own_position / 4
             || position == scenario.relays[own_position];
         let (pad, staging) = match mapped {
-            true => (segments[peer] + layout.pad(0), segments[peer] + layout.staging(0)),
+            true => (segments[peer] + layout.pad(lane), segments[peer] + layout.staging(lane)),
             false => (0, 0),
         };
         set(offset_of!(LaneContext, pads) + 8 * peer, &pad.to_le_bytes());
@@ -475,13 +491,15 @@ fn context(
         set(offset_of!(LaneContext, ranks) + 4 * position, &(peer as u32).to_le_bytes());
     }
     set(offset_of!(LaneContext, own_pad), &own.pad.to_le_bytes());
-    set(offset_of!(LaneContext, own_staging), &(segments[rank] + layout.staging(0)).to_le_bytes());
+    set(offset_of!(LaneContext, own_staging), &(segments[rank] + layout.staging(lane)).to_le_bytes());
     set(offset_of!(LaneContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
     set(offset_of!(LaneContext, host_page), &own.host_page.to_le_bytes());
     set(offset_of!(LaneContext, rank), &(rank as u32).to_le_bytes());
     set(offset_of!(LaneContext, world_size), &(kernels.world_size as u32).to_le_bytes());
     set(offset_of!(LaneContext, position), &(own_position as u32).to_le_bytes());
     set(offset_of!(LaneContext, relay), &(scenario.relays[own_position] as u32).to_le_bytes());
+    set(offset_of!(LaneContext, lane), &lane.to_le_bytes());
+    set(offset_of!(LaneContext, lanes), &LANES.to_le_bytes());
     session.write(own.context, &bytes);
 }
 

@@ -19,9 +19,9 @@ pub struct LaunchParams {
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
-    /// Nanoseconds of waiting after which a peer is given up; 0: never. In phase 1 the wait is twice as long and an
-    /// eighth more: the peer may itself have come late and then have waited in phase 0 for a third rank, and must have
-    /// time to name that one.
+    /// Nanoseconds of waiting after which a peer is given up; 0: never. In phase 1 it is an eighth more: whoever waits
+    /// there waits for a peer that has begun the call, perhaps in vain for a third rank in phase 0, and gives it the time
+    /// to name that one first.
     pub deadline_ns: u64,
     /// What the sum is multiplied by before rounding: 1 for sum, RN(1/W) for avg. Unused by min and max.
     pub scale: f32,
@@ -40,7 +40,8 @@ pub const MAX_VECTORS: u64 = 1 << 31;
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LaneContext {
-    /// By *rank*: address of that rank's signal pad, as mapped on this device. 0 where it is not mapped.
+    /// By *rank*: address of that rank's signal pad of this lane, as mapped on this device. 0 where it is not mapped.
+    /// Those of the rank's other lanes lie before and behind it, [`crate::pad::BYTES`] apart.
     pub pads: [u64; MAX_RANKS],
     /// By *position* in the reduction tree: address of the first staging half of the rank there. 0 where not mapped.
     pub staging: [u64; MAX_RANKS],
@@ -64,6 +65,10 @@ pub struct LaneContext {
     /// The position of the relay neighbour in a hybrid cube mesh, where positions 0 to 3 are one quad and 4 to 7 the
     /// other; elsewhere this rank's own position.
     pub relay: u32,
+    /// This lane.
+    pub lane: u32,
+    /// Lanes of the communicator.
+    pub lanes: u32,
 }
 
 /// Page-locked host memory, mapped on the device: the way between a running kernel and the host.
@@ -149,7 +154,7 @@ mod tests {
     #[test]
     fn layouts_have_no_hidden_padding() {
         assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (56, 8));
-        assert_eq!((size_of::<LaneContext>(), align_of::<LaneContext>()), (208, 8));
+        assert_eq!((size_of::<LaneContext>(), align_of::<LaneContext>()), (216, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

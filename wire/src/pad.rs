@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | signals | phase x block x source rank, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
 //! | descriptors | call parity x block x source rank, u64 | the source, before its first signal of the call | the owner, after it |
-//! | abort | one u32 ([`crate::AbortWord`]) | any rank | the owner, in every spin |
+//! | abort | one u32 ([`crate::AbortWord`]) | any lane of any rank | the owner, in every spin |
 //! | call number, exit count, claim | | the owner's kernels | the owner's kernels |
 //!
 //! A signal's value is the call's *epoch*: its number in the lane plus one. Epochs are 64 bits wide and never

@@ -27,8 +27,9 @@ impl RecordKind {
 
 /// The word in a signal pad that ends every wait of its owner. 0: go on.
 ///
-/// From the lowest bit: kind, culprit, origin (8 bits each). Whoever writes it last wins; every writer names a
-/// culprit of the same failure or of one that happened at the same time.
+/// From the lowest bit: kind, culprit, origin, lane (8 bits each). It goes to the pads of all lanes: a communicator
+/// fails as a whole. Whoever writes it last wins; every writer names a culprit of the same failure or of one that
+/// happened at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AbortWord {
     /// What the origin found.
@@ -37,19 +38,23 @@ pub struct AbortWord {
     pub culprit: u32,
     /// The rank that found it first.
     pub origin: u32,
+    /// The lane in which it did: there the origin has the record that tells more.
+    pub lane: u32,
 }
 
 impl AbortWord {
     /// The word; never 0.
     #[inline(always)]
     pub const fn encode(self) -> u32 {
-        self.kind as u32 | self.culprit << 8 | self.origin << 16
+        self.kind as u32 | self.culprit << 8 | self.origin << 16 | self.lane << 24
     }
 
     /// Reads a word back; `None` if nobody aborted (0) or no abort encodes to it.
     pub const fn decode(word: u32) -> Option<Self> {
         match RecordKind::from_repr(word as u8) {
-            Some(kind) => Some(Self { kind, culprit: word >> 8 & 0xff, origin: word >> 16 & 0xff }),
+            Some(kind) => {
+                Some(Self { kind, culprit: word >> 8 & 0xff, origin: word >> 16 & 0xff, lane: word >> 24 })
+            }
             None => None,
         }
     }
@@ -63,8 +68,8 @@ impl AbortWord {
 pub struct ErrorRecord {
     /// 0: nothing went wrong, or the rest is not written yet.
     pub valid: u32,
-    /// [`AbortWord::encode`]: what went wrong, who is blamed, who found it. Its origin is this rank where this rank
-    /// found it, another where the abort came from a peer.
+    /// [`AbortWord::encode`]: what went wrong, who is blamed, who found it. Its origin and lane are this rank and this
+    /// lane where the record tells of their own finding, others where the abort came from there.
     pub abort: u32,
     /// The peer that this kernel was waiting for or compared itself with; this rank when it did neither.
     pub peer: u32,
@@ -82,6 +87,8 @@ pub struct ErrorRecord {
     pub launched: u64,
     /// The descriptor of the peer's launch, for a mismatch; else 0.
     pub peer_launched: u64,
+    /// Nanoseconds from the begin of the wait until it was given up, by `%globaltimer`; 0: the kernel did not wait.
+    pub waited_ns: u64,
 }
 
 #[cfg(test)]
@@ -92,8 +99,8 @@ mod tests {
     #[test]
     fn abort_words_survive_the_round_trip() {
         for kind in [RecordKind::PeerTimeout, RecordKind::LaunchMismatch, RecordKind::HostAbort] {
-            for (culprit, origin) in [(0, 0), (7, 0), (0, 7), (3, 5)] {
-                let word = AbortWord { kind, culprit, origin };
+            for (culprit, origin, lane) in [(0, 0, 0), (7, 0, 0), (0, 7, 0), (0, 0, 63), (3, 5, 1)] {
+                let word = AbortWord { kind, culprit, origin, lane };
                 assert_ne!(word.encode(), 0);
                 assert_eq!(AbortWord::decode(word.encode()), Some(word));
             }
@@ -103,6 +110,6 @@ mod tests {
 
     #[test]
     fn the_record_has_no_hidden_padding() {
-        assert_eq!(size_of::<ErrorRecord>(), 6 * 4 + 4 * 8);
+        assert_eq!(size_of::<ErrorRecord>(), 6 * 4 + 5 * 8);
     }
 }

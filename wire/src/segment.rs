@@ -20,6 +20,11 @@ impl SegmentLayout {
         Self { lanes, half_bytes: half_bytes.next_multiple_of(STAGING_ALIGNMENT) }
     }
 
+    /// Lanes of the communicator.
+    pub const fn lanes(self) -> u32 {
+        self.lanes
+    }
+
     /// Bytes of the whole segment.
     pub const fn bytes(self) -> u64 {
         self.staging(self.lanes)
@@ -54,7 +59,8 @@ mod tests {
     #[test]
     fn parts_follow_one_another_without_overlap() {
         let layout = SegmentLayout::new(3, 1000);
-        assert_eq!(layout.half_bytes(), 1024);
+        assert_eq!((layout.lanes(), layout.half_bytes()), (3, 1024));
+        // Kernels count on it: they find the pads of a peer's other lanes from that of their own.
         assert_eq!(layout.pad(2) - layout.pad(1), pad::BYTES);
         assert!(layout.staging(0) >= layout.pad(2) + pad::BYTES);
         assert_eq!(layout.staging(1), layout.staging(0) + 2 * 1024);

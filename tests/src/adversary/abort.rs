@@ -9,7 +9,7 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::{AbortWord, RecordKind, pad};
 
-use super::{Draw, Rank};
+use super::{Draw, Rank, Scenario};
 
 /// Who is told to give up, and when.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +53,12 @@ impl Abort {
     }
 
     /// Launches the kernel that does it, on a device of its own.
-    pub(super) fn launch(self, session: &mut Session, ranks: &[Rank]) {
+    pub(super) fn launch(self, session: &mut Session, scenario: &Scenario, ranks: &[Rank]) {
         let Some(kernel) = KERNEL.clone() else { return };
         let origin = ((self.rank + 1) % ranks.len()) as u32;
         let (place, word) = if self.from_peer {
-            let word = AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin }.encode();
+            let lane = scenario.lane;
+            let word = AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin, lane }.encode();
             (ranks[self.rank].pad + pad::ABORT, word)
         } else {
             (ranks[self.rank].host_page + offset_of!(HostPage, abort) as u64, 1)

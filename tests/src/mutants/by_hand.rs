@@ -125,13 +125,13 @@ impl Maker<'_> {
             let slot = entry.operands(phase.looks[0])[1].to_owned();
             let cleared =
                 ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
-            let claimed = phase.descriptor_read.map_or_else(
-                || entry.next(phase.looks[1], "setp.eq.b32", 30),
-                |read| entry.before(read, "add.s64", 4),
-            )?;
+            let waited = match phase.descriptor_read {
+                Some(read) => entry.before(read, "add.s64", 4)?,
+                None => entry.target(entry.next(phase.looks[0], "bra", 6)?)?,
+            };
             self.add(
                 format!("known-5-{prefix}flag-cleared-by-the-reader"),
-                vec![entry.followed(claimed, &cleared)],
+                vec![entry.followed(waited, &cleared)],
             );
         }
         Ok(())

@@ -41,11 +41,13 @@ const BY_SIGNAL: &str =
     "the signal orders it: the same threads write it before a release and read it behind the acquire";
 const ONE_DEVICE: &str = "a scope within one device: the owner's kernels alone touch it";
 const ELECTS: &str = "the claim elects a block and hands nothing over; what follows is the winner's alone";
-const WHOLE: &str = "an abort word says all by itself; the record has its own release";
 const LAST: &str =
     "the count orders it behind all others' counts, and the next launch begins when this one is over";
 const NOT_AHEAD: &str =
     "a peer ends the call only when every block here has given its second signal, behind this wait";
+const BEHIND_FIRST: &str = "a peer gives the next second signal only behind the next first one from here";
+const CLEARED_IN_TIME: &str =
+    "the slot is cleared before the next call's first signal, without which the peer cannot write it again";
 
 /// All of them.
 pub static KNOWN: &[Known] = &[
@@ -61,26 +63,20 @@ pub static KNOWN: &[Known] = &[
     equivalent("claim-acquire", ELECTS),
     equivalent("claim-release", ELECTS),
     equivalent("claim-gpu", ONE_DEVICE),
-    equivalent("own-abort-relaxed", WHOLE),
-    equivalent("peer-abort-relaxed", WHOLE),
     equivalent("exits-gpu", ONE_DEVICE),
     equivalent("exits-reset-gpu", ONE_DEVICE),
     equivalent("exits-reset-cta", LAST),
     equivalent("exits-reset-weak", LAST),
     equivalent("two_shot/wait-for-equal-epoch", NOT_AHEAD),
-    equivalent(
-        "two_shot/gather-wait-for-equal-epoch",
-        "a peer gives the next second signal only behind the next first one from here",
-    ),
+    equivalent("two_shot/gather-wait-for-equal-epoch", BEHIND_FIRST),
+    equivalent("hybrid_cube_mesh/relay-wait-for-equal-epoch", BEHIND_FIRST),
     equivalent("two_shot/descriptor-one-slot", NOT_AHEAD),
     equivalent(
         "two_shot/known-5-flag-cleared-by-the-reader",
         "the slot is cleared before the second signal, without which the peer cannot write it again",
     ),
-    equivalent(
-        "two_shot/known-5-gather-flag-cleared-by-the-reader",
-        "the slot is cleared before the next call's first signal, without which the peer cannot write it again",
-    ),
+    equivalent("two_shot/known-5-gather-flag-cleared-by-the-reader", CLEARED_IN_TIME),
+    equivalent("hybrid_cube_mesh/known-5-relay-flag-cleared-by-the-reader", CLEARED_IN_TIME),
     equivalent(
         "two_shot/agreement-0-dropped",
         "no peer ends the call without the second signal, which a block with a thread that gave up does not give",

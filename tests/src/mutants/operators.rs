@@ -1,11 +1,14 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
 use anyhow::{Context, Result};
-use meshreduce_wire::{Algorithm, LaneContext};
+use meshreduce_wire::{Algorithm, LaneContext, LaunchParams, pad};
 use std::mem::offset_of;
 
 use super::roles::{Phase, Roles};
 use super::text::{Edit, Entry, Mutant};
+
+/// The thread that stands for the relay in a hybrid cube mesh; those before it stand for the quad.
+const RELAY_THREAD: u32 = 4;
 
 /// Mutants in the making.
 pub struct Maker<'a> {
@@ -72,6 +75,8 @@ impl Maker<'_> {
             self.orders(phase)?;
             self.signals(phase)?;
             self.failures(phase)?;
+            self.deadlines(phase)?;
+            self.spreading(phase);
         }
         self.weaken("entry-poll", &[roles.entry_poll])?;
         self.weaken("exits", &[roles.exits])?;
@@ -86,6 +91,9 @@ impl Maker<'_> {
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);
         let staged = roles.stage_guards.iter().map(|&at| entry.constant(at, "0")).collect();
         self.add("stage-guard-dropped", staged);
+        if self.algorithm == Algorithm::HybridCubeMesh {
+            self.relay_late()?;
+        }
         self.barriers()?;
         self.data()
     }
@@ -125,8 +133,7 @@ impl Maker<'_> {
         self.weaken(&format!("{prefix}abort-poll"), &[phase.poll])?;
         self.weaken(&format!("{prefix}host-poll"), &[phase.host_poll])?;
         self.weaken(&format!("{prefix}claim"), &[phase.claim])?;
-        self.weaken(&format!("{prefix}own-abort"), &[phase.own_abort])?;
-        self.weaken(&format!("{prefix}peer-abort"), &[phase.peer_abort])?;
+        self.weaken(&format!("{prefix}spread"), &[phase.spread])?;
         self.weaken(&format!("{prefix}valid"), &[phase.valid])
     }
 
@@ -160,10 +167,11 @@ impl Maker<'_> {
         self.add(name("wait-skipped"), skipped());
         let seen = entry.operands(first)[0].to_owned();
         // One thread of those that stand for peers takes its signal as given.
+        let thread = if phase.prefix == "relay-" { RELAY_THREAD } else { 0 };
         let spare = |at| {
             let lines = [
                 "\tmov.u32 %mr0, %tid.x;".to_owned(),
-                "\tsetp.eq.u32 %mp0, %mr0, 0;".to_owned(),
+                format!("\tsetp.eq.u32 %mp0, %mr0, {thread};"),
                 format!("\tselp.b64 {seen}, -1, {seen}, %mp0;"),
             ];
             entry.followed(at, &lines)
@@ -203,10 +211,7 @@ impl Maker<'_> {
             }
         }
         let early = roles.barriers[2 * usize::from(!phase.prefix.is_empty())];
-        let pad = match (roles.peer_pads.as_slice(), phase.prefix) {
-            ([_, relay], "relay-") => *relay,
-            (pads, _) => pads[0],
-        };
+        let pad = roles.peer_pad;
         let peer = entry.operands(pad)[0].to_owned();
         let number = entry.operands(roles.call_number)[0].to_owned();
         let rank = entry.operands(roles.rank)[0].to_owned();
@@ -231,10 +236,6 @@ impl Maker<'_> {
         let name = |what: &str| format!("{}{what}", phase.prefix);
         self.add(name("abort-poll-dropped"), vec![entry.constant(phase.poll, "0")]);
         self.add(name("host-poll-dropped"), vec![entry.constant(phase.host_poll, "0")]);
-        let clock = entry.operands(phase.clock)[0].to_owned();
-        let begin = entry.operands(entry.next(phase.clock, "sub.s64", 2)?)[2].to_owned();
-        let still = Edit { at: phase.clock, with: vec![format!("\tmov.u64 {clock}, {begin};")] };
-        self.add(name("deadline-dropped"), vec![still]);
         self.add(name("claim-dropped"), vec![entry.constant(phase.claim, "0")]);
         let operands = entry.operands(phase.claim);
         let (got, slot, value) = (operands[0], operands[1], operands[3]);
@@ -243,8 +244,6 @@ impl Maker<'_> {
             format!("\tst.relaxed.sys.global.u32 {slot}, {value};"),
         ];
         self.add(name("claim-not-atomic"), vec![Edit { at: phase.claim, with: torn }]);
-        self.add(name("own-abort-dropped"), vec![entry.dropped(phase.own_abort)]);
-        self.add(name("peer-abort-dropped"), vec![entry.dropped(phase.peer_abort)]);
         self.add(name("valid-dropped"), vec![entry.dropped(phase.valid)]);
         self.add(name("record-dropped"), vec![entry.dropped(phase.record)]);
         let late = [entry.lines[phase.record].clone()];
@@ -252,6 +251,88 @@ impl Maker<'_> {
             name("record-after-valid"),
             vec![entry.dropped(phase.record), entry.followed(phase.valid, &late)],
         );
+        Ok(())
+    }
+
+    /// When a wait ends, and what is told of it.
+    fn deadlines(&mut self, phase: &Phase) -> Result<()> {
+        let entry = self.entry;
+        let name = |what: &str| format!("{}{what}", phase.prefix);
+        let clock = entry.operands(phase.clock)[0].to_owned();
+        let difference = entry.next(phase.clock, "sub.s64", 2)?;
+        let [waited, _, begin] = entry.operands(difference)[..] else {
+            anyhow::bail!("no difference in '{}'", entry.lines[difference].trim())
+        };
+        let still = Edit { at: phase.clock, with: vec![format!("\tmov.u64 {clock}, {begin};")] };
+        self.add(name("deadline-dropped"), vec![still]);
+        let halved = [format!("\tshr.u64 {waited}, {waited}, 1;")];
+        self.add(name("deadline-doubled"), vec![entry.followed(difference, &halved)]);
+        let twice = [format!("\tadd.s64 {waited}, {waited}, {waited};")];
+        self.add(name("deadline-halved"), vec![entry.followed(difference, &twice)]);
+        if !phase.prefix.is_empty() {
+            let compare = entry.next(difference, "setp.lt.u64", 2)?;
+            let patience = entry.operands(compare)[2].to_owned();
+            let deadline = entry.one(&format!("_param_0+{}];", offset_of!(LaunchParams, deadline_ns)))?;
+            let deadline = entry.operands(deadline)[0].to_owned();
+            let early = entry.replaced(compare, &format!("{patience};"), &format!("{deadline};"))?;
+            self.add(name("deadline-of-phase-0"), vec![early]);
+        }
+        self.add(name("waited-dropped"), vec![entry.dropped(phase.waited)]);
+        Ok(())
+    }
+
+    /// Some of those that must hear of a failure do not.
+    fn spreading(&mut self, phase: &Phase) {
+        let (entry, roles) = (self.entry, self.roles);
+        let told = entry.operands(phase.told_pad)[0].to_owned();
+        let own = entry.operands(roles.own_pad)[0].to_owned();
+        let place = entry.operands(phase.spread)[0].trim_matches(['[', ']']).to_owned();
+        self.add(format!("{}spread-dropped", phase.prefix), vec![entry.dropped(phase.spread)]);
+        // Whether the pad is one of another lane, or of another rank: `ne`; of this one: `eq`.
+        for (what, lane, rank) in [
+            ("own-pad", "eq", Some("eq")),
+            ("peers", "eq", Some("ne")),
+            ("lanes", "ne", None),
+            ("own-lanes", "ne", Some("eq")),
+            ("peers-lanes", "ne", Some("ne")),
+        ] {
+            let mut lines = vec![
+                format!("\tadd.s64 %md0, {told}, {};", pad::ABORT),
+                format!("\tsetp.{lane}.s64 %mp0, {place}, %md0;"),
+            ];
+            if let Some(rank) = rank {
+                lines.push(format!("\tsetp.{rank}.s64 %mp1, {told}, {own};"));
+                lines.push("\tand.pred %mp0, %mp0, %mp1;".to_owned());
+            }
+            lines.push(format!("\t@!%mp0 {}", entry.lines[phase.spread].trim()));
+            let edit = Edit { at: phase.spread, with: lines };
+            self.add(format!("{}spread-not-to-{what}", phase.prefix), vec![edit]);
+        }
+    }
+
+    /// The relay is met in the second phase only: neither signal nor wait nor descriptor in the first.
+    fn relay_late(&mut self) -> Result<()> {
+        let (entry, phase) = (self.entry, &self.roles.phases[0]);
+        let is_relay = || {
+            let thread = "\tmov.u32 %mr0, %tid.x;".to_owned();
+            [thread, format!("\tsetp.eq.u32 %mp0, %mr0, {RELAY_THREAD};")]
+        };
+        let unless = |at: usize| {
+            let lines = [&is_relay()[..], &[format!("\t@!%mp0 {}", entry.lines[at].trim())]].concat();
+            Edit { at, with: lines }
+        };
+        let taken = |at: usize, value: &str| {
+            let got = entry.operands(at)[0];
+            let given = format!("\tselp.b64 {got}, {value}, {got}, %mp0;");
+            entry.followed(at, &[&is_relay()[..], &[given]].concat())
+        };
+        let descriptor = phase.descriptor.zip(phase.descriptor_read).context("descriptors")?;
+        let own = entry.operands(descriptor.0)[1].to_owned();
+        let mut edits = vec![unless(descriptor.0), unless(phase.signal), taken(descriptor.1, &own)];
+        edits.extend(phase.looks.map(|look| taken(look, "-1")));
+        self.add("relay-not-met-in-phase-0", edits);
+        // It is met, but what it launched is not looked at.
+        self.add("relay-descriptor-not-compared", vec![taken(descriptor.1, &own)]);
         Ok(())
     }
 

@@ -24,8 +24,10 @@ pub struct Roles {
     pub half_distance: usize,
     /// The read of this rank's number.
     pub rank: usize,
+    /// The read of the address of its own pad.
+    pub own_pad: usize,
     /// The load of the address of a peer's pad, by the thread that stands for the peer.
-    pub peer_pads: Vec<usize>,
+    pub peer_pad: usize,
     /// Weak vector stores to staging, before the first barrier.
     pub staging_stores: Vec<usize>,
     /// Weak vector stores between the phases.
@@ -60,12 +62,14 @@ pub struct Phase {
     pub descriptor_read: Option<usize>,
     /// The claim of the record.
     pub claim: usize,
-    /// The store of the abort word to the own pad.
-    pub own_abort: usize,
-    /// ... to those of the others.
-    pub peer_abort: usize,
+    /// The load of the address of a pad that is to be told.
+    pub told_pad: usize,
+    /// The store of the abort word to it, or to the pad of another lane beside it.
+    pub spread: usize,
     /// The record's first field, which is its abort word.
     pub record: usize,
+    /// The record's last field, which is how long was waited.
+    pub waited: usize,
     /// The record is marked valid.
     pub valid: usize,
 }
@@ -85,42 +89,48 @@ impl Roles {
         let signals = entry.some("st.release.sys.global.u64", count)?;
         let looks = entry.some("ld.acquire.sys.global.u64", 2 * count)?;
         let polls = entry.some("ld.relaxed.sys.global.u32", 1 + 2 * count)?;
-        let clocks = entry.some("%globaltimer", 2 * count)?;
+        let clocks = entry.some("%globaltimer", 3 * count)?;
         let claims = entry.some("atom.acq_rel.sys.global.cas.b32", count)?;
-        let aborts = entry.some("st.release.sys.global.u32", 3 * count)?;
-        let descriptors = entry.all("st.relaxed.sys.global.u64");
-        let descriptor_reads = entry.all("ld.relaxed.sys.global.u64");
-        ensure!(descriptors.len() == descriptor_reads.len(), "descriptors written and read");
-        ensure!(
-            descriptors.len() == if algorithm == Algorithm::HybridCubeMesh { 2 } else { 1 },
-            "descriptors"
-        );
+        // Behind those that spread an abort comes the reset of the count of exits.
+        let spreads = entry.some("st.relaxed.sys.global.u32", count + 1)?;
+        let valids = entry.some("st.release.sys.global.u32", count)?;
+        // Only in the first phase.
+        let descriptor = entry.one("st.relaxed.sys.global.u64")?;
+        let descriptor_read = entry.one("ld.relaxed.sys.global.u64")?;
         let mut phases = Vec::new();
         for (phase, prefix) in prefixes.iter().enumerate() {
-            let [own_abort, peer_abort, valid] = [0, 1, 2].map(|at| aborts[3 * phase + at]);
+            let (spread, valid) = (spreads[phase], valids[phase]);
             let (poll, host_poll) = (polls[1 + 2 * phase], polls[2 + 2 * phase]);
             entry.before(host_poll, &format!("+{}]", offset_of!(LaneContext, host_page)), 2)?;
             let end = signals.get(phase + 1).copied().unwrap_or(entry.lines.len());
             ensure!(
-                [looks[2 * phase], poll, claims[phase], own_abort, valid]
-                    .is_sorted_by(|first, second| first < second)
+                [
+                    looks[2 * phase],
+                    clocks[3 * phase + 1],
+                    claims[phase],
+                    clocks[3 * phase + 2],
+                    spread,
+                    valid
+                ]
+                .is_sorted_by(|first, second| first < second)
                     && signals[phase] < looks[2 * phase]
                     && valid < end,
                 "the order of phase {phase}"
             );
             phases.push(Phase {
                 prefix,
-                descriptor: descriptors.get(phase).copied(),
+                descriptor: (phase == 0).then_some(descriptor),
                 signal: signals[phase],
                 looks: [looks[2 * phase], looks[2 * phase + 1]],
                 poll,
                 host_poll,
-                clock: clocks[2 * phase + 1],
-                descriptor_read: descriptor_reads.get(phase).copied(),
+                clock: clocks[3 * phase + 1],
+                descriptor_read: (phase == 0).then_some(descriptor_read),
                 claim: claims[phase],
-                own_abort,
-                peer_abort,
-                record: entry.next(peer_abort, "st.global.u32", 12)?,
+                told_pad: entry.before(spread, "+0];", 6)?,
+                spread,
+                record: entry.next(spread, "st.global.u32", 20)?,
+                waited: entry.before(valid, "st.global.u64", 4)?,
                 valid,
             });
         }
@@ -135,6 +145,7 @@ impl Roles {
         let exits = entry.one("atom.acq_rel.sys.global.add.u32")?;
         let rank = entry.all(&format!("+{}];", offset_of!(LaneContext, rank)));
         ensure!(rank.len() == 1, "the read of the rank");
+        let own_pad = entry.one(&format!("+{}];", offset_of!(LaneContext, own_pad)))?;
         let half = entry.one(&format!("+{}];", offset_of!(LaneContext, staging_half_bytes)))?;
         let number = entry.operands(call_number[0])[0].to_owned();
         let stores = entry.all("st.global.v4.u32");
@@ -144,7 +155,7 @@ impl Roles {
             .into_iter()
             .filter(|at| early(at) && entry.lines[*at].contains("ld.global.nc.u64"))
             .collect();
-        ensure!(!peer_pads.is_empty(), "the address of the peer's pad");
+        ensure!(peer_pads.len() == 1, "the address of the peer's pad");
         let abort = entry.operands(polls[0])[0].to_owned();
         let copied = |at: &usize| early(at) && entry.operands(*at)[1..] == [abort.as_str()];
         let stage_guards: Vec<usize> = entry.all("\tmov.b32").into_iter().filter(copied).collect();
@@ -162,7 +173,8 @@ impl Roles {
                 .ok_or_else(|| anyhow::anyhow!("no parity of the call number"))?,
             half_distance: half,
             rank: rank[0],
-            peer_pads,
+            own_pad,
+            peer_pad: peer_pads[0],
             staging_stores,
             result_stores,
             staging_loads: entry.all("ld.global.v4.u32").into_iter().filter(|at| !early(at)).collect(),

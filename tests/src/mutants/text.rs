@@ -123,6 +123,17 @@ impl Entry {
             .with_context(|| format!("no '{shape}' within {within} lines before '{}'", self.lines[at].trim()))
     }
 
+    /// The label to which the branch at `at` leads.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn target(&self, at: usize) -> Result<usize> {
+        let label = self.lines[at].trim().trim_end_matches(';').rsplit(char::is_whitespace).next();
+        let label = format!("{}:", label.unwrap_or_default());
+        let found = self.lines.iter().position(|line| *line == label);
+        found.with_context(|| format!("no target of '{}'", self.lines[at].trim()))
+    }
+
     /// The operands of the instruction at `at`; brackets and braces stay.
     pub fn operands(&self, at: usize) -> Vec<&str> {
         let line = self.lines[at].trim().trim_end_matches(';');
