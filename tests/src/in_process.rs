@@ -1,5 +1,6 @@
 //! Ranks as threads of the calling process, for tests that look at the library's own values.
 
+use std::ffi::{CString, c_char};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -117,4 +118,19 @@ pub fn driver_calls() -> u64 {
     // SAFETY: the function writes one u64 to the address.
     assert_eq!(unsafe { count(&mut calls) }, 0);
     calls
+}
+
+/// Makes calls of this thread to the emulated driver fail: of the function `name`, as it is exported, the next `skip` are
+/// as usual, and the `times` after them answer `code` and do nothing else. 0 times ends what was asked for earlier.
+///
+/// # Panics
+/// If the driver is not the emulated node's, or has no such function.
+pub fn fail_driver_calls(name: &str, code: u32, skip: u32, times: u32) {
+    let address = meshreduce_driver_loader::symbol("meshreduceEmulatorFail").expect("an emulated node");
+    // SAFETY: only the emulated node's driver exports this name, with this signature.
+    let fail: unsafe extern "C" fn(*const c_char, u32, u32, u32) -> i32 =
+        unsafe { std::mem::transmute(address) };
+    let name = CString::new(name).expect("a name without zeros");
+    // SAFETY: the name is zero-terminated and outlives the call.
+    assert_eq!(unsafe { fail(name.as_ptr(), code, skip, times) }, 0, "the driver has no function {name:?}");
 }

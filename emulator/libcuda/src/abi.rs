@@ -9,6 +9,8 @@ use std::{
 
 use meshreduce_emulator::driver::{Error, Result};
 
+use crate::fault;
+
 /// `CUresult`.
 pub(crate) type CuResult = u32;
 
@@ -86,9 +88,13 @@ pub(crate) fn calls() -> u64 {
     CALLS.get()
 }
 
-/// Runs a function's body: an error becomes its code, and a panic goes no further.
+/// Runs a function's body, unless the call was told to fail: an error becomes its code, and a panic goes no
+/// further.
 pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<()>) -> CuResult {
     CALLS.set(CALLS.get() + 1);
+    if let Some(code) = fault::next(name) {
+        return code;
+    }
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => 0,
         Ok(Err(error)) => error.code(),

@@ -7,6 +7,7 @@
 mod abi;
 mod context;
 mod device;
+mod fault;
 mod graph;
 mod lookup;
 mod memory;

@@ -35,7 +35,8 @@ const LATER: &[(&str, i32)] = &[
     ("cuGraphInstantiate", 11000),
 ];
 
-fn exported(name: &str) -> Option<*const c_void> {
+/// The address of the function with that name.
+pub(crate) fn exported(name: &str) -> Option<*const c_void> {
     [device::find, context::find, memory::find, module::find, stream::find, graph::find, find, missing::find]
         .into_iter()
         .find_map(|find| find(name))
