@@ -1,4 +1,5 @@
-//! What concerns a whole thread or process of a program that uses the two libraries: calls that are told to fail.
+//! What concerns a whole thread or process of a program that uses the two libraries: calls that are told to fail, and
+//! children of `fork`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -18,6 +19,8 @@ fn scenario() {
     match scenario.as_str() {
         "faults" => faults(),
         "faults of what is not there" => faults_of_what_is_not_there(),
+        "fork" => fork_with_a_driver(),
+        "fork before" => fork_before_the_driver(),
         other => panic!("there is no scenario {other}"),
     }
 }
@@ -85,6 +88,94 @@ fn faults_of_what_is_not_there() {
     assert_eq!(call!(cuda, cuInit(0 => u32)), 0);
 }
 
+unsafe extern "C" {
+    fn fork() -> i32;
+    fn _exit(code: i32) -> !;
+}
+
+/// Runs `child` in a forked child, and answers how many of its codes were not the expected ones; `None` if it was
+/// ended by a signal, or had to be.
+fn in_child(child: impl FnOnce() -> usize) -> Option<i32> {
+    // SAFETY: the child calls the libraries, which is what is tested, and ends.
+    match unsafe { fork() } {
+        0 => {
+            let wrong = child();
+            // SAFETY: ends the process, without anything of the parent's.
+            unsafe { _exit(wrong as i32) }
+        }
+        id => {
+            let id = rustix::process::Pid::from_raw(id).unwrap();
+            let began = std::time::Instant::now();
+            loop {
+                let over = rustix::process::waitpid(Some(id), rustix::process::WaitOptions::NOHANG).unwrap();
+                if let Some((_, status)) = over {
+                    return status.exit_status();
+                }
+                if began.elapsed() > std::time::Duration::from_secs(60) {
+                    rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
+                    rustix::process::waitpid(Some(id), rustix::process::WaitOptions::empty()).unwrap();
+                    return None;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn fork_with_a_driver() {
+    let cuda = ready();
+    let nvml = open("libmeshreduce_libnvidia_ml.so");
+    assert_eq!(call!(nvml, nvmlInit_v2()), 0);
+    let address = allocate(&cuda, 4);
+    write_values(&cuda, address, &[1]);
+    let (mut context, mut stream) = (0u64, 0u64);
+    assert_eq!(call!(cuda, cuCtxGetCurrent(&mut context => *mut u64)), 0);
+    assert_eq!(call!(cuda, cuStreamCreate(&mut stream => *mut u64, 1 => u32)), 0);
+    let mut out = [0u64; 8];
+    let out = out.as_mut_ptr();
+    let wrong = in_child(|| {
+        let codes = [
+            call!(cuda, cuInit(0 => u32)),
+            call!(cuda, cuCtxSetCurrent(context => u64)),
+            call!(cuda, cuCtxGetCurrent(out => *mut u64)),
+            call!(cuda, cuMemAlloc_v2(out => *mut u64, 4 => usize)),
+            call!(cuda, cuMemsetD8Async(address => u64, 9 => u8, 4 => usize, stream => u64)),
+            call!(cuda, cuStreamSynchronize(stream => u64)),
+            call!(cuda, cuCtxSynchronize()),
+            call!(cuda, cuMemFree_v2(address => u64)),
+            call!(cuda, cuDevicePrimaryCtxReset_v2(0 => i32)),
+            call!(cuda, cuThreadExchangeStreamCaptureMode(out.cast() => *mut u32)),
+            // One that is not emulated.
+            call!(cuda, cuGraphClone(out => *mut u64, 0 => u64)),
+        ];
+        let mut devices = 0;
+        let others = [
+            call!(cuda, cuDriverGetVersion(out.cast() => *mut i32)),
+            call!(cuda, cuGetErrorName(3 => u32, out => *mut u64)),
+            call!(nvml, nvmlDeviceGetCount_v2(&mut devices => *mut u32)),
+        ];
+        codes.iter().filter(|code| **code != 3).count() + others.iter().filter(|code| **code != 0).count()
+    });
+    assert_eq!(wrong, Some(0), "calls with another answer");
+    assert_eq!(read_values(&cuda, address, 1), [1]);
+    assert_eq!(launch_increment(&cuda, address, 1), 0);
+    assert_eq!(read_values(&cuda, address, 1), [2]);
+}
+
+fn fork_before_the_driver() {
+    let cuda = open("libmeshreduce_libcuda.so");
+    let mut version = 0;
+    assert_eq!(call!(cuda, cuDriverGetVersion(&mut version => *mut i32)), 0);
+    let wrong = in_child(|| {
+        let cuda = ready();
+        let address = allocate(&cuda, 4);
+        write_values(&cuda, address, &[1]);
+        usize::from(read_values(&cuda, address, 1) != [1])
+    });
+    assert_eq!(wrong, Some(0), "a child of a process without a driver has one of its own");
+    assert_eq!(call!(cuda, cuInit(0 => u32)), 0);
+}
+
 #[test]
 fn calls_of_a_thread_fail_as_often_as_they_are_told_to() {
     run("faults", &[]);
@@ -93,4 +184,14 @@ fn calls_of_a_thread_fail_as_often_as_they_are_told_to() {
 #[test]
 fn only_functions_of_the_driver_can_be_told_to_fail() {
     run("faults of what is not there", &[]);
+}
+
+#[test]
+fn nothing_is_initialised_in_a_forked_child_and_the_parent_goes_on() {
+    run("fork", &[]);
+}
+
+#[test]
+fn a_child_that_was_forked_before_initialisation_has_a_driver() {
+    run("fork before", &[]);
 }

@@ -7,7 +7,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use meshreduce_emulator::driver::{Error, Result};
+use meshreduce_emulator::driver::{Error, Result, is_forked_child};
 
 use crate::fault;
 
@@ -88,10 +88,18 @@ pub(crate) fn calls() -> u64 {
     CALLS.get()
 }
 
-/// Runs a function's body, unless the call was told to fail: an error becomes its code, and a panic goes no
+/// What needs no initialised driver: the C API does not list `CUDA_ERROR_NOT_INITIALIZED` among the answers of these.
+const STATELESS: [&str; 5] =
+    ["cuDriverGetVersion", "cuGetErrorName", "cuGetErrorString", "cuGetProcAddress", "cuGetProcAddress_v2"];
+
+/// Runs a function's body, unless the process or the thread cannot: an error becomes its code, and a panic goes no
 /// further.
 pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<()>) -> CuResult {
     CALLS.set(CALLS.get() + 1);
+    // Before anything takes a lock, whose holder may be a thread that was not forked too.
+    if is_forked_child() && !STATELESS.contains(&name) {
+        return Error::NotInitialized.code();
+    }
     if let Some(code) = fault::next(name) {
         return code;
     }

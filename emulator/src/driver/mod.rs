@@ -9,6 +9,7 @@ mod context;
 mod copy;
 mod device;
 mod error;
+mod fork;
 mod graph;
 mod handles;
 mod launch;
@@ -33,6 +34,7 @@ pub use context::PrimaryState;
 pub use copy::Pattern;
 pub(crate) use device::uuid_text;
 pub use error::{Error, name as error_name, text as error_text};
+pub use fork::is_forked_child;
 pub use graph::NodeType;
 pub use handles::Handle;
 pub use launch::{LaunchConfig, Parameters};
@@ -213,6 +215,7 @@ pub fn init(flags: u32) -> Result<()> {
             eprintln!("meshreduce emulator: {error}");
             Error::NoDevice
         })?;
+        fork::watch()?;
         Driver::new(node, Options::from_env(), launch::default_executor())
     });
     driver.as_ref().map(|_| ()).map_err(|error| *error)
