@@ -5,63 +5,17 @@
 use std::{sync::Arc, time::Duration};
 
 use meshreduce_emulator::{
-    driver::{
-        Driver, Error, FunctionAttribute, Handle, LaunchConfig, Options, Parameters, Pattern,
-        PointerAttribute,
-    },
+    driver::{Driver, Error, FunctionAttribute, LaunchConfig, Options, Pattern, PointerAttribute},
     exec::DirectExecutor,
     node::Node,
 };
 
-const PTX: &str = include_str!("programs/small.ptx");
+#[path = "support/driver.rs"]
+mod support;
+
+use support::{PTX, driver, driver_of, function, increment_params, launch, read, ready, shape};
+
 const MAX_DYNAMIC: FunctionAttribute = FunctionAttribute::MaxDynamicSharedSizeBytes;
-
-fn driver_of(node: &str, options: Options) -> Driver {
-    Driver::new(Node::load(node).unwrap(), options, Arc::new(DirectExecutor)).unwrap()
-}
-
-fn driver() -> Driver {
-    driver_of("hgx-h100", Options::default())
-}
-
-/// A driver with the primary context of device 0 current.
-fn ready() -> Driver {
-    let driver = driver();
-    driver.ctx_set_current(driver.primary_retain(0).unwrap()).unwrap();
-    driver
-}
-
-fn function(driver: &Driver, name: &str) -> Handle {
-    let module = driver.module_load(PTX.as_bytes()).unwrap();
-    driver.module_function(module, name).unwrap()
-}
-
-fn shape(blocks: u32, threads: u32) -> LaunchConfig {
-    LaunchConfig { grid: [blocks, 1, 1], block: [threads, 1, 1], dynamic_shared: 0 }
-}
-
-/// Launches with parameters packed as the kernels here declare them.
-fn launch(
-    driver: &Driver,
-    function: Handle,
-    config: LaunchConfig,
-    stream: Handle,
-    params: &[u8],
-) -> Result<(), Error> {
-    // SAFETY: the slices that tests pass have the bytes that the kernels declare.
-    unsafe { driver.launch(function, config, stream, Parameters::Buffer(params.as_ptr(), params.len())) }
-}
-
-fn increment_params(address: u64, count: u32) -> Vec<u8> {
-    [address.to_le_bytes().as_slice(), &count.to_le_bytes()].concat()
-}
-
-fn read(driver: &Driver, address: u64, count: usize) -> Result<Vec<u32>, Error> {
-    let mut values = vec![0u32; count];
-    // SAFETY: the vector has so many bytes.
-    unsafe { driver.copy_to_host(values.as_mut_ptr().cast(), address, count as u64 * 4, None)? };
-    Ok(values)
-}
 
 #[test]
 fn a_kernel_works_on_what_was_copied() {

@@ -23,11 +23,26 @@ pub(super) struct Context {
     pub(super) is_primary: bool,
     destroyed: AtomicBool,
     /// The legacy default stream.
-    pub(super) default_stream: u64,
+    pub(super) default_stream: DefaultStream,
     /// Stack size, printf buffer and heap, as last set.
     limits: Mutex<[u64; 3]>,
     /// Default streams of threads.
-    pub(super) thread_streams: Mutex<HashMap<ThreadId, u64>>,
+    pub(super) thread_streams: Mutex<HashMap<ThreadId, DefaultStream>>,
+}
+
+/// A stream that the program did not make.
+#[derive(Clone, Copy)]
+pub(super) struct DefaultStream {
+    /// Its number in the engine, which another device's stream may have too.
+    pub(super) id: u64,
+    /// What `cuStreamGetId` answers. It is taken from the handles, which are the ids of all other streams.
+    pub(super) unique: u64,
+}
+
+impl DefaultStream {
+    pub(super) fn new(engine: &Engine, context: Handle, health: &Arc<Health>, kind: StreamKind) -> Self {
+        Self { id: engine.add_stream(context, Arc::clone(health), kind), unique: new_handle() }
+    }
 }
 
 impl Context {
@@ -78,7 +93,7 @@ impl Driver {
             handle,
             device,
             flags: AtomicU32::new(flags),
-            default_stream: engine.add_stream(handle, Arc::clone(&health), StreamKind::Legacy),
+            default_stream: DefaultStream::new(engine, handle, &health, StreamKind::Legacy),
             health,
             is_primary,
             destroyed: AtomicBool::new(false),
@@ -98,9 +113,9 @@ impl Driver {
             let streams =
                 self.streams.all().into_iter().filter(|stream| stream.context.handle == context.handle);
             streams.for_each(|stream| engine.remove_stream(stream.id));
-            engine.remove_stream(context.default_stream);
+            engine.remove_stream(context.default_stream.id);
             let threads = context.thread_streams.lock().unwrap_or_else(PoisonError::into_inner);
-            threads.values().for_each(|&stream| engine.remove_stream(stream));
+            threads.values().for_each(|stream| engine.remove_stream(stream.id));
         }
         self.streams.retain(|stream| stream.context.handle != context.handle);
         self.events.retain(|event| event.context.handle != context.handle);
@@ -108,6 +123,9 @@ impl Driver {
         self.modules.retain(|module| module.context.handle != context.handle);
         self.memory.free_context(context.handle);
         let _ = self.contexts.remove(context.handle);
+        if !self.contexts.all().iter().any(|other| other.device == context.device) {
+            self.memory.forget_peer_access(context.device);
+        }
     }
 
     pub(super) fn engine_of(&self, context: &Context) -> Result<&Engine> {
@@ -341,7 +359,8 @@ impl Driver {
         Ok(())
     }
 
-    /// `cuDevicePrimaryCtxReset_v2`: ends the context whoever holds it. Also the way out of a failure.
+    /// `cuDevicePrimaryCtxReset_v2`: ends the context whoever holds it, and first the kernels and copies that run or
+    /// wait in it. Also the way out of a failure, and of a kernel that does not end.
     ///
     /// # Errors
     ///
@@ -352,6 +371,9 @@ impl Driver {
         let over = primary.context.take();
         drop(primary);
         if let Some(context) = over {
+            // First, so that nothing more is put into its streams.
+            context.destroyed.store(true, Ordering::Release);
+            self.engine_of(&context)?.stop_context(context.handle, &context.health);
             self.end_context(&context);
         }
         Ok(())

@@ -2,7 +2,12 @@
 
 use std::sync::{Arc, PoisonError};
 
-use super::{Driver, Error, Handle, Result, context::Context, graph::Work, handles::new_handle};
+use super::{
+    Driver, Error, Handle, Result,
+    context::{Context, DefaultStream},
+    graph::Work,
+    handles::new_handle,
+};
 use crate::engine::{Event, Op, StreamKind};
 
 /// A stream that the program made.
@@ -62,15 +67,16 @@ impl Driver {
         let target = match stream {
             0 | LEGACY => {
                 let context = self.current()?;
-                Target { id: context.default_stream, context, is_legacy: true, is_blocking: false }
+                Target { id: context.default_stream.id, context, is_legacy: true, is_blocking: false }
             }
             PER_THREAD => {
                 let context = self.current()?;
                 let mut streams = context.thread_streams.lock().unwrap_or_else(PoisonError::into_inner);
                 let engine = self.engine_of(&context)?;
-                let id = *streams.entry(std::thread::current().id()).or_insert_with(|| {
-                    engine.add_stream(context.handle, Arc::clone(&context.health), StreamKind::Blocking)
+                let stream = streams.entry(std::thread::current().id()).or_insert_with(|| {
+                    DefaultStream::new(engine, context.handle, &context.health, StreamKind::Blocking)
                 });
+                let id = stream.id;
                 drop(streams);
                 Target { context, id, is_legacy: false, is_blocking: true }
             }
@@ -189,14 +195,21 @@ impl Driver {
         }
     }
 
-    /// `cuStreamGetId`.
+    /// `cuStreamGetId`: a number that no other stream of the process has or had. 0 and `CU_STREAM_LEGACY` are one
+    /// stream of the current context; `CU_STREAM_PER_THREAD` is one of the current context and the thread.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidHandle`].
+    /// [`Error::InvalidHandle`], [`Error::InvalidContext`], or the failure of the current context.
     pub fn stream_id(&self, stream: Handle) -> Result<u64> {
         match stream {
-            0..=PER_THREAD => Ok(self.target(stream)?.id),
+            0 | LEGACY => Ok(self.working()?.default_stream.unique),
+            PER_THREAD => {
+                let context = self.target(stream)?.context;
+                let streams = context.thread_streams.lock().unwrap_or_else(PoisonError::into_inner);
+                let mine = streams.get(&std::thread::current().id());
+                mine.map(|stream| stream.unique).ok_or(Error::InvalidHandle)
+            }
             handle => Ok(self.streams.find(handle)?.handle),
         }
     }

@@ -174,6 +174,17 @@ impl Engine {
         }
     }
 
+    /// Ends a context whose health is `health`: its kernels, and what its streams have not started. When this
+    /// returns none of its kernels and copies runs, nor will any; only functions of the program's may still be at it.
+    pub fn stop_context(&self, context: u64, health: &Arc<Health>) {
+        let mut queues = self.shared.lock();
+        queues.stop(context, Arc::clone(health));
+        self.shared.work.notify_one();
+        while queues.is_stopping(context) {
+            queues = self.shared.done.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// Removes a stream once what was submitted to it is done. Does not block.
     pub fn remove_stream(&self, stream: u64) {
         self.shared.lock().close(stream);

@@ -48,6 +48,8 @@ pub(super) struct Queues {
     streams: BTreeMap<u64, Stream>,
     last_stream: u64,
     last_number: u64,
+    /// Contexts to end, until they have been.
+    stopping: Vec<(u64, Arc<Health>)>,
     pub(super) nudged: bool,
     pub(super) shut_down: bool,
 }
@@ -133,6 +135,26 @@ impl Queues {
             found.closing = true;
             self.forget_if_over(stream);
         }
+    }
+
+    /// Asks the device to end a context.
+    pub(super) fn stop(&mut self, context: u64, health: Arc<Health>) {
+        self.stopping.push((context, health));
+        self.nudged = true;
+    }
+
+    pub(super) fn is_stopping(&self, context: u64) -> bool {
+        self.stopping.iter().any(|(stopping, _)| *stopping == context)
+    }
+
+    /// A context that is to be ended, if there is one.
+    pub(super) fn to_stop(&self) -> Option<(u64, Arc<Health>)> {
+        self.stopping.first().cloned()
+    }
+
+    /// The context has been ended.
+    pub(super) fn stopped(&mut self, context: u64) {
+        self.stopping.retain(|(stopping, _)| *stopping != context);
     }
 
     /// Takes an operation that may start now out of its stream.

@@ -98,6 +98,15 @@ impl Worker<'_> {
                 return false;
             }
             queues.nudged = false;
+            if let Some((context, health)) = queues.to_stop() {
+                drop(queues);
+                // What comes later finds a context that has failed; the driver says that it is gone before it says so.
+                self.fail(context, &health, Failure::LaunchFailed);
+                self.shared.lock().stopped(context);
+                self.shared.done.notify_all();
+                self.rest.over();
+                continue;
+            }
             let may_launch = self.grids.len() < CONCURRENT_KERNELS;
             let ready = if may_launch { queues.take_ready(self.shared) } else { None };
             let Some(ready) = ready else {

@@ -242,6 +242,14 @@ impl Memory {
         changed
     }
 
+    /// Takes back what was permitted to kernels of `device`, and to others for its memory.
+    pub fn forget_peer_access(&self, device: usize) {
+        let mut table = self.write();
+        table.peers[device].fill(false);
+        table.peers.iter_mut().for_each(|peers| peers[device] = false);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
     /// A handle by which other processes can open the device allocation that contains `address`.
     ///
     /// # Errors
