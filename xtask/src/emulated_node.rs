@@ -9,10 +9,10 @@ use xshell::{Shell, cmd};
 
 use crate::repository;
 
-/// Package, the name of its library target, and the names under which the loader looks for it.
-const LIBRARIES: [(&str, &str, [&str; 2]); 2] = [
-    ("meshreduce-emulator-libcuda", "meshreduce_libcuda", ["libcuda.so.1", "libcuda.so"]),
-    ("meshreduce-emulator-libnvidia-ml", "meshreduce_libnvidia_ml", ["libnvidia-ml.so.1", "libnvidia-ml.so"]),
+/// Package, the name of its library target, the library's name, and the other under which programs look for it.
+const LIBRARIES: [(&str, &str, &str, &str); 2] = [
+    ("meshreduce-emulator-libcuda", "meshreduce_libcuda", "libcuda.so.1", "libcuda.so"),
+    ("meshreduce-emulator-libnvidia-ml", "meshreduce_libnvidia_ml", "libnvidia-ml.so.1", "libnvidia-ml.so"),
 ];
 
 /// Build the two libraries of the emulated node and say how any program sees it
@@ -42,11 +42,9 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
             .context("building the emulated node")?;
     let directory = repository::target().join("emulated-node");
     std::fs::create_dir_all(&directory)?;
-    for (_, target, names) in LIBRARIES {
-        let built = artifact(&messages, target)?;
-        for name in names {
-            place(&built, &directory.join(name))?;
-        }
+    for (_, target, name, link) in LIBRARIES {
+        place(&artifact(&messages, target)?, &directory.join(name))?;
+        place_link(name, &directory.join(link))?;
     }
     Ok(directory)
 }
@@ -77,6 +75,16 @@ fn artifact(messages: &str, target: &str) -> Result<PathBuf> {
     bail!("cargo built no shared library for {target}")
 }
 
+/// Makes `to` a link to its neighbour `name`. Two files would be two drivers in a process that opens both names.
+fn place_link(name: &str, to: &Path) -> Result<()> {
+    if std::fs::read_link(to).is_ok_and(|old| old == Path::new(name)) {
+        return Ok(());
+    }
+    let new = to.with_extension(format!("{}.new", std::process::id()));
+    std::os::unix::fs::symlink(name, &new).with_context(|| format!("linking {}", new.display()))?;
+    std::fs::rename(&new, to).with_context(|| format!("replacing {}", to.display()))
+}
+
 /// Copies beside the goal and renames, because a running program may have the old library mapped.
 fn place(from: &Path, to: &Path) -> Result<()> {
     let same = std::fs::read(to).is_ok_and(|old| std::fs::read(from).is_ok_and(|new| new == old));
@@ -86,4 +94,25 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     let new = to.with_extension(format!("{}.new", std::process::id()));
     std::fs::copy(from, &new).with_context(|| format!("copying to {}", new.display()))?;
     std::fs::rename(&new, to).with_context(|| format!("replacing {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_is_one_file_under_both_names_also_after_an_older_build_that_made_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("built"), "new").unwrap();
+        std::fs::write(at("libcuda.so.1"), "old").unwrap();
+        std::fs::write(at("libcuda.so"), "old").unwrap();
+        for _ in 0..2 {
+            place(&at("built"), &at("libcuda.so.1")).unwrap();
+            place_link("libcuda.so.1", &at("libcuda.so")).unwrap();
+            assert_eq!(std::fs::read_link(at("libcuda.so")).unwrap(), Path::new("libcuda.so.1"));
+            assert_eq!(std::fs::read(at("libcuda.so")).unwrap(), b"new");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "nothing else is left behind");
+    }
 }
