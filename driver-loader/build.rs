@@ -5,7 +5,9 @@
 //! no copy of the archive.
 
 fn main() {
-    let link = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("link/lib64");
+    // As it is now, not when this was built: a checkout may have been copied with its target directory.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the package's folder");
+    let link = std::path::Path::new(&package).join("link/lib64");
     println!("cargo:rustc-link-search=native={}", link.display());
     println!("cargo:rerun-if-changed=link/lib64/libcuda.a");
 }

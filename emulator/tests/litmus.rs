@@ -13,7 +13,7 @@ const RANDOM: u64 = 2000;
 
 /// The texts of the shipped files, by name.
 fn texts() -> Vec<(String, String)> {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("litmus");
+    let folder = PathBuf::from("litmus");
     let entries = fs::read_dir(folder).expect("the folder of litmus tests");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     files.sort();

@@ -52,7 +52,7 @@ fn play_apart(
             if rank == 1 {
                 change(&mut job, &mut environment);
             }
-            Cluster::start(program(), &job, Placement::Processes, &environment).expect("workers start")
+            Cluster::start(&program(), &job, Placement::Processes, &environment).expect("workers start")
         })
         .collect();
     clusters.iter().flat_map(|cluster| cluster.events().collect::<Vec<_>>()).collect()
@@ -154,7 +154,7 @@ fn text_that_is_no_ptx_is_refused_with_the_drivers_log() {
 #[test]
 fn kernels_for_another_world_size_are_refused_by_name() {
     let mut scene = Scene::new(2, vec![case(4096)]);
-    scene.job.ptx = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w3.ptx").into());
+    scene.job.ptx = Some("../host/ptx/one_shot_w3.ptx".into());
     let played = scene.play();
     assert!((0..2).any(|rank| played.failure(rank).0 == "KernelMissing"), "{}", played.story());
     for rank in 0..2 {
@@ -164,7 +164,7 @@ fn kernels_for_another_world_size_are_refused_by_name() {
 
 #[test]
 fn a_type_that_the_kernels_do_not_have_is_refused_by_name() {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w2.ptx"));
+    let text = fs::read_to_string("../host/ptx/one_shot_w2.ptx");
     let f16 = Case { dtype: DType::F16, ..case(4096) };
     let mut scene = Scene::new(2, vec![case(4096), f16]);
     let file = scene.directory.path().with_extension("ptx");
@@ -182,7 +182,7 @@ fn a_type_that_the_kernels_do_not_have_is_refused_by_name() {
 
 #[test]
 fn a_kernel_that_writes_where_it_must_not_is_a_kernel_fault() {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w2.ptx"));
+    let text = fs::read_to_string("../host/ptx/one_shot_w2.ptx");
     let text = text.expect("the shipped PTX");
     let entry = text.find(".visible .entry one_shot_bf16_sum_w2").expect("the entry");
     let store = entry + text[entry..].find("\tst.global.cs.v4.u32 [").expect("the store");

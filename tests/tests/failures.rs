@@ -222,7 +222,7 @@ fn a_corrupt_payload_is_an_error_that_names_key_and_rank() {
     let scene = Scene::new(2, vec![case(4096)]);
     let start = |rank| {
         let job = Job { ranks: vec![rank], ..scene.job.clone() };
-        Cluster::start(program(), &job, Placement::Processes, &scene.environment).unwrap()
+        Cluster::start(&program(), &job, Placement::Processes, &scene.environment).unwrap()
     };
     let first = start(0);
     // Rank 0 writes its payload before there is a rank 1: cut it short.

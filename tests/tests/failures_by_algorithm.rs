@@ -124,8 +124,7 @@ fn an_abort_from_one_host_ends_every_rank_and_names_it(algorithm: Algorithm) {
 fn a_wait_of_the_second_phase_ends_with_its_number() {
     for algorithm in [Algorithm::TwoShot, Algorithm::HybridCubeMesh] {
         let name = algorithm.kernel_name();
-        let text = fs::read_to_string(format!("{}/../host/ptx/{name}_w8.ptx", env!("CARGO_MANIFEST_DIR")))
-            .expect("the shipped PTX");
+        let text = fs::read_to_string(format!("../host/ptx/{name}_w8.ptx")).expect("the shipped PTX");
         let entry = text.find(&format!(".visible .entry {name}_bf16_sum_w8")).expect("the entry");
         let signal = "st.release.sys.global.u64";
         let signals: Vec<usize> =

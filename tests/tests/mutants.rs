@@ -13,7 +13,7 @@ use support::{BRIEF_MS, Played, Scene, case};
 const RANKS: usize = 3;
 
 fn shipped() -> String {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../host/ptx/one_shot_w3.ptx");
+    let file = "../host/ptx/one_shot_w3.ptx";
     fs::read_to_string(file).expect("the shipped PTX")
 }
 

@@ -43,7 +43,7 @@ fn play_each(scene: &Scene, visible: impl Fn(usize) -> String) -> Played {
             .cloned()
             .chain([("CUDA_VISIBLE_DEVICES", visible(rank).into())])
             .collect();
-        Cluster::start(program(), &job, Placement::Processes, &environment).expect("workers start")
+        Cluster::start(&program(), &job, Placement::Processes, &environment).expect("workers start")
     };
     let clusters: Vec<Cluster> = (0..scene.job.world_size).map(start).collect();
     let events = clusters.iter().flat_map(|cluster| cluster.events().collect::<Vec<_>>()).collect();

@@ -52,7 +52,19 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let done = match Xtask::parse().command {
+    let command = Xtask::parse().command;
+    let done = repository::find().and_then(|_| run(command));
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::TestMultigpu(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Topo(args) => args.run(),
@@ -67,12 +79,5 @@ fn main() -> ExitCode {
         Command::Consumer(args) => args.run(),
         Command::Litmus(args) => args.run(),
         Command::GpuBundle(args) => args.run(),
-    };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

@@ -1,11 +1,54 @@
 //! Where things are in this repository.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-/// The repository's root.
+use anyhow::{Context as _, Result};
+
+/// The repository's root, once [`find`] has found it.
+///
+/// # Panics
+/// If there is none.
 pub(crate) fn root() -> PathBuf {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask).to_owned()
+    find().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// Finds the repository in which the program was started. Where the program was built is no answer: a checkout that was
+/// copied with its target directory has a program that was built in the other one.
+///
+/// # Errors
+/// If it was started outside any.
+pub(crate) fn find() -> Result<PathBuf> {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(root) = ROOT.get() {
+        return Ok(root.clone());
+    }
+    // `cargo run` and `cargo test` name the package's folder.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let here = std::env::current_dir().context("finding the current folder")?;
+    let told = package.as_deref().and_then(above);
+    let root = told.or_else(|| above(&here)).with_context(|| {
+        format!(
+            "neither {} nor a folder above it is a checkout of meshreduce: run `cargo xtask` in one",
+            here.display()
+        )
+    })?;
+    Ok(ROOT.get_or_init(|| root).clone())
+}
+
+/// The first of `folder` and those above it that is the root of this workspace.
+fn above(folder: &Path) -> Option<PathBuf> {
+    folder.ancestors().find(|folder| is_root(folder)).map(Path::to_owned)
+}
+
+fn is_root(folder: &Path) -> bool {
+    let says = |file: &str, line: &str| {
+        let text = std::fs::read_to_string(folder.join(file)).unwrap_or_default();
+        text.lines().any(|found| found.trim() == line)
+    };
+    says("Cargo.toml", "[workspace]")
+        && says("xtask/Cargo.toml", "name = \"xtask\"")
+        && says("host/Cargo.toml", "name = \"meshreduce\"")
 }
 
 /// Where cargo puts what it builds.

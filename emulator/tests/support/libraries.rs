@@ -32,7 +32,7 @@ pub fn libraries() -> &'static PathBuf {
             "-p",
             "meshreduce-emulator-libnvidia-ml",
         ]);
-        build.arg("--target-dir").arg(target).current_dir(env!("CARGO_MANIFEST_DIR"));
+        build.arg("--target-dir").arg(target);
         if profile.ends_with("release") {
             build.arg("--release");
         }

@@ -1,12 +1,12 @@
 //! The whole example on an emulated HGX H100: the table, the exit code, and what happens where there is no driver.
 
-use std::path::Path;
 use std::process::{Command, Output};
 
 use meshreduce_tests::emulated_node::EmulatedNode;
 
 fn example(arguments: &[&str]) -> Command {
-    let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_01_tensor_parallel_mlp")));
+    let program = std::env::var_os("CARGO_BIN_EXE_01_tensor_parallel_mlp").expect("cargo says where it is");
+    let mut command = Command::new(program);
     command.args(arguments);
     command
 }

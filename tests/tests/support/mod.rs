@@ -20,9 +20,9 @@ pub(crate) const FAR_MS: u64 = 240_000;
 /// When such a test ends at the latest.
 pub(crate) const LONG_BEFORE: Duration = Duration::from_secs(120);
 
-/// The rank program.
-pub(crate) fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_multigpu"))
+/// The rank program, where cargo says at run time: what was so when this was built is wrong in a copied checkout.
+pub(crate) fn program() -> PathBuf {
+    std::env::var_os("CARGO_BIN_EXE_multigpu").expect("cargo says where the program is").into()
 }
 
 /// A job on an emulated node, to be changed before it runs.
@@ -82,7 +82,7 @@ impl Scene {
 
     /// Starts the ranks without waiting for them.
     pub(crate) fn start(&self) -> Cluster {
-        Cluster::start(program(), &self.job, self.placement, &self.environment).expect("workers start")
+        Cluster::start(&program(), &self.job, self.placement, &self.environment).expect("workers start")
     }
 
     /// Runs to the end.

@@ -13,9 +13,9 @@ use tensor_parallel_mlp::{
 /// Trains the network of this example.
 #[derive(Parser)]
 struct Arguments {
-    /// Where the weights go.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/mlp.safetensors"))]
-    out: PathBuf,
+    /// Where the weights go [default: those of the repository, if `cargo run` started this]
+    #[arg(long)]
+    out: Option<PathBuf>,
     /// Write nothing; fail unless the weights are those of the repository, bit for bit.
     #[arg(long)]
     check: bool,
@@ -42,6 +42,9 @@ fn main() -> anyhow::Result<()> {
         ensure!(bytes == TRAINED, "the weights differ from those of the repository");
         println!("the weights are those of the repository, bit for bit");
     } else {
+        let package = || std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let out = out.or_else(|| Some(package()?.join("weights/mlp.safetensors")));
+        let out = out.context("say with --out where the weights go")?;
         std::fs::write(&out, bytes).with_context(|| format!("cannot write {}", out.display()))?;
         println!("wrote {}", out.display());
     }
