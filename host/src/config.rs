@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use meshreduce_wire::Algorithm;
 
+use crate::outcome::DisabledBy;
 use crate::topology::{Mesh, Topology};
 
 /// The longest message that each algorithm takes, in bytes, inclusive.
@@ -49,7 +50,8 @@ impl Limits {
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Config {
-    pub(crate) enabled: bool,
+    /// Why this rank does not take part; `None`: it does.
+    pub(crate) disabled: Option<DisabledBy>,
     pub(crate) forced_topology: Option<Topology>,
     pub(crate) assumed_links: Option<Mesh>,
     pub(crate) forced_algorithm: Option<Algorithm>,
@@ -66,7 +68,7 @@ impl Default for Config {
     /// Enabled; deadline 30 s; rendezvous timeout 30 s; one lane; the limits of [`Limits::default`].
     fn default() -> Self {
         Self {
-            enabled: true,
+            disabled: None,
             forced_topology: None,
             assumed_links: None,
             forced_algorithm: None,
@@ -81,6 +83,18 @@ impl Default for Config {
     }
 }
 
+/// Whether the communicator is enabled.
+const ENABLE: &str = "ENABLE_INTRA_NODE_COMM";
+/// Whether the topology is taken for fully connected.
+const FORCE: &str = "TEST_INTRA_NODE_COMM";
+
+/// What no variable means for [`ENABLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unset {
+    Enabled,
+    Disabled,
+}
+
 /// Most lanes of a communicator.
 pub const MAX_LANES: u32 = 64;
 
@@ -90,33 +104,38 @@ impl Config {
     /// - `ENABLE_INTRA_NODE_COMM`: the communicator is disabled unless this is 1, true, yes or y.
     /// - `TEST_INTRA_NODE_COMM`: 1, true, yes or y forces the topology to fully connected, for tests without NVLink.
     ///
-    /// 0, false, no, n, an empty value and no variable mean no; case does not matter.
+    /// 0, false, no, n, an empty value and no variable mean no; case does not matter. [`crate::Launcher::config`] reads
+    /// the same variables for programs that a launcher starts; there no variable leaves the communicator enabled.
     ///
     /// # Errors
     ///
     /// [`ConfigError::NotAYesOrNo`] for any other word.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Self::from_variables(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        Self::from_process(Unset::Disabled)
     }
 
-    pub(crate) fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let flag = |name: &'static str| {
-            let value = get(name).unwrap_or_default();
-            match value.trim().to_ascii_lowercase().as_str() {
-                "1" | "true" | "yes" | "y" => Ok(true),
-                "" | "0" | "false" | "no" | "n" => Ok(false),
-                _ => Err(ConfigError::NotAYesOrNo { variable: name, value }),
-            }
+    pub(crate) fn from_process(unset: Unset) -> Result<Self, ConfigError> {
+        let get = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        Self::from_variables(get, unset)
+    }
+
+    fn from_variables(get: impl Fn(&str) -> Option<String>, unset: Unset) -> Result<Self, ConfigError> {
+        let flag = |name: &'static str, value: &str| match value.trim().to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" | "y" => Ok(true),
+            "" | "0" | "false" | "no" | "n" => Ok(false),
+            _ => Err(ConfigError::NotAYesOrNo { variable: name, value: value.to_owned() }),
         };
-        let enabled = flag("ENABLE_INTRA_NODE_COMM")?;
-        let forced = flag("TEST_INTRA_NODE_COMM")?.then_some(Topology::FullyConnected);
-        Ok(Self { enabled, forced_topology: forced, ..Self::default() })
+        let value = get(ENABLE);
+        let enabled = value.as_deref().map_or(Ok(unset == Unset::Enabled), |value| flag(ENABLE, value))?;
+        let disabled = (!enabled).then(|| DisabledBy::Variable { name: ENABLE.to_owned(), value });
+        let forced = flag(FORCE, &get(FORCE).unwrap_or_default())?.then_some(Topology::FullyConnected);
+        Ok(Self { disabled, forced_topology: forced, ..Self::default() })
     }
 
     /// Whether to build a communicator at all. A disabled rank still comes to the rendezvous, so that the others need
-    /// not wait for it; the outcome is *not applicable* on all ranks.
+    /// not wait for it; the outcome is *not applicable* on all ranks, with [`crate::Reason::Disabled`].
     pub fn enabled(mut self, enabled: bool) -> Self {
-        self.enabled = enabled;
+        self.disabled = (!enabled).then_some(DisabledBy::Program);
         self
     }
 
@@ -245,21 +264,50 @@ pub enum ConfigError {
 mod tests {
     use super::*;
 
+    fn from(pairs: &[(&str, &str)], unset: Unset) -> Result<Config, ConfigError> {
+        let get =
+            |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Config::from_variables(get, unset)
+    }
+
     fn with(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        Config::from_variables(|name| {
-            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
-        })
+        from(pairs, Unset::Disabled)
+    }
+
+    fn by(value: Option<&str>) -> Option<DisabledBy> {
+        Some(DisabledBy::Variable { name: "ENABLE_INTRA_NODE_COMM".into(), value: value.map(str::to_owned) })
     }
 
     #[test]
     fn the_environment_must_enable_the_communicator() {
-        assert!(!with(&[]).unwrap().enabled);
+        assert_eq!(with(&[]).unwrap().disabled, by(None));
         for yes in ["1", "true", "YES", "y", "True"] {
-            assert!(with(&[("ENABLE_INTRA_NODE_COMM", yes)]).unwrap().enabled, "{yes}");
+            assert_eq!(with(&[("ENABLE_INTRA_NODE_COMM", yes)]).unwrap().disabled, None, "{yes}");
         }
         for no in ["", "0", "false", "no", "N"] {
-            assert!(!with(&[("ENABLE_INTRA_NODE_COMM", no)]).unwrap().enabled, "{no}");
+            assert_eq!(with(&[("ENABLE_INTRA_NODE_COMM", no)]).unwrap().disabled, by(Some(no)));
         }
+    }
+
+    #[test]
+    fn under_a_launcher_it_takes_a_variable_to_disable_the_communicator() {
+        let with = |pairs: &[(&str, &str)]| from(pairs, Unset::Enabled);
+        assert_eq!(with(&[]).unwrap().disabled, None);
+        assert_eq!(with(&[("ENABLE_INTRA_NODE_COMM", "yes")]).unwrap().disabled, None);
+        for no in ["", "0", "false", "no", "N"] {
+            assert_eq!(with(&[("ENABLE_INTRA_NODE_COMM", no)]).unwrap().disabled, by(Some(no)));
+        }
+        assert!(with(&[("ENABLE_INTRA_NODE_COMM", "maybe")]).is_err());
+        let forced = with(&[("TEST_INTRA_NODE_COMM", "1")]).unwrap();
+        assert_eq!(forced.forced_topology, Some(Topology::FullyConnected));
+    }
+
+    #[test]
+    fn the_program_has_the_last_word() {
+        let disabled = Config::default().enabled(false);
+        assert_eq!(disabled.disabled, Some(DisabledBy::Program));
+        assert_eq!(disabled.enabled(true).disabled, None);
+        assert_eq!(with(&[]).unwrap().enabled(true).disabled, None);
     }
 
     #[test]

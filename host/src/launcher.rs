@@ -7,19 +7,20 @@ use std::num::NonZeroU16;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::config::{Config, ConfigError, Unset};
 use crate::store::{Store, StoreError, TcpStore};
 
 /// This process's place in its job, as `torchrun` and others like it put it into the environment.
 ///
 /// ```no_run
-/// use meshreduce::{Config, Launcher, rendezvous};
+/// use meshreduce::{Launcher, rendezvous};
 /// use std::time::Duration;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let launcher = Launcher::from_env()?;
 /// let store = launcher.store(Duration::from_secs(60))?; // rank 0 hosts it, the others connect
 /// let outcome =
-///     rendezvous(&store, launcher.rank, launcher.world_size, launcher.local_rank, &Config::from_env()?)?;
+///     rendezvous(&store, launcher.rank, launcher.world_size, launcher.local_rank, &launcher.config()?)?;
 /// // ... all-reduces, then `Communicator::close` ...
 /// # drop(outcome);
 /// store.close(Duration::from_secs(60)); // rank 0 waits for the others
@@ -111,6 +112,17 @@ impl Launcher {
         }
         let port = number::<NonZeroU16>("MASTER_PORT", text("MASTER_PORT")?)?.get();
         Ok(Self { rank, world_size, local_rank, address, port })
+    }
+
+    /// The default configuration as the environment changes it, for a program that was started to communicate: unlike
+    /// [`Config::from_env`] it is enabled where `ENABLE_INTRA_NODE_COMM` is not set, and disabled where that says no (0,
+    /// false, no, n, an empty value). `TEST_INTRA_NODE_COMM` is read as there.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotAYesOrNo`] for a word that is neither.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        Config::from_process(Unset::Enabled)
     }
 
     /// The store of this job: rank 0 hosts it at [`Launcher::address`] and waits for the others, which connect.

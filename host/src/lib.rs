@@ -81,7 +81,7 @@ pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::Lane;
 pub use launcher::{Launcher, LauncherError};
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
-pub use outcome::{Outcome, Reason};
+pub use outcome::{DisabledBy, Outcome, Reason};
 pub use rendezvous::rendezvous;
 pub use store::{FileStore, MemoryStore, PrefixStore, Store, StoreError, TcpStore};
 pub use topology::{Mesh, Topology};

@@ -15,6 +15,31 @@ pub enum Outcome {
     NotApplicable(Reason),
 }
 
+/// Who or what keeps a rank from taking part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DisabledBy {
+    /// The program: [`crate::Config::enabled`].
+    Program,
+    /// An environment variable, read by [`crate::Config::from_env`] or [`crate::Launcher::config`].
+    Variable {
+        /// Its name.
+        name: String,
+        /// Its value, if it is set.
+        value: Option<String>,
+    },
+}
+
+impl fmt::Display for DisabledBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DisabledBy::Program => write!(f, "by the program"),
+            DisabledBy::Variable { name, value: Some(value) } => write!(f, "by {name}={value}"),
+            DisabledBy::Variable { name, value: None } => write!(f, "because {name} is not set"),
+        }
+    }
+}
+
 /// Why the library does not apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -23,6 +48,8 @@ pub enum Reason {
     Disabled {
         /// That rank.
         rank: usize,
+        /// Who or what says so.
+        by: DisabledBy,
     },
     /// There are fewer than 2 ranks or more than 8.
     WorldSize(usize),
@@ -60,7 +87,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Disabled { rank } => write!(f, "rank {rank} is disabled"),
+            Reason::Disabled { rank, by } => write!(f, "rank {rank} is disabled {by}"),
             Reason::WorldSize(size) => write!(f, "a world of {size}: there must be 2 to 8 ranks"),
             Reason::SeveralHosts { ranks, hosts } => {
                 write!(f, "rank {} is on {}, rank {} on {}", ranks.0, hosts.0, ranks.1, hosts.1)
@@ -88,7 +115,14 @@ mod tests {
         let several = Reason::SeveralHosts { ranks: (0, 4), hosts: ("a".into(), "b".into()) };
         assert_eq!(several.to_string(), "rank 0 is on a, rank 4 on b");
         assert_eq!(Reason::WorldSize(9).to_string(), "a world of 9: there must be 2 to 8 ranks");
-        assert_eq!(Reason::Disabled { rank: 3 }.to_string(), "rank 3 is disabled");
+        let disabled = |by| Reason::Disabled { rank: 3, by }.to_string();
+        let variable = |value: Option<&str>| DisabledBy::Variable {
+            name: "ENABLE_INTRA_NODE_COMM".into(),
+            value: value.map(str::to_owned),
+        };
+        assert_eq!(disabled(DisabledBy::Program), "rank 3 is disabled by the program");
+        assert_eq!(disabled(variable(Some("0"))), "rank 3 is disabled by ENABLE_INTRA_NODE_COMM=0");
+        assert_eq!(disabled(variable(None)), "rank 3 is disabled because ENABLE_INTRA_NODE_COMM is not set");
         assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
         assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
         let differ = Reason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };

@@ -10,7 +10,7 @@ use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{
-    Bf16, FileStore, Launcher, MemoryStore, Op, Outcome, PrefixStore, Store, TcpStore, rendezvous,
+    Bf16, Config, FileStore, Launcher, MemoryStore, Op, Outcome, PrefixStore, Store, TcpStore, rendezvous,
 };
 use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::in_process::{alone, config, open_driver};
@@ -19,8 +19,8 @@ const RANKS: usize = 4;
 const LONG: Duration = Duration::from_secs(60);
 
 /// What one rank does: meet the others over `store`, all-reduce once, look at the sum, part.
-fn rank(store: &dyn Store, rank: usize, device: u32) {
-    let communicator = match rendezvous(store, rank, RANKS, device, &config()).expect("an outcome") {
+fn rank(store: &dyn Store, rank: usize, device: u32, config: &Config) {
+    let communicator = match rendezvous(store, rank, RANKS, device, config).expect("an outcome") {
         Outcome::Ready(communicator) => communicator,
         Outcome::NotApplicable(reason) => panic!("not applicable: {reason}"),
     };
@@ -50,7 +50,7 @@ fn threads<S: Store>(of: impl Fn(usize) -> S + Sync) {
     std::thread::scope(|scope| {
         for number in 0..RANKS {
             let of = &of;
-            scope.spawn(move || rank(&of(number), number, number as u32));
+            scope.spawn(move || rank(&of(number), number, number as u32, &config()));
         }
     });
 }
@@ -87,30 +87,54 @@ fn ranks_meet_over_a_part_of_a_store_that_others_use_too() {
     assert_eq!(host.close(LONG), 0);
 }
 
-/// Not a test of its own: what [`ranks_that_a_launcher_starts_meet_over_its_variables`] runs as processes.
+/// Set for ranks that a test starts as processes: to the reason for which they are not to communicate, or to nothing.
+const LAUNCHED: &str = "MESHREDUCE_TEST_LAUNCHED";
+
+/// Not a test of its own: what the tests below run as processes.
 #[test]
 fn rank_of_a_launcher() {
-    if std::env::var_os("MESHREDUCE_TEST_LAUNCHED").is_none() {
-        return;
-    }
+    let Ok(reason) = std::env::var(LAUNCHED) else { return };
     let launcher = Launcher::from_env().expect("a launcher's environment");
     let store = launcher.store(LONG).expect("a store");
-    rank(&store, launcher.rank, launcher.local_rank);
+    let config = launcher.config().expect("words that mean something").deadline(Some(LONG)).timeout(LONG);
+    if reason.is_empty() {
+        rank(&store, launcher.rank, launcher.local_rank, &config);
+    } else {
+        match rendezvous(&store, launcher.rank, launcher.world_size, launcher.local_rank, &config) {
+            Ok(Outcome::NotApplicable(said)) => assert_eq!(said.to_string(), reason),
+            other => panic!("{other:?}"),
+        }
+    }
     assert_eq!(store.close(LONG), 0);
 }
 
 #[test]
 fn ranks_that_a_launcher_starts_meet_over_its_variables() {
+    launch("127.71.5.1", "", |_| None);
+}
+
+#[test]
+fn a_launched_rank_that_a_variable_disables_is_named_with_it_on_all_ranks() {
+    let reason = "rank 2 is disabled by ENABLE_INTRA_NODE_COMM=no";
+    launch("127.71.5.2", reason, |rank| (rank == 2).then_some(("ENABLE_INTRA_NODE_COMM", "no")));
+}
+
+/// Starts the ranks as a launcher does, at an address of the loopback network that nothing else uses, each with the
+/// variable that `of` gives it.
+fn launch(address: &str, reason: &str, of: impl Fn(usize) -> Option<(&'static str, &'static str)>) {
     let node = EmulatedNode::new("hgx-h100").expect("an emulated node");
-    // An address of the loopback network that nothing else uses, and a port that was free a moment ago.
-    let address = "127.71.5.1";
-    let port = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+    // A port that was free a moment ago.
+    let port =
+        TcpListener::bind((address, 0)).and_then(|listener| listener.local_addr()).expect("a port").port();
     let ranks: Vec<_> = (0..RANKS)
         .map(|rank| {
-            Command::new(std::env::current_exe().unwrap())
+            Command::new(std::env::current_exe().expect("this program's own file"))
                 .args(["--exact", "rank_of_a_launcher"])
                 .envs(node.environment())
-                .env("MESHREDUCE_TEST_LAUNCHED", "1")
+                .env_remove("ENABLE_INTRA_NODE_COMM")
+                .env_remove("TEST_INTRA_NODE_COMM")
+                .envs(of(rank))
+                .env(LAUNCHED, reason)
                 .env("RANK", rank.to_string())
                 .env("LOCAL_RANK", rank.to_string())
                 .env("WORLD_SIZE", RANKS.to_string())
@@ -119,11 +143,11 @@ fn ranks_that_a_launcher_starts_meet_over_its_variables() {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
-                .unwrap()
+                .expect("the process starts")
         })
         .collect();
     for rank in ranks {
-        let output = rank.wait_with_output().unwrap();
+        let output = rank.wait_with_output().expect("its end");
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{}\n{}", said(&output.stdout), said(&output.stderr));
         assert!(said(&output.stdout).contains("1 passed"), "{}", said(&output.stdout));

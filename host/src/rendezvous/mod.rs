@@ -74,7 +74,7 @@ pub fn rendezvous(
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
                 session.acknowledge(&verdict)?;
-                if config.enabled && matches!(verdict, Verdict::Failed(_)) {
+                if config.disabled.is_none() && matches!(verdict, Verdict::Failed(_)) {
                     // A rank that is broken itself says so in its own words, not in another rank's.
                     build::check_here(world_size, device, config)?;
                 }
@@ -82,9 +82,9 @@ pub fn rendezvous(
             }
         };
         let mut assembly = Assembly::default();
-        let built = match config.enabled {
-            true => assembly.build(&mut session, rank, world_size, device, config),
-            false => Err(session.decide(Verdict::NotApplicable(Reason::Disabled { rank }))),
+        let built = match config.disabled.clone() {
+            None => assembly.build(&mut session, rank, world_size, device, config),
+            Some(by) => Err(session.decide(Verdict::NotApplicable(Reason::Disabled { rank, by }))),
         };
         match built {
             Ok(shared) => match session.propose(&Verdict::Ready) {

@@ -6,7 +6,7 @@
 use sha2::{Digest, Sha256};
 
 const MAGIC: &[u8; 4] = b"MSHR";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER: usize = 4 + 2 + 1 + 4;
 const CHECKSUM: usize = 8;
 

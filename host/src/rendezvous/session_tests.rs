@@ -9,7 +9,7 @@ use super::session::{Joined, Session, Stop};
 use super::verdict::{Failure, Step, Verdict};
 use crate::error::Error;
 use crate::identity::{Host, Process};
-use crate::outcome::Reason;
+use crate::outcome::{DisabledBy, Reason};
 use crate::store::{FileStore, Store, StoreError};
 
 #[derive(Debug, PartialEq)]
@@ -208,7 +208,7 @@ fn another_world_size_is_a_different_configuration_for_all() {
 #[test]
 fn a_late_rank_learns_why_the_attempt_is_over() {
     let meeting = Meeting::new();
-    let disabled = Verdict::NotApplicable(Reason::Disabled { rank: 0 });
+    let disabled = Verdict::NotApplicable(Reason::Disabled { rank: 0, by: DisabledBy::Program });
     let first = meeting.join(0, 2, LONG).unwrap();
     first.propose(&disabled).unwrap();
     first.acknowledge(&disabled).unwrap();

@@ -7,7 +7,7 @@ use meshreduce_wire::Algorithm;
 
 use super::payload::{Malformed, Payload, Reader, Writer};
 use crate::error::Error;
-use crate::outcome::Reason;
+use crate::outcome::{DisabledBy, Reason};
 use crate::topology::Topology;
 
 /// The steps in which ranks wait for one another.
@@ -163,9 +163,10 @@ impl Payload for Verdict {
 
 fn write_reason(reason: &Reason, out: &mut Writer) {
     match reason {
-        Reason::Disabled { rank } => {
+        Reason::Disabled { rank, by } => {
             out.u8(1);
             out.rank(*rank);
+            write_disabled_by(by, out);
         }
         Reason::WorldSize(size) => {
             out.u8(2);
@@ -199,7 +200,7 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
 
 fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
     Ok(match code {
-        1 => Reason::Disabled { rank: from.rank()? },
+        1 => Reason::Disabled { rank: from.rank()?, by: read_disabled_by(from)? },
         2 => Reason::WorldSize(from.rank()?),
         3 => Reason::SeveralHosts { ranks: read_pair(from)?, hosts: (from.text()?, from.text()?) },
         4 => Reason::UnknownTopology { ranks: read_pair(from)? },
@@ -207,6 +208,26 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
         6 => Reason::NoPeerAccess { ranks: read_pair(from)? },
         7 => Reason::NoAlgorithm { topology: read_topology(from)? },
         _ => return Err(Malformed(format!("{code} is no reason"))),
+    })
+}
+
+fn write_disabled_by(by: &DisabledBy, out: &mut Writer) {
+    match by {
+        DisabledBy::Program => out.u8(0),
+        DisabledBy::Variable { name, value } => {
+            out.u8(if value.is_some() { 2 } else { 1 });
+            out.text(name);
+            value.iter().for_each(|value| out.text(value));
+        }
+    }
+}
+
+fn read_disabled_by(from: &mut Reader<'_>) -> Result<DisabledBy, Malformed> {
+    Ok(match from.u8()? {
+        0 => DisabledBy::Program,
+        1 => DisabledBy::Variable { name: from.text()?, value: None },
+        2 => DisabledBy::Variable { name: from.text()?, value: Some(from.text()?) },
+        code => return Err(Malformed(format!("{code} is nothing that disables a rank"))),
     })
 }
 
@@ -295,7 +316,12 @@ mod tests {
     fn verdicts_survive_the_round_trip() {
         let text = || "text".to_owned();
         let reasons = [
-            Reason::Disabled { rank: 3 },
+            Reason::Disabled { rank: 3, by: DisabledBy::Program },
+            Reason::Disabled { rank: 0, by: DisabledBy::Variable { name: text(), value: None } },
+            Reason::Disabled {
+                rank: 7,
+                by: DisabledBy::Variable { name: text(), value: Some(String::new()) },
+            },
             Reason::WorldSize(9),
             Reason::SeveralHosts { ranks: (0, 1), hosts: (text(), text()) },
             Reason::UnknownTopology { ranks: (2, 5) },
