@@ -52,6 +52,7 @@ impl Limits {
 pub struct Config {
     /// Why this rank does not take part; `None`: it does.
     pub(crate) disabled: Option<DisabledBy>,
+    pub(crate) needs_no_driver: bool,
     pub(crate) forced_topology: Option<Topology>,
     pub(crate) assumed_links: Option<Mesh>,
     pub(crate) forced_algorithm: Option<Algorithm>,
@@ -69,6 +70,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             disabled: None,
+            needs_no_driver: false,
             forced_topology: None,
             assumed_links: None,
             forced_algorithm: None,
@@ -136,6 +138,18 @@ impl Config {
     /// not wait for it; the outcome is *not applicable* on all ranks, with [`crate::Reason::Disabled`].
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.disabled = (!enabled).then_some(DisabledBy::Program);
+        self
+    }
+
+    /// Whether a rank on which there is no CUDA driver, or whose driver sees no device at all, is *not applicable* on all
+    /// ranks, with [`crate::Reason::NoDriver`], rather than broken: for programs that use something else where there are
+    /// no GPUs. The default is no: the rank gets [`crate::Error::NoDriver`] or the driver's error, the others
+    /// [`crate::Error::RankFailed`].
+    ///
+    /// It is not compared between ranks. What counts is how the rank without a driver is configured: if one with yes and
+    /// one with no both lack it, the latter still gets its own error, and all others what was said first.
+    pub fn missing_driver_is_not_applicable(mut self, is: bool) -> Self {
+        self.needs_no_driver = is;
         self
     }
 

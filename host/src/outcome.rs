@@ -51,6 +51,14 @@ pub enum Reason {
         /// Who or what says so.
         by: DisabledBy,
     },
+    /// A rank has no CUDA driver, or a driver without a device, and is configured to take that so:
+    /// [`crate::Config::missing_driver_is_not_applicable`].
+    NoDriver {
+        /// That rank.
+        rank: usize,
+        /// What is missing there.
+        message: String,
+    },
     /// There are fewer than 2 ranks or more than 8.
     WorldSize(usize),
     /// The ranks are spread over hosts.
@@ -88,6 +96,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Disabled { rank, by } => write!(f, "rank {rank} is disabled {by}"),
+            Reason::NoDriver { rank, message } => write!(f, "rank {rank} has no device: {message}"),
             Reason::WorldSize(size) => write!(f, "a world of {size}: there must be 2 to 8 ranks"),
             Reason::SeveralHosts { ranks, hosts } => {
                 write!(f, "rank {} is on {}, rank {} on {}", ranks.0, hosts.0, ranks.1, hosts.1)
@@ -123,6 +132,8 @@ mod tests {
         assert_eq!(disabled(DisabledBy::Program), "rank 3 is disabled by the program");
         assert_eq!(disabled(variable(Some("0"))), "rank 3 is disabled by ENABLE_INTRA_NODE_COMM=0");
         assert_eq!(disabled(variable(None)), "rank 3 is disabled because ENABLE_INTRA_NODE_COMM is not set");
+        let none = Reason::NoDriver { rank: 2, message: "no CUDA driver: why".into() };
+        assert_eq!(none.to_string(), "rank 2 has no device: no CUDA driver: why");
         assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
         assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
         let differ = Reason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };

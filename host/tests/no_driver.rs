@@ -34,6 +34,50 @@ fn no_driver_is_an_error_on_the_rank_and_known_to_the_others() {
 }
 
 #[test]
+fn no_driver_is_not_applicable_on_all_ranks_where_the_program_takes_it_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let config = Config::default().missing_driver_is_not_applicable(true);
+    let outcomes = ranks(&[0, 1, 2], |rank| rendezvous(&store, rank, 3, 0, &config).unwrap());
+    let reasons: Vec<_> = outcomes
+        .into_iter()
+        .map(|outcome| match outcome {
+            Outcome::NotApplicable(reason) => reason,
+            Outcome::Ready(_) => panic!("ready without a driver"),
+        })
+        .collect();
+    assert!(
+        matches!(&reasons[0], Reason::NoDriver { message, .. } if message.contains(MISSING)),
+        "{:?}",
+        reasons[0]
+    );
+    assert!(reasons.iter().all(|reason| *reason == reasons[0]), "{reasons:?}");
+    assert_eq!(left_in(&store), 0);
+}
+
+#[test]
+fn without_a_driver_every_rank_is_answered_as_it_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(folder.path()).unwrap();
+    let answers = ranks(&[0, 1], |rank| {
+        let config = Config::default().missing_driver_is_not_applicable(rank == 1);
+        rendezvous(&store, rank, 2, 0, &config)
+    });
+    assert!(matches!(answers[0], Err(Error::NoDriver(_))), "{:?}", answers[0]);
+    // Whichever rank spoke first.
+    assert!(
+        matches!(
+            answers[1],
+            Err(Error::RankFailed { rank: 0, .. })
+                | Ok(Outcome::NotApplicable(Reason::NoDriver { rank: 1, .. }))
+        ),
+        "{:?}",
+        answers[1]
+    );
+    assert_eq!(left_in(&store), 0);
+}
+
+#[test]
 fn a_disabled_rank_ends_it_for_all_without_a_driver_and_without_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let store = FileStore::open(folder.path()).unwrap();

@@ -300,3 +300,42 @@ fn a_store_whose_directory_disappears_is_an_error() {
     directory.close().expect("removing the directory");
     assert!(store.set("key", b"value").is_err());
 }
+
+#[test]
+fn a_driver_that_sees_no_device_is_not_applicable_where_the_program_takes_it_so() {
+    let test = "a_driver_that_sees_no_device_is_not_applicable_where_the_program_takes_it_so";
+    // A driver without a visible device is a matter of the process: this test runs again in one.
+    const AGAIN: &str = "MESHREDUCE_TEST_WITHOUT_DEVICES";
+    if std::env::var_os(AGAIN).is_none() {
+        let program = std::env::current_exe().expect("this program's own file");
+        let mut again = std::process::Command::new(program);
+        again.args(["--exact", test, "--nocapture"]).env("CUDA_VISIBLE_DEVICES", "").env(AGAIN, "1");
+        let output = again.output().expect("the test program starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    open_driver();
+    for (tolerant, name) in [(true, "tolerant"), (false, "strict")] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let meet = |rank: usize| {
+                let store = FileStore::open(directory.path()).expect("a store");
+                let config = config().missing_driver_is_not_applicable(tolerant);
+                rendezvous(&store, rank, 2, rank as u32, &config)
+            };
+            let ranks: Vec<_> = (0..2).map(|rank| scope.spawn(move || meet(rank))).collect();
+            ranks.into_iter().map(|rank| rank.join().expect("no rank panics")).collect()
+        });
+        for answer in answers {
+            match answer {
+                Ok(Outcome::NotApplicable(reason)) if tolerant => {
+                    assert!(reason.to_string().contains("CUDA_ERROR_NO_DEVICE"), "{name}: {reason}");
+                }
+                Err(error) if !tolerant => {
+                    assert!(error.to_string().contains("CUDA_ERROR_NO_DEVICE"), "{name}: {error}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}

@@ -74,9 +74,13 @@ pub fn rendezvous(
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
                 session.acknowledge(&verdict)?;
-                if config.disabled.is_none() && matches!(verdict, Verdict::Failed(_)) {
+                if config.disabled.is_none()
+                    && matches!(verdict, Verdict::Failed(_))
+                    && let Err(error) = build::check_here(world_size, device, config)
+                    && !(config.needs_no_driver && is_without_device(&error))
+                {
                     // A rank that is broken itself says so in its own words, not in another rank's.
-                    build::check_here(world_size, device, config)?;
+                    return Err(error);
                 }
                 return outcome(verdict);
             }
@@ -86,6 +90,13 @@ pub fn rendezvous(
             None => assembly.build(&mut session, rank, world_size, device, config),
             Some(by) => Err(session.decide(Verdict::NotApplicable(Reason::Disabled { rank, by }))),
         };
+        let built = built.map_err(|stop| match stop {
+            Stop::Local(error) if config.needs_no_driver && is_without_device(&error) => {
+                let message = error.to_string();
+                session.decide(Verdict::NotApplicable(Reason::NoDriver { rank, message }))
+            }
+            stop => stop,
+        });
         match built {
             Ok(shared) => match session.propose(&Verdict::Ready) {
                 Ok(Verdict::Ready) => {
@@ -115,6 +126,16 @@ pub fn rendezvous(
             }
             Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
         }
+    }
+}
+
+/// Whether there is nothing here that could be used: no driver, or one that sees no device.
+fn is_without_device(error: &Error) -> bool {
+    const NO_DEVICE: i32 = cust_raw::CUresult::CUDA_ERROR_NO_DEVICE as i32;
+    match error {
+        Error::NoDriver(_) => true,
+        Error::Driver(error) => error.code == NO_DEVICE,
+        _ => false,
     }
 }
 

@@ -195,6 +195,11 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
             out.u8(7);
             out.u8(*topology as u8);
         }
+        Reason::NoDriver { rank, message } => {
+            out.u8(8);
+            out.rank(*rank);
+            out.text(message);
+        }
     }
 }
 
@@ -207,6 +212,7 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
         5 => Reason::TopologiesDiffer { ranks: read_pair(from)?, difference: from.text()? },
         6 => Reason::NoPeerAccess { ranks: read_pair(from)? },
         7 => Reason::NoAlgorithm { topology: read_topology(from)? },
+        8 => Reason::NoDriver { rank: from.rank()?, message: from.text()? },
         _ => return Err(Malformed(format!("{code} is no reason"))),
     })
 }
@@ -328,6 +334,7 @@ mod tests {
             Reason::TopologiesDiffer { ranks: (0, 7), difference: text() },
             Reason::NoPeerAccess { ranks: (0, 5) },
             Reason::NoAlgorithm { topology: Topology::HybridCubeMesh },
+            Reason::NoDriver { rank: 1, message: text() },
         ];
         let failures = [
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },
