@@ -367,7 +367,7 @@ impl Call<'_> {
             for _ in 0..calls {
                 // SAFETY: as for `enqueue`; whoever launches the graph sees to the replays.
                 unsafe {
-                    self.lane.all_reduce_raw_captured(
+                    self.lane.all_reduce_raw(
                         self.input,
                         self.output,
                         self.case.count(),

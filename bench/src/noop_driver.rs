@@ -46,7 +46,8 @@ pub fn library() -> Result<PathBuf> {
 /// # Errors
 /// If it is nowhere, or another driver is in use.
 pub fn open() -> Result<()> {
-    meshreduce_driver_loader::use_library(library()?)?;
+    // SAFETY: it is a driver, which this repository builds.
+    unsafe { meshreduce_driver_loader::use_library(library()?) }?;
     meshreduce_driver_loader::status()?;
     Ok(())
 }

@@ -50,12 +50,17 @@ struct Driver {
 static CHOSEN: Mutex<Option<PathBuf>> = Mutex::new(None);
 static DRIVER: OnceLock<Driver> = OnceLock::new();
 
-/// Chooses the driver library of this process, before the first `cu*` call.
+/// Chooses the driver library of this process, before the first call of a driver function.
+///
+/// # Safety
+///
+/// The library's code runs in this process, when it is opened and whenever a driver function is called: it is a CUDA
+/// driver, whose functions do what NVIDIA's documentation says.
 ///
 /// # Errors
 ///
 /// [`AlreadyOpen`] if another library is in use already. Choosing the one in use is fine.
-pub fn use_library(path: impl Into<PathBuf>) -> Result<(), AlreadyOpen> {
+pub unsafe fn use_library(path: impl Into<PathBuf>) -> Result<(), AlreadyOpen> {
     let path = path.into();
     let mut chosen = CHOSEN.lock().unwrap_or_else(PoisonError::into_inner);
     match DRIVER.get() {
@@ -86,7 +91,7 @@ pub fn library_directory() -> Option<&'static Path> {
     driver().path.parent().filter(|folder| !folder.as_os_str().is_empty())
 }
 
-/// The address of a function of the driver, for calls that `cust_raw` does not declare. `None` if there is no driver
+/// The address of a function of the driver, for calls that [`crate::sys`] does not have. `None` if there is no driver
 /// or it has no such function.
 pub fn symbol(name: &str) -> Option<NonNull<c_void>> {
     lookup(driver().library.as_ref().ok()?, name)
@@ -110,7 +115,8 @@ fn driver() -> &'static Driver {
 }
 
 fn open(path: &Path) -> Result<Library, LoadError> {
-    // SAFETY: the library's initialisers run; the user chose the library as the CUDA driver of this process.
+    // SAFETY: the library's initialisers run; whoever chose it, through the environment or
+    // through `use_library`, vouches for it as the CUDA driver of this process.
     let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) }
         .map_err(|error| LoadError::Open { library: path.into(), message: message(&error) })?;
     match lookup(&library, "cuInit") {

@@ -61,6 +61,7 @@ pub struct Config {
     pub(crate) lanes: u32,
     pub(crate) limits: Limits,
     pub(crate) allow_shared_devices: bool,
+    pub(crate) communicators_per_device: u32,
     pub(crate) ptx: Option<Arc<str>>,
     pub(crate) first_call_number: u64,
 }
@@ -79,6 +80,7 @@ impl Default for Config {
             lanes: 1,
             limits: Limits::default(),
             allow_shared_devices: false,
+            communicators_per_device: 1,
             ptx: None,
             first_call_number: 0,
         }
@@ -189,6 +191,18 @@ impl Config {
         self
     }
 
+    /// How many communicators each device is for at the same time: this one's launches fill one of so many equal shares of
+    /// what is resident at once. The default of 1 leaves others what this one does not need, which are at most
+    /// [`meshreduce_wire::MAX_BLOCKS`] blocks a lane. Equal on all ranks.
+    ///
+    /// All kernels that may wait for one another must be resident at once: a communicator that would not fit beside the
+    /// others of its process on its device is refused ([`crate::Error::NotResident`]). Those of other processes, and other
+    /// kernels that wait for a peer, are not seen: the caller counts them here.
+    pub fn communicators_per_device(mut self, communicators: u32) -> Self {
+        self.communicators_per_device = communicators;
+        self
+    }
+
     /// Takes the topology as given, whatever NVML says of it. `None`: as it is.
     pub fn force_topology(mut self, topology: Option<Topology>) -> Self {
         self.forced_topology = topology;
@@ -209,12 +223,6 @@ impl Config {
         self
     }
 
-    /// Runs this PTX text in place of the shipped one. Its digest is not checked; all ranks need the same text.
-    pub fn ptx(mut self, text: Option<impl Into<Arc<str>>>) -> Self {
-        self.ptx = text.map(Into::into);
-        self
-    }
-
     /// The number of each lane's first call, so that tests reach numbers that real programs take years for.
     #[doc(hidden)]
     pub fn first_call_number(mut self, number: u64) -> Self {
@@ -231,6 +239,9 @@ impl Config {
         }
         if self.deadline.is_some_and(|deadline| deadline < Duration::from_micros(1)) {
             return Err(ConfigError::Deadline);
+        }
+        if self.communicators_per_device == 0 {
+            return Err(ConfigError::NoCommunicators);
         }
         let longest = self.limits.one_shot.max(self.limits.two_shot).max(self.limits.hybrid_cube_mesh);
         if longest == 0 || longest > MAX_LIMIT {
@@ -261,6 +272,9 @@ pub enum ConfigError {
     /// A deadline under a microsecond.
     #[error("the deadline must be at least a microsecond; `None` is no deadline")]
     Deadline,
+    /// No communicators a device.
+    #[error("0 communicators per device: this one is one")]
+    NoCommunicators,
     /// The links that are to be assumed are those of another number of ranks.
     #[error("the links to be assumed are those of {ranks} ranks, but there are {world_size}")]
     Links {
@@ -347,6 +361,8 @@ mod tests {
         assert_eq!(Config::default().lanes(65).check(2), Err(ConfigError::Lanes(65)));
         assert_eq!(Config::default().deadline(Some(Duration::ZERO)).check(2), Err(ConfigError::Deadline));
         assert_eq!(Config::default().deadline(None).check(2), Ok(()));
+        let none_there = Config::default().communicators_per_device(0);
+        assert_eq!(none_there.check(2), Err(ConfigError::NoCommunicators));
         let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };
         assert_eq!(Config::default().limits(none).check(2), Err(ConfigError::Limit(0)));
         let links = Mesh::from_links(2, vec![0, 1, 1, 0]);

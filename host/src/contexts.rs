@@ -11,9 +11,9 @@ use std::sync::Arc;
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{AbortWord, LaneContext, MAX_RANKS, RecordKind, pad};
 
-use crate::driver::{DeviceMemory, PrimaryContext, Stream};
-use crate::error::DriverError;
-use crate::segment::Reach;
+use meshreduce_device::{DeviceMemory, DriverError, PrimaryContext, Stream};
+
+use crate::segment::Mapping;
 use crate::topology::Mesh;
 
 /// Bytes from one lane's context to the next.
@@ -51,10 +51,10 @@ impl Contexts {
     /// Leads every kernel that begins from now on to a pad in which `rank` has aborted. Returns what `drained` says of
     /// those that had begun before; only if it is true are the contexts cleared of all other addresses.
     pub(crate) fn bury(
-        &mut self,
+        &self,
         rank: usize,
         stream: &Stream,
-        drained: impl FnOnce() -> bool,
+        drained: impl FnOnce() -> Result<bool, DriverError>,
     ) -> Result<bool, DriverError> {
         let grave = offset(self.lanes);
         self.memory.write(grave, &dead_pad(rank as u32), stream)?;
@@ -65,7 +65,7 @@ impl Contexts {
             let place = offset(lane) + offset_of!(LaneContext, own_pad) as u64;
             self.memory.write(place, &own_pad.to_le_bytes(), stream)?;
         }
-        if !drained() {
+        if !drained()? {
             return Ok(false);
         }
         for (lane, context) in (0..).zip(&self.written) {
@@ -100,14 +100,14 @@ fn dead_pad(rank: u32) -> Vec<u8> {
 
 /// The device's view of lane `index`, whose host page is at `host_page`.
 pub(crate) fn lane_context(
-    reaches: &[Option<Reach>],
+    mappings: &[Option<Mapping>],
     layout: SegmentLayout,
     mesh: &Mesh,
     rank: usize,
     index: u32,
     host_page: u64,
 ) -> LaneContext {
-    let segment = |rank: usize| reaches[rank].as_ref().map(Reach::address);
+    let segment = |rank: usize| mappings[rank].as_ref().map(Mapping::address);
     let order = mesh.positions();
     let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
     let relay = mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
@@ -120,7 +120,7 @@ pub(crate) fn lane_context(
         host_page,
         ranks: [0; MAX_RANKS],
         rank: rank as u32,
-        world_size: reaches.len() as u32,
+        world_size: mappings.len() as u32,
         position: position as u32,
         relay: relay.unwrap_or(position) as u32,
         lane: index,

@@ -4,8 +4,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use meshreduce_driver_loader::LoadError;
+use meshreduce_device::identity::Unreadable;
+use meshreduce_device::loader::LoadError;
+use meshreduce_device::{ContextState, PrimaryContext};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
+
+pub use meshreduce_device::{CudaVersion, DriverError};
 
 use crate::config::ConfigError;
 use crate::store::StoreError;
@@ -18,7 +22,7 @@ use crate::store::StoreError;
 pub enum Error {
     /// There is no CUDA driver.
     #[error("no CUDA driver: {0}")]
-    NoDriver(#[from] LoadError),
+    NoDriver(LoadError),
     /// The driver lacks what this library needs.
     #[error("the CUDA driver is too old: it supports CUDA {found}, {needed} is needed")]
     DriverTooOld {
@@ -138,6 +142,18 @@ pub enum Error {
         /// The driver's answer.
         source: DriverError,
     },
+    /// A peer's memory is smaller than the configuration that both agreed on says.
+    #[error("rank {peer} offers {found} bytes of memory to rank {rank}, {needed} are needed")]
+    SegmentTooSmall {
+        /// This rank.
+        rank: usize,
+        /// The peer.
+        peer: usize,
+        /// Bytes that are there.
+        found: u64,
+        /// Bytes that there should be.
+        needed: u64,
+    },
     /// The NVLink topology could not be queried.
     #[error("NVML failed: {0}")]
     Nvml(String),
@@ -174,8 +190,8 @@ pub enum Error {
     },
     /// Not even one block of every rank and lane fits the device at once.
     #[error(
-        "device {device} holds {resident} blocks at once, which are too few for {sharers} ranks of {lanes} \
-         lanes on it"
+        "device {device} holds {resident} resident blocks, which are too few for {communicators} communicators of \
+         {sharers} ranks of {lanes} lanes on it"
     )]
     DeviceTooSmall {
         /// The device's ordinal.
@@ -186,6 +202,25 @@ pub enum Error {
         sharers: u32,
         /// Lanes of each.
         lanes: u32,
+        /// Communicators that the configuration gives the device to.
+        communicators: u32,
+    },
+    /// The kernels of this communicator would not be resident beside those of the other communicators that this process
+    /// has on the device: kernels that wait for one another could then wait for ever.
+    #[error(
+        "residency: of {resident} blocks that device {device} holds at once, other communicators of this process have \
+         {taken}, and this one needs {needed}; tell all ranks how many there will be \
+         (Config::communicators_per_device), or close one"
+    )]
+    NotResident {
+        /// The device's ordinal.
+        device: u32,
+        /// Blocks that are resident at once.
+        resident: u32,
+        /// Blocks that other communicators of this process may fill.
+        taken: u32,
+        /// Blocks that this one may fill.
+        needed: u32,
     },
     /// The message does not fit the algorithm that is forced.
     #[error("a message of {bytes} bytes is too long for {algorithm}, whose limit is {limit} bytes")]
@@ -314,6 +349,24 @@ pub enum Error {
     /// A kernel was stopped by the device; the context is lost.
     #[error("a kernel faulted: {0}")]
     KernelFault(DriverError),
+    /// The device's primary context was reset: everything in it is gone.
+    #[error("the primary context of device {device} was reset under the communicator")]
+    ContextReset {
+        /// The device's ordinal.
+        device: u32,
+    },
+    /// This process was forked from the one that the communicator belongs to.
+    #[error("a forked child cannot use its parent's communicator: only the parent's driver is initialised")]
+    Forked,
+    /// A call came on another stream than the lane's last one, and nothing says in which order the two run.
+    #[error(
+        "a call of lane {lane} on another stream than the last one, and nothing orders the two: give an event to wait \
+         for, or say that they are ordered (StreamOrder)"
+    )]
+    StreamsNotOrdered {
+        /// The lane.
+        lane: u32,
+    },
     /// The host cannot wait for work that is being captured into a graph.
     #[error("a graph is being captured, or this work was: wait for the stream of a replay instead")]
     Capturing,
@@ -336,6 +389,26 @@ pub enum Error {
         /// The lanes there are, from 0.
         lanes: u32,
     },
+    /// Kernels of this rank did not end, although they were told to.
+    #[error("kernels of rank {rank} did not end within {waited:?}: the communicator's memory is leaked")]
+    KernelsRunning {
+        /// This rank.
+        rank: usize,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// Processes of ranks ended before they closed the communicator.
+    #[error("{} died before closing the communicator", Ranks(ranks))]
+    RanksDied {
+        /// The ranks.
+        ranks: Vec<usize>,
+    },
+    /// Ranks dropped the communicator in place of closing it.
+    #[error("{} dropped the communicator without closing it", Ranks(ranks))]
+    RanksDropped {
+        /// The ranks.
+        ranks: Vec<usize>,
+    },
     /// Ranks did not close the communicator in time.
     #[error("{} did not close the communicator within {waited:?}", Ranks(ranks))]
     CloseTimeout {
@@ -357,30 +430,43 @@ pub enum Error {
     Driver(#[from] DriverError),
 }
 
-/// A driver call that failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call} failed with {name} ({code}): {description}")]
-pub struct DriverError {
-    /// The function of the driver API.
-    pub call: &'static str,
-    /// The CUresult.
-    pub code: i32,
-    /// Its name.
-    pub name: String,
-    /// The driver's own description.
-    pub description: String,
+impl From<meshreduce_device::Error> for Error {
+    fn from(error: meshreduce_device::Error) -> Self {
+        use meshreduce_device::Error as E;
+        match error {
+            E::NoDriver(error) => Error::NoDriver(error),
+            E::DriverTooOld { found, needed } => Error::DriverTooOld { found, needed },
+            E::NoSuchDevice { ordinal, count } => Error::NoSuchDevice { ordinal, count },
+            E::NotOnDevice { address, device, found } => Error::NotOnDevice { address, device, found },
+            E::Driver(error) => Error::Driver(error),
+            other => {
+                Error::System { what: other.to_string(), source: std::io::ErrorKind::InvalidData.into() }
+            }
+        }
+    }
 }
 
-/// A CUDA version as drivers report it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CudaVersion(
-    /// 1000 times the major plus 10 times the minor version.
-    pub i32,
-);
+impl From<Unreadable> for Error {
+    fn from(error: Unreadable) -> Self {
+        Error::System { what: format!("cannot read {}", error.path), source: error.source }
+    }
+}
 
-impl fmt::Display for CudaVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.0 / 1000, self.0 % 1000 / 10)
+impl Error {
+    /// A driver's refusal in `context`, told apart by what it means for the communicator.
+    pub(crate) fn of_driver(error: DriverError, context: &PrimaryContext) -> Self {
+        if error.is_fault() {
+            return Error::KernelFault(error);
+        }
+        if error.is_about_capture() {
+            return Error::Capturing;
+        }
+        // Stale handles show in many ways.
+        match context.state() {
+            ContextState::Alive => Error::Driver(error),
+            ContextState::Reset => Error::ContextReset { device: context.ordinal() },
+            ContextState::Forked => Error::Forked,
+        }
     }
 }
 

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use meshreduce_device::{DriverError, Function, Module, PrimaryContext};
 use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
 use sha2::{Digest, Sha256};
 
 use crate::algorithms::{self, Description, Ground};
 use crate::config::Config;
-use crate::driver::{Function, Module, PrimaryContext};
 use crate::error::Error;
 
 /// A PTX text that this library contains: the kernels of one algorithm for one world size.
@@ -36,6 +36,19 @@ pub fn shipped_kernels() -> impl Iterator<Item = ShippedKernels> {
             Some(ShippedKernels { algorithm: description.algorithm, world_size, ptx })
         })
     })
+}
+
+impl Config {
+    /// Runs this PTX text in place of the shipped one. Its digest is not checked; all ranks need the same text.
+    ///
+    /// # Safety
+    ///
+    /// The text's kernels run on the device, with the addresses of the callers' and of all ranks' memory: they do with these
+    /// what the shipped ones of the same names do.
+    pub unsafe fn ptx(mut self, text: Option<impl Into<Arc<str>>>) -> Self {
+        self.ptx = text.map(Into::into);
+        self
+    }
 }
 
 /// A PTX text with the name it is spoken of by.
@@ -104,6 +117,33 @@ pub(crate) fn verify(name: &str, ptx: &str) -> Result<(), Error> {
     }
 }
 
+/// A loaded text: through `cust` where that is built in.
+#[derive(Debug)]
+enum Loaded {
+    #[cfg(feature = "cust")]
+    Cust(crate::cust::CustModule),
+    Own(Module),
+}
+
+impl Loaded {
+    fn load(context: &Arc<PrimaryContext>, text: &KernelText) -> Result<Self, Error> {
+        #[cfg(feature = "cust")]
+        if let Some(module) = crate::cust::CustModule::load(context, text.text())? {
+            return Ok(Loaded::Cust(module));
+        }
+        let refused = |(source, log)| Error::KernelsRefused { name: text.name.clone(), source, log };
+        Module::load(context, text.text()).map(Loaded::Own).map_err(refused)
+    }
+
+    fn function(&self, name: &str) -> Result<Option<Function>, DriverError> {
+        match self {
+            #[cfg(feature = "cust")]
+            Loaded::Cust(module) => module.function(name),
+            Loaded::Own(module) => module.function(name),
+        }
+    }
+}
+
 /// The kernels of one communicator, all loaded: a module that is loaded behind a spinning kernel would wait for it.
 #[derive(Debug)]
 pub(crate) struct Kernels {
@@ -111,7 +151,7 @@ pub(crate) struct Kernels {
     /// Blocks of the largest size that fit a multiprocessor, of the kernel that needs most.
     occupancy: u32,
     /// Unloaded with the kernels.
-    _modules: Vec<Module>,
+    _modules: Vec<Loaded>,
 }
 
 impl Kernels {
@@ -132,14 +172,15 @@ impl Kernels {
             if ground.algorithms().find(wanted).is_none() {
                 continue;
             }
-            let module = Module::load(context, text.text())
-                .map_err(|(source, log)| Error::KernelsRefused { name: text.name.clone(), source, log })?;
+            let module = Loaded::load(context, text)?;
             for description in ground.algorithms().filter(wanted) {
                 for dtype in DType::ALL {
                     for op in [Op::Sum, Op::Min, Op::Max] {
                         let entry = entry(description.algorithm, dtype, op, world_size);
                         if let Some(function) = module.function(&entry)? {
-                            occupancy = occupancy.min(module.occupancy(function, MAX_THREADS)?);
+                            // SAFETY: its module was loaded just now, in this context.
+                            let fits = unsafe { function.occupancy(context, MAX_THREADS) }?;
+                            occupancy = occupancy.min(fits);
                             functions.insert((description.algorithm, dtype, op.kernel_name()), function);
                         }
                     }
@@ -210,7 +251,8 @@ mod tests {
 
     #[test]
     fn a_given_text_is_not_checked_and_changes_the_digest() {
-        let given = Config::default().ptx(Some(".version 7.0"));
+        // SAFETY: it is not run.
+        let given = unsafe { Config::default().ptx(Some(".version 7.0")) };
         let texts = KernelText::choose(&given, 2).unwrap();
         assert_eq!(texts[0].text(), ".version 7.0");
         let shipped = KernelText::choose(&Config::default(), 2).unwrap();

@@ -48,38 +48,43 @@
 //!   Replayed after the end of its [`Communicator`], which is a mistake, an all-reduce does nothing.
 //! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Lane`] is `Send`.
 //!
-//! The driver is found at run time, see [`meshreduce_driver_loader`]: a binary starts without one and gets
+//! The driver is found at run time, see [`loader`]: a binary starts without one and gets
 //! [`Error::NoDriver`].
 
 mod algorithms;
 mod communicator;
 mod config;
 mod contexts;
-mod driver;
+mod control;
+#[cfg(feature = "cust")]
+mod cust;
 mod element;
+mod end;
 mod error;
-mod event_pool;
-mod farewell;
-pub mod identity;
 mod kernels;
 mod lane;
 mod launcher;
 mod outcome;
 mod record;
 pub mod rendezvous;
+mod residency;
 mod segment;
 mod select;
+mod shared;
 pub mod store;
 pub mod topology;
 mod work;
 
-pub use communicator::{Communicator, launches};
+pub use communicator::{CloseError, Communicator, launches};
 pub use config::{Config, ConfigError, Limits, MAX_LANES};
-pub use element::{Bf16, Element, F16};
+pub use element::Element;
+#[cfg(feature = "cust")]
+pub use element::{Bf16, F16};
 pub use error::{CudaVersion, DriverError, Error};
 pub use kernels::{ShippedKernels, shipped_kernels};
-pub use lane::Lane;
+pub use lane::{Lane, StreamOrder};
 pub use launcher::{Launcher, LauncherError};
+pub use meshreduce_device::{RawEvent, RawStream, identity, loader};
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{DisabledBy, Outcome, Reason};
 pub use rendezvous::rendezvous;
@@ -88,6 +93,6 @@ pub use topology::{Mesh, Topology};
 pub use work::Work;
 
 /// The README's example, compiled.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cust"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -68,6 +68,11 @@ pub enum Reason {
         /// Their hosts.
         hosts: (String, String),
     },
+    /// Ranks are in different network namespaces, where they cannot tell each other when they leave.
+    NetworkNamespaces {
+        /// Two ranks in different ones.
+        ranks: (usize, usize),
+    },
     /// Some pair of devices has no NVLink between them, and the mesh is no other that is known.
     UnknownTopology {
         /// Two ranks without a link.
@@ -101,6 +106,11 @@ impl fmt::Display for Reason {
             Reason::SeveralHosts { ranks, hosts } => {
                 write!(f, "rank {} is on {}, rank {} on {}", ranks.0, hosts.0, ranks.1, hosts.1)
             }
+            Reason::NetworkNamespaces { ranks: (a, b) } => write!(
+                f,
+                "ranks {a} and {b} are in different network namespaces: run them in one (containers: share the host's or \
+                 one container's network)"
+            ),
             Reason::UnknownTopology { ranks: (a, b) } => {
                 write!(f, "the topology is unknown: no NVLink between the devices of ranks {a} and {b}")
             }
@@ -136,6 +146,7 @@ mod tests {
         assert_eq!(none.to_string(), "rank 2 has no device: no CUDA driver: why");
         assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
         assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
+        assert!(Reason::NetworkNamespaces { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
         let differ = Reason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };
         assert!(differ.to_string().contains("ranks 1 and 2"));
     }

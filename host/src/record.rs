@@ -7,7 +7,8 @@ use std::time::Duration;
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::{AbortWord, ErrorRecord, LaunchDescriptor, RecordKind};
 
-use crate::driver::MappedHost;
+use meshreduce_device::MappedHost;
+
 use crate::error::Error;
 
 /// The record in a lane's host page, if a kernel has left one.
@@ -71,6 +72,19 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, lane: u32) -> Error {
         },
         _ => Error::Aborted,
     }
+}
+
+/// The failure of a communicator as its rank's lane `lane` tells it: this lane's record if there is one, else another's,
+/// because a failure ends all lanes.
+pub(crate) fn first_failure(pages: &[MappedHost<HostPage>], lane: u32, rank: usize) -> Option<Error> {
+    let lanes = pages.len() as u32;
+    let mut all = [lane].into_iter().chain((0..lanes).filter(|other| *other != lane));
+    let (found_in, found) = all.find_map(|lane| Some((lane, read(&pages[lane as usize])?)))?;
+    // A failure that another lane of this rank has found is told best by that lane's record, once it is written.
+    let word = AbortWord::decode(found.abort).filter(|word| word.origin as usize == rank);
+    let finder = word.and_then(|word| Some((word.lane, read(pages.get(word.lane as usize)?)?)));
+    let (lane, record) = finder.unwrap_or((found_in, found));
+    Some(translate(&record, rank, lane))
 }
 
 #[cfg(test)]

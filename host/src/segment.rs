@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use meshreduce_wire::pad;
 use meshreduce_wire::segment::SegmentLayout;
 
-use crate::driver::{DeviceMemory, Import, IpcHandle, PrimaryContext, Stream};
-use crate::error::{DriverError, Error};
+use meshreduce_device::{DeviceMemory, DriverError, Import, IpcHandle, PrimaryContext, Stream};
+
+use crate::error::Error;
 
 /// This rank's segment. Peers in this process hold it too, so that it is freed when the last of them lets go.
 #[derive(Debug)]
@@ -42,13 +43,13 @@ impl Segment {
     }
 
     pub(crate) fn export(&self) -> Result<IpcHandle, DriverError> {
-        self.memory.export()
+        IpcHandle::of(&self.memory)
     }
 }
 
-/// A rank's segment as this rank reaches it.
+/// A rank's segment as this rank's device sees it.
 #[derive(Debug)]
-pub(crate) enum Reach {
+pub(crate) enum Mapping {
     /// This rank's own.
     Own(Arc<Segment>),
     /// Of a rank in this process: by its own address.
@@ -57,17 +58,22 @@ pub(crate) enum Reach {
     Remote(Import),
 }
 
-impl Reach {
+impl Mapping {
     /// Opens what a rank of another process offers.
     pub(crate) fn remote(
         context: &Arc<PrimaryContext>,
         rank: usize,
         peer: usize,
         handle: &IpcHandle,
+        needed: u64,
     ) -> Result<Self, Error> {
         let import =
             Import::open(context, handle).map_err(|source| Error::IpcRefused { rank, peer, source })?;
-        Ok(Reach::Remote(import))
+        // Kernels go by the layout that was agreed on; what the store says is not believed for memory.
+        if let Some(found) = import.bytes().filter(|found| *found < needed) {
+            return Err(Error::SegmentTooSmall { rank, peer, found, needed });
+        }
+        Ok(Mapping::Remote(import))
     }
 
     /// Takes the segment of another rank of this process, and lets this rank's device access it.
@@ -76,6 +82,7 @@ impl Reach {
         generation: u64,
         rank: usize,
         peer: usize,
+        needed: u64,
     ) -> Result<Self, Error> {
         let found = local().get(&(generation, peer)).cloned();
         let segment = found.and_then(|segment| segment.upgrade()).ok_or_else(|| Error::RankFailed {
@@ -88,14 +95,26 @@ impl Reach {
             peer,
             source,
         })?;
-        Ok(Reach::Local(segment))
+        let found = segment.memory.bytes();
+        if found < needed {
+            return Err(Error::SegmentTooSmall { rank, peer, found, needed });
+        }
+        Ok(Mapping::Local(segment))
+    }
+
+    /// Enqueues setting the 32-bit word at `offset` of the segment.
+    pub(crate) fn set(&self, offset: u64, word: u32, stream: &Stream) -> Result<(), DriverError> {
+        match self {
+            Mapping::Own(segment) | Mapping::Local(segment) => segment.memory.set(offset, word, stream),
+            Mapping::Remote(import) => import.set(offset, word, stream),
+        }
     }
 
     /// The segment's address on this rank's device.
     pub(crate) fn address(&self) -> u64 {
         match self {
-            Reach::Own(segment) | Reach::Local(segment) => segment.memory.address(),
-            Reach::Remote(import) => import.address(),
+            Mapping::Own(segment) | Mapping::Local(segment) => segment.memory.address(),
+            Mapping::Remote(import) => import.address(),
         }
     }
 }

@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use cust_raw::{CUresult, CUstream};
+use meshreduce_device::{DriverError, Event, RawStream};
 
-use crate::driver::Event;
-use crate::error::{DriverError, Error};
-use crate::lane::{LaneState, fault};
+use crate::error::Error;
+use crate::lane::LaneState;
 
 /// An all-reduce that was enqueued.
 ///
-/// It may be dropped without being waited for; a failure is then still reported by the next call on the lane and
-/// by [`crate::Communicator::status`]. A work object is `Send` and `Sync`.
+/// It may be dropped without being waited for; a failure is then still reported by the next call on the communicator and
+/// by [`crate::Communicator::status`]. A work object is `Send` and `Sync`, and works on threads where no context is
+/// current.
 #[derive(Clone, Debug)]
 pub struct Work {
     state: Arc<LaneState>,
@@ -32,22 +32,17 @@ impl Work {
 
     /// The event to ask; `None` if nothing was launched. A captured one is not asked, because the driver would
     /// invalidate the capture.
-    fn event(&self) -> Result<Option<&Event>, Error> {
-        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_deref()) }
+    fn event(&self) -> Result<Option<&Arc<Event>>, Error> {
+        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_ref()) }
+    }
+
+    fn refusal(&self, error: DriverError) -> Error {
+        Error::of_driver(error, self.state.context())
     }
 
     /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
-    /// all-reduce was captured, the stream joins the capture, as it would with any event.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Driver`] if the driver refuses.
-    pub fn wait(&self, stream: &cust::stream::Stream) -> Result<(), Error> {
-        // SAFETY: the stream is alive while it is borrowed.
-        unsafe { self.wait_raw(stream.as_inner()) }
-    }
-
-    /// [`Work::wait`] for a raw stream.
+    /// all-reduce was captured, the stream joins the capture, as it would with any event. A default stream is that of the
+    /// context that is current, of the communicator's device if none is.
     ///
     /// # Safety
     ///
@@ -55,27 +50,30 @@ impl Work {
     ///
     /// # Errors
     ///
-    /// As [`Work::wait`].
-    pub unsafe fn wait_raw(&self, stream: CUstream) -> Result<(), Error> {
+    /// [`Error::Driver`] if the driver refuses.
+    pub unsafe fn wait_raw(&self, stream: impl Into<RawStream>) -> Result<(), Error> {
         match &self.event {
-            // SAFETY: the caller vouches for the stream.
-            Some(event) => unsafe { event.wait_on(stream) }.map_err(fault),
+            Some(event) => {
+                // SAFETY: the caller vouches for the stream.
+                unsafe { event.wait_on(stream.into()) }.map_err(|error| self.refusal(error))
+            }
             None => Ok(()),
         }
     }
 
-    /// Blocks the host until the all-reduce has ended, and says how.
+    /// Blocks the host until the all-reduce has ended, and says how. Graphs that other threads capture meanwhile are not
+    /// disturbed.
     ///
     /// # Errors
     ///
     /// What the kernels found: [`Error::PeerTimeout`], [`Error::PeerAborted`], [`Error::LaunchMismatch`],
-    /// [`Error::Aborted`] (also when a later call on the lane failed and this one did not: the lane is dead
-    /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::Capturing`] if the call was
-    /// captured into a graph (the capture goes on undisturbed), or if another capture forbids waiting (the driver
-    /// invalidates that one).
+    /// [`Error::Aborted`] (also when another call of the communicator failed and this one did not: it is dead
+    /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::ContextReset`];
+    /// [`Error::Capturing`] if the call was captured into a graph (the capture goes on undisturbed).
     pub fn synchronize(&self) -> Result<(), Error> {
         if let Some(event) = self.event()? {
-            event.synchronize().map_err(failed)?;
+            event.synchronize().map_err(|error| self.refusal(error))?;
+            self.state.note_ended(event);
         }
         self.state.status()
     }
@@ -86,16 +84,14 @@ impl Work {
     ///
     /// As [`Work::synchronize`].
     pub fn is_finished(&self) -> Result<bool, Error> {
-        let passed = self.event()?.map_or(Ok(true), |event| event.has_passed().map_err(failed))?;
-        if passed { self.state.status().map(|()| true) } else { Ok(false) }
+        if let Some(event) = self.event()? {
+            if !event.has_passed().map_err(|error| self.refusal(error))? {
+                return Ok(false);
+            }
+            self.state.note_ended(event);
+        }
+        self.state.status().map(|()| true)
     }
-}
-
-/// A driver's refusal to wait for an event.
-fn failed(error: DriverError) -> Error {
-    const CAPTURES: [CUresult; 2] =
-        [CUresult::CUDA_ERROR_CAPTURED_EVENT, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED];
-    if CAPTURES.iter().any(|code| *code as i32 == error.code) { Error::Capturing } else { fault(error) }
 }
 
 const _: () = {

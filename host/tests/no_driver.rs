@@ -8,7 +8,8 @@ use std::time::Duration;
 const MISSING: &str = "/nonexistent/libcuda.so.1";
 
 fn ranks<T: Send>(ranks: &[usize], rank: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    meshreduce_driver_loader::use_library(MISSING).unwrap();
+    // SAFETY: there is no such library.
+    unsafe { meshreduce::loader::use_library(MISSING) }.unwrap();
     std::thread::scope(|scope| {
         let rank = &rank;
         let threads: Vec<_> = ranks.iter().map(|&index| scope.spawn(move || rank(index))).collect();

@@ -3,10 +3,10 @@
 use cust::context::CurrentContext;
 use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
-use cust_raw::{CUresult, CUstreamCaptureStatus};
-use meshreduce::{Communicator, DType, Error, Lane, Limits, Op, Work};
+use cust_raw::CUresult;
+use meshreduce::{Communicator, DType, Error, Lane, Limits, Op, StreamOrder, Work};
 
-use crate::graph::{Graph, capture_status};
+use crate::graph::Graph;
 use crate::{inputs, reference};
 
 /// An all-reduce.
@@ -95,15 +95,9 @@ impl Buffers {
         let Call { dtype, op, count, in_place } = self.call;
         let input = self.input.as_device_ptr().as_raw();
         let output = if in_place { input } else { self.output.as_device_ptr().as_raw() };
-        let captured = capture_status(stream) != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-        // SAFETY: both buffers have `count` elements, the tests keep them until all replays have ended, and each call
-        // is the one for its stream.
-        unsafe {
-            match captured {
-                true => lane.all_reduce_raw_captured(input, output, count, dtype, op, stream.as_inner()),
-                false => lane.all_reduce_raw(input, output, count, dtype, op, stream.as_inner()),
-            }
-        }
+        let stream = StreamOrder::behind_last_call(stream.as_inner());
+        // SAFETY: both buffers have `count` elements, and the tests keep them until all replays have ended.
+        unsafe { lane.all_reduce_raw(input, output, count, dtype, op, stream) }
     }
 
     /// The output is the reference's.

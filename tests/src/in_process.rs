@@ -19,7 +19,8 @@ pub fn open_driver() {
     static OPENED: OnceLock<()> = OnceLock::new();
     OPENED.get_or_init(|| {
         let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
-        meshreduce_driver_loader::use_library(node.library()).expect("no driver is open yet");
+        // SAFETY: it is the emulated node's driver, which this repository builds.
+        unsafe { meshreduce_driver_loader::use_library(node.library()) }.expect("no driver is open yet");
     });
 }
 

@@ -114,8 +114,9 @@ impl Rank<'_> {
             .force_topology(job.force_topology.map(Into::into))
             .force_algorithm(Some(algorithm))
             .lanes(job.lanes)
-            .first_call_number(job.first_call_number)
-            .ptx(ptx);
+            .first_call_number(job.first_call_number);
+        // SAFETY: it is the shipped text, or one that whoever ran this program has chosen to run in it.
+        let config = unsafe { config.ptx(ptx) };
         let store = FileStore::open(&job.store).map_err(Error::from)?;
         let store = PrefixStore::new(algorithm.name(), &store);
         Ok(meshreduce::rendezvous(&store, self.rank, job.world_size, job.devices[self.rank], &config)?)

@@ -285,7 +285,7 @@ fn closing_names_the_ranks_that_do_not_come() {
         if communicator.rank() == 1 {
             return other_is_done.wait();
         }
-        match communicator.close() {
+        match communicator.close().map_err(Error::from) {
             Err(Error::CloseTimeout { ranks, .. }) => assert_eq!(ranks, [1]),
             other => panic!("{other:?}"),
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cust::event::{Event, EventFlags};
 use cust::memory::DeviceBuffer;
 use cust::stream::StreamWaitEventFlags;
-use cust_raw::{CUresult, CUstreamCaptureStatus};
+use cust_raw::CUstreamCaptureStatus;
 use meshreduce::{Algorithm, Bf16, Communicator, DType, Error, Lane, Op};
 use meshreduce_tests::calls::{Buffers, CALLS, Call, call, limits, new_stream, replay};
 use meshreduce_tests::graph::{Graph, capture_status};
@@ -202,7 +202,7 @@ fn waiting_for_captured_work_is_an_error_that_spoils_nothing() {
 }
 
 #[test]
-fn waiting_for_other_work_while_the_thread_captures_is_the_same_error() {
+fn waiting_for_other_work_while_the_thread_captures_disturbs_nothing() {
     ranks(2, &config(), |communicator| {
         let rank = communicator.rank();
         let mut lane = communicator.lane(0).unwrap();
@@ -210,12 +210,8 @@ fn waiting_for_other_work_while_the_thread_captures_is_the_same_error() {
         let mut buffers = Buffers::new(0, CALLS[0]);
         buffers.write(0, rank);
         let work = buffers.enqueue(&mut lane, &plain_stream).unwrap();
-        // It is the driver that refuses here, and it invalidates the capture, whatever is captured.
-        let capture = Graph::try_capture(&stream, || {
-            assert!(matches!(work.synchronize(), Err(Error::Capturing)));
-        });
-        assert_eq!(capture.unwrap_err(), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
-        work.synchronize().unwrap();
+        // The driver would refuse to wait, and spoil the capture, were it not asked in the relaxed mode.
+        Graph::capture(&stream, || work.synchronize().unwrap());
         buffers.assert_reduced(0, &communicator);
         end([lane], communicator);
     });
@@ -273,6 +269,7 @@ fn closing_ends_a_call_that_no_peer_joins_although_another_was_captured_since() 
         let start = Instant::now();
         // Whether the other rank still comes in time is not the point.
         let closed = communicator.close();
+        let closed = closed.map_err(Error::from);
         assert!(matches!(closed, Ok(()) | Err(Error::CloseTimeout { .. })), "{closed:?}");
         assert!(start.elapsed() < FAR / 2, "{:?}", start.elapsed());
         if let Some(work) = work {

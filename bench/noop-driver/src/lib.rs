@@ -103,6 +103,9 @@ exports! {
     }
     fn cuCtxPopCurrent_v2(handle: Out<Handle>) { handle.set(CURRENT.get()) }
     fn cuCtxSynchronize() { SUCCESS }
+    fn cuCtxGetId(handle: Handle, id: Out<u64>) { id.set(handle as u64) }
+    fn cuDevicePrimaryCtxGetState(_device: i32, flags: Out<u32>, active: Out<i32>) { flags.set(0) | active.set(1) }
+    fn cuThreadExchangeStreamCaptureMode(_mode: Out<i32>) { SUCCESS }
     fn cuCtxEnablePeerAccess(_peer: Handle, _flags: u32) { SUCCESS }
 
     fn cuModuleLoadData(module: Out<Handle>, _image: *const c_void) { module.set(fresh()) }
@@ -132,6 +135,7 @@ exports! {
     fn cuStreamQuery(_stream: Handle) { SUCCESS }
     fn cuStreamWaitEvent(_stream: Handle, _event: Handle, _flags: u32) { SUCCESS }
     fn cuStreamIsCapturing(_stream: Handle, status: Out<u32>) { status.set(0) }
+    fn cuStreamGetId(stream: Handle, id: Out<u64>) { id.set(stream as u64) }
 
     fn cuEventCreate(event: Out<Handle>, _flags: u32) { event.set(fresh()) }
     fn cuEventDestroy_v2(_event: Handle) { SUCCESS }
@@ -146,6 +150,8 @@ exports! {
     fn cuMemHostAlloc(address: Out<usize>, bytes: usize, _flags: u32) {
         memory::allocate(bytes).map_or(2, |place| address.set(place))
     }
+    fn cuMemHostRegister_v2(_address: usize, _bytes: usize, _flags: u32) { SUCCESS }
+    fn cuMemHostUnregister(_address: usize) { SUCCESS }
     fn cuMemHostGetDevicePointer_v2(address: Out<u64>, host: usize, _flags: u32) { address.set(host as u64) }
     fn cuMemFreeHost(address: usize) { if memory::free(address) { SUCCESS } else { INVALID_VALUE } }
     fn cuMemGetAddressRange_v2(base: Out<u64>, length: Out<usize>, address: u64) {

@@ -2,33 +2,35 @@
 
 use std::sync::Arc;
 
+use meshreduce_device::identity::{Device, Host, Process, namespace};
+use meshreduce_device::{self as device, PrimaryContext, Stream};
 use meshreduce_wire::MAX_BLOCKS;
 use meshreduce_wire::segment::SegmentLayout;
 
-use super::exchange::{Acknowledgement, First, Offer, Second, judge_first, judge_second, settings};
+use super::exchange::{Acknowledgement, First, Identity, Offer, Second, judge_first, judge_second, settings};
 use super::session::{Session, Stop};
-use super::verdict::{Step, Verdict};
+use super::verdict::{Failure, Step, Verdict};
 use crate::algorithms::Ground;
-use crate::communicator::{Parts, Shared};
 use crate::config::Config;
-use crate::driver::{self, PrimaryContext, Stream};
+use crate::control::Control;
+use crate::control::connect::Listener;
 use crate::error::Error;
-use crate::farewell::Farewell;
-use crate::identity::{Device, Host, Identity, Process};
 use crate::kernels::{KernelText, Kernels};
-use crate::segment::{Listed, Reach, Segment};
+use crate::residency::Residency;
+use crate::segment::{Listed, Mapping, Segment};
 use crate::select::Selector;
+use crate::shared::{Parts, Shared};
 use crate::topology::{Mesh, Topology, nvml::Fabric};
 
 /// What a rank needs whatever the others do: the kernels' texts, a driver and its device.
 pub(super) fn check_here(
     world_size: usize,
-    device: u32,
+    ordinal: u32,
     config: &Config,
 ) -> Result<(Vec<KernelText>, Arc<PrimaryContext>), Error> {
     let texts = KernelText::choose(config, world_size)?;
-    driver::initialise()?;
-    Ok((texts, PrimaryContext::retain(device)?))
+    device::initialise()?;
+    Ok((texts, PrimaryContext::retain(ordinal)?))
 }
 
 /// What must outlive a failed attempt until the peers have closed it.
@@ -52,7 +54,12 @@ impl Assembly {
     ) -> Result<Shared, Stop> {
         let (texts, context) = check_here(world_size, device, config)?;
         let process = Process::current()?;
-        let identity = Identity { host: Host::current()?, process, device: context.identity()? };
+        let identity = Identity {
+            host: Host::current()?,
+            process,
+            network: namespace("net")?,
+            device: context.identity()?,
+        };
         let settings = settings(config, world_size, &KernelText::digest(&texts));
 
         let first = session.exchange(Step::First, &First { identity, settings })?;
@@ -72,63 +79,75 @@ impl Assembly {
         };
         let ground = Ground::new(own.topology, &own.mesh);
         let selector = Selector { ground, limits: config.limits, forced: config.forced_algorithm };
-        let mut loaded = None;
+        let mut made = None;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
             let kernels = Kernels::load(&context, &texts, ground, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
-            own.block_cap = block_cap(&kernels, &context, sharers, config.lanes)?;
+            let share = Share::of(&kernels, &context, sharers, config)?;
+            own.block_cap = share.block_cap;
+            let residency = share.take(devices[rank].uuid, config)?;
             let half = ground.staging_half_bytes(&config.limits, world_size);
             let layout = SegmentLayout::new(config.lanes, half);
             let stream = Stream::new(&context)?;
             let segment =
                 Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);
-            own.segment = Some(Offer { ipc: segment.export()? });
+            let listener = Listener::open()?;
+            own.segment = Some(Offer { ipc: segment.export()?, place: listener.place() });
             self.listed = Some(Listed::new(session.generation(), rank, &segment));
             self.exported = processes.iter().any(|other| *other != process);
             self.segment = Some(Arc::clone(&segment));
-            loaded = Some((kernels, layout, stream, segment));
+            made = Some(Made { kernels, residency, layout, stream, segment, listener });
         }
 
         let second = session.exchange(Step::Second, &own)?;
         if let Some(verdict) = judge_second(&second) {
             return Err(session.decide(verdict));
         }
-        let Some((kernels, layout, stream, segment)) = loaded else {
-            return Err(Stop::Local(Error::RankFailed { rank, message: "it has no segment".into() }));
+        let offers: Option<Vec<&Offer>> = second.iter().map(|second| second.segment.as_ref()).collect();
+        let (Some(made), Some(offers)) = (made, offers) else {
+            let rank = second.iter().position(|second| second.segment.is_none()).unwrap_or(rank);
+            let message = "it offers no segment".to_owned();
+            return Err(Stop::Local(Error::RankFailed { rank, message }));
         };
+        let Made { kernels, mut residency, layout, stream, segment, listener } = made;
         let neighbours = own.mesh.neighbours(own.topology, rank);
-        let mut reaches = Vec::with_capacity(world_size);
-        for (peer, offer) in second.iter().enumerate() {
-            reaches.push(if peer == rank {
-                Some(Reach::Own(Arc::clone(&segment)))
+        let mut mappings = Vec::with_capacity(world_size);
+        for (peer, offer) in offers.iter().enumerate() {
+            let mapping = if peer == rank {
+                Some(Mapping::Own(Arc::clone(&segment)))
             } else if !neighbours.contains(&peer) {
                 None
             } else if processes[peer] == process {
-                Some(Reach::local(&context, session.generation(), rank, peer)?)
+                Some(Mapping::local(&context, session.generation(), rank, peer, layout.bytes())?)
             } else {
-                let offer = offer.segment.as_ref().ok_or_else(|| Error::RankFailed {
-                    rank: peer,
-                    message: "it offers no segment".into(),
-                })?;
-                Some(Reach::remote(&context, rank, peer, &offer.ipc)?)
-            });
+                match Mapping::remote(&context, rank, peer, &offer.ipc, layout.bytes()) {
+                    Ok(mapping) => Some(mapping),
+                    // The memory of a process that died is gone: that is the failure, not the refusal.
+                    Err(Error::IpcRefused { .. }) if session.dies_soon(peer) => {
+                        let pid = processes[peer].pid;
+                        let died = Failure::Died { rank: peer, pid, step: Step::Acknowledgement };
+                        return Err(session.decide(Verdict::Failed(died)));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            mappings.push(mapping);
         }
-        let farewell = Farewell::open(session.generation(), rank, world_size)?;
+        let places = offers.iter().map(|offer| offer.place).collect();
+        let mut connecting = listener.connect(rank, places, processes.clone());
+        session.until(Step::Connecting, |_| Ok(connecting.advance()?))?;
+        let control: Control = connecting.finish();
+
         let block_cap = second.iter().map(|second| second.block_cap).min().unwrap_or(1);
-        let shared = Shared::new(
-            Parts { context, stream, kernels, reaches, farewell, selector, processes, mesh: own.mesh },
-            layout,
-            rank,
-            block_cap,
-            config,
-        )?;
+        residency.shrink(block_cap * config.lanes);
+        let mesh = own.mesh;
+        let parts =
+            Parts { context, stream, kernels, mappings, control, selector, processes, mesh, residency };
+        let shared = Shared::new(parts, layout, rank, block_cap, config)?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
-            Ok(_) => {
-                shared.complete();
-                Ok(shared)
-            }
+            Ok(_) => Ok(shared),
             Err(stop) => {
                 shared.dismantle();
                 Err(stop)
@@ -206,12 +225,45 @@ impl Seen {
     }
 }
 
-/// Blocks of one grid that fit the device while every other lane and every other rank on it runs one too: blocks
-/// wait for blocks of other ranks, so all of them must be resident at once.
-fn block_cap(kernels: &Kernels, context: &PrimaryContext, sharers: u32, lanes: u32) -> Result<u32, Error> {
-    let resident = kernels.occupancy().saturating_mul(context.multiprocessors()?);
-    match resident / (sharers * lanes) {
-        0 => Err(Error::DeviceTooSmall { device: context.ordinal(), resident, sharers, lanes }),
-        blocks => Ok(blocks.min(MAX_BLOCKS)),
+/// What a rank makes of its own before it knows the others'.
+struct Made {
+    kernels: Kernels,
+    residency: Residency,
+    layout: SegmentLayout,
+    stream: Stream,
+    segment: Arc<Segment>,
+    listener: Listener,
+}
+
+/// A communicator's share of its device: blocks wait for blocks of other ranks, so all that may wait for one another must
+/// be resident at once. It follows from the device and from what all ranks were configured with, from nothing else.
+struct Share {
+    ordinal: u32,
+    /// Blocks that fit the device at once.
+    resident: u32,
+    /// Blocks of one grid that fit while every other lane and communicator, and every other rank on it, runs one too.
+    block_cap: u32,
+}
+
+impl Share {
+    fn of(kernels: &Kernels, context: &PrimaryContext, sharers: u32, config: &Config) -> Result<Self, Error> {
+        let resident = kernels.occupancy().saturating_mul(context.multiprocessors()?);
+        let (lanes, communicators) = (config.lanes, config.communicators_per_device);
+        let ordinal = context.ordinal();
+        match resident / sharers.saturating_mul(lanes).saturating_mul(communicators) {
+            0 => Err(Error::DeviceTooSmall { device: ordinal, resident, sharers, lanes, communicators }),
+            blocks => Ok(Self { ordinal, resident, block_cap: blocks.min(MAX_BLOCKS) }),
+        }
+    }
+
+    /// Takes it from what this process has of the device.
+    fn take(&self, device: [u8; 16], config: &Config) -> Result<Residency, Error> {
+        let needed = self.block_cap * config.lanes;
+        Residency::take(device, needed, self.resident).map_err(|taken| Error::NotResident {
+            device: self.ordinal,
+            resident: self.resident,
+            taken,
+            needed,
+        })
     }
 }

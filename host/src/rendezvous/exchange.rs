@@ -1,15 +1,27 @@
 //! What ranks tell each other in the two exchanges, and what follows from it.
 #![forbid(unsafe_code)]
 
+use meshreduce_device::IpcHandle;
+use meshreduce_device::identity::{Device, Host, PciAddress, Process};
+
 use super::payload::{Malformed, Payload, Reader, Writer};
 use super::roster::{read_process, write_process};
 use super::verdict::{Failure, Verdict, read_topology};
 use crate::algorithms::Ground;
 use crate::config::Config;
-use crate::driver::IpcHandle;
-use crate::identity::{Device, Host, Identity, PciAddress};
+use crate::control::connect::Place;
 use crate::outcome::Reason;
 use crate::topology::{Mesh, Topology};
+
+/// A rank's host, process and device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) host: Host,
+    pub(crate) process: Process,
+    /// Its network namespace, as an inode.
+    pub(crate) network: u64,
+    pub(crate) device: Device,
+}
 
 /// The first exchange: who the rank is and how it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +44,7 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
         ("two-shot limit", limits.two_shot.to_string()),
         ("hybrid cube mesh limit", limits.hybrid_cube_mesh.to_string()),
         ("shared devices allowed", config.allow_shared_devices.to_string()),
+        ("communicators per device", config.communicators_per_device.to_string()),
         ("forced topology", optional(config.forced_topology.map(|topology| topology.to_string()))),
         (
             "assumed links",
@@ -54,6 +67,9 @@ pub(crate) fn judge_first(all: &[First], shared_devices: bool) -> Option<Verdict
         let name = |host: &Host| format!("{} (boot id {})", host.name, host.boot_id);
         let hosts = (name(&first.identity.host), name(&other.identity.host));
         return Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, rank), hosts }));
+    }
+    if let Some(rank) = all.iter().position(|other| other.identity.network != first.identity.network) {
+        return Some(Verdict::NotApplicable(Reason::NetworkNamespaces { ranks: (0, rank) }));
     }
     for (rank, other) in all.iter().enumerate() {
         if let Some((field, values)) = difference(&first.settings, &other.settings) {
@@ -102,6 +118,8 @@ pub(crate) struct Second {
 pub(crate) struct Offer {
     /// For other processes.
     pub(crate) ipc: IpcHandle,
+    /// Where the rank listens for the others.
+    pub(crate) place: Place,
 }
 
 /// What the second exchange comes to, equal on all ranks: `None` is to go on.
@@ -141,10 +159,11 @@ impl Payload for First {
     const KIND: u8 = 2;
 
     fn write(&self, out: &mut Writer) {
-        let Identity { host, process, device } = &self.identity;
+        let Identity { host, process, network, device } = &self.identity;
         out.text(&host.name);
         out.text(&host.boot_id);
         write_process(process, out);
+        out.u64(*network);
         out.u32(device.pci.domain);
         out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
         out.raw(&device.uuid);
@@ -158,11 +177,12 @@ impl Payload for First {
     fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
         let host = Host { name: from.text()?, boot_id: from.text()? };
         let process = read_process(from)?;
+        let network = from.u64()?;
         let domain = from.u32()?;
         let [bus, device, function] = from.array()?;
         let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
         let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
-        Ok(Self { identity: Identity { host, process, device }, settings })
+        Ok(Self { identity: Identity { host, process, network, device }, settings })
     }
 }
 
@@ -180,6 +200,8 @@ impl Payload for Second {
         if let Some(offer) = &self.segment {
             out.raw(&offer.ipc.handle);
             out.u64(offer.ipc.offset);
+            out.raw(&offer.place.name);
+            out.raw(&offer.place.token);
         }
     }
 
@@ -191,7 +213,10 @@ impl Payload for Second {
         let barred_from = Some(from.u32()?).filter(|peer| *peer != u32::MAX).map(|peer| peer as usize);
         let block_cap = from.u32()?;
         let segment = match from.flag()? {
-            true => Some(Offer { ipc: IpcHandle { handle: from.array()?, offset: from.u64()? } }),
+            true => Some(Offer {
+                ipc: IpcHandle { handle: from.array()?, offset: from.u64()? },
+                place: Place { name: from.array()?, token: from.array()? },
+            }),
             false => None,
         };
         Ok(Self { mesh, topology, barred_from, block_cap, segment })
@@ -215,13 +240,13 @@ impl Payload for Acknowledgement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Process;
 
     fn first(bus: u8) -> First {
         First {
             identity: Identity {
                 host: Host { name: "host".into(), boot_id: "boot".into() },
                 process: Process { pid: u32::from(bus), namespace: 1, start_time: 2 },
+                network: 9,
                 device: Device {
                     pci: PciAddress { domain: 0, bus, device: 0, function: 0 },
                     uuid: [bus; 16],
@@ -237,7 +262,10 @@ mod tests {
             topology: Topology::FullyConnected,
             barred_from: None,
             block_cap: 64,
-            segment: Some(Offer { ipc: IpcHandle { handle: [7; 64], offset: 512 } }),
+            segment: Some(Offer {
+                ipc: IpcHandle { handle: [7; 64], offset: 512 },
+                place: Place { name: [1; 16], token: [2; 16] },
+            }),
         }
     }
 
@@ -274,6 +302,14 @@ mod tests {
             }
             verdict => panic!("{verdict:?}"),
         }
+    }
+
+    #[test]
+    fn ranks_in_network_namespaces_of_their_own_do_not_apply() {
+        let mut other = first(2);
+        other.identity.network = 10;
+        let reason = Reason::NetworkNamespaces { ranks: (0, 1) };
+        assert_eq!(judge_first(&[first(1), other], false), Some(Verdict::NotApplicable(reason)));
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //! |---|---|---|
 //! | join | `roster` | agree on a generation; know whose death to look for |
 //! | first exchange | `<generation>/first/<rank>` | host, process, device, configuration |
-//! | second exchange | `<generation>/second/<rank>` | mesh, topology, block cap, handle of the segment |
+//! | second exchange | `<generation>/second/<rank>` | mesh, topology, block cap, handle of the segment, where the rank listens |
 //! | acknowledgement | `<generation>/acknowledgement/<rank>` | everything is open |
 //! | verdict | `<generation>/verdict` | one `compare_set` for all ranks |
-//! | clearing up | `<generation>/known` | counts who knows the verdict; the last one deletes all keys |
+//! | clearing up | `<generation>/known/<rank>` | the rank knows the verdict; whoever sees them all deletes all keys |
 //!
 //! Between the exchanges every rank queries the mesh, classifies it, loads the kernels and allocates its segment;
-//! between the second exchange and the acknowledgement it opens its peers' segments. Each step waits at most
+//! between the second exchange and the acknowledgement it maps its peers' segments and makes the control connections. Each step waits at most
 //! [`Config::timeout`] for the others. A rank that fails, finds another dead, or runs out of time proposes that as
 //! the verdict; the first proposal stands, and every rank that waits anywhere sees it at its next look. After any
 //! verdict but *ready* each rank closes what it has open of its peers', says so, waits until the others have, and
@@ -29,6 +29,8 @@ mod session_tests;
 mod verdict;
 
 use std::time::Duration;
+
+use meshreduce_device::loader::sys::CUresult;
 
 use crate::communicator::Communicator;
 use crate::config::Config;
@@ -109,17 +111,19 @@ pub fn rendezvous(
                 }
                 Ok(verdict) => {
                     shared.dismantle();
-                    drop(shared);
                     assembly.take_down(&session, &verdict, false);
                     return outcome(verdict);
                 }
                 Err(error) => {
                     shared.dismantle();
-                    drop(shared);
                     return Err(give_up(&session, assembly, rank, error));
                 }
             },
             Err(Stop::Superseded) => session.withdraw()?,
+            Err(Stop::Abandoned(step)) => {
+                session.forget()?;
+                return Err(Error::Abandoned { step: step.name() });
+            }
             Err(Stop::Verdict(verdict)) => {
                 assembly.take_down(&session, &verdict, false);
                 return outcome(verdict);
@@ -131,10 +135,9 @@ pub fn rendezvous(
 
 /// Whether there is nothing here that could be used: no driver, or one that sees no device.
 fn is_without_device(error: &Error) -> bool {
-    const NO_DEVICE: i32 = cust_raw::CUresult::CUDA_ERROR_NO_DEVICE as i32;
     match error {
         Error::NoDriver(_) => true,
-        Error::Driver(error) => error.code == NO_DEVICE,
+        Error::Driver(error) => error.result() == CUresult::NO_DEVICE,
         _ => false,
     }
 }

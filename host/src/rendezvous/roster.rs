@@ -8,8 +8,9 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use meshreduce_device::identity::{Host, Process};
+
 use super::payload::{Malformed, Payload, Reader, Writer};
-use crate::identity::{Host, Process};
 
 /// One rank's entry.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,17 +3,21 @@
 
 use std::time::{Duration, Instant};
 
+use meshreduce_device::identity::{Host, Process};
+
 use super::payload::Payload;
 use super::roster::{Member, Roster};
 use super::verdict::{Failure, Step, Verdict};
 use crate::error::Error;
-use crate::identity::{Host, Process};
 use crate::store::{Pause, Store, StoreError};
 
 const ROSTER: &str = "roster";
 
 /// How often a waiting rank looks whether the others are still alive.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a process that dies may take from losing its memory to having ended.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Why a step did not come to its end.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) enum Stop {
     Local(Error),
     /// A new attempt has begun; this rank must join it.
     Superseded,
+    /// The others have ended the attempt and cleared it away: none of them has anything of this rank's.
+    Abandoned(Step),
 }
 
 impl<E: Into<Error>> From<E> for Stop {
@@ -66,7 +72,6 @@ impl<'a> Session<'a> {
             let current = found.as_deref().map(read_roster).transpose()?;
             let next = match &current {
                 None => Roster::new(world_size),
-                Some(roster) if roster.is_dead(&host) => Roster::new(world_size),
                 Some(roster) => {
                     let session = session(roster.clone());
                     match session.verdict()? {
@@ -74,6 +79,7 @@ impl<'a> Session<'a> {
                             return Ok(Joined::Late(session, verdict));
                         }
                         Some(_) => Roster::new(world_size),
+                        None if roster.is_dead(&host) => Roster::new(world_size),
                         None => session.joinable(&me, world_size)?,
                     }
                 }
@@ -124,7 +130,7 @@ impl<'a> Session<'a> {
     }
 
     /// Whether an attempt that ended without this rank was this rank's attempt. (A failure of processes that are all
-    /// gone is history; that some rank is disabled is said by ranks that may have gone on to other things.)
+    /// gone is history; that some rank is disabled is said by ranks that may have gone on to other things, or have ended.)
     fn is_mine(&self, verdict: &Verdict, world_size: usize) -> bool {
         let without_me = self.roster.members.get(self.rank).is_some_and(Option::is_none);
         without_me
@@ -155,19 +161,39 @@ impl<'a> Session<'a> {
             Step::First => "first",
             Step::Second => "second",
             Step::Acknowledgement => "acknowledgement",
+            Step::Connecting => "connecting",
         };
         self.key(&format!("{name}/{rank}"))
     }
 
-    /// Sets this rank's payload, then reads everybody's.
-    ///
-    /// Ends early, with a verdict, when some rank has one, when a payload is corrupt, when a rank that is missing
-    /// has died, and when the time is up.
+    /// Sets this rank's payload, then reads everybody's; ends early as [`Session::until`] does, and when a payload is
+    /// corrupt.
     pub(crate) fn exchange<T: Payload>(&mut self, step: Step, own: &T) -> Result<Vec<T>, Stop> {
         self.store.set(&self.rank_key(step, self.rank), &own.to_bytes())?;
+        let mut all: Vec<Option<T>> = (0..self.world_size()).map(|_| None).collect();
+        self.until(step, |session| {
+            for (rank, payload) in all.iter_mut().enumerate().filter(|(_, payload)| payload.is_none()) {
+                match session.read(step, rank) {
+                    Ok(found) => *payload = found,
+                    Err(Stop::Verdict(verdict)) => return Err(session.decide(verdict)),
+                    Err(stop) => return Err(stop),
+                }
+            }
+            Ok((0..all.len()).filter(|rank| all[*rank].is_none()).collect())
+        })?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Waits until `missing`, asked again and again, names no rank.
+    ///
+    /// Ends early, with a verdict, when some rank has one, when a rank that is missing has died, and when the time is up.
+    pub(crate) fn until(
+        &mut self,
+        step: Step,
+        mut missing: impl FnMut(&Self) -> Result<Vec<usize>, Stop>,
+    ) -> Result<(), Stop> {
         let start = Instant::now();
         let mut pause = Pause::new(self.timeout);
-        let mut all: Vec<Option<T>> = (0..self.world_size()).map(|_| None).collect();
         let mut looked = start;
         loop {
             match self.verdict()? {
@@ -175,16 +201,9 @@ impl<'a> Session<'a> {
                 None | Some(Verdict::Ready) => {}
                 Some(verdict) => return Err(Stop::Verdict(verdict)),
             }
-            for (rank, payload) in all.iter_mut().enumerate().filter(|(_, payload)| payload.is_none()) {
-                match self.read(step, rank) {
-                    Ok(found) => *payload = found,
-                    Err(Stop::Verdict(verdict)) => return Err(self.decide(verdict)),
-                    Err(stop) => return Err(stop),
-                }
-            }
-            let missing: Vec<usize> = (0..all.len()).filter(|rank| all[*rank].is_none()).collect();
+            let missing = missing(self)?;
             if missing.is_empty() {
-                return Ok(all.into_iter().flatten().collect());
+                return Ok(());
             }
             if looked.elapsed() >= LIVENESS_INTERVAL {
                 looked = Instant::now();
@@ -204,6 +223,21 @@ impl<'a> Session<'a> {
             if !pause.again() {
                 let missing = Failure::Missing { ranks: missing, step, waited: start.elapsed() };
                 return Err(self.decide(Verdict::Failed(missing)));
+            }
+        }
+    }
+
+    /// Whether the process of `rank` has ended, or ends in the next moment: what it had is gone a little earlier than the
+    /// system says that it has ended.
+    pub(crate) fn dies_soon(&self, rank: usize) -> bool {
+        let Some(member) = &self.roster.members[rank] else { return false };
+        let mut pause = Pause::new(DYING);
+        loop {
+            if member.has_ended(&self.host) {
+                return true;
+            }
+            if !pause.again() {
+                return false;
             }
         }
     }
@@ -236,7 +270,7 @@ impl<'a> Session<'a> {
             _ => match (self.verdict()?, step) {
                 (Some(verdict), _) => Err(Stop::Verdict(verdict)),
                 (None, Step::First) => Err(Stop::Superseded),
-                (None, _) => Err(Stop::Local(Error::Abandoned { step: step.name() })),
+                (None, _) => Err(Stop::Abandoned(step)),
             },
         }
     }
@@ -261,38 +295,68 @@ impl<'a> Session<'a> {
         self.propose(&verdict).map_or_else(Stop::Local, Stop::Verdict)
     }
 
-    /// Says that this rank knows the verdict and has nothing of its peers' open, unless they are ready. The last one
-    /// clears up.
+    fn known_key(&self, rank: usize) -> String {
+        self.key(&format!("known/{rank}"))
+    }
+
+    /// Says that this rank knows the verdict and has nothing of its peers' mapped, unless they are ready. Whoever sees that
+    /// all have said so clears up.
     pub(crate) fn acknowledge(&self, verdict: &Verdict) -> Result<(), Error> {
-        let known = self.store.add(&self.key("known"), 1)?;
-        if known < verdict.acknowledgements(self.world_size()) as i64 {
+        self.store.set(&self.known_key(self.rank), b"known")?;
+        if !self.is_current()? {
+            // Cleared up before this rank came: what it has set since then goes too.
+            return self.delete_keys();
+        }
+        if !self.all_know(verdict)? {
             return Ok(());
         }
-        self.delete_keys()?;
-        // The roster goes last, and only if no new attempt has replaced it.
+        // The roster goes first, and only if no new attempt has replaced it: whoever sets a key and still finds the roster
+        // then has set it before the keys go.
         if let Some(found) = self.store.try_get(ROSTER)?
             && read_roster(&found).is_ok_and(|roster| roster.generation == self.roster.generation)
         {
             self.store.compare_set(ROSTER, Some(&found), None)?;
         }
-        Ok(())
+        self.delete_keys()
+    }
+
+    /// Whether the roster is still this attempt's.
+    fn is_current(&self) -> Result<bool, Error> {
+        let roster = self.store.try_get(ROSTER)?.as_deref().map(read_roster).transpose()?;
+        Ok(roster.is_some_and(|roster| roster.generation == self.roster.generation))
+    }
+
+    /// Whether every rank that can has acknowledged the verdict.
+    fn all_know(&self, verdict: &Verdict) -> Result<bool, Error> {
+        for rank in (0..self.world_size()).filter(|rank| verdict.awaits(*rank)) {
+            if self.store.try_get(&self.known_key(rank))?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits at most `limit` until all have acknowledged `verdict`; says whether they have.
     pub(crate) fn all_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
-        let expected = verdict.acknowledgements(self.world_size()) as i64;
         let mut pause = Pause::new(limit);
         loop {
-            let known = self.store.try_get(&self.key("known"))?;
-            let known = known.map(|text| String::from_utf8_lossy(&text).parse::<i64>().unwrap_or(0));
-            // This rank has acknowledged: without a count it has been cleared up.
-            if known.is_none_or(|known| known >= expected) {
+            if !self.is_current()? {
+                // Cleared up, by a rank that saw all; or it ended in the middle of it.
+                self.delete_keys()?;
+                return Ok(true);
+            }
+            if self.all_know(verdict)? {
                 return Ok(true);
             }
             if !pause.again() {
                 return Ok(false);
             }
         }
+    }
+
+    /// Takes back everything of an attempt that the others have cleared away.
+    pub(crate) fn forget(&self) -> Result<(), Error> {
+        self.delete_keys()
     }
 
     /// Takes back what this rank has set in an attempt that was superseded.
@@ -307,8 +371,10 @@ impl<'a> Session<'a> {
                 self.store.delete(&self.rank_key(step, rank))?;
             }
         }
+        for rank in 0..self.world_size() {
+            self.store.delete(&self.known_key(rank))?;
+        }
         self.store.delete(&self.key("verdict"))?;
-        self.store.delete(&self.key("known"))?;
         Ok(())
     }
 }

@@ -223,6 +223,66 @@ fn a_late_rank_learns_why_the_attempt_is_over() {
 }
 
 #[test]
+fn a_disabled_rank_whose_process_has_ended_is_still_heard() {
+    let meeting = Meeting::new();
+    let roster = Roster::new(2).with(0, dead_member());
+    let disabled = Verdict::NotApplicable(Reason::Disabled { rank: 0, by: DisabledBy::Program });
+    let key = |name: &str| format!("{:016x}/{name}", roster.generation);
+    meeting.store.set("roster", &roster.to_bytes()).unwrap();
+    meeting.store.set(&key("verdict"), &disabled.to_bytes()).unwrap();
+    meeting.store.set(&key("known/0"), b"known").unwrap();
+    match Session::join(&meeting.store, 1, 2, LONG).unwrap() {
+        Joined::Late(session, verdict) => {
+            assert_eq!(verdict, disabled);
+            session.acknowledge(&verdict).unwrap();
+        }
+        Joined::Member(_) => panic!("the attempt was over"),
+    }
+    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+}
+
+/// The verdict of rank 0 that rank 1 did not come.
+fn without_rank_1(step: Step) -> Verdict {
+    Verdict::Failed(Failure::Missing { ranks: vec![1], step, waited: LONG })
+}
+
+#[test]
+fn a_rank_that_comes_after_the_clearing_up_leaves_nothing_behind() {
+    for step in [Step::Second, Step::Acknowledgement] {
+        let meeting = Meeting::new();
+        let (first, mut late) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, LONG).unwrap());
+        let missing = without_rank_1(step);
+        first.propose(&missing).unwrap();
+        first.acknowledge(&missing).unwrap();
+        assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+        match late.exchange(step, &Number(1)) {
+            Err(Stop::Abandoned(found)) => assert_eq!(found, step),
+            other => panic!("{other:?}"),
+        }
+        assert!(!meeting.keys().is_empty(), "it has set its payload");
+        late.forget().unwrap();
+        assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+        // Likewise one that fails of itself and tells it.
+        late.propose(&Verdict::Failed(Failure::Rank { rank: 1, message: "broken".into() })).unwrap();
+        late.acknowledge(&missing).unwrap();
+        assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+    }
+}
+
+#[test]
+fn a_rank_that_was_given_up_does_not_clear_up_before_the_others_have_let_go() {
+    let meeting = Meeting::new();
+    let (first, late) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, LONG).unwrap());
+    let missing = without_rank_1(Step::Acknowledgement);
+    first.propose(&missing).unwrap();
+    late.acknowledge(&missing).unwrap();
+    assert!(!late.all_acknowledged(&missing, Duration::ZERO).unwrap(), "rank 0 may have its memory mapped");
+    first.acknowledge(&missing).unwrap();
+    assert!(late.all_acknowledged(&missing, Duration::ZERO).unwrap());
+    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+}
+
+#[test]
 fn the_first_proposal_stands() {
     let meeting = Meeting::new();
     let (a, b) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, LONG).unwrap());

@@ -17,6 +17,8 @@ pub(crate) enum Step {
     First = 1,
     Second = 2,
     Acknowledgement = 3,
+    /// Between the second exchange and the acknowledgement; nothing is put into the store.
+    Connecting = 4,
 }
 
 impl Step {
@@ -25,12 +27,13 @@ impl Step {
             Step::First => "first exchange",
             Step::Second => "second exchange",
             Step::Acknowledgement => "acknowledgement",
+            Step::Connecting => "connecting of the ranks",
         }
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
         let code = from.u8()?;
-        [Step::First, Step::Second, Step::Acknowledgement]
+        [Step::First, Step::Second, Step::Acknowledgement, Step::Connecting]
             .into_iter()
             .find(|step| *step as u8 == code)
             .ok_or_else(|| Malformed(format!("{code} is no step")))
@@ -94,23 +97,20 @@ impl Failure {
         }
     }
 
-    /// The ranks that will not acknowledge.
-    fn lost(&self) -> usize {
+    /// Whether `rank` will not acknowledge.
+    fn has_lost(&self, rank: usize) -> bool {
         match self {
-            Failure::Missing { ranks, .. } => ranks.len(),
-            Failure::Died { .. } => 1,
-            _ => 0,
+            Failure::Missing { ranks, .. } => ranks.contains(&rank),
+            Failure::Died { rank: died, .. } => *died == rank,
+            _ => false,
         }
     }
 }
 
 impl Verdict {
-    /// Ranks out of `world_size` that will acknowledge the verdict.
-    pub(crate) fn acknowledgements(&self, world_size: usize) -> usize {
-        match self {
-            Verdict::Failed(failure) => world_size.saturating_sub(failure.lost()),
-            _ => world_size,
-        }
+    /// Whether `rank` will acknowledge the verdict.
+    pub(crate) fn awaits(&self, rank: usize) -> bool {
+        !matches!(self, Verdict::Failed(failure) if failure.has_lost(rank))
     }
 }
 
@@ -200,6 +200,10 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
             out.rank(*rank);
             out.text(message);
         }
+        Reason::NetworkNamespaces { ranks } => {
+            out.u8(9);
+            write_pair(out, *ranks);
+        }
     }
 }
 
@@ -213,6 +217,7 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
         6 => Reason::NoPeerAccess { ranks: read_pair(from)? },
         7 => Reason::NoAlgorithm { topology: read_topology(from)? },
         8 => Reason::NoDriver { rank: from.rank()?, message: from.text()? },
+        9 => Reason::NetworkNamespaces { ranks: read_pair(from)? },
         _ => return Err(Malformed(format!("{code} is no reason"))),
     })
 }
@@ -335,6 +340,7 @@ mod tests {
             Reason::NoPeerAccess { ranks: (0, 5) },
             Reason::NoAlgorithm { topology: Topology::HybridCubeMesh },
             Reason::NoDriver { rank: 1, message: text() },
+            Reason::NetworkNamespaces { ranks: (1, 2) },
         ];
         let failures = [
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },
@@ -354,7 +360,9 @@ mod tests {
     #[test]
     fn ranks_that_are_lost_need_not_acknowledge() {
         let missing = Failure::Missing { ranks: vec![1, 2], step: Step::First, waited: Duration::ZERO };
-        assert_eq!(Verdict::Failed(missing).acknowledgements(8), 6);
-        assert_eq!(Verdict::Ready.acknowledgements(8), 8);
+        let missing = Verdict::Failed(missing);
+        let awaited: Vec<_> = (0..8).filter(|rank| missing.awaits(*rank)).collect();
+        assert_eq!(awaited, [0, 3, 4, 5, 6, 7]);
+        assert!((0..8).all(|rank| Verdict::Ready.awaits(rank)));
     }
 }

@@ -6,13 +6,14 @@
 
 use std::path::{Path, PathBuf};
 
+use meshreduce_device::identity::{Device, PciAddress};
+use meshreduce_device::loader;
 use nvml_wrapper::enum_wrappers::device::{P2pCapabilitiesIndex, P2pStatus};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device as NvmlDevice, Nvml};
 
 use super::Mesh;
 use crate::error::Error;
-use crate::identity::{Device, PciAddress};
 
 /// Most links of a device (NVML_NVLINK_MAX_LINKS).
 const MAX_LINKS: u32 = 36;
@@ -163,9 +164,8 @@ pub(super) fn mesh(devices: &[Device], links: &[Links]) -> Mesh {
 }
 
 fn open() -> Result<Nvml, NvmlError> {
-    let beside: Option<PathBuf> = meshreduce_driver_loader::library_directory()
-        .map(|folder| folder.join(LIBRARY))
-        .filter(|library| library.exists());
+    let beside: Option<PathBuf> =
+        loader::library_directory().map(|folder| folder.join(LIBRARY)).filter(|library| library.exists());
     let library = beside.as_deref().unwrap_or(Path::new(LIBRARY));
     Nvml::builder().lib_path(library.as_os_str()).init()
 }

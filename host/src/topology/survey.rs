@@ -1,14 +1,14 @@
 //! A look at the links of some devices before there are ranks: what a rendezvous would find.
 #![forbid(unsafe_code)]
 
+use meshreduce_device::VisibleDevice;
+use meshreduce_device::identity::Device;
 use meshreduce_wire::{Algorithm, MAX_RANKS, MIN_RANKS};
 
 use super::nvml::{Fabric, Links, mesh};
 use super::{HybridCubeMesh, Mesh, Topology};
 use crate::algorithms::Ground;
-use crate::driver::{self, VisibleDevice};
 use crate::error::Error;
-use crate::identity::Device;
 use crate::outcome::Reason;
 use crate::rendezvous::judge_view;
 
@@ -74,7 +74,7 @@ impl Survey {
     ///
     /// As [`Survey::of`].
     pub fn of_visible_devices() -> Result<Self, Error> {
-        driver::initialise()?;
+        meshreduce_device::initialise()?;
         let ordinals: Vec<u32> = (0..VisibleDevice::count()?).collect();
         Self::of(&ordinals)
     }
@@ -85,7 +85,7 @@ impl Survey {
     ///
     /// No driver, no such device, or NVML cannot be opened or fails.
     pub fn of(ordinals: &[u32]) -> Result<Self, Error> {
-        driver::initialise()?;
+        meshreduce_device::initialise()?;
         let visible: Vec<VisibleDevice> =
             ordinals.iter().map(|ordinal| VisibleDevice::get(*ordinal)).collect::<Result<_, _>>()?;
         let devices: Vec<Device> = visible.iter().map(VisibleDevice::identity).collect::<Result<_, _>>()?;

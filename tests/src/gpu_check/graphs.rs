@@ -124,7 +124,7 @@ fn capture(rank: &mut Rank) -> Result<Graph> {
     let Rank { lane, stream, arena, .. } = rank;
     let graph = Graph::try_capture(stream, || {
         let mut calls = 0..CAPTURED;
-        failed = calls.find_map(|call| enqueue(lane, arena, stream, call, true).err());
+        failed = calls.find_map(|call| enqueue(lane, arena, stream, call).err());
     });
     if let Some(error) = failed {
         return Err(error.context("a call that is captured"));
@@ -137,19 +137,14 @@ fn capture(rank: &mut Rank) -> Result<Graph> {
 }
 
 fn plain_call(rank: &mut Rank) -> Result<()> {
-    enqueue(&mut rank.lane, &rank.arena, &rank.stream, CAPTURED, false)
+    enqueue(&mut rank.lane, &rank.arena, &rank.stream, CAPTURED)
 }
 
-fn enqueue(lane: &mut Lane, arena: &Arena, stream: &NonBlocking, call: usize, captured: bool) -> Result<()> {
+fn enqueue(lane: &mut Lane, arena: &Arena, stream: &NonBlocking, call: usize) -> Result<()> {
     let (dtype, op, count) = CALLS[call];
     let (from, to, stream) = (arena.address(input(call)), arena.address(output(call)), stream.raw());
     // SAFETY: both places have room for the message, are the same or apart, and live until the team has met again,
-    // behind the wait for the stream; whether the stream is being captured is said as it is.
-    unsafe {
-        match captured {
-            true => lane.all_reduce_raw_captured(from, to, count, dtype, op, stream),
-            false => lane.all_reduce_raw(from, to, count, dtype, op, stream),
-        }
-    }?;
+    // behind the wait for the stream.
+    unsafe { lane.all_reduce_raw(from, to, count, dtype, op, stream) }?;
     Ok(())
 }

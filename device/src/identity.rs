@@ -2,9 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
 
-use crate::error::Error;
+/// The system does not tell who a process is.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {path}: {source}")]
+pub struct Unreadable {
+    /// What was to be read.
+    pub path: String,
+    /// The system's answer.
+    pub source: std::io::Error,
+}
 
 /// A host. The boot id tells apart hosts of one name, and a host before and after a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,10 +25,17 @@ pub struct Host {
 }
 
 impl Host {
-    pub(crate) fn current() -> Result<Self, Error> {
+    /// This process's.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreadable`] if `/proc` does not tell the boot id.
+    pub fn current() -> Result<Self, Unreadable> {
         let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let boot_id = read("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        Ok(Self { name, boot_id })
+        let path = "/proc/sys/kernel/random/boot_id";
+        let boot_id =
+            std::fs::read_to_string(path).map_err(|source| Unreadable { path: path.to_owned(), source })?;
+        Ok(Self { name, boot_id: boot_id.trim().to_owned() })
     }
 }
 
@@ -35,47 +51,66 @@ pub struct Process {
 }
 
 impl Process {
-    pub(crate) fn current() -> Result<Self, Error> {
+    /// This one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreadable`] if `/proc` does not tell.
+    pub fn current() -> Result<Self, Unreadable> {
         let pid = std::process::id();
-        let (_, start_time) = stat(pid).ok_or_else(|| Error::System {
-            what: format!("/proc/{pid}/stat cannot be read"),
+        let (_, start_time) = stat(&format!("/proc/{pid}")).ok_or_else(|| Unreadable {
+            path: format!("/proc/{pid}/stat"),
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        Ok(Self { pid, namespace: own_namespace()?, start_time })
+        Ok(Self { pid, namespace: namespace("pid")?, start_time })
     }
 
-    /// Whether the process has certainly ended: `false` where that cannot be told from here. A zombie has ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        if own_namespace().ok() != Some(self.namespace) || stat(std::process::id()).is_none() {
+    /// Whether the process has certainly ended: `false` where that cannot be told from here. One whose main thread has
+    /// ended while others go on has not; a zombie has.
+    pub fn has_ended(&self) -> bool {
+        let own = std::process::id();
+        if namespace("pid").ok() != Some(self.namespace) || stat(&format!("/proc/{own}")).is_none() {
             return false;
         }
-        match stat(self.pid) {
-            Some((state, start_time)) => matches!(state, 'Z' | 'X') || start_time != self.start_time,
+        match stat(&format!("/proc/{}", self.pid)) {
+            Some((_, start_time)) if start_time != self.start_time => true,
+            // A process whose main thread has ended looks like a zombie for as long as its other threads live.
+            Some(('Z' | 'X', _)) => !self.has_live_thread(),
+            Some(_) => false,
             None => true,
         }
     }
+
+    /// Whether some thread of the process has not ended.
+    fn has_live_thread(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
+        threads.flatten().any(|thread| {
+            let state = thread.path().to_str().and_then(stat);
+            state.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+        })
+    }
 }
 
-/// State and start time from `/proc/<pid>/stat`. The command in it may contain blanks and parentheses, so what counts
-/// begins behind the last parenthesis (proc(5): state is field 3, start time field 22).
-fn stat(pid: u32) -> Option<(char, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// State and start time from the file `stat` of a process or thread. The command in it may contain blanks and parentheses,
+/// so what counts begins behind the last parenthesis (proc(5): state is field 3, start time field 22).
+fn stat(folder: &str) -> Option<(char, u64)> {
+    let text = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
-fn own_namespace() -> Result<u64, Error> {
-    use std::os::unix::fs::MetadataExt;
-    let path = "/proc/self/ns/pid";
-    let metadata = std::fs::metadata(path)
-        .map_err(|source| Error::System { what: format!("cannot read {path}"), source })?;
-    Ok(metadata.ino())
-}
-
-fn read(path: &str) -> Result<String, Error> {
-    std::fs::read_to_string(path)
-        .map_err(|source| Error::System { what: format!("cannot read {path}"), source })
+/// The inode of this process's namespace of a kind, `pid` or `net` for example: equal for processes that share it.
+///
+/// # Errors
+///
+/// [`Unreadable`] if `/proc` does not tell.
+pub fn namespace(kind: &str) -> Result<u64, Unreadable> {
+    let path = format!("/proc/self/ns/{kind}");
+    match std::fs::metadata(&path) {
+        Ok(metadata) => Ok(metadata.ino()),
+        Err(source) => Err(Unreadable { path, source }),
+    }
 }
 
 /// Where a device sits. Compared as numbers: its spelling differs between the driver and NVML.
@@ -144,16 +179,10 @@ impl fmt::Display for Device {
     }
 }
 
-/// A rank's host, process and device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) host: Host,
-    pub(crate) process: Process,
-    pub(crate) device: Device,
-}
-
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
@@ -181,8 +210,8 @@ mod tests {
     #[test]
     fn a_killed_process_has_ended_before_it_is_reaped() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let (_, start_time) = stat(child.id()).unwrap();
-        let process = Process { pid: child.id(), namespace: own_namespace().unwrap(), start_time };
+        let (_, start_time) = stat(&format!("/proc/{}", child.id())).unwrap();
+        let process = Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time };
         assert!(!process.has_ended());
         child.kill().unwrap();
         let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -192,6 +221,37 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(process.has_ended());
+    }
+
+    #[test]
+    fn a_process_whose_main_thread_has_ended_lives_for_as_long_as_another_one() {
+        // Python's main thread ends by the system call for one thread (60 on x86-64), another one sleeps on.
+        if cfg!(not(target_arch = "x86_64")) {
+            eprintln!("skipping: the number of the system call is that of x86-64");
+            return;
+        }
+        let program = "import ctypes, threading, time\n\
+             threading.Thread(target=time.sleep, args=(60,)).start()\n\
+             ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = match std::process::Command::new("python3").args(["-c", program]).spawn() {
+            Ok(child) => child,
+            Err(error) => return eprintln!("skipping: there is no python3 ({error})"),
+        };
+        let folder = format!("/proc/{}", child.id());
+        let (_, start_time) = stat(&folder).unwrap();
+        let process = Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time };
+        let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while stat(&folder).unwrap().0 != 'Z' {
+            assert!(std::time::Instant::now() < limit, "the main thread did not end");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(!process.has_ended());
+        child.kill().unwrap();
+        while !process.has_ended() {
+            assert!(std::time::Instant::now() < limit, "the process did not end");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -7,12 +7,12 @@ use cust_raw::CUresult;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::AtomicPtr;
 
-use crate::forward::{self, Absent};
+use crate::resolve;
 
 macro_rules! codes {
     ($($name:ident),* $(,)?) => {
         /// The named code with this value.
-        pub(crate) fn named(code: c_int) -> Option<CUresult> {
+        pub(super) fn named(code: c_int) -> Option<CUresult> {
             $(if code == CUresult::$name as c_int { return Some(CUresult::$name); })*
             None
         }
@@ -130,7 +130,7 @@ fn describe(cache: &AtomicPtr<c_void>, symbol: &str, code: CUresult, text: *mut 
         return CUresult::CUDA_ERROR_INVALID_VALUE;
     }
     let mut found: *const c_char = std::ptr::null();
-    if let Ok(address) = forward::resolve(cache, symbol) {
+    if let Ok(address) = resolve::resolve(cache, symbol) {
         // SAFETY: both functions have this signature in cuda.h; a C enum is passed as an int. `found` outlives the call.
         let answer = unsafe {
             let function = std::mem::transmute::<std::ptr::NonNull<c_void>, Describe>(address);
@@ -141,8 +141,8 @@ fn describe(cache: &AtomicPtr<c_void>, symbol: &str, code: CUresult, text: *mut 
         }
     }
     if found.is_null() {
-        found = match forward::absent_reason() {
-            Some(Absent::Driver) if code == CUresult::CUDA_ERROR_NO_DEVICE => {
+        found = match crate::status() {
+            Err(_) if code == CUresult::CUDA_ERROR_NO_DEVICE => {
                 c"no CUDA driver could be opened, or there is no CUDA device".as_ptr()
             }
             _ => name(code).as_ptr(),
@@ -155,7 +155,7 @@ fn describe(cache: &AtomicPtr<c_void>, symbol: &str, code: CUresult, text: *mut 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuGetErrorString(error: CUresult, text: *mut *const c_char) -> CUresult {
-    static CACHE: AtomicPtr<c_void> = forward::empty();
+    static CACHE: AtomicPtr<c_void> = resolve::empty();
     describe(&CACHE, "cuGetErrorString", error, text)
 }
 

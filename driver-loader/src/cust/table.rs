@@ -1,9 +1,9 @@
 //! Every function that `cust_raw` 0.11.3 declares, with its signature.
 //!
 //! One line a function, in the order of `cuda.h`. The macro checks each line against `cust_raw`'s declaration at compile
-//! time. `cuGetErrorString` and `cuGetErrorName` are not here: [`crate::names`] answers them itself where it must.
+//! time. `cuGetErrorString` and `cuGetErrorName` are not here: `names` answers them itself where it must.
 
-use crate::forward::{code, forwarders};
+use super::{code, forwarders};
 use cust_raw::*;
 use std::ffi::{c_char, c_int, c_uchar, c_uint, c_ulonglong, c_ushort, c_void};
 

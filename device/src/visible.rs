@@ -2,54 +2,67 @@
 
 use std::ffi::{CStr, CString};
 
-use cust_raw::CUdevice;
+use meshreduce_driver_loader::sys::{self, CUdevice};
 
-use super::check;
-use crate::error::{DriverError, Error};
+use crate::error::{DriverError, Error, check};
 use crate::identity::{Device, PciAddress};
 
 /// A device by its CUDA ordinal, which `CUDA_VISIBLE_DEVICES` decides.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct VisibleDevice {
+pub struct VisibleDevice {
     raw: CUdevice,
     ordinal: u32,
 }
 
 impl VisibleDevice {
     /// Devices that this process sees. The driver is initialised.
-    pub(crate) fn count() -> Result<u32, DriverError> {
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn count() -> Result<u32, DriverError> {
         let mut count = 0;
         // SAFETY: `count` outlives the call.
-        check("cuDeviceGetCount", unsafe { cust_raw::cuDeviceGetCount(&mut count) })?;
+        check("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
         Ok(count.max(0) as u32)
     }
 
     /// The device with this ordinal. The driver is initialised.
-    pub(crate) fn get(ordinal: u32) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchDevice`], [`Error::Driver`].
+    pub fn get(ordinal: u32) -> Result<Self, Error> {
         let count = Self::count()?;
         if ordinal >= count {
             return Err(Error::NoSuchDevice { ordinal, count });
         }
         let mut raw = 0;
         // SAFETY: `raw` outlives the call.
-        check("cuDeviceGet", unsafe { cust_raw::cuDeviceGet(&mut raw, ordinal as i32) })?;
+        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut raw, ordinal as i32) })?;
         Ok(Self { raw, ordinal })
     }
 
-    pub(crate) fn raw(&self) -> CUdevice {
+    /// The driver's handle.
+    pub fn raw(&self) -> CUdevice {
         self.raw
     }
 
-    pub(crate) fn ordinal(&self) -> u32 {
+    /// Its CUDA ordinal.
+    pub fn ordinal(&self) -> u32 {
         self.ordinal
     }
 
     /// The product's name.
-    pub(crate) fn name(&self) -> Result<String, DriverError> {
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn name(&self) -> Result<String, DriverError> {
         let mut text = [0; 256];
         // SAFETY: `text` outlives the call and has the length that is passed.
         check("cuDeviceGetName", unsafe {
-            cust_raw::cuDeviceGetName(text.as_mut_ptr(), text.len() as i32, self.raw)
+            sys::cuDeviceGetName(text.as_mut_ptr(), text.len() as i32, self.raw)
         })?;
         let bytes = text.map(|byte| byte as u8);
         let name = CStr::from_bytes_until_nul(&bytes).map(|name| name.to_string_lossy().into_owned());
@@ -57,41 +70,42 @@ impl VisibleDevice {
     }
 
     /// Where the device sits, and its UUID.
-    pub(crate) fn identity(&self) -> Result<Device, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadPciAddress`], [`Error::Driver`].
+    pub fn identity(&self) -> Result<Device, Error> {
         let mut text = [0; 32];
         // SAFETY: `text` outlives the call and has the length that is passed.
         check("cuDeviceGetPCIBusId", unsafe {
-            cust_raw::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.raw)
+            sys::cuDeviceGetPCIBusId(text.as_mut_ptr(), text.len() as i32, self.raw)
         })?;
         let text: String =
             text.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8 as char).collect();
-        let pci = text.parse().map_err(|_| Error::System {
-            what: format!("the driver gives {text:?} as a PCI address"),
-            source: std::io::ErrorKind::InvalidData.into(),
-        })?;
-        let mut uuid = cust_raw::CUuuid { bytes: [0; 16] };
+        let pci = text.parse().map_err(|_| Error::BadPciAddress(text))?;
+        let mut uuid = [0; 16];
         // SAFETY: `uuid` outlives the call. Version 2 differs from the first for MIG devices, which share a card.
-        check("cuDeviceGetUuid_v2", unsafe { cust_raw::cuDeviceGetUuid_v2(&mut uuid, self.raw) })?;
-        Ok(Device { pci, uuid: uuid.bytes.map(|byte| byte as u8) })
+        check("cuDeviceGetUuid_v2", unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, self.raw) })?;
+        Ok(Device { pci, uuid })
     }
 
     /// Whether this device can access the memory of the one at `peer`. `None` if this process does not see that one.
-    pub(crate) fn can_access(&self, peer: PciAddress) -> Result<Option<bool>, DriverError> {
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn can_access(&self, peer: PciAddress) -> Result<Option<bool>, DriverError> {
         let Ok(text) = CString::new(peer.to_string()) else { return Ok(None) };
         let mut device = 0;
         // SAFETY: the string is NUL-terminated, and both outlive the call.
-        if check("cuDeviceGetByPCIBusId", unsafe {
-            cust_raw::cuDeviceGetByPCIBusId(&mut device, text.as_ptr())
-        })
-        .is_err()
+        if check("cuDeviceGetByPCIBusId", unsafe { sys::cuDeviceGetByPCIBusId(&mut device, text.as_ptr()) })
+            .is_err()
         {
             return Ok(None);
         }
         let mut can = 0;
         // SAFETY: `can` outlives the call.
-        check("cuDeviceCanAccessPeer", unsafe {
-            cust_raw::cuDeviceCanAccessPeer(&mut can, self.raw, device)
-        })?;
+        check("cuDeviceCanAccessPeer", unsafe { sys::cuDeviceCanAccessPeer(&mut can, self.raw, device) })?;
         Ok(Some(can != 0))
     }
 }

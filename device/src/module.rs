@@ -3,17 +3,20 @@
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-use cust_raw::{CUfunction, CUjit_option, CUmodule, CUresult, CUstream};
+use meshreduce_driver_loader::sys::{self, CUfunction, CUmodule, CUresult};
 
-use super::{PrimaryContext, check, log_failure};
-use crate::error::DriverError;
+use crate::error::{DriverError, check};
+use crate::{PrimaryContext, RawStream};
+
+/// `CU_JIT_ERROR_LOG_BUFFER` and `CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES`.
+const ERROR_LOG: [i32; 2] = [5, 6];
 
 /// Bytes of the log of the driver's compiler that are kept.
 const LOG_BYTES: usize = 8192;
 
-/// A loaded module.
+/// A loaded module. Whoever drops it sees to it that none of its kernels runs or will be launched.
 #[derive(Debug)]
-pub(crate) struct Module {
+pub struct Module {
     raw: CUmodule,
     context: Arc<PrimaryContext>,
 }
@@ -25,7 +28,7 @@ unsafe impl Sync for Module {}
 
 /// A function of a module that is still loaded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Function(CUfunction);
+pub struct Function(CUfunction);
 
 // SAFETY: the driver API takes function handles from any thread.
 unsafe impl Send for Function {}
@@ -33,21 +36,24 @@ unsafe impl Send for Function {}
 unsafe impl Sync for Function {}
 
 impl Module {
-    /// Compiles and loads PTX; on failure the second value is the compiler's log.
-    pub(crate) fn load(context: &Arc<PrimaryContext>, ptx: &str) -> Result<Self, (DriverError, String)> {
+    /// Compiles and loads PTX. Nothing in it runs before it is launched.
+    ///
+    /// # Errors
+    ///
+    /// The driver's answer, and the log of its compiler.
+    pub fn load(context: &Arc<PrimaryContext>, ptx: &str) -> Result<Self, (DriverError, String)> {
         // The driver reads up to the first NUL.
         let text: Vec<u8> = ptx.bytes().chain([0]).collect();
-        let _current = context.enter().map_err(|error| (error, String::new()))?;
+        let _entered = context.enter().map_err(|error| (error, String::new()))?;
         let mut log = vec![0_u8; LOG_BYTES];
-        let mut options =
-            [CUjit_option::CU_JIT_ERROR_LOG_BUFFER, CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut options = ERROR_LOG;
         // The driver takes a number in the place of a pointer.
         let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG_BYTES)];
         let mut raw = std::ptr::null_mut();
         // SAFETY: the text is NUL-terminated; options and values are as many as is said; the buffer is as long
         // as is said; all outlive the call.
         let answer = unsafe {
-            cust_raw::cuModuleLoadDataEx(
+            sys::cuModuleLoadDataEx(
                 &mut raw,
                 text.as_ptr().cast(),
                 options.len() as u32,
@@ -62,50 +68,75 @@ impl Module {
         Ok(Self { raw, context: Arc::clone(context) })
     }
 
-    /// The function `name`; `None` if the module has none.
-    pub(crate) fn function(&self, name: &str) -> Result<Option<Function>, DriverError> {
+    /// The function `name`; `None` if the module has none. It must not be launched once the module is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn function(&self, name: &str) -> Result<Option<Function>, DriverError> {
         let Ok(name) = CString::new(name) else { return Ok(None) };
-        let _current = self.context.enter()?;
+        let _entered = self.context.enter()?;
         let mut function = std::ptr::null_mut();
         // SAFETY: the name is NUL-terminated, and both outlive the call.
-        match unsafe { cust_raw::cuModuleGetFunction(&mut function, self.raw, name.as_ptr()) } {
-            CUresult::CUDA_ERROR_NOT_FOUND => Ok(None),
+        match unsafe { sys::cuModuleGetFunction(&mut function, self.raw, name.as_ptr()) } {
+            CUresult::NOT_FOUND => Ok(None),
             answer => check("cuModuleGetFunction", answer).map(|()| Some(Function(function))),
         }
-    }
-
-    /// Blocks of `threads` threads of one of this module's functions that fit a multiprocessor at once. Asking makes
-    /// a driver that loads lazily load the function.
-    pub(crate) fn occupancy(&self, function: Function, threads: u32) -> Result<u32, DriverError> {
-        let _current = self.context.enter()?;
-        let mut blocks = 0;
-        // SAFETY: `blocks` outlives the call; `self` keeps the function loaded.
-        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
-            cust_raw::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, function.0, threads as i32, 0)
-        })?;
-        Ok(blocks.max(0) as u32)
     }
 }
 
 impl Function {
+    /// A function that another crate has found.
+    ///
+    /// # Safety
+    ///
+    /// `handle` is a function of a module that is loaded (`CUfunction`), for as long as this value is used.
+    pub unsafe fn from_raw<T>(handle: *mut T) -> Self {
+        Self(handle.cast::<c_void>())
+    }
+
+    /// Blocks of `threads` threads of the function that fit a multiprocessor at once. Asking makes a driver that loads
+    /// lazily load the function.
+    ///
+    /// # Safety
+    ///
+    /// The function's module is loaded, in `context`.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn occupancy(self, context: &PrimaryContext, threads: u32) -> Result<u32, DriverError> {
+        let _entered = context.enter()?;
+        let mut blocks = 0;
+        // SAFETY: `blocks` outlives the call; the caller vouches for the function.
+        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(&mut blocks, self.0, threads as i32, 0)
+        })?;
+        Ok(blocks.max(0) as u32)
+    }
+
     /// Launches the function with one parameter.
     ///
     /// # Safety
     ///
     /// The function's module is loaded; `T` is its only parameter, and what the parameter leads to is valid until the
-    /// kernel has ended; `stream` is a stream of the module's context.
-    pub(crate) unsafe fn launch<T>(
+    /// kernel has ended; `stream` is a stream of the module's context, which is current if it is a default stream.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn launch<T>(
         self,
         blocks: u32,
         threads: u32,
-        stream: CUstream,
+        stream: RawStream,
         parameter: &T,
-    ) -> CUresult {
+    ) -> Result<(), DriverError> {
         let mut parameters = [std::ptr::from_ref(parameter).cast_mut().cast::<c_void>()];
         // SAFETY: the driver reads the parameter, as long as the function declares it, before it returns; the caller
         // vouches for the rest.
-        unsafe {
-            cust_raw::cuLaunchKernel(
+        check("cuLaunchKernel", unsafe {
+            sys::cuLaunchKernel(
                 self.0,
                 blocks,
                 1,
@@ -114,21 +145,19 @@ impl Function {
                 1,
                 1,
                 0,
-                stream,
+                stream.get(),
                 parameters.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
-        }
+        })
     }
 }
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let unload = || {
-            let _current = self.context.enter()?;
+        self.context.release(|| {
             // SAFETY: whoever drops the module sees to it that none of its kernels runs or will be launched.
-            check("cuModuleUnload", unsafe { cust_raw::cuModuleUnload(self.raw) })
-        };
-        log_failure(unload());
+            check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.raw) })
+        });
     }
 }

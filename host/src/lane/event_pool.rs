@@ -4,8 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::driver::{Event, PrimaryContext};
-use crate::error::DriverError;
+use meshreduce_device::{DriverError, Event, PrimaryContext};
 
 /// How many events are looked at before a new one is made. Those at the front have been out the longest: unless the user
 /// keeps work objects, the first is free.

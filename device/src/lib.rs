@@ -1,0 +1,39 @@
+//! What talks to the CUDA driver: contexts, streams, events, memory, modules, and who a process is.
+//!
+//! Three things hold everywhere here:
+//!
+//! - **No context need be current.** A call makes the primary context current for as long as it takes, and restores what
+//!   was current before. Calls work from any thread.
+//! - **Other threads' captures are left alone.** While a graph is captured in the global mode anywhere in the process, the
+//!   driver refuses to allocate, to query and to wait, and the attempt spoils the capture. What this crate does of that
+//!   kind it does in the relaxed mode of its thread ([`Entered`]).
+//! - **Nothing is given back to a driver that has lost it.** After a reset of the context, and in a forked child, handles
+//!   are stale: what is dropped then is forgotten ([`PrimaryContext::state`]).
+//!
+//! Handles of other crates are welcome: a [`RawStream`] is made from any crate's stream pointer. The driver is found at
+//! run time, see [`loader`].
+
+mod capture;
+mod context;
+mod error;
+mod event;
+pub mod identity;
+mod ipc;
+mod mapped;
+mod memory;
+mod module;
+mod pause;
+mod stream;
+mod visible;
+
+pub use capture::{capture_id, is_capturing};
+pub use context::{ContextState, Entered, PrimaryContext};
+pub use error::{CudaVersion, DriverError, Error, initialise};
+pub use event::{Event, RawEvent};
+pub use ipc::{Import, IpcHandle};
+pub use mapped::MappedHost;
+pub use memory::{DeviceMemory, check_pointer};
+pub use meshreduce_driver_loader as loader;
+pub use module::{Function, Module};
+pub use stream::{RawStream, Stream, StreamIdentity};
+pub use visible::VisibleDevice;

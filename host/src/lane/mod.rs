@@ -1,0 +1,355 @@
+//! Lanes: where all-reduces are launched.
+
+mod event_pool;
+mod order;
+mod state;
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use meshreduce_device::{self as device, DriverError, Event};
+use meshreduce_wire::launch::IN_PLACE;
+use meshreduce_wire::{DType, Geometry, LaunchDescriptor, LaunchParams, Op};
+
+use crate::communicator::LAUNCHES;
+use crate::error::Error;
+use crate::shared::Shared;
+use crate::work::Work;
+use order::{LastCall, WaitFor};
+
+pub use order::StreamOrder;
+pub(crate) use state::{LaneState, Pages};
+
+/// One order of all-reduces: signal pad and staging of its own.
+///
+/// All ranks must make the same calls on a lane in the same order; ranks that differ get [`Error::LaunchMismatch`]. Calls
+/// that are enqueued on different streams must be ordered: typed calls see to it themselves, raw calls say how
+/// ([`StreamOrder`]). Two streams that are to run at the same time, or two graphs that are replayed at the same time, need
+/// a lane each.
+///
+/// A failure on one lane ends all lanes of the communicator.
+///
+/// A lane is `Send` but not `Sync`, and its calls take `&mut self`.
+#[derive(Debug)]
+pub struct Lane {
+    shared: Arc<Shared>,
+    state: Arc<LaneState>,
+    /// Not `Sync`.
+    _one_thread: PhantomData<Cell<()>>,
+}
+
+/// An all-reduce's memory and kind.
+#[derive(Clone, Copy)]
+pub(crate) struct Message {
+    pub(crate) input: u64,
+    pub(crate) output: u64,
+    pub(crate) count: usize,
+    pub(crate) dtype: DType,
+    pub(crate) op: Op,
+}
+
+/// What came of a call.
+enum Enqueued {
+    /// It was for nothing.
+    Nothing,
+    /// It runs, or will.
+    Launched {
+        /// Behind it, if there was to be one.
+        event: Option<Arc<Event>>,
+        /// It went into a graph.
+        captured: bool,
+    },
+}
+
+impl Lane {
+    pub(crate) fn new(shared: Arc<Shared>, state: Arc<LaneState>) -> Self {
+        Self { shared, state, _one_thread: PhantomData }
+    }
+
+    /// The lane's number, equal on all ranks.
+    pub fn index(&self) -> u32 {
+        self.state.index
+    }
+
+    /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
+    /// pointers and streams of any crate. `input` and `output` may be equal (in place) and must otherwise not overlap.
+    /// `stream` is a stream's handle, or a [`StreamOrder`]. A count of 0 launches nothing.
+    ///
+    /// This is four driver calls: which stream it is, whether it is being captured, a kernel launch, and an event behind
+    /// it. If the stream is being captured into a graph, the call becomes a node of it; see the crate's documentation for
+    /// what holds for replays.
+    ///
+    /// The device's context need not be current; what is current stays so. A default stream (null, `CU_STREAM_LEGACY`,
+    /// `CU_STREAM_PER_THREAD`) is that of the device's primary context; the per-thread one of two threads is two streams.
+    ///
+    /// # Safety
+    ///
+    /// - `input` and `output` are device addresses of `count` elements that the communicator's device can access, valid
+    ///   until the work has ended and not used otherwise before; if the call is captured, this holds for every replay. (A
+    ///   replay after the communicator's end, which is a mistake, see [`crate::Communicator`], reads the input and writes
+    ///   nothing.)
+    /// - `stream` is a stream of the device's primary context.
+    /// - Calls of a lane never run at the same time. What is enqueued on one stream does not. A call on another stream than
+    ///   the lane's last one is refused unless a [`StreamOrder`] is given, and what that says must be true: an event was
+    ///   recorded behind the last call, or the streams are ordered otherwise. A stream that was destroyed while a call on it
+    ///   ran is another stream than one which is later given the same handle; before CUDA 12.0 the library cannot tell the
+    ///   two apart, and the caller must. Replays of graphs are ordered by the caller.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was launched, or runs any more, in any case. [`Error::Misaligned`] unless the addresses are multiples of the
+    /// element's size, [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm,
+    /// [`Error::MessageTooLong`] and [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::Capturing`] for the
+    /// legacy default stream while another stream is being captured; [`Error::ContextReset`]; after a failure of the
+    /// communicator, that failure again.
+    pub unsafe fn all_reduce_raw(
+        &mut self,
+        input: u64,
+        output: u64,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for the pointers, the stream and its order.
+        unsafe { self.enqueue_work(Message { input, output, count, dtype, op }, stream.into()) }
+    }
+
+    /// [`Lane::all_reduce_raw`] without an event behind it and without a work object: one driver call less, for callers
+    /// that order and wait by streams of their own. [`crate::Communicator::status`] tells what became of it, and the end of
+    /// the communicator waits for all that the device's primary context has to do.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_reduce_raw`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::all_reduce_raw`].
+    pub unsafe fn all_reduce_raw_unobserved(
+        &mut self,
+        input: u64,
+        output: u64,
+        count: usize,
+        dtype: DType,
+        op: Op,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the pointers, the stream and its order.
+        unsafe { self.enqueue(Message { input, output, count, dtype, op }, stream.into(), false) }.map(|_| ())
+    }
+
+    /// [`Lane::enqueue`] with a work object.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_reduce_raw`].
+    pub(crate) unsafe fn enqueue_work(
+        &mut self,
+        message: Message,
+        order: StreamOrder,
+    ) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for all of it.
+        let enqueued = unsafe { self.enqueue(message, order, true) }?;
+        let state = Arc::clone(&self.state);
+        Ok(match enqueued {
+            Enqueued::Launched { event: Some(event), captured } => Work::new(state, event, captured),
+            Enqueued::Launched { event: None, .. } | Enqueued::Nothing => Work::done(state),
+        })
+    }
+
+    /// All-reduces and waits: returns only when no kernel of the call runs any more, whatever the driver refuses meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// The message's addresses are valid for the time of the call; `order` says the truth. `stream` is a stream.
+    #[cfg_attr(not(feature = "cust"), allow(dead_code))] // the typed calls are built on it
+    pub(crate) unsafe fn enqueue_and_wait(
+        &mut self,
+        message: Message,
+        order: StreamOrder,
+    ) -> Result<(), Error> {
+        let stream = order.stream;
+        let context = self.state.context();
+        // SAFETY: the caller vouches for the stream.
+        if unsafe { device::is_capturing(context, stream) }.map_err(|error| self.refusal(error))? {
+            return Err(Error::Capturing);
+        }
+        // SAFETY: the caller vouches for all of it.
+        match unsafe { self.enqueue(message, order, true) }? {
+            Enqueued::Nothing => Ok(()),
+            Enqueued::Launched { event, .. } => {
+                // SAFETY: the launch has shown that it is a stream of this context.
+                let settled = unsafe { self.state.settle(stream, event.as_deref()) };
+                settled.map_err(|error| self.refusal(error))?;
+                if let Some(event) = &event {
+                    self.state.note_ended(event);
+                }
+                self.state.status()
+            }
+        }
+    }
+
+    unsafe fn enqueue(
+        &mut self,
+        message: Message,
+        order: StreamOrder,
+        observed: bool,
+    ) -> Result<Enqueued, Error> {
+        let Message { input, output, count, dtype, op } = message;
+        let state = &*self.state;
+        state.status()?;
+        if count == 0 {
+            return Ok(Enqueued::Nothing);
+        }
+        let bytes = (count as u64).saturating_mul(dtype.size() as u64);
+        check_addresses(input, output, bytes, dtype)?;
+        let shared = &*self.shared;
+        let algorithm = shared.select(bytes, dtype, op)?;
+        let function = shared.kernels.function(algorithm, dtype, op).ok_or(Error::Unsupported {
+            algorithm,
+            dtype,
+            op,
+        })?;
+        let count = count as u64;
+        let world_size = shared.world_size() as u32;
+        let geometry = Geometry::new(algorithm, count, dtype, world_size, shared.block_cap);
+        let params = LaunchParams {
+            context: state.address,
+            input,
+            output,
+            count,
+            descriptor: LaunchDescriptor { algorithm, dtype, op, count }.encode(),
+            deadline_ns: shared
+                .deadline
+                .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
+            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            flags: if input == output { IN_PLACE } else { 0 },
+        };
+
+        let stream = order.stream;
+        let context = state.context();
+        // SAFETY: the caller vouches for the stream.
+        let capture = unsafe { device::capture_id(context, stream) }.map_err(|error| self.refusal(error))?;
+        // SAFETY: as above.
+        let identity = unsafe { stream.identity(context) }.map_err(|error| self.refusal(error))?;
+        let mut last = state.last();
+        if let Some(wait) = last.order(&order, identity, capture, state.index)? {
+            let waits = match &wait {
+                // SAFETY: the caller vouches for the stream and the event.
+                WaitFor::Given(event) => unsafe { event.wait_on(context, stream) },
+                // SAFETY: the caller vouches for the stream.
+                WaitFor::Own(event) => unsafe { event.wait_on(stream) },
+            };
+            waits.map_err(|error| self.refusal(error))?;
+        }
+        if capture.is_some() || !observed {
+            // Before there is anything that could run or be replayed.
+            state.note_unobserved(capture.is_some());
+        }
+        let event = observed.then(|| state.events.take()).transpose().map_err(|error| self.refusal(error))?;
+        context
+            .on_stream(stream, || {
+                // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
+                // lives as long as `shared`; both outlive `shared` if this is captured. The caller vouches for the
+                // pointers and the stream.
+                unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
+            })
+            .map_err(|error| self.refusal(error))?;
+        shared.launches.fetch_add(1, Ordering::Relaxed);
+        LAUNCHES.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller vouches for the stream, and the launch has shown that it is one of this context.
+        let recorded = event.as_ref().map_or(Ok(()), |event| unsafe { event.record(stream) });
+        // A call whose event was not recorded is followed by none that could wait for it.
+        let event = event.filter(|_| recorded.is_ok());
+        last.note(LastCall { stream: identity, event: event.clone() }, capture);
+        drop(last);
+        if let Err(error) = recorded {
+            if capture.is_none() {
+                // The caller learns of an error, so nothing may run behind it.
+                // SAFETY: as above.
+                let _lost = unsafe { state.settle(stream, None) };
+            }
+            return Err(self.refusal(error));
+        }
+        Ok(Enqueued::Launched { event, captured: capture.is_some() })
+    }
+
+    /// Checks that `address` lies in memory of the communicator's device.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOnDevice`] with what the driver knows of it.
+    pub fn check_pointer(&self, address: u64) -> Result<(), Error> {
+        Ok(device::check_pointer(self.state.context(), address)?)
+    }
+
+    /// Whether the kernels of the communicator that have ended did so without failure.
+    ///
+    /// # Errors
+    ///
+    /// As [`crate::Communicator::status`].
+    pub fn status(&self) -> Result<(), Error> {
+        self.state.status()
+    }
+
+    /// A driver's refusal, as the library's error.
+    fn refusal(&self, error: DriverError) -> Error {
+        Error::of_driver(error, self.state.context())
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.state.taken.store(false, Ordering::Release);
+    }
+}
+
+fn check_addresses(input: u64, output: u64, bytes: u64, dtype: DType) -> Result<(), Error> {
+    let alignment = dtype.size();
+    for address in [input, output] {
+        if !address.is_multiple_of(alignment as u64) {
+            return Err(Error::Misaligned { address, alignment });
+        }
+    }
+    if input != output && input.abs_diff(output) < bytes {
+        return Err(Error::PartialOverlap { input, output, bytes });
+    }
+    Ok(())
+}
+
+const _: () = {
+    const fn moves<T: Send>() {}
+    moves::<Lane>();
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_must_be_aligned_to_the_element_only() {
+        check_addresses(0x1002, 0x1002, 64, DType::Bf16).unwrap();
+        check_addresses(0x1004, 0x2004, 64, DType::F32).unwrap();
+        for (input, output) in [(0x1001, 0x2000), (0x1000, 0x2002)] {
+            match check_addresses(input, output, 64, DType::F32) {
+                Err(Error::Misaligned { address, alignment: 4 }) => assert!(!address.is_multiple_of(4)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_equal_or_apart() {
+        check_addresses(0x1000, 0x1040, 64, DType::Bf16).unwrap();
+        check_addresses(0x1040, 0x1000, 64, DType::Bf16).unwrap();
+        for output in [0x1002, 0x103e, 0xfc2] {
+            assert!(matches!(
+                check_addresses(0x1000, output, 64, DType::Bf16),
+                Err(Error::PartialOverlap { input: 0x1000, bytes: 64, .. })
+            ));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! In which order calls run that are made on different streams.
+//!
+//! A lane's calls use the same staging one after the other, so two of them must never run at the same time. On one stream
+//! they do not; on two only what orders the streams keeps them apart.
+
+use std::sync::Arc;
+
+use meshreduce_device::{Event, RawEvent, RawStream, StreamIdentity};
+
+use crate::error::Error;
+
+/// The stream of a raw call, and what orders it behind the lane's last call if that was on another stream.
+///
+/// Made from a stream's handle alone, of any crate's type, nothing does: the call is then taken on the stream of the
+/// lane's last call, and refused on any other ([`Error::StreamsNotOrdered`]), unless the host has waited for the last call
+/// by its work object ([`crate::Work::synchronize`]).
+///
+/// Calls that are captured into one graph are ordered among themselves by the same rule. Between the replays of graphs, and
+/// between a replay and a plain call, it is for the caller to keep the order: the library does not see replays.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct StreamOrder {
+    pub(crate) stream: RawStream,
+    behind: Behind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Behind {
+    /// Nothing but the stream itself.
+    Stream,
+    /// An event of the caller's, recorded behind the lane's last call.
+    Event(RawEvent),
+    /// The event of the lane's last call.
+    LastCall,
+    /// The caller says that it is.
+    Assumed,
+}
+
+impl<T> From<*mut T> for StreamOrder {
+    fn from(stream: *mut T) -> Self {
+        RawStream::from(stream).into()
+    }
+}
+
+impl From<RawStream> for StreamOrder {
+    fn from(stream: RawStream) -> Self {
+        Self { stream, behind: Behind::Stream }
+    }
+}
+
+impl StreamOrder {
+    /// `stream`, which is made to wait for `event` before the call. The event was recorded behind the lane's last call.
+    pub fn behind_event(stream: impl Into<RawStream>, event: impl Into<RawEvent>) -> Self {
+        Self { stream: stream.into(), behind: Behind::Event(event.into()) }
+    }
+
+    /// `stream`, which is made to wait for the lane's last call if that was on another stream. Refused if the last call
+    /// has no event to wait for, because it was made without one.
+    pub fn behind_last_call(stream: impl Into<RawStream>) -> Self {
+        Self { stream: stream.into(), behind: Behind::LastCall }
+    }
+
+    /// `stream`, of which the caller knows that what is enqueued on it now runs behind the lane's last call.
+    pub fn assumed(stream: impl Into<RawStream>) -> Self {
+        Self { stream: stream.into(), behind: Behind::Assumed }
+    }
+}
+
+/// What a stream must wait for before a call.
+#[derive(Clone, Debug)]
+pub(crate) enum WaitFor {
+    /// The caller's event.
+    Given(RawEvent),
+    /// The last call's.
+    Own(Arc<Event>),
+}
+
+/// A call that was made.
+#[derive(Clone, Debug)]
+pub(crate) struct LastCall {
+    pub(crate) stream: StreamIdentity,
+    /// Recorded behind it, unless it was made without.
+    pub(crate) event: Option<Arc<Event>>,
+}
+
+/// The last calls of a lane: the last plain one, and the last one of the capture in which the last captured one was.
+#[derive(Debug, Default)]
+pub(crate) struct LastCalls {
+    pub(crate) plain: Option<LastCall>,
+    captured: Option<(u64, LastCall)>,
+}
+
+impl LastCalls {
+    /// What a call must wait for, in the capture with this number if it is in one.
+    pub(crate) fn order(
+        &self,
+        order: &StreamOrder,
+        stream: StreamIdentity,
+        capture: Option<u64>,
+        lane: u32,
+    ) -> Result<Option<WaitFor>, Error> {
+        let last = match (capture, &self.captured) {
+            (None, _) => self.plain.as_ref(),
+            (Some(this), Some((that, last))) if this == *that => Some(last),
+            (Some(_), _) => None,
+        };
+        match (order.behind, last) {
+            (Behind::Event(event), _) => Ok(Some(WaitFor::Given(event))),
+            (Behind::Assumed, _) | (_, None) => Ok(None),
+            (_, Some(last)) if last.stream == stream => Ok(None),
+            (Behind::LastCall, Some(LastCall { event: Some(event), .. })) => {
+                Ok(Some(WaitFor::Own(Arc::clone(event))))
+            }
+            (Behind::LastCall | Behind::Stream, Some(_)) => Err(Error::StreamsNotOrdered { lane }),
+        }
+    }
+
+    /// Notes a call that was made.
+    pub(crate) fn note(&mut self, call: LastCall, capture: Option<u64>) {
+        match capture {
+            None => self.plain = Some(call),
+            Some(capture) => self.captured = Some((capture, call)),
+        }
+    }
+}

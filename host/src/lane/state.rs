@@ -1,0 +1,211 @@
+//! What a lane's work objects, and the end of its communicator, share with it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use meshreduce_device::{ContextState, DriverError, Event, MappedHost, PrimaryContext, RawStream};
+use meshreduce_wire::launch::HostPage;
+
+use super::event_pool::EventPool;
+use super::order::LastCalls;
+use crate::control::Control;
+use crate::error::Error;
+use crate::record;
+use crate::store::Pause;
+
+/// The host pages of a communicator's lanes, by lane.
+pub(crate) type Pages = Arc<[MappedHost<HostPage>]>;
+
+/// One lane of a communicator.
+#[derive(Debug)]
+pub(crate) struct LaneState {
+    pub(crate) index: u32,
+    pub(crate) taken: AtomicBool,
+    pages: Pages,
+    /// Device address of the lane's context.
+    pub(crate) address: u64,
+    rank: usize,
+    context: Arc<PrimaryContext>,
+    /// Gone with the communicator.
+    control: Weak<Control>,
+    /// For its calls.
+    pub(crate) events: EventPool,
+    /// A graph has kernels of this lane.
+    captured: AtomicBool,
+    /// There are calls without an event: captured ones, whose replays nobody tells, and those that were to have none.
+    unobserved: AtomicBool,
+    last: Mutex<LastCalls>,
+}
+
+impl LaneState {
+    pub(crate) fn new(
+        context: &Arc<PrimaryContext>,
+        index: u32,
+        address: u64,
+        rank: usize,
+        pages: &Pages,
+        control: &Arc<Control>,
+    ) -> Self {
+        Self {
+            index,
+            taken: AtomicBool::new(false),
+            pages: Arc::clone(pages),
+            address,
+            rank,
+            context: Arc::clone(context),
+            control: Arc::downgrade(control),
+            events: EventPool::new(context),
+            captured: AtomicBool::new(false),
+            unobserved: AtomicBool::new(false),
+            last: Mutex::new(LastCalls::default()),
+        }
+    }
+
+    pub(crate) fn context(&self) -> &Arc<PrimaryContext> {
+        &self.context
+    }
+
+    pub(crate) fn page(&self) -> &MappedHost<HostPage> {
+        &self.pages[self.index as usize]
+    }
+
+    pub(crate) fn last(&self) -> MutexGuard<'_, LastCalls> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a call has ended, as the host now knows: what is enqueued from now on runs behind it, on whatever stream.
+    pub(crate) fn note_ended(&self, event: &Arc<Event>) {
+        let mut last = self.last();
+        let known = last.plain.as_ref().and_then(|last| last.event.as_ref());
+        if known.is_some_and(|known| Arc::ptr_eq(known, event)) {
+            last.plain = None;
+        }
+    }
+
+    /// What the kernels have left behind, on this lane or on another: a failure ends all of them.
+    pub(crate) fn status(&self) -> Result<(), Error> {
+        match record::first_failure(&self.pages, self.index, self.rank) {
+            // A peer that did not come because it had closed: that says more than the time that was waited.
+            Some(Error::PeerTimeout { rank, peer, .. }) if self.has_closed(peer) => {
+                Err(Error::Closed { rank, peer })
+            }
+            Some(error) => Err(error),
+            // A kernel that never had to wait does not look at the host's wish; the lane is over all the same.
+            None if record::abort_flag(self.page()).load(Ordering::Relaxed) != 0 => Err(Error::Aborted),
+            None => Ok(()),
+        }
+    }
+
+    fn has_closed(&self, peer: usize) -> bool {
+        self.control.upgrade().is_some_and(|control| control.heard(peer).closes_well())
+    }
+
+    /// Notes, before a call is launched, that no event will tell of its end.
+    pub(crate) fn note_unobserved(&self, captured: bool) {
+        self.unobserved.store(true, Ordering::Relaxed);
+        if captured {
+            self.captured.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a graph has kernels of this lane.
+    pub(crate) fn has_captures(&self) -> bool {
+        self.captured.load(Ordering::Relaxed)
+    }
+
+    /// Asks this lane's kernels to end; they look now and then while they wait.
+    pub(crate) fn ask_to_end(&self) {
+        record::abort_flag(self.page()).store(1, Ordering::Release);
+    }
+
+    /// Waits at most `limit` for the last launch, and as long for what has no event. `Ok(true)`: no kernel of the lane runs;
+    /// `Ok(false)`: one may.
+    ///
+    /// # Errors
+    ///
+    /// The context is lost, with the driver's word for it: no kernel runs either.
+    pub(crate) fn drain(&self, limit: Duration) -> Result<bool, DriverError> {
+        let event = self.last().plain.as_ref().and_then(|last| last.event.clone());
+        let ended = match event {
+            Some(event) => self.has_ended(&event, limit)?,
+            None => Some(true),
+        };
+        match ended {
+            Some(false) => return Ok(false),
+            Some(true) if !self.unobserved.load(Ordering::Relaxed) => return Ok(true),
+            // An event that cannot be asked says nothing, and nobody tells of replays: wait for all that the context has.
+            _ => {}
+        }
+        match self.context.finish(limit) {
+            Ok(ended) => Ok(ended),
+            Err(_) if self.context.state() != ContextState::Alive => Ok(true),
+            Err(error) => {
+                tracing::warn!(%error, lane = self.index, "the driver does not say whether kernels run");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits at most `limit` for an event; says whether it has passed, if the driver does.
+    fn has_ended(&self, event: &Event, limit: Duration) -> Result<Option<bool>, DriverError> {
+        let mut pause = Pause::new(limit);
+        loop {
+            match event.has_passed() {
+                Ok(true) => return Ok(Some(true)),
+                Ok(false) if pause.again() => {}
+                Ok(false) => return Ok(Some(false)),
+                Err(error) if error.loses_context() => return Err(error),
+                Err(error) => {
+                    tracing::debug!(%error, lane = self.index, "an event could not be asked");
+                    return Ok((self.context.state() != ContextState::Alive).then_some(true));
+                }
+            }
+        }
+    }
+
+    /// Returns when nothing of a call runs any more that was launched on `stream`, whatever the driver refuses: in `Ok` if
+    /// an event or the stream has passed, else with the driver's word that the context is lost.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is a stream of this device's primary context.
+    pub(crate) unsafe fn settle(&self, stream: RawStream, event: Option<&Event>) -> Result<(), DriverError> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        loop {
+            // SAFETY: the caller vouches for the stream.
+            let by_stream = || unsafe { stream.synchronize(&self.context) };
+            let by_context = || match self.context.finish(PATIENCE) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(None),
+                Err(error) => Err(Some(error)),
+            };
+            let attempt = match event.map(Event::synchronize) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(error)) if error.loses_context() => return Err(error),
+                _ => by_stream().map_err(Some).or_else(|error| match error {
+                    Some(error) if error.loses_context() => Err(Some(error)),
+                    _ => by_context(),
+                }),
+            };
+            match attempt {
+                Ok(()) => return Ok(()),
+                Err(Some(error)) if error.loses_context() => return Err(error),
+                Err(error) => {
+                    if self.context.state() != ContextState::Alive {
+                        return Ok(());
+                    }
+                    // It must not return while the kernel has the data: the kernel is told to end, and asked for again.
+                    self.ask_to_end();
+                    let why = error.map_or_else(|| "still running".to_owned(), |error| error.to_string());
+                    tracing::warn!(
+                        why,
+                        lane = self.index,
+                        "waiting for a kernel that the driver does not tell of"
+                    );
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+    }
+}

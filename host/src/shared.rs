@@ -1,0 +1,369 @@
+//! What a communicator and its lanes share, and its end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use meshreduce_device::identity::Process;
+use meshreduce_device::{ContextState, DriverError, MappedHost, PrimaryContext, Stream};
+use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::segment::SegmentLayout;
+use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};
+
+use crate::config::Config;
+use crate::contexts::{Contexts, lane_context};
+use crate::control::{Control, Heard, Message};
+use crate::end::{Event, Leak, State};
+use crate::error::{Error, Ranks};
+use crate::kernels::Kernels;
+use crate::lane::{LaneState, Pages};
+use crate::record;
+use crate::residency::Residency;
+use crate::segment::Mapping;
+use crate::select::Selector;
+use crate::topology::{Mesh, Topology};
+
+/// How long dropping waits for kernels, and how long any end waits for peers to unmap.
+const DROP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the rendezvous has built.
+pub(crate) struct Parts {
+    pub(crate) context: Arc<PrimaryContext>,
+    pub(crate) stream: Stream,
+    pub(crate) kernels: Kernels,
+    /// By rank.
+    pub(crate) mappings: Vec<Option<Mapping>>,
+    pub(crate) control: Control,
+    pub(crate) selector: Selector,
+    /// By rank.
+    pub(crate) processes: Vec<Process>,
+    pub(crate) mesh: Mesh,
+    pub(crate) residency: Residency,
+}
+
+/// What a communicator and its lanes share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) rank: usize,
+    pub(crate) kernels: Arc<Kernels>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) block_cap: u32,
+    pub(crate) launches: AtomicU64,
+    context: Arc<PrimaryContext>,
+    selector: Selector,
+    lanes: Vec<Arc<LaneState>>,
+    pages: Pages,
+    timeout: Duration,
+    layout: SegmentLayout,
+    /// The lanes' contexts; read by kernels.
+    contexts: Arc<Contexts>,
+    /// Segments by rank; `None` where there is no link, or once unmapped.
+    mappings: Vec<Option<Mapping>>,
+    control: Arc<Control>,
+    processes: Vec<Process>,
+    mesh: Mesh,
+    /// For what the library itself sends to devices.
+    stream: Stream,
+    residency: Option<Residency>,
+    state: State,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        parts: Parts,
+        layout: SegmentLayout,
+        rank: usize,
+        block_cap: u32,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let Parts { context, stream, kernels, mappings, control, selector, processes, mesh, residency } =
+            parts;
+        let control = Arc::new(control);
+        let page = |_| MappedHost::new(&context, HostPage::default());
+        let pages: Pages = (0..config.lanes).map(page).collect::<Result<_, _>>()?;
+        let mut contexts = Contexts::new(&context, config.lanes)?;
+        let mut lanes = Vec::new();
+        for index in 0..config.lanes {
+            let address = contexts.address(index);
+            let page = pages[index as usize].device();
+            contexts.push(lane_context(&mappings, layout, &mesh, rank, index, page), &stream)?;
+            lanes.push(Arc::new(LaneState::new(&context, index, address, rank, &pages, &control)));
+        }
+        Ok(Self {
+            rank,
+            kernels: Arc::new(kernels),
+            deadline: config.deadline,
+            block_cap,
+            launches: AtomicU64::new(0),
+            context,
+            selector,
+            lanes,
+            pages,
+            timeout: config.timeout,
+            layout,
+            contexts: Arc::new(contexts),
+            mappings,
+            control,
+            processes,
+            mesh,
+            stream,
+            residency: Some(residency),
+            state: State::Open,
+        })
+    }
+
+    pub(crate) fn context(&self) -> &Arc<PrimaryContext> {
+        &self.context
+    }
+
+    pub(crate) fn world_size(&self) -> usize {
+        self.processes.len()
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        self.selector.ground.topology
+    }
+
+    pub(crate) fn mesh(&self) -> &Mesh {
+        &self.mesh
+    }
+
+    pub(crate) fn lanes(&self) -> &[Arc<LaneState>] {
+        &self.lanes
+    }
+
+    pub(crate) fn select(&self, bytes: u64, dtype: DType, op: Op) -> Result<Algorithm, Error> {
+        let loaded = |algorithm| self.kernels.function(algorithm, dtype, op).is_some();
+        self.selector.select(bytes, loaded, dtype, op)
+    }
+
+    pub(crate) fn status(&self) -> Result<(), Error> {
+        self.lanes.iter().try_for_each(|lane| lane.status())
+    }
+
+    /// Raises the abort: in the host pages, which this rank's kernels poll, and in the pads of all ranks, because
+    /// peers may wait for a kernel of this rank that will never be launched.
+    pub(crate) fn abort(&self) {
+        self.lanes.iter().for_each(|lane| lane.ask_to_end());
+        // A kernel that has failed has told all lanes itself, with the name of who is to blame.
+        if self.lanes.iter().any(|lane| record::read(lane.page()).is_some()) {
+            return;
+        }
+        let rank = self.rank as u32;
+        for mapping in self.mappings.iter().flatten() {
+            for lane in &self.lanes {
+                let lane = lane.index;
+                let word = AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane };
+                // Kernels read the word with strong accesses; one 32-bit store by the device is seen whole.
+                let place = self.layout.pad(lane) + pad::ABORT;
+                if let Err(error) = mapping.set(place, word.encode(), &self.stream) {
+                    tracing::debug!(%error, "the abort could not be sent");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Nobody has used it and nobody will: dropping it unmaps the peers' memory and is done.
+    pub(crate) fn dismantle(mut self) {
+        self.step(Event::Dismantle);
+    }
+
+    /// Ends it in order.
+    pub(crate) fn close(&mut self) -> Result<(), Error> {
+        match self.context.state() {
+            ContextState::Forked => {
+                self.step(Event::Forked);
+                Err(Error::Forked)
+            }
+            ContextState::Alive | ContextState::Reset => self.end(Event::Close, self.timeout),
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Option<State> {
+        let next = self.state.after(event)?;
+        self.state = next;
+        Some(next)
+    }
+
+    /// Goes through the states from `begin` to the end, waiting at most `limit` in each.
+    fn end(&mut self, begin: Event, limit: Duration) -> Result<(), Error> {
+        let mut said = Ok(());
+        let mut event = begin;
+        loop {
+            event = match self.step(event) {
+                Some(State::Closing) => self.drained(limit, &mut said),
+                Some(State::Aborting) => {
+                    self.abort();
+                    self.drained(DROP_LIMIT, &mut said)
+                }
+                Some(State::Quiet) => {
+                    let peers = self.leave(begin == Event::Close, limit);
+                    said = said.and(peers);
+                    Event::PeersQuiet
+                }
+                Some(State::Unmapped) => self.let_go(limit),
+                Some(State::Ended(Leak::Everything)) => {
+                    tracing::warn!(
+                        rank = self.rank,
+                        "kernels did not end: the communicator's memory is leaked"
+                    );
+                    return said.and(Err(Error::KernelsRunning { rank: self.rank, waited: limit }));
+                }
+                Some(State::Ended(_) | State::Open) | None => return said,
+            };
+        }
+    }
+
+    /// Waits at most `limit` for this rank's kernels.
+    fn drained(&self, limit: Duration, said: &mut Result<(), Error>) -> Event {
+        match self.kernels_ended(limit) {
+            Ok(true) => Event::KernelsEnded,
+            Ok(false) => Event::KernelsRun,
+            // The driver's word that the context is lost is one that no kernel runs.
+            Err(error) => {
+                if said.is_ok() {
+                    *said = Err(Error::of_driver(error, &self.context));
+                }
+                Event::KernelsEnded
+            }
+        }
+    }
+
+    /// Whether no kernel of this rank runs any more, and none will over memory that is to be freed; waits at most `limit`
+    /// for that.
+    fn kernels_ended(&self, limit: Duration) -> Result<bool, DriverError> {
+        let end = Instant::now().checked_add(limit);
+        let left = || end.map_or(limit, |end| end.saturating_duration_since(Instant::now()));
+        if self.context.state() == ContextState::Reset {
+            // What the driver says of a reset context is a handle's refusal; this says why.
+            drop(self.context.enter()?);
+        }
+        for lane in &self.lanes {
+            if !lane.drain(left())? {
+                return Ok(false);
+            }
+        }
+        match self.stream.finish(left().max(Duration::from_millis(1))) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) if error.loses_context() => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, rank = self.rank, "the driver does not say whether an abort is under way");
+                return Ok(false);
+            }
+        }
+        if !self.has_captures() {
+            return Ok(true);
+        }
+        // Takes everything but the kernels and the contexts from the replays to come.
+        let drained = || self.context.finish(left().max(Duration::from_millis(1)));
+        match self.contexts.bury(self.rank, &self.stream, drained) {
+            Ok(drained) => Ok(drained),
+            Err(error) if error.loses_context() => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, rank = self.rank, "replays could not be kept from the memory");
+                Ok(false)
+            }
+        }
+    }
+
+    fn has_captures(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.has_captures())
+    }
+
+    /// Whether the process of a rank has ended, as far as can be told from here.
+    fn has_died(&self, rank: usize) -> bool {
+        let process = &self.processes[rank];
+        let unknowable = process.namespace != self.processes[self.rank].namespace;
+        process.has_ended() || (unknowable && self.control.heard(rank).vanished())
+    }
+
+    /// Tells the peers that this rank's kernels have ended and, if it closes in order, waits for theirs; then unmaps their
+    /// memory and says so. Says which of them did not close.
+    fn leave(&mut self, closes: bool, limit: Duration) -> Result<(), Error> {
+        self.control.tell(match (closes, self.status()) {
+            (true, Ok(())) => Message::Closed,
+            (true, Err(_)) => Message::ClosedAfterFailure,
+            (false, _) => Message::Dropped,
+        });
+        let mut said = Ok(());
+        if closes {
+            let missing = self.control.wait(limit, Heard::is_quiet, |rank| self.has_died(rank));
+            let others = || (0..self.world_size()).filter(|rank| *rank != self.rank);
+            let heard = |rank: &usize| self.control.heard(*rank);
+            let quiet = |rank: &usize| heard(rank).is_quiet();
+            let died: Vec<_> = others().filter(|rank| !quiet(rank) && !missing.contains(rank)).collect();
+            let dropped: Vec<_> = others().filter(|rank| heard(rank).drops()).collect();
+            said = if !died.is_empty() {
+                Err(Error::RanksDied { ranks: died })
+            } else if !missing.is_empty() {
+                Err(Error::CloseTimeout { ranks: missing, waited: limit })
+            } else if !dropped.is_empty() {
+                Err(Error::RanksDropped { ranks: dropped })
+            } else {
+                Ok(())
+            };
+        }
+        for (rank, mapping) in self.mappings.iter_mut().enumerate() {
+            if rank != self.rank {
+                *mapping = None;
+            }
+        }
+        self.control.tell(Message::Unmapped);
+        said
+    }
+
+    /// Waits until the peers have unmapped this rank's segment.
+    fn let_go(&self, limit: Duration) -> Event {
+        // Ranks of this process hold the segment themselves.
+        let own = self.processes[self.rank];
+        let excused = |rank: usize| self.processes[rank] == own || self.has_died(rank);
+        let holding = self.control.wait(limit.min(DROP_LIMIT), Heard::has_unmapped, excused);
+        if holding.is_empty() {
+            return Event::PeersUnmapped;
+        }
+        let holding = Ranks(&holding).to_string();
+        tracing::warn!(rank = self.rank, holding, "the segment is leaked, because peers have it mapped");
+        Event::PeersHold
+    }
+
+    /// Keeps what the end says may still be used, for as long as the process lives.
+    fn leak(&mut self, leak: Leak) {
+        let everything = leak == Leak::Everything;
+        if everything {
+            std::mem::forget(std::mem::take(&mut self.mappings));
+            std::mem::forget(Arc::clone(&self.pages));
+            // Its end would tell the peers that nobody uses their memory.
+            std::mem::forget(Arc::clone(&self.control));
+            std::mem::forget(self.residency.take());
+        }
+        if leak == Leak::Segment {
+            std::mem::forget(self.mappings[self.rank].take());
+        }
+        if everything || self.has_captures() {
+            std::mem::forget(Arc::clone(&self.kernels));
+            std::mem::forget(Arc::clone(&self.contexts));
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.state == State::Open {
+            match self.context.state() {
+                ContextState::Forked => {
+                    self.step(Event::Forked);
+                }
+                ContextState::Alive | ContextState::Reset => {
+                    if let Err(error) = self.end(Event::Drop, DROP_LIMIT) {
+                        tracing::warn!(%error, rank = self.rank, "the communicator was dropped while in use");
+                    }
+                }
+            }
+        }
+        if let State::Ended(leak) = self.state {
+            self.leak(leak);
+        }
+    }
+}
