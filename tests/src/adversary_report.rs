@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use meshreduce_emulator::exec::adversary::Options;
 use meshreduce_wire::Algorithm;
@@ -15,6 +15,8 @@ use serde::Serialize;
 
 use crate::adversary::{Failure, Kernels};
 use crate::plan::Plan;
+use crate::tables;
+use crate::verdict::Verdict;
 
 /// Seeds, if the command line does not say how many.
 const SEEDS: u64 = 200;
@@ -95,10 +97,12 @@ pub fn run(plan: &Plan) -> Result<bool> {
             println!("{}", serde_json::to_string(line)?);
         }
     } else {
-        println!("{}", table(&lines));
+        println!("{}", table(&lines, tables::width()));
     }
     stories.iter().for_each(|story| eprintln!("\n{story}"));
-    Ok(lines.iter().all(|line| line.ok))
+    let mut verdict = Verdict::default();
+    lines.iter().for_each(|line| verdict.count(Some(line.ok)));
+    verdict.show(plan.json, &[])
 }
 
 fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
@@ -177,10 +181,9 @@ fn replay(algorithm: Algorithm, ranks: usize, seed: u64) -> String {
     )
 }
 
-fn table(lines: &[Line]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header(["algorithm", "ranks", "seeds", "result", "PTX instructions", "seconds"]);
+fn table(lines: &[Line], width: u16) -> Table {
+    let header = ["algorithm", "ranks", "seeds", "result", "instructions", "seconds"];
+    let mut table = tables::table(width, header, &[1, 2, 4, 5]);
     for line in lines {
         let result = match line.failing_seed {
             Some(seed) => format!("{} (seed {seed})", line.result),
@@ -195,10 +198,30 @@ fn table(lines: &[Line]) -> Table {
             format!("{:.1}", line.seconds),
         ]);
     }
-    for column in [1, 2, 4, 5] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_fits_the_screen() {
+        let line = |failing_seed| Line {
+            algorithm: "hybrid-cube-mesh".into(),
+            ranks: 8,
+            first_seed: 1_000_000_000,
+            seeds: 100_000,
+            ok: false,
+            result: "a read of memory that was never written".into(),
+            failing_seed,
+            replay: None,
+            instructions: 123_456_789_012,
+            seconds: 12_345.6,
+        };
+        for width in [80, 120] {
+            let table = table(&[line(None), line(Some(1_000_000_017))], width);
+            tables::assert_fits(&table, width.into());
         }
     }
-    table
 }

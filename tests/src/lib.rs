@@ -22,4 +22,6 @@ pub mod probe;
 pub mod reference;
 pub mod report;
 pub mod stream;
+pub mod tables;
+pub mod verdict;
 pub mod worker;

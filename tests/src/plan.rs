@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use meshreduce::{Algorithm, DType, Op};
+use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 
 use crate::cluster::Placement;
 use crate::job::{Case, ForcedTopology};
@@ -22,8 +24,8 @@ pub struct Plan {
     /// Takes the links for this, whatever they are
     #[arg(long, value_name = "TOPOLOGY")]
     pub force_topology: Option<ForcedTopology>,
-    /// Number of ranks [default: 8, or the number of real GPUs; with --all-nodes 2, 4, 6 and 8]
-    #[arg(long, value_name = "N")]
+    /// Number of ranks, 2 to 8 [default: 8, or the number of real GPUs; with --all-nodes 2, 4, 6 and 8]
+    #[arg(long, value_name = "N", value_parser = ranks)]
     pub ranks: Option<usize>,
     /// All ranks are threads of one process
     #[arg(long, conflicts_with = "processes")]
@@ -51,7 +53,7 @@ pub struct Plan {
     #[arg(long)]
     pub out_of_place: bool,
     /// Launches of every case [default: 3; with --all-nodes 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
     pub launches: Option<usize>,
     /// Seed of the random inputs
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -66,7 +68,7 @@ pub struct Plan {
     #[arg(long)]
     pub adversary: bool,
     /// Seeds of every case for the adversary [default: 200; a tenth of them for the hybrid cube mesh among others]
-    #[arg(long, value_name = "N", requires = "adversary")]
+    #[arg(long, value_name = "N", requires = "adversary", value_parser = at_least_one::<u64>)]
     pub seeds: Option<u64>,
     /// Print the interleaving that led to the adversary's finding, shortened
     #[arg(long, requires = "adversary")]
@@ -111,7 +113,7 @@ impl Plan {
     /// Every combination that was asked for, by algorithm, type and operation, then size.
     ///
     /// # Errors
-    /// If a size is not a whole number of elements, or there is nothing to do.
+    /// If a size is not a whole number of elements.
     pub fn cases(&self) -> Result<Vec<Case>> {
         let mut cases = Vec::new();
         for algorithm in self.algorithms() {
@@ -128,9 +130,6 @@ impl Plan {
                 }
             }
         }
-        if cases.is_empty() || self.launches() == 0 {
-            bail!("nothing to do");
-        }
         Ok(cases)
     }
 }
@@ -138,6 +137,16 @@ impl Plan {
 /// What was given, or what stands for nothing.
 fn or_else<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
     if given.is_empty() { default.to_vec() } else { given.to_vec() }
+}
+
+fn ranks(text: &str) -> Result<usize> {
+    let ranks = text.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks));
+    ranks.ok_or_else(|| anyhow::anyhow!("a communicator has {MIN_RANKS} to {MAX_RANKS} ranks"))
+}
+
+fn at_least_one<T: FromStr + Default + PartialEq>(text: &str) -> Result<T> {
+    let number = text.parse().ok().filter(|number| *number != T::default());
+    number.ok_or_else(|| anyhow::anyhow!("it takes at least one"))
 }
 
 fn bytes(text: &str) -> Result<usize> {
@@ -151,6 +160,14 @@ fn bytes(text: &str) -> Result<usize> {
 }
 
 #[cfg(test)]
+impl Plan {
+    /// What `--all-nodes` stands for.
+    pub(crate) fn of_all_nodes() -> Self {
+        tests::plan("--all-nodes").unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use clap::Parser;
@@ -161,7 +178,7 @@ mod tests {
         plan: Plan,
     }
 
-    fn plan(line: &str) -> Result<Plan, clap::Error> {
+    pub(super) fn plan(line: &str) -> Result<Plan, clap::Error> {
         Line::try_parse_from(["x"].into_iter().chain(line.split_whitespace())).map(|line| line.plan)
     }
 
@@ -183,6 +200,19 @@ mod tests {
         let given = plan("--all-nodes --op avg --bytes 8 --launches 2").unwrap();
         assert_eq!((given.ops(), given.sizes(), given.launches()), (vec![Op::Avg], vec![8], 2));
         assert!(plan("--all-nodes --node dgx-1v").is_err());
+    }
+
+    #[test]
+    fn numbers_that_would_check_nothing_are_refused_with_what_is_allowed() {
+        for ranks in ["0", "1", "9", "-2", "two"] {
+            let error = plan(&format!("--ranks={ranks}")).unwrap_err().to_string();
+            assert!(error.contains("2 to 8 ranks"), "{error}");
+        }
+        assert_eq!(plan("--ranks 8").unwrap().ranks, Some(8));
+        for line in ["--launches 0", "--adversary --seeds 0"] {
+            let error = plan(line).unwrap_err().to_string();
+            assert!(error.contains("at least one"), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod all_nodes;
+mod left_out;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,16 +10,19 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use meshreduce_emulator::node::Node;
+use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 use serde::Serialize;
 
 use crate::cluster::{Cluster, Exit, Placement, this_program};
 use crate::emulated_node::EmulatedNode;
 use crate::job::{Case, Event, ForcedTopology, Job, Mismatch};
 use crate::plan::Plan;
-use crate::probe;
+use crate::verdict::Verdict;
+use crate::{probe, tables};
+use left_out::LeftOut;
 
 /// Runs the plan; `false` if anything was not as it should be.
 ///
@@ -29,17 +33,21 @@ pub fn run(plan: &Plan) -> Result<bool> {
         return all_nodes::run(plan);
     }
     let place = Place::choose(plan)?;
-    let world_size = plan.ranks.unwrap_or(place.devices.min(8));
+    let devices = place.devices;
+    ensure!(devices >= MIN_RANKS, "{}: {devices} devices, where {MIN_RANKS} ranks need one each", place.name);
+    let most = devices.min(MAX_RANKS);
+    let world_size = plan.ranks.unwrap_or(most);
     ensure!(
-        world_size <= place.devices,
-        "{world_size} ranks need as many devices; {} has {}",
+        world_size <= most,
+        "--ranks {world_size}: every rank needs a device, and {} has {devices}; --ranks takes {MIN_RANKS} to {most} there",
         place.name,
-        place.devices
     );
     let directory = tempfile::tempdir().context("making a directory for the store")?;
     let job = job(plan, world_size, directory.path())?;
     if !plan.json {
-        println!("{}, {world_size} ranks as {}", place.name, placement_name(plan.placement()));
+        let launches = job.launches;
+        let placement = placement_name(plan.placement());
+        println!("{}, {world_size} ranks as {placement}, launches: {launches}", place.name);
     }
     let cluster = Cluster::start(&this_program()?, &job, plan.placement(), &place.environment)?;
     let bar = progress(&job, plan.json);
@@ -147,7 +155,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     force_topology: Option<ForcedTopology>,
     ran: bool,
-    ok: bool,
+    /// Whether the result was right; `None` if the case did not run.
+    ok: Option<bool>,
     result: String,
     micros_per_launch: Option<f64>,
     instructions: Option<u64>,
@@ -182,47 +191,68 @@ impl Results {
 
     fn show(&self, job: &Job, place: &Place, plan: &Plan, exits: &[Exit]) -> Result<bool> {
         let lines: Vec<Line> = (0..job.cases.len()).map(|index| self.line(index, job, place, plan)).collect();
+        let mut left_out = LeftOut::default();
+        left_out.add(&place.name, job.world_size, &lines);
         if plan.json {
             for line in &lines {
                 println!("{}", serde_json::to_string(line)?);
             }
         } else {
-            println!("{}", table(&lines));
+            if lines.iter().any(|line| line.ran) {
+                println!("{}", table(&lines, tables::width()));
+            }
+            lines.iter().filter(|line| line.ok == Some(false)).for_each(|line| println!("{}", wrong(line)));
+            left_out.lines().for_each(|line| println!("{line}"));
         }
         self.complain(job, exits);
-        let asked = |case: &Case| plan.algorithm.contains(&case.algorithm);
+        let mut verdict = Verdict::default();
+        lines.iter().for_each(|line| verdict.count(line.ok));
         // What nobody asked for by name may be left out, but not everything.
-        let left_out_in_vain = lines.iter().zip(&job.cases).any(|(line, case)| !line.ran && asked(case));
-        let all_ok = lines.iter().all(|line| line.ok || !line.ran) && lines.iter().any(|line| line.ran);
-        Ok(all_ok && !left_out_in_vain && self.ended_well(exits))
+        let checked_something = verdict.run > 0;
+        for algorithm in plan.algorithm.iter().filter(|_| checked_something) {
+            let name = algorithm.to_string();
+            let cases = lines.iter().filter(|line| line.algorithm == name && !line.ran).count();
+            if cases > 0 {
+                verdict
+                    .problem(format!("{name} was asked for by name, and {cases} of its cases did not run"));
+            }
+        }
+        self.end(exits).into_iter().for_each(|problem| verdict.problem(problem));
+        verdict.show(plan.json, &left_out.reasons())
     }
 
-    /// Every rank that had a communicator has closed it, and no process failed.
-    fn ended_well(&self, exits: &[Exit]) -> bool {
-        self.closed == self.ready && exits.iter().all(|exit| exit.status.success())
+    /// What is wrong with how ranks and processes ended: every rank that had a communicator must have closed it, and no
+    /// process have failed.
+    fn end(&self, exits: &[Exit]) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.closed != self.ready {
+            problems.push(format!("{} of {} communicators were closed", self.closed, self.ready));
+        }
+        let failed = exits.iter().filter(|exit| !exit.status.success());
+        problems.extend(failed.map(|exit| format!("ranks {:?} ended with {}", exit.ranks, exit.status)));
+        problems
     }
 
     /// Says on standard error what ranks and processes said of themselves.
     fn complain(&self, job: &Job, exits: &[Exit]) {
-        for (rank, reason) in &self.not_applicable {
-            eprintln!("rank {rank}: not applicable: {reason}");
+        // What is so for all ranks is said with the cases.
+        if self.not_applicable.len() < job.ranks.len() {
+            for (rank, reason) in &self.not_applicable {
+                eprintln!("rank {rank}: not applicable: {reason}");
+            }
         }
         for (rank, case, message) in &self.failures {
             let case = case.map(|case| format!(" in {}", describe(&job.cases[case]))).unwrap_or_default();
             eprintln!("rank {rank}{case}: {message}");
         }
-        for exit in exits.iter().filter(|exit| !exit.status.success() || !exit.stderr.is_empty()) {
-            if !exit.status.success() {
-                eprintln!("ranks {:?} ended with {}", exit.ranks, exit.status);
-            }
-            eprint!("{}", exit.stderr);
-        }
+        exits.iter().for_each(|exit| eprint!("{}", exit.stderr));
     }
 
     fn line<'a>(&self, index: usize, job: &Job, place: &'a Place, plan: &Plan) -> Line<'a> {
         let case = &job.cases[index];
         let ranks = &self.cases[index];
-        let result = self.verdict(index, job);
+        let left_out = self.left_out(index, job);
+        let result = left_out.clone().map_or_else(|| self.result(index, job), Err);
         let slowest = ranks.values().map(|rank| rank.micros).max();
         Line {
             node: &place.name,
@@ -233,21 +263,23 @@ impl Results {
             bytes: case.bytes,
             launches: job.launches,
             force_topology: job.force_topology,
-            ran: self.not_applicable.is_empty() && !self.unsupported.contains_key(&index),
-            ok: result.is_ok(),
+            ran: left_out.is_none(),
+            ok: left_out.is_none().then_some(result.is_ok()),
             result: result.unwrap_or_else(|problem| problem),
             micros_per_launch: slowest.map(|micros| micros as f64 / job.launches as f64),
             instructions: self.instructions(index, plan.placement()),
         }
     }
 
-    fn verdict(&self, index: usize, job: &Job) -> Result<String, String> {
-        if let Some(reason) = self.not_applicable.values().next() {
-            return Err(format!("not applicable: {reason}"));
-        }
-        if let Some(reason) = self.unsupported.get(&index) {
-            return Err(format!("not run: {reason}"));
-        }
+    /// Why a case did not run, if it did not.
+    fn left_out(&self, index: usize, job: &Job) -> Option<String> {
+        // That the library does not apply must be what all ranks say.
+        let not_applicable = self.not_applicable.values().next();
+        let not_applicable = not_applicable.filter(|_| self.not_applicable.len() == job.ranks.len());
+        not_applicable.or(self.unsupported.get(&index)).cloned()
+    }
+
+    fn result(&self, index: usize, job: &Job) -> Result<String, String> {
         let ranks = &self.cases[index];
         if let Some((rank, wrong)) =
             ranks.iter().find_map(|(rank, case)| Some((rank, case.mismatch.as_ref()?)))
@@ -259,8 +291,8 @@ impl Results {
             return Err(format!("no result of ranks {missing:?}"));
         }
         let mut digests = ranks.values().map(|case| &case.digest);
-        let first = digests.next();
-        match digests.all(|digest| Some(digest) == first) {
+        let first = digests.next().ok_or("no result")?;
+        match digests.all(|digest| digest == first) {
             true => Ok("bit-identical".to_owned()),
             false => Err("ranks differ".to_owned()),
         }
@@ -300,37 +332,84 @@ fn explain(mismatch: &Mismatch) -> String {
     }
 }
 
-fn table(lines: &[Line]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "algorithm",
-        "dtype",
-        "op",
-        "ranks",
-        "bytes",
-        "launches",
-        "result",
-        "us/launch",
-        "PTX instructions",
-    ]);
-    for line in lines {
+/// What is wrong with a case.
+fn wrong(line: &Line) -> String {
+    let Line { algorithm, dtype, op, bytes, result, .. } = line;
+    format!("WRONG: {algorithm} {dtype} {op} {bytes} bytes: {result}")
+}
+
+fn size(bytes: usize) -> String {
+    match bytes {
+        _ if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
+        _ => bytes.to_string(),
+    }
+}
+
+/// The cases that ran. What is the same for all of them stands above the table.
+fn table(lines: &[Line], width: u16) -> Table {
+    let header = ["algorithm", "dtype", "op", "bytes", "result", "us/launch", "instructions"];
+    let mut table = tables::table(width, header, &[3, 5, 6]);
+    for line in lines.iter().filter(|line| line.ran) {
         table.add_row([
             line.algorithm.clone(),
             line.dtype.clone(),
             line.op.clone(),
-            line.ranks.to_string(),
-            line.bytes.to_string(),
-            line.launches.to_string(),
-            if line.ok || !line.ran { line.result.clone() } else { format!("WRONG: {}", line.result) },
+            size(line.bytes),
+            if line.ok == Some(true) { "ok" } else { "WRONG" }.to_owned(),
             line.micros_per_launch.map_or("-".into(), |micros| format!("{micros:.0}")),
             line.instructions.map_or("-".into(), |count| count.to_string()),
         ]);
     }
-    for column in [3, 4, 5, 7, 8] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn line(algorithm: &str, ok: Option<bool>, result: &str) -> Line<'static> {
+        Line {
+            node: "node",
+            algorithm: algorithm.to_owned(),
+            dtype: "bf16".to_owned(),
+            op: "sum".to_owned(),
+            ranks: 8,
+            bytes: 10 << 20,
+            launches: 3,
+            force_topology: None,
+            ran: ok.is_some(),
+            ok,
+            result: result.to_owned(),
+            micros_per_launch: Some(12_345_678.9),
+            instructions: Some(12_345_678_901),
         }
     }
-    table
+
+    #[test]
+    fn the_table_fits_the_screen_and_keeps_numbers_whole() {
+        let difference = "rank 7: launch 2, element 5242879 is 0x3f80, must be 0x3f81";
+        let lines = [
+            line("hybrid-cube-mesh", Some(true), "bit-identical"),
+            line("hybrid-cube-mesh", Some(false), difference),
+            line("one-shot", None, "the topology is hybrid cube mesh"),
+        ];
+        for width in [80, 120] {
+            let text = table(&lines, width);
+            tables::assert_fits(&text, width.into());
+            let text = text.to_string();
+            assert!(text.contains("12345678901") && text.contains("hybrid-cube-mesh"), "{text}");
+            assert!(text.contains("WRONG") && !text.contains("one-shot"), "{text}");
+        }
+        assert_eq!(
+            wrong(&lines[1]),
+            format!("WRONG: hybrid-cube-mesh bf16 sum 10485760 bytes: {difference}")
+        );
+    }
+
+    #[test]
+    fn a_case_that_did_not_run_is_neither_right_nor_wrong() {
+        let line = serde_json::to_value(line("one-shot", None, "why")).unwrap();
+        assert_eq!((&line["ok"], &line["ran"]), (&serde_json::Value::Null, &serde_json::json!(false)));
+    }
 }

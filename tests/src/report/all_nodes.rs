@@ -1,46 +1,51 @@
 //! Every shipped node, several numbers of ranks, every algorithm, type and operation: one table.
 
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use indicatif::ProgressBar;
 use meshreduce::Algorithm;
 use meshreduce_emulator::node::{Gpu, Node};
 
-use super::{Line, Place, Results, job, progress_of};
+use super::left_out::LeftOut;
+use super::{Line, Place, Results, job, placement_name, progress_of, wrong};
 use crate::cluster::{Cluster, this_program};
 use crate::emulated_node::EmulatedNode;
 use crate::job::{ForcedTopology, Job};
 use crate::plan::Plan;
+use crate::tables;
+use crate::verdict::Verdict;
 
 /// Numbers of ranks that are run where the node has as many devices.
 const RANKS: [usize; 4] = [2, 4, 6, 8];
 
-/// Runs the plan on every shipped node; `false` if anything was not as it should be.
+/// Runs the plan on every shipped node; `false` if anything was not as it should be, or nothing was run.
 pub(super) fn run(plan: &Plan) -> Result<bool> {
     let stages = Stage::all(plan)?;
     let cases = plan.cases()?.len();
     let total: usize = stages.iter().map(|stage| stage.ranks * cases).sum();
     let bar = progress_of(total as u64, plan.json);
-    let mut table = Summary::new(plan);
-    let mut all_well = true;
+    let mut summary = Summary::new();
     let mut ran: Vec<Algorithm> = Vec::new();
     let mut done = 0;
     for stage in &stages {
         bar.set_message(stage.title());
-        all_well &= stage.run(plan, &bar, &mut table, &mut ran)?;
+        stage.run(plan, &bar, &mut summary, &mut ran)?;
         // What was not applicable is done too.
         done += stage.ranks * cases;
         bar.set_position(done as u64);
     }
     bar.finish_and_clear();
     if !plan.json {
-        println!("{}\nok: every rank has the bits of the reference", table.table);
+        println!("{}", heading(plan));
+        let width = tables::width();
+        println!("{}", summary.table(plan, width));
+        summary.left_out.table(width).into_iter().for_each(|table| println!("{table}"));
     }
+    let Summary { mut verdict, left_out, .. } = summary;
     for algorithm in plan.algorithms().iter().filter(|algorithm| !ran.contains(algorithm)) {
-        eprintln!("{algorithm} ran nowhere");
-        all_well = false;
+        verdict.problem(format!("{algorithm} ran nowhere"));
     }
-    Ok(all_well)
+    verdict.show(plan.json, &left_out.reasons())
 }
 
 /// Some ranks on one node.
@@ -98,9 +103,9 @@ impl Stage {
         &self,
         plan: &Plan,
         bar: &ProgressBar,
-        table: &mut Summary,
+        summary: &mut Summary,
         ran: &mut Vec<Algorithm>,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let directory = tempfile::tempdir().context("making a directory for the store")?;
         let job = Job { force_topology: self.forced, ..job(plan, self.ranks, directory.path())? };
         let place = Place {
@@ -117,18 +122,8 @@ impl Stage {
             if !ran.contains(&case.algorithm) {
                 ran.push(case.algorithm);
             }
-            if !line.ok {
-                bar.suspend(|| {
-                    eprintln!(
-                        "{}: {} {} {} {} bytes: {}",
-                        self.title(),
-                        line.algorithm,
-                        line.dtype,
-                        line.op,
-                        line.bytes,
-                        line.result
-                    );
-                });
+            if line.ok == Some(false) {
+                bar.suspend(|| eprintln!("{}: {}", self.title(), wrong(line)));
             }
         }
         if plan.json {
@@ -136,145 +131,130 @@ impl Stage {
                 println!("{}", serde_json::to_string(line)?);
             }
         }
-        table.add(self, plan, &lines);
-        let right = lines.iter().all(|line| line.ok || !line.ran);
+        summary.add(self, plan, &lines);
+        let before = summary.verdict.problems.len();
         // What the description links completely must have run, whatever the library made of it.
         let skipped = results.not_applicable.values().next().filter(|_| self.linked() && self.access());
+        let mut problem = |what: String| summary.verdict.problem(format!("{}: {what}", self.title()));
         if let Some(reason) = skipped {
-            bar.suspend(|| {
-                eprintln!("{}: every pair is linked, and yet not applicable: {reason}", self.title())
-            });
+            problem(format!("every pair is linked, and yet not applicable: {reason}"));
         }
-        let well = right && skipped.is_none() && results.ended_well(&exits) && results.failures.is_empty();
-        if !well {
+        results.end(&exits).into_iter().for_each(&mut problem);
+        if !results.failures.is_empty() {
+            problem("ranks failed".to_owned());
+        }
+        if lines.iter().any(|line| line.ok == Some(false)) || summary.verdict.problems.len() > before {
             bar.suspend(|| results.complain(&job, &exits));
         }
-        Ok(well)
+        Ok(())
     }
 }
 
-/// The table: a row for node, ranks, algorithm and type, with a column for each operation.
+/// The table: a row for node and ranks, a column for each algorithm.
 struct Summary {
-    table: Table,
-    last: Option<String>,
+    rows: Vec<[String; 2]>,
+    /// By row: what came of each algorithm's cases.
+    cells: Vec<Vec<String>>,
+    left_out: LeftOut,
+    verdict: Verdict,
 }
 
 impl Summary {
-    fn new(plan: &Plan) -> Self {
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_FULL_CONDENSED);
-        let operations = plan.ops().iter().map(ToString::to_string).collect::<Vec<_>>();
-        let columns = ["node", "ranks", "algorithm", "dtypes"].map(str::to_owned).into_iter();
-        table.set_header(columns.chain(operations).chain(["bytes", "not applicable"].map(str::to_owned)));
-        if let Some(column) = table.column_mut(1) {
-            column.set_cell_alignment(CellAlignment::Right);
+    fn new() -> Self {
+        Self {
+            rows: Vec::new(),
+            cells: Vec::new(),
+            left_out: LeftOut::default(),
+            verdict: Verdict::default(),
         }
-        Self { table, last: None }
     }
 
     fn add(&mut self, stage: &Stage, plan: &Plan, lines: &[Line]) {
-        let blank = || vec![String::new(); plan.ops().len()];
-        // The same reason for all: one row.
-        if let Some(reason) = shared_reason(lines) {
-            return self.row(stage, "all", "all", blank(), "", reason);
-        }
-        for lines in lines.chunk_by(|a, b| a.algorithm == b.algorithm) {
-            if let Some(reason) = shared_reason(lines) {
-                self.row(stage, &lines[0].algorithm, "all", blank(), "", reason);
-                continue;
-            }
-            // Types that fared alike share a row.
-            let types: Vec<(&str, Cells)> = lines
-                .chunk_by(|a, b| a.dtype == b.dtype)
-                .map(|lines| (lines[0].dtype.as_str(), Cells::new(lines)))
-                .collect();
-            for alike in types.chunk_by(|(_, a), (_, b)| a == b) {
-                let dtypes: Vec<&str> = alike.iter().map(|(dtype, _)| *dtype).collect();
-                let Cells { operations, bytes, left_out } = &alike[0].1;
-                self.row(stage, &lines[0].algorithm, &dtypes.join(" "), operations.clone(), bytes, left_out);
-            }
-        }
-    }
-
-    fn row(
-        &mut self,
-        stage: &Stage,
-        algorithm: &str,
-        dtype: &str,
-        cells: Vec<String>,
-        bytes: &str,
-        why: &str,
-    ) {
         let mut node = stage.node.name.clone();
         if let Some(forced) = stage.forced {
             node += match forced {
-                ForcedTopology::FullyConnected => ", forced fully connected",
-                ForcedTopology::HybridCubeMesh => ", forced hybrid cube mesh",
+                ForcedTopology::FullyConnected => " (forced fully connected)",
+                ForcedTopology::HybridCubeMesh => " (forced hybrid cube mesh)",
             };
         }
-        // A node is named where its rows begin.
-        let named = format!("{node} {}", stage.ranks);
-        let shown = if self.last.as_ref() == Some(&named) { String::new() } else { node };
-        self.last = Some(named);
-        let row = [shown, stage.ranks.to_string(), algorithm.to_owned(), dtype.to_owned()];
-        self.table.add_row(row.into_iter().chain(cells).chain([bytes.to_owned(), why.to_owned()]));
+        lines.iter().for_each(|line| self.verdict.count(line.ok));
+        self.left_out.add(&node, stage.ranks, lines);
+        self.rows.push([node, stage.ranks.to_string()]);
+        self.cells.push(plan.algorithms().iter().map(|algorithm| cell(*algorithm, lines)).collect());
     }
-}
 
-/// How one algorithm and type fared.
-#[derive(PartialEq)]
-struct Cells {
-    operations: Vec<String>,
-    bytes: String,
-    left_out: String,
-}
-
-impl Cells {
-    fn new(lines: &[Line]) -> Self {
-        let operations: Vec<&[Line]> = lines.chunk_by(|a, b| a.op == b.op).collect();
-        let first = operations.first().copied().unwrap_or_default();
-        let sizes = |ran: bool| {
-            let sizes = first.iter().filter(|line| line.ran == ran).map(|line| size(line.bytes));
-            sizes.collect::<Vec<_>>().join(" ")
-        };
-        let left_out = first.iter().find(|line| !line.ran);
-        Self {
-            bytes: sizes(true),
-            left_out: left_out.map(|line| format!("{}: {}", sizes(false), reason(line))).unwrap_or_default(),
-            operations: operations.into_iter().map(cell).collect(),
+    fn table(&self, plan: &Plan, width: u16) -> Table {
+        let algorithms: Vec<String> = plan.algorithms().iter().map(ToString::to_string).collect();
+        let header = ["node", "ranks"].map(str::to_owned).into_iter().chain(algorithms);
+        let mut table = tables::table(width, header, &[1]);
+        for (row, cells) in self.rows.iter().zip(&self.cells) {
+            table.add_row(row.iter().chain(cells));
         }
+        table
     }
 }
 
-/// The reason for which none of the lines ran, if it is one.
-fn shared_reason<'a>(lines: &'a [Line<'_>]) -> Option<&'a str> {
-    let first = reason(lines.first()?);
-    lines.iter().all(|line| !line.ran && reason(line) == first).then_some(first)
-}
-
-fn reason<'a>(line: &'a Line<'_>) -> &'a str {
-    let result = line.result.as_str();
-    let reason = ["not applicable: ", "not run: "].iter().find_map(|start| result.strip_prefix(start));
-    let reason = reason.unwrap_or(result);
-    // The algorithm stands in the row.
-    reason.split_once("is not possible here: ").map_or(reason, |(_, why)| why)
-}
-
-/// One operation over all sizes.
-fn cell(lines: &[Line]) -> String {
-    let ran = lines.iter().filter(|line| line.ran).count();
-    let wrong = lines.iter().filter(|line| line.ran && !line.ok).count();
-    match (ran, wrong) {
+/// All cases of an algorithm.
+fn cell(algorithm: Algorithm, lines: &[Line]) -> String {
+    let name = algorithm.to_string();
+    let ran: Vec<bool> =
+        lines.iter().filter(|line| line.algorithm == name).filter_map(|line| line.ok).collect();
+    match (ran.len(), ran.iter().filter(|ok| !**ok).count()) {
         (0, _) => "-".to_owned(),
-        (_, 0) => "ok".to_owned(),
-        _ => format!("WRONG {wrong}/{ran}"),
+        (ran, 0) => format!("ok {ran}"),
+        (ran, wrong) => format!("WRONG {wrong} of {ran}"),
     }
 }
 
-fn size(bytes: usize) -> String {
-    match bytes {
-        _ if bytes.is_multiple_of(1 << 20) => format!("{}MiB", bytes >> 20),
-        _ if bytes.is_multiple_of(1 << 10) => format!("{}KiB", bytes >> 10),
-        _ => bytes.to_string(),
+/// What the numbers in the table count.
+fn heading(plan: &Plan) -> String {
+    fn list<T: ToString>(items: &[T]) -> String {
+        items.iter().map(T::to_string).collect::<Vec<_>>().join(" ")
+    }
+    format!(
+        "every shipped node, ranks as {}; the cases of an algorithm are\n{} x {} x {} bytes, launches: {}",
+        placement_name(plan.placement()),
+        list(&plan.dtypes()),
+        list(&plan.ops()),
+        list(&plan.sizes()),
+        plan.launches()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::line;
+    use super::*;
+
+    #[test]
+    fn the_table_fits_the_screen() {
+        let plan = Plan::of_all_nodes();
+        let mut summary = Summary::new();
+        let node = Node::load("dgx-1v-p2p").unwrap();
+        let stage = Stage { node, ranks: 8, forced: Some(ForcedTopology::HybridCubeMesh) };
+        let lines: Vec<Line> = Algorithm::ALL
+            .iter()
+            .flat_map(|algorithm| {
+                (0..36).map(move |case| line(&algorithm.to_string(), Some(case > 20), "ranks differ"))
+            })
+            .collect();
+        summary.add(&stage, &plan, &lines);
+        for width in [80, 120] {
+            let table = summary.table(&plan, width);
+            tables::assert_fits(&table, width.into());
+            assert!(table.to_string().contains("dgx-1v-p2p"), "{table}");
+        }
+        assert_eq!((summary.verdict.run, summary.verdict.failed), (108, 63));
+    }
+
+    #[test]
+    fn a_cell_says_how_many_cases_ran_and_how_many_were_wrong() {
+        let of = |oks: &[Option<bool>]| {
+            let lines: Vec<Line> = oks.iter().map(|ok| line("one-shot", *ok, "")).collect();
+            cell(Algorithm::OneShot, &lines)
+        };
+        assert_eq!(of(&[Some(true), Some(true), None]), "ok 2");
+        assert_eq!(of(&[Some(true), Some(false), None]), "WRONG 1 of 2");
+        assert_eq!(of(&[None, None]), "-");
     }
 }
