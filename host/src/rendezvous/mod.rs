@@ -76,8 +76,10 @@ pub fn rendezvous(
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
                 session.acknowledge(&verdict)?;
+                let may_be_ours =
+                    matches!(verdict, Verdict::Failed(_) | Verdict::NotApplicable(Reason::NoDriver { .. }));
                 if config.disabled.is_none()
-                    && matches!(verdict, Verdict::Failed(_))
+                    && may_be_ours
                     && let Err(error) = build::check_here(world_size, device, config)
                     && !(config.needs_no_driver && is_without_device(&error))
                 {
