@@ -19,6 +19,7 @@ pub mod latch;
 pub mod mutants;
 pub mod plan;
 pub mod probe;
+pub mod rank_process;
 pub mod reference;
 pub mod report;
 pub mod stream;
