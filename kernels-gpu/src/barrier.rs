@@ -13,9 +13,9 @@
 //! phase of call n+1 tells every peer that call n is over here, and call n+2 is the first to write the half again.
 //!
 //! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
-//! once per lane, and an abort word in the pads that every rank that is mapped has, of all lanes: whoever waits in
-//! another lane is told now, and not when the same peer does not come there either. The communicator is dead from then
-//! on: the abort words stay, the call numbers stand still, and kernels that are queued behind return at once.
+//! once per lane, and an abort word in the pads of all lanes of every rank that is mapped: whoever waits in another lane
+//! hears of it now, not when the deadline has passed there too. The communicator is dead from then on: the abort words
+//! stay, the call numbers stand still, and kernels that are queued behind return at once.
 //!
 //! They must not stage either: since the number stands still they have the half of the failed call, which a slow peer
 //! may still be reading, if this rank published before it gave up. So every thread looks at the abort word before it

@@ -43,6 +43,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let quad = position & QUAD as u32;
     let staging: [u64; QUAD] = from_fn(|member| call.staging(quad + member as u32));
     let own_partials = call.own_staging() + partials;
+    // Threads 0 to 3 stand for the quad, thread 4 for the relay, in both phases.
     let thread = thread_idx_x();
     let neighbour = if thread < QUAD as u32 { quad + thread } else { relay };
     let peer = call.peer(if thread <= QUAD as u32 { Some(call.rank_at(neighbour)) } else { None });

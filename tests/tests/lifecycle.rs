@@ -1,6 +1,6 @@
 //! Communicators side by side: lanes, subsets of the ranks, and what the others see when one ends.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cust::context::{Context, CurrentContext};
 use cust::device::Device;
@@ -8,7 +8,7 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::store::{FileStore, PrefixStore};
-use meshreduce::{Bf16, Communicator, DType, Error, Lane, Op, Outcome, rendezvous};
+use meshreduce::{Bf16, Communicator, DType, Error, Lane, Op, Outcome, RecordKind, rendezvous};
 use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
 use meshreduce_tests::latch::Latch;
 
@@ -47,6 +47,39 @@ fn two_lanes_run_on_two_streams_at_once() {
         drop(lanes);
         communicator.close().expect("an orderly end");
     });
+}
+
+/// Rank 2 does not come to lane 1, and there is a long deadline. What ends the waiting there is that rank 1 launches something
+/// else in lane 0.
+#[test]
+fn a_failure_in_one_lane_ends_the_waits_of_another() {
+    let deadline = Duration::from_secs(240);
+    let all_have_ended = Latch::new(3);
+    let start = Instant::now();
+    ranks(3, &config().lanes(2).deadline(Some(deadline)), |communicator| {
+        let mut lanes: Vec<Lane> = (0..2).map(|index| communicator.lane(index).expect("a lane")).collect();
+        let streams = [stream(), stream()];
+        let (mut small, mut large) =
+            (filled(if communicator.rank() == 1 { 64 } else { 72 }, 1.0), filled(500, 1.0));
+        // SAFETY: the buffers live, and nothing else uses them, until the work has ended.
+        let waiting = (communicator.rank() != 2).then(|| unsafe {
+            lanes[1].all_reduce_in_place(&mut large, Op::Sum, &streams[1]).expect("a launch")
+        });
+        let failed = lanes[0].all_reduce_in_place_and_wait(&mut small, Op::Sum, &streams[0]);
+        let of_mismatch = |answer: &Result<(), Error>| match answer {
+            Err(Error::LaunchMismatch { .. }) => true,
+            Err(Error::PeerAborted { kind, .. }) => *kind == RecordKind::LaunchMismatch,
+            _ => false,
+        };
+        assert!(of_mismatch(&failed), "{failed:?}");
+        let other = match waiting {
+            Some(waiting) => waiting.synchronize(),
+            None => lanes[1].all_reduce_in_place_and_wait(&mut large, Op::Sum, &streams[1]),
+        };
+        assert!(of_mismatch(&other), "rank {}: {other:?}", communicator.rank());
+        all_have_ended.meet();
+    });
+    assert!(start.elapsed() < deadline / 2, "the mismatch must end it, not the deadline");
 }
 
 #[test]

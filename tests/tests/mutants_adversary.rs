@@ -96,13 +96,52 @@ fn a_record_that_is_not_released_races_with_the_host() {
 
 #[test]
 fn without_a_deadline_a_dead_peer_is_waited_for_for_ever() {
-    assert_killed("deadline-dropped", 30, &["starvation", "different barrier counts"]);
+    assert_killed("deadline-dropped", 30, &["starvation", "different barrier counts", "wrong result"]);
+}
+
+#[test]
+fn a_deadline_twice_as_long_is_noticed_in_either_phase() {
+    assert_killed("deadline-doubled", 30, &["wrong result"]);
+    assert_killed("deadline-of-phase-0", 30, &["wrong result"]);
+}
+
+#[test]
+fn a_lane_that_is_not_told_of_another_lanes_failure_is_noticed() {
+    let by = ["starvation", "different barrier counts", "wrong result", "buffer handed back too early"];
+    assert_killed("spread-not-to-lanes", 30, &by);
+    assert_killed("spread-not-to-own-lanes", 30, &by);
+}
+
+#[test]
+fn relays_that_do_not_meet_in_the_first_phase_are_noticed() {
+    assert_killed("relay-not-met-in-phase-0", 30, &["wrong result", "data race"]);
 }
 
 #[test]
 fn an_equivalent_mutant_survives() {
     for verdict in judge("exits-reset-weak", 20) {
         assert!(verdict.equivalent && verdict.is_expected(), "{}: {}", verdict.name, verdict.story);
+    }
+}
+
+/// In two of three seeds ranks wait in the lane that does not fail, and with a dead peer or without one they wait for ever
+/// unless they are told.
+#[test]
+fn a_failure_in_one_lane_ends_the_other() {
+    for (algorithm, ranks) in
+        [(Algorithm::OneShot, 4), (Algorithm::TwoShot, 3), (Algorithm::HybridCubeMesh, 8)]
+    {
+        let text = Kernels::shipped_text(algorithm, ranks).unwrap();
+        let name = format!("{}_bf16_sum_w{ranks}", algorithm.kernel_name());
+        let kernel = Module::parse(&text).unwrap().kernel(&name).unwrap();
+        for seed in 1..=30 {
+            let stage = Stage { kernel: &kernel, algorithm, ranks, halfway: None, queued: seed / 2 % 2 == 1 };
+            for trouble in Trouble::ALL {
+                if let Err(failure) = stage.play(trouble, seed, Options::default()) {
+                    panic!("{name}, seed {seed}, {}: {failure}", trouble.name());
+                }
+            }
+        }
     }
 }
 
