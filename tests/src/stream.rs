@@ -26,6 +26,8 @@ pub struct NonBlocking(CUstream);
 
 // SAFETY: the driver API takes handles from any thread.
 unsafe impl Send for NonBlocking {}
+// SAFETY: as above.
+unsafe impl Sync for NonBlocking {}
 
 impl RawStream for NonBlocking {
     fn raw(&self) -> CUstream {

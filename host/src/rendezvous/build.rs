@@ -1,6 +1,7 @@
 //! What one rank builds between joining and the verdict, and how it takes it down again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshreduce_device::identity::{Device, Host, Process, namespace};
 use meshreduce_device::{self as device, PrimaryContext, Stream};
@@ -20,6 +21,7 @@ use crate::residency::Residency;
 use crate::segment::{Listed, Mapping, Segment};
 use crate::select::Selector;
 use crate::shared::{Parts, Shared};
+use crate::store::Pause;
 use crate::topology::{Mesh, Topology, nvml::Fabric};
 
 /// What a rank needs whatever the others do: the kernels' texts, a driver and its device.
@@ -125,7 +127,7 @@ impl Assembly {
                 match Mapping::remote(&context, rank, peer, &offer.ipc, layout.bytes()) {
                     Ok(mapping) => Some(mapping),
                     // The memory of a process that died is gone: that is the failure, not the refusal.
-                    Err(Error::IpcRefused { .. }) if session.dies_soon(peer) => {
+                    Err(Error::IpcRefused { .. }) if dies_soon(&processes[peer]) => {
                         let pid = processes[peer].pid;
                         let died = Failure::Died { rank: peer, pid, step: Step::Acknowledgement };
                         return Err(session.decide(Verdict::Failed(died)));
@@ -222,6 +224,22 @@ impl Seen {
             }
         })?;
         Ok(Self { mesh, topology, barred_from })
+    }
+}
+
+/// How long a process that dies may take from losing its memory to having ended.
+const DYING: Duration = Duration::from_secs(1);
+
+/// Whether a process has ended, or ends in the next moment.
+fn dies_soon(process: &Process) -> bool {
+    let mut pause = Pause::new(DYING);
+    loop {
+        if process.has_ended() {
+            return true;
+        }
+        if !pause.again() {
+            return false;
+        }
     }
 }
 

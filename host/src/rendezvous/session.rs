@@ -16,9 +16,6 @@ const ROSTER: &str = "roster";
 /// How often a waiting rank looks whether the others are still alive.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a process that dies may take from losing its memory to having ended.
-const DYING: Duration = Duration::from_secs(1);
-
 /// Why a step did not come to its end.
 #[derive(Debug)]
 pub(crate) enum Stop {
@@ -223,21 +220,6 @@ impl<'a> Session<'a> {
             if !pause.again() {
                 let missing = Failure::Missing { ranks: missing, step, waited: start.elapsed() };
                 return Err(self.decide(Verdict::Failed(missing)));
-            }
-        }
-    }
-
-    /// Whether the process of `rank` has ended, or ends in the next moment: what it had is gone a little earlier than the
-    /// system says that it has ended.
-    pub(crate) fn dies_soon(&self, rank: usize) -> bool {
-        let Some(member) = &self.roster.members[rank] else { return false };
-        let mut pause = Pause::new(DYING);
-        loop {
-            if member.has_ended(&self.host) {
-                return true;
-            }
-            if !pause.again() {
-                return false;
             }
         }
     }

@@ -1,0 +1,268 @@
+//! What the driver refuses or loses while calls run: nobody is told that a kernel has ended which has not.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use cust::context::{Context, CurrentContext};
+use cust::device::Device;
+use cust::memory::DeviceBuffer;
+use cust::stream::{Stream, StreamFlags};
+use cust_raw::{CUgraph, CUresult, CUstreamCaptureMode_enum as Mode};
+use half::bf16;
+use meshreduce::{Bf16, DType, Error, Lane, Op, Work};
+use meshreduce_tests::in_process::{BRIEF, config, fail_driver_calls, ranks};
+use meshreduce_tests::latch::Latch;
+use meshreduce_tests::stream::{NonBlocking, RawStream};
+
+const COUNT: usize = 4096;
+const UNKNOWN: u32 = 999;
+
+fn ones() -> DeviceBuffer<Bf16> {
+    let buffer = DeviceBuffer::from_slice(&[Bf16::from(bf16::ONE); COUNT]).unwrap();
+    CurrentContext::synchronize().unwrap();
+    buffer
+}
+
+fn assert_filled(buffer: &DeviceBuffer<Bf16>, value: f32) {
+    let found = buffer.as_host_vec().unwrap();
+    assert!(found.iter().all(|element| bf16::from(*element).to_f32() == value), "{:?}", found[0]);
+}
+
+fn raw_call(lane: &mut Lane, data: &DeviceBuffer<Bf16>, stream: &NonBlocking) -> Result<Work, Error> {
+    let address = data.as_device_ptr().as_raw();
+    // SAFETY: the tests keep the buffers until all work has ended.
+    unsafe { lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, stream.raw()) }
+}
+
+fn is_idle(stream: &impl RawStream) -> bool {
+    // SAFETY: the stream is alive while it is borrowed.
+    unsafe { cust_raw::cuStreamQuery(stream.raw()) == CUresult::CUDA_SUCCESS }
+}
+
+/// Another thread of this process captures a graph in the global mode, until it is told to end; says how that ended.
+struct ForeignCapture {
+    end: mpsc::Sender<()>,
+    thread: std::thread::JoinHandle<CUresult>,
+}
+
+impl ForeignCapture {
+    fn begin(device: u32) -> Self {
+        let (begun, wait) = mpsc::channel();
+        let (end, told) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _context = Context::new(Device::get_device(device).unwrap()).unwrap();
+            let stream = NonBlocking::new().unwrap();
+            let mode = Mode::CU_STREAM_CAPTURE_MODE_GLOBAL;
+            // SAFETY: the stream is alive.
+            let began = unsafe { cust_raw::cuStreamBeginCapture_v2(stream.raw(), mode) };
+            assert_eq!(began, CUresult::CUDA_SUCCESS);
+            begun.send(()).unwrap();
+            told.recv().unwrap();
+            let mut graph: CUgraph = std::ptr::null_mut();
+            // SAFETY: the stream is alive, and the place outlives the call.
+            unsafe { cust_raw::cuStreamEndCapture(stream.raw(), &mut graph) }
+        });
+        wait.recv().unwrap();
+        Self { end, thread }
+    }
+
+    fn end(self) -> CUresult {
+        self.end.send(()).unwrap();
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn the_safe_call_waits_for_its_kernel_while_another_thread_captures_and_leaves_the_capture_alone() {
+    let (all_are_set_up, capturing, rank_0_is_done) = (Latch::new(2), Latch::new(1), Latch::new(1));
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+        let mut data = ones();
+        all_are_set_up.meet();
+        if communicator.rank() == 0 {
+            let capture = ForeignCapture::begin(communicator.device());
+            capturing.come();
+            lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+            assert_eq!(capture.end(), CUresult::CUDA_SUCCESS, "the capture was not spoilt");
+            assert!(is_idle(&stream), "it came back before its kernel had ended");
+            rank_0_is_done.come();
+        } else {
+            capturing.wait();
+            // Rank 0's kernel runs for as long as this one does not.
+            std::thread::sleep(Duration::from_millis(200));
+            lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+            rank_0_is_done.wait();
+        }
+        assert_filled(&data, 2.0);
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+/// Rank 0's call cannot be followed by an event; rank 1 makes its own a moment later.
+fn without_record(call: impl Fn(&mut Lane, &mut DeviceBuffer<Bf16>, &Stream) -> Result<(), Error> + Sync) {
+    let (all_are_set_up, rank_0_is_done) = (Latch::new(2), Latch::new(1));
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+        let mut data = ones();
+        all_are_set_up.meet();
+        if communicator.rank() == 0 {
+            fail_driver_calls("cuEventRecord", UNKNOWN, 0, 1);
+            let failed = call(&mut lane, &mut data, &stream);
+            assert!(
+                matches!(&failed, Err(Error::Driver(error)) if error.call == "cuEventRecord"),
+                "{failed:?}"
+            );
+            assert!(is_idle(&stream), "an error came back before the kernel had ended");
+            rank_0_is_done.come();
+        } else {
+            std::thread::sleep(Duration::from_millis(200));
+            call(&mut lane, &mut data, &stream).unwrap();
+            rank_0_is_done.wait();
+        }
+        assert_filled(&data, 2.0);
+        // The lane goes on, on the same stream or on another.
+        let other = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+        let stream = if communicator.rank() == 0 { &stream } else { &other };
+        lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, stream).unwrap();
+        assert_filled(&data, 4.0);
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn the_safe_call_waits_for_its_kernel_where_no_event_can_be_recorded_behind_it() {
+    without_record(|lane, data, stream| lane.all_reduce_in_place_and_wait(data, Op::Sum, stream));
+}
+
+#[test]
+fn a_call_that_answers_with_an_error_has_nothing_running() {
+    without_record(|lane, data, stream| {
+        let address = data.as_device_ptr().as_raw();
+        // SAFETY: the buffer outlives the work, which is waited for.
+        let work =
+            unsafe { lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, stream.as_inner()) };
+        work.and_then(|work| work.synchronize())
+    });
+}
+
+#[test]
+fn waiting_goes_on_where_the_driver_refuses_the_event_for_a_while() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+        let mut data = ones();
+        fail_driver_calls("cuEventSynchronize", UNKNOWN, 0, 1);
+        fail_driver_calls("cuStreamSynchronize", UNKNOWN, 0, 1);
+        if communicator.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+        assert!(is_idle(&stream));
+        assert_filled(&data, 2.0);
+        fail_driver_calls("cuEventSynchronize", UNKNOWN, 0, 0);
+        fail_driver_calls("cuStreamSynchronize", UNKNOWN, 0, 0);
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn a_driver_that_refuses_to_say_is_not_taken_for_kernels_that_have_ended() {
+    // Not initialised, no context, a foreign capture, a stale handle, anything.
+    for code in [3, 201, 900, 400, UNKNOWN] {
+        let all_are_set_up = Latch::new(2);
+        ranks(2, &config(), |communicator| {
+            let mut lane = communicator.lane(0).unwrap();
+            let stream = NonBlocking::new().unwrap();
+            let data = ones();
+            all_are_set_up.meet();
+            if communicator.rank() == 1 {
+                std::thread::sleep(Duration::from_millis(150));
+            }
+            raw_call(&mut lane, &data, &stream).unwrap();
+            drop(lane);
+            if communicator.rank() == 0 {
+                // Its kernel waits for rank 1's. Were it taken for ended, rank 1's would lose the memory it reads.
+                fail_driver_calls("cuEventQuery", code, 0, 1_000_000);
+            }
+            communicator.close().unwrap();
+            fail_driver_calls("cuEventQuery", code, 0, 0);
+            assert!(is_idle(&stream));
+            assert_filled(&data, 2.0);
+        });
+    }
+}
+
+#[test]
+fn everything_works_on_a_thread_without_a_current_context() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let (stream, other) = (NonBlocking::new().unwrap(), NonBlocking::new().unwrap());
+        let data = ones();
+        let work = raw_call(&mut lane, &data, &stream).unwrap();
+        // As an async runtime's blocking thread: nothing was ever made current there.
+        std::thread::scope(|scope| {
+            let (stream, other) = (&stream, &other);
+            let data = &data;
+            let elsewhere = scope.spawn(move || {
+                // SAFETY: the stream is alive.
+                unsafe { work.wait_raw(other.raw()) }.unwrap();
+                work.synchronize().unwrap();
+                assert!(work.is_finished().unwrap());
+                raw_call(&mut lane, data, stream).unwrap().synchronize().unwrap();
+                lane.check_pointer(data.as_device_ptr().as_raw()).unwrap();
+                communicator.status().unwrap();
+                drop(lane);
+                communicator.close().unwrap();
+                let mut current = std::ptr::null_mut();
+                // SAFETY: the place outlives the call.
+                unsafe { cust_raw::cuCtxGetCurrent(&mut current) };
+                assert!(current.is_null(), "nothing was left current");
+            });
+            elsewhere.join().unwrap();
+        });
+        assert_filled(&data, 4.0);
+    });
+}
+
+#[test]
+fn a_context_that_was_reset_is_a_typed_error_everywhere_and_no_crash() {
+    let all_are_done = Latch::new(2);
+    ranks(2, &config().timeout(BRIEF).lanes(2), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let data = ones();
+        let stream = NonBlocking::new().unwrap();
+        let work = raw_call(&mut lane, &data, &stream).unwrap();
+        work.synchronize().unwrap();
+        all_are_done.meet();
+        let device = communicator.device();
+        if communicator.rank() == 0 {
+            // SAFETY: what is gone with the context is not used again here, but by the library, which must notice.
+            let reset = unsafe { cust_raw::cuDevicePrimaryCtxReset_v2(device as i32) };
+            assert_eq!(reset, CUresult::CUDA_SUCCESS);
+            let is_reset =
+                |error: &Error| matches!(error, Error::ContextReset { device: said } if *said == device);
+            let again = raw_call(&mut lane, &data, &stream).map(drop).unwrap_err();
+            assert!(is_reset(&again), "{again:?}");
+            assert!(is_reset(&work.synchronize().unwrap_err()));
+            assert!(is_reset(&work.is_finished().unwrap_err()));
+            communicator.status().unwrap();
+            communicator.abort();
+            drop((lane, work));
+            let closed = communicator.close().unwrap_err();
+            assert!(is_reset(closed.error()), "{closed:?}");
+            // They went with the context.
+            std::mem::forget((data, stream));
+        } else {
+            drop(lane);
+            // Rank 0 closes, if only after a failure.
+            communicator.close().unwrap();
+        }
+    });
+}
