@@ -95,7 +95,9 @@ impl Driver {
     }
 
     pub(super) fn submit(&self, target: &Target, op: Op) -> Result<()> {
-        Ok(self.engine_of(&target.context)?.submit(target.id, op)?)
+        let submitted = self.engine_of(&target.context)?.submit(target.id, op);
+        // A context that was reset meanwhile is destroyed rather than failed.
+        submitted.map_err(|failure| target.context.check().err().unwrap_or(failure.into()))
     }
 
     /// Waits for a stream and reports what became of its context.
