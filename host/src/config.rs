@@ -137,7 +137,8 @@ impl Config {
     }
 
     /// Whether to build a communicator at all. A disabled rank still comes to the rendezvous, so that the others need
-    /// not wait for it; the outcome is *not applicable* on all ranks, with [`crate::Reason::Disabled`].
+    /// not wait for it, and stays up to two seconds until they know; the outcome is *not applicable* on all ranks, with
+    /// [`crate::Reason::Disabled`].
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.disabled = (!enabled).then_some(DisabledBy::Program);
         self

@@ -127,7 +127,14 @@ pub fn rendezvous(
                 return Err(Error::Abandoned { step: step.name() });
             }
             Err(Stop::Verdict(verdict)) => {
-                assembly.take_down(&session, &verdict, false);
+                // It is this rank's doing, and its process may end now: the others should learn of it.
+                let lingers = match &verdict {
+                    Verdict::NotApplicable(
+                        Reason::Disabled { rank: cause, .. } | Reason::NoDriver { rank: cause, .. },
+                    ) => *cause == rank,
+                    _ => false,
+                };
+                assembly.take_down(&session, &verdict, lingers);
                 return outcome(verdict);
             }
             Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
