@@ -8,7 +8,8 @@ use cust::memory::{DeviceBuffer, DeviceCopy};
 use cust::stream::StreamFlags;
 use half::bf16;
 use meshreduce::{
-    Bf16, Communicator, Config, DType, Lane, MemoryStore, Op, Outcome, Topology, Work, rendezvous,
+    Bf16, Communicator, Config, DType, Lane, MemoryStore, Op, Outcome, StreamOrder, Topology, Work,
+    rendezvous,
 };
 
 use crate::cuda::{Current, Event, Function, Module, Stream};
@@ -148,11 +149,10 @@ impl Subject {
 
     fn all_reduce_raw(&mut self) -> Result<Work> {
         let address = self.data.as_device_ptr().as_raw();
+        // The typed operations are on another stream; behind a call on the same one there is nothing to wait for.
+        let stream = StreamOrder::behind_last_call(self.raw_stream.raw());
         // SAFETY: the no-op driver runs no kernels.
-        let work = unsafe {
-            self.lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, self.raw_stream.raw())
-        }?;
-        Ok(work)
+        Ok(unsafe { self.lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, stream) }?)
     }
 }
 

@@ -7,14 +7,19 @@ use meshreduce_bench::noop_driver::calls_of;
 const EXPECTED: [(&str, &[(&str, u64)]); 10] = [
     ("empty launch", &[("cuLaunchKernel", 1)]),
     ("empty launch + event record", &[("cuLaunchKernel", 1), ("cuEventRecord", 1)]),
-    ("all_reduce_raw", &[("cuLaunchKernel", 1), ("cuEventRecord", 1)]),
+    (
+        "all_reduce_raw",
+        &[("cuLaunchKernel", 1), ("cuStreamIsCapturing", 1), ("cuStreamGetId", 1), ("cuEventRecord", 1)],
+    ),
     (
         "all_reduce_in_place (typed, checked)",
         &[
             ("cuCtxPushCurrent_v2", 1),
             ("cuCtxPopCurrent_v2", 1),
+            ("cuThreadExchangeStreamCaptureMode", 2),
             ("cuLaunchKernel", 1),
             ("cuStreamIsCapturing", 1),
+            ("cuStreamGetId", 1),
             ("cuEventRecord", 1),
             ("cuPointerGetAttribute", 2),
         ],
@@ -24,20 +29,47 @@ const EXPECTED: [(&str, &[(&str, u64)]); 10] = [
         &[
             ("cuCtxPushCurrent_v2", 2),
             ("cuCtxPopCurrent_v2", 2),
+            ("cuThreadExchangeStreamCaptureMode", 4),
             ("cuLaunchKernel", 1),
             ("cuStreamIsCapturing", 1),
+            ("cuStreamGetId", 1),
             ("cuEventRecord", 1),
             ("cuPointerGetAttribute", 4),
         ],
     ),
     (
         "all_reduce_raw + synchronize",
-        &[("cuLaunchKernel", 1), ("cuEventRecord", 1), ("cuEventSynchronize", 1)],
+        &[
+            ("cuCtxPushCurrent_v2", 1),
+            ("cuCtxPopCurrent_v2", 1),
+            ("cuThreadExchangeStreamCaptureMode", 2),
+            ("cuLaunchKernel", 1),
+            ("cuStreamIsCapturing", 1),
+            ("cuStreamGetId", 1),
+            ("cuEventRecord", 1),
+            ("cuEventSynchronize", 1),
+        ],
     ),
     ("select", &[]),
     ("work.wait", &[("cuStreamWaitEvent", 1)]),
-    ("work.synchronize", &[("cuEventSynchronize", 1)]),
-    ("work.is_finished", &[("cuEventQuery", 1)]),
+    (
+        "work.synchronize",
+        &[
+            ("cuCtxPushCurrent_v2", 1),
+            ("cuCtxPopCurrent_v2", 1),
+            ("cuThreadExchangeStreamCaptureMode", 2),
+            ("cuEventSynchronize", 1),
+        ],
+    ),
+    (
+        "work.is_finished",
+        &[
+            ("cuCtxPushCurrent_v2", 1),
+            ("cuCtxPopCurrent_v2", 1),
+            ("cuThreadExchangeStreamCaptureMode", 2),
+            ("cuEventQuery", 1),
+        ],
+    ),
 ];
 
 #[test]

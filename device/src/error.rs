@@ -157,7 +157,7 @@ fn text(describe: Describe, answer: CUresult) -> String {
     let mut text = std::ptr::null();
     // SAFETY: `text` outlives the call.
     if unsafe { describe(answer, &mut text) } != CUresult::SUCCESS || text.is_null() {
-        return "a code without a text".to_owned();
+        return format!("CUresult {}", answer.0);
     }
     // SAFETY: a successful call leaves a NUL-terminated string of static lifetime.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
