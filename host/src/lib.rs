@@ -4,7 +4,8 @@
 //! a token: one kernel launch a call on the caller's stream, the same bits on every rank, failures as typed errors with
 //! the rank to blame, and no CUDA toolkit, C++ or NCCL to build it.
 //!
-//! ```no_run
+#![cfg_attr(feature = "cust", doc = "```no_run")]
+#![cfg_attr(not(feature = "cust"), doc = "```ignore")] // it uses the feature's calls
 //! use cust::memory::DeviceBuffer;
 //! use cust::stream::{Stream, StreamFlags};
 //! use meshreduce::{Bf16, Config, FileStore, Op, Outcome, rendezvous};
@@ -33,20 +34,27 @@
 //! - **Ranks** are processes or threads, 2 to 8 of them on one host, each with a device. They meet in
 //!   [`rendezvous()`], whose outcome is the same on all of them: a [`Communicator`], or the reason why this library
 //!   does not apply.
-//! - **Calls** go through a [`Lane`], one stream at a time. [`Lane::all_reduce_raw`] takes raw pointers and
-//!   streams of any crate; the other calls take `cust`'s slices and check them.
+//! - **Calls** go through a [`Lane`], one after the other. [`Lane::all_reduce_raw`] takes raw pointers and
+//!   streams of any crate, and where calls are on different streams a [`StreamOrder`]; the other calls (with the feature
+//!   `cust`) take `cust`'s slices, check them, and order streams themselves.
 //! - **Results** are one fp32 sum over one fixed tree, rounded once: they do not depend on rank, algorithm, message
 //!   size, alignment or launch shape.
 //! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
-//!   ranks with an [`Error`] that names it. The lane is dead from then on, and so are the outputs of failed calls.
+//!   ranks with an [`Error`] that names it. All lanes of the communicator are dead from then on, and so are the outputs of failed calls.
 //! - **CUDA graphs**: all that changes from call to call is in device memory, so a captured graph of all-reduces can be
 //!   replayed any number of times, mixed with plain calls, as long as all ranks do the same on each lane in the same
 //!   order. Graphs that are replayed at the same time need a lane each, also as branches of one graph. The host cannot
 //!   wait for captured work ([`Error::Capturing`]): it waits for the stream of the replay, and
-//!   [`Communicator::status`] tells what became of it. Ranks that are threads of one process capture in the
-//!   thread-local or relaxed mode, because a global capture forbids the other threads to allocate, copy and wait.
+//!   [`Communicator::status`] tells what became of it. The library itself neither minds nor spoils captures of other
+//!   threads; what the program does meanwhile (copies, allocations) may, if they are in the global mode.
 //!   Replayed after the end of its [`Communicator`], which is a mistake, an all-reduce does nothing.
-//! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Lane`] is `Send`.
+//! - **Residency**: kernels wait for one another, so all that may must be resident at once. Several communicators on one
+//!   device: [`Config::communicators_per_device`].
+//! - **The end**: [`Communicator::close`] waits for all ranks and names those that died, dropped theirs or did not come.
+//! - **Threads**: [`Communicator`], [`Work`], [`Config`] and [`Error`] are `Send` and `Sync`; [`Lane`] is `Send`. No context need
+//!   be current on the thread of a call.
+//!
+//! `docs/streams.md` in the repository has what a program must know about streams, residency and the end.
 //!
 //! The driver is found at run time, see [`loader`]: a binary starts without one and gets
 //! [`Error::NoDriver`].
