@@ -198,7 +198,8 @@ impl Shared {
                     self.drained(DROP_LIMIT, &mut said)
                 }
                 Some(State::Quiet) => {
-                    let peers = self.leave(begin == Event::Close, limit);
+                    let failed = said.is_err() || self.status().is_err();
+                    let peers = self.leave(begin == Event::Close, failed, limit);
                     said = said.and(peers);
                     Event::PeersQuiet
                 }
@@ -281,10 +282,10 @@ impl Shared {
 
     /// Tells the peers that this rank's kernels have ended and, if it closes in order, waits for theirs; then unmaps their
     /// memory and says so. Says which of them did not close.
-    fn leave(&mut self, closes: bool, limit: Duration) -> Result<(), Error> {
-        self.control.tell(match (closes, self.status()) {
-            (true, Ok(())) => Message::Closed,
-            (true, Err(_)) => Message::ClosedAfterFailure,
+    fn leave(&mut self, closes: bool, failed: bool, limit: Duration) -> Result<(), Error> {
+        self.control.tell(match (closes, failed) {
+            (true, false) => Message::Closed,
+            (true, true) => Message::ClosedAfterFailure,
             (false, _) => Message::Dropped,
         });
         let mut said = Ok(());
