@@ -75,7 +75,8 @@ impl PrimaryContext {
             let answer =
                 unsafe { sys::cuDevicePrimaryCtxGetState(self.device.raw(), &mut flags, &mut active) };
             let inactive = answer == CUresult::SUCCESS && active == 0;
-            let renewed = || self.id.is_some() && id_of(self.raw) != self.id;
+            // A driver that does not say is not one that says otherwise.
+            let renewed = || self.id.is_some_and(|id| id_of(self.raw).is_some_and(|now| now != id));
             if inactive || renewed() {
                 self.reset.store(true, Ordering::Relaxed);
             }

@@ -21,6 +21,11 @@ pub struct DriverError {
 }
 
 impl DriverError {
+    /// What the driver says of `code`, which `call` has answered.
+    pub fn of_code(call: &'static str, code: i32) -> Self {
+        failure(call, CUresult(code))
+    }
+
     /// The code as the driver's functions answer it.
     pub fn result(&self) -> CUresult {
         CUresult(self.code)
@@ -55,6 +60,11 @@ impl DriverError {
     pub fn is_about_capture(&self) -> bool {
         [CUresult::STREAM_CAPTURE_UNSUPPORTED, CUresult::STREAM_CAPTURE_IMPLICIT, CUresult::CAPTURED_EVENT]
             .contains(&self.result())
+    }
+
+    /// Whether an event was asked that was recorded in a capture: what is behind it is in a graph.
+    pub fn is_of_captured_event(&self) -> bool {
+        self.result() == CUresult::CAPTURED_EVENT
     }
 
     /// Whether the call needs another context to be current, or any.

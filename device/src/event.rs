@@ -27,27 +27,20 @@ impl<T> From<*mut T> for RawEvent {
 }
 
 impl RawEvent {
-    /// Makes what is enqueued on `stream` from now on wait for the event.
+    /// Makes what is enqueued on `stream` from now on wait for the event. A default stream is that of `context`.
     ///
     /// # Safety
     ///
-    /// `self` is an event and `stream` is a stream, of `context` if it is a default stream and no context is current.
+    /// `self` is an event and `stream` is a stream.
     ///
     /// # Errors
     ///
     /// The driver's.
     pub unsafe fn wait_on(self, context: &PrimaryContext, stream: RawStream) -> Result<(), DriverError> {
-        let wait = || {
+        context.on_stream(stream, || {
             // SAFETY: the caller vouches for both.
             check("cuStreamWaitEvent", unsafe { sys::cuStreamWaitEvent(stream.get(), self.0, 0) })
-        };
-        match wait() {
-            Err(error) if error.wants_context() => {
-                let _entered = context.enter()?;
-                wait()
-            }
-            answer => answer,
-        }
+        })
     }
 }
 
@@ -98,11 +91,11 @@ impl Event {
         })
     }
 
-    /// Makes what is enqueued on `stream` from now on wait for the event.
+    /// Makes what is enqueued on `stream` from now on wait for the event. A default stream is that of the event's context.
     ///
     /// # Safety
     ///
-    /// `stream` is a stream, of the event's context if it is a default stream and no context is current.
+    /// `stream` is a stream.
     ///
     /// # Errors
     ///

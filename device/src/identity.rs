@@ -5,6 +5,9 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
 /// The system does not tell who a process is.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}: {source}")]
@@ -46,8 +49,10 @@ pub struct Process {
     pub pid: u32,
     /// The inode of its pid namespace.
     pub namespace: u64,
-    /// When it started, in clock ticks since the host's start.
+    /// When it started, in clock ticks since the host's start, as processes of its time namespace see it.
     pub start_time: u64,
+    /// The inode of its time namespace; 0 where the system (before Linux 5.6) has none.
+    pub clock: u64,
 }
 
 impl Process {
@@ -62,7 +67,7 @@ impl Process {
             path: format!("/proc/{pid}/stat"),
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        Ok(Self { pid, namespace: namespace("pid")?, start_time })
+        Ok(Self { pid, namespace: namespace("pid")?, start_time, clock: clock() })
     }
 
     /// Whether the process has certainly ended: `false` where that cannot be told from here. One whose main thread has
@@ -73,12 +78,19 @@ impl Process {
             return false;
         }
         match stat(&format!("/proc/{}", self.pid)) {
-            Some((_, start_time)) if start_time != self.start_time => true,
+            Some((_, start_time)) if start_time != self.start_time && clock() == self.clock => true,
             // A process whose main thread has ended looks like a zombie for as long as its other threads live.
             Some(('Z' | 'X', _)) => !self.has_live_thread(),
             Some(_) => false,
-            None => true,
+            // It has ended, or is hidden from this user (the mount option hidepid of proc(5)).
+            None => !self.is_there(),
         }
+    }
+
+    /// Whether the system knows a process of this number, whoever's it is (kill(2) with no signal).
+    fn is_there(&self) -> bool {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return false };
+        test_kill_process(pid) != Err(Errno::SRCH)
     }
 
     /// Whether some thread of the process has not ended.
@@ -100,13 +112,19 @@ fn stat(folder: &str) -> Option<(char, u64)> {
     Some((state, fields.nth(18)?.parse().ok()?))
 }
 
+/// The inode of this process's time namespace, which shifts the times in `/proc`.
+fn clock() -> u64 {
+    namespace("time").unwrap_or(0)
+}
+
 /// The inode of this process's namespace of a kind, `pid` or `net` for example: equal for processes that share it.
 ///
 /// # Errors
 ///
 /// [`Unreadable`] if `/proc` does not tell.
 pub fn namespace(kind: &str) -> Result<u64, Unreadable> {
-    let path = format!("/proc/self/ns/{kind}");
+    // Of this thread: a process whose main thread has ended has no namespaces under its own number.
+    let path = format!("/proc/thread-self/ns/{kind}");
     match std::fs::metadata(&path) {
         Ok(metadata) => Ok(metadata.ino()),
         Err(source) => Err(Unreadable { path, source }),
@@ -203,6 +221,8 @@ mod tests {
         assert!(!own.has_ended());
         let reused = Process { start_time: own.start_time + 1, ..own };
         assert!(reused.has_ended(), "another process had this number");
+        let shifted = Process { clock: own.clock + 1, ..reused };
+        assert!(!shifted.has_ended(), "by another clock, times say nothing");
         let elsewhere = Process { namespace: own.namespace + 1, ..reused };
         assert!(!elsewhere.has_ended(), "from here that cannot be told");
     }
@@ -211,7 +231,8 @@ mod tests {
     fn a_killed_process_has_ended_before_it_is_reaped() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (_, start_time) = stat(&format!("/proc/{}", child.id())).unwrap();
-        let process = Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time };
+        let process =
+            Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time, clock: clock() };
         assert!(!process.has_ended());
         child.kill().unwrap();
         let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
@@ -221,6 +242,14 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(process.has_ended());
+        assert!(!process.is_there());
+    }
+
+    #[test]
+    fn a_process_of_another_user_is_there() {
+        // Process 1, which this one may not be allowed to signal.
+        let first = Process { pid: 1, ..Process::current().unwrap() };
+        assert!(first.is_there());
     }
 
     #[test]
@@ -239,7 +268,8 @@ mod tests {
         };
         let folder = format!("/proc/{}", child.id());
         let (_, start_time) = stat(&folder).unwrap();
-        let process = Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time };
+        let process =
+            Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time, clock: clock() };
         let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
         while stat(&folder).unwrap().0 != 'Z' {
             assert!(std::time::Instant::now() < limit, "the main thread did not end");

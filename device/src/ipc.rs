@@ -87,7 +87,7 @@ impl Import {
     ///
     /// If it is not in this memory, as far as the driver says how much there is.
     pub fn set(&self, offset: u64, word: u32, stream: &Stream) -> Result<(), DriverError> {
-        let there = self.bytes.is_none_or(|bytes| offset < bytes);
+        let there = self.bytes.is_none_or(|bytes| offset.saturating_add(4) <= bytes);
         assert!(offset.is_multiple_of(4) && there, "a word at {offset} of {:?}", self.bytes);
         // SAFETY: the word is aligned and lies in the mapping, which lives for as long as `self`; an address beyond it
         // the driver refuses.

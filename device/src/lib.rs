@@ -23,6 +23,7 @@ mod mapped;
 mod memory;
 mod module;
 mod pause;
+mod peer_process;
 mod stream;
 mod visible;
 
@@ -35,5 +36,6 @@ pub use mapped::MappedHost;
 pub use memory::{DeviceMemory, check_pointer};
 pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};
+pub use peer_process::peer_process_id;
 pub use stream::{RawStream, Stream, StreamIdentity};
 pub use visible::VisibleDevice;

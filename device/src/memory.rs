@@ -94,7 +94,11 @@ impl DeviceMemory {
     ///
     /// If it is not in this memory.
     pub fn set(&self, offset: u64, word: u32, stream: &Stream) -> Result<(), DriverError> {
-        assert!(offset.is_multiple_of(4) && offset < self.bytes, "a word at {offset} of {}", self.bytes);
+        assert!(
+            offset.is_multiple_of(4) && offset.saturating_add(4) <= self.bytes,
+            "a word at {offset} of {}",
+            self.bytes
+        );
         // SAFETY: the word is aligned and lies in this allocation, checked above.
         unsafe { set_word(self.address + offset, word, stream) }
     }

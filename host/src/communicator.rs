@@ -26,8 +26,13 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # End
 ///
-/// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its lanes) aborts what still runs, waits
-/// a bounded time, and frees what is safe to free; the rest is leaked and logged through `tracing`.
+/// [`Communicator::close`] ends it on all ranks in order. Dropping it (and its lanes) aborts what still runs, also on the
+/// other ranks and also a call that this rank has finished, waits a bounded time, and frees what is safe to free; the rest
+/// is leaked and logged through `tracing`.
+///
+/// Freeing device memory waits for whatever else runs on the device, as the driver does it: ends of several communicators
+/// should not wait for each other's kernels. Ranks that are threads of one process hold each other's memory: it is free
+/// when the last of them has ended.
 ///
 /// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
 /// for all work of the device's primary context, and should not come while a stream of it is being captured.

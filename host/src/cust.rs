@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use cust::error::CudaError;
 use cust::memory::{DeviceCopy, DeviceSlice};
 use cust::module::Module;
 use cust::stream::Stream;
@@ -146,9 +147,14 @@ impl CustModule {
     /// The function `name`; `None` if the module has none.
     pub(crate) fn function(&self, name: &str) -> Result<Option<Function>, DriverError> {
         let _entered = self.context.enter()?;
-        let found = self.module.as_ref().and_then(|module| module.get_function(name).ok());
-        // SAFETY: the function is the module's, which is loaded for as long as `self`, to which whoever launches it sees.
-        Ok(found.map(|function| unsafe { Function::from_raw(function.to_raw()) }))
+        let Some(module) = &self.module else { return Ok(None) };
+        match module.get_function(name) {
+            // SAFETY: the function is the module's, which is loaded for as long as `self`, to which whoever launches it
+            // sees.
+            Ok(function) => Ok(Some(unsafe { Function::from_raw(function.to_raw()) })),
+            Err(CudaError::NotFound) => Ok(None),
+            Err(error) => Err(DriverError::of_code("cuModuleGetFunction", error as i32)),
+        }
     }
 }
 

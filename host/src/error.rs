@@ -360,8 +360,9 @@ pub enum Error {
     Forked,
     /// A call came on another stream than the lane's last one, and nothing says in which order the two run.
     #[error(
-        "a call of lane {lane} on another stream than the last one, and nothing orders the two: give an event to wait \
-         for, or say that they are ordered (StreamOrder)"
+        "a call of lane {lane} on another stream than the last one, and nothing orders the two: wait for the last call \
+         (Work::synchronize), or make a raw call whose StreamOrder says what orders them; a call that was made without \
+         an event leaves none to wait for"
     )]
     StreamsNotOrdered {
         /// The lane.
@@ -379,7 +380,7 @@ pub enum Error {
         peer: usize,
     },
     /// The lane is in use.
-    #[error("lane {0} is in use: one `Lane` at a time")]
+    #[error("lane {0} is in use: drop its `Lane` first")]
     LaneTaken(u32),
     /// There is no such lane.
     #[error("no lane {lane}: the communicator has {lanes}")]

@@ -26,6 +26,9 @@ use crate::topology::{Mesh, Topology};
 /// How long dropping waits for kernels, and how long any end waits for peers to unmap.
 const DROP_LIMIT: Duration = Duration::from_secs(2);
 
+/// How long is waited at least for what should have ended already.
+const GRACE: Duration = Duration::from_millis(10);
+
 /// What the rendezvous has built.
 pub(crate) struct Parts {
     pub(crate) context: Arc<PrimaryContext>,
@@ -144,6 +147,10 @@ impl Shared {
     /// Raises the abort: in the host pages, which this rank's kernels poll, and in the pads of all ranks, because
     /// peers may wait for a kernel of this rank that will never be launched.
     pub(crate) fn abort(&self) {
+        // The pages are shared with the parent process.
+        if self.context.state() == ContextState::Forked {
+            return;
+        }
         self.lanes.iter().for_each(|lane| lane.ask_to_end());
         // A kernel that has failed has told all lanes itself, with the name of who is to blame.
         if self.lanes.iter().any(|lane| record::read(lane.page()).is_some()) {
@@ -156,9 +163,9 @@ impl Shared {
                 let word = AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane };
                 // Kernels read the word with strong accesses; one 32-bit store by the device is seen whole.
                 let place = self.layout.pad(lane) + pad::ABORT;
+                // Others may still be told where one cannot.
                 if let Err(error) = mapping.set(place, word.encode(), &self.stream) {
-                    tracing::debug!(%error, "the abort could not be sent");
-                    return;
+                    tracing::debug!(%error, lane, "the abort could not be sent");
                 }
             }
         }
@@ -195,7 +202,12 @@ impl Shared {
                 Some(State::Closing) => self.drained(limit, &mut said),
                 Some(State::Aborting) => {
                     self.abort();
-                    self.drained(DROP_LIMIT, &mut said)
+                    let event = self.drained(DROP_LIMIT, &mut said);
+                    if begin == Event::Close {
+                        // Its calls did not end by themselves, and nobody can ask what became of them any more.
+                        said = said.and(self.status());
+                    }
+                    event
                 }
                 Some(State::Quiet) => {
                     let failed = said.is_err() || self.status().is_err();
@@ -245,20 +257,24 @@ impl Shared {
                 return Ok(false);
             }
         }
-        match self.stream.finish(left().max(Duration::from_millis(1))) {
+        match self.stream.finish(left().max(GRACE)) {
             Ok(true) => {}
             Ok(false) => return Ok(false),
             Err(error) if error.loses_context() => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, rank = self.rank, "the driver does not say whether an abort is under way");
-                return Ok(false);
+                tracing::debug!(%error, rank = self.rank, "the library's stream could not be asked");
+                match self.context.finish(left().max(GRACE)) {
+                    Ok(true) => {}
+                    Err(_) if self.context.state() == ContextState::Reset => {}
+                    Ok(false) | Err(_) => return Ok(false),
+                }
             }
         }
         if !self.has_captures() {
             return Ok(true);
         }
         // Takes everything but the kernels and the contexts from the replays to come.
-        let drained = || self.context.finish(left().max(Duration::from_millis(1)));
+        let drained = || self.context.finish(left().max(GRACE));
         match self.contexts.bury(self.rank, &self.stream, drained) {
             Ok(drained) => Ok(drained),
             Err(error) if error.loses_context() => Err(error),

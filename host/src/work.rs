@@ -42,7 +42,7 @@ impl Work {
 
     /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
     /// all-reduce was captured, the stream joins the capture, as it would with any event. A default stream is that of the
-    /// context that is current, of the communicator's device if none is.
+    /// communicator's device, whatever is current.
     ///
     /// # Safety
     ///

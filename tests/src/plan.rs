@@ -62,7 +62,7 @@ pub struct Plan {
     #[arg(long, value_name = "FILE")]
     pub ptx: Option<PathBuf>,
     /// Seconds that a kernel waits for a peer
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     pub deadline: f64,
     /// Run the kernels on the adversary instead: one process, weak memory, hostile scheduling; `--seed` is the first seed
     #[arg(long)]
@@ -142,6 +142,14 @@ fn or_else<T: Clone>(given: &[T], default: &[T]) -> Vec<T> {
 fn ranks(text: &str) -> Result<usize> {
     let ranks = text.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks));
     ranks.ok_or_else(|| anyhow::anyhow!("a communicator has {MIN_RANKS} to {MAX_RANKS} ranks"))
+}
+
+/// A time that a deadline can be.
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.001..=1e6).contains(&seconds) => Ok(seconds),
+        _ => Err("a deadline is 0.001 to 1000000 seconds".to_owned()),
+    }
 }
 
 fn at_least_one<T: FromStr + Default + PartialEq>(text: &str) -> Result<T> {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use cust_raw::{CUgraph, CUresult, CUstreamCaptureMode_enum as Mode};
 use half::bf16;
-use meshreduce::{Bf16, DType, Error, Lane, Op, Work};
-use meshreduce_tests::in_process::{BRIEF, config, fail_driver_calls, ranks};
+use meshreduce::{Bf16, DType, Error, Lane, MemoryStore, Op, Outcome, Store, StoreError, Work, rendezvous};
+use meshreduce_tests::in_process::{BRIEF, alone, config, fail_driver_calls, open_driver, ranks};
 use meshreduce_tests::latch::Latch;
 use meshreduce_tests::stream::{NonBlocking, RawStream};
 
@@ -265,4 +266,182 @@ fn a_context_that_was_reset_is_a_typed_error_everywhere_and_no_crash() {
             communicator.close().unwrap();
         }
     });
+}
+
+#[test]
+fn a_driver_that_does_not_tell_the_contexts_number_has_not_reset_it() {
+    let all_are_set_up = Latch::new(2);
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = NonBlocking::new().unwrap();
+        let data = ones();
+        all_are_set_up.meet();
+        if communicator.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        raw_call(&mut lane, &data, &stream).unwrap();
+        drop(lane);
+        fail_driver_calls("cuCtxGetId", UNKNOWN, 0, 1_000_000);
+        fail_driver_calls("cuEventQuery", UNKNOWN, 0, 1);
+        communicator.close().unwrap();
+        fail_driver_calls("cuCtxGetId", UNKNOWN, 0, 0);
+        fail_driver_calls("cuEventQuery", UNKNOWN, 0, 0);
+        assert!(is_idle(&stream));
+        assert_filled(&data, 2.0);
+    });
+}
+
+#[test]
+fn the_safe_call_waits_on_where_neither_event_stream_nor_context_answer_at_first() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+        let mut data = ones();
+        if communicator.rank() == 0 {
+            for function in ["cuEventSynchronize", "cuStreamSynchronize", "cuCtxGetId"] {
+                fail_driver_calls(function, UNKNOWN, 0, 1);
+            }
+        } else {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+        assert!(is_idle(&stream));
+        assert_filled(&data, 2.0);
+        for function in ["cuEventSynchronize", "cuStreamSynchronize", "cuCtxGetId"] {
+            fail_driver_calls(function, UNKNOWN, 0, 0);
+        }
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn an_abort_reaches_the_other_ranks_where_one_cannot_be_told() {
+    let all_wait = Latch::new(3);
+    ranks(3, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = NonBlocking::new().unwrap();
+        let data = ones();
+        if communicator.rank() == 0 {
+            all_wait.meet();
+            // The own pad, then those of ranks 1 and 2.
+            fail_driver_calls("cuMemsetD32Async", UNKNOWN, 1, 1);
+            communicator.abort();
+        } else {
+            let work = raw_call(&mut lane, &data, &stream).unwrap();
+            all_wait.meet();
+            if communicator.rank() == 2 {
+                let ended = work.synchronize();
+                assert!(matches!(ended, Err(Error::PeerAborted { origin: 0, culprit: 0, .. })), "{ended:?}");
+                // Rank 1 hears of it from this one.
+                communicator.abort();
+            } else {
+                assert!(work.synchronize().is_err());
+            }
+        }
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn a_function_that_the_driver_does_not_give_is_an_error_and_not_another_choice_of_algorithms() {
+    let _alone = alone();
+    open_driver();
+    let store = MemoryStore::new();
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let store = store.clone();
+            scope.spawn(move || {
+                if rank == 0 {
+                    fail_driver_calls("cuModuleGetFunction", UNKNOWN, 0, 1);
+                }
+                let met = rendezvous(&store, rank, 2, rank as u32, &config());
+                assert!(matches!(met, Err(Error::Driver(_) | Error::RankFailed { rank: 0, .. })), "{met:?}");
+            });
+        }
+    });
+}
+
+/// A store that loses the first proposal of a verdict, before it has arrived or its answer.
+struct Lossy<'a> {
+    store: &'a MemoryStore,
+    arrives: bool,
+    lost: AtomicBool,
+}
+
+impl Store for Lossy<'_> {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        self.store.set(key, value)
+    }
+
+    fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.try_get(key)
+    }
+
+    fn compare_set(
+        &self,
+        key: &str,
+        expected: Option<&[u8]>,
+        desired: Option<&[u8]>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        if key.ends_with("verdict") && !self.lost.swap(true, Ordering::Relaxed) {
+            if self.arrives {
+                self.store.compare_set(key, expected, desired)?;
+            }
+            return Err(StoreError::Timeout { keys: vec![key.to_owned()], waited: Duration::ZERO });
+        }
+        self.store.compare_set(key, expected, desired)
+    }
+
+    fn add(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
+        self.store.add(key, delta)
+    }
+
+    fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        self.store.delete(key)
+    }
+}
+
+#[test]
+fn a_rank_that_loses_the_store_at_the_verdict_does_not_take_its_memory_from_ranks_that_are_ready() {
+    let _alone = alone();
+    open_driver();
+    for arrives in [false, true] {
+        let store = MemoryStore::new();
+        std::thread::scope(|scope| {
+            for rank in 0..2 {
+                let store = &store;
+                scope.spawn(move || {
+                    let lossy = Lossy { store, arrives, lost: AtomicBool::new(rank == 0) };
+                    match rendezvous(&lossy, rank, 2, rank as u32, &config()) {
+                        Ok(Outcome::Ready(communicator)) => {
+                            assert_eq!(rank, 0);
+                            let _context = Context::new(Device::get_device(0).unwrap()).unwrap();
+                            let mut lane = communicator.lane(0).unwrap();
+                            let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
+                            let failed = lane.all_reduce_in_place_and_wait(&mut ones(), Op::Sum, &stream);
+                            assert!(
+                                matches!(failed, Err(Error::PeerAborted { culprit: 1, .. })),
+                                "{failed:?}"
+                            );
+                            drop(lane);
+                            let closed = communicator.close().unwrap_err();
+                            assert!(
+                                matches!(closed.error(), Error::RanksDropped { ranks } if *ranks == [1]),
+                                "{closed:?}"
+                            );
+                        }
+                        // Whoever proposes first decides.
+                        Err(error) => assert!(
+                            matches!(error, Error::Store(_) | Error::RankFailed { rank: 1, .. }),
+                            "{error:?}"
+                        ),
+                        other => panic!("{other:?}"),
+                    }
+                });
+            }
+        });
+        assert!(store.try_get("roster").unwrap().is_none(), "nothing stays in the store");
+    }
 }

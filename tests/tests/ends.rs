@@ -96,6 +96,7 @@ fn fork_and_hold(part: &Part, communicator: &Communicator) {
         // SAFETY: it is the child's copy of the value, which the parent still has, and the child does not use it again.
         let inherited = unsafe { std::ptr::read(communicator) };
         let calls = inherited.status().is_ok();
+        inherited.abort();
         drop(inherited);
         // SAFETY: the process ends.
         unsafe { _exit(if calls { 0 } else { 1 }) };
@@ -105,6 +106,7 @@ fn fork_and_hold(part: &Part, communicator: &Communicator) {
     assert_eq!(unsafe { waitpid(child, &mut status, 0) }, child);
     assert_eq!(status, 0, "the child came to its end");
     part.say("its child has ended");
+    communicator.status().unwrap();
     std::thread::sleep(HOLD);
 }
 
@@ -207,6 +209,24 @@ fn a_rank_that_dies_between_offering_its_memory_and_the_end_is_reported_as_dead(
         one.wait().unwrap();
         assert!(stage.keys().is_empty(), "left in the store: {:?}", stage.keys());
     }
+}
+
+#[test]
+fn ranks_that_die_together_leave_nothing_in_the_store_of_the_one_that_lives() {
+    let stage = Stage::new("rank", 3);
+    let zero = stage.start(0, "");
+    stage.wait_for_key("first+0");
+    signal(&zero, Signal::STOP);
+    let mut others = [stage.start(1, ""), stage.start(2, "")];
+    ["second+1", "second+2"].into_iter().for_each(|key| stage.wait_for_key(key));
+    others.iter_mut().for_each(|other| other.kill().unwrap());
+    signal(&zero, Signal::CONT);
+    let zero = heard(zero);
+    assert_said(&zero, "RankDied");
+    for other in &mut others {
+        other.wait().unwrap();
+    }
+    assert!(stage.keys().is_empty(), "left in the store: {:?}", stage.keys());
 }
 
 #[test]

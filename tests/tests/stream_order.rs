@@ -153,6 +153,67 @@ fn the_default_stream_of_each_thread_is_a_stream_of_its_own_and_the_legacy_one_i
 }
 
 #[test]
+fn a_default_stream_is_the_communicators_whatever_is_current() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let stream = NonBlocking::new().unwrap();
+        let data = filled(1.0);
+        let context =
+            |device| cust::context::Context::new(cust::device::Device::get_device(device).unwrap()).unwrap();
+        let elsewhere = context(5);
+        for handle in [0, 2, 0, 2] {
+            if communicator.rank() == 1 {
+                // Rank 0's first call runs for as long, and would run beside its second one.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            call(&mut lane, &data, StreamOrder::behind_last_call(stream.raw())).unwrap();
+            call(&mut lane, &data, StreamOrder::behind_last_call(default_stream(handle))).unwrap();
+        }
+        drop(elsewhere);
+        let _own = context(communicator.device());
+        CurrentContext::synchronize().unwrap();
+        communicator.status().unwrap();
+        assert_filled(&data, 256.0);
+        drop((lane, stream));
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn the_order_within_a_capture_is_remembered_while_another_one_goes_on() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let (one, two, other) =
+            (NonBlocking::new().unwrap(), NonBlocking::new().unwrap(), NonBlocking::new().unwrap());
+        let data = filled(1.0);
+        let mut join: CUevent = std::ptr::null_mut();
+        // SAFETY: the place outlives the call.
+        assert_eq!(unsafe { cust_raw::cuEventCreate(&mut join, 2) }, CUresult::CUDA_SUCCESS);
+        let graph = Graph::capture(&one, || {
+            // SAFETY: events and streams are alive. The second stream joins the capture here.
+            unsafe {
+                assert_eq!(cust_raw::cuEventRecord(join, one.raw()), CUresult::CUDA_SUCCESS);
+                assert_eq!(cust_raw::cuStreamWaitEvent(two.raw(), join, 0), CUresult::CUDA_SUCCESS);
+            }
+            call(&mut lane, &data, one.raw()).unwrap();
+            drop(Graph::capture(&other, || drop(call(&mut lane, &data, other.raw()).unwrap())));
+            assert!(refused(call(&mut lane, &data, two.raw())), "the first capture's order is forgotten");
+            let last = call(&mut lane, &data, StreamOrder::behind_last_call(two.raw())).unwrap();
+            // SAFETY: the stream is alive: the branch comes back to where the capture began.
+            unsafe { last.wait_raw(one.raw()) }.unwrap();
+        });
+        // SAFETY: the buffer is kept until the stream has ended.
+        assert_eq!(unsafe { graph.launch(&one) }, CUresult::CUDA_SUCCESS);
+        one.synchronize().unwrap();
+        assert_filled(&data, 4.0);
+        // SAFETY: it is not used again.
+        unsafe { cust_raw::cuEventDestroy_v2(join) };
+        drop((graph, lane, one, two, other));
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
 fn captured_calls_are_ordered_within_their_graph() {
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();

@@ -101,8 +101,13 @@ impl IpcHandle {
         if start_time(self.pid) != Some(self.start_time) {
             return Err(GONE);
         }
-        let path = format!("/proc/{}/fd/{}", self.pid, self.fd);
-        let opened = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+        let open = |task: &str| {
+            let path = format!("{task}/fd/{}", self.fd);
+            rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        };
+        // A process whose main thread has ended shows its descriptors under its other threads.
+        let opened = open(&format!("/proc/{}", self.pid))
+            .or_else(|errno| live_threads(self.pid).find_map(|thread| open(&thread).ok()).ok_or(errno));
         let file = match opened {
             Ok(file) => file,
             Err(rustix::io::Errno::NOENT) if start_time(self.pid) == Some(self.start_time) => {
@@ -125,14 +130,26 @@ pub(super) fn inode(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
 }
 
 /// When a process started, in clock ticks since boot, if it is there. With the process id, this names a process for
-/// good. A zombie has no descriptors and counts as gone.
+/// good. A zombie has no descriptors and counts as gone; one of which only the main thread has ended looks like one.
 fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (state, start_time) = stat(&format!("/proc/{pid}"))?;
+    (state != "Z" || live_threads(pid).next().is_some()).then_some(start_time)
+}
+
+/// State and start time of a process or thread, by its folder in `/proc`.
+fn stat(folder: &str) -> Option<(String, u64)> {
+    let stat = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
     // The second field is the command in parentheses and may contain anything; fields are counted after its end.
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
-    if fields.next()? == "Z" {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    let state = fields.next()?.to_owned();
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+/// The folders of a process's threads that have not ended.
+fn live_threads(pid: u32) -> impl Iterator<Item = String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| thread.path().into_os_string().into_string().ok())
+        .filter(|thread| stat(thread).is_some_and(|(state, _)| state != "Z" && state != "X"))
 }

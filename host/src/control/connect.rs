@@ -10,7 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use meshreduce_device::identity::Process;
-use rustix::net::sockopt::socket_peercred;
+use meshreduce_device::peer_process_id;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Control;
@@ -128,8 +128,7 @@ impl Connecting {
     /// namespace mean nothing here.
     fn is_process_of(&self, socket: &UnixStream, peer: usize) -> bool {
         let (process, own) = (&self.processes[peer], &self.processes[self.rank]);
-        let Ok(found) = socket_peercred(socket) else { return false };
-        process.namespace != own.namespace || found.pid.as_raw_nonzero().get() as u32 == process.pid
+        process.namespace != own.namespace || peer_process_id(socket) == Some(process.pid)
     }
 
     /// A connection to a rank that listens; `None`: not yet.

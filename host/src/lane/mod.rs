@@ -90,7 +90,8 @@ impl Lane {
     ///   until the work has ended and not used otherwise before; if the call is captured, this holds for every replay. (A
     ///   replay after the communicator's end, which is a mistake, see [`crate::Communicator`], reads the input and writes
     ///   nothing.)
-    /// - `stream` is a stream of the device's primary context.
+    /// - `stream` is a stream of the device's primary context, and no other thread begins or ends a capture of it during
+    ///   the call.
     /// - Calls of a lane never run at the same time. What is enqueued on one stream does not. A call on another stream than
     ///   the lane's last one is refused unless a [`StreamOrder`] is given, and what that says must be true: an event was
     ///   recorded behind the last call, or the streams are ordered otherwise. A stream that was destroyed while a call on it
@@ -99,7 +100,8 @@ impl Lane {
     ///
     /// # Errors
     ///
-    /// Nothing was launched, or runs any more, in any case. [`Error::Misaligned`] unless the addresses are multiples of the
+    /// Nothing was launched, or runs any more, in any case; a graph whose capture the driver spoilt meanwhile may have the
+    /// call. [`Error::Misaligned`] unless the addresses are multiples of the
     /// element's size, [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm,
     /// [`Error::MessageTooLong`] and [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::Capturing`] for the
     /// legacy default stream while another stream is being captured; [`Error::ContextReset`]; after a failure of the
@@ -180,7 +182,9 @@ impl Lane {
         // SAFETY: the caller vouches for all of it.
         match unsafe { self.enqueue(message, order, true) }? {
             Enqueued::Nothing => Ok(()),
-            Enqueued::Launched { event, .. } => {
+            // A capture of the stream began meanwhile, on another thread.
+            Enqueued::Launched { captured: true, .. } => Err(Error::Capturing),
+            Enqueued::Launched { event, captured: false } => {
                 // SAFETY: the launch has shown that it is a stream of this context.
                 let settled = unsafe { self.state.settle(stream, event.as_deref()) };
                 settled.map_err(|error| self.refusal(error))?;

@@ -3,6 +3,7 @@
 //! A lane's calls use the same staging one after the other, so two of them must never run at the same time. On one stream
 //! they do not; on two only what orders the streams keeps them apart.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use meshreduce_device::{Event, RawEvent, RawStream, StreamIdentity};
@@ -83,12 +84,16 @@ pub(crate) struct LastCall {
     pub(crate) event: Option<Arc<Event>>,
 }
 
-/// The last calls of a lane: the last plain one, and the last one of the capture in which the last captured one was.
+/// The last calls of a lane: the last plain one, and the last one of each capture.
 #[derive(Debug, Default)]
 pub(crate) struct LastCalls {
     pub(crate) plain: Option<LastCall>,
-    captured: Option<(u64, LastCall)>,
+    /// By the number of the capture, the one that began last at the end. The driver does not tell which have ended.
+    captured: VecDeque<(u64, LastCall)>,
 }
+
+/// How many captures are remembered: more than go on at the same time.
+const CAPTURES: usize = 64;
 
 impl LastCalls {
     /// What a call must wait for, in the capture with this number if it is in one.
@@ -99,10 +104,9 @@ impl LastCalls {
         capture: Option<u64>,
         lane: u32,
     ) -> Result<Option<WaitFor>, Error> {
-        let last = match (capture, &self.captured) {
-            (None, _) => self.plain.as_ref(),
-            (Some(this), Some((that, last))) if this == *that => Some(last),
-            (Some(_), _) => None,
+        let last = match capture {
+            None => self.plain.as_ref(),
+            Some(this) => self.captured.iter().find(|(that, _)| *that == this).map(|(_, last)| last),
         };
         match (order.behind, last) {
             (Behind::Event(event), _) => Ok(Some(WaitFor::Given(event))),
@@ -119,7 +123,15 @@ impl LastCalls {
     pub(crate) fn note(&mut self, call: LastCall, capture: Option<u64>) {
         match capture {
             None => self.plain = Some(call),
-            Some(capture) => self.captured = Some((capture, call)),
+            Some(this) => match self.captured.iter_mut().find(|(that, _)| *that == this) {
+                Some((_, last)) => *last = call,
+                None => {
+                    if self.captured.len() == CAPTURES {
+                        self.captured.pop_front();
+                    }
+                    self.captured.push_back((this, call));
+                }
+            },
         }
     }
 }

@@ -157,6 +157,9 @@ impl LaneState {
                 Ok(false) => return Ok(Some(false)),
                 Err(error) if error.loses_context() => return Err(error),
                 Err(error) => {
+                    if error.is_of_captured_event() {
+                        self.note_unobserved(true);
+                    }
                     tracing::debug!(%error, lane = self.index, "an event could not be asked");
                     return Ok((self.context.state() != ContextState::Alive).then_some(true));
                 }
@@ -165,7 +168,7 @@ impl LaneState {
     }
 
     /// Returns when nothing of a call runs any more that was launched on `stream`, whatever the driver refuses: in `Ok` if
-    /// an event or the stream has passed, else with the driver's word that the context is lost.
+    /// an event or the stream has passed, else with the driver's word that the context is lost or the call was captured.
     ///
     /// # Safety
     ///
@@ -183,6 +186,11 @@ impl LaneState {
             let attempt = match event.map(Event::synchronize) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) if error.loses_context() => return Err(error),
+                // Another thread has begun to capture the stream: the call is in its graph, and nothing runs.
+                Some(Err(error)) if error.is_of_captured_event() => {
+                    self.note_unobserved(true);
+                    return Err(error);
+                }
                 _ => by_stream().map_err(Some).or_else(|error| match error {
                     Some(error) if error.loses_context() => Err(Some(error)),
                     _ => by_context(),

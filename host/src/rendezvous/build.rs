@@ -150,6 +150,20 @@ impl Assembly {
         let shared = Shared::new(parts, layout, rank, block_cap, config)?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
             Ok(_) => Ok(shared),
+            Err(Stop::Local(error)) => {
+                // This rank has acknowledged, and the others may take it for ready by now.
+                match session.propose(&Verdict::Failed(Failure::of(rank, &error))) {
+                    Ok(Verdict::Ready) => Ok(shared),
+                    Ok(_) => {
+                        shared.dismantle();
+                        Err(Stop::Local(error))
+                    }
+                    Err(_) => {
+                        drop(shared);
+                        Err(Stop::Local(error))
+                    }
+                }
+            }
             Err(stop) => {
                 shared.dismantle();
                 Err(stop)

@@ -245,7 +245,7 @@ mod tests {
         First {
             identity: Identity {
                 host: Host { name: "host".into(), boot_id: "boot".into() },
-                process: Process { pid: u32::from(bus), namespace: 1, start_time: 2 },
+                process: Process { pid: u32::from(bus), namespace: 1, start_time: 2, clock: 3 },
                 network: 9,
                 device: Device {
                     pci: PciAddress { domain: 0, bus, device: 0, function: 0 },

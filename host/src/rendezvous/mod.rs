@@ -105,8 +105,12 @@ pub fn rendezvous(
             Ok(shared) => match session.propose(&Verdict::Ready) {
                 Ok(Verdict::Ready) => {
                     assembly.keep();
-                    // The communicator is whole; if the store is lost now, only its keys stay behind.
-                    if let Err(error) = session.acknowledge(&Verdict::Ready) {
+                    // The communicator is whole; if the store is lost now, only its keys stay behind. It is waited a moment
+                    // for the others, so that nothing stays behind either if the last one ends while it clears up.
+                    let cleared = session
+                        .acknowledge(&Verdict::Ready)
+                        .and_then(|()| session.all_acknowledged(&Verdict::Ready, LINGER_LIMIT));
+                    if let Err(error) = cleared {
                         tracing::warn!(%error, "the rendezvous' keys could not be cleared up");
                     }
                     return Ok(Outcome::Ready(Communicator::new(shared)));
@@ -117,7 +121,8 @@ pub fn rendezvous(
                     return outcome(verdict);
                 }
                 Err(error) => {
-                    shared.dismantle();
+                    // The others may be ready, and use this rank's memory: this is an end like any other.
+                    drop(shared);
                     return Err(give_up(&session, assembly, rank, error));
                 }
             },

@@ -72,10 +72,11 @@ pub(super) fn write_process(process: &Process, out: &mut Writer) {
     out.u32(process.pid);
     out.u64(process.namespace);
     out.u64(process.start_time);
+    out.u64(process.clock);
 }
 
 pub(super) fn read_process(from: &mut Reader<'_>) -> Result<Process, Malformed> {
-    Ok(Process { pid: from.u32()?, namespace: from.u64()?, start_time: from.u64()? })
+    Ok(Process { pid: from.u32()?, namespace: from.u64()?, start_time: from.u64()?, clock: from.u64()? })
 }
 
 impl Payload for Roster {
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn rosters_survive_the_round_trip_and_have_generations_of_their_own() {
         let host = Host { name: "host".into(), boot_id: "boot".into() };
-        let member = Member::new(&host, Process { pid: 1, namespace: 2, start_time: 3 });
+        let member = Member::new(&host, Process { pid: 1, namespace: 2, start_time: 3, clock: 4 });
         let roster = Roster::new(4).with(2, member);
         assert_eq!(Roster::from_bytes(&roster.to_bytes()), Ok(roster.clone()));
         assert_ne!(Roster::new(4).generation, roster.generation);

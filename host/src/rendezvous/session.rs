@@ -214,13 +214,20 @@ impl<'a> Session<'a> {
                     })
                 });
                 if let Some(died) = died {
-                    return Err(self.decide(Verdict::Failed(died)));
+                    return self.give_up_on(died);
                 }
             }
             if !pause.again() {
-                let missing = Failure::Missing { ranks: missing, step, waited: start.elapsed() };
-                return Err(self.decide(Verdict::Failed(missing)));
+                return self.give_up_on(Failure::Missing { ranks: missing, step, waited: start.elapsed() });
             }
+        }
+    }
+
+    /// Ends a step in which somebody is missing, unless all are ready: then nobody is, whatever this rank saw.
+    fn give_up_on(&self, failure: Failure) -> Result<(), Stop> {
+        match self.propose(&Verdict::Failed(failure))? {
+            Verdict::Ready => Ok(()),
+            verdict => Err(Stop::Verdict(verdict)),
         }
     }
 
@@ -250,6 +257,7 @@ impl<'a> Session<'a> {
             }
             // The verdict may have come between this and the look at it.
             _ => match (self.verdict()?, step) {
+                (Some(Verdict::Ready), _) => Ok(()),
                 (Some(verdict), _) => Err(Stop::Verdict(verdict)),
                 (None, Step::First) => Err(Stop::Superseded),
                 (None, _) => Err(Stop::Abandoned(step)),
@@ -285,36 +293,30 @@ impl<'a> Session<'a> {
     /// all have said so clears up.
     pub(crate) fn acknowledge(&self, verdict: &Verdict) -> Result<(), Error> {
         self.store.set(&self.known_key(self.rank), b"known")?;
-        if !self.is_current()? {
-            // Cleared up before this rank came: what it has set since then goes too.
-            return self.delete_keys();
-        }
-        if !self.all_know(verdict)? {
-            return Ok(());
-        }
-        // The roster goes first, and only if no new attempt has replaced it: whoever sets a key and still finds the roster
-        // then has set it before the keys go.
-        if let Some(found) = self.store.try_get(ROSTER)?
-            && read_roster(&found).is_ok_and(|roster| roster.generation == self.roster.generation)
-        {
-            self.store.compare_set(ROSTER, Some(&found), None)?;
-        }
-        self.delete_keys()
+        self.clear_up_if_all_know(verdict).map(|_| ())
     }
 
-    /// Whether the roster is still this attempt's.
-    fn is_current(&self) -> Result<bool, Error> {
-        let roster = self.store.try_get(ROSTER)?.as_deref().map(read_roster).transpose()?;
-        Ok(roster.is_some_and(|roster| roster.generation == self.roster.generation))
-    }
-
-    /// Whether every rank that can has acknowledged the verdict.
-    fn all_know(&self, verdict: &Verdict) -> Result<bool, Error> {
-        for rank in (0..self.world_size()).filter(|rank| verdict.awaits(*rank)) {
-            if self.store.try_get(&self.known_key(rank))?.is_none() {
-                return Ok(false);
+    /// Deletes all keys if every rank that can has acknowledged the verdict, or another has begun to; says whether so.
+    fn clear_up_if_all_know(&self, verdict: &Verdict) -> Result<bool, Error> {
+        let found = self.store.try_get(ROSTER)?;
+        let roster = found.as_deref().map(read_roster).transpose()?;
+        if let Some(roster) = roster.filter(|roster| roster.generation == self.roster.generation) {
+            for (rank, member) in roster.members.iter().enumerate() {
+                // Who has died does not acknowledge any more, whatever the verdict says.
+                let has_died = || member.as_ref().is_some_and(|member| member.has_ended(&self.host));
+                let knows = !verdict.awaits(rank)
+                    || self.store.try_get(&self.known_key(rank))?.is_some()
+                    || has_died();
+                if !knows {
+                    return Ok(false);
+                }
             }
+            // The roster goes first, and only if no new attempt has replaced it: whoever sets a key and still finds the
+            // roster then has set it before the keys go.
+            self.store.compare_set(ROSTER, found.as_deref(), None)?;
         }
+        // If the roster was gone, what this rank has set since then goes too.
+        self.delete_keys()?;
         Ok(true)
     }
 
@@ -322,12 +324,8 @@ impl<'a> Session<'a> {
     pub(crate) fn all_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
         let mut pause = Pause::new(limit);
         loop {
-            if !self.is_current()? {
-                // Cleared up, by a rank that saw all; or it ended in the middle of it.
-                self.delete_keys()?;
-                return Ok(true);
-            }
-            if self.all_know(verdict)? {
+            // Whoever sees it does it, because whoever saw it first may end in the middle of it.
+            if self.clear_up_if_all_know(verdict)? {
                 return Ok(true);
             }
             if !pause.again() {
