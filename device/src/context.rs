@@ -9,6 +9,7 @@ use meshreduce_driver_loader::sys::{self, CUcontext, CUresult};
 
 use crate::capture::Relaxed;
 use crate::error::{DriverError, Error, check, failure, log_failure};
+use crate::fork::Generation;
 use crate::identity::{Device, PciAddress};
 use crate::{RawStream, VisibleDevice};
 
@@ -20,7 +21,7 @@ pub struct PrimaryContext {
     /// The driver's number of the context, which a reset changes; `None` where the driver (before CUDA 12.0) has none.
     id: Option<u64>,
     /// The process that retained it.
-    pid: u32,
+    process: Generation,
     /// It was seen to be another's or none any more. It does not come back.
     reset: AtomicBool,
 }
@@ -56,7 +57,7 @@ impl PrimaryContext {
         // SAFETY: `raw` outlives the call and `device` is the driver's own.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device.raw()) })?;
         let id = id_of(raw);
-        Ok(Arc::new(Self { raw, device, id, pid: std::process::id(), reset: AtomicBool::new(false) }))
+        Ok(Arc::new(Self { raw, device, id, process: Generation::current(), reset: AtomicBool::new(false) }))
     }
 
     /// The CUDA ordinal of the device.
@@ -66,7 +67,7 @@ impl PrimaryContext {
 
     /// What has become of the context. Asks the driver, unless this is a forked child.
     pub fn state(&self) -> ContextState {
-        if std::process::id() != self.pid {
+        if !self.process.is_current() {
             return ContextState::Forked;
         }
         if !self.reset.load(Ordering::Relaxed) {
@@ -92,7 +93,7 @@ impl PrimaryContext {
             name: name.to_owned(),
             description: description.to_owned(),
         };
-        if std::process::id() != self.pid {
+        if !self.process.is_current() {
             let why = "the driver belongs to the process that this one was forked from";
             return Err(refused(CUresult::NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", why));
         }
@@ -132,6 +133,7 @@ impl PrimaryContext {
         mut call: impl FnMut() -> Result<(), DriverError>,
     ) -> Result<(), DriverError> {
         if !stream.is_special() {
+            self.usable()?;
             match call() {
                 Err(error) if error.wants_context() => {}
                 answer => return answer,

@@ -17,6 +17,7 @@ mod capture;
 mod context;
 mod error;
 mod event;
+mod fork;
 pub mod identity;
 mod ipc;
 mod mapped;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cust::context::{Context, CurrentContext};
 use cust::device::Device;
@@ -37,9 +37,20 @@ fn raw_call(lane: &mut Lane, data: &DeviceBuffer<Bf16>, stream: &NonBlocking) ->
     unsafe { lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, stream.raw()) }
 }
 
+/// Whether nothing runs on the stream. The driver may note that a moment after the last thing on it has ended; a kernel that
+/// waits for its peer runs for longer in these tests.
 fn is_idle(stream: &impl RawStream) -> bool {
-    // SAFETY: the stream is alive while it is borrowed.
-    unsafe { cust_raw::cuStreamQuery(stream.raw()) == CUresult::CUDA_SUCCESS }
+    let moment = Instant::now() + Duration::from_millis(50);
+    loop {
+        // SAFETY: the stream is alive while it is borrowed.
+        if unsafe { cust_raw::cuStreamQuery(stream.raw()) } == CUresult::CUDA_SUCCESS {
+            return true;
+        }
+        if Instant::now() >= moment {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Another thread of this process captures a graph in the global mode, until it is told to end; says how that ended.
