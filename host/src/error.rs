@@ -358,6 +358,14 @@ pub enum Error {
     /// This process was forked from the one that the communicator belongs to.
     #[error("a forked child cannot use its parent's communicator: only the parent's driver is initialised")]
     Forked,
+    /// A stream is not one of the primary context of the communicator's device, or is none.
+    #[error("the stream is not one of device {device}'s primary context: {source}")]
+    StreamNotOnDevice {
+        /// The device's ordinal.
+        device: u32,
+        /// What the driver says to a launch on it.
+        source: DriverError,
+    },
     /// A call came on another stream than the lane's last one, and nothing says in which order the two run.
     #[error(
         "a call of lane {lane} on another stream than the last one, and nothing orders the two: wait for the last call \

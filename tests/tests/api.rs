@@ -56,6 +56,26 @@ fn memory_of_another_device_is_refused_by_the_checked_calls() {
 }
 
 #[test]
+fn a_stream_of_another_device_is_refused_as_such() {
+    ranks(2, &config(), |communicator| {
+        let mut lane = communicator.lane(0).unwrap();
+        let mut data = ones(64);
+        let context =
+            |device| cust::context::Context::new(cust::device::Device::get_device(device).unwrap()).unwrap();
+        let other = context(6);
+        let elsewhere = stream();
+        let own = context(communicator.device());
+        match lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &elsewhere) {
+            Err(Error::StreamNotOnDevice { device, .. }) => assert_eq!(device, communicator.device()),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(communicator.launches(), 0);
+        drop((elsewhere, other, own, lane));
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
 fn misaligned_and_partly_overlapping_addresses_are_refused_before_anything_is_launched() {
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();

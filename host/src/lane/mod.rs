@@ -103,7 +103,7 @@ impl Lane {
     /// Nothing was launched, or runs any more, in any case; a graph whose capture the driver spoilt meanwhile may have the
     /// call. [`Error::Misaligned`] unless the addresses are multiples of the
     /// element's size, [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm,
-    /// [`Error::MessageTooLong`] and [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::Capturing`] for the
+    /// [`Error::MessageTooLong`] and [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::StreamNotOnDevice`]; [`Error::Capturing`] for the
     /// legacy default stream while another stream is being captured; [`Error::ContextReset`]; after a failure of the
     /// communicator, that failure again.
     pub unsafe fn all_reduce_raw(
@@ -261,7 +261,7 @@ impl Lane {
                 // pointers and the stream.
                 unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
             })
-            .map_err(|error| self.refusal(error))?;
+            .map_err(|error| self.refused_launch(error))?;
         shared.launches.fetch_add(1, Ordering::Relaxed);
         LAUNCHES.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the caller vouches for the stream, and the launch has shown that it is one of this context.
@@ -297,6 +297,16 @@ impl Lane {
     /// As [`crate::Communicator::status`].
     pub fn status(&self) -> Result<(), Error> {
         self.state.status()
+    }
+
+    /// A driver's refusal to launch, as the library's error: the kernel is there, so what is no good is the stream.
+    fn refused_launch(&self, error: DriverError) -> Error {
+        match self.refusal(error) {
+            Error::Driver(source) if source.wants_context() => {
+                Error::StreamNotOnDevice { device: self.state.context().ordinal(), source }
+            }
+            error => error,
+        }
     }
 
     /// A driver's refusal, as the library's error.
