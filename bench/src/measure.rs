@@ -93,15 +93,6 @@ impl Everyone<'_> {
         let device = if work.shared_device { 0 } else { rank as u32 };
         let _context = Current::new(device)?;
         let mut told = Told::default();
-        let mut communicators = Vec::new();
-        for &way in &work.ways {
-            match self.communicator(rank, device, way)? {
-                Ok(communicator) => communicators.push((way, communicator)),
-                Err(reason) => {
-                    told.absent.push(Absent { what: way.name().into(), reason, asked: (self.asked)(way) });
-                }
-            }
-        }
         let longest = work.cases.iter().map(|case| case.bytes).max().unwrap_or(0);
         let stream = Stream::new()?;
         let mut bench = Bench {
@@ -124,22 +115,32 @@ impl Everyone<'_> {
             told.floor = floor;
             told.absent.extend(absent);
         }
-        for (way, communicator) in &communicators {
+        drop(probe);
+        // One after the other, so that each has the whole device, as in a program that has one.
+        for &way in &work.ways {
+            let communicator = match self.communicator(rank, device, way)? {
+                Ok(communicator) => communicator,
+                Err(reason) => {
+                    told.absent.push(Absent { what: way.name().into(), reason, asked: (self.asked)(way) });
+                    continue;
+                }
+            };
+            // No rank loads or allocates while another one's kernels wait for it.
+            meeting.wait()?;
             let mut lane = communicator.lane(0)?;
             for (index, case) in work.cases.iter().enumerate() {
-                if let Some(reason) = not_run(communicator, *way, case) {
+                if let Some(reason) = not_run(&communicator, way, case) {
                     let what = format!("{} {} bytes", way.name(), case.bytes);
                     told.absent.push(Absent { what, reason, asked: false });
                     continue;
                 }
-                bench.case(communicator, &mut lane, *way, index, case, &mut told)?;
+                bench.case(&communicator, &mut lane, way, index, case, &mut told)?;
             }
-        }
-        meeting.wait()?;
-        drop((probe, bench));
-        for (_, communicator) in communicators {
+            drop(lane);
+            meeting.wait()?;
             communicator.close()?;
         }
+        meeting.wait()?;
         Ok(told)
     }
 
