@@ -274,6 +274,8 @@ fn a_peer_that_has_closed_is_named_as_such() {
             answer = lane.status();
         }
         assert!(matches!(answer, Err(Error::Closed { rank: 1, peer: 0 })), "{answer:?}");
+        drop(lane);
+        communicator.close().expect("both have closed");
     });
 }
 
