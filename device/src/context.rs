@@ -11,7 +11,7 @@ use crate::capture::Relaxed;
 use crate::error::{DriverError, Error, check, failure, log_failure};
 use crate::fork::Generation;
 use crate::identity::{Device, PciAddress};
-use crate::{RawStream, VisibleDevice};
+use crate::{ComputeCapability, RawStream, VisibleDevice};
 
 /// A retained primary context. The runtime API and most other crates use the same one.
 #[derive(Debug)]
@@ -186,12 +186,16 @@ impl PrimaryContext {
     ///
     /// The driver's.
     pub fn multiprocessors(&self) -> Result<u32, DriverError> {
-        let mut value = 0;
-        // SAFETY: `value` outlives the call.
-        check("cuDeviceGetAttribute", unsafe {
-            sys::cuDeviceGetAttribute(&mut value, MULTIPROCESSOR_COUNT, self.device.raw())
-        })?;
-        Ok(value.max(0) as u32)
+        self.device.attribute(MULTIPROCESSOR_COUNT)
+    }
+
+    /// The device's compute capability.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn compute_capability(&self) -> Result<ComputeCapability, DriverError> {
+        self.device.compute_capability()
     }
 
     /// Whether this device can access the memory of the one at `peer`. `None` if this process does not see that one.

@@ -39,4 +39,4 @@ pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};
 pub use peer_process::peer_process_id;
 pub use stream::{RawStream, Stream, StreamIdentity};
-pub use visible::VisibleDevice;
+pub use visible::{ComputeCapability, VisibleDevice};

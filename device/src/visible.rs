@@ -1,11 +1,30 @@
 //! A device that this process sees. Asking about it needs no context.
 
 use std::ffi::{CStr, CString};
+use std::fmt;
 
 use meshreduce_driver_loader::sys::{self, CUdevice};
 
 use crate::error::{DriverError, Error, check};
 use crate::identity::{Device, PciAddress};
+
+/// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
+const COMPUTE_CAPABILITY: [i32; 2] = [75, 76];
+
+/// The compute capability of a device. In order, so that the later one is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ComputeCapability {
+    /// The architecture: 7 for Volta, 9 for Hopper.
+    pub major: u32,
+    /// Its variant.
+    pub minor: u32,
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
 
 /// A device by its CUDA ordinal, which `CUDA_VISIBLE_DEVICES` decides.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +86,24 @@ impl VisibleDevice {
         let bytes = text.map(|byte| byte as u8);
         let name = CStr::from_bytes_until_nul(&bytes).map(|name| name.to_string_lossy().into_owned());
         Ok(name.unwrap_or_default())
+    }
+
+    /// Its compute capability.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn compute_capability(&self) -> Result<ComputeCapability, DriverError> {
+        let [major, minor] = COMPUTE_CAPABILITY;
+        Ok(ComputeCapability { major: self.attribute(major)?, minor: self.attribute(minor)? })
+    }
+
+    /// A count that the driver knows under this number of `CUdevice_attribute`.
+    pub(crate) fn attribute(&self, number: i32) -> Result<u32, DriverError> {
+        let mut value = 0;
+        // SAFETY: `value` outlives the call.
+        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, number, self.raw) })?;
+        Ok(value.max(0) as u32)
     }
 
     /// Where the device sits, and its UUID.

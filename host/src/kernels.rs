@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use meshreduce_device::{DriverError, Function, Module, PrimaryContext};
+use meshreduce_device::{ComputeCapability, DriverError, Function, Module, PrimaryContext};
 use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
 use sha2::{Digest, Sha256};
 
@@ -40,6 +40,10 @@ pub fn shipped_kernels() -> impl Iterator<Item = ShippedKernels> {
 
 impl Config {
     /// Runs this PTX text in place of the shipped one. Its digest is not checked; all ranks need the same text.
+    ///
+    /// Devices must be what its `.target` asks for, rather than what the shipped one does: a rank whose device is older
+    /// makes the outcome *not applicable* ([`crate::Reason::DeviceTooOld`]). Of a target such as `sm_90a` only the number
+    /// counts there. Whatever else the driver has against the text is an error ([`Error::KernelsRefused`]).
     ///
     /// # Safety
     ///
@@ -92,12 +96,32 @@ impl KernelText {
         }
     }
 
+    /// The compute capability that a device needs for all texts, as far as they say.
+    pub(crate) fn needed(texts: &[Self]) -> Option<ComputeCapability> {
+        texts.iter().filter_map(|text| target(text.text())).max()
+    }
+
     /// One digest over all texts, to be compared between ranks.
     pub(crate) fn digest(texts: &[Self]) -> String {
         let mut hash = Sha256::new();
         texts.iter().for_each(|text| hash.update(Sha256::digest(text.text())));
         hex(&hash.finalize())
     }
+}
+
+/// The compute capability that a device needs for the shipped texts for `world_size` ranks.
+pub(crate) fn needed_for_shipped(world_size: usize) -> Option<ComputeCapability> {
+    shipped_kernels().filter(|text| text.world_size == world_size).filter_map(|text| target(text.ptx)).max()
+}
+
+/// The compute capability in a text's `.target` (PTX ISA, "PTX Module Directives"), from which on it runs. What a suffix
+/// asks for beside is left to the driver, and so is a text without a target that can be read.
+fn target(ptx: &str) -> Option<ComputeCapability> {
+    let code = ptx.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
+    let mut words = code.flat_map(|line| line.split([' ', '\t', ','])).filter(|word| !word.is_empty());
+    words.find(|word| *word == ".target")?;
+    let number: u32 = words.next()?.strip_prefix("sm_")?.trim_end_matches(['a', 'f']).parse().ok()?;
+    Some(ComputeCapability { major: number / 10, minor: number % 10 })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -247,6 +271,27 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(verify("bare.ptx", ".version 7.0\n").is_err(), "a text without a header was not built");
+    }
+
+    #[test]
+    fn what_a_device_must_be_is_read_from_the_target() {
+        let at_least = |major, minor| Some(ComputeCapability { major, minor });
+        for (text, needed) in [
+            ("// .target sm_20\n.version 7.0\n.target sm_70\n.address_size 64", at_least(7, 0)),
+            (".version 8.8 .target\tsm_90a, debug // Hopper alone", at_least(9, 0)),
+            (".target sm_103f", at_least(10, 3)),
+            (".target sm_120", at_least(12, 0)),
+            (".target compute_70", None),
+            (".version 7.0", None),
+            (".target", None),
+        ] {
+            assert_eq!(target(text), needed, "{text}");
+        }
+        for world_size in 2..=8 {
+            let texts = KernelText::choose(&Config::default(), world_size).unwrap();
+            assert_eq!(KernelText::needed(&texts), at_least(7, 0));
+            assert_eq!(needed_for_shipped(world_size), at_least(7, 0));
+        }
     }
 
     #[test]

@@ -92,7 +92,7 @@ pub use error::{CudaVersion, DriverError, Error};
 pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::{Lane, StreamOrder};
 pub use launcher::{Launcher, LauncherError};
-pub use meshreduce_device::{RawEvent, RawStream, identity, loader};
+pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{DisabledBy, Outcome, Reason};
 pub use rendezvous::rendezvous;

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use meshreduce_device::ComputeCapability;
+
 use crate::communicator::Communicator;
 use crate::topology::Topology;
 
@@ -73,6 +75,15 @@ pub enum Reason {
         /// Two ranks in different ones.
         ranks: (usize, usize),
     },
+    /// A rank's device is older than the kernels can run on.
+    DeviceTooOld {
+        /// The first rank with such a device.
+        rank: usize,
+        /// What its device is.
+        found: ComputeCapability,
+        /// The oldest that will do: what the kernels were compiled for.
+        needed: ComputeCapability,
+    },
     /// Some pair of devices has no NVLink between them, and the mesh is no other that is known.
     UnknownTopology {
         /// Two ranks without a link.
@@ -111,6 +122,12 @@ impl fmt::Display for Reason {
                 "ranks {a} and {b} are in different network namespaces: run them in one (containers: share the host's or \
                  one container's network)"
             ),
+            Reason::DeviceTooOld { rank, found, needed } => {
+                write!(
+                    f,
+                    "the device of rank {rank} has compute capability {found}: the kernels need {needed} or later"
+                )
+            }
             Reason::UnknownTopology { ranks: (a, b) } => {
                 write!(f, "the topology is unknown: no NVLink between the devices of ranks {a} and {b}")
             }
@@ -144,6 +161,12 @@ mod tests {
         assert_eq!(disabled(variable(None)), "rank 3 is disabled because ENABLE_INTRA_NODE_COMM is not set");
         let none = Reason::NoDriver { rank: 2, message: "no CUDA driver: why".into() };
         assert_eq!(none.to_string(), "rank 2 has no device: no CUDA driver: why");
+        let (found, needed) =
+            (ComputeCapability { major: 6, minor: 1 }, ComputeCapability { major: 7, minor: 0 });
+        assert_eq!(
+            Reason::DeviceTooOld { rank: 3, found, needed }.to_string(),
+            "the device of rank 3 has compute capability 6.1: the kernels need 7.0 or later"
+        );
         assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
         assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
         assert!(Reason::NetworkNamespaces { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));

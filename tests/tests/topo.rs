@@ -93,6 +93,21 @@ fn a_bad_description_is_refused_with_file_key_and_reason() {
 }
 
 #[test]
+fn devices_that_are_too_old_are_told_by_compute_capability() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let shipped = include_str!("../../emulator/nodes/rtx3090x2.toml").replace("8.6", "6.0");
+    std::fs::write(file.path(), shipped).unwrap();
+    let node = file.path().to_str().unwrap();
+    let view = json(&["--node", node], None);
+    assert_eq!(column(&view, "compute_capability"), ["\"6.0\"", "\"6.0\""]);
+    let reason =
+        "not applicable: the device of rank 0 has compute capability 6.0: the kernels need 7.0 or later";
+    assert_eq!(view["rendezvous"], reason);
+    let text = text(&["--node", node]);
+    assert!(text.contains("fully connected") && !text.contains("Algorithms:"), "{text}");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_refused() {
     let output = topo(&["--node", "h100x4", "--devices", "0,4"], None);
     assert_eq!(output.status.code(), Some(2));

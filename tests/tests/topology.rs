@@ -200,3 +200,73 @@ fn without_peer_access_between_all_forcing_full_connection_is_not_applicable() {
         );
     }
 }
+
+/// P100s, which have NVLink and peer access, linked as in a DGX-1 of their time. There is no room for a segment on them.
+fn pascal(gpus: usize) -> String {
+    let links = |a: usize, b: usize| u8::from(a != b && (a / 4 == b / 4 || a % 4 == b % 4));
+    let direct: Vec<Vec<u8>> = (0..gpus).map(|a| (0..gpus).map(|b| links(a, b)).collect()).collect();
+    format!(
+        "name = \"p100\"\ngpus = {gpus}\n[gpu]\nname = \"Tesla P100\"\ncompute_capability = \"6.0\"\nmultiprocessors = 56\n\
+         blocks_per_multiprocessor = 2\nmemory_mib = 1\n[nvlink]\nversion = 1\ndirect = {direct:?}\n[p2p]\naccess = \"nvlink\"\n"
+    )
+}
+
+#[test]
+fn devices_that_are_too_old_for_the_kernels_are_not_applicable_before_anything_is_allocated() {
+    for (gpus, ranks) in [(4, 4), (8, 8), (8, 3)] {
+        let (scene, _file) = described(&pascal(gpus), ranks, vec![case(4096)]);
+        let played = scene.in_processes().play();
+        for rank in 0..ranks {
+            let reason = played.not_applicable(rank);
+            assert_eq!(
+                reason,
+                "the device of rank 0 has compute capability 6.0: the kernels need 7.0 or later"
+            );
+        }
+        assert!(played.exits.iter().all(|exit| exit.status.success()), "{}", played.story());
+        assert!(played.left_in_store.is_empty(), "left in the store: {:?}", played.left_in_store);
+    }
+}
+
+#[test]
+fn one_device_that_is_too_old_is_named_on_all_ranks_and_may_be_left_out() {
+    let old = "[[gpu_override]]\nindex = 2\ncompute_capability = \"6.0\"\n[nvlink]";
+    let text = switched("switch = [18, 18, 4, 18, 18, 18, 18, 18]").replace("[nvlink]", old);
+    let (scene, _file) = described(&text, 4, vec![case(4096)]);
+    let played = scene.in_processes().play();
+    for rank in 0..4 {
+        let reason = played.not_applicable(rank);
+        assert_eq!(reason, "the device of rank 2 has compute capability 6.0: the kernels need 7.0 or later");
+    }
+    let (mut scene, _file) = described(&text, 4, vec![case(4096)]);
+    scene.job.devices = vec![0, 1, 3, 4];
+    scene.play().assert_all_ok(4, 1);
+}
+
+#[test]
+fn what_devices_must_be_follows_from_the_target_of_a_text_that_is_given() {
+    let shipped = std::fs::read_to_string("../host/ptx/one_shot_w2.ptx").expect("the shipped text");
+    let play = |text: &str, ptx_target: &str| {
+        let (mut scene, _node) = described(text, 2, vec![case(4096)]);
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let given = shipped.replacen(".target sm_70", &format!(".target {ptx_target}"), 1);
+        std::fs::write(file.path(), given).expect("it can be written");
+        scene.job.ptx = Some(file.path().to_owned());
+        scene.play()
+    };
+    let hopper = switched("switch = [18, 18, 18, 18, 18, 18, 18, 18]");
+    play(&hopper, "sm_90").assert_all_ok(2, 1);
+    let ampere = switched("switch = [12, 12, 12, 12, 12, 12, 12, 12]").replace("9.0", "8.0");
+    let played = play(&ampere, "sm_90");
+    for rank in 0..2 {
+        let reason = played.not_applicable(rank);
+        assert_eq!(reason, "the device of rank 0 has compute capability 8.0: the kernels need 9.0 or later");
+    }
+    // Text for an older device is compiled for it, and the driver has the last word.
+    let played = play(&pascal(4).replace("memory_mib = 1\n", "memory_mib = 64\n"), "sm_60");
+    assert!(
+        played.events.iter().all(|event| !matches!(event, Event::NotApplicable { .. })),
+        "{}",
+        played.story()
+    );
+}

@@ -19,8 +19,9 @@ use abi::{CuResult, INVALID_VALUE, NOT_SUPPORTED, Out, SUCCESS, exports};
 /// CUDA 12.9.
 const VERSION: i32 = 12090;
 const DEVICES: i32 = 8;
-/// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`, and the answer.
-const MULTIPROCESSORS: (i32, i32) = (16, 132);
+/// Attributes of a device, and the answers: `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`, `_COMPUTE_CAPABILITY_MAJOR` and
+/// `_COMPUTE_CAPABILITY_MINOR`.
+const ATTRIBUTES: [(i32, i32); 3] = [(16, 132), (75, 9), (76, 0)];
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`, and `CU_MEMORYTYPE_DEVICE`.
 const MEMORY_TYPE: (i32, u32) = (2, 2);
 /// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
@@ -86,7 +87,8 @@ exports! {
     }
     fn cuDeviceGetUuid_v2(uuid: Out<[u8; 16]>, device: i32) { uuid.set([device as u8 + 1; 16]) }
     fn cuDeviceGetAttribute(value: Out<i32>, attribute: i32, _device: i32) {
-        if attribute == MULTIPROCESSORS.0 { value.set(MULTIPROCESSORS.1) } else { NOT_SUPPORTED }
+        let known = ATTRIBUTES.iter().find(|(known, _)| *known == attribute);
+        known.map_or(NOT_SUPPORTED, |(_, answer)| value.set(*answer))
     }
     fn cuDeviceCanAccessPeer(can: Out<i32>, _device: i32, _peer: i32) { can.set(1) }
 

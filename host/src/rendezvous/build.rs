@@ -62,10 +62,12 @@ impl Assembly {
             network: namespace("net")?,
             device: context.identity()?,
         };
+        let capability = context.compute_capability()?;
         let settings = settings(config, world_size, &KernelText::digest(&texts));
 
-        let first = session.exchange(Step::First, &First { identity, settings })?;
-        if let Some(verdict) = judge_first(&first, config.allow_shared_devices) {
+        let first = session.exchange(Step::First, &First { identity, capability, settings })?;
+        let needed = KernelText::needed(&texts);
+        if let Some(verdict) = judge_first(&first, config.allow_shared_devices, needed) {
             return Err(session.decide(verdict));
         }
         let devices: Vec<Device> = first.iter().map(|first| first.identity.device).collect();

@@ -1,12 +1,12 @@
 //! What ranks tell each other in the two exchanges, and what follows from it.
 #![forbid(unsafe_code)]
 
-use meshreduce_device::IpcHandle;
 use meshreduce_device::identity::{Device, Host, PciAddress, Process};
+use meshreduce_device::{ComputeCapability, IpcHandle};
 
 use super::payload::{Malformed, Payload, Reader, Writer};
 use super::roster::{read_process, write_process};
-use super::verdict::{Failure, Verdict, read_topology};
+use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
 use crate::algorithms::Ground;
 use crate::config::Config;
 use crate::control::connect::Place;
@@ -27,6 +27,8 @@ pub(crate) struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct First {
     pub(crate) identity: Identity,
+    /// What its device is.
+    pub(crate) capability: ComputeCapability,
     /// Name and value of everything that must be equal.
     pub(crate) settings: Vec<(String, String)>,
 }
@@ -58,8 +60,13 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
     .to_vec()
 }
 
-/// What the first exchange comes to, equal on all ranks: `None` is to go on.
-pub(crate) fn judge_first(all: &[First], shared_devices: bool) -> Option<Verdict> {
+/// What the first exchange comes to, equal on all ranks: `None` is to go on. The kernels, which all ranks have alike when
+/// it matters, need devices of the capability `needed`.
+pub(crate) fn judge_first(
+    all: &[First],
+    shared_devices: bool,
+    needed: Option<ComputeCapability>,
+) -> Option<Verdict> {
     let first = &all[0];
     if let Some((rank, other)) =
         all.iter().enumerate().find(|(_, other)| other.identity.host != first.identity.host)
@@ -85,7 +92,17 @@ pub(crate) fn judge_first(all: &[First], shared_devices: bool) -> Option<Verdict
             }
         }
     }
-    None
+    judge_devices(all.iter().map(|one| one.capability), needed).map(Verdict::NotApplicable)
+}
+
+/// Why devices of these capabilities, by rank, cannot run kernels that need `needed`, if they cannot.
+pub(crate) fn judge_devices(
+    capabilities: impl Iterator<Item = ComputeCapability>,
+    needed: Option<ComputeCapability>,
+) -> Option<Reason> {
+    let needed = needed?;
+    let (rank, found) = capabilities.enumerate().find(|(_, found)| *found < needed)?;
+    Some(Reason::DeviceTooOld { rank, found, needed })
 }
 
 /// The first setting in which two ranks differ.
@@ -167,6 +184,7 @@ impl Payload for First {
         out.u32(device.pci.domain);
         out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
         out.raw(&device.uuid);
+        write_capability(self.capability, out);
         out.u32(self.settings.len() as u32);
         for (name, value) in &self.settings {
             out.text(name);
@@ -181,8 +199,9 @@ impl Payload for First {
         let domain = from.u32()?;
         let [bus, device, function] = from.array()?;
         let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
+        let capability = read_capability(from)?;
         let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
-        Ok(Self { identity: Identity { host, process, network, device }, settings })
+        Ok(Self { identity: Identity { host, process, network, device }, capability, settings })
     }
 }
 
@@ -241,6 +260,13 @@ impl Payload for Acknowledgement {
 mod tests {
     use super::*;
 
+    const PASCAL: ComputeCapability = ComputeCapability { major: 6, minor: 0 };
+    const VOLTA: ComputeCapability = ComputeCapability { major: 7, minor: 0 };
+
+    fn judge(all: &[First], shared_devices: bool) -> Option<Verdict> {
+        judge_first(all, shared_devices, Some(VOLTA))
+    }
+
     fn first(bus: u8) -> First {
         First {
             identity: Identity {
@@ -252,6 +278,7 @@ mod tests {
                     uuid: [bus; 16],
                 },
             },
+            capability: VOLTA,
             settings: settings(&Config::default(), 2, "digest"),
         }
     }
@@ -279,7 +306,7 @@ mod tests {
 
     #[test]
     fn equal_ranks_on_different_devices_go_on() {
-        assert_eq!(judge_first(&[first(1), first(2)], false), None);
+        assert_eq!(judge(&[first(1), first(2)], false), None);
         assert_eq!(judge_second(&[second(18), second(18)]), None);
     }
 
@@ -289,14 +316,14 @@ mod tests {
         other.settings = settings(&Config::default().lanes(2), 2, "digest");
         let expected =
             Failure::Different { field: "lanes".into(), ranks: (0, 1), values: ("1".into(), "2".into()) };
-        assert_eq!(judge_first(&[first(1), other], false), Some(Verdict::Failed(expected)));
+        assert_eq!(judge(&[first(1), other], false), Some(Verdict::Failed(expected)));
     }
 
     #[test]
     fn a_host_that_was_restarted_is_another_host() {
         let mut other = first(2);
         other.identity.host.boot_id = "later".into();
-        match judge_first(&[first(1), other], false) {
+        match judge(&[first(1), other], false) {
             Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts })) => {
                 assert!(hosts.1.contains("later"));
             }
@@ -309,17 +336,29 @@ mod tests {
         let mut other = first(2);
         other.identity.network = 10;
         let reason = Reason::NetworkNamespaces { ranks: (0, 1) };
-        assert_eq!(judge_first(&[first(1), other], false), Some(Verdict::NotApplicable(reason)));
+        assert_eq!(judge(&[first(1), other], false), Some(Verdict::NotApplicable(reason)));
     }
 
     #[test]
     fn one_device_for_two_ranks_must_be_allowed() {
         let all = [first(1), first(2), first(1)];
-        match judge_first(&all, false) {
+        match judge(&all, false) {
             Some(Verdict::Failed(Failure::DeviceTwice { ranks, .. })) => assert_eq!(ranks, (0, 2)),
             verdict => panic!("{verdict:?}"),
         }
-        assert_eq!(judge_first(&all, true), None);
+        assert_eq!(judge(&all, true), None);
+    }
+
+    #[test]
+    fn the_first_device_that_is_too_old_is_named_with_what_is_needed() {
+        let old = |bus| First { capability: PASCAL, ..first(bus) };
+        let reason = Reason::DeviceTooOld { rank: 1, found: PASCAL, needed: VOLTA };
+        let all = [first(1), old(2), old(3)];
+        assert_eq!(judge(&all, false), Some(Verdict::NotApplicable(reason)));
+        assert_eq!(judge_first(&all, false, Some(PASCAL)), None, "other kernels may ask for less");
+        assert_eq!(judge_first(&all, false, None), None, "what is not known is left to the driver");
+        // What is broken is said first.
+        assert!(matches!(judge(&[old(1), old(1)], false), Some(Verdict::Failed(_))));
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::error::Error;
 use crate::outcome::{Outcome, Reason};
 use crate::store::Store;
 use build::Assembly;
-pub(crate) use exchange::judge_view;
+pub(crate) use exchange::{judge_devices, judge_view};
 use session::{Joined, Session, Stop};
 use verdict::Verdict;
 

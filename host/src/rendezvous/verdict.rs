@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use meshreduce_device::ComputeCapability;
 use meshreduce_wire::Algorithm;
 
 use super::payload::{Malformed, Payload, Reader, Writer};
@@ -204,6 +205,12 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
             out.u8(9);
             write_pair(out, *ranks);
         }
+        Reason::DeviceTooOld { rank, found, needed } => {
+            out.u8(10);
+            out.rank(*rank);
+            write_capability(*found, out);
+            write_capability(*needed, out);
+        }
     }
 }
 
@@ -218,6 +225,11 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
         7 => Reason::NoAlgorithm { topology: read_topology(from)? },
         8 => Reason::NoDriver { rank: from.rank()?, message: from.text()? },
         9 => Reason::NetworkNamespaces { ranks: read_pair(from)? },
+        10 => Reason::DeviceTooOld {
+            rank: from.rank()?,
+            found: read_capability(from)?,
+            needed: read_capability(from)?,
+        },
         _ => return Err(Malformed(format!("{code} is no reason"))),
     })
 }
@@ -245,6 +257,15 @@ fn read_disabled_by(from: &mut Reader<'_>) -> Result<DisabledBy, Malformed> {
 pub(super) fn read_topology(from: &mut Reader<'_>) -> Result<Topology, Malformed> {
     let code = from.u8()?;
     Topology::from_repr(code).ok_or_else(|| Malformed(format!("{code} is no topology")))
+}
+
+pub(super) fn write_capability(capability: ComputeCapability, out: &mut Writer) {
+    out.u32(capability.major);
+    out.u32(capability.minor);
+}
+
+pub(super) fn read_capability(from: &mut Reader<'_>) -> Result<ComputeCapability, Malformed> {
+    Ok(ComputeCapability { major: from.u32()?, minor: from.u32()? })
 }
 
 fn write_failure(failure: &Failure, out: &mut Writer) {
@@ -341,6 +362,11 @@ mod tests {
             Reason::NoAlgorithm { topology: Topology::HybridCubeMesh },
             Reason::NoDriver { rank: 1, message: text() },
             Reason::NetworkNamespaces { ranks: (1, 2) },
+            Reason::DeviceTooOld {
+                rank: 6,
+                found: ComputeCapability { major: 6, minor: 1 },
+                needed: ComputeCapability { major: 7, minor: 0 },
+            },
         ];
         let failures = [
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },

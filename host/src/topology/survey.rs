@@ -1,16 +1,17 @@
 //! A look at the links of some devices before there are ranks: what a rendezvous would find.
 #![forbid(unsafe_code)]
 
-use meshreduce_device::VisibleDevice;
 use meshreduce_device::identity::Device;
+use meshreduce_device::{ComputeCapability, VisibleDevice};
 use meshreduce_wire::{Algorithm, MAX_RANKS, MIN_RANKS};
 
 use super::nvml::{Fabric, Links, mesh};
 use super::{HybridCubeMesh, Mesh, Topology};
 use crate::algorithms::Ground;
 use crate::error::Error;
+use crate::kernels::needed_for_shipped;
 use crate::outcome::Reason;
-use crate::rendezvous::judge_view;
+use crate::rendezvous::{judge_devices, judge_view};
 
 /// How some devices are linked. The devices are numbered as ranks would be, in the order in which they were named.
 ///
@@ -38,6 +39,8 @@ pub struct Surveyed {
     pub ordinal: u32,
     /// The product's name.
     pub name: String,
+    /// What it is.
+    pub compute_capability: ComputeCapability,
     /// Where it sits, and its UUID.
     pub device: Device,
     /// What its links lead to.
@@ -101,6 +104,7 @@ impl Survey {
             surveyed.push(Surveyed {
                 ordinal: one.ordinal(),
                 name: one.name()?,
+                compute_capability: one.compute_capability()?,
                 device: devices[index],
                 links: (&links[index]).into(),
                 accesses: devices.iter().map(can_access).collect::<Result<_, Error>>()?,
@@ -125,7 +129,7 @@ impl Survey {
     }
 
     /// What a rendezvous of one rank a device would come to: the topology it would use, or why it would not apply.
-    /// It is judged by the rendezvous's own rule.
+    /// It is judged by the rendezvous's own rule, for the shipped kernels.
     ///
     /// # Errors
     ///
@@ -133,6 +137,10 @@ impl Survey {
     pub fn verdict(&self) -> Result<Topology, Reason> {
         if !(MIN_RANKS..=MAX_RANKS).contains(&self.devices.len()) {
             return Err(Reason::WorldSize(self.devices.len()));
+        }
+        let capabilities = self.devices.iter().map(|one| one.compute_capability);
+        if let Some(reason) = judge_devices(capabilities, needed_for_shipped(self.devices.len())) {
+            return Err(reason);
         }
         let topology = self.mesh.classify();
         let barred = |rank: usize| {
@@ -168,6 +176,7 @@ mod tests {
         let device = |rank: usize| Surveyed {
             ordinal: rank as u32,
             name: "GPU".to_owned(),
+            compute_capability: ComputeCapability { major: 7, minor: 0 },
             device: Device { pci: "0:1:0.0".parse().unwrap(), uuid: [rank as u8; 16] },
             links: LinkCounts::default(),
             accesses: (0..size).map(|peer| peer != rank && can(rank, peer)).collect(),
@@ -191,6 +200,15 @@ mod tests {
         assert_eq!(survey(4, |_, _| 4, |_, _| true).algorithms(), [Algorithm::OneShot, Algorithm::TwoShot]);
         let barred = survey(4, |_, _| 4, |a, b| (a, b) != (3, 1));
         assert_eq!(barred.verdict(), Err(Reason::NoPeerAccess { ranks: (3, 1) }));
+    }
+
+    #[test]
+    fn one_device_that_is_too_old_is_named_whatever_the_links() {
+        let mut mixed = survey(4, |_, _| 0, |_, _| true);
+        mixed.devices[2].compute_capability = ComputeCapability { major: 6, minor: 0 };
+        let (found, needed) = (mixed.devices[2].compute_capability, mixed.devices[0].compute_capability);
+        assert_eq!(mixed.verdict(), Err(Reason::DeviceTooOld { rank: 2, found, needed }));
+        assert!(mixed.algorithms().is_empty());
     }
 
     #[test]

@@ -73,6 +73,7 @@ fn devices(view: &View) -> String {
     table.set_header([
         "device",
         "name",
+        "compute",
         "PCI bus id",
         "UUID",
         "direct",
@@ -86,6 +87,7 @@ fn devices(view: &View) -> String {
         table.add_row([
             view.name(index),
             device.name.clone(),
+            device.compute_capability.clone(),
             device.pci_bus_id.clone(),
             device.uuid.clone(),
             device.direct.to_string(),
@@ -104,7 +106,7 @@ fn devices(view: &View) -> String {
             },
         ]);
     }
-    for column in 4..8 {
+    for column in 5..9 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
