@@ -1,6 +1,8 @@
 //! What can be broken, as types that carry what is needed to act.
 #![forbid(unsafe_code)]
 
+mod namespaces;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use meshreduce_device::{ContextState, PrimaryContext};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 
 pub use meshreduce_device::{CudaVersion, DriverError};
+pub use namespaces::SharedNamespaces;
 
 use crate::config::ConfigError;
 use crate::store::StoreError;
@@ -133,12 +136,17 @@ pub enum Error {
         device: String,
     },
     /// A peer's memory could not be opened.
-    #[error("rank {rank} may not open the memory of rank {peer}: {source}")]
+    #[error(
+        "rank {rank} may not open the memory of rank {peer}: {source}{}",
+        namespaces.map_or_else(String::new, SharedNamespaces::told)
+    )]
     IpcRefused {
         /// This rank.
         rank: usize,
         /// The peer.
         peer: usize,
+        /// What their processes share of what it takes; `None` if they are threads of one process, where it takes nothing.
+        namespaces: Option<SharedNamespaces>,
         /// The driver's answer.
         source: DriverError,
     },

@@ -8,7 +8,7 @@ use meshreduce_wire::segment::SegmentLayout;
 
 use meshreduce_device::{DeviceMemory, DriverError, Import, IpcHandle, PrimaryContext, Stream};
 
-use crate::error::Error;
+use crate::error::{Error, SharedNamespaces};
 
 /// This rank's segment. Peers in this process hold it too, so that it is freed when the last of them lets go.
 #[derive(Debug)]
@@ -59,16 +59,18 @@ pub(crate) enum Mapping {
 }
 
 impl Mapping {
-    /// Opens what a rank of another process offers.
+    /// Opens what a rank of another process offers, of which `namespaces` says what it shares with this one.
     pub(crate) fn remote(
         context: &Arc<PrimaryContext>,
         rank: usize,
         peer: usize,
         handle: &IpcHandle,
         needed: u64,
+        namespaces: SharedNamespaces,
     ) -> Result<Self, Error> {
-        let import =
-            Import::open(context, handle).map_err(|source| Error::IpcRefused { rank, peer, source })?;
+        let namespaces = Some(namespaces);
+        let refused = |source| Error::IpcRefused { rank, peer, namespaces, source };
+        let import = Import::open(context, handle).map_err(refused)?;
         // Kernels go by the layout that was agreed on; what the store says is not believed for memory.
         if let Some(found) = import.bytes().filter(|found| *found < needed) {
             return Err(Error::SegmentTooSmall { rank, peer, found, needed });
@@ -93,6 +95,7 @@ impl Mapping {
         context.enable_peer(segment.memory.context()).map_err(|source| Error::IpcRefused {
             rank,
             peer,
+            namespaces: None,
             source,
         })?;
         let found = segment.memory.bytes();

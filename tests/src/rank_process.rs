@@ -50,12 +50,22 @@ impl Stage {
         command
     }
 
+    /// The same, with `part` in its environment as [`Part::name`].
+    ///
+    /// # Panics
+    /// As [`Stage::command`].
+    pub fn command_as(&self, rank: usize, part: &str) -> Command {
+        let mut command = self.command(rank);
+        command.env(PART, part);
+        command
+    }
+
     /// Starts a rank, with `part` in its environment as [`Part::name`].
     ///
     /// # Panics
     /// If it does not start.
     pub fn start(&self, rank: usize, part: &str) -> Child {
-        self.command(rank).env(PART, part).spawn().expect("the process starts")
+        self.command_as(rank, part).spawn().expect("the process starts")
     }
 
     /// What is left in the store, but for its lock.
@@ -88,7 +98,7 @@ pub struct Part {
     pub world_size: usize,
     /// Where they meet.
     pub store: FileStore,
-    /// What [`Stage::start`] was given.
+    /// What [`Stage::command_as`] or [`Stage::start`] was given.
     pub name: String,
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use cust::context::Context;
@@ -11,7 +11,7 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Bf16, Communicator, Config, Error, Op, Outcome, rendezvous};
-use meshreduce_tests::in_process::BRIEF;
+use meshreduce_tests::in_process::{BRIEF, fail_driver_calls};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -42,11 +42,15 @@ fn all_reduce(communicator: &Communicator) -> Result<(), Error> {
 #[test]
 fn rank() {
     let Some(part) = Part::of_this_process() else { return };
+    if part.name == "is refused" {
+        const INVALID_VALUE: u32 = 1;
+        fail_driver_calls("cuIpcOpenMemHandle_v2", INVALID_VALUE, 0, 1);
+    }
     let met = rendezvous(&part.store, part.rank, part.world_size, part.rank as u32, &config(&part));
     let communicator = match met {
         Ok(Outcome::Ready(communicator)) => communicator,
         Ok(Outcome::NotApplicable(reason)) => return part.say(&format!("not applicable: {reason}")),
-        Err(error) => return part.say(&format!("{error:?}")),
+        Err(error) => return part.say(&format!("{error:?}: {error}")),
     };
     part.say("ready");
     part.say(&format!("listens on {} sockets", listening()));
@@ -229,24 +233,58 @@ fn ranks_that_die_together_leave_nothing_in_the_store_of_the_one_that_lives() {
     assert!(stage.keys().is_empty(), "left in the store: {:?}", stage.keys());
 }
 
+/// The command, in namespaces of its own that `unshare` makes.
+fn unshared(namespaces: &[&str], command: &Command) -> Command {
+    let mut inner = Command::new("unshare");
+    inner.args(namespaces).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        inner.env(name, value.unwrap_or_default());
+    }
+    inner.stdout(Stdio::piped());
+    inner
+}
+
+fn may_unshare(namespaces: &[&str]) -> bool {
+    let output = Command::new("unshare").args(namespaces).arg("true").output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+#[test]
+fn memory_that_is_refused_between_containers_comes_with_the_cure() {
+    const CONTAINED: &[&str] = &["--ipc", "--pid", "--fork", "--mount-proc"];
+    if !may_unshare(CONTAINED) {
+        eprintln!("skipping: this user may not make pid and IPC namespaces");
+        return;
+    }
+    for (contained, facts, told) in [
+        // The emulated driver opens memory across IPC namespaces, so it is told to refuse.
+        (&CONTAINED[..1], "pid: Some(true), ipc: Some(false)", "different IPC namespaces"),
+        (&CONTAINED[1..], "pid: Some(false), ipc: Some(true)", "different pid namespaces"),
+        (CONTAINED, "pid: Some(false), ipc: Some(false)", "different pid and IPC namespaces"),
+    ] {
+        let stage = Stage::new("rank", 2);
+        let ranks = [stage.command_as(0, "is refused"), stage.command(1)];
+        let ranks = ranks.map(|command| unshared(contained, &command).spawn().unwrap()).map(heard);
+        // One that looks late hears of the other's refusal.
+        let facts = format!("namespaces: Some(SharedNamespaces {{ {facts}");
+        assert!(ranks.iter().any(|rank| rank.0[0].contains(&facts)), "{facts} is in neither of {ranks:?}");
+        for rank in &ranks {
+            assert_said(rank, told);
+            assert_said(rank, "docker run --pid=host --ipc=host");
+        }
+        assert!(stage.keys().is_empty(), "left in the store: {:?}", stage.keys());
+    }
+}
+
 #[test]
 fn ranks_in_network_namespaces_of_their_own_are_not_applicable_and_leave_nothing() {
-    let unshared = |command: &mut std::process::Command| {
-        let mut inner = std::process::Command::new("unshare");
-        inner.arg("--net").arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            inner.env(name, value.unwrap_or_default());
-        }
-        inner.stdout(std::process::Stdio::piped());
-        inner
-    };
-    let may = std::process::Command::new("unshare").args(["--net", "true"]).output();
-    if !may.is_ok_and(|output| output.status.success()) {
+    if !may_unshare(&["--net"]) {
         eprintln!("skipping: this user may not make network namespaces");
         return;
     }
     let stage = Stage::new("rank", 2);
-    let ranks: Vec<_> = (0..2).map(|rank| unshared(&mut stage.command(rank)).spawn().unwrap()).collect();
+    let ranks: Vec<_> =
+        (0..2).map(|rank| unshared(&["--net"], &stage.command(rank)).spawn().unwrap()).collect();
     for rank in ranks {
         assert_said(&heard(rank), "not applicable: ranks 0 and 1 are in different network namespaces");
     }

@@ -119,6 +119,7 @@ fn memory_of_another_node_is_refused_with_both_ranks() {
     for (kind, message) in failures {
         assert!(matches!(kind, "IpcRefused" | "RankFailed"), "{kind}: {message}");
         assert!(message.contains("may not open the memory of rank"), "{message}");
+        assert!(message.contains("their processes share the pid and IPC namespace"), "{message}");
     }
 }
 

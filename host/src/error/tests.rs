@@ -41,7 +41,7 @@ fn messages_name_what_is_needed_to_act() {
             "configured differently: lanes is 1 on rank 0 and 2 on rank 4",
         ),
         (
-            Error::IpcRefused { rank: 0, peer: 4, source: driver },
+            Error::IpcRefused { rank: 0, peer: 4, namespaces: None, source: driver },
             "rank 0 may not open the memory of rank 4: cuIpcOpenMemHandle failed with \
              CUDA_ERROR_PEER_ACCESS_UNSUPPORTED (217): peer access is not supported between these two devices",
         ),

@@ -60,6 +60,8 @@ impl Assembly {
             host: Host::current()?,
             process,
             network: namespace("net")?,
+            // Only messages tell of it.
+            ipc: namespace("ipc").unwrap_or(0),
             device: context.identity()?,
         };
         let capability = context.compute_capability()?;
@@ -126,7 +128,8 @@ impl Assembly {
             } else if processes[peer] == process {
                 Some(Mapping::local(&context, session.generation(), rank, peer, layout.bytes())?)
             } else {
-                match Mapping::remote(&context, rank, peer, &offer.ipc, layout.bytes()) {
+                let namespaces = first[rank].identity.shares_with(&first[peer].identity);
+                match Mapping::remote(&context, rank, peer, &offer.ipc, layout.bytes(), namespaces) {
                     Ok(mapping) => Some(mapping),
                     // The memory of a process that died is gone: that is the failure, not the refusal.
                     Err(Error::IpcRefused { .. }) if dies_soon(&processes[peer]) => {

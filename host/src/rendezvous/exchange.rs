@@ -10,6 +10,7 @@ use super::verdict::{Failure, Verdict, read_capability, read_topology, write_cap
 use crate::algorithms::Ground;
 use crate::config::Config;
 use crate::control::connect::Place;
+use crate::error::SharedNamespaces;
 use crate::outcome::Reason;
 use crate::topology::{Mesh, Topology};
 
@@ -20,7 +21,17 @@ pub(crate) struct Identity {
     pub(crate) process: Process,
     /// Its network namespace, as an inode.
     pub(crate) network: u64,
+    /// Its IPC namespace, as an inode; 0 where the system does not tell.
+    pub(crate) ipc: u64,
     pub(crate) device: Device,
+}
+
+impl Identity {
+    /// What this rank's process shares with another's.
+    pub(crate) fn shares_with(&self, other: &Self) -> SharedNamespaces {
+        let pid = (self.process.namespace, other.process.namespace);
+        SharedNamespaces::of(pid, (self.ipc, other.ipc))
+    }
 }
 
 /// The first exchange: who the rank is and how it is configured.
@@ -176,11 +187,12 @@ impl Payload for First {
     const KIND: u8 = 2;
 
     fn write(&self, out: &mut Writer) {
-        let Identity { host, process, network, device } = &self.identity;
+        let Identity { host, process, network, ipc, device } = &self.identity;
         out.text(&host.name);
         out.text(&host.boot_id);
         write_process(process, out);
         out.u64(*network);
+        out.u64(*ipc);
         out.u32(device.pci.domain);
         out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
         out.raw(&device.uuid);
@@ -196,12 +208,13 @@ impl Payload for First {
         let host = Host { name: from.text()?, boot_id: from.text()? };
         let process = read_process(from)?;
         let network = from.u64()?;
+        let ipc = from.u64()?;
         let domain = from.u32()?;
         let [bus, device, function] = from.array()?;
         let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
         let capability = read_capability(from)?;
         let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
-        Ok(Self { identity: Identity { host, process, network, device }, capability, settings })
+        Ok(Self { identity: Identity { host, process, network, ipc, device }, capability, settings })
     }
 }
 
@@ -273,6 +286,7 @@ mod tests {
                 host: Host { name: "host".into(), boot_id: "boot".into() },
                 process: Process { pid: u32::from(bus), namespace: 1, start_time: 2, clock: 3 },
                 network: 9,
+                ipc: 8,
                 device: Device {
                     pci: PciAddress { domain: 0, bus, device: 0, function: 0 },
                     uuid: [bus; 16],
@@ -337,6 +351,15 @@ mod tests {
         other.identity.network = 10;
         let reason = Reason::NetworkNamespaces { ranks: (0, 1) };
         assert_eq!(judge(&[first(1), other], false), Some(Verdict::NotApplicable(reason)));
+    }
+
+    #[test]
+    fn a_rank_knows_what_its_process_shares_with_a_peers() {
+        let own = first(1).identity;
+        assert_eq!(own.shares_with(&first(2).identity), SharedNamespaces::of((1, 1), (8, 8)));
+        let process = Process { namespace: 2, ..first(2).identity.process };
+        let contained = Identity { process, ipc: 0, ..first(2).identity };
+        assert_eq!(own.shares_with(&contained), SharedNamespaces::of((1, 2), (8, 0)));
     }
 
     #[test]
