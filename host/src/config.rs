@@ -204,7 +204,8 @@ impl Config {
         self
     }
 
-    /// Takes the topology as given, whatever NVML says of it. `None`: as it is.
+    /// Takes the topology as given, whatever NVML says of it: for tests, and where NVML does not tell it
+    /// ([`crate::Reason::LinksHidden`]). The devices must still be able to access each other's memory. `None`: as it is.
     pub fn force_topology(mut self, topology: Option<Topology>) -> Self {
         self.forced_topology = topology;
         self

@@ -89,6 +89,15 @@ pub enum Reason {
         /// Two ranks without a link.
         ranks: (usize, usize),
     },
+    /// The topology is unknown, and the devices of all ranks that lack a link between them have links that are up, of which
+    /// NVML does not tell where they lead: a virtual machine does not show its NVSwitches. Who knows what the links are can
+    /// say it: [`crate::Config::force_topology`], [`crate::Config::assume_links`].
+    LinksHidden {
+        /// The first two such ranks.
+        ranks: (usize, usize),
+        /// How many such links their devices have.
+        links: (u32, u32),
+    },
     /// Two ranks saw different links.
     TopologiesDiffer {
         /// The two ranks.
@@ -131,6 +140,14 @@ impl fmt::Display for Reason {
             Reason::UnknownTopology { ranks: (a, b) } => {
                 write!(f, "the topology is unknown: no NVLink between the devices of ranks {a} and {b}")
             }
+            Reason::LinksHidden { ranks: (a, b), links } => write!(
+                f,
+                "the topology is unknown: the devices of ranks {a} and {b} have {} and {} NVLinks that are up, but NVML does \
+                 not tell where they lead, as in a virtual machine that does not show its NVSwitches. Pass these through to \
+                 it; or, if they link all devices, say so with Config::force_topology (fully connected) or \
+                 Config::assume_links. Peer access, which the host's fabric manager must allow, is checked then too",
+                links.0, links.1
+            ),
             Reason::TopologiesDiffer { ranks: (a, b), difference } => {
                 write!(f, "ranks {a} and {b} see different topologies: {difference}")
             }
@@ -167,6 +184,12 @@ mod tests {
             Reason::DeviceTooOld { rank: 3, found, needed }.to_string(),
             "the device of rank 3 has compute capability 6.1: the kernels need 7.0 or later"
         );
+        let hidden = Reason::LinksHidden { ranks: (0, 5), links: (18, 12) }.to_string();
+        for part in
+            ["ranks 0 and 5 have 18 and 12", "NVSwitches", "Config::force_topology", "Config::assume_links"]
+        {
+            assert!(hidden.contains(part), "{hidden}");
+        }
         assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
         assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
         assert!(Reason::NetworkNamespaces { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));

@@ -108,6 +108,20 @@ fn devices_that_are_too_old_are_told_by_compute_capability() {
 }
 
 #[test]
+fn links_to_hidden_switches_are_told_with_what_to_do() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    let shipped = include_str!("../../emulator/nodes/hgx-h100.toml");
+    std::fs::write(file.path(), shipped.replace("[nvlink]", "[nvlink]\nhidden_switches = true")).unwrap();
+    let view = json(&["--node", file.path().to_str().unwrap()], None);
+    assert_eq!(column(&view, "hidden"), ["18"; 8]);
+    assert_eq!(column(&view, "switch"), ["0"; 8]);
+    let (why, rendezvous) = (view["why"].as_str().unwrap(), view["rendezvous"].as_str().unwrap());
+    assert!(why.contains("NVML does not tell where they lead"), "{why}");
+    assert!(rendezvous.contains("ranks 0 and 1 have 18 and 18 NVLinks that are up"), "{rendezvous}");
+    assert!(rendezvous.contains("Config::force_topology"), "{rendezvous}");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_refused() {
     let output = topo(&["--node", "h100x4", "--devices", "0,4"], None);
     assert_eq!(output.status.code(), Some(2));

@@ -128,6 +128,26 @@ fn one_device_without_links_is_not_applicable_on_all_ranks_and_named() {
 }
 
 #[test]
+fn switches_that_a_virtual_machine_hides_are_told_and_may_be_vouched_for() {
+    let text = switched("switch = [18, 18, 18, 18, 18, 18, 18, 18]\nhidden_switches = true");
+    let (scene, _file) = described(&text, 4, vec![case(4096)]);
+    let played = scene.in_processes().play();
+    for rank in 0..4 {
+        let reason = played.not_applicable(rank);
+        assert!(reason.contains("ranks 0 and 1 have 18 and 18 NVLinks that are up"), "{reason}");
+        assert!(reason.contains("NVSwitches") && reason.contains("Config::force_topology"), "{reason}");
+    }
+    let (mut scene, _file) = described(&text, 4, vec![case(4096)]);
+    scene.job.force_topology = Some(ForcedTopology::FullyConnected);
+    scene.in_processes().play().assert_all_ok(4, 1);
+    // As where the fabric manager has not connected them.
+    let text = text.replace("access = \"all\"", "access = \"none\"");
+    let (mut scene, _file) = described(&text, 4, vec![case(4096)]);
+    scene.job.force_topology = Some(ForcedTopology::FullyConnected);
+    assert!(scene.play().not_applicable(3).contains("cannot access the memory"));
+}
+
+#[test]
 fn the_other_devices_of_a_degraded_node_still_work() {
     let (mut scene, _file) =
         described(&switched("switch = [18, 18, 18, 18, 18, 0, 18, 18]"), 7, vec![case(4096)]);

@@ -48,6 +48,8 @@ struct NvLinkDescription {
     switch: Option<Vec<u32>>,
     #[serde(default)]
     inactive: Vec<[usize; 2]>,
+    #[serde(default)]
+    hidden_switches: bool,
 }
 
 #[derive(Deserialize)]
@@ -109,6 +111,7 @@ fn node(description: Description) -> Result<Node, Wrong> {
     for exception in description.gpu_override {
         apply(exception, &mut gpus)?;
     }
+    let hidden_switches = description.nvlink.as_ref().is_some_and(|nvlink| nvlink.hidden_switches);
     if let Some(nvlink) = description.nvlink {
         connect(nvlink, &mut gpus)?;
     }
@@ -116,7 +119,7 @@ fn node(description: Description) -> Result<Node, Wrong> {
         gpus[index].p2p = access;
     }
     let cuda_version = description.cuda_version.as_deref().map_or(Ok(CUDA_VERSION), cuda_version)?;
-    Ok(Node { name: description.name, cuda_version, gpus })
+    Ok(Node { name: description.name, cuda_version, hidden_switches, gpus })
 }
 
 fn gpu(description: &GpuDescription, pci: PciBusId) -> Result<Gpu, Wrong> {

@@ -20,6 +20,8 @@ pub struct Node {
     pub name: String,
     /// The CUDA version that the node's driver says it supports: 1000 times the major plus 10 times the minor.
     pub cuda_version: i32,
+    /// Whether NVML keeps from its callers that links lead to NVSwitches, as in a virtual machine without the switches.
+    pub hidden_switches: bool,
     /// The GPUs, in the order of NVML.
     pub gpus: Vec<Gpu>,
 }

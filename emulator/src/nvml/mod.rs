@@ -33,7 +33,7 @@ pub enum RemoteDeviceType {
     Gpu = 0,
     /// An NVSwitch.
     Switch = 2,
-    /// Not known, as for links that are down.
+    /// Not known, as for links that are down, and for those to switches that a virtual machine does not show.
     Unknown = 255,
 }
 
@@ -232,6 +232,7 @@ impl Nvml {
         Ok(match link.remote {
             _ if !link.active => RemoteDeviceType::Unknown,
             Remote::Gpu(_) => RemoteDeviceType::Gpu,
+            Remote::Switch if self.node.hidden_switches => RemoteDeviceType::Unknown,
             Remote::Switch => RemoteDeviceType::Switch,
         })
     }

@@ -76,6 +76,20 @@ fn links_to_switches_have_no_bus_id() {
 }
 
 #[test]
+fn links_to_hidden_switches_are_up_and_lead_nowhere_that_is_known() {
+    let text =
+        include_str!("../../nodes/hgx-h100.toml").replace("[nvlink]", "[nvlink]\nhidden_switches = true");
+    let nvml = Nvml::new(Node::parse(&text, "n").unwrap(), "");
+    let device = |index| nvml.by_index(index).unwrap();
+    for link in 0..18 {
+        assert_eq!(nvml.link_is_active(device(0), link), Ok(true));
+        assert_eq!(nvml.link_remote_type(device(0), link), Ok(RemoteDeviceType::Unknown));
+        assert_eq!(nvml.link_remote_pci(device(0), link), Ok(None));
+    }
+    assert_eq!(nvml.p2p_status(device(0), device(1), 2), Ok(0), "they are there all the same");
+}
+
+#[test]
 fn an_inactive_link_says_so() {
     let text = "name = \"n\"\ngpus = 2\n[gpu]\nname = \"A\"\ncompute_capability = \"8.6\"\nmultiprocessors = 4\n\
                 blocks_per_multiprocessor = 1\nmemory_mib = 16\n[nvlink]\nversion = 3\ndirect = [[0, 2], [2, 0]]\n\

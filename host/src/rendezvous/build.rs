@@ -22,7 +22,8 @@ use crate::segment::{Listed, Mapping, Segment};
 use crate::select::Selector;
 use crate::shared::{Parts, Shared};
 use crate::store::Pause;
-use crate::topology::{Mesh, Topology, nvml::Fabric};
+use crate::topology::nvml::{Fabric, mesh};
+use crate::topology::{Mesh, Topology};
 
 /// What a rank needs whatever the others do: the kernels' texts, a driver and its device.
 pub(super) fn check_here(
@@ -79,6 +80,7 @@ impl Assembly {
         let mut own = Second {
             mesh: seen.mesh,
             topology: seen.topology,
+            hidden: seen.hidden,
             barred_from: seen.barred_from,
             block_cap: 0,
             segment: None,
@@ -208,6 +210,8 @@ impl Assembly {
 struct Seen {
     mesh: Mesh,
     topology: Topology,
+    /// Links of the rank's own device that lead to a place that NVML does not tell.
+    hidden: u32,
     barred_from: Option<usize>,
 }
 
@@ -218,18 +222,19 @@ impl Seen {
         devices: &[Device],
         config: &Config,
     ) -> Result<Self, Error> {
-        let fabric = Fabric::open(devices).and_then(|fabric| Ok((fabric.mesh()?, fabric)));
+        let fabric = Fabric::open(devices).and_then(|fabric| Ok((fabric.links()?, fabric)));
         let given = config.assumed_links.is_some() || config.forced_topology.is_some();
-        let (mesh, fabric) = match fabric {
-            Ok((mesh, fabric)) => (mesh, Some(fabric)),
+        let (mesh, hidden, fabric) = match fabric {
+            Ok((links, fabric)) => (mesh(devices, &links), links[rank].hidden, Some(fabric)),
             // Who says what the links are needs no NVML.
             Err(error) if given => {
                 tracing::info!(%error, "the topology is given, and NVML does not tell the links");
-                (Mesh::new(devices.len(), |_, _| 0), None)
+                (Mesh::new(devices.len(), |_, _| 0), 0, None)
             }
             Err(error) => return Err(error),
         };
-        let mesh = config.assumed_links.clone().unwrap_or(mesh);
+        // Links that are given are all there are.
+        let (mesh, hidden) = config.assumed_links.clone().map_or((mesh, hidden), |given| (given, 0));
         let topology = config.forced_topology.unwrap_or_else(|| mesh.classify());
         let barred_from = mesh.barred_from(topology, rank, |peer| -> Result<bool, Error> {
             if devices[peer].uuid == devices[rank].uuid {
@@ -242,7 +247,7 @@ impl Seen {
                 (None, None) => Ok(false),
             }
         })?;
-        Ok(Self { mesh, topology, barred_from })
+        Ok(Self { mesh, topology, hidden, barred_from })
     }
 }
 

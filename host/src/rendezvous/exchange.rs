@@ -133,6 +133,8 @@ fn difference(a: &[(String, String)], b: &[(String, String)]) -> Option<(String,
 pub(crate) struct Second {
     pub(crate) mesh: Mesh,
     pub(crate) topology: Topology,
+    /// Links of the rank's own device that are up and lead to a place that NVML does not tell.
+    pub(crate) hidden: u32,
     /// A peer whose memory the rank's device cannot access, though the topology needs it.
     pub(crate) barred_from: Option<usize>,
     /// Blocks of a grid of this rank that fit its device beside everything else of the communicator.
@@ -163,18 +165,27 @@ pub(crate) fn judge_second(all: &[Second]) -> Option<Verdict> {
             return not_applicable(Reason::TopologiesDiffer { ranks: (0, rank), difference });
         }
     }
-    judge_view(&first.mesh, first.topology, all.iter().map(|one| one.barred_from)).and_then(not_applicable)
+    let hidden: Vec<u32> = all.iter().map(|one| one.hidden).collect();
+    judge_view(&first.mesh, first.topology, &hidden, all.iter().map(|one| one.barred_from))
+        .and_then(not_applicable)
 }
 
-/// Why ranks that all see this mesh cannot use it, if they cannot; `barred` says by rank whose memory it needs and
-/// cannot access.
+/// Why ranks that all see this mesh cannot use it, if they cannot; by rank, `hidden` counts links that lead to a place
+/// that is not known, as far as they are known, and `barred` says whose memory it needs and cannot access.
 pub(crate) fn judge_view(
     mesh: &Mesh,
     topology: Topology,
+    hidden: &[u32],
     barred: impl Iterator<Item = Option<usize>>,
 ) -> Option<Reason> {
     if topology == Topology::Unknown {
-        return Some(Reason::UnknownTopology { ranks: mesh.unlinked().unwrap_or((0, 0)) });
+        let hidden = |rank: usize| hidden.get(rank).copied().unwrap_or(0);
+        // Where no hidden link can be the missing one, nobody need look for hidden ones.
+        let missing = mesh.all_unlinked().find(|&(a, b)| hidden(a) == 0 || hidden(b) == 0);
+        return Some(match (missing, mesh.unlinked()) {
+            (None, Some((a, b))) => Reason::LinksHidden { ranks: (a, b), links: (hidden(a), hidden(b)) },
+            (missing, _) => Reason::UnknownTopology { ranks: missing.unwrap_or((0, 0)) },
+        });
     }
     if Ground::new(topology, mesh).algorithms().next().is_none() {
         return Some(Reason::NoAlgorithm { topology });
@@ -226,6 +237,7 @@ impl Payload for Second {
         out.u32(self.mesh.as_slice().len() as u32);
         self.mesh.as_slice().iter().for_each(|links| out.u32(*links));
         out.u8(self.topology as u8);
+        out.u32(self.hidden);
         out.u32(self.barred_from.map_or(u32::MAX, |peer| peer as u32));
         out.u32(self.block_cap);
         out.u8(u8::from(self.segment.is_some()));
@@ -242,6 +254,7 @@ impl Payload for Second {
         let links = from.list(Reader::u32)?;
         let mesh = Mesh::from_links(size, links).ok_or_else(|| Malformed("its mesh is no square".into()))?;
         let topology = read_topology(from)?;
+        let hidden = from.u32()?;
         let barred_from = Some(from.u32()?).filter(|peer| *peer != u32::MAX).map(|peer| peer as usize);
         let block_cap = from.u32()?;
         let segment = match from.flag()? {
@@ -251,7 +264,7 @@ impl Payload for Second {
             }),
             false => None,
         };
-        Ok(Self { mesh, topology, barred_from, block_cap, segment })
+        Ok(Self { mesh, topology, hidden, barred_from, block_cap, segment })
     }
 }
 
@@ -301,6 +314,7 @@ mod tests {
         Second {
             mesh: Mesh::new(2, |_, _| links),
             topology: Topology::FullyConnected,
+            hidden: 5,
             barred_from: None,
             block_cap: 64,
             segment: Some(Offer {
@@ -397,7 +411,12 @@ mod tests {
     #[test]
     fn unknown_topologies_and_barred_peers_do_not_apply() {
         let unknown = Second { topology: Topology::Unknown, ..second(0) };
-        let verdict = judge_second(&[unknown.clone(), unknown]);
+        let reason = Reason::LinksHidden { ranks: (0, 1), links: (5, 5) };
+        let verdict = judge_second(&[unknown.clone(), unknown.clone()]);
+        assert_eq!(verdict, Some(Verdict::NotApplicable(reason)));
+        assert!(judge_second(std::slice::from_ref(&unknown)).is_some(), "one rank's view is enough to stop");
+        let bare = Second { hidden: 0, ..unknown.clone() };
+        let verdict = judge_second(&[unknown, bare]);
         assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::UnknownTopology { ranks: (0, 1) })));
         let barred = Second { barred_from: Some(0), ..second(4) };
         let verdict = judge_second(&[second(4), barred]);

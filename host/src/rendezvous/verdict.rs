@@ -211,6 +211,12 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
             write_capability(*found, out);
             write_capability(*needed, out);
         }
+        Reason::LinksHidden { ranks, links } => {
+            out.u8(11);
+            write_pair(out, *ranks);
+            out.u32(links.0);
+            out.u32(links.1);
+        }
     }
 }
 
@@ -230,6 +236,7 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
             found: read_capability(from)?,
             needed: read_capability(from)?,
         },
+        11 => Reason::LinksHidden { ranks: read_pair(from)?, links: (from.u32()?, from.u32()?) },
         _ => return Err(Malformed(format!("{code} is no reason"))),
     })
 }
@@ -367,6 +374,7 @@ mod tests {
                 found: ComputeCapability { major: 6, minor: 1 },
                 needed: ComputeCapability { major: 7, minor: 0 },
             },
+            Reason::LinksHidden { ranks: (0, 1), links: (18, 12) },
         ];
         let failures = [
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },

@@ -96,11 +96,13 @@ impl Mesh {
 
     /// Two ranks without a link, if there are any.
     pub fn unlinked(&self) -> Option<(usize, usize)> {
-        let ranks = 0..self.size;
-        ranks
-            .clone()
-            .flat_map(|a| ranks.clone().map(move |b| (a, b)))
-            .find(|&(a, b)| a != b && self.links(a, b) == 0)
+        self.all_unlinked().next()
+    }
+
+    /// Every two ranks without a link.
+    pub(crate) fn all_unlinked(&self) -> impl Iterator<Item = (usize, usize)> {
+        let pairs = (0..self.size).flat_map(|a| (0..self.size).map(move |b| (a, b)));
+        pairs.filter(|&(a, b)| a != b && self.links(a, b) == 0)
     }
 
     /// A peer whose memory the device of `rank` cannot access (as `can_access` says), though the topology needs it.

@@ -29,8 +29,11 @@ pub(crate) struct Links {
     pub(crate) switch: u32,
     /// Links that are there but down.
     pub(crate) inactive: u32,
-    /// Links that are up, but to something else, or to a place that NVML does not tell.
+    /// Links that are up, but to something else.
     pub(crate) other: u32,
+    /// Links that are up, to a place that NVML does not tell. A virtual machine that does not show its NVSwitches has these;
+    /// what they lead to is not guessed.
+    pub(crate) hidden: u32,
 }
 
 /// The links of some devices, and whether they can access each other's memory.
@@ -53,11 +56,6 @@ impl Fabric {
             .device_by_uuid(device.uuid_text())
             .or_else(|_| self.nvml.device_by_pci_bus_id(device.pci.to_string()))
             .map_err(nvml_error("a rank's device is not found"))
-    }
-
-    /// The mesh of the devices in rank order.
-    pub(crate) fn mesh(&self) -> Result<Mesh, Error> {
-        Ok(mesh(&self.devices, &self.links()?))
     }
 
     /// What each device is linked to, in rank order.
@@ -110,7 +108,8 @@ impl Links {
             }
             match (board.remote_type(link), board.remote_address(link)) {
                 (Some(remote::SWITCH), _) => links.switch += 1,
-                (Some(remote::GPU) | None, Some(address)) => links.direct.push(address),
+                (Some(remote::GPU | remote::UNKNOWN) | None, Some(address)) => links.direct.push(address),
+                (Some(remote::GPU | remote::UNKNOWN) | None, None) => links.hidden += 1,
                 _ => links.other += 1,
             }
         }
@@ -148,11 +147,12 @@ impl Probe for Board<'_> {
 mod remote {
     pub(super) const GPU: u32 = 0;
     pub(super) const SWITCH: u32 = 2;
+    pub(super) const UNKNOWN: u32 = 255;
     pub(super) const NOWHERE: u32 = u32::MAX;
 }
 
 /// The mesh of devices with these links.
-pub(super) fn mesh(devices: &[Device], links: &[Links]) -> Mesh {
+pub(crate) fn mesh(devices: &[Device], links: &[Links]) -> Mesh {
     Mesh::new(devices.len(), |a, b| {
         if devices[a].uuid == devices[b].uuid {
             return Mesh::SAME_DEVICE;

@@ -112,7 +112,7 @@ fn a_switch_is_known_by_its_type_whatever_its_address_says() {
 #[test]
 fn an_old_nvml_without_types_still_tells_direct_links() {
     let links = probe(vec![Scripted::Up(None, Some("0000:02:00.0")), Scripted::Up(None, None)], INVALID);
-    assert_eq!(links, Links { direct: vec![device(2).pci], other: 1, ..Links::default() });
+    assert_eq!(links, Links { direct: vec![device(2).pci], hidden: 1, ..Links::default() });
 }
 
 #[test]
@@ -120,8 +120,27 @@ fn links_to_a_cpu_or_to_nowhere_connect_no_devices() {
     const CPU: u32 = 1;
     let nowhere = [Scripted::Up(Some(CPU), Some("0:2:0.0")), Scripted::Up(Some(remote::GPU), None)];
     let links = probe(nowhere.to_vec(), INVALID);
-    assert_eq!(links, Links { other: 2, ..Links::default() });
+    assert_eq!(links, Links { other: 1, hidden: 1, ..Links::default() });
     assert_eq!(mesh(&[device(1), device(2)], &[links.clone(), links]).links(0, 1), 0);
+}
+
+#[test]
+fn links_to_switches_that_a_virtual_machine_hides_are_counted_as_hidden() {
+    // The type is unknown or cannot be asked for; the address is the one that stands for none (which `Board` leaves
+    // out), empty, or none.
+    for kind in [Some(remote::UNKNOWN), None] {
+        for address in [Some(""), None] {
+            let links = probe(vec![Scripted::Up(kind, address); 18], NOT_SUPPORTED);
+            assert_eq!(links, Links { hidden: 18, ..Links::default() }, "{kind:?}, {address:?}");
+            assert_eq!(mesh(&[device(1), device(2)], &[links.clone(), links]).links(0, 1), 0);
+        }
+    }
+}
+
+#[test]
+fn a_link_of_unknown_type_to_a_known_device_is_direct() {
+    let links = probe(vec![Scripted::Up(Some(remote::UNKNOWN), Some("0000:02:00.0"))], INVALID);
+    assert_eq!(links, linked(&[device(2)], 0));
 }
 
 #[test]

@@ -59,14 +59,16 @@ pub struct LinkCounts {
     pub switch: u32,
     /// Links that are there but down.
     pub inactive: u32,
-    /// Links that are up, but lead to something else, or to a place that NVML does not tell.
+    /// Links that are up, but lead to something else.
     pub other: u32,
+    /// Links that are up, to a place that NVML does not tell, such as NVSwitches that a virtual machine does not show.
+    pub hidden: u32,
 }
 
 impl From<&Links> for LinkCounts {
     fn from(links: &Links) -> Self {
-        let &Links { ref direct, switch, inactive, other } = links;
-        Self { direct: direct.len() as u32, switch, inactive, other }
+        let &Links { ref direct, switch, inactive, other, hidden } = links;
+        Self { direct: direct.len() as u32, switch, inactive, other, hidden }
     }
 }
 
@@ -147,7 +149,8 @@ impl Survey {
             let can = |peer: usize| Ok::<_, std::convert::Infallible>(self.devices[rank].accesses[peer]);
             self.mesh.barred_from(topology, rank, can).unwrap_or_else(|never| match never {})
         };
-        match judge_view(&self.mesh, topology, (0..self.devices.len()).map(barred)) {
+        let hidden: Vec<u32> = self.devices.iter().map(|one| one.links.hidden).collect();
+        match judge_view(&self.mesh, topology, &hidden, (0..self.devices.len()).map(barred)) {
             Some(reason) => Err(reason),
             None => Ok(topology),
         }
@@ -209,6 +212,15 @@ mod tests {
         let (found, needed) = (mixed.devices[2].compute_capability, mixed.devices[0].compute_capability);
         assert_eq!(mixed.verdict(), Err(Reason::DeviceTooOld { rank: 2, found, needed }));
         assert!(mixed.algorithms().is_empty());
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_known_are_the_reason_if_all_missing_links_may_be_among_them() {
+        let mut machine = survey(4, |_, _| 0, |_, _| true);
+        machine.devices.iter_mut().for_each(|one| one.links.hidden = 12);
+        assert_eq!(machine.verdict(), Err(Reason::LinksHidden { ranks: (0, 1), links: (12, 12) }));
+        machine.devices[2].links.hidden = 0;
+        assert_eq!(machine.verdict(), Err(Reason::UnknownTopology { ranks: (0, 2) }));
     }
 
     #[test]

@@ -80,6 +80,7 @@ fn devices(view: &View) -> String {
         "switch",
         "down",
         "other",
+        "hidden",
         "P2P with",
     ]);
     for (index, device) in view.devices.iter().enumerate() {
@@ -94,6 +95,7 @@ fn devices(view: &View) -> String {
             device.switch.to_string(),
             device.inactive.to_string(),
             device.other.to_string(),
+            device.hidden.to_string(),
             match device.p2p.len() {
                 0 => "none".to_owned(),
                 count if count == others && others > 1 => "all".to_owned(),
@@ -106,7 +108,7 @@ fn devices(view: &View) -> String {
             },
         ]);
     }
-    for column in 5..9 {
+    for column in 5..10 {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -33,6 +33,7 @@ pub(crate) struct Device {
     pub(crate) switch: u32,
     pub(crate) inactive: u32,
     pub(crate) other: u32,
+    pub(crate) hidden: u32,
     /// The devices whose memory this one can access.
     pub(crate) p2p: Vec<usize>,
 }
@@ -118,6 +119,7 @@ impl Device {
             switch: one.links.switch,
             inactive: one.links.inactive,
             other: one.links.other,
+            hidden: one.links.hidden,
             p2p: (0..one.accesses.len()).filter(|peer| one.accesses[*peer]).collect(),
         }
     }
@@ -141,7 +143,9 @@ fn why(survey: &Survey, topology: Topology) -> String {
     }
     let bare = survey.devices().iter().filter(|one| one.links.direct + one.links.switch == 0);
     let bare: Vec<String> = bare.map(|one| format!("GPU{}", one.ordinal)).collect();
+    let hidden = survey.devices().iter().any(|one| one.links.hidden > 0);
     let cause = match bare.len() {
+        _ if hidden => "there are links that are up, but NVML does not tell where they lead".to_owned(),
         0 => "they are no hybrid cube mesh".to_owned(),
         all if all == survey.devices().len() => "no device has an active NVLink".to_owned(),
         _ => format!("without any active NVLink: {}", bare.join(" ")),
