@@ -154,7 +154,7 @@ impl Everyone<'_> {
             .allow_shared_devices(work.shared_device)
             .force_topology(work.topology)
             .force_algorithm(way.forced());
-        let store = PrefixStore::new(way.name(), &self.store);
+        let store = PrefixStore::new(way.name(), &self.store)?;
         match rendezvous(&store, rank, work.ranks, device, &config) {
             Ok(Outcome::Ready(communicator)) => Ok(Ok(communicator)),
             Ok(Outcome::NotApplicable(reason)) => Ok(Err(format!("not applicable: {reason}"))),

@@ -94,7 +94,7 @@ const FORCE: &str = "TEST_INTRA_NODE_COMM";
 
 /// What no variable means for [`ENABLE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unset {
+enum Unset {
     Enabled,
     Disabled,
 }
@@ -108,7 +108,7 @@ impl Config {
     /// - `ENABLE_INTRA_NODE_COMM`: the communicator is disabled unless this is 1, true, yes or y.
     /// - `TEST_INTRA_NODE_COMM`: 1, true, yes or y forces the topology to fully connected, for tests without NVLink.
     ///
-    /// 0, false, no, n, an empty value and no variable mean no; case does not matter. [`crate::Launcher::config`] reads
+    /// 0, false, no, n, an empty value and no variable mean no; case does not matter. [`crate::Config::launched`] reads
     /// the same variables for programs that a launcher starts; there no variable leaves the communicator enabled.
     ///
     /// # Errors
@@ -118,7 +118,18 @@ impl Config {
         Self::from_process(Unset::Disabled)
     }
 
-    pub(crate) fn from_process(unset: Unset) -> Result<Self, ConfigError> {
+    /// The default configuration as the environment changes it, for a program that was started to communicate
+    /// ([`crate::store::Launcher`]): unlike [`Config::from_env`] it is enabled where `ENABLE_INTRA_NODE_COMM` is not set, and
+    /// disabled where that says no (0, false, no, n, an empty value). `TEST_INTRA_NODE_COMM` is read as there.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotAYesOrNo`] for a word that is neither.
+    pub fn launched() -> Result<Self, ConfigError> {
+        Self::from_process(Unset::Enabled)
+    }
+
+    fn from_process(unset: Unset) -> Result<Self, ConfigError> {
         let get = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         Self::from_variables(get, unset)
     }

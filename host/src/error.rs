@@ -6,16 +6,16 @@ mod namespaces;
 use std::fmt;
 use std::time::Duration;
 
-use meshreduce_device::identity::Unreadable;
 use meshreduce_device::loader::LoadError;
 use meshreduce_device::{ContextState, PrimaryContext};
+use meshreduce_store::StoreError;
+use meshreduce_store::identity::{Member, NoHostId, NoIdentity, Unreadable};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 
 pub use meshreduce_device::{CudaVersion, DriverError};
 pub use namespaces::SharedNamespaces;
 
 use crate::config::ConfigError;
-use crate::store::StoreError;
 
 /// Something is broken, or a call asks for what cannot be done.
 ///
@@ -86,14 +86,21 @@ pub enum Error {
     },
     /// Another process or thread takes part in the same rendezvous as this rank.
     #[error(
-        "rank {rank} is taken by process {pid}; give every rank its own number, every communicator its own prefix"
+        "rank {rank} is taken by {holder}, and {newcomer} came for it: give every rank its own number, every job its own \
+         store or folder, every communicator its own prefix; if the first one was replaced by the second, start the job \
+         again"
     )]
     RankTaken {
         /// The rank.
         rank: usize,
-        /// The process that has it.
-        pid: u32,
+        /// Who has it.
+        holder: Box<Member>,
+        /// Who came for it.
+        newcomer: Box<Member>,
     },
+    /// Nothing tells which host this is.
+    #[error(transparent)]
+    NoHostId(#[from] NoHostId),
     /// The other ranks gave this rendezvous up and cleared it away.
     #[error("the other ranks gave up this rendezvous before this rank came to the {step}")]
     Abandoned {
@@ -459,6 +466,15 @@ impl From<meshreduce_device::Error> for Error {
             other => {
                 Error::System { what: other.to_string(), source: std::io::ErrorKind::InvalidData.into() }
             }
+        }
+    }
+}
+
+impl From<NoIdentity> for Error {
+    fn from(error: NoIdentity) -> Self {
+        match error {
+            NoIdentity::Host(error) => error.into(),
+            NoIdentity::Process(error) => error.into(),
         }
     }
 }

@@ -71,7 +71,6 @@ mod end;
 mod error;
 mod kernels;
 mod lane;
-mod launcher;
 mod outcome;
 mod record;
 pub mod rendezvous;
@@ -79,7 +78,6 @@ mod residency;
 mod segment;
 mod select;
 mod shared;
-pub mod store;
 pub mod topology;
 mod work;
 
@@ -91,12 +89,14 @@ pub use element::{Bf16, F16};
 pub use error::{CudaVersion, DriverError, Error, SharedNamespaces};
 pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::{Lane, StreamOrder};
-pub use launcher::{Launcher, LauncherError};
 pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
+pub use meshreduce_store as store;
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{DisabledBy, Outcome, Reason};
 pub use rendezvous::rendezvous;
-pub use store::{FileStore, MemoryStore, PrefixStore, Store, StoreError, TcpStore};
+pub use store::{
+    FileStore, JobStore, Launcher, LauncherError, MemoryStore, PrefixStore, Store, StoreError, TcpStore,
+};
 pub use topology::{Mesh, Topology};
 pub use work::Work;
 

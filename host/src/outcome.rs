@@ -23,7 +23,7 @@ pub enum Outcome {
 pub enum DisabledBy {
     /// The program: [`crate::Config::enabled`].
     Program,
-    /// An environment variable, read by [`crate::Config::from_env`] or [`crate::Launcher::config`].
+    /// An environment variable, read by [`crate::Config::from_env`] or [`crate::Config::launched`].
     Variable {
         /// Its name.
         name: String,
@@ -152,7 +152,11 @@ impl fmt::Display for Reason {
                 write!(f, "ranks {a} and {b} see different topologies: {difference}")
             }
             Reason::NoPeerAccess { ranks: (a, b) } => {
-                write!(f, "the device of rank {a} cannot access the memory of rank {b}'s")
+                write!(
+                    f,
+                    "the device of rank {a} cannot access the memory of rank {b}'s: `nvidia-smi topo -p2p r` shows what the \
+                     driver allows, and on machines with NVSwitches the fabric manager must be running"
+                )
             }
             Reason::NoAlgorithm { topology } => write!(f, "no algorithm for a topology that is {topology}"),
         }

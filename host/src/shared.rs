@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use meshreduce_device::identity::Process;
 use meshreduce_device::{ContextState, DriverError, MappedHost, PrimaryContext, Stream};
+use meshreduce_store::identity::Process;
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};

@@ -16,6 +16,7 @@ pub mod in_process;
 pub mod inputs;
 pub mod job;
 pub mod latch;
+pub mod launched;
 pub mod mutants;
 pub mod plan;
 pub mod probe;

@@ -1,11 +1,10 @@
 //! Ranks as processes of the calling test program: a test that does something only where it was started as a rank.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use meshreduce::store::FileStore;
+use meshreduce::store::{FileStore, Store, TcpStore};
 use tempfile::TempDir;
 
 use crate::emulated_node::EmulatedNode;
@@ -14,11 +13,19 @@ const RANK: &str = "MESHREDUCE_TEST_RANK";
 const WORLD_SIZE: &str = "MESHREDUCE_TEST_WORLD_SIZE";
 const STORE: &str = "MESHREDUCE_TEST_STORE";
 
+/// Where processes meet.
+#[derive(Debug)]
+enum Meeting {
+    Folder(TempDir),
+    /// Hosted by the test.
+    Tcp(TcpStore),
+}
+
 /// An emulated HGX H100 and a store, on which processes meet.
 #[derive(Debug)]
 pub struct Stage {
     node: EmulatedNode,
-    folder: TempDir,
+    meeting: Meeting,
     test: &'static str,
     world_size: usize,
 }
@@ -29,8 +36,22 @@ impl Stage {
     /// # Panics
     /// If the emulated node's libraries have not been built.
     pub fn new(test: &'static str, world_size: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        Self::at(Meeting::Folder(folder), test, world_size)
+    }
+
+    /// The same over a [`TcpStore`] that this process hosts.
+    ///
+    /// # Panics
+    /// As [`Stage::new`], and if no store can be hosted.
+    pub fn over_tcp(test: &'static str, world_size: usize) -> Self {
+        let host = TcpStore::host("127.0.0.1:0").expect("a store");
+        Self::at(Meeting::Tcp(host), test, world_size)
+    }
+
+    fn at(meeting: Meeting, test: &'static str, world_size: usize) -> Self {
         let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
-        Self { node, folder: tempfile::tempdir().expect("a temporary directory"), test, world_size }
+        Self { node, meeting, test, world_size }
     }
 
     /// The command that starts a rank, for tests that change it or wrap it into another.
@@ -44,7 +65,7 @@ impl Stage {
             .envs(self.node.environment())
             .env(RANK, rank.to_string())
             .env(WORLD_SIZE, self.world_size.to_string())
-            .env(STORE, self.folder.path())
+            .env(STORE, self.place())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         command
@@ -68,10 +89,26 @@ impl Stage {
         self.command_as(rank, part).spawn().expect("the process starts")
     }
 
-    /// What is left in the store, but for its lock.
-    pub fn keys(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.folder.path()).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| !path.ends_with(".lock")).collect()
+    fn place(&self) -> String {
+        match &self.meeting {
+            Meeting::Folder(folder) => format!("file:{}", folder.path().display()),
+            Meeting::Tcp(host) => format!("tcp:{}", host.local_addr()),
+        }
+    }
+
+    /// What is left in the store, but for a folder's own files.
+    ///
+    /// # Panics
+    /// If the store is lost.
+    pub fn keys(&self) -> Vec<String> {
+        match &self.meeting {
+            Meeting::Folder(folder) => {
+                let entries = std::fs::read_dir(folder.path()).into_iter().flatten().flatten();
+                let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+                names.filter(|name| !name.starts_with('.')).collect()
+            }
+            Meeting::Tcp(host) => host.list_keys().expect("the store"),
+        }
     }
 
     /// Waits until a key with this text in its name is in the store.
@@ -80,24 +117,26 @@ impl Stage {
     /// If it does not come.
     pub fn wait_for_key(&self, text: &str) {
         let limit = Instant::now() + Duration::from_secs(60);
-        while !self.keys().iter().any(|key| key.to_string_lossy().contains(text)) {
+        while !self.keys().iter().any(|key| key.contains(text)) {
             assert!(Instant::now() < limit, "no key {text} in the store");
             std::thread::yield_now();
         }
     }
 }
 
+/// How long a process tries to reach the store.
+const LONG: Duration = Duration::from_secs(60);
+
 const PART: &str = "MESHREDUCE_TEST_PART";
 
 /// The part of this process.
-#[derive(Debug)]
 pub struct Part {
     /// Its rank.
     pub rank: usize,
     /// All ranks.
     pub world_size: usize,
     /// Where they meet.
-    pub store: FileStore,
+    pub store: Box<dyn Store>,
     /// What [`Stage::command_as`] or [`Stage::start`] was given.
     pub name: String,
 }
@@ -111,7 +150,11 @@ impl Part {
         let number = |name: &str| std::env::var(name).ok().map(|text| text.parse().expect("a number"));
         let rank = number(RANK)?;
         let world_size = number(WORLD_SIZE).expect("a world size");
-        let store = FileStore::open(std::env::var_os(STORE).expect("a store")).expect("a store");
+        let place = std::env::var(STORE).expect("a store");
+        let store: Box<dyn Store> = match place.split_once(':').expect("its kind") {
+            ("tcp", address) => Box::new(TcpStore::connect(address, LONG).expect("a store")),
+            (_, folder) => Box::new(FileStore::open(folder).expect("a store")),
+        };
         Some(Self { rank, world_size, store, name: std::env::var(PART).unwrap_or_default() })
     }
 

@@ -118,7 +118,7 @@ impl Rank<'_> {
         // SAFETY: it is the shipped text, or one that whoever ran this program has chosen to run in it.
         let config = unsafe { config.ptx(ptx) };
         let store = FileStore::open(&job.store).map_err(Error::from)?;
-        let store = PrefixStore::new(algorithm.name(), &store);
+        let store = PrefixStore::new(algorithm.name(), &store)?;
         Ok(meshreduce::rendezvous(&store, self.rank, job.world_size, job.devices[self.rank], &config)?)
     }
 

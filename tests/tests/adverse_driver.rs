@@ -386,17 +386,21 @@ impl Store for Lossy<'_> {
         self.store.set(key, value)
     }
 
-    fn try_get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        self.store.try_get(key)
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
+        self.store.get(key, timeout)
     }
 
-    fn compare_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        desired: Option<&[u8]>,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        if key.ends_with("verdict") && !self.lost.swap(true, Ordering::Relaxed) {
+    fn check(&self, keys: &[&str]) -> Result<bool, StoreError> {
+        self.store.check(keys)
+    }
+
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), StoreError> {
+        self.store.wait(keys, timeout)
+    }
+
+    fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, StoreError> {
+        // What expects something is a look.
+        if key.ends_with("verdict") && expected.is_empty() && !self.lost.swap(true, Ordering::Relaxed) {
             if self.arrives {
                 self.store.compare_set(key, expected, desired)?;
             }
@@ -453,6 +457,6 @@ fn a_rank_that_loses_the_store_at_the_verdict_does_not_take_its_memory_from_rank
                 });
             }
         });
-        assert!(store.try_get("roster").unwrap().is_none(), "nothing stays in the store");
+        assert!(store.list_keys().unwrap().is_empty(), "nothing stays in the store");
     }
 }

@@ -46,7 +46,7 @@ fn rank() {
         const INVALID_VALUE: u32 = 1;
         fail_driver_calls("cuIpcOpenMemHandle_v2", INVALID_VALUE, 0, 1);
     }
-    let met = rendezvous(&part.store, part.rank, part.world_size, part.rank as u32, &config(&part));
+    let met = rendezvous(&*part.store, part.rank, part.world_size, part.rank as u32, &config(&part));
     let communicator = match met {
         Ok(Outcome::Ready(communicator)) => communicator,
         Ok(Outcome::NotApplicable(reason)) => return part.say(&format!("not applicable: {reason}")),

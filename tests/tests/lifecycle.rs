@@ -93,7 +93,7 @@ fn subsets_of_the_ranks_meet_under_prefixes_of_their_own() {
             scope.spawn(move || {
                 let store = FileStore::open(directory).expect("a store");
                 let meet = |prefix: String, rank: usize, world_size: usize, device: usize| -> Communicator {
-                    let store = PrefixStore::new(&prefix, &store);
+                    let store = PrefixStore::new(&prefix, &store).unwrap();
                     match rendezvous(&store, rank, world_size, device as u32, &config()) {
                         Ok(Outcome::Ready(communicator)) => communicator,
                         other => panic!("{prefix}: {other:?}"),

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use cust::context::{Context, CurrentContext};
@@ -55,7 +56,7 @@ fn rank(part: Part) {
         // The main thread has ended by then.
         std::thread::sleep(Duration::from_millis(100));
         // Without a main thread, nobody else gives the process its exit status.
-        let worked = std::panic::catch_unwind(|| work(&part));
+        let worked = std::panic::catch_unwind(AssertUnwindSafe(|| work(&part)));
         std::process::exit(i32::from(worked.is_err()));
     });
     // SAFETY: the thread ends here and runs nothing more; nothing on its stack is used by the other one.
@@ -64,7 +65,7 @@ fn rank(part: Part) {
 
 fn work(part: &Part) {
     let config = Config::default().deadline(Some(LONG)).timeout(LONG);
-    let met = rendezvous(&part.store, part.rank, part.world_size, part.rank as u32, &config).unwrap();
+    let met = rendezvous(&*part.store, part.rank, part.world_size, part.rank as u32, &config).unwrap();
     let Outcome::Ready(communicator) = met else { panic!("{met:?}") };
     let _context = Context::new(Device::get_device(communicator.device()).unwrap()).unwrap();
     let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();

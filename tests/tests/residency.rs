@@ -20,7 +20,7 @@ const COUNT: usize = 1 << 20;
 fn meet(store: &MemoryStore, rank: usize, config: &Config) -> (Vec<Communicator>, Option<Error>) {
     let mut met = Vec::new();
     for index in 0..COMMUNICATORS {
-        let store = PrefixStore::new(&format!("c{index}"), store);
+        let store = PrefixStore::new(&format!("c{index}"), store).unwrap();
         match rendezvous(&store, rank, 2, rank as u32, config) {
             Ok(Outcome::Ready(communicator)) => met.push(communicator),
             Ok(other) => panic!("{other:?}"),
@@ -117,7 +117,7 @@ fn communicators_that_nobody_counted_are_refused_by_name_of_what_is_full() {
         // When one is closed there is room for another.
         let mut communicators = communicators;
         communicators.pop().unwrap().close().unwrap();
-        let store = PrefixStore::new("again", store);
+        let store = PrefixStore::new("again", store).unwrap();
         let Outcome::Ready(again) = rendezvous(&store, rank, 2, rank as u32, &config()).unwrap() else {
             panic!("not applicable")
         };

@@ -4,43 +4,21 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cust::context::Context;
-use cust::device::Device;
-use cust::memory::{CopyDestination, DeviceBuffer};
-use cust::stream::{Stream, StreamFlags};
-use half::bf16;
+use meshreduce::store::identity::HOST_ID;
 use meshreduce::{
-    Bf16, Config, FileStore, Launcher, MemoryStore, Op, Outcome, PrefixStore, Store, TcpStore, rendezvous,
+    Config, FileStore, Launcher, MemoryStore, Outcome, PrefixStore, Store, TcpStore, rendezvous,
 };
 use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::in_process::{alone, config, open_driver};
+use meshreduce_tests::launched::all_reduce_once;
 
 const RANKS: usize = 4;
 const LONG: Duration = Duration::from_secs(60);
 
-/// What one rank does: meet the others over `store`, all-reduce once, look at the sum, part.
+/// What one rank does.
 fn rank(store: &dyn Store, rank: usize, device: u32, config: &Config) {
-    let communicator = match rendezvous(store, rank, RANKS, device, config).expect("an outcome") {
-        Outcome::Ready(communicator) => communicator,
-        Outcome::NotApplicable(reason) => panic!("not applicable: {reason}"),
-    };
-    let _context = Context::new(Device::get_device(device).expect("a device")).expect("a context");
-    let stream = Stream::new(StreamFlags::DEFAULT, None).expect("a stream");
-    let mine: Vec<Bf16> =
-        (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * (rank + 1)) as f32))).collect();
-    let mut data = DeviceBuffer::from_slice(&mine).expect("device memory");
-    cust::context::CurrentContext::synchronize().expect("the copy");
-    let mut lane = communicator.lane(0).expect("a lane");
-    // SAFETY: nothing else uses `data` until the work has ended.
-    let work = unsafe { lane.all_reduce_in_place(&mut data, Op::Sum, &stream) }.expect("an all-reduce");
-    work.synchronize().expect("its end");
-    let mut sum = vec![Bf16::from(bf16::ZERO); mine.len()];
-    data.copy_to(&mut sum).expect("the copy");
-    // 1 + 2 + 3 + 4 = 10 times what rank 0 put in, and small enough to be exact.
-    let wanted: Vec<Bf16> = (0..1001).map(|at| Bf16::from(bf16::from_f32((at % 8 * 10) as f32))).collect();
-    assert!(sum == wanted, "rank {rank}");
-    drop(lane);
-    communicator.close().expect("a collective end");
+    all_reduce_once(store, rank, RANKS, device, config)
+        .unwrap_or_else(|error| panic!("rank {rank}: {error:#}"));
 }
 
 /// Runs the ranks as threads, each with the store that `of` gives it.
@@ -61,14 +39,14 @@ fn ranks_meet_over_a_memory_store() {
     threads(|_| store.clone());
     // A second time over the same store: the first has left nothing in the way.
     threads(|_| store.clone());
-    assert_eq!(store.try_get("roster").unwrap(), None);
+    assert_eq!(store.num_keys().unwrap(), 0);
 }
 
 #[test]
 fn ranks_meet_over_a_tcp_store() {
     let host = TcpStore::host("127.0.0.1:0").unwrap();
     threads(|_| TcpStore::connect(host.local_addr(), LONG).unwrap());
-    assert_eq!(host.try_get("roster").unwrap(), None);
+    assert!(!host.check(&["roster"]).unwrap());
     assert_eq!(host.close(LONG), 0);
 }
 
@@ -82,8 +60,10 @@ fn ranks_meet_over_a_file_store() {
 fn ranks_meet_over_a_part_of_a_store_that_others_use_too() {
     let host = TcpStore::host("127.0.0.1:0").unwrap();
     host.set("roster", b"not theirs").unwrap();
-    threads(|_| PrefixStore::new("all", Box::new(TcpStore::connect(host.local_addr(), LONG).unwrap())));
-    assert_eq!(host.try_get("roster").unwrap().as_deref(), Some(&b"not theirs"[..]));
+    threads(|_| {
+        PrefixStore::new("all", Box::new(TcpStore::connect(host.local_addr(), LONG).unwrap())).unwrap()
+    });
+    assert_eq!(host.get("roster", LONG).unwrap(), b"not theirs");
     assert_eq!(host.close(LONG), 0);
 }
 
@@ -96,12 +76,12 @@ fn rank_of_a_launcher() {
     let Ok(reason) = std::env::var(LAUNCHED) else { return };
     let launcher = Launcher::from_env().expect("a launcher's environment");
     let store = launcher.store(LONG).expect("a store");
-    let config = launcher.config().expect("words that mean something").deadline(Some(LONG)).timeout(LONG);
+    let config = Config::launched().expect("words that mean something").deadline(Some(LONG)).timeout(LONG);
     if reason.is_empty() {
         rank(&store, launcher.rank, launcher.local_rank, &config);
     } else {
         match rendezvous(&store, launcher.rank, launcher.world_size, launcher.local_rank, &config) {
-            Ok(Outcome::NotApplicable(said)) => assert_eq!(said.to_string(), reason),
+            Ok(Outcome::NotApplicable(said)) => assert!(said.to_string().contains(&reason), "{said}"),
             other => panic!("{other:?}"),
         }
         // A rank whose process has ended is a dead one to those that have not come yet, and on a busy machine that may
@@ -124,6 +104,12 @@ fn a_launched_rank_that_a_variable_disables_is_named_with_it_on_all_ranks() {
     launch("127.71.5.2", reason, |rank| (rank == 2).then_some(("ENABLE_INTRA_NODE_COMM", "no")));
 }
 
+#[test]
+fn a_variable_says_which_host_a_rank_is_on() {
+    let reason = "(host id another)";
+    launch("127.71.5.3", reason, |rank| (rank == 2).then_some((HOST_ID, "another")));
+}
+
 /// Starts the ranks as a launcher does, at an address of the loopback network that nothing else uses, each with the
 /// variable that `of` gives it.
 fn launch(address: &str, reason: &str, of: impl Fn(usize) -> Option<(&'static str, &'static str)>) {
@@ -138,6 +124,9 @@ fn launch(address: &str, reason: &str, of: impl Fn(usize) -> Option<(&'static st
                 .envs(node.environment())
                 .env_remove("ENABLE_INTRA_NODE_COMM")
                 .env_remove("TEST_INTRA_NODE_COMM")
+                .env_remove("TORCHELASTIC_USE_AGENT_STORE")
+                .env_remove("TORCHELASTIC_RUN_ID")
+                .env_remove("TORCHELASTIC_RESTART_COUNT")
                 .envs(of(rank))
                 .env(LAUNCHED, reason)
                 .env("RANK", rank.to_string())

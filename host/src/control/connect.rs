@@ -9,8 +9,8 @@ use std::io::{ErrorKind, Read};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
-use meshreduce_device::identity::Process;
 use meshreduce_device::peer_process_id;
+use meshreduce_store::identity::Process;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Control;

@@ -12,7 +12,7 @@ use super::order::LastCalls;
 use crate::control::Control;
 use crate::error::Error;
 use crate::record;
-use crate::store::Pause;
+use meshreduce_store::clock::Pause;
 
 /// The host pages of a communicator's lanes, by lane.
 pub(crate) type Pages = Arc<[MappedHost<HostPage>]>;

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_device::identity::{Device, Host, Process, namespace};
+use meshreduce_device::identity::Device;
 use meshreduce_device::{self as device, PrimaryContext, Stream};
+use meshreduce_store::clock::Pause;
+use meshreduce_store::identity::{Member, Process, namespace};
 use meshreduce_wire::MAX_BLOCKS;
 use meshreduce_wire::segment::SegmentLayout;
 
@@ -21,7 +23,6 @@ use crate::residency::Residency;
 use crate::segment::{Listed, Mapping, Segment};
 use crate::select::Selector;
 use crate::shared::{Parts, Shared};
-use crate::store::Pause;
 use crate::topology::nvml::{Fabric, mesh};
 use crate::topology::{Mesh, Topology};
 
@@ -56,10 +57,10 @@ impl Assembly {
         config: &Config,
     ) -> Result<Shared, Stop> {
         let (texts, context) = check_here(world_size, device, config)?;
-        let process = Process::current()?;
+        let member = Member::current()?;
+        let process = member.process;
         let identity = Identity {
-            host: Host::current()?,
-            process,
+            member,
             network: namespace("net")?,
             // Only messages tell of it.
             ipc: namespace("ipc").unwrap_or(0),
@@ -74,7 +75,7 @@ impl Assembly {
             return Err(session.decide(verdict));
         }
         let devices: Vec<Device> = first.iter().map(|first| first.identity.device).collect();
-        let processes: Vec<Process> = first.iter().map(|first| first.identity.process).collect();
+        let processes: Vec<Process> = first.iter().map(|first| first.identity.member.process).collect();
 
         let seen = Seen::look(&context, rank, &devices, config)?;
         let mut own = Second {

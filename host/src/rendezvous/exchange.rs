@@ -1,11 +1,11 @@
 //! What ranks tell each other in the two exchanges, and what follows from it.
 #![forbid(unsafe_code)]
 
-use meshreduce_device::identity::{Device, Host, PciAddress, Process};
+use meshreduce_device::identity::{Device, PciAddress};
 use meshreduce_device::{ComputeCapability, IpcHandle};
+use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
+use meshreduce_store::identity::Member;
 
-use super::payload::{Malformed, Payload, Reader, Writer};
-use super::roster::{read_process, write_process};
 use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
 use crate::algorithms::Ground;
 use crate::config::Config;
@@ -17,8 +17,7 @@ use crate::topology::{Mesh, Topology};
 /// A rank's host, process and device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
-    pub(crate) host: Host,
-    pub(crate) process: Process,
+    pub(crate) member: Member,
     /// Its network namespace, as an inode.
     pub(crate) network: u64,
     /// Its IPC namespace, as an inode; 0 where the system does not tell.
@@ -29,7 +28,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// What this rank's process shares with another's.
     pub(crate) fn shares_with(&self, other: &Self) -> SharedNamespaces {
-        let pid = (self.process.namespace, other.process.namespace);
+        let pid = (self.member.process.namespace, other.member.process.namespace);
         SharedNamespaces::of(pid, (self.ipc, other.ipc))
     }
 }
@@ -80,10 +79,9 @@ pub(crate) fn judge_first(
 ) -> Option<Verdict> {
     let first = &all[0];
     if let Some((rank, other)) =
-        all.iter().enumerate().find(|(_, other)| other.identity.host != first.identity.host)
+        all.iter().enumerate().find(|(_, other)| !other.identity.member.host.is(&first.identity.member.host))
     {
-        let name = |host: &Host| format!("{} (boot id {})", host.name, host.boot_id);
-        let hosts = (name(&first.identity.host), name(&other.identity.host));
+        let hosts = (first.identity.member.host.to_string(), other.identity.member.host.to_string());
         return Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, rank), hosts }));
     }
     if let Some(rank) = all.iter().position(|other| other.identity.network != first.identity.network) {
@@ -198,26 +196,22 @@ impl Payload for First {
     const KIND: u8 = 2;
 
     fn write(&self, out: &mut Writer) {
-        let Identity { host, process, network, ipc, device } = &self.identity;
-        out.text(&host.name);
-        out.text(&host.boot_id);
-        write_process(process, out);
+        let Identity { member, network, ipc, device } = &self.identity;
+        member.write(out);
         out.u64(*network);
         out.u64(*ipc);
         out.u32(device.pci.domain);
         out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
         out.raw(&device.uuid);
         write_capability(self.capability, out);
-        out.u32(self.settings.len() as u32);
-        for (name, value) in &self.settings {
+        out.list(&self.settings, |out, (name, value)| {
             out.text(name);
             out.text(value);
-        }
+        });
     }
 
     fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let host = Host { name: from.text()?, boot_id: from.text()? };
-        let process = read_process(from)?;
+        let member = Member::read(from)?;
         let network = from.u64()?;
         let ipc = from.u64()?;
         let domain = from.u32()?;
@@ -225,7 +219,7 @@ impl Payload for First {
         let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
         let capability = read_capability(from)?;
         let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
-        Ok(Self { identity: Identity { host, process, network, ipc, device }, capability, settings })
+        Ok(Self { identity: Identity { member, network, ipc, device }, capability, settings })
     }
 }
 
@@ -234,8 +228,7 @@ impl Payload for Second {
 
     fn write(&self, out: &mut Writer) {
         out.u32(self.mesh.size() as u32);
-        out.u32(self.mesh.as_slice().len() as u32);
-        self.mesh.as_slice().iter().for_each(|links| out.u32(*links));
+        out.list(self.mesh.as_slice(), |out, links| out.u32(*links));
         out.u8(self.topology as u8);
         out.u32(self.hidden);
         out.u32(self.barred_from.map_or(u32::MAX, |peer| peer as u32));
@@ -252,7 +245,7 @@ impl Payload for Second {
     fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
         let size = from.u32()? as usize;
         let links = from.list(Reader::u32)?;
-        let mesh = Mesh::from_links(size, links).ok_or_else(|| Malformed("its mesh is no square".into()))?;
+        let mesh = Mesh::from_links(size, links).ok_or_else(|| Malformed::wrong("its mesh is no square"))?;
         let topology = read_topology(from)?;
         let hidden = from.u32()?;
         let barred_from = Some(from.u32()?).filter(|peer| *peer != u32::MAX).map(|peer| peer as usize);
@@ -285,6 +278,7 @@ impl Payload for Acknowledgement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meshreduce_store::identity::{Host, Process};
 
     const PASCAL: ComputeCapability = ComputeCapability { major: 6, minor: 0 };
     const VOLTA: ComputeCapability = ComputeCapability { major: 7, minor: 0 };
@@ -296,8 +290,10 @@ mod tests {
     fn first(bus: u8) -> First {
         First {
             identity: Identity {
-                host: Host { name: "host".into(), boot_id: "boot".into() },
-                process: Process { pid: u32::from(bus), namespace: 1, start_time: 2, clock: 3 },
+                member: Member {
+                    host: Host { name: "host".into(), id: "boot".into() },
+                    process: Process { pid: u32::from(bus), namespace: 1, start_time: 2, clock: 3 },
+                },
                 network: 9,
                 ipc: 8,
                 device: Device {
@@ -350,13 +346,20 @@ mod tests {
     #[test]
     fn a_host_that_was_restarted_is_another_host() {
         let mut other = first(2);
-        other.identity.host.boot_id = "later".into();
+        other.identity.member.host.id = "later".into();
         match judge(&[first(1), other], false) {
             Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts })) => {
                 assert!(hosts.1.contains("later"));
             }
             verdict => panic!("{verdict:?}"),
         }
+    }
+
+    #[test]
+    fn a_host_may_have_a_name_for_every_container() {
+        let mut other = first(2);
+        other.identity.member.host.name = "container".into();
+        assert_eq!(judge(&[first(1), other], false), None);
     }
 
     #[test]
@@ -371,8 +374,9 @@ mod tests {
     fn a_rank_knows_what_its_process_shares_with_a_peers() {
         let own = first(1).identity;
         assert_eq!(own.shares_with(&first(2).identity), SharedNamespaces::of((1, 1), (8, 8)));
-        let process = Process { namespace: 2, ..first(2).identity.process };
-        let contained = Identity { process, ipc: 0, ..first(2).identity };
+        let other = first(2).identity.member;
+        let member = Member { process: Process { namespace: 2, ..other.process }, ..other };
+        let contained = Identity { member, ipc: 0, ..first(2).identity };
         assert_eq!(own.shares_with(&contained), SharedNamespaces::of((1, 2), (8, 0)));
     }
 

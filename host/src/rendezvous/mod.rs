@@ -11,6 +11,7 @@
 //! | acknowledgement | `<generation>/acknowledgement/<rank>` | everything is open |
 //! | verdict | `<generation>/verdict` | one `compare_set` for all ranks |
 //! | clearing up | `<generation>/known/<rank>` | the rank knows the verdict; whoever sees them all deletes all keys |
+//! | any | `<generation>/waiting/<rank>` | whom the rank waits for, so that an absent rank is named and not one that waits for it |
 //!
 //! Between the exchanges every rank queries the mesh, classifies it, loads the kernels and allocates its segment;
 //! between the second exchange and the acknowledgement it maps its peers' segments and makes the control connections. Each step waits at most
@@ -20,26 +21,30 @@
 //! frees its own.
 
 mod build;
+mod clearing;
 mod exchange;
-pub(crate) mod payload;
+mod join;
+mod keys;
 mod roster;
 mod session;
 #[cfg(test)]
-mod session_tests;
+mod tests;
 mod verdict;
+mod waiting;
 
 use std::time::Duration;
 
 use meshreduce_device::loader::sys::CUresult;
+use meshreduce_store::Store;
 
 use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::error::Error;
 use crate::outcome::{Outcome, Reason};
-use crate::store::Store;
 use build::Assembly;
 pub(crate) use exchange::{judge_devices, judge_view};
-use session::{Joined, Session, Stop};
+use join::Joined;
+use session::{Session, Stop};
 use verdict::Verdict;
 
 /// Builds a communicator of `world_size` ranks over the device with the CUDA ordinal `device`.
@@ -102,30 +107,32 @@ pub fn rendezvous(
             stop => stop,
         });
         match built {
-            Ok(shared) => match session.propose(&Verdict::Ready) {
-                Ok(Verdict::Ready) => {
-                    assembly.keep();
-                    // The communicator is whole; if the store is lost now, only its keys stay behind. It is waited a moment
-                    // for the others, so that nothing stays behind either if the last one ends while it clears up.
-                    let cleared = session
-                        .acknowledge(&Verdict::Ready)
-                        .and_then(|()| session.all_acknowledged(&Verdict::Ready, LINGER_LIMIT));
-                    if let Err(error) = cleared {
-                        tracing::warn!(%error, "the rendezvous' keys could not be cleared up");
+            Ok(shared) => {
+                match session.propose(&Verdict::Ready).and_then(|verdict| still_stands(&session, verdict)) {
+                    Ok(Verdict::Ready) => {
+                        assembly.keep();
+                        // The communicator is whole; if the store is lost now, only its keys stay behind. It is waited a moment
+                        // for the others, so that nothing stays behind either if the last one ends while it clears up.
+                        let cleared = session
+                            .acknowledge(&Verdict::Ready)
+                            .and_then(|()| session.all_acknowledged(&Verdict::Ready, LINGER_LIMIT));
+                        if let Err(error) = cleared {
+                            tracing::warn!(%error, "the rendezvous' keys could not be cleared up");
+                        }
+                        return Ok(Outcome::Ready(Communicator::new(shared)));
                     }
-                    return Ok(Outcome::Ready(Communicator::new(shared)));
+                    Ok(verdict) => {
+                        shared.dismantle();
+                        assembly.take_down(&session, &verdict, false);
+                        return outcome(verdict);
+                    }
+                    Err(error) => {
+                        // The others may be ready, and use this rank's memory: this is an end like any other.
+                        drop(shared);
+                        return Err(give_up(&session, assembly, rank, error));
+                    }
                 }
-                Ok(verdict) => {
-                    shared.dismantle();
-                    assembly.take_down(&session, &verdict, false);
-                    return outcome(verdict);
-                }
-                Err(error) => {
-                    // The others may be ready, and use this rank's memory: this is an end like any other.
-                    drop(shared);
-                    return Err(give_up(&session, assembly, rank, error));
-                }
-            },
+            }
             Err(Stop::Superseded) => session.withdraw()?,
             Err(Stop::Abandoned(step)) => {
                 session.forget()?;
@@ -144,6 +151,14 @@ pub fn rendezvous(
             }
             Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
         }
+    }
+}
+
+/// The verdict that is there, unless this rank has put it into an attempt that the others had ended before.
+fn still_stands(session: &Session<'_>, verdict: Verdict) -> Result<Verdict, Error> {
+    match verdict {
+        Verdict::Ready if !session.is_open()? => Err(Error::Abandoned { step: "verdict" }),
+        verdict => Ok(verdict),
     }
 }
 

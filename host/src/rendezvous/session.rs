@@ -1,17 +1,20 @@
-//! One rank's part in one attempt: joining, exchanging, agreeing on a verdict and clearing up.
+//! One rank's part in one attempt: exchanging, waiting for one another and agreeing on a verdict.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use meshreduce_device::identity::{Host, Process};
+use meshreduce_store::clock::Pause;
+use meshreduce_store::codec::Payload;
+use meshreduce_store::identity::{Life, Member};
+use meshreduce_store::{Store, StoreError};
 
-use super::payload::Payload;
-use super::roster::{Member, Roster};
+use super::keys::{create, look, look_for};
+use super::roster::{ROSTER, Roster};
 use super::verdict::{Failure, Step, Verdict};
+use super::waiting::{Waiting, absent};
 use crate::error::Error;
-use crate::store::{Pause, Store, StoreError};
-
-const ROSTER: &str = "roster";
 
 /// How often a waiting rank looks whether the others are still alive.
 const LIVENESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -35,125 +38,66 @@ impl<E: Into<Error>> From<E> for Stop {
     }
 }
 
-/// What joining comes to.
-pub(crate) enum Joined<'a> {
-    /// The rank takes part.
-    Member(Session<'a>),
-    /// The attempt was over before this rank came; it was this rank's attempt too.
-    Late(Session<'a>, Verdict),
-}
-
 /// A rank's membership in an attempt.
 pub(crate) struct Session<'a> {
-    store: &'a dyn Store,
-    host: Host,
-    roster: Roster,
-    rank: usize,
-    timeout: Duration,
+    pub(super) store: &'a dyn Store,
+    pub(super) me: Member,
+    pub(super) roster: Roster,
+    pub(super) rank: usize,
+    pub(super) timeout: Duration,
+    /// What this rank has last said of whom it waits for.
+    noted: Option<Waiting>,
+    /// Of a member: that it takes part.
+    presence: Option<Presence>,
+}
+
+/// That a rank of this process takes part in an attempt. A process whose rank is in a roster and takes part no more has left
+/// the attempt without a word, because it lost the store.
+struct Presence(u64, usize);
+
+static PRESENT: Mutex<BTreeSet<(u64, usize)>> = Mutex::new(BTreeSet::new());
+
+fn present() -> MutexGuard<'static, BTreeSet<(u64, usize)>> {
+    PRESENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        present().remove(&(self.0, self.1));
+    }
 }
 
 impl<'a> Session<'a> {
-    /// Joins the current attempt, or opens one.
-    pub(crate) fn join(
+    pub(super) fn new(
         store: &'a dyn Store,
+        me: Member,
+        roster: Roster,
         rank: usize,
-        world_size: usize,
         timeout: Duration,
-    ) -> Result<Joined<'a>, Error> {
-        let host = Host::current()?;
-        let me = Member::new(&host, Process::current()?);
-        let session = |roster: Roster| Session { store, host: host.clone(), roster, rank, timeout };
-        let mut pause = Pause::new(timeout);
-        loop {
-            let found = store.try_get(ROSTER)?;
-            let current = found.as_deref().map(read_roster).transpose()?;
-            let next = match &current {
-                None => Roster::new(world_size),
-                Some(roster) => {
-                    let session = session(roster.clone());
-                    match session.verdict()? {
-                        Some(verdict) if session.is_mine(&verdict, world_size) => {
-                            return Ok(Joined::Late(session, verdict));
-                        }
-                        Some(_) => Roster::new(world_size),
-                        None if roster.is_dead(&host) => Roster::new(world_size),
-                        None => session.joinable(&me, world_size)?,
-                    }
-                }
-            };
-            let joined = next.with(rank, me.clone());
-            if store.compare_set(ROSTER, found.as_deref(), Some(&joined.to_bytes()))? == found {
-                if let Some(roster) =
-                    current.filter(|old| old.generation != joined.generation && old.is_dead(&host))
-                {
-                    session(roster).delete_keys()?;
-                }
-                return Ok(Joined::Member(session(joined)));
-            }
-            if !pause.again() {
-                return Err(StoreError::Timeout { keys: vec![ROSTER.into()], waited: timeout }.into());
-            }
-        }
+    ) -> Self {
+        Self { store, me, roster, rank, timeout, noted: None, presence: None }
     }
 
-    /// The open attempt's roster, if this rank can join it; else what stands in the way, for the others too.
-    fn joinable(&self, me: &Member, world_size: usize) -> Result<Roster, Error> {
-        let members = &self.roster.members;
-        if members.len() != world_size {
-            let other = members.iter().position(Option::is_some).unwrap_or(0);
-            let different = Failure::Different {
-                field: "world size".into(),
-                ranks: (other, self.rank),
-                values: (members.len().to_string(), world_size.to_string()),
-            };
-            self.propose(&Verdict::Failed(different.clone()))?;
-            return Err(different.into());
-        }
-        match &members[self.rank] {
-            // If another member is dead, the exchange finds out.
-            None => Ok(self.roster.clone()),
-            // This rank was started anew while the others still wait for its predecessor.
-            Some(member) if member.has_ended(&self.host) => {
-                let died = Failure::Died { rank: self.rank, pid: member.process.pid, step: Step::First };
-                self.propose(&Verdict::Failed(died.clone()))?;
-                Err(died.into())
-            }
-            // Of a process on another host it cannot be told whether it is still there.
-            Some(member) if member.boot_id != me.boot_id && !self.roster.is_younger_than(self.timeout) => {
-                Ok(Roster::new(world_size))
-            }
-            Some(member) => Err(Error::RankTaken { rank: self.rank, pid: member.process.pid }),
-        }
-    }
-
-    /// Whether an attempt that ended without this rank was this rank's attempt. (A failure of processes that are all
-    /// gone is history; that some rank is disabled is said by ranks that may have gone on to other things, or have ended.)
-    fn is_mine(&self, verdict: &Verdict, world_size: usize) -> bool {
-        let without_me = self.roster.members.get(self.rank).is_some_and(Option::is_none);
-        without_me
-            && self.roster.members.len() == world_size
-            && match verdict {
-                Verdict::Ready => false,
-                Verdict::NotApplicable(_) => self.roster.is_younger_than(self.timeout),
-                Verdict::Failed(_) => {
-                    self.roster.is_younger_than(self.timeout) && !self.roster.is_dead(&self.host)
-                }
-            }
+    /// As a member of the attempt.
+    pub(super) fn taking_part(mut self) -> Self {
+        present().insert((self.roster.generation, self.rank));
+        self.presence = Some(Presence(self.roster.generation, self.rank));
+        self
     }
 
     pub(crate) fn generation(&self) -> u64 {
         self.roster.generation
     }
 
-    fn world_size(&self) -> usize {
+    pub(super) fn world_size(&self) -> usize {
         self.roster.members.len()
     }
 
-    fn key(&self, name: &str) -> String {
+    pub(super) fn key(&self, name: &str) -> String {
         format!("{:016x}/{name}", self.roster.generation)
     }
 
-    fn rank_key(&self, step: Step, rank: usize) -> String {
+    pub(super) fn rank_key(&self, step: Step, rank: usize) -> String {
         let name = match step {
             Step::First => "first",
             Step::Second => "second",
@@ -161,6 +105,10 @@ impl<'a> Session<'a> {
             Step::Connecting => "connecting",
         };
         self.key(&format!("{name}/{rank}"))
+    }
+
+    pub(super) fn waiting_key(&self, rank: usize) -> String {
+        self.key(&format!("waiting/{rank}"))
     }
 
     /// Sets this rank's payload, then reads everybody's; ends early as [`Session::until`] does, and when a payload is
@@ -200,27 +148,76 @@ impl<'a> Session<'a> {
             }
             let missing = missing(self)?;
             if missing.is_empty() {
-                return Ok(());
+                return self.take_note_back();
             }
+            let waiting = Waiting { step, ranks: missing };
             if looked.elapsed() >= LIVENESS_INTERVAL {
                 looked = Instant::now();
                 self.look(step)?;
-                let died = missing.iter().find_map(|rank| {
-                    let member = self.roster.members[*rank].as_ref()?;
-                    member.has_ended(&self.host).then_some(Failure::Died {
-                        rank: *rank,
-                        pid: member.process.pid,
-                        step,
-                    })
+                let died = self.roster.members.iter().enumerate().find_map(|(rank, member)| {
+                    // Who has acknowledged may have come to an end since.
+                    let counts = step < Step::Acknowledgement || waiting.ranks.contains(&rank);
+                    let member = member.as_ref().filter(|_| counts && rank != self.rank)?;
+                    let pid = member.process.pid;
+                    self.has_ended(member).then_some(Failure::Died { rank, pid, step })
                 });
                 if let Some(died) = died {
                     return self.give_up_on(died);
                 }
+                if self.noted.as_ref() != Some(&waiting) {
+                    self.store.set(&self.waiting_key(self.rank), &waiting.to_bytes())?;
+                    self.noted = Some(waiting.clone());
+                }
             }
             if !pause.again() {
-                return self.give_up_on(Failure::Missing { ranks: missing, step, waited: start.elapsed() });
+                let waited = start.elapsed();
+                let Waiting { step, ranks } = absent(&waiting, |rank| self.note_of(rank))?;
+                return self.give_up_on(Failure::Missing { ranks, step, waited });
             }
         }
+    }
+
+    /// Whom a rank still waits for, as far as it says so: not for those that have come since.
+    fn note_of(&self, rank: usize) -> Result<Option<Waiting>, Error> {
+        let Some(mut note) = look_for::<Waiting>(self.store, &self.waiting_key(rank))? else {
+            return Ok(None);
+        };
+        let mut missing = Vec::new();
+        for rank in note.ranks {
+            let has_come =
+                note.step != Step::Connecting && look(self.store, &self.rank_key(note.step, rank))?.is_some();
+            if !has_come {
+                missing.push(rank);
+            }
+        }
+        note.ranks = missing;
+        Ok(Some(note))
+    }
+
+    /// This rank waits no longer: if it does not come on, it is to blame itself.
+    fn take_note_back(&mut self) -> Result<(), Stop> {
+        if self.noted.take().is_some() {
+            self.store.delete(&self.waiting_key(self.rank))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_ended(&self, member: &Member) -> bool {
+        member.life(&self.me.host) == Life::Ended
+    }
+
+    /// What can be told of the process that stands in the roster as this rank: this one, if it has left the attempt, has ended
+    /// for it.
+    pub(super) fn life_of_holder(&self, holder: &Member) -> Life {
+        match *holder == self.me && !present().contains(&(self.roster.generation, self.rank)) {
+            true => Life::Ended,
+            false => holder.life(&self.me.host),
+        }
+    }
+
+    /// Whether every member has certainly ended.
+    pub(super) fn is_dead(&self) -> bool {
+        self.roster.members.iter().flatten().all(|member| self.has_ended(member))
     }
 
     /// Ends a step in which somebody is missing, unless all are ready: then nobody is, whatever this rank saw.
@@ -237,7 +234,7 @@ impl<'a> Session<'a> {
         let corrupt = |problem: String| {
             Stop::Verdict(Verdict::Failed(Failure::Corrupt { key: key.clone(), rank, problem }))
         };
-        match self.store.try_get(&key) {
+        match look(self.store, &key) {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => {
                 T::from_bytes(&bytes).map(Some).map_err(|problem| corrupt(problem.to_string()))
@@ -249,124 +246,58 @@ impl<'a> Session<'a> {
 
     /// Reads the roster again: who has joined meanwhile, and is this still the current attempt?
     fn look(&mut self, step: Step) -> Result<(), Stop> {
-        let current = self.store.try_get(ROSTER)?.as_deref().map(read_roster).transpose()?;
-        match current {
-            Some(roster) if roster.generation == self.roster.generation => {
+        let is_another = match self.roster_or_own()? {
+            Some(roster) if roster.generation == self.roster.generation && roster.closed_by.is_none() => {
                 self.roster = roster;
-                Ok(())
+                return Ok(());
             }
-            // The verdict may have come between this and the look at it.
-            _ => match (self.verdict()?, step) {
-                (Some(Verdict::Ready), _) => Ok(()),
-                (Some(verdict), _) => Err(Stop::Verdict(verdict)),
-                (None, Step::First) => Err(Stop::Superseded),
-                (None, _) => Err(Stop::Abandoned(step)),
-            },
+            Some(roster) => roster.generation != self.roster.generation && roster.closed_by.is_none(),
+            None => false,
+        };
+        // The verdict may have come between this and the look at it.
+        match self.verdict()? {
+            Some(Verdict::Ready) => Ok(()),
+            Some(verdict) => Err(Stop::Verdict(verdict)),
+            None if is_another && step == Step::First => Err(Stop::Superseded),
+            None => Err(Stop::Abandoned(step)),
         }
     }
 
-    fn verdict(&self) -> Result<Option<Verdict>, Error> {
-        let key = self.key("verdict");
-        let Some(bytes) = self.store.try_get(&key)? else { return Ok(None) };
-        read_verdict(key, &bytes).map(Some)
+    /// The roster that is there. Where there is none, though payloads of this attempt are, a rank that was slow to clear away an
+    /// earlier attempt has deleted this one's (when an attempt is cleared away its payloads go first): it is put back.
+    fn roster_or_own(&self) -> Result<Option<Roster>, Error> {
+        let found = look_for::<Roster>(self.store, ROSTER)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        for rank in (0..self.world_size()).filter(|rank| *rank != self.rank) {
+            if look(self.store, &self.rank_key(Step::First, rank))?.is_some() {
+                return create(self.store, ROSTER, &self.roster).map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn verdict(&self) -> Result<Option<Verdict>, Error> {
+        look_for(self.store, &self.key("verdict"))
     }
 
     /// Makes `verdict` the attempt's, unless it has one; returns the one it has.
     pub(crate) fn propose(&self, verdict: &Verdict) -> Result<Verdict, Error> {
-        let key = self.key("verdict");
-        match self.store.compare_set(&key, None, Some(&verdict.to_bytes()))? {
-            None => Ok(verdict.clone()),
-            Some(bytes) => read_verdict(key, &bytes),
-        }
+        create(self.store, &self.key("verdict"), verdict)
+    }
+
+    /// Whether the attempt has not been closed or replaced.
+    ///
+    /// A verdict that was proposed before this holds: keys are deleted after the roster was closed.
+    pub(crate) fn is_open(&self) -> Result<bool, Error> {
+        let roster = self.roster_or_own()?;
+        Ok(roster
+            .is_some_and(|roster| roster.generation == self.roster.generation && roster.closed_by.is_none()))
     }
 
     /// [`Session::propose`] as the end of a step.
     pub(crate) fn decide(&self, verdict: Verdict) -> Stop {
         self.propose(&verdict).map_or_else(Stop::Local, Stop::Verdict)
     }
-
-    fn known_key(&self, rank: usize) -> String {
-        self.key(&format!("known/{rank}"))
-    }
-
-    /// Says that this rank knows the verdict and has nothing of its peers' mapped, unless they are ready. Whoever sees that
-    /// all have said so clears up.
-    pub(crate) fn acknowledge(&self, verdict: &Verdict) -> Result<(), Error> {
-        self.store.set(&self.known_key(self.rank), b"known")?;
-        self.clear_up_if_all_know(verdict).map(|_| ())
-    }
-
-    /// Deletes all keys if every rank that can has acknowledged the verdict, or another has begun to; says whether so.
-    fn clear_up_if_all_know(&self, verdict: &Verdict) -> Result<bool, Error> {
-        let found = self.store.try_get(ROSTER)?;
-        let roster = found.as_deref().map(read_roster).transpose()?;
-        if let Some(roster) = roster.filter(|roster| roster.generation == self.roster.generation) {
-            for (rank, member) in roster.members.iter().enumerate() {
-                // Who has died does not acknowledge any more, whatever the verdict says.
-                let has_died = || member.as_ref().is_some_and(|member| member.has_ended(&self.host));
-                let knows = !verdict.awaits(rank)
-                    || self.store.try_get(&self.known_key(rank))?.is_some()
-                    || has_died();
-                if !knows {
-                    return Ok(false);
-                }
-            }
-            // The roster goes first, and only if no new attempt has replaced it: whoever sets a key and still finds the
-            // roster then has set it before the keys go.
-            self.store.compare_set(ROSTER, found.as_deref(), None)?;
-        }
-        // If the roster was gone, what this rank has set since then goes too.
-        self.delete_keys()?;
-        Ok(true)
-    }
-
-    /// Waits at most `limit` until all have acknowledged `verdict`; says whether they have.
-    pub(crate) fn all_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
-        let mut pause = Pause::new(limit);
-        loop {
-            // Whoever sees it does it, because whoever saw it first may end in the middle of it.
-            if self.clear_up_if_all_know(verdict)? {
-                return Ok(true);
-            }
-            if !pause.again() {
-                return Ok(false);
-            }
-        }
-    }
-
-    /// Takes back everything of an attempt that the others have cleared away.
-    pub(crate) fn forget(&self) -> Result<(), Error> {
-        self.delete_keys()
-    }
-
-    /// Takes back what this rank has set in an attempt that was superseded.
-    pub(crate) fn withdraw(&self) -> Result<(), Error> {
-        self.store.delete(&self.rank_key(Step::First, self.rank))?;
-        Ok(())
-    }
-
-    fn delete_keys(&self) -> Result<(), Error> {
-        for step in [Step::First, Step::Second, Step::Acknowledgement] {
-            for rank in 0..self.world_size() {
-                self.store.delete(&self.rank_key(step, rank))?;
-            }
-        }
-        for rank in 0..self.world_size() {
-            self.store.delete(&self.known_key(rank))?;
-        }
-        self.store.delete(&self.key("verdict"))?;
-        Ok(())
-    }
-}
-
-fn read_roster(bytes: &[u8]) -> Result<Roster, Error> {
-    Roster::from_bytes(bytes).map_err(|problem| corrupt(ROSTER.to_owned(), problem.to_string()))
-}
-
-fn read_verdict(key: String, bytes: &[u8]) -> Result<Verdict, Error> {
-    Verdict::from_bytes(bytes).map_err(|problem| corrupt(key, problem.to_string()))
-}
-
-fn corrupt(key: String, problem: String) -> Error {
-    Error::Store(StoreError::Corrupt { key, problem })
 }

@@ -4,22 +4,23 @@
 use std::time::Duration;
 
 use meshreduce_device::ComputeCapability;
+use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
+use meshreduce_store::identity::Member;
 use meshreduce_wire::Algorithm;
 
-use super::payload::{Malformed, Payload, Reader, Writer};
 use crate::error::Error;
 use crate::outcome::{DisabledBy, Reason};
 use crate::topology::Topology;
 
-/// The steps in which ranks wait for one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The steps in which ranks wait for one another, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Step {
     First = 1,
     Second = 2,
-    Acknowledgement = 3,
-    /// Between the second exchange and the acknowledgement; nothing is put into the store.
-    Connecting = 4,
+    /// Nothing is put into the store in it.
+    Connecting = 3,
+    Acknowledgement = 4,
 }
 
 impl Step {
@@ -32,12 +33,12 @@ impl Step {
         }
     }
 
-    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+    pub(super) fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
         let code = from.u8()?;
-        [Step::First, Step::Second, Step::Acknowledgement, Step::Connecting]
+        [Step::First, Step::Second, Step::Connecting, Step::Acknowledgement]
             .into_iter()
             .find(|step| *step as u8 == code)
-            .ok_or_else(|| Malformed(format!("{code} is no step")))
+            .ok_or_else(|| Malformed::wrong(format!("{code} is no step")))
     }
 }
 
@@ -61,6 +62,12 @@ pub(crate) enum Failure {
         rank: usize,
         pid: u32,
         step: Step,
+    },
+    /// Two processes came for one rank, and whether the first one still lives cannot be told.
+    Taken {
+        rank: usize,
+        holder: Box<Member>,
+        newcomer: Box<Member>,
     },
     Rank {
         rank: usize,
@@ -102,7 +109,7 @@ impl Failure {
     fn has_lost(&self, rank: usize) -> bool {
         match self {
             Failure::Missing { ranks, .. } => ranks.contains(&rank),
-            Failure::Died { rank: died, .. } => *died == rank,
+            Failure::Died { rank: lost, .. } | Failure::Taken { rank: lost, .. } => *lost == rank,
             _ => false,
         }
     }
@@ -122,6 +129,7 @@ impl From<Failure> for Error {
                 Error::RanksMissing { ranks, step: step.name(), waited }
             }
             Failure::Died { rank, pid, step } => Error::RankDied { rank, pid, step: step.name() },
+            Failure::Taken { rank, holder, newcomer } => Error::RankTaken { rank, holder, newcomer },
             Failure::Rank { rank, message } => Error::RankFailed { rank, message },
             Failure::Corrupt { key, rank, problem } => Error::CorruptPayload { key, rank, problem },
             Failure::Different { field, ranks, values } => {
@@ -237,7 +245,7 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
             needed: read_capability(from)?,
         },
         11 => Reason::LinksHidden { ranks: read_pair(from)?, links: (from.u32()?, from.u32()?) },
-        _ => return Err(Malformed(format!("{code} is no reason"))),
+        _ => return Err(Malformed::wrong(format!("{code} is no reason"))),
     })
 }
 
@@ -257,13 +265,13 @@ fn read_disabled_by(from: &mut Reader<'_>) -> Result<DisabledBy, Malformed> {
         0 => DisabledBy::Program,
         1 => DisabledBy::Variable { name: from.text()?, value: None },
         2 => DisabledBy::Variable { name: from.text()?, value: Some(from.text()?) },
-        code => return Err(Malformed(format!("{code} is nothing that disables a rank"))),
+        code => return Err(Malformed::wrong(format!("{code} is nothing that disables a rank"))),
     })
 }
 
 pub(super) fn read_topology(from: &mut Reader<'_>) -> Result<Topology, Malformed> {
     let code = from.u8()?;
-    Topology::from_repr(code).ok_or_else(|| Malformed(format!("{code} is no topology")))
+    Topology::from_repr(code).ok_or_else(|| Malformed::wrong(format!("{code} is no topology")))
 }
 
 pub(super) fn write_capability(capability: ComputeCapability, out: &mut Writer) {
@@ -279,8 +287,7 @@ fn write_failure(failure: &Failure, out: &mut Writer) {
     match failure {
         Failure::Missing { ranks, step, waited } => {
             out.u8(32);
-            out.u32(ranks.len() as u32);
-            ranks.iter().for_each(|rank| out.rank(*rank));
+            out.list(ranks, |out, rank| out.rank(*rank));
             out.u8(*step as u8);
             out.u64(waited.as_millis() as u64);
         }
@@ -294,6 +301,12 @@ fn write_failure(failure: &Failure, out: &mut Writer) {
             out.u8(34);
             out.rank(*rank);
             out.text(message);
+        }
+        Failure::Taken { rank, holder, newcomer } => {
+            out.u8(39);
+            out.rank(*rank);
+            holder.write(out);
+            newcomer.write(out);
         }
         Failure::Corrupt { key, rank, problem } => {
             out.u8(35);
@@ -339,17 +352,28 @@ fn read_failure(code: u8, from: &mut Reader<'_>) -> Result<Failure, Malformed> {
         37 => Failure::DeviceTwice { ranks: read_pair(from)?, device: from.text()? },
         38 => {
             let code = from.u8()?;
-            let algorithm =
-                Algorithm::from_repr(code).ok_or_else(|| Malformed(format!("{code} is no algorithm")))?;
+            let algorithm = Algorithm::from_repr(code)
+                .ok_or_else(|| Malformed::wrong(format!("{code} is no algorithm")))?;
             Failure::NotPossible { algorithm, why: from.text()? }
         }
-        _ => return Err(Malformed(format!("{code} is no verdict"))),
+        39 => Failure::Taken {
+            rank: from.rank()?,
+            holder: Member::read(from)?.into(),
+            newcomer: Member::read(from)?.into(),
+        },
+        _ => return Err(Malformed::wrong(format!("{code} is no verdict"))),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meshreduce_store::identity::Process;
+
+    fn member(pid: u32) -> Member {
+        let own = Member::current().unwrap();
+        Member { process: Process { pid, ..own.process }, ..own }
+    }
 
     #[test]
     fn verdicts_survive_the_round_trip() {
@@ -380,6 +404,7 @@ mod tests {
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },
             Failure::Died { rank: 4, pid: 77, step: Step::First },
             Failure::Rank { rank: 0, message: text() },
+            Failure::Taken { rank: 2, holder: member(1).into(), newcomer: member(2).into() },
             Failure::Corrupt { key: text(), rank: 1, problem: text() },
             Failure::Different { field: text(), ranks: (0, 4), values: (text(), text()) },
             Failure::DeviceTwice { ranks: (0, 1), device: text() },
