@@ -2,7 +2,7 @@
 //!
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
 //! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end. [`gpu_check`] is
-//! the program for machines with GPUs.
+//! the program for machines with GPUs, [`torch_check`] the one for machines with PyTorch.
 
 pub mod adversary;
 pub mod adversary_report;
@@ -25,5 +25,6 @@ pub mod reference;
 pub mod report;
 pub mod stream;
 pub mod tables;
+pub mod torch_check;
 pub mod verdict;
 pub mod worker;

@@ -23,6 +23,7 @@ mod repository;
 mod sass;
 mod test;
 mod test_multigpu;
+mod test_torch;
 mod toolchain;
 mod topo;
 
@@ -38,6 +39,7 @@ enum Command {
     TestMultigpu(test_multigpu::Args),
     Bench(bench::Args),
     Topo(topo::Args),
+    TestTorch(test_torch::Args),
     Mutants(mutants::Args),
     Test(test::Args),
     Example(example::Args),
@@ -68,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TestMultigpu(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::Topo(args) => args.run(),
+        Command::TestTorch(args) => args.run(),
         Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),

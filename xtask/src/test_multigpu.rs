@@ -27,17 +27,22 @@ impl Args {
 
 /// Builds the rank program and the emulated node, and runs the program; ends with its exit code.
 pub(crate) fn rank_program(arguments: Vec<OsString>) -> Result<ExitCode> {
+    program("multigpu", arguments)
+}
+
+/// The same for a program of the tests' package.
+pub(crate) fn program(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     let shell = Shell::new()?;
     // Paths on the command line are relative to where the user is, so only cargo moves to the root.
     let root = shell.push_dir(repository::root());
-    eprintln!("building the emulated node and the rank program (the first time takes a minute or two) ...");
+    eprintln!("building the emulated node and {name} (the first time takes a minute or two) ...");
     let node = emulated_node::build(&shell)?;
-    cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin multigpu")
+    cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin {name}")
         .quiet()
         .run()
-        .context("building the rank program")?;
+        .with_context(|| format!("building {name}"))?;
     drop(root);
-    run_built(Command::new(repository::target().join("release/multigpu")).args(arguments), &node)
+    run_built(Command::new(repository::target().join("release").join(name)).args(arguments), &node)
 }
 
 /// Runs a program that was built, on the emulated node in the folder `node`, and ends with its exit code.
