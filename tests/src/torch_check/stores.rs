@@ -25,7 +25,11 @@ pub fn check(python: &Python, say: &mut dyn FnMut(&Check)) -> Result<Vec<Check>>
     };
     add(Check::new("a torch client on our server", torch_client(python)));
     for (server, flag) in [("libuv", "1"), ("plain", "0")] {
-        add(Check::new(format!("our client on torch's {server} server"), our_client(python, flag)));
+        let name = format!("our client on torch's {server} server");
+        match our_client(python, flag) {
+            Ok(Some(why)) => add(Check::new(format!("{name}: there is {why}"), Ok(()))),
+            result => add(Check::new(name, result.map(drop))),
+        }
     }
     Ok(checks)
 }
@@ -43,19 +47,23 @@ fn torch_client(python: &Python) -> Result<()> {
     Ok(())
 }
 
-fn our_client(python: &Python, libuv: &str) -> Result<()> {
+/// What the server says in place of a port, if this torch has none of its kind.
+fn our_client(python: &Python, libuv: &str) -> Result<Option<String>> {
     let mut server = python.command().args(["-c", include_str!("server.py"), libuv]).spawn()?;
     let result = (|| {
         let mut line = String::new();
         BufReader::new(server.stdout.take().context("its output")?).read_line(&mut line)?;
+        if line.starts_with("none") {
+            return Ok(Some(line.trim().to_owned()));
+        }
         let port: u16 = line.trim().parse().with_context(|| format!("no port: {line}"))?;
-        every_operation(&|| Ok(TcpStore::connect(("127.0.0.1", port), LONG)?))
+        every_operation(&|| Ok(TcpStore::connect(("127.0.0.1", port), LONG)?)).map(|()| None)
     })();
     drop(server.stdin.take());
     let ended = server.wait()?;
-    result?;
+    let none = result?;
     ensure!(ended.success(), "torch's server: {ended}");
-    Ok(())
+    Ok(none)
 }
 
 /// Every operation that the peer has; those that came with later versions may be missing.
