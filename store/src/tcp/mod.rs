@@ -86,8 +86,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// There is no authentication: whoever reaches the address may read, change and delete everything. A store listens at the
 /// address that it is given and at no other: a loopback address where all ranks are on one machine, otherwise that of an
 /// interface to which only those have access who may have the store. Not `0.0.0.0` where a machine has other networks.
-/// Whoever sends nonsense, or too much, or nothing, costs the host a connection for 10 seconds, and others nothing. Keys and
-/// values have at most 1 GiB together.
+/// Whoever sends nonsense or too much costs the host a connection for 10 seconds, who sends nothing one of a few for a minute,
+/// and neither costs others anything. Keys and values have at most 1 GiB together.
 ///
 /// # Waiting on torch's servers
 ///

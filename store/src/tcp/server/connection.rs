@@ -13,6 +13,9 @@ use super::serve::{HIGH_WATER, Held, SLICE, Service, Task};
 use crate::codec::Malformed;
 use crate::tcp::protocol::{Numbering, Opcode, Scanner};
 
+/// How much longer than otherwise a client may take to begin. (Of those that have not, there are never more than a few.)
+const SILENCE: u32 = 6;
+
 /// Why a connection has to go.
 #[derive(Debug)]
 pub(super) enum End {
@@ -127,7 +130,9 @@ impl Connection {
     pub(super) fn is_too_slow(&self, shared: &Shared, now: Instant) -> bool {
         let limits = &shared.limits;
         let is_over = |pace: &Option<Pace>| pace.is_some_and(|pace| pace.is_over(limits, now));
-        (!self.validated && now.duration_since(self.opened) >= limits.patience)
+        // Clients of torch before 2.5 say nothing at all before their first request.
+        let first = if self.input.is_empty() { SILENCE * limits.patience } else { limits.patience };
+        (!self.validated && now.duration_since(self.opened) >= first)
             || is_over(&self.reading)
             || is_over(&self.writing)
     }
