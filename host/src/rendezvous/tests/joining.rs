@@ -59,6 +59,18 @@ fn another_world_size_is_a_different_configuration_for_all() {
     assert_eq!(verdict(stop), Verdict::Failed(expected));
 }
 
+/// That a rank of two which comes now is told `verdict`, and that nothing is left once it has taken notice.
+fn hears_and_leaves_nothing(meeting: &Meeting, rank: usize, verdict: &Verdict) {
+    match Session::join(&meeting.store, rank, 2, LONG).unwrap() {
+        Joined::Late(session, heard) => {
+            assert_eq!(heard, *verdict);
+            session.acknowledge(&heard).unwrap();
+        }
+        Joined::Member(_) => panic!("the attempt was over"),
+    }
+    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+}
+
 #[test]
 fn a_late_rank_learns_why_the_attempt_is_over() {
     let meeting = Meeting::new();
@@ -66,14 +78,7 @@ fn a_late_rank_learns_why_the_attempt_is_over() {
     let first = meeting.join(0, 2, LONG).unwrap();
     first.propose(&disabled).unwrap();
     first.acknowledge(&disabled).unwrap();
-    match Session::join(&meeting.store, 1, 2, LONG).unwrap() {
-        Joined::Late(session, verdict) => {
-            assert_eq!(verdict, disabled);
-            session.acknowledge(&verdict).unwrap();
-        }
-        Joined::Member(_) => panic!("the attempt was over"),
-    }
-    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+    hears_and_leaves_nothing(&meeting, 1, &disabled);
 }
 
 #[test]
@@ -85,14 +90,7 @@ fn a_disabled_rank_whose_process_has_ended_is_still_heard() {
     meeting.store.set("roster", &roster.to_bytes()).unwrap();
     meeting.store.set(&key("verdict"), &disabled.to_bytes()).unwrap();
     meeting.store.set(&key("known/0"), b"known").unwrap();
-    match Session::join(&meeting.store, 1, 2, LONG).unwrap() {
-        Joined::Late(session, verdict) => {
-            assert_eq!(verdict, disabled);
-            session.acknowledge(&verdict).unwrap();
-        }
-        Joined::Member(_) => panic!("the attempt was over"),
-    }
-    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+    hears_and_leaves_nothing(&meeting, 1, &disabled);
 }
 
 #[test]
@@ -277,12 +275,5 @@ fn a_rank_that_comes_again_from_elsewhere_learns_how_its_predecessors_attempt_en
     let several = Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts });
     other.propose(&several).unwrap();
     other.acknowledge(&several).unwrap();
-    match Session::join(&meeting.store, 0, 2, LONG).unwrap() {
-        Joined::Late(session, verdict) => {
-            assert_eq!(verdict, several);
-            session.acknowledge(&verdict).unwrap();
-        }
-        Joined::Member(_) => panic!("the attempt was over"),
-    }
-    assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+    hears_and_leaves_nothing(&meeting, 0, &several);
 }
