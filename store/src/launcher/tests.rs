@@ -209,8 +209,8 @@ fn ids_that_look_like_keys_are_of_different_jobs() {
     let (agent, launcher) = agent(2, Some("x"));
     let other = Launcher { run_id: Some("x/0/2/rank".into()), ..launcher(1) };
     let (a, b) = (launcher(0).store(LONG).unwrap(), other.store(LONG).unwrap());
-    a.set("rank/1", b"a's own").unwrap();
-    assert!(!b.check(&["1"]).unwrap());
+    a.set("rank/0/2/k", b"a's own").unwrap();
+    assert!(!b.check(&["k"]).unwrap());
     for store in [a, b] {
         store.close(LONG);
     }
