@@ -4,11 +4,13 @@
 //! |---|---|
 //! | what a stream holds and what may start when | [`queue`] |
 //! | events | [`event`] |
+//! | functions of the program's | [`callback`] |
 //! | how many blocks fit at once | [`residency`] |
 //! | turns, back-off, faults, suspected deadlocks | [`worker`] |
 //!
 //! The executor is a parameter: the engine decides which blocks are resident and whose turn it is, and nothing else.
 
+mod callback;
 mod event;
 mod queue;
 mod residency;
@@ -18,7 +20,6 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
-        mpsc,
     },
     time::Duration,
 };
@@ -95,12 +96,7 @@ pub(crate) struct Shared {
     work: Condvar,
     /// Wakes hosts that wait for streams.
     done: Condvar,
-    callbacks: Mutex<Option<mpsc::Sender<Callback>>>,
-}
-
-struct Callback {
-    stream: u64,
-    run: Box<dyn FnOnce() + Send>,
+    callbacks: callback::Threads,
 }
 
 impl Engine {
@@ -115,7 +111,7 @@ impl Engine {
             queues: Mutex::new(Queues::default()),
             work: Condvar::new(),
             done: Condvar::new(),
-            callbacks: Mutex::new(None),
+            callbacks: callback::Threads::default(),
         });
         let worker = Arc::clone(&shared);
         std::thread::Builder::new()

@@ -142,6 +142,28 @@ fn a_stream_does_its_operations_in_order() {
 }
 
 #[test]
+fn a_function_that_blocks_holds_up_no_function_of_another_stream() {
+    let engine = engine(idle_script);
+    let (held, _) = stream(&engine, StreamKind::Blocking);
+    let (free, _) = stream(&engine, StreamKind::Blocking);
+    let (open, op) = gate();
+    engine.submit(held, op).unwrap();
+    let called = Arc::new(AtomicU64::new(0));
+    for _ in 0..3 {
+        let called = Arc::clone(&called);
+        let call = move || {
+            called.fetch_add(1, Ordering::Relaxed);
+        };
+        engine.submit(free, Op::Callback(Box::new(call))).unwrap();
+    }
+    engine.wait(free);
+    assert_eq!(called.load(Ordering::Relaxed), 3);
+    assert!(!engine.is_idle(held));
+    drop(open);
+    engine.wait(held);
+}
+
+#[test]
 fn streams_do_not_wait_for_each_other() {
     let engine = engine(idle_script);
     let (held, _) = stream(&engine, StreamKind::Blocking);

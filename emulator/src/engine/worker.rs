@@ -4,12 +4,12 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, atomic::Ordering, mpsc},
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use super::{
-    Callback, Failure, Health, Op, Shared,
+    Failure, Health, Op, Shared, callback,
     queue::Ready,
     residency::{Place, Places},
 };
@@ -151,7 +151,7 @@ impl Worker<'_> {
                 self.complete(stream);
                 nudge(waiting);
             }
-            Op::Callback(run) => self.call_back(Callback { stream, run }),
+            Op::Callback(run) => callback::start(self.shared, stream, run),
             Op::Launch { launch, shared_bytes } => {
                 let blocks = launch.grid.iter().map(|&n| u64::from(n)).product();
                 self.next_grid += 1;
@@ -176,34 +176,6 @@ impl Worker<'_> {
     fn complete(&self, stream: u64) {
         self.shared.lock().complete(stream);
         self.shared.done.notify_all();
-    }
-
-    /// Hands a callback to the thread for them, which is started with the first.
-    fn call_back(&self, callback: Callback) {
-        let mut sender = self.shared.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = sender.get_or_insert_with(|| {
-            let (sender, receiver) = mpsc::channel::<Callback>();
-            let shared = Arc::downgrade(self.shared);
-            let spawned =
-                std::thread::Builder::new().name("emulated callbacks".to_owned()).spawn(move || {
-                    for Callback { stream, run } in receiver {
-                        let _ = catch_unwind(AssertUnwindSafe(run));
-                        let Some(shared) = shared.upgrade() else { return };
-                        shared.lock().complete(stream);
-                        shared.done.notify_all();
-                        shared.nudge();
-                    }
-                });
-            if let Err(error) = spawned {
-                eprintln!("meshreduce emulator: no thread for callbacks: {error}");
-            }
-            sender
-        });
-        let stream = callback.stream;
-        if sender.send(callback).is_err() {
-            // There is no thread to call from; the program learns it by what the function did not do.
-            self.complete(stream);
-        }
     }
 
     /// Gives blocks places, oldest kernel first. As on the real thing, a kernel's blocks do not overtake those of an
