@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::clock::fake;
 use super::{FileStore, MAX_KEY, MAX_VALUE, MIN_ROOM, MemoryStore, PrefixStore, Store, StoreError, TcpStore};
 
+mod many;
 mod model;
 mod queues;
 mod waits;
@@ -133,6 +134,38 @@ impl Place for Nested {
     }
 }
 
+/// A part of a part of a part of a store that is elsewhere, as process groups of process groups have it.
+struct TcpNested(TcpStore);
+
+impl TcpNested {
+    /// As it is seen by a client, below an outermost prefix.
+    fn below(outermost: &str, client: TcpStore) -> Box<dyn Store> {
+        let outer = PrefixStore::new(outermost, Box::new(client)).unwrap();
+        let middle = PrefixStore::new("group/1", Box::new(outer)).unwrap();
+        Box::new(PrefixStore::new("ц %", Box::new(middle)).unwrap())
+    }
+}
+
+impl Place for TcpNested {
+    fn new() -> Self {
+        let host = TcpStore::host("127.0.0.1:0").unwrap();
+        for key in ["k", "job/k", "job/group/1/k", "job/group/1/ц %", "job/group/1/ц %k", "job/group/2/ц %/k"]
+        {
+            host.set(key, b"somebody else's").unwrap();
+            host.queue_push(key, b"somebody else's").unwrap();
+        }
+        Self(host)
+    }
+
+    fn rank(&self) -> Box<dyn Store> {
+        Self::below("job", TcpStore::connect(self.0.local_addr(), LONG).unwrap())
+    }
+
+    fn reach(&self) -> Option<String> {
+        Some(format!("tcp-nested:{}", self.0.local_addr()))
+    }
+}
+
 macro_rules! every_store {
     ($($behaviour:ident)*) => {
         every_store! { @ file File [$($behaviour)*] }
@@ -141,6 +174,7 @@ macro_rules! every_store {
         every_store! { @ tcp_host_prefixed TcpHost [$($behaviour)*] }
         every_store! { @ file_prefixed Prefixed [$($behaviour)*] }
         every_store! { @ memory_nested Nested [$($behaviour)*] }
+        every_store! { @ tcp_nested TcpNested [$($behaviour)*] }
     };
     (@ $module:ident $place:ident [$($behaviour:ident)*]) => {
         mod $module {
@@ -411,6 +445,7 @@ fn add_in_this_process() {
         "file" => Box::new(FileStore::open(at).unwrap()),
         "prefix" => Box::new(PrefixStore::new("all", Box::new(FileStore::open(at).unwrap())).unwrap()),
         "tcp" => Box::new(TcpStore::connect(at, LONG).unwrap()),
+        "tcp-nested" => TcpNested::below("job", TcpStore::connect(at, LONG).unwrap()),
         "tcp-prefix" => {
             Box::new(PrefixStore::new("all", Box::new(TcpStore::connect(at, LONG).unwrap())).unwrap())
         }

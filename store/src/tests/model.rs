@@ -84,3 +84,35 @@ proptest! {
         }
     }
 }
+
+/// What a TCP store makes of what the others report as an error: its protocol does not tell values and queues of one name apart.
+/// A queue that is asked for its value has an empty one, and a value that is waited for as a queue is waited for in vain.
+fn over_tcp(outcome: String, act: &Act) -> String {
+    match act {
+        Act::Pop(key) if outcome.contains("it is a value and no queue") => {
+            let keys = vec![KEYS[*key].to_owned()];
+            format!("{:?}", Err::<(), _>(StoreError::Timeout { keys, waited: Duration::ZERO }))
+        }
+        Act::Get(_) if outcome.contains("it is a queue") => {
+            format!("{:?}", Ok::<_, StoreError>(Vec::<u8>::new()))
+        }
+        _ => outcome,
+    }
+}
+
+#[test]
+fn a_part_of_a_part_of_a_part_over_tcp_does_what_a_memory_store_does() {
+    let (host, cases) = (TcpNested::new(), AtomicUsize::new(0));
+    // What fails does so by its acts alone: nothing is kept of it.
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    proptest!(config, |(acts in prop::collection::vec(act(), 1..60))| {
+        let part = format!("case/{}", cases.fetch_add(1, Ordering::Relaxed));
+        let rank = || TcpNested::below(&part, TcpStore::connect(host.0.local_addr(), LONG).unwrap());
+        let (one, other, memory) = (rank(), rank(), Memory::new().rank());
+        for (number, act) in acts.iter().enumerate() {
+            let rank = if number % 2 == 0 { &one } else { &other };
+            let expected = over_tcp(outcome(&*memory, act), act);
+            prop_assert_eq!(outcome(&**rank, act), expected, "{:?} of {:?}", act, acts);
+        }
+    });
+}

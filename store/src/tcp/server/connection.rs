@@ -198,7 +198,11 @@ impl Connection {
             if self.task.is_some() {
                 return Ok(true);
             }
-            self.validated = true;
+            if !self.validated {
+                self.validated = true;
+                // Before it is answered: a host that its client knows must wait for that client.
+                *shared.clients() += 1;
+            }
             self.whole = None;
             self.input.consume(length);
             self.reading = None;

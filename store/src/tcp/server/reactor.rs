@@ -148,7 +148,6 @@ impl Reactor {
             self.buffered = self.buffered + connection.buffered() - buffered;
             if was_stranger && connection.is_validated() {
                 self.strangers.remove(&self.ages[number]);
-                *self.shared.clients() += 1;
                 keep_alive(&connection.stream);
             }
             if connection.is_timed() && self.next_sweep.is_none() {

@@ -134,6 +134,16 @@ fn a_host_waits_for_its_clients_but_not_for_those_who_only_knock() {
 }
 
 #[test]
+fn a_host_waits_for_a_client_from_the_first_answer_on() {
+    // Many, because it is about the moment after the answer.
+    for _ in 0..100 {
+        let host = host(LONG);
+        let _client = client(&host);
+        assert_eq!(host.close(Duration::ZERO), 1);
+    }
+}
+
+#[test]
 fn a_host_that_is_dropped_waits_for_a_while() {
     let host = host(LONG);
     let client = client(&host);
