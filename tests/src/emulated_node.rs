@@ -1,4 +1,4 @@
-//! Where the emulated node's two libraries lie, and the environment that makes a process see it.
+//! Where the emulated node's libraries lie, and the environment that makes a process see it.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -47,9 +47,17 @@ impl EmulatedNode {
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
         vec![
             ("MESHREDUCE_DRIVER", self.library.clone().into()),
+            ("MESHREDUCE_NCCL", self.nccl().into()),
+            // NCCL's ranks meet at loopback.
+            ("NCCL_SOCKET_IFNAME", "lo".into()),
             ("MESHREDUCE_NODE", self.node.clone().into()),
             ("MESHREDUCE_NODE_ID", self.instance.clone().into()),
         ]
+    }
+
+    /// The stand-in for NCCL, beside the emulated `libcuda`.
+    pub fn nccl(&self) -> PathBuf {
+        self.library.with_file_name("libnccl.so.2")
     }
 
     /// The emulated `libcuda`.

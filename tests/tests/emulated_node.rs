@@ -7,6 +7,7 @@ use std::process::Command;
 use cust::error::CudaError;
 use cust::memory::DeviceBuffer;
 use libloading::{Library, Symbol};
+use meshreduce_nccl_loader::result;
 use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::in_process;
 
@@ -54,6 +55,7 @@ fn is_again_with_libraries_by_name(test: &str) -> bool {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env("LD_LIBRARY_PATH", node.library().parent().unwrap())
+        .env("NCCL_SOCKET_IFNAME", "lo")
         .env(AGAIN, "1")
         .envs(node.environment())
         .output()
@@ -109,5 +111,27 @@ fn both_names_of_nvml_are_one_library() {
         let mut count = 0;
         assert_eq!(call!(second, nvmlDeviceGetCount_v2(&mut count => *mut u32)), 0);
         assert_eq!(count, 8);
+    }
+}
+
+#[test]
+fn the_stand_in_for_nccl_lies_beside_the_driver_and_uses_the_one_that_is_open() {
+    if is_again_with_libraries_by_name(
+        "the_stand_in_for_nccl_lies_beside_the_driver_and_uses_the_one_that_is_open",
+    ) {
+        let _context = cust::quick_init().unwrap();
+        let memory = DeviceBuffer::<u32>::zeroed(16).unwrap();
+        let id = result::unique_id().unwrap();
+        // SAFETY: a context is current, and the communicator is alive until it is destroyed.
+        unsafe {
+            let comm = result::comm_init_rank(1, id, 0).unwrap();
+            let address = memory.as_device_ptr().as_raw();
+            // Another driver would not know the memory.
+            let handle = result::comm_register(comm, address, 64).unwrap();
+            result::comm_deregister(comm, handle).unwrap();
+            let _ = result::comm_destroy(comm).unwrap();
+        }
+        let asked = std::env::var_os("MESHREDUCE_NCCL").unwrap();
+        assert_eq!(meshreduce_nccl_loader::library_path().unwrap().as_os_str(), asked);
     }
 }

@@ -1,4 +1,4 @@
-//! `emulated-node`: builds the two libraries of the emulated node and puts them where programs find them.
+//! `emulated-node`: builds the libraries of the emulated node and puts them where programs find them.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,13 +9,20 @@ use xshell::{Shell, cmd};
 
 use crate::repository;
 
-/// Package, the name of its library target, the library's name, and the other under which programs look for it.
-const LIBRARIES: [(&str, &str, &str, &str); 2] = [
-    ("meshreduce-emulator-libcuda", "meshreduce_libcuda", "libcuda.so.1", "libcuda.so"),
-    ("meshreduce-emulator-libnvidia-ml", "meshreduce_libnvidia_ml", "libnvidia-ml.so.1", "libnvidia-ml.so"),
+/// Package, the name of its library target, the library's name, and the other under which programs look for it, if
+/// they do. (PyPI's packages of NCCL have `libnccl.so.2` alone.)
+const LIBRARIES: [(&str, &str, &str, Option<&str>); 3] = [
+    ("meshreduce-emulator-libcuda", "meshreduce_libcuda", "libcuda.so.1", Some("libcuda.so")),
+    (
+        "meshreduce-emulator-libnvidia-ml",
+        "meshreduce_libnvidia_ml",
+        "libnvidia-ml.so.1",
+        Some("libnvidia-ml.so"),
+    ),
+    ("meshreduce-emulator-libnccl", "meshreduce_libnccl", "libnccl.so.2", None),
 ];
 
-/// Build the two libraries of the emulated node and say how any program sees it
+/// Build the libraries of the emulated node and say how any program sees it
 #[derive(clap::Args)]
 pub(crate) struct Args {}
 
@@ -25,7 +32,7 @@ impl Args {
         let directory = build(&shell)?;
         let directory = directory.display();
         println!(
-            "The emulated node is in {directory}. For a program that uses the CUDA driver API and NVML:\n"
+            "The emulated node is in {directory}. For a program that uses the CUDA driver API, NVML and NCCL:\n"
         );
         println!("    LD_LIBRARY_PATH={directory} MESHREDUCE_NODE=hgx-h100 PROGRAM");
         Ok(ExitCode::SUCCESS)
@@ -44,7 +51,9 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     std::fs::create_dir_all(&directory)?;
     for (_, target, name, link) in LIBRARIES {
         place(&artifact(&messages, target)?, &directory.join(name))?;
-        place_link(name, &directory.join(link))?;
+        if let Some(link) = link {
+            place_link(name, &directory.join(link))?;
+        }
     }
     Ok(directory)
 }

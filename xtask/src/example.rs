@@ -30,8 +30,12 @@ impl Args {
         let mut command =
             cmd!(shell, "cargo run --quiet --release --package {package} --bin {name} -- {arguments...}");
         if let Some(node) = node {
-            let library = emulated_node::build(&shell)?.join("libcuda.so.1");
-            command = command.env("MESHREDUCE_DRIVER", library).env("MESHREDUCE_NODE", node);
+            let libraries = emulated_node::build(&shell)?;
+            let (library, nccl) = (libraries.join("libcuda.so.1"), libraries.join("libnccl.so.2"));
+            command = command
+                .env("MESHREDUCE_DRIVER", library)
+                .env("MESHREDUCE_NCCL", nccl)
+                .env("MESHREDUCE_NODE", node);
         }
         command.run().with_context(|| format!("example {name}"))?;
         Ok(ExitCode::SUCCESS)

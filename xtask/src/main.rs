@@ -23,6 +23,7 @@ mod repository;
 mod sass;
 mod test;
 mod test_multigpu;
+mod test_nccl;
 mod test_torch;
 mod toolchain;
 mod topo;
@@ -40,6 +41,7 @@ enum Command {
     Bench(bench::Args),
     Topo(topo::Args),
     TestTorch(test_torch::Args),
+    TestNccl(test_nccl::Args),
     Mutants(mutants::Args),
     Test(test::Args),
     Example(example::Args),
@@ -71,6 +73,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::Topo(args) => args.run(),
         Command::TestTorch(args) => args.run(),
+        Command::TestNccl(args) => args.run(),
         Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),
