@@ -18,6 +18,7 @@ pub mod job;
 pub mod latch;
 pub mod launched;
 pub mod mutants;
+pub mod network;
 pub mod plan;
 pub mod probe;
 pub mod rank_process;
