@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meshreduce_driver_loader::sys::{self, CUdeviceptr, CUresult};
 
 use crate::error::{DriverError, Error, check};
-use crate::{PrimaryContext, Stream};
+use crate::{PrimaryContext, RawStream, Stream};
 
 /// `CU_POINTER_ATTRIBUTE_MEMORY_TYPE`, an `unsigned int` (cuda.h).
 const MEMORY_TYPE: i32 = 2;
@@ -123,6 +123,44 @@ impl Drop for DeviceMemory {
             check("cuMemFree", unsafe { sys::cuMemFree_v2(self.address) })
         });
     }
+}
+
+/// Enqueues a copy within the device.
+///
+/// # Safety
+///
+/// `to` and `from` are device addresses of `bytes` bytes that the context's device can access, valid until the stream has done
+/// it, and do not overlap; `stream` is a stream of the context.
+///
+/// # Errors
+///
+/// The driver's.
+pub unsafe fn copy_within(
+    context: &PrimaryContext,
+    to: CUdeviceptr,
+    from: CUdeviceptr,
+    bytes: u64,
+    stream: RawStream,
+) -> Result<(), DriverError> {
+    context.on_stream(stream, || {
+        // SAFETY: the caller vouches for the memory and the stream.
+        check("cuMemcpyDtoDAsync", unsafe {
+            sys::cuMemcpyDtoDAsync_v2(to, from, bytes as usize, stream.get())
+        })
+    })
+}
+
+/// The ordinal of the device that `address` is on; `None` if the driver does not know it as device memory, or there is none.
+pub fn ordinal_of(address: CUdeviceptr) -> Option<u32> {
+    let attribute = |attribute, place: *mut c_void| {
+        // SAFETY: `place` is a place of the attribute's type.
+        let answer = unsafe { sys::cuPointerGetAttribute(place, attribute, address) };
+        (answer == CUresult::SUCCESS).then_some(())
+    };
+    let (mut kind, mut ordinal) = (0_u32, -1_i32);
+    attribute(MEMORY_TYPE, (&raw mut kind).cast())?;
+    attribute(DEVICE_ORDINAL, (&raw mut ordinal).cast())?;
+    (kind == DEVICE).then(|| u32::try_from(ordinal).ok())?
 }
 
 /// Checks that `address` lies in memory of the context's device.

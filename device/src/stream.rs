@@ -60,6 +60,11 @@ impl RawStream {
         self.0.addr() <= PER_THREAD
     }
 
+    /// Whether it stands for another stream on every thread.
+    pub fn is_per_thread(self) -> bool {
+        self.0.addr() == PER_THREAD
+    }
+
     /// Which stream it is, in `context` if it is a default stream.
     ///
     /// Before CUDA 12.0 a stream that was destroyed, and one that was created later with the same handle, are not told
@@ -195,5 +200,9 @@ mod tests {
     fn default_streams_are_special_and_others_are_not() {
         assert!([0, 1, 2].into_iter().all(|handle| special(handle).is_special()));
         assert!(!special(0x7f00).is_special());
+        assert_eq!(
+            [0, 1, 2, 0x7f00].map(|handle| special(handle).is_per_thread()),
+            [false, false, true, false]
+        );
     }
 }

@@ -1,6 +1,5 @@
 //! Lanes: where all-reduces are launched.
 
-mod event_pool;
 mod order;
 mod state;
 
@@ -240,7 +239,7 @@ impl Lane {
         // SAFETY: as above.
         let identity = unsafe { stream.identity(context) }.map_err(|error| self.refusal(error))?;
         let mut last = state.last();
-        if let Some(wait) = last.order(&order, identity, capture, state.index)? {
+        if let Some(wait) = order.wait_for(last.last(capture), identity, state.index)? {
             let waits = match &wait {
                 // SAFETY: the caller vouches for the stream and the event.
                 WaitFor::Given(event) => unsafe { event.wait_on(context, stream) },
@@ -253,7 +252,7 @@ impl Lane {
             // Before there is anything that could run or be replayed.
             state.note_unobserved(capture.is_some());
         }
-        let event = observed.then(|| state.events.take()).transpose().map_err(|error| self.refusal(error))?;
+        let event = observed.then(|| state.event()).transpose().map_err(|error| self.refusal(error))?;
         context
             .on_stream(stream, || {
                 // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context

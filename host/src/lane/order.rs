@@ -3,7 +3,6 @@
 //! A lane's calls use the same staging one after the other, so two of them must never run at the same time. On one stream
 //! they do not; on two only what orders the streams keeps them apart.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use meshreduce_device::{Event, RawEvent, RawStream, StreamIdentity};
@@ -65,6 +64,24 @@ impl StreamOrder {
     pub fn assumed(stream: impl Into<RawStream>) -> Self {
         Self { stream: stream.into(), behind: Behind::Assumed }
     }
+
+    /// What a call of this lane on `stream` must wait for behind the `last` one.
+    pub(crate) fn wait_for(
+        &self,
+        last: Option<&LastCall>,
+        stream: StreamIdentity,
+        lane: u32,
+    ) -> Result<Option<WaitFor>, Error> {
+        match (self.behind, last) {
+            (Behind::Event(event), _) => Ok(Some(WaitFor::Given(event))),
+            (Behind::Assumed, _) | (_, None) => Ok(None),
+            (_, Some(last)) if last.stream == stream => Ok(None),
+            (Behind::LastCall, Some(LastCall { event: Some(event), .. })) => {
+                Ok(Some(WaitFor::Own(Arc::clone(event))))
+            }
+            (Behind::LastCall | Behind::Stream, Some(_)) => Err(Error::StreamsNotOrdered { lane }),
+        }
+    }
 }
 
 /// What a stream must wait for before a call.
@@ -82,56 +99,4 @@ pub(crate) struct LastCall {
     pub(crate) stream: StreamIdentity,
     /// Recorded behind it, unless it was made without.
     pub(crate) event: Option<Arc<Event>>,
-}
-
-/// The last calls of a lane: the last plain one, and the last one of each capture.
-#[derive(Debug, Default)]
-pub(crate) struct LastCalls {
-    pub(crate) plain: Option<LastCall>,
-    /// By the number of the capture, the one that began last at the end. The driver does not tell which have ended.
-    captured: VecDeque<(u64, LastCall)>,
-}
-
-/// How many captures are remembered: more than go on at the same time.
-const CAPTURES: usize = 64;
-
-impl LastCalls {
-    /// What a call must wait for, in the capture with this number if it is in one.
-    pub(crate) fn order(
-        &self,
-        order: &StreamOrder,
-        stream: StreamIdentity,
-        capture: Option<u64>,
-        lane: u32,
-    ) -> Result<Option<WaitFor>, Error> {
-        let last = match capture {
-            None => self.plain.as_ref(),
-            Some(this) => self.captured.iter().find(|(that, _)| *that == this).map(|(_, last)| last),
-        };
-        match (order.behind, last) {
-            (Behind::Event(event), _) => Ok(Some(WaitFor::Given(event))),
-            (Behind::Assumed, _) | (_, None) => Ok(None),
-            (_, Some(last)) if last.stream == stream => Ok(None),
-            (Behind::LastCall, Some(LastCall { event: Some(event), .. })) => {
-                Ok(Some(WaitFor::Own(Arc::clone(event))))
-            }
-            (Behind::LastCall | Behind::Stream, Some(_)) => Err(Error::StreamsNotOrdered { lane }),
-        }
-    }
-
-    /// Notes a call that was made.
-    pub(crate) fn note(&mut self, call: LastCall, capture: Option<u64>) {
-        match capture {
-            None => self.plain = Some(call),
-            Some(this) => match self.captured.iter_mut().find(|(that, _)| *that == this) {
-                Some((_, last)) => *last = call,
-                None => {
-                    if self.captured.len() == CAPTURES {
-                        self.captured.pop_front();
-                    }
-                    self.captured.push_back((this, call));
-                }
-            },
-        }
-    }
 }

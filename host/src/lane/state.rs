@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use meshreduce_device::{ContextState, DriverError, Event, MappedHost, PrimaryContext, RawStream};
+use meshreduce_device::{
+    ContextState, DriverError, Event, LastCalls, MappedHost, Pool, PrimaryContext, RawStream,
+};
 use meshreduce_wire::launch::HostPage;
 
-use super::event_pool::EventPool;
-use super::order::LastCalls;
+use super::order::LastCall;
 use crate::control::Control;
 use crate::error::Error;
 use crate::record;
@@ -30,12 +31,12 @@ pub(crate) struct LaneState {
     /// Gone with the communicator.
     control: Weak<Control>,
     /// For its calls.
-    pub(crate) events: EventPool,
+    events: Pool<Event>,
     /// A graph has kernels of this lane.
     captured: AtomicBool,
     /// There are calls without an event: captured ones, whose replays nobody tells, and those that were to have none.
     unobserved: AtomicBool,
-    last: Mutex<LastCalls>,
+    last: Mutex<LastCalls<LastCall>>,
 }
 
 impl LaneState {
@@ -55,7 +56,7 @@ impl LaneState {
             rank,
             context: Arc::clone(context),
             control: Arc::downgrade(control),
-            events: EventPool::new(context),
+            events: Pool::default(),
             captured: AtomicBool::new(false),
             unobserved: AtomicBool::new(false),
             last: Mutex::new(LastCalls::default()),
@@ -70,16 +71,21 @@ impl LaneState {
         &self.pages[self.index as usize]
     }
 
-    pub(crate) fn last(&self) -> MutexGuard<'_, LastCalls> {
+    pub(crate) fn last(&self) -> MutexGuard<'_, LastCalls<LastCall>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An event that nobody else holds.
+    pub(crate) fn event(&self) -> Result<Arc<Event>, DriverError> {
+        self.events.take(|| Event::new(&self.context), |_| {})
     }
 
     /// Notes that a call has ended, as the host now knows: what is enqueued from now on runs behind it, on whatever stream.
     pub(crate) fn note_ended(&self, event: &Arc<Event>) {
         let mut last = self.last();
-        let known = last.plain.as_ref().and_then(|last| last.event.as_ref());
+        let known = last.plain().and_then(|last| last.event.as_ref());
         if known.is_some_and(|known| Arc::ptr_eq(known, event)) {
-            last.plain = None;
+            last.forget_plain();
         }
     }
 
@@ -126,7 +132,7 @@ impl LaneState {
     ///
     /// The context is lost, with the driver's word for it: no kernel runs either.
     pub(crate) fn drain(&self, limit: Duration) -> Result<bool, DriverError> {
-        let event = self.last().plain.as_ref().and_then(|last| last.event.clone());
+        let event = self.last().plain().and_then(|last| last.event.clone());
         let ended = match event {
             Some(event) => self.has_ended(&event, limit)?,
             None => Some(true),

@@ -25,6 +25,7 @@ mod clearing;
 mod exchange;
 mod join;
 mod keys;
+mod meet;
 mod roster;
 mod session;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use crate::outcome::{Outcome, Reason};
 use build::Assembly;
 pub(crate) use exchange::{judge_devices, judge_view};
 use join::Joined;
+pub use meet::meet;
 use session::{Session, Stop};
 use verdict::Verdict;
 

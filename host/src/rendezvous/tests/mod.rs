@@ -3,6 +3,7 @@
 mod adverse;
 mod agreement;
 mod joining;
+mod meeting;
 
 use std::time::Duration;
 

@@ -1,0 +1,127 @@
+//! Ranks that meet to tell one another something and build nothing together: what process groups begin with.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use meshreduce_store::Store;
+use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
+
+use super::build::Assembly;
+use super::join::Joined;
+use super::session::{Session, Stop};
+use super::verdict::{Step, Verdict};
+use super::{LINGER_LIMIT, give_up, outcome, still_stands};
+use crate::error::Error;
+
+/// What a rank tells the others.
+struct Told(Vec<u8>);
+
+impl Payload for Told {
+    const KIND: u8 = 7;
+
+    fn write(&self, out: &mut Writer) {
+        out.bytes(&self.0);
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Self(from.bytes(usize::MAX)?.to_vec()))
+    }
+}
+
+/// All of `world_size` ranks meet over the store, any number of them, and each learns every other's `payload`, by rank.
+///
+/// It goes by the rules of [`super::rendezvous()`], of which it is the first half: who dies, does not come within `timeout` or
+/// comes twice is named on all ranks, what earlier attempts left in the store is never taken for the present one's, and no keys
+/// stay behind. There is no device in it.
+///
+/// ```
+/// use meshreduce::MemoryStore;
+/// use meshreduce::rendezvous::meet;
+/// use std::time::Duration;
+///
+/// let store = MemoryStore::new();
+/// let told = std::thread::scope(|scope| {
+///     let other = scope.spawn(|| meet(&store, 1, 2, b"there", Duration::from_secs(60)));
+///     let told = meet(&store, 0, 2, b"here", Duration::from_secs(60))?;
+///     assert_eq!(told, other.join().expect("the other rank")?);
+///     Ok::<_, meshreduce::Error>(told)
+/// })?;
+/// assert_eq!(told, [&b"here"[..], b"there"]);
+/// # Ok::<(), meshreduce::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::InvalidRank`]; [`Error::RanksMissing`], [`Error::RankDied`], [`Error::RankTaken`], [`Error::RankFailed`] on all
+/// ranks; [`Error::Store`].
+pub fn meet(
+    store: &dyn Store,
+    rank: usize,
+    world_size: usize,
+    payload: &[u8],
+    timeout: Duration,
+) -> Result<Vec<Vec<u8>>, Error> {
+    if rank >= world_size {
+        return Err(Error::InvalidRank { rank, world_size });
+    }
+    if world_size == 1 {
+        return Ok(vec![payload.to_vec()]);
+    }
+    let refused = |verdict| match outcome(verdict) {
+        Err(error) => error,
+        Ok(_) => Error::Abandoned { step: Step::First.name() },
+    };
+    // As in a rendezvous: an attempt that is over is never joined again, so this ends.
+    loop {
+        let mut session = match Session::join(store, rank, world_size, timeout)? {
+            Joined::Member(session) => session,
+            Joined::Late(session, verdict) => {
+                session.acknowledge(&verdict)?;
+                return Err(refused(verdict));
+            }
+        };
+        match tell(&mut session, payload) {
+            Ok(told) => {
+                match session.propose(&Verdict::Ready).and_then(|verdict| still_stands(&session, verdict)) {
+                    Ok(Verdict::Ready) => {
+                        let cleared = session
+                            .acknowledge(&Verdict::Ready)
+                            .and_then(|()| session.all_acknowledged(&Verdict::Ready, LINGER_LIMIT));
+                        if let Err(error) = cleared {
+                            tracing::warn!(%error, "the keys of a meeting could not be cleared up");
+                        }
+                        return Ok(told);
+                    }
+                    Ok(verdict) => {
+                        session.acknowledge(&verdict)?;
+                        return Err(refused(verdict));
+                    }
+                    Err(error) => return Err(give_up(&session, Assembly::default(), rank, error)),
+                }
+            }
+            Err(Stop::Superseded) => session.withdraw()?,
+            Err(Stop::Abandoned(step)) => {
+                session.forget()?;
+                return Err(Error::Abandoned { step: step.name() });
+            }
+            Err(Stop::Verdict(verdict)) => {
+                Assembly::default().take_down(&session, &verdict, false);
+                return Err(refused(verdict));
+            }
+            Err(Stop::Local(error)) => return Err(give_up(&session, Assembly::default(), rank, error)),
+        }
+    }
+}
+
+fn tell(session: &mut Session<'_>, payload: &[u8]) -> Result<Vec<Vec<u8>>, Stop> {
+    let own = Told(payload.to_vec());
+    // Where the others are ready a step ends at once, also in the middle of reading: what all are ready with is there, and stays
+    // until this rank has acknowledged.
+    for _ in 0..2 {
+        let told: Vec<Told> = session.exchange(Step::First, &own)?;
+        if told.len() == session.world_size() {
+            return Ok(told.into_iter().map(|Told(payload)| payload).collect());
+        }
+    }
+    Err(Stop::Abandoned(Step::First))
+}
