@@ -1,0 +1,256 @@
+//! Backends: what makes the calls of a group on one kind of device.
+
+mod registry;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshreduce::RawStream;
+use meshreduce_store::{PrefixStore, Store};
+
+use crate::call::Call;
+use crate::error::{Cause, Error};
+use crate::types::{Device, DeviceType};
+use crate::work::Work;
+
+pub use registry::Registry;
+
+/// Which group a backend serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GroupInfo {
+    /// The group's name, equal on all members, unique among the groups of a store.
+    pub name: Arc<str>,
+    /// This process's rank in it.
+    pub rank: usize,
+    /// The number of ranks.
+    pub world_size: usize,
+    /// By rank: the rank in the group of all ranks.
+    pub ranks: Arc<[usize]>,
+}
+
+/// What a backend is made of.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct BackendContext {
+    /// The group.
+    pub group: Arc<GroupInfo>,
+    /// The device: the kind that the configuration names for the backend, with the ordinal that the group was made for.
+    pub device: Device,
+    /// A store of the backend's own: no other backend or group uses its keys.
+    pub store: Arc<dyn Store>,
+    /// How long making it may take, and each step of its end.
+    pub timeout: Duration,
+    /// How long a call may take that says nothing else; `None`: for ever.
+    pub deadline: Option<Duration>,
+    /// Whether calls that another backend must serve are refused instead.
+    pub forbid_fallback: bool,
+    /// All backends, for those that are made of others.
+    pub registry: Registry,
+}
+
+impl BackendContext {
+    /// All ranks meet: gives all of them all `payload`s, by rank. Every rank's backend calls this equally often. It leaves no
+    /// keys behind.
+    ///
+    /// # Errors
+    ///
+    /// Who did not come or died, as [`Error::NotMade`] with a [`meshreduce::Error`] in it.
+    pub fn meet(&self, backend: &Arc<str>, payload: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let GroupInfo { rank, world_size, .. } = *self.group;
+        meshreduce::rendezvous::meet(&*self.store, rank, world_size, payload, self.timeout)
+            .map_err(|error| self.not_made(backend, error))
+    }
+
+    /// The same for a backend of some of the group's ranks, of which this is one: by the order of `ranks`, over the keys below
+    /// `part`, which names it too.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] if names have become too long for the store.
+    ///
+    /// # Panics
+    ///
+    /// If this rank is not among them.
+    pub fn part(&self, part: &str, ranks: &[usize]) -> Result<Self, Error> {
+        let store = PrefixStore::new(part, Arc::clone(&self.store))
+            .map_err(|error| Error::Store { group: Arc::clone(&self.group.name), source: Arc::new(error) })?;
+        let rank = ranks.iter().position(|rank| *rank == self.group.rank);
+        let group = Arc::new(GroupInfo {
+            name: format!("{}/{part}", self.group.name).into(),
+            rank: rank.expect("a part's backend is made by its ranks"),
+            world_size: ranks.len(),
+            ranks: ranks.iter().map(|rank| self.group.ranks[*rank]).collect(),
+        });
+        Ok(Self { group, store: Arc::new(store), ..self.clone() })
+    }
+
+    /// That the backend cannot be made.
+    pub fn not_made(
+        &self,
+        backend: &Arc<str>,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Error {
+        let (backend, group) = (Arc::clone(backend), Arc::clone(&self.group.name));
+        Error::NotMade { backend, group, source: Cause::new(error) }
+    }
+}
+
+impl fmt::Debug for BackendContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendContext")
+            .field("group", &self.group)
+            .field("device", &self.device)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What comes with a call.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Request {
+    /// The call's sequence number: of the group's collectives, or of its sends and receives, which count by themselves.
+    pub sequence: u64,
+    /// When the call was made.
+    pub start: Instant,
+    /// How long it may take; `None`: for ever.
+    pub deadline: Option<Duration>,
+    /// Where a call on device memory is enqueued.
+    pub stream: RawStream,
+    /// The caller waits for the end at once: the backend may do all of it before it returns.
+    pub blocking: bool,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Request {
+    /// What comes with a call that is made now on a backend without a group: number 1, without a deadline, on the default stream,
+    /// not waited for. Its fields can be changed.
+    pub fn new() -> Self {
+        Self {
+            sequence: 1,
+            start: Instant::now(),
+            deadline: None,
+            stream: std::ptr::null_mut::<std::ffi::c_void>().into(),
+            blocking: false,
+        }
+    }
+
+    /// When the call must have ended; `None`: never.
+    pub fn end(&self) -> Option<Instant> {
+        self.deadline.and_then(|deadline| self.start.checked_add(deadline))
+    }
+}
+
+/// What makes a group's calls on one kind of device. Object safe: a crate outside may write one and register its
+/// [`BackendFactory`].
+///
+/// Calls of a group come in the same order on all ranks, but for sends and receives, which match by peer and tag. They may come
+/// from several threads.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Its name, as in a configuration.
+    fn name(&self) -> &Arc<str>;
+
+    /// Whether it takes the call, as far as that does not depend on what is enqueued: equal on all ranks. The group refuses
+    /// what it does not take.
+    ///
+    /// # Errors
+    ///
+    /// What is in the way, or an empty text if there is nothing to say but that it does not.
+    fn supports(&self, call: &Call<'_>) -> Result<(), String>;
+
+    /// Makes the call. It was checked as [`Call`] says, and [`Backend::supports`] it.
+    ///
+    /// Safe code relies on the backend here: once the call has ended, which is when this returns an error, when it returns
+    /// [`Work::done`], or when the work's [`crate::Completion`] says so for the first time, well or not, nothing touches the
+    /// tensors' memory any more. (On a CUDA device: once the device has done what was enqueued before that.) An abort, a deadline
+    /// and a dead peer are no exceptions.
+    ///
+    /// # Safety
+    ///
+    /// The tensors are valid for what the call does with them, and used otherwise by nobody, until the call has ended; the
+    /// request's stream is a stream of the device's primary context.
+    ///
+    /// # Errors
+    ///
+    /// Nothing goes on in that case.
+    unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error>;
+
+    /// Makes now what would otherwise be made with some later call, in which the group's ranks come together too. All ranks of the
+    /// group call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`BackendFactory::create`].
+    fn prepare(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Ends everything that goes on, on this rank, and soon on the others; from now on all calls fail with `cause`. Returns at
+    /// once. Aborting what has ended does nothing.
+    fn abort(&self, cause: &Error);
+
+    /// The group's last handle is gone, and with it everybody who could wait for a call. Unless it says otherwise that is an
+    /// abort; a backend on which nothing goes on may leave in peace, so that what other ranks are just ending still ends.
+    fn dropped(&self, cause: &Error) {
+        self.abort(cause);
+    }
+
+    /// What has gone wrong since, if anything: all further calls fail so.
+    fn error(&self) -> Option<Error>;
+
+    /// Ends it in order, within `timeout`: waits for what this rank has called, and for the other ranks to come here too.
+    ///
+    /// # Errors
+    ///
+    /// Who did not come. It is over all the same.
+    fn shutdown(&self, timeout: Duration) -> Result<(), Error>;
+
+    /// Makes the backend of a part of this group out of this one, where that is cheaper than from nothing: all ranks of this
+    /// group call it in the same order, those that are in no part without a color and a context. Rank numbers of the part are in
+    /// the context. `None`: it cannot, and [`BackendFactory::create`] is used.
+    fn split(
+        &self,
+        color: Option<u32>,
+        part: Option<&BackendContext>,
+    ) -> Option<Result<Option<Arc<dyn Backend>>, Error>> {
+        let _ = (color, part);
+        None
+    }
+
+    /// Calls that it made itself and those that it left to another backend; `None` if it has none behind it.
+    fn usage(&self) -> Option<Usage> {
+        None
+    }
+}
+
+/// How often a backend with another one behind it has used which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Calls that it made itself.
+    pub own: u64,
+    /// Calls that the one behind it made.
+    pub fallback: u64,
+}
+
+/// Makes a backend for a group.
+pub trait BackendFactory: Send + Sync {
+    /// Its name in configurations: small letters, digits, `_` and `-`.
+    fn name(&self) -> &str;
+
+    /// The kinds of devices that it can serve.
+    fn devices(&self) -> &[DeviceType];
+
+    /// Makes it; every rank of the group does. It may return before the others have come, and fail later.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotMade`], see [`BackendContext::not_made`].
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error>;
+}

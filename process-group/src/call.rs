@@ -1,0 +1,483 @@
+//! Calls: what a group is asked to do, checked before any backend sees it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::error::{CallError, Role};
+use crate::tensor::{Parts, Tensor};
+use crate::types::{DType, Device, Operation, ReduceOp};
+
+/// One call with its memory. Ranks are those of the group.
+///
+/// In place is where input and output are the same memory (of parts: the rank's own part); other overlaps are errors. A
+/// backend that is given a call may rely on all that [`Call`]'s variants say of counts, and on one device and element type.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Call<'a> {
+    /// `output` becomes the reduction of all ranks' `input`. Counts are equal.
+    AllReduce {
+        /// This rank's share.
+        input: Tensor,
+        /// The result.
+        output: Tensor,
+        /// How.
+        op: ReduceOp,
+    },
+    /// The root's `output` becomes it.
+    Reduce {
+        /// This rank's share.
+        input: Tensor,
+        /// The result, on the root; `None` elsewhere. As long as `input`.
+        output: Option<Tensor>,
+        /// How.
+        op: ReduceOp,
+        /// Who gets it.
+        root: usize,
+    },
+    /// Every rank's `tensor` becomes the root's.
+    Broadcast {
+        /// Read on the root, written elsewhere.
+        tensor: Tensor,
+        /// Whose.
+        root: usize,
+    },
+    /// `outputs` become all ranks' `input`. This rank's part is as long as `input`; parts may differ in length.
+    AllGather {
+        /// This rank's.
+        input: Tensor,
+        /// By rank.
+        outputs: Parts<'a>,
+    },
+    /// The root's `outputs` become it.
+    Gather {
+        /// This rank's.
+        input: Tensor,
+        /// By rank, on the root; `None` elsewhere.
+        outputs: Option<Parts<'a>>,
+        /// Who gets it.
+        root: usize,
+    },
+    /// `output` becomes this rank's part of the root's `inputs`.
+    Scatter {
+        /// By rank, on the root; `None` elsewhere.
+        inputs: Option<Parts<'a>>,
+        /// This rank's.
+        output: Tensor,
+        /// Who has it.
+        root: usize,
+    },
+    /// `output` becomes this rank's part of the reduction of all ranks' `inputs`. Parts may differ in length.
+    ReduceScatter {
+        /// By rank that gets it.
+        inputs: Parts<'a>,
+        /// This rank's.
+        output: Tensor,
+        /// How.
+        op: ReduceOp,
+    },
+    /// `outputs` become, by rank, that rank's part for this rank. Parts may differ in length. Never in place.
+    AllToAll {
+        /// By rank that gets it.
+        inputs: Parts<'a>,
+        /// By rank that it comes from.
+        outputs: Parts<'a>,
+    },
+    /// To `peer`, another rank, which receives it.
+    Send {
+        /// What.
+        input: Tensor,
+        /// To whom.
+        peer: usize,
+        /// Only a receive with the same tag takes it. (NCCL has no tags: there it must be 0.)
+        tag: u32,
+    },
+    /// From `peer`, another rank, or from whoever sends first.
+    Recv {
+        /// Where to. As long as what is sent.
+        output: Tensor,
+        /// From whom; `None`: any.
+        peer: Option<usize>,
+        /// Of the send.
+        tag: u32,
+    },
+    /// Ends when all ranks have come. On a CUDA device: when what was enqueued before it on their streams has ended.
+    Barrier {
+        /// Whose backend serves it.
+        device: Device,
+    },
+    /// Several calls at once: of one kind of collective, or sends and receives, which then all progress together. Not nested.
+    Batch(&'a [Call<'a>]),
+}
+
+impl Call<'_> {
+    /// What it does.
+    pub fn operation(&self) -> Operation {
+        match self {
+            Call::AllReduce { .. } => Operation::AllReduce,
+            Call::Reduce { .. } => Operation::Reduce,
+            Call::Broadcast { .. } => Operation::Broadcast,
+            Call::AllGather { .. } => Operation::AllGather,
+            Call::Gather { .. } => Operation::Gather,
+            Call::Scatter { .. } => Operation::Scatter,
+            Call::ReduceScatter { .. } => Operation::ReduceScatter,
+            Call::AllToAll { .. } => Operation::AllToAll,
+            Call::Send { .. } => Operation::Send,
+            Call::Recv { .. } => Operation::Recv,
+            Call::Barrier { .. } => Operation::Barrier,
+            Call::Batch(_) => Operation::Batch,
+        }
+    }
+
+    /// Whether it concerns two ranks, or is a batch of such calls.
+    pub fn is_point_to_point(&self) -> bool {
+        match self {
+            Call::Batch(calls) => calls.first().is_some_and(Call::is_point_to_point),
+            call => call.operation().is_point_to_point(),
+        }
+    }
+
+    /// Its reduction.
+    pub fn op(&self) -> Option<ReduceOp> {
+        match self {
+            Call::AllReduce { op, .. } | Call::Reduce { op, .. } | Call::ReduceScatter { op, .. } => {
+                Some(*op)
+            }
+            Call::Batch(calls) => calls.first().and_then(Call::op),
+            _ => None,
+        }
+    }
+
+    /// Its root.
+    pub fn root(&self) -> Option<usize> {
+        match self {
+            Call::Reduce { root, .. }
+            | Call::Broadcast { root, .. }
+            | Call::Gather { root, .. }
+            | Call::Scatter { root, .. } => Some(*root),
+            Call::Batch(calls) => calls.first().and_then(Call::root),
+            _ => None,
+        }
+    }
+
+    /// Its peer.
+    pub fn peer(&self) -> Option<usize> {
+        match self {
+            Call::Send { peer, .. } => Some(*peer),
+            Call::Recv { peer, .. } => *peer,
+            _ => None,
+        }
+    }
+
+    /// What it reads, by rank or by call.
+    pub fn inputs(&self) -> &[Tensor] {
+        match self {
+            Call::AllReduce { input, .. }
+            | Call::Reduce { input, .. }
+            | Call::AllGather { input, .. }
+            | Call::Gather { input, .. }
+            | Call::Send { input, .. }
+            | Call::Broadcast { tensor: input, .. } => std::slice::from_ref(input),
+            Call::Scatter { inputs: Some(inputs), .. }
+            | Call::ReduceScatter { inputs, .. }
+            | Call::AllToAll { inputs, .. } => inputs.tensors(),
+            Call::Scatter { inputs: None, .. }
+            | Call::Recv { .. }
+            | Call::Barrier { .. }
+            | Call::Batch(_) => &[],
+        }
+    }
+
+    /// What it writes, likewise.
+    pub fn outputs(&self) -> &[Tensor] {
+        match self {
+            Call::AllReduce { output, .. }
+            | Call::Reduce { output: Some(output), .. }
+            | Call::Scatter { output, .. }
+            | Call::ReduceScatter { output, .. }
+            | Call::Recv { output, .. }
+            | Call::Broadcast { tensor: output, .. } => std::slice::from_ref(output),
+            Call::AllGather { outputs, .. }
+            | Call::Gather { outputs: Some(outputs), .. }
+            | Call::AllToAll { outputs, .. } => outputs.tensors(),
+            Call::Reduce { output: None, .. }
+            | Call::Gather { outputs: None, .. }
+            | Call::Send { .. }
+            | Call::Barrier { .. }
+            | Call::Batch(_) => &[],
+        }
+    }
+
+    /// The first of its tensors.
+    fn first(&self) -> Option<&Tensor> {
+        match self {
+            Call::Batch(calls) => calls.iter().find_map(Call::first),
+            call => call.inputs().first().or_else(|| call.outputs().first()),
+        }
+    }
+
+    /// Its element type; `None` if it has no tensor.
+    pub fn dtype(&self) -> Option<DType> {
+        self.first().map(|tensor| tensor.dtype)
+    }
+
+    /// Where its tensors are: whose backend takes it. `None`: it is an empty batch.
+    pub fn device(&self) -> Option<Device> {
+        match self {
+            Call::Barrier { device } => Some(*device),
+            call => call.first().map(|tensor| tensor.device),
+        }
+    }
+
+    /// Bytes of the longest of its tensors.
+    pub fn bytes(&self) -> usize {
+        let longest = |tensors: &[Tensor]| tensors.iter().map(Tensor::bytes).max().unwrap_or(0);
+        match self {
+            Call::Batch(calls) => calls.iter().map(Call::bytes).max().unwrap_or(0),
+            call => longest(call.inputs()).max(longest(call.outputs())),
+        }
+    }
+
+    /// What must be the same on all ranks, as text.
+    pub(crate) fn fingerprint(&self) -> String {
+        let mut text = self.operation().to_string();
+        let mut add = |part: String| {
+            text.push(' ');
+            text.push_str(&part);
+        };
+        if let Call::Batch(calls) = self {
+            calls.iter().for_each(|call| add(format!("[{}]", call.fingerprint())));
+            return text;
+        }
+        if let Some(op) = self.op() {
+            add(format!("({op})"));
+        }
+        // Where parts may differ in length ranks need not have equal counts.
+        match self {
+            Call::AllReduce { input, .. }
+            | Call::Reduce { input, .. }
+            | Call::Broadcast { tensor: input, .. }
+            | Call::AllGather { input, outputs: Parts::Whole(_) } => {
+                add(format!("of {} {}", input.count, input.dtype))
+            }
+            Call::ReduceScatter { inputs: Parts::Whole(tensor), .. } => {
+                add(format!("of {} {}", tensor.count, tensor.dtype))
+            }
+            call => {
+                if let Some(dtype) = call.dtype() {
+                    add(format!("of {dtype}"));
+                }
+            }
+        }
+        if let Some(root) = self.root() {
+            add(format!("with root {root}"));
+        }
+        if let Some(device) = self.device() {
+            add(format!("on {}", device.kind()));
+        }
+        text
+    }
+
+    /// Checks all that can be told on one rank.
+    pub(crate) fn check(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
+        if let Call::Batch(calls) = self {
+            return check_batch(calls, rank, world_size);
+        }
+        let in_range = |role: Role, of: usize| match of < world_size {
+            true => Ok(()),
+            false => Err(CallError::NoSuchRank { role, rank: of, world_size }),
+        };
+        if let Some(root) = self.root() {
+            in_range(Role::Root, root)?;
+        }
+        if let Some(peer) = self.peer() {
+            in_range(Role::Peer, peer)?;
+            if peer == rank {
+                return Err(CallError::ToOneself { rank });
+            }
+        }
+        self.check_tensors()?;
+        self.check_counts(rank, world_size)?;
+        self.check_overlap(rank, world_size)
+    }
+
+    /// One device and type, aligned.
+    fn check_tensors(&self) -> Result<(), CallError> {
+        let Some(first) = self.first() else { return Ok(()) };
+        for tensor in self.inputs().iter().chain(self.outputs()) {
+            if tensor.device != first.device {
+                return Err(CallError::DevicesDiffer { devices: (first.device, tensor.device) });
+            }
+            if tensor.dtype != first.dtype {
+                return Err(CallError::TypesDiffer { dtypes: (first.dtype, tensor.dtype) });
+            }
+            let alignment = tensor.dtype.size();
+            if tensor.count > 0 && tensor.address % alignment as u64 != 0 {
+                return Err(CallError::Misaligned { address: tensor.address, alignment });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_counts(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
+        let equal = |input: usize, output: usize| match input == output {
+            true => Ok(()),
+            false => Err(CallError::LengthsDiffer { input, output }),
+        };
+        let on_root = |root: usize, is_there: bool| match (rank == root) == is_there {
+            true => Ok(()),
+            false => Err(CallError::RootsOnly { root, is_there }),
+        };
+        match self {
+            Call::AllReduce { input, output, .. } => equal(input.count, output.count),
+            Call::Reduce { input, output, root, .. } => {
+                on_root(*root, output.is_some())?;
+                output.map_or(Ok(()), |output| equal(input.count, output.count))
+            }
+            Call::AllGather { input, outputs } => {
+                check_parts(outputs, world_size)?;
+                equal(input.count, outputs.part(rank, world_size).count)
+            }
+            Call::Gather { input, outputs, root } => {
+                on_root(*root, outputs.is_some())?;
+                let Some(outputs) = outputs else { return Ok(()) };
+                check_parts(outputs, world_size)?;
+                equal(input.count, outputs.part(rank, world_size).count)
+            }
+            Call::Scatter { inputs, output, root } => {
+                on_root(*root, inputs.is_some())?;
+                let Some(inputs) = inputs else { return Ok(()) };
+                check_parts(inputs, world_size)?;
+                equal(inputs.part(rank, world_size).count, output.count)
+            }
+            Call::ReduceScatter { inputs, output, .. } => {
+                check_parts(inputs, world_size)?;
+                equal(inputs.part(rank, world_size).count, output.count)
+            }
+            Call::AllToAll { inputs, outputs } => {
+                check_parts(inputs, world_size)?;
+                check_parts(outputs, world_size)?;
+                equal(inputs.part(rank, world_size).count, outputs.part(rank, world_size).count)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_overlap(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
+        // What may be the same memory: this rank's own.
+        let own = match self {
+            Call::AllReduce { input, output, .. } | Call::Reduce { input, output: Some(output), .. } => {
+                Some((*input, *output))
+            }
+            Call::AllGather { input, outputs } | Call::Gather { input, outputs: Some(outputs), .. } => {
+                Some((*input, outputs.part(rank, world_size)))
+            }
+            Call::Scatter { inputs: Some(inputs), output, .. }
+            | Call::ReduceScatter { inputs, output, .. } => Some((inputs.part(rank, world_size), *output)),
+            Call::Broadcast { .. } => return Ok(()),
+            _ => None,
+        };
+        if own.is_some_and(|(input, output)| input == output) {
+            return check_apart(self.outputs());
+        }
+        for input in self.inputs() {
+            for output in self.outputs() {
+                if input.overlaps(output) {
+                    return Err(CallError::Overlap { input: input.address, output: output.address });
+                }
+            }
+        }
+        check_apart(self.outputs())
+    }
+}
+
+/// Outputs must not share memory with one another.
+fn check_apart(outputs: &[Tensor]) -> Result<(), CallError> {
+    for (at, one) in outputs.iter().enumerate() {
+        if let Some(other) = outputs[..at].iter().find(|other| one.overlaps(other)) {
+            return Err(CallError::Overlap { input: other.address, output: one.address });
+        }
+    }
+    Ok(())
+}
+
+fn check_parts(parts: &Parts<'_>, world_size: usize) -> Result<(), CallError> {
+    match parts {
+        Parts::Whole(tensor) if tensor.count % world_size != 0 => {
+            Err(CallError::NoEqualParts { count: tensor.count, world_size })
+        }
+        Parts::Whole(_) => Ok(()),
+        Parts::Split { tensor, counts } => {
+            if counts.len() != world_size {
+                return Err(CallError::PartsMissing { found: counts.len(), world_size });
+            }
+            let sum = counts.iter().try_fold(0_usize, |sum, count| sum.checked_add(*count));
+            match sum == Some(tensor.count) {
+                true => Ok(()),
+                false => {
+                    Err(CallError::PartsDoNotAddUp { parts: sum.unwrap_or(usize::MAX), count: tensor.count })
+                }
+            }
+        }
+        Parts::List(tensors) if tensors.len() != world_size => {
+            Err(CallError::PartsMissing { found: tensors.len(), world_size })
+        }
+        Parts::List(_) => Ok(()),
+    }
+}
+
+fn check_batch(calls: &[Call<'_>], rank: usize, world_size: usize) -> Result<(), CallError> {
+    let Some(first) = calls.first() else { return Ok(()) };
+    for call in calls {
+        let operation = call.operation();
+        let is_like_first = match first.is_point_to_point() {
+            true => operation.is_point_to_point(),
+            false => operation == first.operation(),
+        };
+        if matches!(call, Call::Batch(_) | Call::Barrier { .. }) || !is_like_first {
+            return Err(CallError::MixedBatch { operations: (first.operation(), operation) });
+        }
+        if let (Some(one), Some(other)) = (first.device(), call.device())
+            && one != other
+        {
+            return Err(CallError::DevicesDiffer { devices: (one, other) });
+        }
+        call.check(rank, world_size)?;
+    }
+    Ok(())
+}
+
+impl fmt::Display for Call<'_> {
+    /// `all_reduce (sum) of 4 f32 on cpu`: what ranks compare, so addresses are not in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.operation())?;
+        if let Call::Batch(calls) = self {
+            write!(f, " of {} calls", calls.len())?;
+            return calls.first().map_or(Ok(()), |first| write!(f, ", the first {first}"));
+        }
+        if let Some(op) = self.op() {
+            write!(f, " ({op})")?;
+        }
+        let tensors = if self.inputs().is_empty() { self.outputs() } else { self.inputs() };
+        if let Some(dtype) = self.dtype() {
+            let count: usize = tensors.iter().map(|tensor| tensor.count).sum();
+            write!(f, " of {count} {dtype}")?;
+        }
+        match self {
+            Call::Send { peer, .. } => write!(f, " to rank {peer}")?,
+            Call::Recv { peer: Some(peer), .. } => write!(f, " from rank {peer}")?,
+            Call::Recv { peer: None, .. } => write!(f, " from any rank")?,
+            call => {
+                if let Some(root) = call.root() {
+                    write!(f, " with root {root}")?;
+                }
+            }
+        }
+        match self.device() {
+            Some(device) => write!(f, " on {}", device.kind()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

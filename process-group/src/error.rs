@@ -1,0 +1,456 @@
+//! What can go wrong with a group and its calls.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshreduce_store::StoreError;
+
+use crate::config::ConfigError;
+use crate::flight_recorder::SettingsError;
+use crate::types::{DType, Device, DeviceType, Operation, ReduceOp};
+
+/// Why a group could not be made, or a call failed. Cheap to clone: everything pending on a group fails with the same cause.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration of backends makes no sense.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A variable of the flight recorder's makes no sense.
+    #[error("the flight recorder's variable {0}")]
+    Recording(#[from] SettingsError),
+    /// The rank is not one of the world's.
+    #[error("rank {rank} is not one of {world_size} ranks")]
+    InvalidRank {
+        /// The rank.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// A group of ranks that are not all, each once, in the group that it was to be a part of.
+    #[error("a group of ranks {ranks:?} cannot be part of group {group}: {problem}")]
+    InvalidRanks {
+        /// The ranks that were asked for.
+        ranks: Vec<usize>,
+        /// The group that it was to be a part of.
+        group: Arc<str>,
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// The process is not a member of the group.
+    #[error("rank {rank} is not a member of group {group}")]
+    NotAMember {
+        /// The rank in the group that it was made from.
+        rank: usize,
+        /// The group.
+        group: Arc<str>,
+    },
+    /// The group has no backend for the tensor's device.
+    #[error("group {group} has no backend for {device}: its configuration is \"{config}\"")]
+    NoBackend {
+        /// The device type.
+        device: DeviceType,
+        /// The group.
+        group: Arc<str>,
+        /// Its configuration, in the canonical form.
+        config: String,
+    },
+    /// The tensor is on another device than the group was made for.
+    #[error("group {group} uses {}, but the call is on {device}: name the device when the group is made (Builder::cuda_device)", Named(*.expected))]
+    WrongDevice {
+        /// Where the tensor is.
+        device: Device,
+        /// The group's device of that kind, if it was given one.
+        expected: Option<Device>,
+        /// The group.
+        group: Arc<str>,
+    },
+    /// The backend lacks it.
+    #[error("backend {backend} does not support {} (group {group}, device {device}){}", What(*.operation, *.dtype, *.op), Because(.why))]
+    Unsupported {
+        /// The backend.
+        backend: Arc<str>,
+        /// The operation.
+        operation: Operation,
+        /// The element type, if the call has one.
+        dtype: Option<DType>,
+        /// The reduction, if the call has one.
+        op: Option<ReduceOp>,
+        /// The group.
+        group: Arc<str>,
+        /// Where the tensors are.
+        device: Device,
+        /// What is in the way, where there is more to say.
+        why: String,
+    },
+    /// The call makes no sense, as can be told on this rank alone.
+    #[error("{operation} on group {group}: {source}")]
+    Call {
+        /// The operation.
+        operation: Operation,
+        /// The group.
+        group: Arc<str>,
+        /// What is wrong.
+        source: CallError,
+    },
+    /// A backend was to be made while the stream is being captured into a graph.
+    #[error(
+        "group {group} would make its backend {backend} within a capture: make it before (ProcessGroup::connect), or call once \
+         outside of the capture"
+    )]
+    MadeInCapture {
+        /// The group.
+        group: Arc<str>,
+        /// The backend.
+        backend: Arc<str>,
+    },
+    /// A call that waits for its end was made on a stream that is being captured into a graph.
+    #[error("{operation} on group {group} would wait within a capture: enqueue it with ProcessGroup::start")]
+    WaitInCapture {
+        /// The operation.
+        operation: Operation,
+        /// The group.
+        group: Arc<str>,
+    },
+    /// The backend could not be made.
+    #[error("backend {backend} of group {group} cannot be made: {source}")]
+    NotMade {
+        /// The backend.
+        backend: Arc<str>,
+        /// The group.
+        group: Arc<str>,
+        /// Why.
+        source: Cause,
+    },
+    /// A call did not end within its deadline. The group is over.
+    #[error(
+        "{operation} number {sequence} on group {group} did not end {}{}", InTime(*.waited), NotCome(.missing)
+    )]
+    Timeout {
+        /// The operation.
+        operation: Operation,
+        /// The call's sequence number on the group.
+        sequence: u64,
+        /// The group.
+        group: Arc<str>,
+        /// How long it had; zero: as long as another rank had, which told this one.
+        waited: Duration,
+        /// The ranks that have not come to the call, as far as that is known.
+        missing: Vec<usize>,
+    },
+    /// A wait ended before the call did; the call goes on.
+    #[error("{call} has not ended after {waited:?}; it goes on")]
+    StillRunning {
+        /// Which.
+        call: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// A rank's process ended, or its connection broke, while the group was in use.
+    #[error("rank {rank} of group {group} is gone: {how}")]
+    RankDied {
+        /// The rank in the group.
+        rank: usize,
+        /// The group.
+        group: Arc<str>,
+        /// How that was seen.
+        how: String,
+    },
+    /// Ranks called different things.
+    #[error("call number {sequence} on group {group}: rank {} calls {}, rank {} calls {}", .ranks.0, .calls.0, .ranks.1, .calls.1)]
+    Mismatch {
+        /// The call's sequence number on the group.
+        sequence: u64,
+        /// The group.
+        group: Arc<str>,
+        /// The two ranks.
+        ranks: (usize, usize),
+        /// What each of them calls.
+        calls: (String, String),
+    },
+    /// Ranks did not come to a monitored barrier.
+    #[error("{} did not come to the barrier of group {group} within {waited:?}", Ranks(.ranks))]
+    NotAtBarrier {
+        /// All of them.
+        ranks: Vec<usize>,
+        /// The group.
+        group: Arc<str>,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// The group was aborted.
+    #[error("group {group} was aborted: {cause}")]
+    Aborted {
+        /// The group.
+        group: Arc<str>,
+        /// Why.
+        cause: String,
+    },
+    /// The group was shut down.
+    #[error("group {group} was shut down")]
+    ShutDown {
+        /// The group.
+        group: Arc<str>,
+    },
+    /// There is no default group, or there is one already.
+    #[error("{0}")]
+    Default(&'static str),
+    /// The store failed.
+    #[error("the store of group {group} failed: {source}")]
+    Store {
+        /// The group.
+        group: Arc<str>,
+        /// What it says.
+        source: Arc<StoreError>,
+    },
+    /// A launcher's environment variables, or its store, will not do.
+    #[error("{0}")]
+    Launch(Cause),
+    /// A backend failed in its own way.
+    #[error("backend {backend} of group {group}: {source}")]
+    Backend {
+        /// The backend.
+        backend: Arc<str>,
+        /// The group.
+        group: Arc<str>,
+        /// What it says.
+        source: Cause,
+    },
+}
+
+/// Another crate's error, shared.
+#[derive(Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Cause {
+    /// Of any error.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+
+    /// The error, to be looked at as its own type.
+    pub fn downcast_ref<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        self.0.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Whom a rank that is none was to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The root.
+    Root,
+    /// The peer of a send or receive.
+    Peer,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Root => "root",
+            Role::Peer => "peer",
+        })
+    }
+}
+
+/// What is wrong with a call, as can be told on one rank.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// Root or peer is no rank of the group.
+    #[error("{role} {rank} is not one of {world_size} ranks")]
+    NoSuchRank {
+        /// Whom it was to be.
+        role: Role,
+        /// The rank.
+        rank: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// A send to oneself, or a receive from oneself.
+    #[error("rank {rank} cannot send to itself or receive from itself")]
+    ToOneself {
+        /// The rank.
+        rank: usize,
+    },
+    /// Input and output, or this rank's part of them, differ in length.
+    #[error("the input has {input} elements, the output {output}")]
+    LengthsDiffer {
+        /// Elements of the input.
+        input: usize,
+        /// Elements of the output.
+        output: usize,
+    },
+    /// The root lacks what only it has, or another rank has it.
+    #[error("{}", RootsOnlyText(*.root, *.is_there))]
+    RootsOnly {
+        /// The root.
+        root: usize,
+        /// Whether it was given.
+        is_there: bool,
+    },
+    /// A tensor that is to be cut into equal parts is not so long.
+    #[error("{count} elements cannot be cut into {world_size} equal parts")]
+    NoEqualParts {
+        /// Its elements.
+        count: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// Not one part for each rank.
+    #[error("{found} parts for {world_size} ranks")]
+    PartsMissing {
+        /// Parts there are.
+        found: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// The counts of parts are not those of the tensor.
+    #[error("the parts have {parts} elements in all, the tensor {count}")]
+    PartsDoNotAddUp {
+        /// Elements of all parts.
+        parts: usize,
+        /// Elements of the tensor.
+        count: usize,
+    },
+    /// Tensors are on different devices.
+    #[error("tensors on {} and {} in one call", .devices.0, .devices.1)]
+    DevicesDiffer {
+        /// Two of them.
+        devices: (Device, Device),
+    },
+    /// Tensors are of different types.
+    #[error("tensors of {} and {} in one call", .dtypes.0, .dtypes.1)]
+    TypesDiffer {
+        /// Two of them.
+        dtypes: (DType, DType),
+    },
+    /// A tensor is not aligned to its elements.
+    #[error("address {address:#x} is not a multiple of {alignment}")]
+    Misaligned {
+        /// The address.
+        address: u64,
+        /// What it must be a multiple of.
+        alignment: usize,
+    },
+    /// Tensors overlap that must not.
+    #[error("tensors at {input:#x} and {output:#x} overlap")]
+    Overlap {
+        /// Where the one begins.
+        input: u64,
+        /// Where the other begins.
+        output: u64,
+    },
+    /// A batch of different kinds of calls, or of batches.
+    #[error("{} and {} in one batch", .operations.0, .operations.1)]
+    MixedBatch {
+        /// Two of them.
+        operations: (Operation, Operation),
+    },
+}
+
+struct RootsOnlyText(usize, bool);
+
+impl fmt::Display for RootsOnlyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.1 {
+            true => write!(f, "only root {} has parts or an output for it, this rank has not", self.0),
+            false => write!(
+                f,
+                "this rank is root {} and lacks the parts, or the output, that the root has",
+                self.0
+            ),
+        }
+    }
+}
+
+struct What(Operation, Option<DType>, Option<ReduceOp>);
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        if let Some(op) = self.2 {
+            write!(f, " ({op})")?;
+        }
+        self.1.map_or(Ok(()), |dtype| write!(f, " of {dtype}"))
+    }
+}
+
+struct Because<'a>(&'a str);
+
+impl fmt::Display for Because<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            "" => Ok(()),
+            why => write!(f, ": {why}"),
+        }
+    }
+}
+
+struct Named(Option<Device>);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(device) => write!(f, "{device}"),
+            None => f.write_str("no CUDA device"),
+        }
+    }
+}
+
+struct InTime(Duration);
+
+impl fmt::Display for InTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Duration::ZERO => f.write_str("in time, as another rank says"),
+            waited => write!(f, "within {waited:?}"),
+        }
+    }
+}
+
+struct NotCome<'a>(&'a [usize]);
+
+impl fmt::Display for NotCome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => Ok(()),
+            ranks => write!(f, ": {} did not come to it", Ranks(ranks)),
+        }
+    }
+}
+
+/// "rank 3", "ranks 1, 2 and 5".
+pub(crate) struct Ranks<'a>(pub(crate) &'a [usize]);
+
+impl fmt::Display for Ranks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => f.write_str("no rank"),
+            [rank] => write!(f, "rank {rank}"),
+            [head @ .., last] => {
+                let head: Vec<_> = head.iter().map(ToString::to_string).collect();
+                write!(f, "ranks {} and {last}", head.join(", "))
+            }
+        }
+    }
+}

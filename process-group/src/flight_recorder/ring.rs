@@ -1,0 +1,348 @@
+//! The ring of the last calls. Recording one takes a lock that nobody holds for long, and allocates nothing.
+#![forbid(unsafe_code)]
+
+use std::cell::OnceCell;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::{Caller, Entry, RecordedGroup, Sizes, Snapshot, State, Status};
+use crate::call::Call;
+use crate::tensor::{Parts, Tensor};
+use crate::types::Operation;
+
+/// The last calls of a group and of those that were made from it. Groups have one and record their calls in it; it can be used
+/// without a group, too:
+///
+/// ```
+/// use std::panic::Location;
+/// use std::sync::Arc;
+/// use std::time::Instant;
+///
+/// use meshreduce_process_group::flight_recorder::{Begun, FlightRecorder, State};
+/// use meshreduce_process_group::{Buffer as _, Call, ReduceOp};
+///
+/// let recorder = FlightRecorder::new(0, 2000);
+/// let group = recorder.add_group(&"0".into(), "default_pg", &Arc::from([0, 1]));
+/// let tensor = [1.0_f32; 4].tensor();
+/// let entry = recorder.begin(&Begun {
+///     group,
+///     backend: &"host".into(),
+///     call: &Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum },
+///     collective_sequence: 1,
+///     p2p_sequence: 0,
+///     created: Instant::now(),
+///     deadline: None,
+///     location: Location::caller(),
+/// });
+/// recorder.started(entry, Instant::now());
+/// assert_eq!(recorder.snapshot().entries[0].state, State::Started);
+/// assert_eq!(recorder.status(group).last_started, 1);
+/// ```
+#[derive(Debug)]
+pub struct FlightRecorder {
+    rank: usize,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug)]
+struct Ring {
+    capacity: usize,
+    /// The entry with record number n is at n modulo capacity.
+    entries: Vec<Entry>,
+    next: u64,
+    groups: Vec<RecordedGroup>,
+}
+
+/// A recorded call, by which its recorder finds it again, for as long as it is among the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryId {
+    record: u64,
+    group: u32,
+    /// Its number among the group's collectives, if it is one: how far a group has come is counted even when the entry is gone.
+    collective: Option<u64>,
+}
+
+/// What is known of a call when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun<'a> {
+    /// What [`FlightRecorder::add_group`] said.
+    pub group: u32,
+    /// The backend that is to get it.
+    pub backend: &'a Arc<str>,
+    /// The call.
+    pub call: &'a Call<'a>,
+    /// Collectives of the group up to and with this one, from 1.
+    pub collective_sequence: u64,
+    /// Sends and receives of the group up to and with this one, from 1.
+    pub p2p_sequence: u64,
+    /// When it was made.
+    pub created: Instant,
+    /// How long it may take; `None`: for ever.
+    pub deadline: Option<Duration>,
+    /// Where the program made it.
+    pub location: &'static Location<'static>,
+}
+
+thread_local! {
+    static CALLER: OnceCell<Caller> = const { OnceCell::new() };
+}
+
+fn caller<T>(with: impl FnOnce(&Caller) -> T) -> T {
+    CALLER.with(|caller| {
+        with(caller.get_or_init(|| Caller {
+            thread_id: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
+            thread_name: std::thread::current().name().map(Into::into),
+        }))
+    })
+}
+
+impl FlightRecorder {
+    /// Of the process with this rank in the group of all ranks; keeps the last `capacity` calls. With 0 it is off: it knows how
+    /// far groups have come, and no calls. All of its memory is allocated here, some 300 bytes a call.
+    pub fn new(rank: usize, capacity: usize) -> Self {
+        let entries = Vec::with_capacity(capacity);
+        Self { rank, ring: Mutex::new(Ring { capacity, entries, next: 0, groups: Vec::new() }) }
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a group whose members are, by rank, these ranks of the group of all ranks; returns its index.
+    pub fn add_group(&self, name: &Arc<str>, description: &str, ranks: &Arc<[usize]>) -> u32 {
+        let mut ring = self.ring();
+        ring.groups.push(RecordedGroup {
+            name: Arc::clone(name),
+            description: description.into(),
+            ranks: Arc::clone(ranks),
+            status: Status::default(),
+        });
+        (ring.groups.len() - 1) as u32
+    }
+
+    /// Records a call that a backend is about to get. Allocates nothing but, once a thread, what its name takes.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such group.
+    pub fn begin(&self, begun: &Begun<'_>) -> EntryId {
+        let is_p2p = begun.call.is_point_to_point();
+        let collective = (!is_p2p).then_some(begun.collective_sequence);
+        let mut ring = self.ring();
+        if let Some(sequence) = collective {
+            let status = &mut ring.groups[begun.group as usize].status;
+            status.last_enqueued = status.last_enqueued.max(sequence);
+        }
+        let record = ring.next;
+        ring.next += 1;
+        match ring.place(record) {
+            Some(place) if place < ring.entries.len() => ring.entries[place].overwrite(record, begun),
+            Some(_) => ring.entries.push(Entry::new(record, begun)),
+            None => {}
+        }
+        EntryId { record, group: begun.group, collective }
+    }
+
+    /// The backend has it.
+    pub fn started(&self, id: EntryId, at: Instant) {
+        let mut ring = self.ring();
+        if let Some(entry) = ring.entry(id) {
+            entry.state = entry.state.max(State::Started);
+            entry.started.get_or_insert(at);
+        }
+        if let Some(sequence) = id.collective {
+            ring.groups[id.group as usize].status.has_started(sequence);
+        }
+    }
+
+    /// It has ended. If it has ended well, it was started, whether anybody said so or not. Only its first end counts.
+    pub fn ended(&self, id: EntryId, well: bool, at: Instant) {
+        let mut ring = self.ring();
+        let is_first = ring.entry(id).is_none_or(|entry| entry.end(well, at));
+        if let Some(sequence) = id.collective.filter(|_| well && is_first) {
+            ring.groups[id.group as usize].status.has_completed(sequence);
+        }
+    }
+
+    /// All collectives of a group that `backend` has made, up to and with that number, have ended well.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such group.
+    pub fn ended_through(&self, group: u32, backend: &Arc<str>, sequence: u64, at: Instant) {
+        self.end_through(group, backend, sequence, at, |_| {});
+    }
+
+    /// [`FlightRecorder::ended_through`] that tells `note`, under the recorder's lock, of each call that was not known to have ended.
+    pub(crate) fn end_through(
+        &self,
+        group: u32,
+        backend: &Arc<str>,
+        sequence: u64,
+        at: Instant,
+        mut note: impl FnMut(&Entry),
+    ) {
+        let mut ring = self.ring();
+        let Ring { entries, groups, .. } = &mut *ring;
+        let status = &mut groups[group as usize].status;
+        for entry in entries.iter_mut() {
+            let is_meant = entry.group == group
+                && !entry.is_p2p
+                && entry.collective_sequence <= sequence
+                && entry.backend == *backend;
+            if is_meant && entry.end(true, at) {
+                status.has_completed(entry.collective_sequence);
+                note(entry);
+            }
+        }
+    }
+
+    /// How far a group has come.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such group.
+    pub fn status(&self, group: u32) -> Status {
+        self.ring().groups[group as usize].status
+    }
+
+    /// Everything, now.
+    pub fn snapshot(&self) -> Snapshot {
+        let ring = self.ring();
+        let mut entries = ring.entries.clone();
+        let moment = (Instant::now(), SystemTime::now());
+        let groups = ring.groups.clone();
+        drop(ring);
+        entries.sort_by_key(|entry| entry.record);
+        Snapshot { rank: self.rank, groups, entries, moment }
+    }
+}
+
+fn elements(tensors: &[Tensor]) -> usize {
+    tensors.iter().map(|tensor| tensor.count).sum()
+}
+
+/// Whether every rank knows that the ranks' own parts differ in length.
+fn has_uneven_parts(call: &Call<'_>) -> bool {
+    match call {
+        Call::AllGather { outputs: parts, .. } | Call::ReduceScatter { inputs: parts, .. } => match parts {
+            Parts::Whole(_) => false,
+            Parts::Split { counts, .. } => counts.windows(2).any(|pair| pair[0] != pair[1]),
+            Parts::List(tensors) => tensors.windows(2).any(|pair| pair[0].count != pair[1].count),
+        },
+        Call::Batch(calls) => calls.iter().any(has_uneven_parts),
+        _ => false,
+    }
+}
+
+impl Entry {
+    fn new(record: u64, begun: &Begun<'_>) -> Self {
+        let mut entry = Self {
+            record,
+            group: 0,
+            backend: Arc::clone(begun.backend),
+            operation: Operation::Batch,
+            batched: None,
+            device: None,
+            dtype: None,
+            inputs: Sizes::default(),
+            outputs: Sizes::default(),
+            has_uneven_parts: false,
+            peer: None,
+            collective_sequence: 0,
+            p2p_sequence: 0,
+            is_p2p: false,
+            state: State::Scheduled,
+            created: begun.created,
+            started: None,
+            ended: None,
+            deadline: None,
+            location: begun.location,
+            caller: caller(Caller::clone),
+        };
+        entry.overwrite(record, begun);
+        entry
+    }
+
+    /// Makes it another call's, field by field: calls that follow one another have most in common, and this is on the way of each.
+    fn overwrite(&mut self, record: u64, begun: &Begun<'_>) {
+        let call = begun.call;
+        self.record = record;
+        self.group = begun.group;
+        if !Arc::ptr_eq(&self.backend, begun.backend) {
+            self.backend = Arc::clone(begun.backend);
+        }
+        self.operation = call.operation();
+        self.device = call.device();
+        self.dtype = call.dtype();
+        match call {
+            Call::Batch(calls) => {
+                self.batched = calls.first().map(Call::operation);
+                self.inputs.set(calls.iter().map(|call| elements(call.inputs())));
+                self.outputs.set(calls.iter().map(|call| elements(call.outputs())));
+            }
+            call => {
+                self.batched = None;
+                self.inputs.set(call.inputs().iter().map(|tensor| tensor.count));
+                self.outputs.set(call.outputs().iter().map(|tensor| tensor.count));
+            }
+        }
+        self.has_uneven_parts = has_uneven_parts(call);
+        self.peer = call.peer();
+        self.collective_sequence = begun.collective_sequence;
+        self.p2p_sequence = begun.p2p_sequence;
+        self.is_p2p = call.is_point_to_point();
+        self.state = State::Scheduled;
+        self.created = begun.created;
+        (self.started, self.ended) = (None, None);
+        self.deadline = begun.deadline;
+        self.location = begun.location;
+        caller(|caller| {
+            if self.caller.thread_id != caller.thread_id {
+                self.caller = caller.clone();
+            }
+        });
+    }
+
+    /// Notes its end; says whether it is the first.
+    fn end(&mut self, well: bool, at: Instant) -> bool {
+        if self.ended.is_some() {
+            return false;
+        }
+        self.ended = Some(at);
+        self.state = State::Failed;
+        if well {
+            self.state = State::Completed;
+            self.started.get_or_insert(at);
+        }
+        true
+    }
+}
+
+impl Status {
+    fn has_started(&mut self, sequence: u64) {
+        self.last_started = self.last_started.max(sequence);
+    }
+
+    fn has_completed(&mut self, sequence: u64) {
+        self.has_started(sequence);
+        self.last_completed = self.last_completed.max(sequence);
+    }
+}
+
+impl Ring {
+    /// Where a record belongs; `None`: nothing is kept.
+    fn place(&self, record: u64) -> Option<usize> {
+        record.checked_rem(self.capacity as u64).map(|place| place as usize)
+    }
+
+    /// An entry that is still there.
+    fn entry(&mut self, id: EntryId) -> Option<&mut Entry> {
+        let place = self.place(id.record)?;
+        self.entries.get_mut(place).filter(|entry| entry.record == id.record)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::tensor::Buffer as _;
+use crate::types::{DType, Device, Operation, ReduceOp};
+
+/// A recorder with one group of four ranks, and its calls.
+struct Calls {
+    recorder: FlightRecorder,
+    host: Arc<str>,
+}
+
+impl Calls {
+    fn new(capacity: usize) -> Self {
+        let recorder = FlightRecorder::new(2, capacity);
+        assert_eq!(recorder.add_group(&"one".into(), "", &Arc::from([0, 1, 2, 3])), 0);
+        Self { recorder, host: "host".into() }
+    }
+
+    fn begin(&self, call: &Call<'_>, collective_sequence: u64, p2p_sequence: u64) -> EntryId {
+        self.begin_on(&self.host, call, collective_sequence, p2p_sequence)
+    }
+
+    fn begin_on(&self, backend: &Arc<str>, call: &Call<'_>, collective: u64, p2p: u64) -> EntryId {
+        self.recorder.begin(&Begun {
+            group: 0,
+            backend,
+            call,
+            collective_sequence: collective,
+            p2p_sequence: p2p,
+            created: Instant::now(),
+            deadline: Some(Duration::from_secs(60)),
+            location: Location::caller(),
+        })
+    }
+
+    fn barrier(&self, sequence: u64) -> EntryId {
+        self.begin(&BARRIER, sequence, 0)
+    }
+
+    /// By record number.
+    fn states(&self) -> Vec<(u64, State)> {
+        self.recorder.snapshot().entries.iter().map(|entry| (entry.record, entry.state)).collect()
+    }
+
+    /// Enqueued, started, completed.
+    fn status(&self) -> (u64, u64, u64) {
+        let status = self.recorder.status(0);
+        (status.last_enqueued, status.last_started, status.last_completed)
+    }
+}
+
+const BARRIER: Call<'static> = Call::Barrier { device: Device::Cpu };
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[test]
+fn an_entry_says_what_the_call_was() {
+    let calls = Calls::new(4);
+    let (input, output) = ([1_i64; 3].tensor(), [0_i64; 3].tensor());
+    let line = line!() + 1;
+    calls.begin(&Call::AllReduce { input, output, op: ReduceOp::Max }, 1, 0);
+    calls.begin(&Call::Recv { output, peer: Some(3), tag: 0 }, 1, 1);
+    let entries = calls.recorder.snapshot().entries;
+    let entry = &entries[0];
+    assert_eq!((entry.record, entry.group, &*entry.backend), (0, 0, "host"));
+    assert_eq!((entry.operation, entry.dtype), (Operation::AllReduce, Some(DType::I64)));
+    assert_eq!((entry.inputs.counts(), entry.outputs.counts()), (&[3][..], &[3][..]));
+    assert_eq!((entry.device, entry.peer, entry.batched), (Some(Device::Cpu), None, None));
+    assert_eq!(
+        (entry.state, entry.is_p2p, entry.deadline),
+        (State::Scheduled, false, Some(Duration::from_secs(60)))
+    );
+    assert!(entry.location.file().ends_with("ring/tests.rs") && entry.location.line() < line);
+    assert_eq!(entry.caller.thread_name.as_deref(), std::thread::current().name());
+    assert_eq!((entries[1].operation, entries[1].peer, entries[1].is_p2p), (Operation::Recv, Some(3), true));
+    assert_eq!((entries[1].inputs.tensors(), entries[1].outputs.total()), (0, 3));
+}
+
+#[test]
+fn the_ring_keeps_the_last_calls_in_their_order() {
+    let calls = Calls::new(3);
+    for sequence in 1..=8 {
+        calls.barrier(sequence);
+        let kept: Vec<u64> = calls.states().iter().map(|(record, _)| *record).collect();
+        assert_eq!(kept, (sequence.saturating_sub(3)..sequence).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_call_that_is_no_longer_kept_changes_no_other_but_counts() {
+    let calls = Calls::new(2);
+    let first = calls.barrier(1);
+    calls.barrier(2);
+    calls.barrier(3);
+    calls.recorder.started(first, now());
+    assert_eq!(calls.status(), (3, 1, 0));
+    calls.recorder.ended(first, true, now());
+    assert_eq!(calls.states(), [(1, State::Scheduled), (2, State::Scheduled)]);
+    assert_eq!(calls.status(), (3, 1, 1));
+}
+
+#[test]
+fn a_recorder_of_no_calls_knows_how_far_its_groups_are() {
+    let calls = Calls::new(0);
+    let id = calls.barrier(1);
+    calls.recorder.started(id, now());
+    calls.recorder.ended(id, true, now());
+    calls.recorder.ended_through(0, &calls.host, 1, now());
+    assert_eq!((calls.states(), calls.status()), (vec![], (1, 1, 1)));
+}
+
+#[test]
+fn states_never_go_back() {
+    let calls = Calls::new(4);
+    let id = calls.barrier(1);
+    calls.recorder.ended(id, true, now());
+    let ended = calls.recorder.snapshot().entries[0].clone();
+    assert_eq!((ended.state, ended.started), (State::Completed, ended.ended));
+    calls.recorder.started(id, now());
+    calls.recorder.ended(id, false, now());
+    let after = calls.recorder.snapshot().entries[0].clone();
+    assert_eq!((after.state, after.started, after.ended), (State::Completed, ended.started, ended.ended));
+    let id = calls.barrier(2);
+    calls.recorder.started(id, now());
+    calls.recorder.ended(id, false, now());
+    calls.recorder.ended(id, true, now());
+    calls.recorder.ended_through(0, &calls.host, 2, now());
+    assert_eq!(calls.states()[1], (1, State::Failed));
+    assert_eq!(calls.status(), (2, 2, 1));
+}
+
+#[test]
+fn a_call_that_fails_before_its_backend_has_it_was_not_started() {
+    let calls = Calls::new(4);
+    calls.recorder.ended(calls.barrier(1), false, now());
+    let entry = calls.recorder.snapshot().entries[0].clone();
+    assert_eq!((entry.state, entry.started), (State::Failed, None));
+    assert!(entry.ended.is_some());
+    assert_eq!(calls.status(), (1, 0, 0));
+}
+
+#[test]
+fn all_collectives_of_a_backend_up_to_one_end_together() {
+    let calls = Calls::new(8);
+    let other: Arc<str> = "other".into();
+    let tensor = [0_u8; 1].tensor();
+    calls.barrier(1);
+    calls.begin_on(&other, &BARRIER, 2, 0);
+    calls.begin(&Call::Send { input: tensor, peer: 0, tag: 0 }, 2, 1);
+    calls.barrier(3);
+    calls.barrier(4);
+    calls.recorder.add_group(&"two".into(), "", &Arc::from([2, 3]));
+    calls.recorder.ended_through(0, &"host".into(), 3, now());
+    let states: Vec<State> = calls.states().into_iter().map(|(_, state)| state).collect();
+    use State::{Completed, Scheduled};
+    assert_eq!(states, [Completed, Scheduled, Scheduled, Completed, Scheduled]);
+    assert_eq!(calls.status(), (4, 3, 3));
+    assert_eq!(calls.recorder.status(1), Status::default());
+}
+
+#[test]
+fn sends_and_receives_do_not_count_as_collectives() {
+    let calls = Calls::new(8);
+    let tensor = [0_f32; 2].tensor();
+    let send = Call::Send { input: tensor, peer: 0, tag: 0 };
+    for (sequence, call) in [(1, send), (2, Call::Batch(&[send, send]))] {
+        let id = calls.begin(&call, 0, sequence);
+        calls.recorder.started(id, now());
+        calls.recorder.ended(id, true, now());
+    }
+    assert_eq!(calls.status(), (0, 0, 0));
+    let entries = calls.recorder.snapshot().entries;
+    assert!(entries.iter().all(|entry| entry.is_p2p && entry.state == State::Completed));
+    assert_eq!((entries[1].operation, entries[1].batched), (Operation::Batch, Some(Operation::Send)));
+    assert_eq!(entries[1].inputs.counts(), [2, 2]);
+}
+
+#[test]
+fn parts_that_differ_in_length_are_seen() {
+    let calls = Calls::new(8);
+    let tensor = [0_f32; 4].tensor();
+    let gather = |outputs| Call::AllGather { input: tensor.slice(0, 1), outputs };
+    let parts = [tensor.slice(0, 1), tensor.slice(1, 3)];
+    calls.begin(&gather(Parts::Whole(tensor)), 1, 0);
+    calls.begin(&gather(Parts::Split { tensor, counts: &[1, 1, 1, 1] }), 2, 0);
+    calls.begin(&gather(Parts::Split { tensor, counts: &[1, 0, 2, 1] }), 3, 0);
+    calls.begin(&gather(Parts::List(&parts)), 4, 0);
+    calls.begin(&Call::Batch(&[gather(Parts::List(&parts))]), 5, 0);
+    let uneven: Vec<bool> =
+        calls.recorder.snapshot().entries.iter().map(|entry| entry.has_uneven_parts).collect();
+    assert_eq!(uneven, [false, false, true, true, true]);
+}
+
+#[test]
+fn many_threads_record_at_once_and_nothing_is_lost() {
+    const THREADS: u64 = 8;
+    const EACH: u64 = 200;
+    let calls = Calls::new((THREADS * EACH) as usize);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let calls = &calls;
+            let body = move || {
+                for call in 0..EACH {
+                    let id = calls.barrier(1 + thread * EACH + call);
+                    calls.recorder.started(id, now());
+                    calls.recorder.ended(id, call.is_multiple_of(2), now());
+                    calls.recorder.snapshot();
+                }
+            };
+            std::thread::Builder::new().name(format!("caller {thread}")).spawn_scoped(scope, body).unwrap();
+        }
+    });
+    let entries = calls.recorder.snapshot().entries;
+    assert_eq!(entries.len() as u64, THREADS * EACH);
+    let mut by_thread: BTreeMap<Arc<str>, Vec<u64>> = BTreeMap::new();
+    for (number, entry) in (0..).zip(&entries) {
+        let well = (entry.collective_sequence - 1).is_multiple_of(2);
+        assert_eq!((entry.record, entry.state == State::Completed), (number, well));
+        let name = entry.caller.thread_name.clone().unwrap();
+        by_thread.entry(name).or_default().push(entry.collective_sequence);
+    }
+    assert_eq!(by_thread.len() as u64, THREADS);
+    assert!(by_thread.values().all(|sequences| sequences.is_sorted() && sequences.len() as u64 == EACH));
+    assert_eq!(calls.status(), (THREADS * EACH, THREADS * EACH, THREADS * EACH - 1));
+}

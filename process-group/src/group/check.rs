@@ -1,0 +1,91 @@
+//! Whether all ranks make the same call, compared before any of them makes it.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshreduce_store::StoreError;
+
+use super::shared::Shared;
+use crate::call::Call;
+use crate::error::Error;
+
+impl Shared {
+    /// Compares a collective with what the other ranks call under this number.
+    ///
+    /// Every rank sets its own text and waits for all others'. Who has seen them all knows that all have seen those of the call
+    /// before, and takes back its own text of that: two keys a rank stay at most.
+    pub(super) fn compare_calls(
+        &self,
+        call: &Call<'_>,
+        sequence: u64,
+        deadline: Option<Duration>,
+    ) -> Result<(), Error> {
+        let start = Instant::now();
+        let (rank, world_size) = (self.info.rank, self.info.world_size);
+        let store = self.store_below("calls")?;
+        let key = |sequence: u64, rank: usize| format!("{sequence}/{rank}");
+        let own = call.fingerprint();
+        let of_store = |error| self.of_store(error);
+        store.set(&key(sequence, rank), own.as_bytes()).map_err(of_store)?;
+        let keys: Vec<String> = (0..world_size).map(|rank| key(sequence, rank)).collect();
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let timeout = deadline.unwrap_or(Duration::MAX);
+        let texts = match store.multi_get(&keys, timeout) {
+            Ok(texts) => texts,
+            Err(StoreError::Timeout { keys: absent, .. }) => {
+                let missing = (0..world_size).filter(|rank| absent.contains(&key(sequence, *rank))).collect();
+                let error = Error::Timeout {
+                    operation: call.operation(),
+                    sequence,
+                    group: Arc::clone(&self.info.name),
+                    waited: start.elapsed(),
+                    missing,
+                };
+                // Who comes now misses this rank, as this one misses others.
+                for sequence in sequence.saturating_sub(1)..=sequence {
+                    store.delete(&key(sequence, rank)).map_err(of_store)?;
+                }
+                self.abort(&error);
+                return Err(error);
+            }
+            Err(error) => return Err(of_store(error)),
+        };
+        if sequence > 1 {
+            store.delete(&key(sequence - 1, rank)).map_err(of_store)?;
+        }
+        let (first, others) = texts.split_first().unwrap_or((&texts[0], &[]));
+        // All ranks compare with rank 0, so that all name the same two.
+        let Some(other) = others.iter().position(|text| text != first) else { return Ok(()) };
+        // Nobody makes another call. Who is the last to have seen them all takes all texts back.
+        let seen = format!("{sequence}/seen");
+        if store.add(&seen, 1).map_err(of_store)? >= world_size as i64 {
+            for key in keys.iter().chain([&seen.as_str()]) {
+                store.delete(key).map_err(of_store)?;
+            }
+        }
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let error = Error::Mismatch {
+            sequence,
+            group: Arc::clone(&self.info.name),
+            ranks: (0, other + 1),
+            calls: (text(first), text(&others[other])),
+        };
+        self.abort(&error);
+        Err(error)
+    }
+
+    /// Takes back what this rank has said of its last collective.
+    pub(super) fn forget_calls(&self) {
+        let (last, _) = self.sequence_numbers();
+        if self.settings.check_calls && last > 0 {
+            let taken = self.store_below("calls").map(|store| {
+                (last.saturating_sub(1)..=last)
+                    .all(|sequence| store.delete(&format!("{sequence}/{}", self.info.rank)).is_ok())
+            });
+            if !taken.unwrap_or(false) {
+                tracing::debug!(group = &*self.info.name, "a key stays in the store");
+            }
+        }
+    }
+}

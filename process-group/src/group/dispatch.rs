@@ -1,0 +1,236 @@
+//! From a call to its backend.
+
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use meshreduce::RawStream;
+use meshreduce_device::{ContextState, PrimaryContext};
+
+use super::site::Site;
+use super::slot::Watched;
+use super::{ProcessGroup, Shared};
+use crate::backend::{Backend, Request};
+use crate::call::Call;
+use crate::error::Error;
+use crate::flight_recorder::Begun;
+use crate::types::Device;
+use crate::work::{Outcome, Progress, Work};
+
+/// How a call is made through a handle.
+#[derive(Clone, Copy)]
+pub(super) struct Way {
+    pub(super) blocking: bool,
+    pub(super) location: &'static Location<'static>,
+}
+
+impl ProcessGroup {
+    /// Makes a call: the lowest level, for memory of any kind and for calls that go on while the caller does other things.
+    ///
+    /// A call on device memory is enqueued on the handle's stream, and the host does not wait. What is enqueued there behind it sees
+    /// its result; the [`Work`] need not be kept.
+    ///
+    /// ```no_run
+    /// # use meshreduce_process_group::{BufferMut, Call, Error, ProcessGroup, ReduceOp};
+    /// # fn step(group: &ProcessGroup, activations: &mut impl BufferMut, stream: *mut std::ffi::c_void) -> Result<(), Error> {
+    /// // SAFETY: a stream of the primary context of the group's device, and it outlives the handle.
+    /// let group = unsafe { group.on_stream(stream) }; // of cust's streams `stream.as_inner()`
+    /// let tensor = activations.tensor_mut();
+    /// // SAFETY: only kernels on this stream use the activations until it has been waited for.
+    /// unsafe { group.start(&Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum }) }?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Graphs
+    ///
+    /// While the stream is being captured the call becomes a part of the graph. Its backend must be there before
+    /// ([`ProcessGroup::connect`], by all ranks); the [`Work`] of a captured call cannot be waited for or asked. A capture counts as
+    /// one call in [`ProcessGroup::usage`], the sequence numbers and the flight recorder; replays are seen by none of them, and by no
+    /// deadline of a handle. All ranks replay in the same order among their other calls on the group's device.
+    ///
+    /// # Safety
+    ///
+    /// The call's tensors are valid for what the call does with them, and nothing else uses them, until the call has ended:
+    /// until [`Work`] says so, or what comes behind it on its stream runs. If the call is captured, this holds for every replay.
+    ///
+    /// # Errors
+    ///
+    /// Nothing goes on in that case. [`Error::Call`] for what makes no sense on this rank alone; [`Error::NoBackend`],
+    /// [`Error::WrongDevice`], [`Error::Unsupported`]; [`Error::NotMade`] and [`Error::MadeInCapture`] for a backend's first call;
+    /// [`Error::Mismatch`] if calls are checked; after the end of the group its cause; the backend's own.
+    #[track_caller]
+    pub unsafe fn start(&self, call: &Call<'_>) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for the tensors, and did for the stream when it was set.
+        unsafe { self.make_call(call, Way { blocking: false, location: Location::caller() }) }
+    }
+
+    /// Makes a call and waits for its end.
+    ///
+    /// # Safety
+    ///
+    /// The call's tensors are valid for what the call does with them, and nothing else uses them, until this returns.
+    pub(super) unsafe fn make_and_wait(
+        &self,
+        call: &Call<'_>,
+        location: &'static Location<'static>,
+    ) -> Result<Outcome, Error> {
+        if let Some(Device::Cuda(ordinal)) = call.device()
+            && self.shared.settings.cuda_device == Some(ordinal)
+            && is_captured(ordinal, self.stream)
+        {
+            let (operation, group) = (call.operation(), Arc::clone(&self.shared.info.name));
+            return Err(Error::WaitInCapture { operation, group });
+        }
+        // SAFETY: the caller vouches for the tensors.
+        let outcome =
+            unsafe { self.make_call(call, Way { blocking: true, location }) }.and_then(|work| work.finish());
+        if outcome.is_err()
+            && let Some(Device::Cuda(ordinal)) = call.device()
+        {
+            drain(ordinal);
+        }
+        outcome
+    }
+
+    /// # Safety
+    ///
+    /// As for [`ProcessGroup::start`].
+    pub(super) unsafe fn make_call(&self, call: &Call<'_>, way: Way) -> Result<Work, Error> {
+        let shared = &*self.shared;
+        shared.alive()?;
+        let info = &*shared.info;
+        let operation = call.operation();
+        call.check(info.rank, info.world_size).map_err(|source| Error::Call {
+            operation,
+            group: Arc::clone(&info.name),
+            source,
+        })?;
+        let Some(device) = call.device() else {
+            // An empty batch.
+            return Ok(Work::done(&info.name, Outcome::default()));
+        };
+        let deadline = self.deadline.unwrap_or(shared.settings.deadline);
+        let slot = shared.slot(device.kind());
+        let backend = match slot.made() {
+            Some(backend) => {
+                shared.check_device(device)?;
+                backend
+            }
+            None => {
+                // In the order in which a caller would ask: is there a backend, is it for this device, can it be made.
+                shared.context(device.kind())?;
+                shared.check_device(device)?;
+                shared.make(device.kind(), Some((self.stream, deadline)))?
+            }
+        };
+        backend.supports(call).map_err(|why| unsupported(&**backend, call, device, shared, why))?;
+        let start = Instant::now();
+        let is_p2p = call.is_point_to_point();
+        let counter = if is_p2p { &shared.sends_and_receives } else { &shared.collectives };
+        let sequence = counter.fetch_add(1, Ordering::Relaxed) + 1;
+        if shared.settings.check_calls && !is_p2p {
+            shared.compare_calls(call, sequence, deadline)?;
+        }
+        let (collective_sequence, p2p_sequence) = match is_p2p {
+            false => (sequence, shared.sends_and_receives.load(Ordering::Relaxed)),
+            true => (shared.collectives.load(Ordering::Relaxed), sequence),
+        };
+        let recorder = &shared.family.recorder;
+        let entry = recorder.begin(&Begun {
+            group: shared.record,
+            backend: backend.name(),
+            call,
+            collective_sequence,
+            p2p_sequence,
+            created: start,
+            deadline,
+            location: way.location,
+        });
+        let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
+        // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
+        // The stream is one of that device's primary context, as who set it vouched.
+        let started = unsafe { backend.start(call, &request) };
+        let mut work = match started {
+            Ok(work) => work,
+            Err(error) => {
+                recorder.ended(entry, false, Instant::now());
+                return Err(shared.failed(error));
+            }
+        };
+        match &work.progress {
+            Progress::Done(_) => {
+                recorder.ended(entry, true, Instant::now());
+                shared.completed(operation, sequence);
+                // Nobody has anything to wait for.
+                if way.blocking {
+                    return Ok(work);
+                }
+            }
+            _ => {
+                recorder.started(entry, start);
+                let (work, peer) = (work.clone(), call.peer());
+                let watched = Watched { work, entry, operation, sequence, peer, start, deadline };
+                slot.watch().follow(watched, is_p2p);
+            }
+        }
+        work.site = Some(Site { group: Arc::clone(&self.shared), operation, sequence });
+        Ok(work)
+    }
+}
+
+/// That a backend does not take a call.
+fn unsupported(
+    backend: &dyn Backend,
+    call: &Call<'_>,
+    device: Device,
+    shared: &Shared,
+    why: String,
+) -> Error {
+    Error::Unsupported {
+        backend: Arc::clone(backend.name()),
+        operation: call.operation(),
+        dtype: call.dtype(),
+        op: call.op(),
+        group: Arc::clone(&shared.info.name),
+        device,
+        why,
+    }
+}
+
+/// Returns when nothing runs on the device any more that could touch a failed call's memory. Backends end what fails, so that takes
+/// a moment, and as long as it must.
+fn drain(ordinal: u32) {
+    /// How long is waited before the log says so, again and again.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let Ok(context) = meshreduce_device::initialise().and_then(|()| PrimaryContext::retain(ordinal)) else {
+        // Without a driver there was no call.
+        return;
+    };
+    loop {
+        match context.finish(PATIENCE) {
+            Ok(true) => return,
+            _ if context.state() != ContextState::Alive => return,
+            Ok(false) => tracing::warn!(ordinal, "waiting for what a failed call has left on the device"),
+            // The driver refuses to wait while a stream of the context is being captured.
+            Err(error) => {
+                tracing::warn!(ordinal, %error, "waiting for what a failed call has left on the device");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// Whether `stream` is being captured. Where that cannot be told, because there is no driver for instance, it is not: what is
+/// missing is said by what needs it.
+pub(super) fn is_captured(ordinal: u32, stream: RawStream) -> bool {
+    let Ok(context) = meshreduce_device::initialise().and_then(|_| PrimaryContext::retain(ordinal)) else {
+        return false;
+    };
+    // SAFETY: who set the handle's stream vouched that it is a stream of the device's primary context.
+    match unsafe { meshreduce_device::is_capturing(&context, stream) } {
+        Ok(is) => is,
+        Err(error) => error.is_about_capture(),
+    }
+}

@@ -1,0 +1,216 @@
+//! The end of a group, and who is told of ends.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use super::ProcessGroup;
+use super::shared::Shared;
+use super::slot::Slot;
+use crate::backend::GroupInfo;
+use crate::error::Error;
+use crate::flight_recorder::Entry;
+use crate::types::Operation;
+
+/// A call that has ended well, as a completion hook is told.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Completed<'a> {
+    /// Its group.
+    pub group: &'a GroupInfo,
+    /// What it did.
+    pub operation: Operation,
+    /// Its sequence number.
+    pub sequence: u64,
+}
+
+type CompletionHook = Arc<dyn Fn(Completed<'_>) + Send + Sync>;
+type AbortHook = Arc<dyn Fn(&GroupInfo, &Error) + Send + Sync>;
+
+/// Who is told.
+#[derive(Default)]
+pub(super) struct Hooks {
+    /// Whether there are any of the first kind, so that calls without look at nothing else.
+    completion: AtomicBool,
+    lists: RwLock<(Vec<CompletionHook>, Vec<AbortHook>)>,
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooks").finish_non_exhaustive()
+    }
+}
+
+impl Hooks {
+    pub(super) fn want_completions(&self) -> bool {
+        self.completion.load(Ordering::Acquire)
+    }
+
+    pub(super) fn completed(&self, call: Completed<'_>) {
+        if !self.want_completions() {
+            return;
+        }
+        let hooks = self.lists.read().unwrap_or_else(PoisonError::into_inner).0.clone();
+        hooks.iter().for_each(|hook| hook(call));
+    }
+
+    fn aborted(&self, group: &GroupInfo, cause: &Error) {
+        let hooks = self.lists.read().unwrap_or_else(PoisonError::into_inner).1.clone();
+        hooks.iter().for_each(|hook| hook(group, cause));
+    }
+}
+
+impl ProcessGroup {
+    /// Has `hook` called once for every call of this group that ends well, from now on, by the thread that sees the end. It
+    /// should be quick, and make no calls on the group.
+    pub fn on_completion(&self, hook: impl Fn(Completed<'_>) + Send + Sync + 'static) {
+        let hooks = &self.shared.hooks;
+        hooks.lists.write().unwrap_or_else(PoisonError::into_inner).0.push(Arc::new(hook));
+        hooks.completion.store(true, Ordering::Release);
+    }
+
+    /// Has `hook` called once when this group is aborted on this rank, by whoever aborts it, after everything pending was told.
+    pub fn on_abort(&self, hook: impl Fn(&GroupInfo, &Error) + Send + Sync + 'static) {
+        let hooks = &self.shared.hooks;
+        hooks.lists.write().unwrap_or_else(PoisonError::into_inner).1.push(Arc::new(hook));
+    }
+
+    /// Ends everything that goes on in the group, on this rank at once and on the others soon: all of it fails with
+    /// [`Error::Aborted`] and this cause, as all further calls do. Any thread may abort, any number of groups in any order; it
+    /// waits for nobody. Aborting what has ended does nothing.
+    pub fn abort(&self, cause: &str) {
+        self.shared
+            .abort(&Error::Aborted { group: Arc::clone(&self.shared.info.name), cause: cause.to_owned() });
+    }
+
+    /// Ends the group in order: waits for what this rank has called, and for the other ranks to come here too. All ranks must call
+    /// it. Parts of the group are groups of their own and end by themselves, in any order.
+    ///
+    /// # Errors
+    ///
+    /// What the group failed with before, if it did; which ranks did not come within the group's timeout. It is over in any
+    /// case. A second call does nothing.
+    pub fn shutdown(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        let down = Error::ShutDown { group: Arc::clone(&shared.info.name) };
+        if shared.end.set(down).is_err() {
+            return match shared.end.get() {
+                Some(Error::ShutDown { .. }) | None => Ok(()),
+                Some(cause) => Err(cause.clone()),
+            };
+        }
+        let mut result = Ok(());
+        for slot in shared.slots() {
+            if let Some(backend) = slot.made() {
+                let ended = backend.shutdown(shared.settings.timeout);
+                let mut watch = slot.watch();
+                if ended.is_ok()
+                    && let Some(last) = watch.last.take().or_else(|| watch.now.take())
+                {
+                    shared.ended_through(backend.name(), last.sequence);
+                }
+                *watch = Default::default();
+                drop(watch);
+                result = result.and(ended);
+            }
+        }
+        shared.take_back_progress(result.is_err());
+        shared.forget_calls();
+        result
+    }
+}
+
+impl Shared {
+    /// Ends it with `cause`, unless it has ended.
+    pub(super) fn abort(&self, cause: &Error) {
+        if self.end.set(cause.clone()).is_err() {
+            // Who shuts it down waits for other ranks, and for what goes on, and is not to wait any more.
+            if matches!(self.end.get(), Some(Error::ShutDown { .. })) {
+                self.slots().iter().filter_map(|slot| slot.made()).for_each(|backend| backend.abort(cause));
+            }
+            return;
+        }
+        tracing::error!(group = &*self.info.name, rank = self.info.rank, %cause, "a process group ends");
+        for slot in self.slots() {
+            if let Some(backend) = slot.made() {
+                backend.abort(cause);
+            }
+        }
+        self.hooks.aborted(&self.info, cause);
+        self.family.dump_once();
+    }
+
+    /// A call has ended well.
+    pub(super) fn completed(&self, operation: Operation, sequence: u64) {
+        self.hooks.completed(Completed { group: &self.info, operation, sequence });
+    }
+
+    /// What to say of a failure: the cause if the group has been ended, else the failure. The first that more than one rank has a
+    /// part in makes the flight recorder write its dump, on each of them: it takes all dumps to see who is behind.
+    pub(crate) fn failed(&self, error: Error) -> Error {
+        match self.end.get() {
+            Some(cause @ Error::Aborted { .. }) => return cause.clone(),
+            _ => match error {
+                Error::Timeout { .. }
+                | Error::RankDied { .. }
+                | Error::Mismatch { .. }
+                | Error::Aborted { .. } => self.family.dump_once(),
+                _ => {}
+            },
+        }
+        error
+    }
+
+    /// All collectives that `backend` has made, up to and with this one, have ended well.
+    pub(super) fn ended_through(&self, backend: &Arc<str>, sequence: u64) {
+        let wanted = self.hooks.want_completions();
+        let mut ended = Vec::new();
+        let note = |entry: &Entry| {
+            if wanted {
+                ended.push((entry.operation, entry.collective_sequence));
+            }
+        };
+        self.family.recorder.end_through(self.record, backend, sequence, Instant::now(), note);
+        for (operation, sequence) in ended {
+            self.completed(operation, sequence);
+        }
+    }
+}
+
+impl Shared {
+    /// The program has no handle any more: of a group that has failed nothing is to stay in the store.
+    pub(super) fn left(&self) {
+        let failed = |slot: &Slot| slot.made().is_some_and(|backend| backend.error().is_some());
+        if self.end.get().is_some() || self.slots().iter().any(failed) {
+            let shut_down = matches!(self.end.get(), Some(Error::ShutDown { .. }));
+            self.take_back_progress(!shut_down);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // Nobody has a handle or a work object any more, so nobody waits.
+        let dropped = "all handles were dropped before it was shut down".to_owned();
+        let cause = Error::Aborted { group: Arc::clone(&self.info.name), cause: dropped };
+        if self.end.set(cause.clone()).is_ok() {
+            let mut used = false;
+            for slot in self.slots() {
+                if let Some(backend) = slot.made() {
+                    used = true;
+                    backend.dropped(&cause);
+                }
+            }
+            if used {
+                tracing::debug!(
+                    group = &*self.info.name,
+                    rank = self.info.rank,
+                    "a process group was dropped"
+                );
+            }
+        }
+        self.take_back_progress(!matches!(self.end.get(), Some(Error::ShutDown { .. })));
+    }
+}

@@ -1,0 +1,81 @@
+//! The monitored barrier: which ranks did not come, all of them, and on all ranks that did.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meshreduce_store::StoreError;
+use meshreduce_store::clock::Deadline;
+
+use super::ProcessGroup;
+use crate::error::Error;
+
+/// What all are told.
+const ALL_CAME: &str = "all came";
+/// How much longer the others wait for what rank 0 has found.
+const GRACE: Duration = Duration::from_secs(5);
+
+impl ProcessGroup {
+    /// Waits at most `timeout` for all ranks to come, through the store and no backend; names every rank that did not. It ends
+    /// nothing: the group goes on.
+    ///
+    /// Rank 0 looks for the others and tells them; if it is rank 0 that does not come, the others name it, 5 s after `timeout`: so
+    /// long they wait for what it would tell.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotAtBarrier`] on all ranks that came; [`Error::Store`].
+    pub fn monitored_barrier(&self, timeout: Duration) -> Result<(), Error> {
+        let shared = &self.shared;
+        shared.alive()?;
+        let (rank, world_size) = (self.rank(), self.world_size());
+        let number = shared.monitored_barriers.fetch_add(1, Ordering::Relaxed);
+        let store = shared.store_below(&format!("barrier/{number}"))?;
+        let of_store = |error| shared.of_store(error);
+        let absent = |ranks: Vec<usize>| Error::NotAtBarrier {
+            ranks,
+            group: Arc::clone(&shared.info.name),
+            waited: timeout,
+        };
+        let came = |rank: usize| format!("came/{rank}");
+        if rank == 0 {
+            let others: Vec<String> = (1..world_size).map(came).collect();
+            let others: Vec<&str> = others.iter().map(String::as_str).collect();
+            let missing = match if others.is_empty() { Ok(()) } else { store.wait(&others, timeout) } {
+                Ok(()) => Vec::new(),
+                Err(StoreError::Timeout { keys, .. }) => {
+                    (1..world_size).filter(|rank| keys.contains(&came(*rank))).collect()
+                }
+                Err(error) => return Err(of_store(error)),
+            };
+            let told = match missing.as_slice() {
+                [] => ALL_CAME.to_owned(),
+                missing => missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            };
+            for other in (1..world_size).filter(|other| !missing.contains(other)) {
+                store.set(&format!("told/{other}"), told.as_bytes()).map_err(of_store)?;
+            }
+            for other in 1..world_size {
+                store.delete(&came(other)).map_err(of_store)?;
+            }
+            return if missing.is_empty() { Ok(()) } else { Err(absent(missing)) };
+        }
+        store.set(&came(rank), b"came").map_err(of_store)?;
+        let (told, deadline) = (format!("told/{rank}"), Deadline::after(timeout.saturating_add(GRACE)));
+        // Only this rank deletes the key, so it is still there once it has come.
+        let text = match store.get(&told, deadline.left()) {
+            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+            Err(StoreError::Timeout { .. }) => {
+                store.delete(&came(rank)).map_err(of_store)?;
+                return Err(absent(vec![0]));
+            }
+            Err(error) => return Err(of_store(error)),
+        };
+        store.delete(&told).map_err(of_store)?;
+        match text.as_str() {
+            ALL_CAME => Ok(()),
+            ranks => Err(absent(ranks.split(' ').filter_map(|rank| rank.parse().ok()).collect())),
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! What all handles of a group share.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use meshreduce::RawStream;
+use meshreduce_store::{PrefixStore, Store, StoreError};
+
+use super::end::Hooks;
+use super::family::Family;
+use super::progress::Published;
+use super::slot::Slot;
+use crate::backend::{Backend, BackendContext, GroupInfo};
+use crate::config::BackendConfig;
+use crate::error::Error;
+use crate::types::{Device, DeviceType};
+
+/// What a group was made with and hands on to the groups that are made from it.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) cuda_device: Option<u32>,
+    pub(super) timeout: Duration,
+    pub(super) deadline: Option<Duration>,
+    pub(super) check_calls: bool,
+    pub(super) forbid_fallback: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cuda_device: None,
+            timeout: Duration::from_secs(60),
+            deadline: Some(Duration::from_secs(60)),
+            check_calls: false,
+            forbid_fallback: false,
+        }
+    }
+}
+
+/// A group on this rank.
+pub(crate) struct Shared {
+    pub(crate) info: Arc<GroupInfo>,
+    /// Its index in the flight recorder.
+    pub(super) record: u32,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) config: BackendConfig,
+    pub(super) settings: Settings,
+    slots: [Slot; DeviceType::ALL.len()],
+    pub(super) collectives: AtomicU64,
+    pub(super) sends_and_receives: AtomicU64,
+    /// Groups made of the same ranks, by those.
+    pub(super) parts: Mutex<BTreeMap<String, u64>>,
+    pub(super) splits: AtomicU64,
+    pub(super) monitored_barriers: AtomicU64,
+    /// Why it takes no calls any more.
+    pub(super) end: OnceLock<Error>,
+    pub(super) hooks: Hooks,
+    /// The last collective that the store was told of.
+    pub(super) published: Mutex<Published>,
+    pub(super) family: Arc<Family>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        family: &Arc<Family>,
+        info: Arc<GroupInfo>,
+        description: &str,
+        store: Arc<dyn Store>,
+        backends: Vec<(DeviceType, String)>,
+        settings: Settings,
+    ) -> Arc<Self> {
+        let name = |device: DeviceType| {
+            backends.iter().find(|(one, _)| *one == device).map(|(_, name)| name.as_str().into())
+        };
+        let slots = DeviceType::ALL.map(|device| Slot::new(name(device)));
+        let record = family.recorder.add_group(&info.name, description, &info.ranks);
+        let shared = Arc::new(Self {
+            info,
+            record,
+            store,
+            config: BackendConfig::Pairs(backends),
+            settings,
+            slots,
+            collectives: AtomicU64::new(0),
+            sends_and_receives: AtomicU64::new(0),
+            parts: Mutex::default(),
+            splits: AtomicU64::new(0),
+            monitored_barriers: AtomicU64::new(0),
+            end: OnceLock::new(),
+            hooks: Hooks::default(),
+            published: Mutex::default(),
+            family: Arc::clone(family),
+        });
+        family.add(&shared);
+        shared
+    }
+
+    pub(super) fn slot(&self, device: DeviceType) -> &Slot {
+        &self.slots[device as usize]
+    }
+
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// The mesh is over, as `error` of one of its calls says: ends its backend, and gives what that says of this and all later calls.
+    /// Whoever has ended it before knows why: a deadline that has passed on this rank, for instance.
+    pub(crate) fn end_mesh(&self, error: Error) -> Error {
+        let Some(backend) = self.slot(DeviceType::Cuda).made() else { return error };
+        backend.abort(&error);
+        match backend.error() {
+            None | Some(Error::ShutDown { .. }) => error,
+            Some(cause) => cause,
+        }
+    }
+
+    pub(super) fn sequence_numbers(&self) -> (u64, u64) {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (of(&self.collectives), of(&self.sends_and_receives))
+    }
+
+    /// Whether it takes calls.
+    pub(super) fn alive(&self) -> Result<(), Error> {
+        match self.end.get() {
+            None => Ok(()),
+            Some(error) => Err(error.clone()),
+        }
+    }
+
+    pub(super) fn of_store(&self, error: StoreError) -> Error {
+        Error::Store { group: Arc::clone(&self.info.name), source: Arc::new(error) }
+    }
+
+    /// The part of the group's store below `prefix`.
+    pub(super) fn store_below(&self, prefix: &str) -> Result<Arc<dyn Store>, Error> {
+        let store =
+            PrefixStore::new(prefix, Arc::clone(&self.store)).map_err(|error| self.of_store(error))?;
+        Ok(Arc::new(store))
+    }
+
+    /// The device of a kind that the group was made for.
+    fn device(&self, kind: DeviceType) -> Option<Device> {
+        match kind {
+            DeviceType::Cpu => Some(Device::Cpu),
+            DeviceType::Cuda => self.settings.cuda_device.map(Device::Cuda),
+        }
+    }
+
+    /// Refuses tensors on a device that is not the group's.
+    pub(super) fn check_device(&self, device: Device) -> Result<(), Error> {
+        let expected = self.device(device.kind());
+        match expected == Some(device) {
+            true => Ok(()),
+            false => Err(Error::WrongDevice { device, expected, group: Arc::clone(&self.info.name) }),
+        }
+    }
+
+    /// What a backend of this group is made of.
+    pub(super) fn context(&self, kind: DeviceType) -> Result<BackendContext, Error> {
+        let group = Arc::clone(&self.info.name);
+        let missing =
+            || Error::NoBackend { device: kind, group: Arc::clone(&group), config: self.config.to_string() };
+        let name = self.slot(kind).name().ok_or_else(missing)?;
+        let Some(device) = self.device(kind) else {
+            let device = Device::Cuda(0);
+            return Err(Error::WrongDevice { device, expected: None, group });
+        };
+        Ok(BackendContext {
+            group: Arc::clone(&self.info),
+            device,
+            store: self.store_below(&format!("backend/{kind}/{name}"))?,
+            timeout: self.settings.timeout,
+            deadline: self.settings.deadline,
+            forbid_fallback: self.settings.forbid_fallback,
+            registry: self.family.registry.clone(),
+        })
+    }
+
+    /// The backend for a kind of device, made if need be: for a call on this stream and with this deadline, if there is one. It is not
+    /// made while the stream is being captured, and no step of it takes longer than the call may.
+    pub(super) fn make(
+        &self,
+        kind: DeviceType,
+        call: Option<(RawStream, Option<Duration>)>,
+    ) -> Result<&Arc<dyn Backend>, Error> {
+        let slot = self.slot(kind);
+        if let Some(backend) = slot.made() {
+            return Ok(backend);
+        }
+        let mut context = self.context(kind)?;
+        if let Some((_, Some(deadline))) = call {
+            context.timeout = context.timeout.min(deadline);
+        }
+        let name = Arc::clone(slot.name().unwrap_or(&self.info.name));
+        if let (Device::Cuda(ordinal), Some((stream, _))) = (context.device, call)
+            && super::dispatch::is_captured(ordinal, stream)
+        {
+            return Err(Error::MadeInCapture { group: Arc::clone(&self.info.name), backend: name });
+        }
+        let made = slot.get_or_make(|| {
+            // It may have ended while another thread was at it.
+            self.alive()?;
+            tracing::info!(group = &*self.info.name, backend = &*name, device = %context.device, "making a backend");
+            self.family.registry.factory(&name)?.create(context)
+        })?;
+        // An end that came meanwhile has not seen it.
+        if let Some(cause) = self.end.get() {
+            made.abort(cause);
+        }
+        self.family.watchdog.start();
+        Ok(made)
+    }
+}

@@ -1,0 +1,653 @@
+//! The group over a backend that does nothing of itself: the tests say when its calls end, and how.
+
+use std::pin::Pin;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Condvar, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
+
+use meshreduce_store::{MemoryStore, Store};
+
+use super::*;
+use crate::backend::{BackendContext, BackendFactory, Registry, Request};
+use crate::call::Call;
+use crate::flight_recorder::State;
+use crate::types::{DType, Operation, ReduceOp};
+use crate::work::{Completion, Outcome, Work};
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A call that the test ends.
+#[derive(Debug, Default)]
+struct Pending {
+    end: Mutex<Option<Result<Outcome, Error>>>,
+    changed: Condvar,
+}
+
+impl Pending {
+    fn end(&self, result: Result<Outcome, Error>) {
+        self.end.lock().unwrap().get_or_insert(result);
+        self.changed.notify_all();
+    }
+}
+
+impl Completion for Pending {
+    fn poll(&self) -> Result<Option<Outcome>, Error> {
+        self.end.lock().unwrap().clone().transpose()
+    }
+
+    fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
+        let mut ended = self.end.lock().unwrap();
+        while ended.is_none() {
+            let left = end.map_or(LONG, |end| end.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(None);
+            }
+            ended = self.changed.wait_timeout(ended, left).unwrap().0;
+        }
+        ended.clone().transpose()
+    }
+
+    unsafe fn wait_on(&self, _stream: RawStream) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// What all fake backends of a test have done.
+#[derive(Debug, Default)]
+struct Notes {
+    made: AtomicUsize,
+    failures_to_make: AtomicUsize,
+    calls: Mutex<Vec<String>>,
+    pending: Mutex<Vec<Arc<Pending>>>,
+}
+
+#[derive(Debug)]
+struct Fake {
+    name: Arc<str>,
+    rank: usize,
+    notes: Arc<Notes>,
+    goes_on: bool,
+    own: Mutex<Vec<Arc<Pending>>>,
+}
+
+impl Backend for Fake {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn supports(&self, call: &Call<'_>) -> Result<(), String> {
+        match call.dtype() {
+            Some(DType::I16) => Err("it has no 16-bit integers".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        let text = format!("{}: {} {call}", self.rank, request.sequence);
+        self.notes.calls.lock().unwrap().push(text);
+        if !self.goes_on {
+            return Ok(Work::done(&self.name, Outcome::default()));
+        }
+        let pending = Arc::new(Pending::default());
+        self.notes.pending.lock().unwrap().push(Arc::clone(&pending));
+        self.own.lock().unwrap().push(Arc::clone(&pending));
+        Ok(Work::pending(&self.name, pending))
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.own.lock().unwrap().iter().for_each(|pending| pending.end(Err(cause.clone())));
+    }
+
+    fn error(&self) -> Option<Error> {
+        self.own.lock().unwrap().iter().find_map(|pending| pending.poll().err())
+    }
+
+    fn shutdown(&self, _timeout: Duration) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// `done`: calls have ended when they return; `open`: the test ends them.
+struct FakeFactory(&'static str, Arc<Notes>);
+
+impl BackendFactory for FakeFactory {
+    fn name(&self) -> &str {
+        self.0
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &DeviceType::ALL
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        let Self(name, notes) = self;
+        notes.made.fetch_add(1, SeqCst);
+        if notes.failures_to_make.load(SeqCst) > 0 {
+            notes.failures_to_make.fetch_sub(1, SeqCst);
+            return Err(context.not_made(&(*name).into(), "not this time"));
+        }
+        let rank = context.group.rank;
+        let (notes, goes_on) = (Arc::clone(notes), *name == "open");
+        Ok(Arc::new(Fake { name: (*name).into(), rank, notes, goes_on, own: Mutex::default() }))
+    }
+}
+
+fn registry() -> (Registry, Arc<Notes>) {
+    let (mut registry, notes) = (Registry::empty(), Arc::<Notes>::default());
+    registry.register(FakeFactory("done", Arc::clone(&notes))).unwrap();
+    registry.register(FakeFactory("open", Arc::clone(&notes))).unwrap();
+    (registry, notes)
+}
+
+fn group_over(
+    store: &Arc<MemoryStore>,
+    rank: usize,
+    world_size: usize,
+    config: &str,
+) -> (ProcessGroup, Arc<Notes>) {
+    let (registry, notes) = registry();
+    let group = ProcessGroup::builder(Arc::clone(store) as _, rank, world_size)
+        .backend(config.parse().unwrap())
+        .registry(registry)
+        .timeout(LONG)
+        .dump_to(None)
+        .build()
+        .unwrap();
+    (group, notes)
+}
+
+fn group(rank: usize, world_size: usize, config: &str) -> (ProcessGroup, Arc<Notes>) {
+    group_over(&Arc::default(), rank, world_size, config)
+}
+
+fn start(group: &ProcessGroup, data: &mut [f32]) -> Result<Work, Error> {
+    let tensor = crate::BufferMut::tensor_mut(data);
+    let call = Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };
+    // SAFETY: the backend of these tests touches no memory.
+    unsafe { group.start(&call) }
+}
+
+#[test]
+fn a_backend_is_made_with_its_first_call_and_only_once() {
+    let (group, notes) = group(0, 1, "cpu:done");
+    assert_eq!(notes.made.load(SeqCst), 0);
+    for _ in 0..3 {
+        group.all_reduce(&mut [1.0_f32], ReduceOp::Sum).unwrap();
+    }
+    assert_eq!(notes.made.load(SeqCst), 1);
+    assert_eq!(notes.calls.lock().unwrap().last().unwrap(), "0: 3 all_reduce (sum) of 1 f32 on cpu");
+}
+
+#[test]
+fn a_backend_that_could_not_be_made_is_tried_again_with_the_next_call() {
+    let (group, notes) = group(0, 1, "cpu:done");
+    notes.failures_to_make.store(1, SeqCst);
+    let error = group.connect(DeviceType::Cpu).unwrap_err();
+    assert_eq!(error.to_string(), "backend done of group world cannot be made: not this time");
+    group.connect(DeviceType::Cpu).unwrap();
+    assert_eq!(notes.made.load(SeqCst), 2);
+}
+
+#[test]
+fn calls_that_cannot_be_are_refused_and_do_not_count() {
+    let (group, notes) = group(0, 2, "cpu:done");
+    let error = group.broadcast(&mut [0_u8; 4], 2).unwrap_err();
+    assert_eq!(error.to_string(), "broadcast on group world: root 2 is not one of 2 ranks");
+    let error = group.all_reduce(&mut [0_i16; 4], ReduceOp::Max).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "backend done does not support all_reduce (max) of i16 (group world, device cpu): it has no 16-bit integers"
+    );
+    let error = group.barrier(Device::Cuda(0)).unwrap_err();
+    assert_eq!(error.to_string(), "group world has no backend for cuda: its configuration is \"cpu:done\"");
+    assert_eq!(group.sequence_numbers(), (0, 0));
+    assert!(notes.calls.lock().unwrap().is_empty());
+}
+
+#[test]
+fn a_device_is_named_and_never_guessed() {
+    let (group, _) = group(0, 2, "done");
+    let error = group.barrier(Device::Cuda(0)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "group world uses no CUDA device, but the call is on cuda:0: name the device when the group is made (Builder::cuda_device)"
+    );
+    let (registry, _) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 2)
+        .backend("done".parse().unwrap())
+        .registry(registry)
+        .cuda_device(1)
+        .build()
+        .unwrap();
+    let error = group.barrier(Device::Cuda(0)).unwrap_err();
+    assert!(matches!(error, Error::WrongDevice { expected: Some(Device::Cuda(1)), .. }), "{error}");
+    group.connect(DeviceType::Cuda).unwrap();
+    assert!(matches!(group.barrier(Device::Cuda(0)), Err(Error::WrongDevice { .. })));
+}
+
+#[test]
+fn a_group_says_what_it_is() {
+    let (group, _) = group(1, 3, "cpu:done");
+    assert_eq!(
+        (group.name(), group.rank(), group.world_size(), group.ranks()),
+        ("world", 1, 3, &[0, 1, 2][..])
+    );
+    assert_eq!(group.backend_config().to_string(), "cpu:done");
+    assert_eq!(group.backend(DeviceType::Cpu).map(|name| &**name), Some("done"));
+    assert_eq!((group.backend(DeviceType::Cuda), group.backends().count()), (None, 1));
+    assert!(matches!(
+        ProcessGroup::builder(Arc::<MemoryStore>::default(), 3, 3).build(),
+        Err(Error::InvalidRank { rank: 3, world_size: 3 })
+    ));
+}
+
+#[test]
+fn collectives_and_sends_count_by_themselves_and_in_every_group() {
+    let (group, _) = group(0, 3, "cpu:done");
+    let part = group.new_group(&[2, 0], &GroupOptions::default()).unwrap().member().unwrap();
+    group.all_reduce(&mut [0.0_f32], ReduceOp::Sum).unwrap();
+    group.send(&[0_i8], 1, 0).unwrap();
+    group.barrier(Device::Cpu).unwrap();
+    part.barrier(Device::Cpu).unwrap();
+    assert_eq!((group.sequence_numbers(), part.sequence_numbers()), ((2, 1), (1, 0)));
+    assert_eq!((group.status().last_enqueued, group.status().last_completed), (2, 2));
+    let entries = group.flight_recorder().snapshot().entries;
+    let seen: Vec<_> = entries.iter().map(|entry| (entry.group, entry.operation, entry.state)).collect();
+    let done = State::Completed;
+    let expected = [
+        (0, Operation::AllReduce, done),
+        (0, Operation::Send, done),
+        (0, Operation::Barrier, done),
+        (1, Operation::Barrier, done),
+    ];
+    assert_eq!(seen, expected);
+    assert!(entries[0].location.file().ends_with("tests.rs"));
+}
+
+#[test]
+fn parts_are_sorted_and_named_by_their_ranks() {
+    let (group, _) = group(2, 4, "cpu:done");
+    let options = GroupOptions::default();
+    let part = group.new_group(&[3, 0, 2], &options).unwrap().member().unwrap();
+    assert_eq!((part.name(), part.rank(), part.ranks()), ("world/0,2-3#1", 1, &[0, 2, 3][..]));
+    let again = group.new_group(&[0, 2, 3], &options).unwrap().member().unwrap();
+    assert_eq!(again.name(), "world/0,2-3#2");
+    let nested = again.new_group(&[1, 2], &options.clone().name("pair")).unwrap().member().unwrap();
+    assert_eq!((nested.name(), nested.rank(), nested.ranks()), ("world/0,2-3#2/pair", 0, &[2, 3][..]));
+    match group.new_group(&[0, 1], &options).unwrap() {
+        Membership::NotAMember { group, rank } => assert_eq!((&*group, rank), ("world/0-1#1", 2)),
+        Membership::Member(group) => panic!("{group:?}"),
+    }
+    let error = group.new_group(&[0, 1], &options).unwrap().member().unwrap_err();
+    assert_eq!(error.to_string(), "rank 2 is not a member of group world/0-1#2");
+}
+
+#[test]
+fn a_group_of_ranks_that_are_not_there_is_refused() {
+    let (group, _) = group(0, 2, "cpu:done");
+    for (ranks, problem) in [
+        (vec![], "there are none"),
+        (vec![0, 0], "rank 0 is there twice"),
+        (vec![0, 2], "rank 2 is not one of 2 ranks"),
+    ] {
+        let error = group.new_group(&ranks, &GroupOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(problem) && error.contains(&format!("{ranks:?}")), "{error}");
+    }
+    let unknown = GroupOptions::default().backend("cpu:none".parse().unwrap());
+    assert!(matches!(group.new_group(&[0], &unknown), Err(Error::Config(_))));
+}
+
+/// Runs `rank` on a thread for every rank of a world.
+fn ranks<T: Send>(world_size: usize, rank: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    std::thread::scope(|scope| {
+        let rank = &rank;
+        let threads: Vec<_> = (0..world_size).map(|number| scope.spawn(move || rank(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_split_sorts_ranks_by_color_and_key() {
+    let store = Arc::<MemoryStore>::default();
+    let seen = ranks(5, |rank| {
+        let (group, _) = group_over(&store, rank, 5, "cpu:done");
+        // Even ranks in reverse order; rank 3 in none.
+        let color = (rank != 3).then_some((rank % 2) as u32);
+        match group.split(color, -(rank as i64), &GroupOptions::default()).unwrap() {
+            Membership::Member(part) => Some((part.name().to_owned(), part.rank(), part.ranks().to_vec())),
+            Membership::NotAMember { .. } => None,
+        }
+    });
+    let even = |rank| Some(("world/split 1/0".to_owned(), rank, vec![4, 2, 0]));
+    let odd = Some(("world/split 1/1".to_owned(), 0, vec![1]));
+    assert_eq!(seen, [even(2), odd, even(1), None, even(0)]);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_wait_that_ends_early_changes_nothing() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let mut data = [0.0];
+    let work = start(&group, &mut data).unwrap();
+    let error = work.wait(Some(Duration::from_millis(1))).unwrap_err();
+    assert!(
+        error.to_string().starts_with("all_reduce number 1 on group world has not ended after"),
+        "{error}"
+    );
+    assert!(!work.is_completed().unwrap());
+    notes.pending.lock().unwrap()[0].end(Ok(Outcome::from_rank(7)));
+    assert_eq!(work.wait(None).unwrap().source, Some(7));
+    assert!(work.is_completed().unwrap());
+    assert_eq!((work.sequence(), &**work.backend()), (Some(1), "open"));
+}
+
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// A future's output, by this thread, which sleeps until it is woken.
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park_timeout(LONG);
+    }
+}
+
+#[test]
+fn work_is_a_future_that_is_woken() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let mut data = [0.0];
+    let work = start(&group, &mut data).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(move || block_on(work.into_future()));
+        std::thread::sleep(Duration::from_millis(5));
+        notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
+        waiting.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_future_waits_once_however_often_it_is_polled_and_not_once_it_is_dropped() {
+    let (group, _) = group(0, 1, "cpu:open");
+    let watchdog = &group.shared.family.watchdog;
+    let mut future = start(&group, &mut [0.0]).unwrap().into_future();
+    for waker in [Waker::noop().clone(), Arc::new(Unpark(std::thread::current())).into()] {
+        for _ in 0..100 {
+            assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
+            assert_eq!(watchdog.waiting(), 1);
+        }
+    }
+    drop(future);
+    assert_eq!(watchdog.waiting(), 0);
+}
+
+struct Panicking;
+
+impl Wake for Panicking {
+    fn wake(self: Arc<Self>) {
+        panic!("on purpose");
+    }
+}
+
+#[test]
+fn futures_are_woken_and_ends_seen_after_a_waker_or_a_hook_has_panicked() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let (seen, sees) = std::sync::mpsc::channel();
+    group.on_completion(move |call| {
+        seen.send(call.sequence).unwrap();
+        panic!("on purpose");
+    });
+    let end = |call: usize| notes.pending.lock().unwrap()[call].end(Ok(Outcome::default()));
+    let mut data = [0.0];
+    let mut future = start(&group, &mut data).unwrap().into_future();
+    let waker = Arc::new(Panicking).into();
+    assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
+    end(0);
+    assert_eq!(sees.recv_timeout(LONG), Ok(1));
+    while group.shared.family.watchdog.waiting() > 0 {
+        std::thread::yield_now();
+    }
+    let work = start(&group, &mut data).unwrap();
+    std::thread::scope(|scope| {
+        let woken = scope.spawn(move || block_on(work.into_future()));
+        while group.shared.family.watchdog.waiting() == 0 && !woken.is_finished() {
+            std::thread::yield_now();
+        }
+        end(1);
+        woken.join().unwrap().unwrap();
+    });
+    assert_eq!(sees.recv_timeout(LONG), Ok(2));
+}
+
+#[test]
+fn an_owned_buffer_comes_back() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let owned = group.all_reduce_owned(vec![5_i32; 3], ReduceOp::Sum).unwrap();
+    let owned = owned.wait_for(Duration::from_millis(1)).unwrap_err();
+    notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
+    let (buffer, outcome) = block_on(owned);
+    outcome.unwrap();
+    assert_eq!(buffer, [5; 3]);
+    // One that is dropped waits for the end first.
+    let dropped = group.all_reduce_owned(vec![0_u8; 3], ReduceOp::Sum).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            notes.pending.lock().unwrap()[1].end(Ok(Outcome::default()));
+        });
+        drop(dropped);
+        assert!(notes.pending.lock().unwrap()[1].poll().unwrap().is_some());
+    });
+}
+
+#[test]
+fn an_abort_ends_what_is_pending_and_everything_after_with_its_cause() {
+    let (group, _) = group(0, 1, "cpu:open");
+    let told = Arc::<Mutex<Vec<String>>>::default();
+    let note = Arc::clone(&told);
+    group.on_abort(move |info, cause| note.lock().unwrap().push(format!("{}: {cause}", info.name)));
+    let mut data = [0.0];
+    let work = start(&group, &mut data).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| group.abort("the engine stops"));
+        let error = work.wait(None).unwrap_err();
+        assert_eq!(error.to_string(), "group world was aborted: the engine stops");
+    });
+    group.abort("once more");
+    assert_eq!(
+        start(&group, &mut [0.0]).unwrap_err().to_string(),
+        "group world was aborted: the engine stops"
+    );
+    assert_eq!(*told.lock().unwrap(), ["world: group world was aborted: the engine stops"]);
+    assert!(matches!(group.shutdown(), Err(Error::Aborted { .. })));
+    assert!(matches!(group.new_group(&[0], &GroupOptions::default()), Err(Error::Aborted { .. })));
+}
+
+#[test]
+fn a_group_is_shut_down_once_and_takes_no_calls_then() {
+    let (group, _) = group(0, 1, "cpu:done");
+    group.barrier(Device::Cpu).unwrap();
+    group.shutdown().unwrap();
+    group.shutdown().unwrap();
+    assert_eq!(group.barrier(Device::Cpu).unwrap_err().to_string(), "group world was shut down");
+}
+
+#[test]
+fn completions_are_told_once_each() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let told = Arc::<Mutex<Vec<u64>>>::default();
+    let note = Arc::clone(&told);
+    group.on_completion(move |call| note.lock().unwrap().push(call.sequence));
+    let mut data = [[0.0]; 3];
+    let works: Vec<_> = data.iter_mut().map(|data| start(&group, data).unwrap()).collect();
+    notes.pending.lock().unwrap().iter().for_each(|pending| pending.end(Ok(Outcome::default())));
+    works.iter().for_each(|work| {
+        work.wait(None).unwrap();
+    });
+    // The watching thread looks at one call after the other.
+    let limit = Instant::now() + LONG;
+    while group.status().last_completed < 3 {
+        assert!(Instant::now() < limit);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    group.shutdown().unwrap();
+    let mut told = told.lock().unwrap().clone();
+    told.sort_unstable();
+    assert_eq!(told, [1, 2, 3]);
+}
+
+#[test]
+fn a_call_that_is_late_names_who_has_not_come() {
+    let store = Arc::<MemoryStore>::default();
+    let (here, _) = group_over(&store, 0, 3, "cpu:open");
+    let (other, _) = group_over(&store, 1, 3, "cpu:open");
+    let (absent, _) = group_over(&store, 2, 3, "cpu:open");
+    let (mut a, mut b) = ([0.0], [0.0]);
+    let work = start(&here.with_deadline(Some(Duration::from_millis(1))), &mut a).unwrap();
+    let _theirs = start(&other.with_deadline(Some(LONG)), &mut b).unwrap();
+    match work.wait(Some(LONG)).unwrap_err() {
+        Error::Timeout { operation: Operation::AllReduce, sequence: 1, missing, .. } => {
+            assert_eq!(missing, [2])
+        }
+        error => panic!("{error}"),
+    }
+    drop((here, other, absent, work, _theirs));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn checked_calls_that_differ_name_both_and_leave_nothing() {
+    let store = Arc::<MemoryStore>::default();
+    let errors = ranks(3, |rank| {
+        let (registry, _) = registry();
+        let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+            .backend("cpu:done".parse().unwrap())
+            .registry(registry)
+            .check_calls(true)
+            .dump_to(None)
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
+        }
+        let result = match rank {
+            2 => group.broadcast(&mut [0.0_f32; 4], 0),
+            _ => group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum),
+        };
+        // A rank may take its text back only when all have read it.
+        let error = result.unwrap_err();
+        assert!(matches!(group.shutdown(), Err(Error::Mismatch { .. })));
+        error.to_string()
+    });
+    let expected = "call number 4 on group world: rank 0 calls all_reduce (sum) of 4 f32 on cpu, rank 2 calls broadcast of 4 \
+                    f32 with root 0 on cpu";
+    assert_eq!(errors, [expected; 3]);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_monitored_barrier_names_everyone_who_did_not_come() {
+    let store = Arc::<MemoryStore>::default();
+    let came = ranks(4, |rank| {
+        let (group, _) = group_over(&store, rank, 4, "cpu:done");
+        group.monitored_barrier(LONG).unwrap();
+        match rank {
+            1 | 3 => None,
+            _ => Some(group.monitored_barrier(Duration::from_millis(20)).unwrap_err().to_string()),
+        }
+    });
+    let expected = "ranks 1 and 3 did not come to the barrier of group world within 20ms";
+    assert_eq!(came.into_iter().flatten().collect::<Vec<_>>(), [expected; 2]);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn there_is_one_default_group_at_most() {
+    assert!(default_group().is_err() && destroy_default_group().is_err());
+    let (group, _) = group(0, 1, "cpu:done");
+    set_default_group(&group).unwrap();
+    let error = set_default_group(&group).unwrap_err().to_string();
+    assert!(error.contains("already"), "{error}");
+    default_group().unwrap().barrier(Device::Cpu).unwrap();
+    destroy_default_group().unwrap();
+    assert!(matches!(group.barrier(Device::Cpu), Err(Error::ShutDown { .. })));
+    set_default_group(&group).unwrap();
+    destroy_default_group().unwrap();
+}
+
+#[test]
+fn hundreds_of_groups_come_and_go_in_any_order() {
+    let (group, _) = group(0, 2, "cpu:done");
+    let mut parts = Vec::new();
+    for number in 0..300 {
+        let ranks: &[usize] = if number % 2 == 0 { &[0] } else { &[0, 1] };
+        let part = group.new_group(ranks, &GroupOptions::default()).unwrap().member().unwrap();
+        part.barrier(Device::Cpu).unwrap();
+        parts.push(part);
+        if number % 3 == 0 {
+            parts.swap_remove(0).shutdown().unwrap();
+        }
+    }
+    let watched = group.shared.family.groups().len();
+    parts.clear();
+    assert_eq!((watched, group.shared.family.groups().len()), (1 + 200, 1));
+}
+
+#[test]
+fn a_group_whose_handles_are_gone_is_over_for_what_is_pending() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let tensor = crate::Buffer::tensor(&[0.0_f32]);
+    let call = Call::Broadcast { tensor, root: 0 };
+    // SAFETY: the backend of these tests touches no memory.
+    drop(unsafe { group.start(&call) }.unwrap());
+    drop(group);
+    let pending = notes.pending.lock().unwrap()[0].clone();
+    let error = pending.wait(Some(Instant::now() + LONG)).unwrap_err();
+    assert!(error.to_string().contains("all handles were dropped"), "{error}");
+}
+
+#[test]
+fn the_flight_recorder_is_written_down_when_a_group_is_aborted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, _) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
+        .backend("cpu:done".parse().unwrap())
+        .registry(registry)
+        .dump_to(Some(folder.path().join("rank_")))
+        .build()
+        .unwrap();
+    group.barrier(Device::Cpu).unwrap();
+    group.abort("the engine stops");
+    group.abort("once more");
+    let names: Vec<_> = folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["rank_1"]);
+}
+
+#[test]
+fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_says_why_it_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, notes) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
+        .backend("cpu:open".parse().unwrap())
+        .registry(registry)
+        .dump_to(Some(folder.path().join("rank_")))
+        .build()
+        .unwrap();
+    let work = start(&group, &mut [0.0]).unwrap();
+    assert!(group.error().is_none());
+    let died = Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
+    notes.pending.lock().unwrap()[0].end(Err(died));
+    assert!(matches!(work.wait(None), Err(Error::RankDied { rank: 0, .. })));
+    assert!(folder.path().join("rank_1").exists());
+    assert!(matches!(group.error(), Some(Error::RankDied { rank: 0, .. })));
+}

@@ -1,0 +1,477 @@
+//! The backend itself: the mesh where it takes a call, else what is behind it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use meshreduce::{Communicator, Config, Lane, Outcome, PrefixStore, StreamOrder, rendezvous};
+use meshreduce_device::{self as device, DeviceMemory, PrimaryContext, Stream};
+
+use super::alone;
+use super::choice::{MeshCall, Refusal, Rule};
+use super::failure::convert;
+use super::nodes::{Nodes, Steps};
+use super::place::Placement;
+use crate::backend::{Backend, BackendContext, Request, Usage};
+use crate::call::Call;
+use crate::error::{Cause, Error};
+use crate::types::{DType, Device, ReduceOp};
+use crate::work::Work;
+
+/// The communicator of this rank's node, and the lane that the group's calls take.
+#[derive(Debug)]
+struct Mesh {
+    /// Until the end.
+    communicator: RwLock<Option<Communicator>>,
+    lane: Mutex<Option<Lane>>,
+    /// One number, for barriers.
+    token: DeviceMemory,
+    /// The group's ranks, by the mesh's.
+    ranks: Vec<usize>,
+}
+
+/// What there is of a mesh.
+#[derive(Debug)]
+enum Ground {
+    /// A world of one.
+    Alone,
+    /// All ranks are on one mesh.
+    One(Mesh),
+    /// All nodes have a mesh, and equally many ranks.
+    Several(Mesh, Placement),
+    /// There is none, for this reason.
+    None(Arc<str>),
+}
+
+#[derive(Debug)]
+pub(super) struct MeshBackend {
+    name: Arc<str>,
+    context: BackendContext,
+    primary: Arc<PrimaryContext>,
+    rule: Rule,
+    ground: Ground,
+    behind: OnceLock<Arc<dyn Backend>>,
+    nodes: OnceLock<Nodes>,
+    making: Mutex<()>,
+    end: OnceLock<Error>,
+    own: AtomicU64,
+    fallback: AtomicU64,
+    /// Why calls were left to the one behind, each of which was logged.
+    told: Mutex<HashSet<Refusal>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl MeshBackend {
+    pub(super) fn new(
+        name: Arc<str>,
+        context: BackendContext,
+        config: &Config,
+        only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+    ) -> Result<Self, Error> {
+        let not_made = |error: device::Error| context.not_made(&name, error);
+        let Device::Cuda(ordinal) = context.device else {
+            return Err(context.not_made(&name, format!("{} is no CUDA device", context.device)));
+        };
+        device::initialise().map_err(not_made)?;
+        let primary = PrimaryContext::retain(ordinal).map_err(not_made)?;
+        let ground = find_ground(&name, &context, &primary, config)?;
+        match &ground {
+            Ground::None(reason) => {
+                tracing::info!(
+                    group = &*context.group.name,
+                    reason = &**reason,
+                    "no mesh: all calls are {}'s",
+                    super::BEHIND
+                );
+            }
+            ground => tracing::info!(group = &*context.group.name, mesh = ground.name(), "a mesh"),
+        }
+        Ok(Self {
+            name,
+            context,
+            primary,
+            rule: Rule { only },
+            ground,
+            behind: OnceLock::new(),
+            nodes: OnceLock::new(),
+            making: Mutex::default(),
+            end: OnceLock::new(),
+            own: AtomicU64::new(0),
+            fallback: AtomicU64::new(0),
+            told: Mutex::default(),
+        })
+    }
+
+    fn alive(&self) -> Result<(), Error> {
+        self.end.get().map_or(Ok(()), |cause| Err(cause.clone()))
+    }
+
+    fn of_driver(&self, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+        Error::Backend {
+            backend: Arc::clone(&self.name),
+            group: Arc::clone(&self.context.group.name),
+            source: Cause::new(error),
+        }
+    }
+
+    /// The backend for what the mesh does not take, made if need be; not within a capture.
+    fn behind(&self, request: Option<&Request>) -> Result<&Arc<dyn Backend>, Error> {
+        if let Some(behind) = self.behind.get() {
+            return Ok(behind);
+        }
+        self.outside_of_captures(request)?;
+        let _one_at_a_time = lock(&self.making);
+        if self.behind.get().is_none() {
+            let context =
+                self.context.part(super::BEHIND, &(0..self.context.group.world_size).collect::<Vec<_>>())?;
+            let context = BackendContext { group: Arc::clone(&self.context.group), ..context };
+            let made = self.context.registry.factory(super::BEHIND)?.create(context)?;
+            let _ = self.behind.set(made);
+        }
+        self.made_in_time()?;
+        Ok(self.behind.get().expect("it was just made"))
+    }
+
+    /// What takes the steps behind the mesh's in a group of several nodes, likewise.
+    fn nodes(&self, placement: &Placement, request: Option<&Request>) -> Result<&Nodes, Error> {
+        if let Some(nodes) = self.nodes.get() {
+            return Ok(nodes);
+        }
+        self.outside_of_captures(request)?;
+        let _one_at_a_time = lock(&self.making);
+        if self.nodes.get().is_none() {
+            let _ = self.nodes.set(Nodes::new(&self.context, placement)?);
+        }
+        self.made_in_time()?;
+        Ok(self.nodes.get().expect("they were just made"))
+    }
+
+    /// What was made while the backend came to its end must end too.
+    fn made_in_time(&self) -> Result<(), Error> {
+        if let Some(cause) = self.end.get() {
+            self.others().for_each(|backend| backend.abort(cause));
+            return Err(cause.clone());
+        }
+        Ok(())
+    }
+
+    fn outside_of_captures(&self, request: Option<&Request>) -> Result<(), Error> {
+        let Some(request) = request else { return Ok(()) };
+        // SAFETY: whoever makes a call vouches for the request's stream.
+        let captured = match unsafe { device::is_capturing(&self.primary, request.stream) } {
+            Ok(is) => is,
+            Err(error) => error.is_about_capture(),
+        };
+        match captured {
+            false => Ok(()),
+            true => Err(Error::MadeInCapture {
+                group: Arc::clone(&self.context.group.name),
+                backend: super::BEHIND.into(),
+            }),
+        }
+    }
+
+    /// All backends that this one uses, as far as they have been made.
+    fn others(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
+        let nodes = self.nodes.get().into_iter().flat_map(Nodes::both);
+        self.behind.get().into_iter().chain(nodes)
+    }
+
+    /// The mesh's call that this one is, or why it is none.
+    fn choose(&self, call: &Call<'_>) -> Result<MeshCall, Refusal> {
+        match &self.ground {
+            Ground::Alone => Err(Refusal::Operation(call.operation())),
+            Ground::None(reason) => Err(Refusal::NoMesh(Arc::clone(reason))),
+            Ground::One(mesh) | Ground::Several(mesh, _) => {
+                let communicator = mesh.communicator.read().unwrap_or_else(PoisonError::into_inner);
+                match &*communicator {
+                    Some(communicator) => self.rule.take(communicator, call, mesh.token.address()),
+                    None => Err(Refusal::NoMesh("the mesh is closed".into())),
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Backend::start`].
+    unsafe fn on_mesh(
+        &self,
+        mesh: &Mesh,
+        call: MeshCall,
+        request: &Request,
+    ) -> Result<meshreduce::Work, Error> {
+        let MeshCall { input, output, dtype, op } = call;
+        let mut lane = lock(&mesh.lane);
+        let Some(lane) = lane.as_mut() else {
+            return Err(Error::ShutDown { group: Arc::clone(&self.context.group.name) });
+        };
+        let order = StreamOrder::behind_last_call(request.stream);
+        // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
+        // of the last one, and every call has one.
+        unsafe { lane.all_reduce_raw(input.address, output.address, input.count, dtype, op, order) }
+            .map_err(|error| self.of_mesh(mesh, error))
+    }
+
+    fn of_mesh(&self, mesh: &Mesh, error: meshreduce::Error) -> Error {
+        convert(error, &self.name, &self.context.group.name, &mesh.ranks, None)
+    }
+
+    /// Says once why calls are left to the one behind.
+    fn tell(&self, reason: &Refusal) {
+        let mut told = lock(&self.told);
+        if !told.contains(reason) {
+            tracing::info!(group = &*self.context.group.name, %reason, "a call goes to {}", super::BEHIND);
+            told.insert(reason.clone());
+        }
+    }
+
+    fn unsupported(&self, call: &Call<'_>, why: String) -> Error {
+        Error::Unsupported {
+            backend: Arc::clone(&self.name),
+            operation: call.operation(),
+            dtype: call.dtype(),
+            op: call.op(),
+            group: Arc::clone(&self.context.group.name),
+            device: self.context.device,
+            why,
+        }
+    }
+}
+
+fn find_ground(
+    name: &Arc<str>,
+    context: &BackendContext,
+    primary: &Arc<PrimaryContext>,
+    config: &Config,
+) -> Result<Ground, Error> {
+    let group = &context.group;
+    if group.world_size == 1 {
+        return Ok(Ground::Alone);
+    }
+    let placement = Placement::find(context, name)?;
+    let (node, place) = placement.of_rank(group.rank);
+    let ranks = placement.nodes[node].clone();
+    let several = placement.nodes.len() > 1;
+    if several && placement.per_node().is_none_or(|ranks| ranks < 2) {
+        return Ok(Ground::None("the nodes have different numbers of ranks, or one each".into()));
+    }
+    let of_mesh = |error: meshreduce::Error| context.not_made(name, error);
+    let store = PrefixStore::new(&format!("node/{node}"), Arc::clone(&context.store))
+        .map_err(|error| context.not_made(name, error))?;
+    let outcome = rendezvous(&store, place, ranks.len(), primary.ordinal(), config).map_err(of_mesh)?;
+    let (communicator, reason) = match outcome {
+        Outcome::Ready(communicator) => (Some(communicator), None),
+        Outcome::NotApplicable(reason) => (None, Some(reason.to_string())),
+    };
+    if several {
+        // Nodes may be unlike: where one has no mesh, or one with other algorithms, none is used.
+        let own = match &communicator {
+            Some(communicator) => communicator.topology().to_string(),
+            None => String::new(),
+        };
+        let all = context.meet(name, own.as_bytes())?;
+        if own.is_empty() || all.iter().any(|one| one != own.as_bytes()) {
+            if let Some(communicator) = communicator {
+                communicator.close().map_err(|error| of_mesh(error.into()))?;
+            }
+            return Ok(Ground::None(reason.unwrap_or_else(|| "the nodes are unlike".to_owned()).into()));
+        }
+    }
+    let Some(communicator) = communicator else {
+        return Ok(Ground::None(reason.unwrap_or_default().into()));
+    };
+    let mesh = Mesh::new(communicator, ranks, primary).map_err(of_mesh)?;
+    Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
+}
+
+impl Mesh {
+    fn new(
+        communicator: Communicator,
+        ranks: Vec<usize>,
+        primary: &Arc<PrimaryContext>,
+    ) -> Result<Self, meshreduce::Error> {
+        let lane = communicator.lane(0)?;
+        let token = DeviceMemory::new(primary, 4)?;
+        let stream = Stream::new(primary)?;
+        token.write(0, &[0; 4], &stream)?;
+        let (communicator, lane) = (RwLock::new(Some(communicator)), Mutex::new(Some(lane)));
+        Ok(Self { communicator, lane, token, ranks })
+    }
+
+    fn status(&self) -> Result<(), meshreduce::Error> {
+        match &*self.communicator.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(communicator) => communicator.status(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ground {
+    fn mesh(&self) -> Option<&Mesh> {
+        match self {
+            Ground::One(mesh) | Ground::Several(mesh, _) => Some(mesh),
+            Ground::Alone | Ground::None(_) => None,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Ground::Alone => "of one rank",
+            Ground::One(_) => "of all ranks",
+            Ground::Several(..) => "on every node",
+            Ground::None(_) => "none",
+        }
+    }
+}
+
+impl Backend for MeshBackend {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn supports(&self, call: &Call<'_>) -> Result<(), String> {
+        match self.context.forbid_fallback && !matches!(self.ground, Ground::Alone) {
+            // What is behind it says itself what it does not take.
+            false => Ok(()),
+            true => self
+                .choose(call)
+                .map(|_| ())
+                .map_err(|why| format!("{why}, and the group forbids what is behind it")),
+        }
+    }
+
+    unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        self.alive()?;
+        let group = &self.context.group.name;
+        let chosen = match (&self.ground, self.choose(call)) {
+            (Ground::Alone, _) => {
+                if call.is_point_to_point() {
+                    return Err(self.unsupported(call, "a world of one".to_owned()));
+                }
+                // SAFETY: the caller vouches for the tensors and the stream.
+                let stream = unsafe { alone::make(&self.primary, call, request.stream) };
+                stream.map_err(|error| self.of_driver(error))?;
+                self.own.fetch_add(1, Ordering::Relaxed);
+                // SAFETY: as above.
+                return unsafe { alone::work(&self.name, group, &self.primary, request) }
+                    .map_err(|error| self.of_driver(error));
+            }
+            (Ground::One(mesh), Ok(chosen)) => Ok((mesh, None, chosen)),
+            (Ground::Several(mesh, placement), Ok(chosen)) => Ok((mesh, Some(placement), chosen)),
+            (_, Err(why)) => Err(why),
+            (Ground::None(why), Ok(_)) => Err(Refusal::NoMesh(Arc::clone(why))),
+        };
+        match chosen {
+            Ok((mesh, None, chosen)) => {
+                // SAFETY: the caller vouches for the tensors and the stream.
+                let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
+                self.own.fetch_add(1, Ordering::Relaxed);
+                Ok(Work::on_mesh(&self.name, group, work))
+            }
+            Ok((mesh, Some(placement), chosen)) => {
+                let nodes = self.nodes(placement, Some(request))?;
+                // SAFETY: the caller vouches for the tensors and the stream.
+                let first = unsafe { self.on_mesh(mesh, chosen, request) }?;
+                let op = call.op().unwrap_or(ReduceOp::Sum);
+                // SAFETY: as above; the steps are on one stream, one behind the other.
+                let last = unsafe { nodes.finish(chosen.output, op, request) }?;
+                self.own.fetch_add(1, Ordering::Relaxed);
+                let (name, group, ranks) = (Arc::clone(&self.name), Arc::clone(group), mesh.ranks.clone());
+                let call = (call.operation(), request.sequence);
+                let convert = move |error| convert(error, &name, &group, &ranks, Some(call));
+                Ok(Work::pending(&self.name, Arc::new(Steps::new(first, last, convert))))
+            }
+            Err(why) => {
+                self.tell(&why);
+                let behind = self.behind(Some(request))?;
+                behind.supports(call).map_err(|more| {
+                    let name = behind.name();
+                    self.unsupported(
+                        call,
+                        format!("{why}; {name} behind it does not take it either{}", dash(&more)),
+                    )
+                })?;
+                // SAFETY: the caller's promises are those that it needs.
+                let work = unsafe { behind.start(call, request) }?;
+                self.fallback.fetch_add(1, Ordering::Relaxed);
+                Ok(work)
+            }
+        }
+    }
+
+    fn prepare(&self) -> Result<(), Error> {
+        match &self.ground {
+            Ground::Alone => return Ok(()),
+            Ground::Several(_, placement) => {
+                self.nodes(placement, None)?;
+            }
+            Ground::One(_) | Ground::None(_) => {}
+        }
+        if self.context.forbid_fallback {
+            return Ok(());
+        }
+        match (self.behind(None), &self.ground) {
+            // A program whose calls are all the mesh's needs nothing behind it.
+            (Err(error), Ground::One(_)) => {
+                tracing::info!(group = &*self.context.group.name, %error, "nothing is behind the mesh");
+                Ok(())
+            }
+            (made, _) => made.map(|_| ()),
+        }
+    }
+
+    fn abort(&self, cause: &Error) {
+        if self.end.set(cause.clone()).is_err() {
+            return;
+        }
+        if let Some(mesh) = self.ground.mesh()
+            && let Some(communicator) = &*mesh.communicator.read().unwrap_or_else(PoisonError::into_inner)
+        {
+            communicator.abort();
+        }
+        self.others().for_each(|backend| backend.abort(cause));
+    }
+
+    fn error(&self) -> Option<Error> {
+        if let Some(cause) = self.end.get() {
+            return Some(cause.clone());
+        }
+        let own =
+            self.ground.mesh().and_then(|mesh| mesh.status().err().map(|error| self.of_mesh(mesh, error)));
+        own.or_else(|| self.others().find_map(|backend| backend.error()))
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
+        let group = Arc::clone(&self.context.group.name);
+        let was_over = self.end.set(Error::ShutDown { group }).is_err();
+        let mut result = Ok(());
+        if let Some(mesh) = self.ground.mesh() {
+            drop(lock(&mesh.lane).take());
+            let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(communicator) = communicator {
+                result = communicator.close().map_err(|error| self.of_mesh(mesh, error.into()));
+            }
+        }
+        for other in self.others() {
+            result = result.and(other.shutdown(timeout));
+        }
+        match was_over {
+            true => self.end.get().map_or(result, |cause| Err(cause.clone())),
+            false => result,
+        }
+    }
+
+    fn usage(&self) -> Option<Usage> {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Some(Usage { own: of(&self.own), fallback: of(&self.fallback) })
+    }
+}
+
+fn dash(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}

@@ -1,0 +1,133 @@
+//! What the mesh's failures are called in a group.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshreduce::{Error as MeshError, RecordKind};
+
+use crate::error::{Cause, Error};
+use crate::types::Operation;
+
+/// A failure of the mesh as one of the group: who did not come, who died, who called something else; else what the mesh says.
+///
+/// `ranks` are the group's, by the mesh's; empty: they are the same. `call` is the call that failed, if one did.
+pub(crate) fn convert(
+    error: MeshError,
+    backend: &Arc<str>,
+    group: &Arc<str>,
+    ranks: &[usize],
+    call: Option<(Operation, u64)>,
+) -> Error {
+    let of = |rank: usize| ranks.get(rank).copied().unwrap_or(rank);
+    let died = |rank: usize, how: String| Error::RankDied { rank: of(rank), group: Arc::clone(group), how };
+    let late = |peer: usize, waited: Duration| {
+        call.map(|(operation, sequence)| Error::Timeout {
+            operation,
+            sequence,
+            group: Arc::clone(group),
+            waited,
+            missing: vec![of(peer)],
+        })
+    };
+    let known = match &error {
+        MeshError::PeerTimeout { peer, waited, .. } => late(*peer, *waited),
+        MeshError::RankDied { rank, .. } => Some(died(*rank, error.to_string())),
+        MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
+        MeshError::Closed { peer, .. } => Some(died(*peer, error.to_string())),
+        MeshError::LaunchMismatch { rank, peer, launched, peer_launched } => {
+            let text = |launch: &Option<meshreduce::LaunchDescriptor>| {
+                launch.map_or_else(|| "something unreadable".to_owned(), |launch| launch.to_string())
+            };
+            call.map(|(_, sequence)| Error::Mismatch {
+                sequence,
+                group: Arc::clone(group),
+                ranks: (of(*rank), of(*peer)),
+                calls: (text(launched), text(peer_launched)),
+            })
+        }
+        MeshError::PeerAborted { origin, culprit, kind } if *kind == RecordKind::PeerTimeout => {
+            // How long the other one waited it does not say.
+            let _ = origin;
+            late(*culprit, Duration::ZERO)
+        }
+        MeshError::PeerAborted { origin, kind, .. } if *kind == RecordKind::HostAbort => {
+            Some(Error::Aborted {
+                group: Arc::clone(group),
+                cause: format!("rank {} has ended what went on, and says why", of(*origin)),
+            })
+        }
+        _ => None,
+    };
+    known.unwrap_or_else(|| Error::Backend {
+        backend: Arc::clone(backend),
+        group: Arc::clone(group),
+        source: Cause::new(error),
+    })
+}
+
+/// Whether a call of the mesh was ended by this rank's own host.
+pub(crate) fn was_ended_here(error: &Error) -> bool {
+    match error {
+        Error::Backend { source, .. } => matches!(source.downcast_ref(), Some(MeshError::Aborted)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(error: MeshError) -> Error {
+        let call = Some((Operation::AllReduce, 7));
+        convert(error, &"mesh".into(), &"world".into(), &[4, 5, 6, 7], call)
+    }
+
+    #[test]
+    fn a_peer_that_did_not_come_is_missing_by_its_rank_in_the_group() {
+        let late = MeshError::PeerTimeout {
+            rank: 0,
+            peer: 2,
+            block: 0,
+            phase: 0,
+            epoch_wanted: 1,
+            epoch_seen: 0,
+            waited: Duration::from_secs(3),
+        };
+        match of(late) {
+            Error::Timeout { operation: Operation::AllReduce, sequence: 7, waited, missing, .. } => {
+                assert_eq!((waited, missing), (Duration::from_secs(3), vec![6]));
+            }
+            other => panic!("{other}"),
+        }
+        let told = MeshError::PeerAborted { origin: 1, culprit: 3, kind: RecordKind::PeerTimeout };
+        let told = of(told);
+        assert!(matches!(&told, Error::Timeout { missing, .. } if *missing == [7]));
+        assert!(told.to_string().contains("did not end in time"), "{told}");
+    }
+
+    #[test]
+    fn who_died_or_called_something_else_is_named() {
+        assert!(matches!(of(MeshError::RanksDied { ranks: vec![1] }), Error::RankDied { rank: 5, .. }));
+        let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched: None, peer_launched: None };
+        assert!(matches!(of(differ), Error::Mismatch { ranks: (4, 5), sequence: 7, .. }));
+    }
+
+    #[test]
+    fn an_abort_by_another_ranks_host_names_that_rank_in_the_group() {
+        let told = MeshError::PeerAborted { origin: 1, culprit: 1, kind: RecordKind::HostAbort };
+        assert!(matches!(of(told), Error::Aborted { cause, .. } if cause.contains("rank 5")));
+        assert!(was_ended_here(&of(MeshError::Aborted)));
+        assert!(!was_ended_here(&of(MeshError::Capturing)));
+    }
+
+    #[test]
+    fn anything_else_is_what_the_mesh_says() {
+        match of(MeshError::Capturing) {
+            Error::Backend { source, .. } => {
+                assert!(matches!(source.downcast_ref(), Some(MeshError::Capturing)));
+            }
+            other => panic!("{other}"),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Which ranks are on which node.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use meshreduce_store::identity::Host;
+
+use crate::backend::BackendContext;
+use crate::error::Error;
+
+/// The ranks of each node, in ascending order; nodes in the order of their first ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Placement {
+    pub(super) nodes: Vec<Vec<usize>>,
+}
+
+impl Placement {
+    /// Found out by meeting.
+    pub(super) fn find(context: &BackendContext, backend: &Arc<str>) -> Result<Self, Error> {
+        let host = Host::current().map_err(|error| context.not_made(backend, error))?;
+        Ok(Self::of(&context.meet(backend, host.id.as_bytes())?))
+    }
+
+    fn of(hosts: &[Vec<u8>]) -> Self {
+        let mut nodes: Vec<(&[u8], Vec<usize>)> = Vec::new();
+        for (rank, host) in hosts.iter().enumerate() {
+            match nodes.iter_mut().find(|(id, _)| id == host) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => nodes.push((host, vec![rank])),
+            }
+        }
+        Self { nodes: nodes.into_iter().map(|(_, ranks)| ranks).collect() }
+    }
+
+    /// The node of a rank, and its place among the ranks there.
+    pub(super) fn of_rank(&self, rank: usize) -> (usize, usize) {
+        let at = |node: &Vec<usize>| node.iter().position(|one| *one == rank);
+        let found = self.nodes.iter().enumerate().find_map(|(node, ranks)| Some((node, at(ranks)?)));
+        found.expect("every rank is on a node")
+    }
+
+    /// How many ranks each node has, if all have equally many.
+    pub(super) fn per_node(&self) -> Option<usize> {
+        let first = self.nodes.first()?.len();
+        self.nodes.iter().all(|node| node.len() == first).then_some(first)
+    }
+
+    /// The ranks that have this place on their nodes, by node. All nodes have one.
+    pub(super) fn across(&self, place: usize) -> Vec<usize> {
+        self.nodes.iter().map(|node| node[place]).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(hosts: &str) -> Placement {
+        Placement::of(&hosts.bytes().map(|host| vec![host]).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn ranks_are_sorted_by_node_whatever_their_order() {
+        let placement = of("abab");
+        assert_eq!(placement.nodes, [[0, 2], [1, 3]]);
+        assert_eq!((placement.of_rank(2), placement.of_rank(1)), ((0, 1), (1, 0)));
+        assert_eq!((placement.per_node(), placement.across(1)), (Some(2), vec![2, 3]));
+    }
+
+    #[test]
+    fn nodes_may_have_different_numbers_of_ranks() {
+        assert_eq!(of("aab").per_node(), None);
+        assert_eq!(of("a").per_node(), Some(1));
+    }
+}

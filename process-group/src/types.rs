@@ -1,0 +1,353 @@
+//! The words of a call: device, element type, reduction, operation.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// A kind of device. Every kind has one backend in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceType {
+    /// Host memory.
+    Cpu,
+    /// Memory of a CUDA device.
+    Cuda,
+}
+
+impl DeviceType {
+    /// Every kind.
+    pub const ALL: [DeviceType; 2] = [DeviceType::Cpu, DeviceType::Cuda];
+
+    /// `cpu`, `cuda`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DeviceType::Cpu => "cpu",
+            DeviceType::Cuda => "cuda",
+        }
+    }
+}
+
+/// A device: where a tensor is.
+///
+/// ```
+/// use meshreduce_process_group::{Device, DeviceType};
+///
+/// assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
+/// assert_eq!(Device::Cuda(3).kind(), DeviceType::Cuda);
+/// assert_eq!(Device::Cpu.to_string(), "cpu");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Device {
+    /// Host memory.
+    Cpu,
+    /// The CUDA device with this ordinal, as this process counts them.
+    Cuda(u32),
+}
+
+impl Device {
+    /// Its kind.
+    pub const fn kind(self) -> DeviceType {
+        match self {
+            Device::Cpu => DeviceType::Cpu,
+            Device::Cuda(_) => DeviceType::Cuda,
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu => f.pad("cpu"),
+            Device::Cuda(ordinal) => f.pad(&format!("cuda:{ordinal}")),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        let unknown = || UnknownName { what: "a device (cpu, cuda:0)", text: text.to_owned() };
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Device::Cpu),
+            Some(("cuda", ordinal)) => ordinal.parse().map(Device::Cuda).map_err(|_| unknown()),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// An element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary64.
+    F64,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: 8 bits of exponent, 7 of fraction.
+    Bf16,
+    /// 8 bits, signed.
+    I8,
+    /// 16 bits, signed.
+    I16,
+    /// 32 bits, signed.
+    I32,
+    /// 64 bits, signed.
+    I64,
+    /// 8 bits, unsigned.
+    U8,
+}
+
+impl DType {
+    /// Every element type.
+    pub const ALL: [DType; 9] = [
+        DType::F32,
+        DType::F64,
+        DType::F16,
+        DType::Bf16,
+        DType::I8,
+        DType::I16,
+        DType::I32,
+        DType::I64,
+        DType::U8,
+    ];
+
+    /// Bytes of an element; also what its address must be a multiple of.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::I8 | DType::U8 => 1,
+            DType::F16 | DType::Bf16 | DType::I16 => 2,
+            DType::F32 | DType::I32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+
+    /// `f32`, `f64`, `f16`, `bf16`, `i8`, `i16`, `i32`, `i64`, `u8`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::F16 => "f16",
+            DType::Bf16 => "bf16",
+            DType::I8 => "i8",
+            DType::I16 => "i16",
+            DType::I32 => "i32",
+            DType::I64 => "i64",
+            DType::U8 => "u8",
+        }
+    }
+
+    /// The name that torch's flight recorder has for it: `Float`, `BFloat16`, ...
+    pub const fn torch_name(self) -> &'static str {
+        match self {
+            DType::F32 => "Float",
+            DType::F64 => "Double",
+            DType::F16 => "Half",
+            DType::Bf16 => "BFloat16",
+            DType::I8 => "Char",
+            DType::I16 => "Short",
+            DType::I32 => "Int",
+            DType::I64 => "Long",
+            DType::U8 => "Byte",
+        }
+    }
+
+    /// The mesh's name for it, if its kernels have it.
+    pub const fn on_mesh(self) -> Option<meshreduce::DType> {
+        match self {
+            DType::F32 => Some(meshreduce::DType::F32),
+            DType::F16 => Some(meshreduce::DType::F16),
+            DType::Bf16 => Some(meshreduce::DType::Bf16),
+            _ => None,
+        }
+    }
+}
+
+/// A reduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ReduceOp {
+    /// The sum. Integers wrap.
+    Sum,
+    /// The sum divided by the number of ranks; of integers, rounded towards zero.
+    Avg,
+    /// The least element; of floats, NaN propagates and -0 < +0.
+    Min,
+    /// The greatest element; of floats, NaN propagates and -0 < +0.
+    Max,
+    /// The product. Integers wrap.
+    Product,
+}
+
+impl ReduceOp {
+    /// Every reduction.
+    pub const ALL: [ReduceOp; 5] =
+        [ReduceOp::Sum, ReduceOp::Avg, ReduceOp::Min, ReduceOp::Max, ReduceOp::Product];
+
+    /// `sum`, `avg`, `min`, `max`, `product`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReduceOp::Sum => "sum",
+            ReduceOp::Avg => "avg",
+            ReduceOp::Min => "min",
+            ReduceOp::Max => "max",
+            ReduceOp::Product => "product",
+        }
+    }
+
+    /// The mesh's name for it, if its kernels have it.
+    pub const fn on_mesh(self) -> Option<meshreduce::Op> {
+        match self {
+            ReduceOp::Sum => Some(meshreduce::Op::Sum),
+            ReduceOp::Avg => Some(meshreduce::Op::Avg),
+            ReduceOp::Min => Some(meshreduce::Op::Min),
+            ReduceOp::Max => Some(meshreduce::Op::Max),
+            ReduceOp::Product => None,
+        }
+    }
+}
+
+/// What a call does, by c10d's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Every rank gets the reduction of all inputs.
+    AllReduce,
+    /// The root gets it.
+    Reduce,
+    /// Every rank gets the root's tensor.
+    Broadcast,
+    /// Every rank gets all inputs.
+    AllGather,
+    /// The root gets all inputs.
+    Gather,
+    /// Every rank gets its part of the root's input.
+    Scatter,
+    /// Every rank gets its part of the reduction.
+    ReduceScatter,
+    /// Every rank gets its part of every rank's input.
+    AllToAll,
+    /// To one peer.
+    Send,
+    /// From one peer, or from any.
+    Recv,
+    /// All ranks come before any goes on.
+    Barrier,
+    /// Several of one kind, or sends and receives, at once.
+    Batch,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Operation; 12] = [
+        Operation::AllReduce,
+        Operation::Reduce,
+        Operation::Broadcast,
+        Operation::AllGather,
+        Operation::Gather,
+        Operation::Scatter,
+        Operation::ReduceScatter,
+        Operation::AllToAll,
+        Operation::Send,
+        Operation::Recv,
+        Operation::Barrier,
+        Operation::Batch,
+    ];
+
+    /// `all_reduce`, `reduce`, ...
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::AllReduce => "all_reduce",
+            Operation::Reduce => "reduce",
+            Operation::Broadcast => "broadcast",
+            Operation::AllGather => "all_gather",
+            Operation::Gather => "gather",
+            Operation::Scatter => "scatter",
+            Operation::ReduceScatter => "reduce_scatter",
+            Operation::AllToAll => "all_to_all",
+            Operation::Send => "send",
+            Operation::Recv => "recv",
+            Operation::Barrier => "barrier",
+            Operation::Batch => "batch",
+        }
+    }
+
+    /// Whether it is between two ranks, and not all ranks' business.
+    pub const fn is_point_to_point(self) -> bool {
+        matches!(self, Operation::Send | Operation::Recv)
+    }
+}
+
+/// A word that names nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {what}")]
+pub struct UnknownName {
+    what: &'static str,
+    text: String,
+}
+
+macro_rules! named {
+    ($type:ident, $what:literal) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.name())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = UnknownName;
+
+            fn from_str(text: &str) -> Result<Self, UnknownName> {
+                let named = Self::ALL.into_iter().find(|value| value.name() == text);
+                named.ok_or_else(|| UnknownName { what: $what, text: text.to_owned() })
+            }
+        }
+    };
+}
+
+named!(DeviceType, "a device type (cpu, cuda)");
+named!(DType, "an element type (f32, f64, f16, bf16, i8, i16, i32, i64, u8)");
+named!(ReduceOp, "a reduction (sum, avg, min, max, product)");
+named!(Operation, "an operation (all_reduce, broadcast, ...)");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_parses_back_to_its_value() {
+        for value in DeviceType::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        for value in DType::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        for value in ReduceOp::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        for value in Operation::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(7)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+    }
+
+    #[test]
+    fn a_word_that_names_nothing_is_shown() {
+        for text in ["", "cuda", "cuda:", "cuda:x", "gpu:0", "cpu:0"] {
+            let error = text.parse::<Device>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+        assert_eq!(
+            "float".parse::<DType>().unwrap_err().to_string(),
+            "\"float\" is not an element type (f32, f64, f16, bf16, i8, i16, i32, i64, u8)"
+        );
+    }
+}

@@ -1,0 +1,250 @@
+//! Work: a call that was made.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshreduce::RawStream;
+use meshreduce_store::clock::Pause;
+
+use crate::error::Error;
+use crate::group::{Site, WorkFuture};
+
+/// What came of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// Of a receive: the rank that sent.
+    pub source: Option<usize>,
+}
+
+impl Outcome {
+    /// Of a receive from `rank`.
+    pub fn from_rank(rank: usize) -> Self {
+        Self { source: Some(rank) }
+    }
+}
+
+/// A backend's side of a call that goes on: how to see its end.
+///
+/// What it answers is final: once a call has ended, well or not, it stays so.
+pub trait Completion: Send + Sync + fmt::Debug {
+    /// Whether the call has ended, without waiting; `None`: it goes on.
+    ///
+    /// # Errors
+    ///
+    /// How it failed.
+    fn poll(&self) -> Result<Option<Outcome>, Error>;
+
+    /// Waits at most until `end` (for ever if there is none) for the end of the call; `None`: it goes on.
+    ///
+    /// # Errors
+    ///
+    /// How it failed.
+    fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error>;
+
+    /// Makes what is enqueued on `stream` from now on wait for the call. A backend of host memory waits itself.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is a stream of the device's primary context.
+    ///
+    /// # Errors
+    ///
+    /// How it failed, or what the driver refuses.
+    unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error>;
+}
+
+/// How a call is going on.
+#[derive(Clone)]
+pub(crate) enum Progress {
+    /// It has ended.
+    Done(Outcome),
+    /// The mesh's kernels see to it.
+    Mesh {
+        /// What the mesh gave for it.
+        work: meshreduce::Work,
+        /// The group's name.
+        group: Arc<str>,
+    },
+    /// Something else does.
+    Other(Arc<dyn Completion>),
+}
+
+/// A call that was made on a [`crate::ProcessGroup`].
+///
+/// It may be dropped without being waited for; the call goes on. A call on device memory is ordered as what else is enqueued on
+/// its stream. It is a future too (`work.await`), woken by a thread of the group's.
+#[derive(Clone)]
+pub struct Work {
+    pub(crate) progress: Progress,
+    pub(crate) backend: Arc<str>,
+    pub(crate) site: Option<Site>,
+}
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.progress {
+            Progress::Done(outcome) => format!("{outcome:?}"),
+            Progress::Mesh { .. } => "on the mesh".to_owned(),
+            Progress::Other(completion) => format!("{completion:?}"),
+        };
+        f.debug_struct("Work").field("backend", &self.backend).field("state", &state).finish_non_exhaustive()
+    }
+}
+
+impl Work {
+    /// Of a call that has ended, made by `backend`.
+    pub fn done(backend: &Arc<str>, outcome: Outcome) -> Self {
+        Self { progress: Progress::Done(outcome), backend: Arc::clone(backend), site: None }
+    }
+
+    /// Of a call that goes on.
+    pub fn pending(backend: &Arc<str>, completion: Arc<dyn Completion>) -> Self {
+        Self { progress: Progress::Other(completion), backend: Arc::clone(backend), site: None }
+    }
+
+    pub(crate) fn on_mesh(backend: &Arc<str>, group: &Arc<str>, work: meshreduce::Work) -> Self {
+        let progress = Progress::Mesh { work, group: Arc::clone(group) };
+        Self { progress, backend: Arc::clone(backend), site: None }
+    }
+
+    /// The backend that makes the call: where the group's has another one behind it, that one if it took the call.
+    pub fn backend(&self) -> &Arc<str> {
+        &self.backend
+    }
+
+    /// The call's sequence number on its group: among collectives, or among sends and receives.
+    pub fn sequence(&self) -> Option<u64> {
+        self.site.as_ref().map(|site| site.sequence)
+    }
+
+    /// Whether the call has ended, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// How it failed; why the group is over, if it is.
+    pub fn is_completed(&self) -> Result<bool, Error> {
+        self.result().map(|outcome| outcome.is_some())
+    }
+
+    /// What came of the call, if it has ended; does not wait.
+    ///
+    /// # Errors
+    ///
+    /// How it failed; why the group is over, if it is.
+    pub fn result(&self) -> Result<Option<Outcome>, Error> {
+        let ended = match &self.progress {
+            Progress::Done(outcome) => return Ok(Some(*outcome)),
+            Progress::Mesh { work, group } => work
+                .is_finished()
+                .map(|is| is.then(Outcome::default))
+                .map_err(|error| self.of_mesh(error, group)),
+            Progress::Other(completion) => completion.poll(),
+        };
+        self.judge(ended)
+    }
+
+    /// Waits at most `timeout` for the end of the call; without one as long as it takes, which is bounded by the call's deadline.
+    /// A wait that ends early changes nothing: the call goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StillRunning`]; how the call failed; why the group is over, if it is.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        let Some(timeout) = timeout else { return self.finish() };
+        let end = Instant::now().checked_add(timeout);
+        let ended = match &self.progress {
+            Progress::Done(outcome) => return Ok(*outcome),
+            Progress::Other(completion) => completion.wait(end),
+            Progress::Mesh { .. } => {
+                let mut pause = Pause::new(timeout);
+                loop {
+                    match self.result() {
+                        Ok(None) if pause.again() => {}
+                        ended => break ended,
+                    }
+                }
+            }
+        };
+        self.judge(ended)?.ok_or_else(|| self.still_running(timeout))
+    }
+
+    /// Waits for the end of the call.
+    pub(crate) fn finish(&self) -> Result<Outcome, Error> {
+        let ended = match &self.progress {
+            Progress::Done(outcome) => return Ok(*outcome),
+            Progress::Mesh { work, group } => work
+                .synchronize()
+                .map(|()| Some(Outcome::default()))
+                .map_err(|error| self.of_mesh(error, group)),
+            Progress::Other(completion) => loop {
+                match completion.wait(None) {
+                    Ok(None) => {}
+                    ended => break ended,
+                }
+            },
+        };
+        self.judge(ended).map(Option::unwrap_or_default)
+    }
+
+    /// Makes what is enqueued on `stream` from now on wait for the call. The host does not wait, unless the call is on host memory.
+    ///
+    /// # Safety
+    ///
+    /// `stream` is a stream of the primary context of the group's CUDA device.
+    ///
+    /// # Errors
+    ///
+    /// How the call failed, or what the driver refuses.
+    pub unsafe fn wait_on(&self, stream: impl Into<RawStream>) -> Result<(), Error> {
+        let stream = stream.into();
+        match &self.progress {
+            Progress::Done(_) => Ok(()),
+            Progress::Mesh { work, group } => {
+                // SAFETY: the caller vouches for the stream.
+                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, group))
+            }
+            // SAFETY: the caller vouches for the stream.
+            Progress::Other(completion) => unsafe { completion.wait_on(stream) },
+        }
+    }
+
+    /// Where the group or its backend is over, the cause says more than what the end has made of one call.
+    fn judge(&self, ended: Result<Option<Outcome>, Error>) -> Result<Option<Outcome>, Error> {
+        ended.map_err(|error| {
+            let Some(site) = &self.site else { return error };
+            // What the mesh says otherwise of a call does not end it: that the call was captured, for instance.
+            let is_over =
+                matches!(self.progress, Progress::Mesh { .. }) && !matches!(error, Error::Backend { .. });
+            match is_over || crate::mesh::failure::was_ended_here(&error) {
+                true => site.group.failed(site.group.end_mesh(error)),
+                false => site.group.failed(error),
+            }
+        })
+    }
+
+    fn of_mesh(&self, error: meshreduce::Error, group: &Arc<str>) -> Error {
+        let call = self.site.as_ref().map(|site| (site.operation, site.sequence));
+        crate::mesh::failure::convert(error, &self.backend, group, &[], call)
+    }
+
+    fn still_running(&self, waited: Duration) -> Error {
+        let call = match &self.site {
+            Some(Site { group, operation, sequence }) => {
+                format!("{operation} number {sequence} on group {}", group.info.name)
+            }
+            None => format!("a call on backend {}", self.backend),
+        };
+        Error::StillRunning { call, waited }
+    }
+}
+
+impl IntoFuture for Work {
+    type Output = Result<Outcome, Error>;
+    type IntoFuture = WorkFuture;
+
+    fn into_future(self) -> WorkFuture {
+        WorkFuture::new(self)
+    }
+}
