@@ -1,6 +1,6 @@
 //! Process groups: one object for all collectives of an engine, with a backend for every device type.
 //!
-//! ```ignore
+//! ```no_run
 //! use meshreduce_process_group::{GroupOptions, ReduceOp, destroy_default_group, init};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,6 +40,7 @@ mod cust_buffers;
 mod error;
 pub mod flight_recorder;
 mod group;
+pub mod host;
 mod mesh;
 mod tensor;
 mod types;
@@ -53,6 +54,7 @@ pub use group::{
     Builder, Completed, GroupOptions, Membership, Owned, ProcessGroup, StableBuffer, WorkFuture,
     default_group, destroy_default_group, init, init_with, set_default_group,
 };
+pub use host::HostFactory;
 pub use mesh::MeshFactory;
 pub use meshreduce::RawStream;
 pub use meshreduce_store as store;

@@ -81,6 +81,7 @@ impl Default for Registry {
     /// With the backends of this crate.
     fn default() -> Self {
         let mut registry = Self::empty();
+        registry.add(crate::HostFactory::new());
         registry.add(crate::MeshFactory::new());
         registry
     }

@@ -108,6 +108,12 @@ fn a_name_that_is_none_here_gets_what_may_have_been_meant() {
     assert!(!text("nonsense").contains('('), "{}", text("nonsense"));
 }
 
+#[test]
+fn the_default_registry_serves_every_kind() {
+    let pairs = BackendConfig::Undefined.resolve(&Registry::default()).unwrap();
+    assert_eq!(BackendConfig::Pairs(pairs).to_string(), "cpu:host,cuda:mesh");
+}
+
 proptest! {
     #[test]
     fn the_canonical_form_parses_to_the_same_and_no_text_panics(text in "[a-z:, CPUcuda]{0,24}|\\PC{0,12}") {

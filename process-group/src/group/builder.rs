@@ -17,7 +17,7 @@ use crate::flight_recorder::Settings as Recording;
 
 /// A group of all ranks that is about to be made.
 ///
-/// ```ignore
+/// ```
 /// use meshreduce_process_group::{ProcessGroup, ReduceOp};
 /// use meshreduce_process_group::store::MemoryStore;
 /// use std::sync::Arc;

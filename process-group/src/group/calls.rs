@@ -24,7 +24,7 @@ impl ProcessGroup {
 
     /// Every rank's `buffer` becomes the reduction of all of them.
     ///
-    /// ```ignore
+    /// ```
     /// # use meshreduce_process_group::{ProcessGroup, ReduceOp, store::MemoryStore};
     /// # use std::sync::Arc;
     /// # let store = Arc::new(MemoryStore::new());

@@ -43,7 +43,7 @@ pub fn init() -> Result<ProcessGroup, Error> {
 
 /// [`init`] with settings of the program's own. What `settings` says counts more than the environment, also about backends.
 ///
-/// ```ignore
+/// ```no_run
 /// use meshreduce_process_group::{BackendConfig, init_with};
 /// use std::time::Duration;
 ///

@@ -1,0 +1,240 @@
+//! The backend and what makes it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::failure::{LIVING, NotShutDown, SHUT_DOWN};
+use super::shared::{Net, Shared, lock};
+use super::{progress, run, wire};
+use crate::backend::{Backend, BackendContext, BackendFactory, Request};
+use crate::call::Call;
+use crate::error::{Cause, Error};
+use crate::types::{Device, DeviceType};
+use crate::work::Work;
+
+/// Makes backends named `host`.
+///
+/// ```
+/// use meshreduce_process_group::{HostFactory, Registry};
+///
+/// let mut registry = Registry::empty();
+/// registry.register(HostFactory::new().interface("eth0"))?;
+/// assert!(registry.factory("host").is_ok());
+/// # Ok::<(), meshreduce_process_group::ConfigError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct HostFactory {
+    pub(super) host_id: Option<String>,
+    pub(super) interface: Option<String>,
+}
+
+impl HostFactory {
+    /// One without options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Which host this is, in place of the kernel's boot id: ranks of different ids share no memory. For tests that play
+    /// several hosts in one process; see also [`crate::store::identity::HOST_ID`].
+    #[must_use]
+    pub fn host_id(mut self, id: impl Into<String>) -> Self {
+        self.host_id = Some(id.into());
+        self
+    }
+
+    /// The network interface (or several, with commas) for connections between hosts, before
+    /// [`super::SOCKET_IFNAME`].
+    #[must_use]
+    pub fn interface(mut self, name: impl Into<String>) -> Self {
+        self.interface = Some(name.into());
+        self
+    }
+}
+
+impl BackendFactory for HostFactory {
+    fn name(&self) -> &str {
+        "host"
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &[DeviceType::Cpu]
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        let name: Arc<str> = self.name().into();
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let bell: OwnedFd = eventfd(0, flags).map_err(|error| context.not_made(&name, error))?;
+        let group = Arc::clone(&context.group);
+        let shared = Arc::new(Shared::new(Arc::clone(&name), group, context.timeout, Arc::new(bell)));
+        let (own, factory) = (Arc::clone(&shared), self.clone());
+        let thread = std::thread::Builder::new().name(format!("host-{}", shared.rank()));
+        let thread = thread
+            .spawn(move || progress::main(&own, &context, &factory))
+            .map_err(|error| not_started(&shared, error))?;
+        Ok(Arc::new(HostBackend { shared, thread: Mutex::new(Some(thread)) }))
+    }
+}
+
+fn not_started(shared: &Shared, error: std::io::Error) -> Error {
+    let (backend, group) = (Arc::clone(&shared.backend), Arc::clone(shared.name()));
+    Error::NotMade { backend, group, source: Cause::new(error) }
+}
+
+/// The backend of one group on one rank.
+struct HostBackend {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for HostBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostBackend")
+            .field("group", &self.shared.group)
+            .field("failure", &self.shared.failure())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Backend for HostBackend {
+    fn name(&self) -> &Arc<str> {
+        &self.shared.backend
+    }
+
+    fn supports(&self, call: &Call<'_>) -> Result<(), String> {
+        match call.device() {
+            None | Some(Device::Cpu) => Ok(()),
+            Some(device) => Err(format!("it serves host memory, not {device}")),
+        }
+    }
+
+    unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { run::start(&self.shared, call, request) }
+    }
+
+    fn abort(&self, cause: &Error) {
+        let error = match cause {
+            Error::Aborted { .. } => cause.clone(),
+            other => Error::Aborted { group: Arc::clone(self.shared.name()), cause: other.to_string() },
+        };
+        // Whoever shuts it down waits no longer. The first cause counts.
+        let _ = self.shared.aborted.set(error.clone());
+        self.shared.fail(error);
+    }
+
+    fn dropped(&self, cause: &Error) {
+        if self.shared.net.get().is_none() {
+            return self.abort(cause);
+        }
+        // The progress thread leaves: in peace if nothing goes on. A rank that has done its part of the last collective and goes
+        // must not end it for those who have not read it yet.
+        self.shared.stops.store(true, Ordering::SeqCst);
+        wire::ring(&self.shared.bell);
+    }
+
+    fn error(&self) -> Option<Error> {
+        // Who sees to deadlines once there are connections still waits for the others.
+        self.shared.look_for_late_before_it_is_connected(Instant::now());
+        self.shared.failure()
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        let shared = &self.shared;
+        let left = || timeout.saturating_sub(begun.elapsed());
+        if let Some(error) = shared.failure() {
+            return if matches!(error, Error::ShutDown { .. }) { Ok(()) } else { Err(error) };
+        }
+        let end = begun.checked_add(timeout);
+        let not_ended = |ranks: Vec<usize>| {
+            let source = Cause::new(NotShutDown { ranks, waited: timeout });
+            let (backend, group) = (Arc::clone(&shared.backend), Arc::clone(shared.name()));
+            Error::Backend { backend, group, source }
+        };
+        if crate::Completion::wait(&shared.connected, end)?.is_none() {
+            return Err(shared.fail(not_ended(
+                (0..shared.group.world_size).filter(|rank| *rank != shared.rank()).collect(),
+            )));
+        }
+        let Some(net) = shared.net.get() else { return Ok(()) };
+        let is_idle = || {
+            let queue = lock(&shared.queue);
+            queue.jobs.is_empty()
+                && queue.posts.is_empty()
+                && net.engine.try_lock().is_ok()
+                && !net.mailbox().is_busy()
+        };
+        while !is_idle() {
+            if let Some(error) = shared.failure() {
+                return Err(error);
+            }
+            if left().is_zero() {
+                return Err(shared.fail(not_ended(vec![shared.rank()])));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        // It may have become idle because everything has failed.
+        if let Some(error) = shared.failure() {
+            return Err(error);
+        }
+        shared.close(Error::ShutDown { group: Arc::clone(shared.name()) });
+        shared.announce(net, SHUT_DOWN, &[]);
+        wire::ring(&shared.bell);
+        loop {
+            let missing: Vec<_> =
+                (0..shared.group.world_size).filter(|rank| !has_come(net, shared, *rank)).collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            if let Some(cause) = shared.aborted.get() {
+                return Err(cause.clone());
+            }
+            if left().is_zero() {
+                return Err(not_ended(missing));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// How often those who shut down look for the others.
+const PAUSE: Duration = Duration::from_micros(500);
+
+/// Whether a rank has shut down, or ended otherwise.
+fn has_come(net: &Net, shared: &Shared, rank: usize) -> bool {
+    if rank == shared.rank() {
+        return true;
+    }
+    let neighbour = net.island.iter().find(|neighbour| neighbour.rank == rank);
+    match neighbour {
+        Some(neighbour) => {
+            let control = net.controls.iter().find(|control| control.rank == rank);
+            neighbour.segment.control().ended.0.state.load(Ordering::Acquire) != LIVING
+                || control.is_some_and(|control| control.is_gone.load(Ordering::Relaxed))
+        }
+        None => net.mailbox().is_gone(rank),
+    }
+}
+
+impl Drop for HostBackend {
+    fn drop(&mut self) {
+        self.shared.stops.store(true, Ordering::SeqCst);
+        wire::ring(&self.shared.bell);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        // It still meets the others, in a store that cannot be interrupted: it ends by itself when that does.
+        if self.shared.net.get().is_none() && !self.shared.connected.is_complete() && !thread.is_finished() {
+            self.shared.close(Error::ShutDown { group: Arc::clone(self.shared.name()) });
+            return;
+        }
+        if thread.join().is_err() {
+            tracing::error!(group = %self.shared.name(), "the host backend's progress thread has panicked");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Steps: how the ranks of an island pass data through shared memory.
+//!
+//! Every collective of an island is a number of steps that is equal on all its ranks. In a step a rank puts its data into the
+//! slot of its own segment, says that it has come to the step (a release), waits for those whose data it needs (an acquire),
+//! and reads their slots. There are two slots, for even and odd steps: whoever comes to step `s` has finished reading those of
+//! `s - 1`, so the slot of `s` may be written once all others have come to `s - 1`. With each step goes the stamp of the call;
+//! nothing of a slot is used whose stamp is another one, and whatever stamps say, reads stay within slots.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::mailbox::differ;
+use super::stamp::Stamp;
+use super::ticket;
+use super::wait::{For, Wait};
+use super::wire::Neighbour;
+use crate::error::Error;
+
+/// The own side of an island's steps.
+#[derive(Debug)]
+pub(super) struct Island {
+    /// By place.
+    members: Vec<Neighbour>,
+    place: usize,
+    step: u64,
+    /// Of the last steps, even and odd.
+    stamps: [Stamp; 2],
+    /// By place: the last step to which it is known to have come.
+    seen: Vec<u64>,
+}
+
+impl Island {
+    pub(super) fn new(members: Vec<Neighbour>, place: usize) -> Self {
+        let seen = vec![0; members.len()];
+        Self { members, place, step: 0, stamps: [Stamp::default(); 2], seen }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(super) fn place(&self) -> usize {
+        self.place
+    }
+
+    /// Bytes of the part of a slot that is for inputs.
+    pub(super) fn room(&self) -> usize {
+        self.members[self.place].segment.layout().input
+    }
+
+    /// Begins the next step: its own slot may be written after this.
+    pub(super) fn begin(&mut self, wait: &Wait<'_>) -> Result<u64, Error> {
+        for place in 0..self.members.len() {
+            if self.seen[place] < self.step {
+                self.come(place, self.step, wait)?;
+            }
+        }
+        self.step += 1;
+        self.stamps[(self.step % 2) as usize] = wait.stamp;
+        Ok(self.step)
+    }
+
+    /// Says that this rank has come to the step that it has begun.
+    pub(super) fn publish(&mut self) {
+        let own = self.members[self.place].segment.control();
+        let line = &own.steps[(self.step % 2) as usize].0;
+        let Stamp { sequence, what, count } = self.stamps[(self.step % 2) as usize];
+        for (place, word) in line.stamp.iter().zip([sequence, what, count]) {
+            place.store(word, Ordering::Relaxed);
+        }
+        line.number.store(self.step, Ordering::Release);
+        self.seen[self.place] = self.step;
+        // Whoever sleeps has said so before it looked at the step, or sees it.
+        fence(Ordering::SeqCst);
+        for (place, member) in self.members.iter().enumerate() {
+            if place == self.place {
+                continue;
+            }
+            let waits = &member.segment.control().waits.0;
+            if waits.for_place.load(Ordering::Relaxed) == self.place as u32 + 1 {
+                waits.bell.fetch_add(1, Ordering::Relaxed);
+                ticket::wake(&waits.bell, true);
+            }
+            member.ring_for_step();
+        }
+    }
+
+    /// Waits until the rank at `place` has come to `step`, one of the last two of this rank, in the same call.
+    pub(super) fn come(&mut self, place: usize, step: u64, wait: &Wait<'_>) -> Result<(), Error> {
+        if self.seen[place] >= step {
+            return Ok(());
+        }
+        let member = &self.members[place];
+        let line = &member.segment.control().steps[(step % 2) as usize].0;
+        wait.until(For::Step(place), || line.number.load(Ordering::Acquire) >= step)?;
+        let word = |at: usize| line.stamp[at].load(Ordering::Relaxed);
+        let stamp = Stamp { sequence: word(0), what: word(1), count: word(2) };
+        let own = self.stamps[(step % 2) as usize];
+        if stamp != own {
+            let ranks = (self.members[self.place].rank, member.rank);
+            return Err(wait.shared.fail(differ(wait.shared.name(), ranks, &own, &stamp)));
+        }
+        self.seen[place] = step;
+        Ok(())
+    }
+
+    /// Waits for all others.
+    pub(super) fn all_come(&mut self, step: u64, wait: &Wait<'_>) -> Result<(), Error> {
+        (0..self.members.len()).try_for_each(|place| self.come(place, step, wait))
+    }
+
+    /// Where the inputs of the rank at `place` lie in the slot of `step`: [`Self::room`] bytes. To be written by itself between
+    /// [`Self::begin`] and [`Self::publish`], to be read by others between [`Self::come`] and the next [`Self::publish`].
+    pub(super) fn input(&self, place: usize, step: u64) -> *mut u8 {
+        self.members[place].segment.input(step)
+    }
+
+    /// Where its results lie, half as many bytes and a page; likewise. The own ones of the step to come may be written from
+    /// [`Self::all_come`] on.
+    pub(super) fn result(&self, place: usize, step: u64) -> *mut u8 {
+        self.members[place].segment.result(step)
+    }
+}

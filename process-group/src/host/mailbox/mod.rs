@@ -1,0 +1,404 @@
+//! Messages between two ranks: what sends and receives are made of, and collectives between ranks that share no memory.
+//!
+//! Messages match by peer, channel and tag, in order. Short ones go at once, as long as the receiver's window lasts (what it
+//! keeps for each peer is bounded so); longer ones, and those beyond the window, are offered, and go straight into the
+//! receiver's memory once it wants them. So everything that comes can always be taken in, and ranks that all send first never
+//! wait for one another's room. (The two protocols are MPI's usual eager and rendezvous: Rabenseifner's and others' notes on
+//! MPICH; W. Gropp and E. Lusk, "A high-performance MPI implementation on a shared-memory vector supercomputer", 1997.)
+//!
+//! Whoever waits for a message pumps; if nobody waits, the progress thread does.
+
+mod link;
+mod op;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::failure;
+use super::frame::{Channel, HEADER, Header, Kind};
+use super::segment::Segment;
+use super::stamp::{History, Stamp};
+use super::ticket::Ticket;
+use super::wire::Wire;
+use crate::error::Error;
+use link::Link;
+use op::{Arrival, Op, Ops, State};
+pub(super) use op::{Post, Span};
+
+/// Bytes of messages, headers included, that a rank keeps for a peer without having asked for them.
+const WINDOW: usize = 256 << 10;
+/// Offers that a peer may have open.
+const MOST_OFFERS: usize = 1 << 20;
+/// Bytes that are taken from a peer in one go before others have their turn.
+const TURN: usize = 1 << 20;
+
+/// The messages of a rank.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    rank: usize,
+    group: Arc<str>,
+    /// By rank.
+    links: Vec<Link>,
+    ops: Ops,
+    /// Receives that have no message yet, in order.
+    posted: VecDeque<u64>,
+    /// Messages that have no receive yet, in order.
+    arrivals: VecDeque<Arrival>,
+    serial: u64,
+    own: Option<Arc<Segment>>,
+    /// What the own mail counter was when all rings were looked at.
+    seen: u32,
+    is_over: bool,
+}
+
+impl Mailbox {
+    pub(super) fn new(rank: usize, group: Arc<str>, wires: Vec<Wire>, own: Option<Arc<Segment>>) -> Self {
+        Self {
+            rank,
+            group,
+            links: wires.into_iter().map(|wire| Link::new(wire, WINDOW)).collect(),
+            ops: Ops::default(),
+            posted: VecDeque::new(),
+            arrivals: VecDeque::new(),
+            serial: 0,
+            own,
+            seen: 0,
+            is_over: false,
+        }
+    }
+
+    /// Begins a send or a receive; its ticket hears of its end.
+    ///
+    /// # Safety
+    ///
+    /// The span is valid, for reads, or exclusively for reads and writes, until the ticket has ended or
+    /// [`Mailbox::cancel`] was called.
+    ///
+    /// # Errors
+    ///
+    /// That nothing can come of it. Nothing is begun then.
+    pub(super) unsafe fn post(&mut self, post: Post) -> Result<(), Error> {
+        if let Some(peer) = post.peer
+            && let Some(state) = self.links[peer].left
+            && (post.sends || !self.has_arrival_from(peer))
+        {
+            return Err(failure::has_left(peer, &self.group, state));
+        }
+        let op = Op { post, state: State::Posted, moved: 0, remote: 0 };
+        if op.post.sends {
+            let peer = op.post.peer.unwrap_or(self.rank);
+            let id = self.ops.add(op);
+            self.links[peer].main.push_back(id);
+            return Ok(());
+        }
+        let is_its = |arrival: &Arrival| arrival.claimed.is_none() && op.takes(arrival.peer, &arrival.header);
+        let found = self.arrivals.iter().position(is_its);
+        let Some(at) = found else {
+            if op.post.channel == Channel::Group {
+                self.check_arrivals(&op.post.stamp)?;
+            }
+            let id = self.ops.add(op);
+            self.posted.push_back(id);
+            return Ok(());
+        };
+        let (peer, header) = (self.arrivals[at].peer, self.arrivals[at].header);
+        if !op.agrees(&header) {
+            return Err(self.mismatch(&op, peer, &header));
+        }
+        let id = self.ops.add(op);
+        self.assign(id, peer, &header);
+        if header.kind == Kind::Offer {
+            self.arrivals.remove(at);
+        } else if self.arrivals[at].is_complete() {
+            if let Some(arrival) = self.arrivals.remove(at) {
+                self.hand_over(id, &arrival);
+            }
+        } else {
+            self.arrivals[at].claimed = Some(id);
+        }
+        Ok(())
+    }
+
+    fn has_arrival_from(&self, peer: usize) -> bool {
+        self.arrivals.iter().any(|arrival| arrival.peer == peer)
+    }
+
+    /// A receive has found its message.
+    fn assign(&mut self, id: u64, peer: usize, header: &Header) {
+        let Some(op) = self.ops.get(id) else { return };
+        op.state = State::Moving;
+        op.post.peer = Some(peer);
+        op.remote = header.id;
+        if header.kind == Kind::Offer {
+            let want = Header { id, to: header.id, ..Header::short(Kind::Want, 0) };
+            self.links[peer].control.push_back((want, Vec::new()));
+        }
+    }
+
+    /// Gives a receive the message that has come before it.
+    fn hand_over(&mut self, id: u64, arrival: &Arrival) {
+        if let Some(op) = self.ops.get(id) {
+            // SAFETY: the promise of `post`: it has not ended.
+            unsafe { op.post.span.write(0, arrival.data.len()) }.copy_from_slice(&arrival.data);
+        }
+        self.took(arrival.peer, arrival.data.len());
+        self.finish(id);
+    }
+
+    /// Ends an op that has succeeded.
+    fn finish(&mut self, id: u64) {
+        if let Some(op) = self.ops.remove(id) {
+            op.post.ticket.part_ended(op.post.peer.filter(|_| !op.post.sends));
+        }
+    }
+
+    /// So many bytes of a message that was sent unasked are out of the way.
+    fn took(&mut self, peer: usize, bytes: usize) {
+        let link = &mut self.links[peer];
+        link.owed += bytes + HEADER;
+        if link.owed >= WINDOW / 4 {
+            link.control.push_back((Header::short(Kind::Taken, link.owed as u64), Vec::new()));
+            link.kept = link.kept.saturating_sub(link.owed);
+            link.owed = 0;
+        }
+    }
+
+    /// Forgets the ops of a ticket: their memory is not used after this.
+    pub(super) fn cancel(&mut self, ticket: &Arc<Ticket>) {
+        for id in self.ops.ids(Some(ticket)) {
+            self.drop_op(id);
+        }
+    }
+
+    fn drop_op(&mut self, id: u64) -> Option<Op> {
+        let op = self.ops.remove(id)?;
+        self.posted.retain(|posted| *posted != id);
+        for link in &mut self.links {
+            link.forget(id, &op);
+        }
+        Some(op)
+    }
+
+    /// Ends everything: pending ops fail with `error`, of which the peers behind connections are told.
+    pub(super) fn end(&mut self, error: &Error) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        for id in self.ops.ids(None) {
+            if let Some(op) = self.drop_op(id) {
+                op.post.ticket.fail(error.clone());
+            }
+        }
+        self.arrivals.clear();
+        if matches!(error, Error::ShutDown { .. }) {
+            return;
+        }
+        let record = failure::encode(error);
+        let header = Header::short(Kind::Failed, record.len() as u64);
+        self.tell_connections(header, &record);
+    }
+
+    /// Says to the peers behind connections how this rank leaves.
+    pub(super) fn leave(&mut self, state: u32) {
+        self.tell_connections(Header::short(Kind::Left, u64::from(state)), &[]);
+    }
+
+    fn tell_connections(&mut self, header: Header, data: &[u8]) {
+        for link in &mut self.links {
+            if matches!(link.wire, Wire::Tcp(_)) && !link.broken {
+                link.main.clear();
+                link.bulk.clear();
+                link.control.push_back((header, data.to_vec()));
+            }
+        }
+    }
+
+    /// Sends what can be sent, once all is said that is to be said; whether that is all.
+    pub(super) fn flush(&mut self) -> bool {
+        let mut is_all = true;
+        for peer in 0..self.links.len() {
+            if matches!(self.links[peer].wire, Wire::Tcp(_)) && !self.links[peer].broken {
+                if self.send(peer).is_err() {
+                    self.links[peer].broken = true;
+                }
+                is_all &= self.links[peer].broken || !self.links[peer].has_output();
+            }
+        }
+        is_all
+    }
+
+    /// Nothing more comes from this rank.
+    pub(super) fn close(&self) {
+        self.links.iter().for_each(|link| link.wire.close());
+    }
+
+    /// Whether sends and receives go on.
+    pub(super) fn is_busy(&self) -> bool {
+        self.ops.all().next().is_some()
+    }
+
+    /// By rank: whether its connection is to be watched for room too; `None`: it has none, or a broken one.
+    pub(super) fn interests(&self) -> impl Iterator<Item = Option<bool>> {
+        let interest = |link: &Link| match link.wire {
+            Wire::Tcp(_) if !link.broken => Some(link.has_output()),
+            _ => None,
+        };
+        self.links.iter().map(interest)
+    }
+
+    /// Asks all ranks that have not left where they are, telling them that this one waits in the call `stamp`.
+    pub(super) fn ask_around(&mut self, stamp: &Stamp) {
+        for peer in 0..self.links.len() {
+            let is_waiting = |(header, _): &(Header, Vec<u8>)| header.kind == Kind::Waiting;
+            let link = &mut self.links[peer];
+            if peer != self.rank && link.left.is_none() && !link.control.iter().any(is_waiting) {
+                let header = Header { stamp: *stamp, ..Header::short(Kind::Waiting, 0) };
+                link.control.push_back((header, Vec::new()));
+            }
+        }
+    }
+
+    /// What a rank behind a connection has said last of the collective (plus 1) that it has come to.
+    pub(super) fn position(&self, rank: usize) -> u64 {
+        self.links[rank].position
+    }
+
+    /// That somebody waits in, or has sent a message of, another call than `stamp` at its place.
+    pub(super) fn check_arrivals(&self, stamp: &Stamp) -> Result<(), Error> {
+        let differs = |other: &Stamp| other.is_at(stamp) && other != stamp;
+        let waits =
+            |(peer, link): (usize, &Link)| link.waiting.filter(|stamp| differs(stamp)).map(|it| (peer, it));
+        let sent = |arrival: &Arrival| {
+            let stamp = arrival.header.stamp;
+            (arrival.header.channel == Channel::Group && differs(&stamp)).then_some((arrival.peer, stamp))
+        };
+        let waiting = self.links.iter().enumerate().find_map(waits);
+        match waiting.or_else(|| self.arrivals.iter().find_map(sent)) {
+            Some((peer, other)) => Err(self.differ(stamp, peer, &other)),
+            None => Ok(()),
+        }
+    }
+
+    /// That `peer` calls `other` where this rank calls `own`.
+    fn differ(&self, own: &Stamp, peer: usize, other: &Stamp) -> Error {
+        differ(&self.group, (self.rank, peer), own, other)
+    }
+
+    /// That a message is not what a receive expects.
+    fn mismatch(&self, op: &Op, peer: usize, header: &Header) -> Error {
+        let own = op.post.stamp;
+        if header.channel == Channel::Group && own != header.stamp {
+            return self.differ(&own, peer, &header.stamp);
+        }
+        let size = |stamp: &Stamp| {
+            let at = (stamp.what >> 8 & 0xff) as usize;
+            at.checked_sub(1).and_then(|at| crate::types::DType::ALL.get(at)).map_or(1, |dtype| dtype.size())
+        };
+        let (sent, taken) = (header.bytes as usize / size(&header.stamp), op.post.span.bytes / size(&own));
+        let takes = format!("{}, taking it from rank {peer}", own.with_elements(taken));
+        let sends = format!("{}, sending it to rank {}", header.stamp.with_elements(sent), self.rank);
+        Error::Mismatch {
+            sequence: own.sequence,
+            group: Arc::clone(&self.group),
+            ranks: (self.rank, peer),
+            calls: (takes, sends),
+        }
+    }
+
+    /// When the first of the pending ops must have ended.
+    pub(super) fn first_end(&self) -> Option<Instant> {
+        self.ops.all().filter_map(|op| op.post.end.map(|(end, _)| end)).min()
+    }
+
+    /// The failure of an op that should have ended.
+    pub(super) fn late(&self, now: Instant) -> Option<Error> {
+        let op = self.ops.all().find(|op| op.post.end.is_some_and(|(end, _)| end <= now))?;
+        let (_, waited) = op.post.end?;
+        let Stamp { sequence, .. } = op.post.stamp;
+        let (operation, group) = (op.post.stamp.named(), Arc::clone(&self.group));
+        Some(Error::Timeout {
+            operation,
+            sequence,
+            group,
+            waited,
+            missing: op.post.peer.into_iter().collect(),
+        })
+    }
+
+    /// Does all that can be done without waiting; whether that was something.
+    ///
+    /// # Errors
+    ///
+    /// A failure that ends everything.
+    pub(super) fn pump(&mut self, history: &std::sync::Mutex<History>) -> Result<bool, Error> {
+        if self.is_over {
+            self.flush();
+            return Ok(false);
+        }
+        let count = self.own.as_ref().map_or(0, |own| own.control().mail.0.count.load(Ordering::SeqCst));
+        let rings = std::mem::replace(&mut self.seen, count) != count;
+        let mut moved = false;
+        for peer in 0..self.links.len() {
+            let is_due = match self.links[peer].wire {
+                Wire::Nowhere => continue,
+                Wire::Shared { .. } => rings,
+                Wire::Tcp(_) => !self.links[peer].broken,
+            };
+            let mut ring = false;
+            if is_due {
+                ring |= self.receive(peer, history)?;
+                moved |= ring;
+                ring = self.links[peer].wire.was_full();
+            }
+            if self.links[peer].has_output() && !self.links[peer].broken {
+                let sent = match self.send(peer) {
+                    Ok(sent) => sent,
+                    Err(broken) => {
+                        // What it has said before may tell why.
+                        while self.receive(peer, history)? {}
+                        self.broke(peer, &broken)?;
+                        false
+                    }
+                };
+                moved |= sent;
+                ring |= sent;
+            }
+            if ring && let Some(neighbour) = self.links[peer].wire.neighbour() {
+                neighbour.ring_for_mail();
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Looks at the rings no more.
+    pub(super) fn ignore(&mut self) {
+        if let Some(own) = &self.own {
+            self.seen = own.control().mail.0.count.load(Ordering::SeqCst);
+        }
+    }
+
+    /// Whether a rank behind a connection has left, or its connection is broken.
+    pub(super) fn is_gone(&self, rank: usize) -> bool {
+        self.links[rank].left.is_some() || self.links[rank].broken
+    }
+
+    /// Whether nothing has come into the rings since the last pump.
+    pub(super) fn is_quiet(&self) -> bool {
+        let count = |own: &Arc<Segment>| own.control().mail.0.count.load(Ordering::SeqCst);
+        self.own.as_ref().is_none_or(|own| count(own) == self.seen)
+    }
+}
+
+/// That two ranks call different things.
+pub(super) fn differ(group: &Arc<str>, ranks: (usize, usize), own: &Stamp, other: &Stamp) -> Error {
+    let mut calls = (own.to_string(), other.to_string());
+    if calls.0 == calls.1 && own.sequence != other.sequence {
+        calls = (
+            format!("{} as number {}", calls.0, own.sequence),
+            format!("{} as number {}", calls.1, other.sequence),
+        );
+    }
+    Error::Mismatch { sequence: own.sequence, group: Arc::clone(group), ranks, calls }
+}

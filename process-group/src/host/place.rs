@@ -1,0 +1,230 @@
+//! Where ranks are: which of them share memory, and by which addresses the others are reached.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+
+use meshreduce_store::codec::{Malformed, Reader, Writer};
+use meshreduce_store::identity::{Host, Member, namespace};
+
+/// The environment variable that names the network interface (or several, with commas) for connections between hosts.
+pub const SOCKET_IFNAME: &str = "MESHREDUCE_SOCKET_IFNAME";
+
+/// A network interface that was asked for and has no address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no network interface {name:?} with an address: there are {}", .known.join(", "))]
+pub struct NoInterface {
+    /// What was asked for.
+    pub name: String,
+    /// Those that there are.
+    pub known: Vec<String>,
+}
+
+/// Where a rank is, as it tells the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its host and process. The host's id may have been given.
+    pub(super) member: Member,
+    /// The inode of its network namespace: abstract socket names do not reach further.
+    pub(super) network: u64,
+    /// The kernel's boot id, whatever host is played: whose cores it shares.
+    pub(super) machine: String,
+    /// Its socket's name, what shows that one was told, and what shows that one is the one who was told of.
+    pub(super) name: [u8; 16],
+    pub(super) cookie: [u8; 16],
+    pub(super) answer: [u8; 16],
+    /// Where it listens, the best address first.
+    pub(super) addresses: Vec<SocketAddr>,
+}
+
+/// Random bytes from the system.
+pub(super) fn random() -> std::io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(bytes)
+}
+
+impl Place {
+    /// This process's; it listens nowhere yet.
+    pub(super) fn current(host_id: Option<&str>) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let mut member = Member::current()?;
+        if let Some(id) = host_id {
+            member.host = Host { id: id.to_owned(), ..member.host };
+        }
+        let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        let machine = machine.map_or_else(|_| member.host.id.clone(), |id| id.trim().to_owned());
+        let (name, cookie, answer) = (random()?, random()?, random()?);
+        let network = namespace("net")?;
+        Ok(Self { member, network, machine, name, cookie, answer, addresses: Vec::new() })
+    }
+
+    /// Whether both can map the same memory.
+    pub(super) fn shares_memory_with(&self, other: &Place) -> bool {
+        self.member.host.is(&other.member.host) && self.network == other.network
+    }
+
+    /// Whether both are one process.
+    pub(super) fn is_process_of(&self, other: &Place) -> bool {
+        self.machine == other.machine && self.member.process == other.member.process
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new();
+        self.member.write(&mut out);
+        out.u64(self.network);
+        out.text(&self.machine);
+        [self.name, self.cookie, self.answer].iter().for_each(|bytes| out.raw(bytes));
+        out.list(&self.addresses, |out, address| out.text(&address.to_string()));
+        out.into_bytes()
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut from = Reader::new(bytes);
+        let from = &mut from;
+        let member = Member::read(from)?;
+        let (network, machine) = (from.u64()?, from.text()?);
+        let (name, cookie, answer) = (from.array()?, from.array()?, from.array()?);
+        let address = |from: &mut Reader<'_>| {
+            let text = from.text()?;
+            text.parse().map_err(|_| Malformed::wrong(format!("{text:?} is no address")))
+        };
+        let addresses = from.list(address)?;
+        from.end()?;
+        Ok(Self { member, network, machine, name, cookie, answer, addresses })
+    }
+
+    /// How a connection to it may be tried from `from`, in order: its own loopback leads elsewhere on another machine or in
+    /// another network namespace.
+    pub(super) fn addresses_from(&self, from: &Place) -> Vec<SocketAddr> {
+        let is_near = self.machine == from.machine && self.network == from.network;
+        let leads_there = |address: &&SocketAddr| is_near || !address.ip().is_loopback();
+        self.addresses.iter().filter(leads_there).copied().collect()
+    }
+}
+
+/// Ranks that share memory, and how many there are on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Islands {
+    /// The ranks of each, ascending; islands by their first rank.
+    pub(super) all: Vec<Vec<usize>>,
+    /// By rank: its island, and its place there.
+    pub(super) of: Vec<(usize, usize)>,
+}
+
+impl Islands {
+    pub(super) fn of(places: &[Place]) -> Self {
+        let mut all: Vec<Vec<usize>> = Vec::new();
+        let mut of = Vec::new();
+        for (rank, place) in places.iter().enumerate() {
+            let same = |island: &Vec<usize>| places[island[0]].shares_memory_with(place);
+            let at = all.iter().position(same).unwrap_or_else(|| {
+                all.push(Vec::new());
+                all.len() - 1
+            });
+            of.push((at, all[at].len()));
+            all[at].push(rank);
+        }
+        Self { all, of }
+    }
+
+    /// Whether islands are blocks of the reduction tree: runs of ranks, equally many, a power of two.
+    pub(super) fn are_blocks(&self) -> bool {
+        let size = self.all[0].len();
+        let is_block = |(at, island): (usize, &Vec<usize>)| {
+            island.len() == size && island.iter().enumerate().all(|(place, rank)| *rank == at * size + place)
+        };
+        size.is_power_of_two() && self.all.iter().enumerate().all(is_block)
+    }
+}
+
+/// The addresses of this host under which others may reach it, the best first.
+///
+/// Those of the interfaces that were named; otherwise of all that are up, first the one from which the route to the store's
+/// host (`MASTER_ADDR`, as launchers set it) begins. Never what the host's name resolves to.
+pub(super) fn own_addresses(interface: Option<&str>) -> Result<Vec<IpAddr>, NoInterface> {
+    let mut by_name: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for found in if_addrs::get_if_addrs().unwrap_or_default() {
+        let ip = found.ip();
+        let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if !is_link_local {
+            by_name.entry(found.name).or_default().push(ip);
+        }
+    }
+    let named = |names: &str| {
+        let mut addresses = Vec::new();
+        for name in names.split(',').map(str::trim) {
+            let no = || NoInterface { name: name.to_owned(), known: by_name.keys().cloned().collect() };
+            addresses.extend(by_name.get(name).ok_or_else(no)?);
+        }
+        Ok(addresses)
+    };
+    let given = std::env::var(SOCKET_IFNAME).ok().filter(|names| !names.trim().is_empty());
+    if let Some(names) = interface.or(given.as_deref()) {
+        return named(names);
+    }
+    let mut addresses: Vec<IpAddr> = by_name.into_values().flatten().collect();
+    let store = route_to_store();
+    addresses.sort_by_key(|ip| (ip.is_loopback(), Some(*ip) != store, ip.is_ipv6()));
+    Ok(addresses)
+}
+
+/// The address from which packets to the store's host go. (Connecting a datagram socket sends nothing.)
+fn route_to_store() -> Option<IpAddr> {
+    let host = std::env::var("MASTER_ADDR").ok()?;
+    let target = (host.trim(), 9).to_socket_addrs().ok()?.next()?;
+    let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(target).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(host: &str) -> Place {
+        Place::current(Some(host)).unwrap()
+    }
+
+    #[test]
+    fn places_come_back() {
+        let mut place = on("a");
+        place.addresses = vec!["10.0.0.1:5".parse().unwrap(), "[::1]:5".parse().unwrap()];
+        assert_eq!(Place::decode(&place.encode()), Ok(place.clone()));
+        assert!(Place::decode(&place.encode()[1..]).is_err());
+    }
+
+    #[test]
+    fn islands_are_hosts_and_blocks_are_runs_of_equal_powers_of_two() {
+        let islands = |hosts: &str| {
+            let places: Vec<_> = hosts.chars().map(|host| on(&host.to_string())).collect();
+            Islands::of(&places)
+        };
+        let two = islands("abab");
+        assert_eq!((&two.all, two.of[3]), (&vec![vec![0, 2], vec![1, 3]], (1, 1)));
+        assert!(!two.are_blocks());
+        assert!(islands("aabb").are_blocks() && islands("abc").are_blocks() && islands("aaa").all.len() == 1);
+        assert!(!islands("aaabbb").are_blocks() && !islands("aab").are_blocks());
+    }
+
+    #[test]
+    fn loopback_is_for_those_who_share_it() {
+        let mut place = on("a");
+        place.addresses = vec!["10.0.0.1:5".parse().unwrap(), "127.0.0.1:5".parse().unwrap()];
+        let near = on("b");
+        let far = Place { network: near.network + 1, ..on("c") };
+        assert_eq!(place.addresses_from(&near).len(), 2);
+        assert_eq!(place.addresses_from(&far), [place.addresses[0]]);
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_named_with_those_that_are() {
+        let error = own_addresses(Some("nowhere0")).unwrap_err();
+        assert!(error.known.iter().any(|name| name == "lo"), "{error}");
+        assert!(own_addresses(Some("lo")).unwrap()[0].is_loopback());
+        assert!(!own_addresses(None).unwrap().is_empty());
+    }
+}

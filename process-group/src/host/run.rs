@@ -1,0 +1,296 @@
+//! Calls as they are made: in the caller's thread where nothing is before them, or by the progress thread.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::collectives::Engine;
+use super::frame::Channel;
+use super::job::{Job, Times};
+use super::mailbox::{Post, Span};
+use super::shared::{Net, Shared, lock};
+use super::stamp::Stamp;
+use super::ticket::Ticket;
+use super::wait::{Driving, Wait};
+use super::wire;
+use crate::backend::Request;
+use crate::call::Call;
+use crate::error::Error;
+use crate::work::{Completion, Outcome, Work};
+
+/// How long a send or receive that is waited for spins.
+const SPIN: Duration = Duration::from_millis(1);
+/// How long one sleeps at most before it looks again.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// How much longer than its deadline a call waits at most for connections that are still being made, and never more than as long
+/// again: who is missing is known to them, and they give up at the same time where the group's timeout is as long as the call's
+/// deadline.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The ranks' connections, waiting for them.
+fn connected<'a>(shared: &'a Shared, call: &Call<'_>, sequence: u64, times: Times) -> Result<&'a Net, Error> {
+    if let Some(net) = shared.net.get() {
+        return Ok(net);
+    }
+    let end = times.end();
+    let done =
+        shared.connected.wait(end.map(|(end, waited)| end.checked_add(GRACE.min(waited)).unwrap_or(end)))?;
+    match (shared.net.get().filter(|_| done.is_some()), end) {
+        (Some(net), _) => Ok(net),
+        (None, waited) => Err(shared.fail(Error::Timeout {
+            operation: call.operation(),
+            sequence,
+            group: Arc::clone(shared.name()),
+            waited: waited.map_or(Duration::ZERO, |(_, waited)| waited),
+            missing: Vec::new(),
+        })),
+    }
+}
+
+/// Makes a call.
+///
+/// # Safety
+///
+/// As [`crate::Backend::start`].
+pub(super) unsafe fn start(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+    if let Some(error) = shared.failure() {
+        return Err(error);
+    }
+    if matches!(call, Call::Batch([])) {
+        return Ok(Work::done(&shared.backend, Outcome::default()));
+    }
+    let times = Times { start: request.start, deadline: request.deadline };
+    // SAFETY: the caller's promise.
+    unsafe {
+        if call.is_point_to_point() {
+            return messages(shared, call, request.sequence, times, request.blocking);
+        }
+        if request.blocking {
+            let net = connected(shared, call, request.sequence, times)?;
+            if let Some(result) = at_once(shared, net, call, request.sequence, times) {
+                return result.map(|()| Work::done(&shared.backend, Outcome::default()));
+            }
+        }
+    }
+    let ticket = Arc::new(Ticket::new(1));
+    let job = Job::new(call, request.sequence, times, Arc::clone(&ticket), shared.group.world_size);
+    enqueue(shared, job, false)?;
+    finish(shared, ticket, request.blocking)
+}
+
+/// Waits, or not.
+fn finish(shared: &Arc<Shared>, ticket: Arc<Ticket>, blocking: bool) -> Result<Work, Error> {
+    if !blocking {
+        return Ok(Work::pending(&shared.backend, ticket));
+    }
+    // Its deadline is the progress thread's business.
+    let outcome = ticket.wait(None)?.unwrap_or_default();
+    Ok(Work::done(&shared.backend, outcome))
+}
+
+fn enqueue(shared: &Shared, job: Job, is_message: bool) -> Result<(), Error> {
+    let mut queue = lock(&shared.queue);
+    if let Some(error) = shared.failure() {
+        return Err(error);
+    }
+    if is_message {
+        queue.posts.push(job);
+    } else {
+        queue.jobs.push_back(job);
+        shared.queued.store(queue.jobs.len(), Ordering::SeqCst);
+    }
+    drop(queue);
+    wire::ring(&shared.bell);
+    Ok(())
+}
+
+/// Makes a collective in this thread; `None`: others are before it.
+///
+/// # Safety
+///
+/// As [`start`].
+unsafe fn at_once(
+    shared: &Shared,
+    net: &Net,
+    call: &Call<'_>,
+    sequence: u64,
+    times: Times,
+) -> Option<Result<(), Error>> {
+    let queue = lock(&shared.queue);
+    if !queue.jobs.is_empty() {
+        return None;
+    }
+    let mut engine = net.engine.try_lock().ok()?;
+    drop(queue);
+    let mut make = |call: &Call<'_>, index| {
+        // SAFETY: the caller's promise.
+        unsafe { one(shared, net, &mut engine, call, (sequence, index), times, false) }
+    };
+    let result = match call {
+        Call::Batch(calls) => calls.iter().enumerate().try_for_each(|(index, call)| make(call, index)),
+        call => make(call, 0),
+    };
+    drop(engine);
+    if shared.queued.load(Ordering::SeqCst) > 0 {
+        wire::ring(&shared.bell);
+    }
+    Some(result)
+}
+
+/// # Safety
+///
+/// As [`start`].
+unsafe fn one(
+    shared: &Shared,
+    net: &Net,
+    engine: &mut Engine,
+    call: &Call<'_>,
+    (sequence, index): (u64, usize),
+    times: Times,
+    is_progress: bool,
+) -> Result<(), Error> {
+    let stamp = Stamp::of(call, sequence, index, shared.group.world_size);
+    shared.begin(net, stamp);
+    let wait = Wait { shared, net, is_progress, stamp, end: times.end() };
+    // SAFETY: the caller's promise.
+    unsafe { engine.run(call, &wait) }
+}
+
+/// Makes a call that has waited, in the progress thread.
+pub(super) fn job(shared: &Shared, net: &Net, engine: &mut Engine, job: &Job) -> Result<(), Error> {
+    if let Some(error) = shared.failure() {
+        return Err(error);
+    }
+    job.calls().enumerate().try_for_each(|(index, call)| {
+        // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
+        unsafe { one(shared, net, engine, &call, (job.sequence, index), job.times, true) }
+    })
+}
+
+/// Begins the sends and receives of a job.
+pub(super) fn begin_early(shared: &Shared, net: &Net, job: &Job) {
+    let begun = job.calls().try_for_each(|call| {
+        // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
+        unsafe { post(shared, net, &call, job.sequence, job.times, &job.ticket) }
+    });
+    if let Err(error) = begun {
+        // Those of a batch that have been begun use memory which is the caller's again once the ticket has ended.
+        net.mailbox().cancel(&job.ticket);
+        job.ticket.fail(error);
+    }
+}
+
+/// # Safety
+///
+/// As [`start`], until the ticket has ended or its messages are cancelled.
+unsafe fn post(
+    shared: &Shared,
+    net: &Net,
+    call: &Call<'_>,
+    sequence: u64,
+    times: Times,
+    ticket: &Arc<Ticket>,
+) -> Result<(), Error> {
+    let (sends, tensor, peer, tag) = match *call {
+        Call::Send { input, peer, tag } => (true, input, Some(peer), tag),
+        Call::Recv { output, peer, tag } => (false, output, peer, tag),
+        _ => unreachable!("only sends and receives are messages"),
+    };
+    let stamp = Stamp::of(call, sequence, 0, shared.group.world_size);
+    let (channel, span, ticket) = (Channel::Peer, Span::of(&tensor), Arc::clone(ticket));
+    let post = Post { sends, peer, channel, tag, stamp, span, ticket, end: times.end() };
+    let mut mailbox = net.mailbox();
+    if let Some(error) = shared.failure() {
+        return Err(error);
+    }
+    // SAFETY: the caller's promise.
+    unsafe { mailbox.post(post) }.map_err(|error| {
+        let error = shared.fail(error);
+        mailbox.end(&error);
+        error
+    })
+}
+
+/// # Safety
+///
+/// As [`start`].
+unsafe fn messages(
+    shared: &Arc<Shared>,
+    call: &Call<'_>,
+    sequence: u64,
+    times: Times,
+    blocking: bool,
+) -> Result<Work, Error> {
+    let calls = if let Call::Batch(calls) = call { calls } else { std::slice::from_ref(call) };
+    let ticket = Arc::new(Ticket::new(calls.len()));
+    let net = match shared.net.get() {
+        Some(net) => net,
+        None if blocking => connected(shared, call, sequence, times)?,
+        None => {
+            let job = Job::new(call, sequence, times, Arc::clone(&ticket), shared.group.world_size);
+            enqueue(shared, job, true)?;
+            return finish(shared, ticket, false);
+        }
+    };
+    // What was called before comes first.
+    let early = std::mem::take(&mut lock(&shared.queue).posts);
+    for job in early {
+        begin_early(shared, net, &job);
+    }
+    for call in calls {
+        // SAFETY: the caller's promise; on failure nothing goes on.
+        if let Err(error) = unsafe { post(shared, net, call, sequence, times, &ticket) } {
+            net.mailbox().cancel(&ticket);
+            return Err(error);
+        }
+    }
+    let pumped = shared.pump(net);
+    let done = |outcome: Outcome| Work::done(&shared.backend, outcome);
+    if !blocking {
+        let ended = pumped.is_ok() && ticket.is_complete();
+        if ended {
+            return Ok(done(ticket.result()?.unwrap_or_default()));
+        }
+        // What is not done is the progress thread's business now.
+        wire::ring(&shared.bell);
+        return Ok(Work::pending(&shared.backend, ticket));
+    }
+    let result = wait(shared, net, &ticket);
+    if result.is_err() {
+        net.mailbox().cancel(&ticket);
+    }
+    result.map(done)
+}
+
+/// Waits for messages, seeing to them.
+fn wait(shared: &Shared, net: &Net, ticket: &Arc<Ticket>) -> Result<Outcome, Error> {
+    let begun = Instant::now();
+    let mut driving = Some(Driving::begin(shared));
+    let mut yields = 0;
+    loop {
+        if let Some(outcome) = ticket.result()? {
+            return Ok(outcome);
+        }
+        if let Some(error) = shared.failure() {
+            return Err(error);
+        }
+        if driving.is_some() && shared.pump(net)? {
+            continue;
+        }
+        if net.fits && begun.elapsed() < SPIN {
+            std::hint::spin_loop();
+            continue;
+        }
+        yields += 1;
+        if yields < 10 && driving.is_some() {
+            std::thread::yield_now();
+            continue;
+        }
+        if let Some(driving) = driving.take() {
+            driving.hand_over();
+        }
+        // The progress thread sees to messages, to deadlines and to those who end.
+        ticket.sleep(SLICE);
+    }
+}

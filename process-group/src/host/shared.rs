@@ -1,0 +1,336 @@
+//! What the threads of a rank share: its failure, its messages, its calls that wait for their turn.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::collectives::Engine;
+use super::connect::{Connected, Own};
+use super::failure::{self, FAILED, LIVING};
+use super::job::Job;
+use super::mailbox::Mailbox;
+use super::place::Islands;
+use super::segment::IN_STEP;
+use super::stamp::{History, Stamp};
+use super::ticket::{self, Ticket};
+use super::wire::{Neighbour, ring};
+use crate::backend::GroupInfo;
+use crate::error::Error;
+
+/// A socket whose end is a process's end.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) rank: usize,
+    pub(super) socket: UnixStream,
+    pub(super) is_gone: AtomicBool,
+}
+
+/// What there is once the ranks are connected.
+#[derive(Debug)]
+pub(super) struct Net {
+    pub(super) own: Arc<Own>,
+    /// By place in the island, the own one too.
+    pub(super) island: Vec<Neighbour>,
+    pub(super) islands: Islands,
+    pub(super) controls: Vec<Watched>,
+    /// By rank.
+    pub(super) sockets: Vec<Option<Arc<std::net::TcpStream>>>,
+    /// Whether all ranks of this machine can run at the same time.
+    pub(super) fits: bool,
+    pub(super) mailbox: Mutex<Mailbox>,
+    pub(super) engine: Mutex<Engine>,
+}
+
+impl Net {
+    pub(super) fn new(
+        connected: Connected,
+        islands: Islands,
+        fits: bool,
+        mailbox: Mailbox,
+        engine: Engine,
+    ) -> Self {
+        let Connected { own, island, controls, sockets } = connected;
+        let watched = |(rank, socket)| Watched { rank, socket, is_gone: AtomicBool::new(false) };
+        let controls = controls.into_iter().map(watched).collect();
+        let (mailbox, engine) = (Mutex::new(mailbox), Mutex::new(engine));
+        Self { own, island, islands, controls, sockets, fits, mailbox, engine }
+    }
+
+    pub(super) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls in order: the queue of those that wait, and the last that were begun.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) jobs: VecDeque<Job>,
+    /// Sends and receives that were called before the ranks were connected.
+    pub(super) posts: Vec<Job>,
+}
+
+/// What the threads of a rank share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) backend: Arc<str>,
+    pub(super) group: Arc<GroupInfo>,
+    pub(super) timeout: Duration,
+    failure: OnceLock<Error>,
+    is_over: AtomicBool,
+    /// Why the group has aborted it, also if that was while it was being shut down.
+    pub(super) aborted: OnceLock<Error>,
+    /// Whether the progress thread is to end.
+    pub(super) stops: AtomicBool,
+    pub(super) net: OnceLock<Net>,
+    pub(super) queue: Mutex<Queue>,
+    /// Jobs in the queue, and the one that the progress thread has taken out of it.
+    pub(super) queued: AtomicUsize,
+    pub(super) history: Mutex<History>,
+    /// Callers that pump by themselves.
+    pub(super) drivers: AtomicU32,
+    /// What wakes the progress thread.
+    pub(super) bell: Arc<OwnedFd>,
+    /// Ends when the ranks are connected.
+    pub(super) connected: Ticket,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(
+        backend: Arc<str>,
+        group: Arc<GroupInfo>,
+        timeout: Duration,
+        bell: Arc<OwnedFd>,
+    ) -> Self {
+        Self {
+            backend,
+            group,
+            timeout,
+            failure: OnceLock::new(),
+            is_over: AtomicBool::new(false),
+            aborted: OnceLock::new(),
+            stops: AtomicBool::new(false),
+            net: OnceLock::new(),
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), posts: Vec::new() }),
+            queued: AtomicUsize::new(0),
+            history: Mutex::new(History::new()),
+            drivers: AtomicU32::new(0),
+            bell,
+            connected: Ticket::new(1),
+        }
+    }
+
+    pub(super) fn rank(&self) -> usize {
+        self.group.rank
+    }
+
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.group.name
+    }
+
+    /// Whether it has failed: one look at a flag.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    /// Whether it has failed, and was not just shut down.
+    pub(super) fn has_failed(&self) -> bool {
+        self.is_over() && !matches!(self.failure.get(), Some(Error::ShutDown { .. }))
+    }
+
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.is_over().then(|| self.failure.get().cloned()).flatten()
+    }
+
+    /// It is over, on this rank and soon on the others; the first failure counts. Returns that.
+    pub(super) fn fail(&self, error: Error) -> Error {
+        if self.failure.set(error.clone()).is_ok() {
+            self.is_over.store(true, Ordering::Release);
+            tracing::debug!(group = %self.name(), rank = self.rank(), %error, "the host backend is over");
+            if let Some(net) = self.net.get() {
+                self.announce(net, FAILED, &failure::encode(&error));
+            }
+            self.connected.fail(error.clone());
+            if self.net.get().is_none() {
+                // The progress thread still meets the others, and may do so for long.
+                self.abandon();
+            }
+            ring(&self.bell);
+        }
+        self.failure.get().cloned().unwrap_or(error)
+    }
+
+    /// The calls that wait for their turn fail, if it is over. They have not been begun, so nobody uses their memory.
+    pub(super) fn abandon(&self) {
+        let Some(error) = self.failure() else { return };
+        let (jobs, posts) = {
+            let mut queue = lock(&self.queue);
+            self.queued.store(0, Ordering::SeqCst);
+            (std::mem::take(&mut queue.jobs), std::mem::take(&mut queue.posts))
+        };
+        jobs.into_iter().chain(posts).for_each(|job| job.ticket.fail(error.clone()));
+    }
+
+    /// Looks for sends and receives that should have ended before the ranks were connected. (The group sees to collectives.)
+    pub(super) fn look_for_late_before_it_is_connected(&self, now: Instant) {
+        if self.net.get().is_some() {
+            return;
+        }
+        let late = lock(&self.queue).posts.iter().find_map(|job| job.late(now));
+        if let Some((stamp, waited)) = late {
+            self.fail(Error::Timeout {
+                operation: stamp.named(),
+                sequence: stamp.sequence,
+                group: Arc::clone(self.name()),
+                waited,
+                missing: Vec::new(),
+            });
+        }
+    }
+
+    /// No calls are made any more; that is no failure.
+    pub(super) fn close(&self, error: Error) {
+        if self.failure.set(error).is_ok() {
+            self.is_over.store(true, Ordering::Release);
+            ring(&self.bell);
+        }
+    }
+
+    /// Tells the island of a failure that came before it was there.
+    pub(super) fn say_failure(&self, net: &Net) {
+        if let Some(error) = self.failure() {
+            self.announce(net, FAILED, &failure::encode(&error));
+        }
+    }
+
+    /// Says in the own segment how this rank has ended, and wakes the island to look.
+    pub(super) fn announce(&self, net: &Net, state: u32, record: &[u8]) {
+        net.own.segment.control().ended.0.say(state, record);
+        for neighbour in &net.island {
+            neighbour.ring_for_mail();
+            let waits = &neighbour.segment.control().waits.0;
+            fence(Ordering::SeqCst);
+            if waits.for_place.load(Ordering::Relaxed) != 0 {
+                waits.bell.fetch_add(1, Ordering::Relaxed);
+                ticket::wake(&waits.bell, true);
+            }
+        }
+    }
+
+    /// Takes and sends messages, if no other thread is at it.
+    ///
+    /// # Errors
+    ///
+    /// A failure that ends everything; it is over then.
+    pub(super) fn pump(&self, net: &Net) -> Result<bool, Error> {
+        let mut mailbox = match net.mailbox.try_lock() {
+            Ok(mailbox) => mailbox,
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return Ok(false),
+        };
+        match mailbox.pump(&self.history) {
+            Ok(moved) => Ok(moved),
+            Err(error) => {
+                let error = self.fail(error);
+                // Who was shut down still hears how the others leave, whatever becomes of one of them.
+                if !matches!(error, Error::ShutDown { .. }) {
+                    mailbox.end(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Looks how the ranks of the island are: one that has failed ends this one too, and one that has left ends what still
+    /// needs a message of it.
+    ///
+    /// # Errors
+    ///
+    /// That.
+    pub(super) fn look_around(&self, net: &Net) -> Result<(), Error> {
+        for neighbour in &net.island {
+            let ended = &neighbour.segment.control().ended.0;
+            match ended.state.load(Ordering::Acquire) {
+                _ if neighbour.rank == self.rank() => {}
+                LIVING => {}
+                FAILED => {
+                    let (_, record) = ended.heard();
+                    return Err(self.fail(failure::decode(&record, neighbour.rank, self.name())));
+                }
+                state => {
+                    let mut mailbox = net.mailbox();
+                    if let Err(error) = mailbox.neighbour_left(neighbour.rank, state, &self.history) {
+                        let error = self.fail(error);
+                        mailbox.end(&error);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for calls that should have ended. Whoever waits elsewhere does so for all.
+    ///
+    /// # Errors
+    ///
+    /// The failure of one.
+    pub(super) fn look_for_late(&self, net: &Net, now: Instant) -> Result<(), Error> {
+        let late = lock(&self.queue).jobs.iter().find_map(|job| job.late(now));
+        if let Some((stamp, waited)) = late {
+            return Err(self.late(net, &stamp, waited));
+        }
+        let mut mailbox = net.mailbox();
+        match mailbox.late(now) {
+            None => Ok(()),
+            Some(error) => {
+                let error = self.fail(error);
+                mailbox.end(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// When the first of the calls that nobody waits in must have ended.
+    pub(super) fn first_end(&self, net: &Net) -> Option<Instant> {
+        let queued = lock(&self.queue).jobs.iter().filter_map(Job::end).min();
+        queued.into_iter().chain(net.mailbox().first_end()).min()
+    }
+
+    /// A collective has not ended in time.
+    pub(super) fn late(&self, net: &Net, stamp: &Stamp, waited: Duration) -> Error {
+        let position = |rank: usize| {
+            let neighbour = net.island.iter().find(|neighbour| neighbour.rank == rank);
+            neighbour.map_or_else(
+                || net.mailbox().position(rank),
+                |neighbour| neighbour.segment.control().position.0.load(Ordering::Acquire),
+            )
+        };
+        let missing = (0..self.group.world_size)
+            .filter(|rank| *rank != self.rank() && position(*rank) <= stamp.sequence)
+            .collect();
+        self.fail(Error::Timeout {
+            operation: stamp.named(),
+            sequence: stamp.sequence,
+            group: Arc::clone(self.name()),
+            waited,
+            missing,
+        })
+    }
+
+    /// A collective begins.
+    pub(super) fn begin(&self, net: &Net, stamp: Stamp) {
+        lock(&self.history).begin(stamp);
+        net.own.segment.control().position.0.store(stamp.sequence + 1, Ordering::Release);
+    }
+
+    /// How deep the progress thread sleeps when it waits for a step.
+    pub(super) const STEP: u32 = IN_STEP;
+}

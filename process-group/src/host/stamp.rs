@@ -1,0 +1,194 @@
+//! What ranks compare before they touch one another's data: which call this is.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::call::Call;
+use crate::tensor::Parts;
+use crate::types::{DType, Operation, ReduceOp};
+
+/// A call in three words, equal on all ranks that call the same.
+///
+/// Of operations where ranks do not know one another's lengths (gather, scatter, all_to_all) the count is 0; there every
+/// message's length is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stamp {
+    /// The call's sequence number.
+    pub(super) sequence: u64,
+    /// From the low end: operation (8 bits); element type and reduction (8 each), root (20), each with 1 added and 0 for none;
+    /// place in its batch (20).
+    pub(super) what: u64,
+    /// Elements in all (44 bits), and if parts differ in length a digest of their lengths.
+    pub(super) count: u64,
+}
+
+const COUNT_BITS: u32 = 44;
+
+fn place<T: PartialEq>(all: &[T], one: &T) -> u64 {
+    all.iter().position(|each| each == one).map_or(0, |at| at as u64)
+}
+
+impl Stamp {
+    /// That of `call`, the one at `index` of its batch, of `world_size` ranks.
+    pub(super) fn of(call: &Call<'_>, sequence: u64, index: usize, world_size: usize) -> Self {
+        let dtype = call.dtype().map_or(0, |dtype| place(&DType::ALL, &dtype) + 1);
+        let op = call.op().map_or(0, |op| place(&ReduceOp::ALL, &op) + 1);
+        let root = call.root().map_or(0, |root| root as u64 + 1) & 0xf_ffff;
+        let what = place(&Operation::ALL, &call.operation())
+            | dtype << 8
+            | op << 16
+            | root << 24
+            | (index as u64 & 0xf_ffff) << 44;
+        Self { sequence, what, count: count(call, world_size) }
+    }
+
+    /// Whether both are the same place in the order of calls.
+    pub(super) fn is_at(&self, other: &Stamp) -> bool {
+        self.sequence == other.sequence && self.what >> 44 == other.what >> 44
+    }
+
+    fn operation(&self) -> Option<Operation> {
+        Operation::ALL.get((self.what & 0xff) as usize).copied()
+    }
+
+    /// The operation, to be named in errors; of what no rank of ours writes, a batch.
+    pub(super) fn named(&self) -> Operation {
+        self.operation().unwrap_or(Operation::Batch)
+    }
+
+    /// The call with a length that only one message has.
+    pub(super) fn with_elements(&self, count: usize) -> String {
+        Self { count: count as u64, ..*self }.to_string()
+    }
+}
+
+fn count(call: &Call<'_>, world_size: usize) -> u64 {
+    let mask = (1 << COUNT_BITS) - 1;
+    match call {
+        Call::AllReduce { input, .. } | Call::Reduce { input, .. } => input.count as u64 & mask,
+        Call::Broadcast { tensor, .. } => tensor.count as u64 & mask,
+        Call::Send { input, .. } => input.count as u64 & mask,
+        Call::Recv { output, .. } => output.count as u64 & mask,
+        Call::AllGather { outputs: parts, .. } | Call::ReduceScatter { inputs: parts, .. } => {
+            of_parts(parts, world_size)
+        }
+        _ => 0,
+    }
+}
+
+/// The sum of the parts' lengths, and their digest (FNV-1a) if they differ.
+fn of_parts(parts: &Parts<'_>, world_size: usize) -> u64 {
+    let mask = (1 << COUNT_BITS) - 1;
+    let length = |rank: usize| match parts {
+        Parts::Whole(tensor) => tensor.count / world_size,
+        Parts::Split { counts, .. } => counts[rank],
+        Parts::List(tensors) => tensors[rank].count,
+    };
+    let sum = (0..world_size).fold(0_u64, |sum, rank| sum.wrapping_add(length(rank) as u64)) & mask;
+    if (1..world_size).all(|rank| length(rank) == length(0)) {
+        return sum;
+    }
+    let digest = (0..world_size).fold(0xcbf2_9ce4_8422_2325_u64, |digest, rank| {
+        (digest ^ length(rank) as u64).wrapping_mul(0x100_0000_01b3)
+    });
+    sum | (digest >> COUNT_BITS | 1) << COUNT_BITS
+}
+
+impl fmt::Display for Stamp {
+    /// As [`Call`] shows itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = |at: u32, bits: u32| (self.what >> at & ((1 << bits) - 1)) as usize;
+        match self.operation() {
+            Some(operation) => write!(f, "{operation}")?,
+            None => write!(f, "an unknown operation")?,
+        }
+        if let Some(op) = field(16, 8).checked_sub(1).and_then(|at| ReduceOp::ALL.get(at)) {
+            write!(f, " ({op})")?;
+        }
+        if let Some(dtype) = field(8, 8).checked_sub(1).and_then(|at| DType::ALL.get(at)) {
+            let unknown = [Operation::Gather, Operation::Scatter, Operation::AllToAll];
+            match self.count & ((1 << COUNT_BITS) - 1) {
+                0 if unknown.contains(&self.named()) => write!(f, " of {dtype}")?,
+                count => write!(f, " of {count} {dtype}")?,
+            }
+        }
+        let digest = self.count >> COUNT_BITS;
+        if digest != 0 {
+            write!(f, " in unequal parts (digest {digest:x})")?;
+        }
+        if let Some(root) = field(24, 20).checked_sub(1) {
+            write!(f, " with root {root}")?;
+        }
+        match field(44, 20) {
+            0 => Ok(()),
+            index => write!(f, ", number {index} of a batch"),
+        }
+    }
+}
+
+/// The last calls of this rank, for those who ask later what it has called.
+#[derive(Debug)]
+pub(super) struct History {
+    stamps: [Stamp; History::LENGTH],
+    begun: u64,
+}
+
+impl History {
+    const LENGTH: usize = 256;
+
+    pub(super) fn new() -> Self {
+        Self { stamps: [Stamp::default(); Self::LENGTH], begun: 0 }
+    }
+
+    pub(super) fn begin(&mut self, stamp: Stamp) {
+        self.stamps[self.begun as usize % Self::LENGTH] = stamp;
+        self.begun += 1;
+    }
+
+    /// The sequence number of the last one, plus 1; 0: there was none.
+    pub(super) fn latest(&self) -> u64 {
+        match self.begun {
+            0 => 0,
+            begun => self.stamps[(begun as usize - 1) % Self::LENGTH].sequence + 1,
+        }
+    }
+
+    /// What this rank has called at the place of `other`, if it has come there and remembers.
+    pub(super) fn at(&self, other: &Stamp) -> Option<Stamp> {
+        let kept = (self.begun as usize).min(Self::LENGTH);
+        let latest_first = (1..=kept).map(|back| self.stamps[(self.begun as usize - back) % Self::LENGTH]);
+        latest_first.take_while(|stamp| stamp.sequence >= other.sequence).find(|stamp| stamp.is_at(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Buffer;
+
+    #[test]
+    fn a_stamp_reads_like_its_call() {
+        let data = [0_f32; 6];
+        let tensor = data.tensor();
+        let call = Call::Reduce { input: tensor, output: None, op: ReduceOp::Max, root: 3 };
+        assert_eq!(Stamp::of(&call, 7, 0, 4).to_string(), "reduce (max) of 6 f32 with root 3");
+        let parts = Parts::Split { tensor, counts: &[4, 2] };
+        let call = Call::AllGather { input: tensor.slice(0, 4), outputs: parts };
+        let uneven = Stamp::of(&call, 7, 2, 2);
+        assert!(uneven.to_string().starts_with("all_gather of 6 f32 in unequal parts"), "{uneven}");
+        assert!(uneven.to_string().ends_with("number 2 of a batch"), "{uneven}");
+        let whole = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::Whole(tensor) };
+        let list = [tensor.slice(0, 3), tensor.slice(3, 3)];
+        let list = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::List(&list) };
+        assert_eq!(Stamp::of(&whole, 7, 0, 2), Stamp::of(&list, 7, 0, 2), "how parts are given is no matter");
+    }
+
+    #[test]
+    fn history_finds_what_was_called() {
+        let mut history = History::new();
+        let stamp = |sequence| Stamp { sequence, what: 0, count: sequence };
+        (0..600).for_each(|sequence| history.begin(stamp(sequence)));
+        let ask = |sequence| history.at(&Stamp { sequence, what: 0, count: 1 });
+        assert_eq!((ask(599), ask(400), ask(600), ask(1)), (Some(stamp(599)), Some(stamp(400)), None, None));
+    }
+}

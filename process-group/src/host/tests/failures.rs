@@ -1,0 +1,251 @@
+//! What goes wrong ends in a typed error on all ranks.
+
+use super::*;
+use crate::tensor::{BufferMut, Parts};
+use crate::types::ReduceOp;
+
+const HOSTS: [&str; 6] = ["aa", "ab", "aaa", "aab", "aabb", "abc"];
+
+fn all_reduce(data: &mut [f32]) -> Call<'static> {
+    let tensor = data.tensor_mut();
+    Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum }
+}
+
+#[test]
+fn ranks_that_disagree_on_length_type_reduction_or_root_get_a_mismatch() {
+    for hosts in HOSTS {
+        for (short, long) in [(3, 4), (10, 100_000), (200_000, 200_001)] {
+            let errors = on_hosts(hosts, |rank| {
+                let mut data = vec![1.0; if rank.rank == 1 { long } else { short }];
+                rank.call(&all_reduce(&mut data)).and_then(|_| rank.barrier()).unwrap_err()
+            });
+            expect_mismatch(hosts, &errors, &format!("all_reduce (sum) of {long} f32"));
+        }
+        let errors = on_hosts(hosts, |rank| {
+            let (mut floats, mut integers) = ([1.0_f32; 4], [1_i32; 4]);
+            let tensor = if rank.rank == 0 { floats.tensor_mut() } else { integers.tensor_mut() };
+            let call = Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Max };
+            rank.call(&call).and_then(|_| rank.barrier()).unwrap_err()
+        });
+        expect_mismatch(hosts, &errors, "i32");
+        let errors = on_hosts(hosts, |rank| {
+            let mut data = [1.0_f32; 4];
+            let call = Call::Broadcast { tensor: data.tensor_mut(), root: usize::from(rank.rank == 1) };
+            rank.call(&call).and_then(|_| rank.barrier()).and_then(|_| rank.barrier()).unwrap_err()
+        });
+        expect_mismatch(hosts, &errors, "with root 1");
+    }
+}
+
+fn expect_mismatch(hosts: &str, errors: &[Error], says: &str) {
+    for error in errors {
+        let Error::Mismatch { ranks, calls, .. } = error else { panic!("{hosts}: {errors:?}") };
+        assert!(ranks.0 != ranks.1 && calls.0 != calls.1, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
+
+#[test]
+fn ranks_that_call_different_operations_get_a_mismatch_and_never_a_timeout() {
+    type Make = fn(&mut [f32], &mut [f32], usize) -> Call<'static>;
+    let kinds: [Make; 6] = [
+        |data, _, _| all_reduce(data),
+        |data, _, _| Call::Broadcast { tensor: data.tensor_mut(), root: 0 },
+        |data, other, _| Call::AllGather {
+            input: data.tensor_mut(),
+            outputs: Parts::Whole(other.tensor_mut()),
+        },
+        |data, other, rank| Call::Gather {
+            input: data.tensor_mut(),
+            outputs: (rank == 1).then(|| Parts::Whole(other.tensor_mut())),
+            root: 1,
+        },
+        |data, other, _| Call::ReduceScatter {
+            inputs: Parts::Whole(other.tensor_mut()),
+            output: data.tensor_mut(),
+            op: ReduceOp::Sum,
+        },
+        |_, _, _| Call::Barrier { device: Device::Cpu },
+    ];
+    for hosts in ["aa", "ab", "aab"] {
+        for (at, one) in kinds.iter().enumerate() {
+            for other in &kinds[at + 1..] {
+                let errors = on_hosts(hosts, |rank| {
+                    let (mut data, mut more) = (vec![1.0; 8], vec![1.0; 8 * rank.world]);
+                    let make = if rank.rank == 0 { one } else { other };
+                    let call = make(&mut data, &mut more, rank.rank);
+                    rank.call(&call).and_then(|_| rank.barrier()).unwrap_err()
+                });
+                expect_mismatch(hosts, &errors, "rank");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
+    for hosts in ["aa", "ab", "aab", "abab"] {
+        for blocking in [true, false] {
+            let errors = on_hosts(hosts, |rank| {
+                rank.barrier().unwrap();
+                let mut data = [1.0; 4];
+                if rank.rank == 1 {
+                    // It comes when the others have given up.
+                    while rank.backend.error().is_none() {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    return rank.call(&all_reduce(&mut data)).unwrap_err();
+                }
+                rank.deadline.set(Some(Duration::from_millis(200)));
+                rank.start(&all_reduce(&mut data), blocking).and_then(ended).unwrap_err()
+            });
+            let named = |error: &Error| match error {
+                Error::Timeout { missing, sequence: 1, .. } => *missing == [1],
+                // Those who heard it from the first.
+                Error::Aborted { cause, .. } => cause.contains("rank 1 did not come to it"),
+                _ => false,
+            };
+            assert!(errors.iter().all(named), "{hosts} {errors:?}");
+            assert!(errors.iter().any(|error| matches!(error, Error::Timeout { .. })));
+        }
+    }
+}
+
+#[test]
+fn a_receive_that_gets_nothing_ends_with_its_deadline() {
+    for hosts in ["aa", "ab"] {
+        for blocking in [true, false] {
+            let errors = on_hosts(hosts, |rank| {
+                let mut data = [1.0_f32; 4];
+                let call = Call::Recv { output: data.tensor_mut(), peer: Some(1 - rank.rank), tag: 3 };
+                rank.deadline.set((rank.rank == 0).then(|| Duration::from_millis(100)));
+                rank.start(&call, blocking).and_then(ended).unwrap_err()
+            });
+            assert!(
+                matches!(&errors[0], Error::Timeout { operation: crate::Operation::Recv, missing, .. } if *missing == [1]),
+                "{errors:?}"
+            );
+            assert!(
+                matches!(&errors[1], Error::Aborted { cause, .. } if cause.starts_with("rank 0")),
+                "{errors:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_abort_by_another_thread_ends_what_waits_on_all_ranks() {
+    for hosts in HOSTS {
+        for blocking in [true, false] {
+            let errors = on_hosts(hosts, |rank| {
+                let mut data = [1.0; 4];
+                std::thread::scope(|scope| {
+                    if rank.rank == rank.world - 1 {
+                        // It is the one that does not come.
+                        let backend = &rank.backend;
+                        scope.spawn(move || {
+                            let cause = Error::Aborted { group: "test".into(), cause: "enough".to_owned() };
+                            backend.abort(&cause);
+                            backend.abort(&cause);
+                        });
+                        while rank.backend.error().is_none() {
+                            std::thread::yield_now();
+                        }
+                    }
+                    rank.start(&all_reduce(&mut data), blocking).and_then(ended).unwrap_err()
+                })
+            });
+            for error in errors {
+                // Some may not have been connected yet.
+                assert!(matches!(error, Error::Aborted { .. } | Error::NotMade { .. }), "{error}");
+                assert!(error.to_string().contains("enough"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_leaves_fails_those_who_still_need_it_and_nobody_else() {
+    for hosts in ["aa", "ab", "aab"] {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        std::thread::scope(|scope| {
+            for (rank, host) in hosts.chars().enumerate() {
+                let store = Arc::clone(&store);
+                let world = hosts.len();
+                scope.spawn(move || {
+                    let rank = Rank::new(store, rank, world, &HostFactory::new().host_id(host));
+                    let mut data = [rank.rank as f32; 4];
+                    let first = rank.call(&all_reduce(&mut data));
+                    if rank.rank == 1 {
+                        first.unwrap();
+                        return drop(rank);
+                    }
+                    // Where there are three, one may hear of the end from another one before it has left the first.
+                    let error = first.and_then(|_| rank.call(&all_reduce(&mut data))).unwrap_err();
+                    assert!(matches!(error, Error::RankDied { .. }), "{error}");
+                    assert!(rank.backend.error().is_some());
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn who_does_not_shut_down_is_named() {
+    for hosts in ["aab", "abc"] {
+        on_hosts(hosts, |rank| {
+            rank.barrier().unwrap();
+            if rank.rank == 1 {
+                std::thread::sleep(Duration::from_millis(300));
+                return;
+            }
+            let error = rank.backend.shutdown(Duration::from_millis(100)).unwrap_err();
+            let Error::Backend { source, .. } = &error else { panic!("{error}") };
+            let named = source.downcast_ref::<super::super::NotShutDown>().unwrap();
+            assert_eq!(named.ranks, [1], "{error}");
+            assert!(matches!(rank.barrier(), Err(Error::ShutDown { .. })));
+        });
+    }
+}
+
+#[test]
+fn dropped_while_it_is_being_made_or_while_calls_go_on_it_ends() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    drop(Rank::new(Arc::clone(&store), 0, 2, &HostFactory::new()));
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let store = Arc::clone(&store);
+            scope.spawn(move || {
+                let rank = Rank::new(store, rank, 2, &HostFactory::new());
+                rank.barrier().unwrap();
+                let mut data = [1.0; 100];
+                if rank.rank == 0 {
+                    let work = rank.begin(&all_reduce(&mut data)).unwrap();
+                    drop(rank);
+                    assert!(matches!(ended(work).unwrap_err(), Error::Aborted { .. }));
+                } else {
+                    let mut inn = [1.0_f32; 4];
+                    let call = Call::Recv { output: inn.tensor_mut(), peer: Some(0), tag: 0 };
+                    assert!(matches!(rank.call(&call).unwrap_err(), Error::Aborted { .. }));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn an_asynchronous_call_returns_before_the_ranks_have_met() {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let first = Rank::new(Arc::clone(&store), 0, 2, &HostFactory::new());
+    let out = [3.0_f32; 5];
+    let send = first.begin(&Call::Send { input: crate::Buffer::tensor(&out), peer: 1, tag: 0 }).unwrap();
+    let barrier = first.begin(&Call::Barrier { device: Device::Cpu }).unwrap();
+    let second = Rank::new(store, 1, 2, &HostFactory::new());
+    let mut inn = [0.0_f32; 5];
+    second.call(&Call::Recv { output: inn.tensor_mut(), peer: Some(0), tag: 0 }).unwrap();
+    second.barrier().unwrap();
+    ended(send).unwrap();
+    ended(barrier).unwrap();
+    assert_eq!(inn, out);
+}
