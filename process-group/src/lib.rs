@@ -42,6 +42,7 @@ pub mod flight_recorder;
 mod group;
 pub mod host;
 mod mesh;
+mod nccl;
 mod tensor;
 mod types;
 mod work;
@@ -57,7 +58,9 @@ pub use group::{
 pub use host::HostFactory;
 pub use mesh::MeshFactory;
 pub use meshreduce::RawStream;
+pub use meshreduce_nccl_loader as nccl_loader;
 pub use meshreduce_store as store;
+pub use nccl::{NcclFactory, NcclFailure};
 pub use tensor::{Buffer, BufferMut, Element, Parts, Tensor};
 pub use types::{DType, Device, DeviceType, Operation, ReduceOp, UnknownName};
 pub use work::{Completion, Outcome, Work};

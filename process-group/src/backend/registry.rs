@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::BackendFactory;
 use crate::config::ConfigError;
+use crate::nccl::NcclFactory;
 use crate::types::DeviceType;
 
 /// The backends that configurations can name. A value: a program that wants more than the default ones registers them in one
@@ -83,6 +84,7 @@ impl Default for Registry {
         let mut registry = Self::empty();
         registry.add(crate::HostFactory::new());
         registry.add(crate::MeshFactory::new());
+        registry.add(NcclFactory);
         registry
     }
 }
