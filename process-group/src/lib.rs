@@ -42,6 +42,8 @@ pub mod flight_recorder;
 mod group;
 pub mod host;
 mod mesh;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod nccl;
 mod tensor;
 mod types;

@@ -22,6 +22,7 @@ mod ptxas;
 mod repository;
 mod sass;
 mod test;
+mod test_mpi;
 mod test_multigpu;
 mod test_nccl;
 mod test_torch;
@@ -41,6 +42,7 @@ enum Command {
     Bench(bench::Args),
     Topo(topo::Args),
     TestTorch(test_torch::Args),
+    TestMpi(test_mpi::Args),
     TestNccl(test_nccl::Args),
     Mutants(mutants::Args),
     Test(test::Args),
@@ -73,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => args.run(),
         Command::Topo(args) => args.run(),
         Command::TestTorch(args) => args.run(),
+        Command::TestMpi(args) => args.run(),
         Command::TestNccl(args) => args.run(),
         Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),

@@ -84,6 +84,8 @@ impl Default for Registry {
         let mut registry = Self::empty();
         registry.add(crate::HostFactory::new());
         registry.add(crate::MeshFactory::new());
+        #[cfg(feature = "mpi")]
+        registry.add(crate::mpi::MpiFactory::new());
         registry.add(NcclFactory);
         registry
     }
