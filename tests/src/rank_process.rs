@@ -21,10 +21,10 @@ enum Meeting {
     Tcp(TcpStore),
 }
 
-/// An emulated HGX H100 and a store, on which processes meet.
+/// A store, and where devices are needed an emulated HGX H100, on which processes meet.
 #[derive(Debug)]
 pub struct Stage {
-    node: EmulatedNode,
+    node: Option<EmulatedNode>,
     meeting: Meeting,
     test: &'static str,
     world_size: usize,
@@ -40,7 +40,25 @@ impl Stage {
         Self::at(Meeting::Folder(folder), test, world_size)
     }
 
-    /// The same over a [`TcpStore`] that this process hosts.
+    /// The same for ranks without devices.
+    ///
+    /// # Panics
+    /// If there can be no folder.
+    pub fn without_a_node(test: &'static str, world_size: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        Self { node: None, meeting: Meeting::Folder(folder), test, world_size }
+    }
+
+    /// The same for ranks without devices, over a [`TcpStore`] that this process hosts.
+    ///
+    /// # Panics
+    /// If no store can be hosted.
+    pub fn without_a_node_over_tcp(test: &'static str, world_size: usize) -> Self {
+        let host = TcpStore::host("127.0.0.1:0").expect("a store");
+        Self { node: None, meeting: Meeting::Tcp(host), test, world_size }
+    }
+
+    /// The same as [`Stage::new`] over a [`TcpStore`] that this process hosts.
     ///
     /// # Panics
     /// As [`Stage::new`], and if no store can be hosted.
@@ -50,7 +68,7 @@ impl Stage {
     }
 
     fn at(meeting: Meeting, test: &'static str, world_size: usize) -> Self {
-        let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
+        let node = Some(EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}")));
         Self { node, meeting, test, world_size }
     }
 
@@ -62,7 +80,7 @@ impl Stage {
         let mut command = Command::new(std::env::current_exe().expect("this program's own file"));
         command
             .args(["--exact", self.test, "--nocapture"])
-            .envs(self.node.environment())
+            .envs(self.node.iter().flat_map(EmulatedNode::environment))
             .env(RANK, rank.to_string())
             .env(WORLD_SIZE, self.world_size.to_string())
             .env(STORE, self.place())
@@ -108,6 +126,22 @@ impl Stage {
                 names.filter(|name| !name.starts_with('.')).collect()
             }
             Meeting::Tcp(host) => host.list_keys().expect("the store"),
+        }
+    }
+
+    /// Deletes what is left in the store, so that the next ranks on this stage meet nothing of it.
+    ///
+    /// # Panics
+    /// If the store is lost.
+    pub fn clear(&self) {
+        let delete = |store: &dyn Store| {
+            for key in store.list_keys().expect("the store's keys") {
+                store.delete(&key).expect("the store");
+            }
+        };
+        match &self.meeting {
+            Meeting::Folder(folder) => delete(&FileStore::open(folder.path()).expect("the store")),
+            Meeting::Tcp(host) => delete(host),
         }
     }
 

@@ -125,6 +125,34 @@ fn graphs_on_a_shared_gpu() {
 }
 
 #[test]
+fn nccl_on_several_gpus() {
+    passes("nccl", &[], &["a library", "all_reduce, 8 ranks", "batch, 8 ranks", "an abort"]);
+}
+
+#[test]
+fn nccl_on_one_gpu_has_one_rank() {
+    let (output, left) = run("nccl", SHARED);
+    assert!(output.status.success() && left.outcome() == Outcome::Pass, "{left:?}");
+    assert!(left.checks.iter().any(|check| check.name == "all_to_all, 1 ranks"), "{left:?}");
+    let abort = left.checks.last().unwrap();
+    assert_eq!(abort.outcome, Outcome::NotApplicable("it needs two devices".into()));
+}
+
+#[test]
+fn without_nccl_its_part_says_so() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("part.json");
+    let mut program = program("nccl", &[], &file);
+    program.envs(node("hgx-h100").environment()).env("MESHREDUCE_NCCL", "/nonexistent/libnccl.so.2");
+    assert!(program.output().unwrap().status.success());
+    let outcome = read(&file).outcome();
+    assert!(
+        matches!(&outcome, Outcome::NotApplicable(reason) if reason.contains("/nonexistent/libnccl.so.2")),
+        "{outcome}"
+    );
+}
+
+#[test]
 fn soak_on_several_gpus() {
     passes("soak", &["--calls", "730"], &["730 calls"]);
 }
@@ -137,7 +165,7 @@ fn soak_on_a_shared_gpu() {
 #[test]
 fn without_a_driver_every_part_fails_and_says_why() {
     let directory = TempDir::new().unwrap();
-    for part in ["machine", "modules", "results", "processes", "failures", "graphs", "soak"] {
+    for part in ["machine", "modules", "results", "processes", "failures", "graphs", "nccl", "soak"] {
         let file = directory.path().join(part);
         let driver = ("MESHREDUCE_DRIVER", "/nonexistent/libcuda.so.1");
         let output = program(part, &[], &file).envs([driver]).output().unwrap();

@@ -1,4 +1,4 @@
-//! `torch-check`: stores and launcher against a real PyTorch; see `--help`.
+//! `torch-check`: stores, launcher and flight recorder against a real PyTorch; see `--help`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

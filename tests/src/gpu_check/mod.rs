@@ -13,6 +13,7 @@
 //! | the same between processes, a few cases | [`processes`] |
 //! | deadline, abort, mismatch | [`failures`] |
 //! | captured graphs | [`graphs`] |
+//! | NCCL behind process groups, where there is one | [`nccl`] |
 //! | many calls of changing length | [`soak`] |
 //! | what a person or a program reads in the end | [`report`] |
 
@@ -21,6 +22,7 @@ pub mod failures;
 pub mod graphs;
 pub mod machine;
 pub mod modules;
+pub mod nccl;
 pub mod part;
 pub mod place;
 pub mod processes;
@@ -61,6 +63,8 @@ enum Command {
     Failures(Common),
     /// Captured graphs give the bits of the reference at every replay
     Graphs(Common),
+    /// NCCL behind process groups: every operation, where there is an NCCL
+    Nccl(Common),
     /// Many calls of changing length, every result compared
     Soak {
         #[command(flatten)]
@@ -108,6 +112,7 @@ pub fn run(arguments: Arguments) -> Result<bool> {
         Command::Processes(common) => processes::run(&common),
         Command::Failures(common) => failures::run(&common),
         Command::Graphs(common) => graphs::run(&common),
+        Command::Nccl(common) => nccl::run(&common),
         Command::Soak { common, calls } => soak::run(&common, calls),
         Command::BenchOptions { shared_device } => {
             println!("{}", Place::choose(shared_device)?.bench_options());

@@ -76,6 +76,11 @@ impl Place {
         self.devices.iter().copied().cycle().take(world_size).collect()
     }
 
+    /// The number of devices.
+    pub fn count(&self) -> usize {
+        self.devices.len()
+    }
+
     /// Whether two of so many ranks share a device.
     pub fn shares(&self, world_size: usize) -> bool {
         world_size > self.devices.len()

@@ -1,12 +1,14 @@
-//! `torch-check`: the stores and the launcher against a real PyTorch, where one is installed.
+//! `torch-check`: the stores, the launcher and the flight recorder against a real PyTorch, where one is installed.
 //!
 //! | part | where |
 //! |---|---|
 //! | torchrun starts ranks of ours, in its three modes and after a restart | [`modes`] |
 //! | a torch client on our server, our client on torch's servers | [`stores`] |
+//! | torch's analyser on dumps of our flight recorder, also beside a torch rank's | [`recorder`] |
 
 pub mod modes;
 pub mod python;
+pub mod recorder;
 pub mod stores;
 
 use std::path::PathBuf;
@@ -18,7 +20,7 @@ use serde::Serialize;
 use crate::launched::all_reduce_once;
 use python::Python;
 
-/// Checks stores and launcher against a real PyTorch.
+/// Checks stores, launcher and flight recorder against a real PyTorch.
 #[derive(Parser, Debug)]
 #[command(name = "torch-check")]
 pub struct Arguments {
@@ -109,7 +111,7 @@ fn all(python: PathBuf, json: bool) -> Result<bool> {
         println!("torch {}, {}", python.version(), python.path().display());
     }
     let mut checks = Vec::new();
-    for part in [stores::check, modes::check] {
+    for part in [stores::check, recorder::check, modes::check] {
         checks.extend(part(&python, &mut |check: &Check| say(check))?);
     }
     let failed = checks.iter().filter(|check| check.problem.is_some()).count();
@@ -137,9 +139,31 @@ fn rank() -> Result<()> {
     }
     let config = Config::launched()?.timeout(modes::LONG).deadline(Some(modes::LONG));
     all_reduce_once(&store, launcher.rank, launcher.world_size, launcher.local_rank, &config)?;
+    let store = std::sync::Arc::new(store);
+    in_a_group(&launcher, &store)?;
     let Launcher { rank, world_size, restart_count, agent_store, .. } = launcher;
     // One write a line: the ranks share the output.
     println!("{}", modes::line(rank, world_size, restart_count, agent_store));
+    let store =
+        std::sync::Arc::into_inner(store).ok_or_else(|| anyhow::anyhow!("the group keeps the store"))?;
     store.close(modes::LONG);
     Ok(())
+}
+
+/// The same rank in a process group over the job's store: host memory, and the mesh's barrier.
+fn in_a_group(launcher: &meshreduce::Launcher, store: &std::sync::Arc<meshreduce::JobStore>) -> Result<()> {
+    use meshreduce_process_group::store::PrefixStore;
+    use meshreduce_process_group::{Device, ProcessGroup, ReduceOp};
+    let store = PrefixStore::new("group", std::sync::Arc::clone(store))?;
+    let group = ProcessGroup::builder(std::sync::Arc::new(store), launcher.rank, launcher.world_size)
+        .cuda_device(launcher.local_rank)
+        .timeout(modes::LONG)
+        .deadline(Some(modes::LONG))
+        .build()?;
+    let mut data = vec![launcher.rank as i64; 1000];
+    group.all_reduce(&mut data, ReduceOp::Sum)?;
+    let expected = (launcher.world_size * (launcher.world_size - 1) / 2) as i64;
+    anyhow::ensure!(data.iter().all(|sum| *sum == expected), "a wrong sum in a group");
+    group.barrier(Device::Cuda(launcher.local_rank))?;
+    Ok(group.shutdown()?)
 }

@@ -1,0 +1,86 @@
+//! Ranks of a process group that are killed at any moment.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meshreduce_process_group::DeviceType;
+use meshreduce_tests::groups::kills::{RANKS, kill, rank};
+use meshreduce_tests::groups::profile::Profile;
+use meshreduce_tests::rank_process::{Part, Stage};
+
+/// How often a rank of a backend of the library is killed, on each store.
+const KILLS: usize = 200;
+/// The same of the backend of this package, whose waits are long.
+const FEW: usize = 12;
+
+/// Not a test of its own: what the tests below run as processes.
+#[test]
+fn group_rank() {
+    let Some(part) = Part::of_this_process() else { return };
+    let profiles: Vec<_> = DeviceType::ALL.into_iter().flat_map(Profile::all).collect();
+    let profile = profiles.iter().find(|profile| profile.name == part.name).expect("a backend");
+    rank(profile, part);
+}
+
+/// What there is in shared memory that the library's names are in.
+fn shared_memory() -> BTreeSet<String> {
+    let entries = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.contains("meshreduce")).collect()
+}
+
+/// A rank of MPI that dies ends the whole job, as MPI does: there are no survivors to ask.
+fn backends() -> impl Iterator<Item = Profile> {
+    Profile::all(DeviceType::Cpu).into_iter().filter(|profile| profile.name != "mpi")
+}
+
+fn all(stage: impl Fn() -> Stage + Sync) {
+    let before = shared_memory();
+    for profile in backends() {
+        let kills = if profile.names_victims { KILLS } else { FEW };
+        let said: BTreeMap<_, _> = kill(&profile, kills, &stage);
+        eprintln!("{}: the survivors of {kills} kills of one of {RANKS} ranks said: {said:?}", profile.name);
+        let failed = said.keys().filter(|kind| *kind != "ready").count();
+        assert!(failed > 0, "{}: no kill was felt", profile.name);
+    }
+    // Other programs on this machine may have theirs.
+    let left: Vec<_> = shared_memory().difference(&before).cloned().collect();
+    assert!(left.is_empty() || left.iter().all(|name| is_in_use(name)), "{left:?}");
+}
+
+/// Whether a process has the shared memory open or mapped.
+fn is_in_use(name: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|process| std::fs::read_to_string(process.path().join("maps")).ok())
+        .any(|maps| maps.contains(name))
+}
+
+/// Kills ranks of each backend of CUDA devices on the emulated node.
+fn on_devices(kills: usize) {
+    for profile in Profile::all(DeviceType::Cuda) {
+        let said = kill(&profile, kills, || Stage::new("group_rank", RANKS));
+        eprintln!("{}: the survivors of {kills} kills of one of {RANKS} ranks said: {said:?}", profile.name);
+    }
+}
+
+#[test]
+fn survivors_with_devices_get_a_result_or_an_error_that_names_the_victim() {
+    on_devices(FEW);
+}
+
+/// The same at 200 moments, which takes minutes: `cargo xtask test --package meshreduce-tests --test group_kills -- --ignored`.
+#[test]
+#[ignore = "takes minutes"]
+fn survivors_of_200_kills_with_devices_get_a_result_or_an_error_that_names_the_victim() {
+    on_devices(KILLS);
+}
+
+#[test]
+fn survivors_of_a_kill_get_a_result_or_an_error_that_names_the_victim_over_a_folder() {
+    all(|| Stage::without_a_node("group_rank", RANKS));
+}
+
+#[test]
+fn survivors_of_a_kill_get_a_result_or_an_error_that_names_the_victim_over_a_tcp_store() {
+    all(|| Stage::without_a_node_over_tcp("group_rank", RANKS));
+}

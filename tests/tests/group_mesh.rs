@@ -1,0 +1,255 @@
+//! The backend `mesh` of process groups on the emulated node: what it takes itself and what goes to NCCL behind it, on all ranks
+//! alike.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cust::context::Context;
+use cust::device::Device;
+use cust::memory::{CopyDestination, DeviceBuffer, DeviceCopy};
+use half::bf16;
+use meshreduce::{Bf16, Config};
+use meshreduce_process_group::{
+    DType, DeviceType, Element, Error, MeshFactory, ProcessGroup, ReduceOp, Registry, Usage, WorkFuture,
+};
+use meshreduce_tests::rank_process::{Part, Stage, heard};
+
+const LONG: Duration = Duration::from_secs(120);
+
+/// Runs all ranks of a stage, which must end well; returns what each has said.
+fn run(stage: &Stage, ranks: usize, part: &str, environment: &[(&str, &str)]) -> Vec<Vec<String>> {
+    let children: Vec<_> = (0..ranks)
+        .map(|rank| {
+            let mut command = stage.command_as(rank, part);
+            command.env("NCCL_SOCKET_IFNAME", "lo").envs(environment.iter().copied());
+            command.spawn().unwrap()
+        })
+        .collect();
+    let heard: Vec<_> = children.into_iter().map(heard).collect();
+    assert!(heard.iter().all(|(_, well)| *well), "{heard:?}");
+    heard.into_iter().map(|(said, _)| said).collect()
+}
+
+fn builder(part: &Part, registry: Registry) -> ProcessGroup {
+    let store: Arc<dyn meshreduce::Store> = Arc::from(Part::of_this_process().unwrap().store);
+    ProcessGroup::builder(store, part.rank, part.world_size)
+        .registry(registry)
+        .backend("mesh".parse().unwrap())
+        .cuda_device(part.rank as u32)
+        .timeout(LONG)
+        .deadline(Some(LONG))
+        .build()
+        .unwrap()
+}
+
+/// All-reduces `count` elements, every one this rank's number as `value` has it; whether all have become `expected`.
+fn all_reduce<T: Element + DeviceCopy + PartialEq>(
+    group: &ProcessGroup,
+    count: usize,
+    value: T,
+    op: ReduceOp,
+    expected: T,
+) -> bool {
+    let mut buffer = DeviceBuffer::from_slice(&vec![value; count]).unwrap();
+    group.all_reduce(&mut buffer, op).unwrap();
+    let mut result = vec![value; count];
+    buffer.copy_to(&mut result).unwrap();
+    result.iter().all(|element| *element == expected)
+}
+
+fn own(group: &ProcessGroup) -> u64 {
+    group.usage(DeviceType::Cuda).map_or(0, |usage| usage.own)
+}
+
+/// PyTorch's acceptance test of its intra-node path (test_c10d_nccl.py, `test_intra_node_comm_all_reduce`), through the group: its
+/// limits (bf16, sum, 10 MiB), both of its variables, its usage counter.
+#[test]
+fn rank_of_the_acceptance_test() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "acceptance") else { return };
+    let mut registry = Registry::default();
+    registry.replace(MeshFactory::new().only(&[DType::Bf16], &[ReduceOp::Sum])).unwrap();
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, registry);
+    let (rank, ranks) = (part.rank, part.world_size);
+    let sum = ranks * (ranks - 1) / 2;
+    let half = |number: usize| Bf16::from(bf16::from_f32(number as f32));
+    let mut counter = Vec::new();
+
+    assert!(all_reduce(&group, 4 * 1024 / 2, rank as i64, ReduceOp::Sum, sum as i64));
+    counter.push(own(&group));
+    let mean = Bf16::from(bf16::from_f32(sum as f32 / ranks as f32));
+    assert!(all_reduce(&group, 4 * 1024 / 2, half(rank), ReduceOp::Avg, mean));
+    counter.push(own(&group));
+    for count in [4 * 1024 / 2, 512 * 1024 / 2, 10 * 1024 * 1024 / 2, 10 * 1024 * 1024 / 2 + 1] {
+        assert!(all_reduce(&group, count, half(rank), ReduceOp::Sum, half(sum)), "{count}");
+        counter.push(own(&group));
+    }
+    part.say(&format!("{counter:?}, {:?}", group.usage(DeviceType::Cuda).unwrap()));
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn pytorchs_acceptance_test_of_the_intra_node_path_passes_through_a_group() {
+    let stage = Stage::new("rank_of_the_acceptance_test", 2);
+    let variables = [("ENABLE_INTRA_NODE_COMM", "1"), ("TEST_INTRA_NODE_COMM", "1")];
+    let said = run(&stage, 2, "acceptance", &variables);
+    let expected = "[0, 0, 1, 2, 3, 3], Usage { own: 3, fallback: 3 }";
+    assert_eq!(said, [[expected], [expected]]);
+    assert_eq!(stage.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn a_variable_turns_the_mesh_off_and_all_calls_go_to_nccl() {
+    let stage = Stage::new("rank_of_the_acceptance_test", 2);
+    let said = run(&stage, 2, "acceptance", &[("ENABLE_INTRA_NODE_COMM", "0")]);
+    let expected = "[0, 0, 0, 0, 0, 0], Usage { own: 0, fallback: 6 }";
+    assert_eq!(said, [[expected], [expected]]);
+}
+
+/// What a group says where only the mesh may serve it.
+#[test]
+fn rank_without_a_fallback() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "forbid") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let store: Arc<dyn meshreduce::Store> = Arc::from(Part::of_this_process().unwrap().store);
+    let group = ProcessGroup::builder(store, part.rank, part.world_size)
+        .backend("mesh".parse().unwrap())
+        .cuda_device(part.rank as u32)
+        .timeout(LONG)
+        .forbid_fallback(true)
+        .build()
+        .unwrap();
+    let mut buffer = DeviceBuffer::from_slice(&[part.rank as f64; 4]).unwrap();
+    match group.all_reduce(&mut buffer, ReduceOp::Sum) {
+        Err(error @ Error::Unsupported { .. }) => part.say(&error.to_string()),
+        other => panic!("{other:?}"),
+    }
+    let mut buffer = DeviceBuffer::from_slice(&[part.rank as f32; 4]).unwrap();
+    group.all_reduce(&mut buffer, ReduceOp::Max).unwrap();
+    group.barrier(meshreduce_process_group::Device::Cuda(part.rank as u32)).unwrap();
+    assert_eq!(group.usage(DeviceType::Cuda), Some(Usage { own: 2, fallback: 0 }));
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn a_group_that_forbids_the_fallback_refuses_what_the_mesh_does_not_take() {
+    let stage = Stage::new("rank_without_a_fallback", 2);
+    // Without NCCL, too: nothing looks for it.
+    let said = run(&stage, 2, "forbid", &[("MESHREDUCE_NCCL", "/nonexistent/libnccl.so.2")]);
+    for (rank, said) in said.iter().enumerate() {
+        let expected = format!(
+            "backend mesh does not support all_reduce (sum) of f64 (group world, device cuda:{rank}): the mesh has no kernel for sum \
+             of f64, and the group forbids what is behind it"
+        );
+        assert_eq!(*said, [expected]);
+    }
+}
+
+/// A rank whose calls NCCL is needed for, where there is none.
+#[test]
+fn rank_without_nccl() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "no nccl") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, Registry::default());
+    let mut buffer = DeviceBuffer::from_slice(&[part.rank as f32; 4]).unwrap();
+    group.all_reduce(&mut buffer, ReduceOp::Max).unwrap();
+    let error = group.broadcast(&mut buffer, 0).unwrap_err();
+    assert!(matches!(error, Error::NotMade { .. }), "{error:?}");
+    part.say(&error.to_string());
+    // The mesh goes on.
+    group.all_reduce(&mut buffer, ReduceOp::Max).unwrap();
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn without_nccl_what_needs_it_says_what_was_tried_and_the_mesh_goes_on() {
+    let stage = Stage::new("rank_without_nccl", 2);
+    let said = run(&stage, 2, "no nccl", &[("MESHREDUCE_NCCL", "/nonexistent/libnccl.so.2")]);
+    for said in said {
+        assert!(
+            said[0].contains("backend nccl") && said[0].contains("/nonexistent/libnccl.so.2"),
+            "{said:?}"
+        );
+    }
+}
+
+/// Calls on device memory that go on, waited for in all ways that there are.
+#[test]
+fn rank_that_does_not_wait() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "async") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let mut registry = Registry::default();
+    registry.replace(MeshFactory::new().with_config(Config::default())).unwrap();
+    let group = builder(&part, registry);
+    let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).unwrap();
+    // SAFETY: the stream is one of the group's device and outlives the handle.
+    let group = unsafe { group.on_stream(stream.as_inner()) };
+    let buffer = DeviceBuffer::from_slice(&[part.rank as f32 + 1.0; 100]).unwrap();
+    let tensor = meshreduce_process_group::Buffer::tensor(&buffer);
+    let call = meshreduce_process_group::Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };
+    // SAFETY: the buffer lives until the stream has done all of it, which is waited for below.
+    let works: Vec<_> = (0..4).map(|_| unsafe { group.start(&call) }.unwrap()).collect();
+    let ended: WorkFuture = works[3].clone().into_future();
+    while ended.work().result().unwrap().is_none() {
+        std::thread::yield_now();
+    }
+    assert!(works.iter().all(|work| work.is_completed().unwrap() && &**work.backend() == "mesh"));
+    works[0].wait(Some(LONG)).unwrap();
+    stream.synchronize().unwrap();
+    let mut result = [0.0; 100];
+    buffer.copy_to(&mut result).unwrap();
+    // 3, then doubled three times.
+    assert_eq!(result, [24.0; 100]);
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn calls_on_device_memory_go_on_in_their_streams_order() {
+    run(&Stage::new("rank_that_does_not_wait", 2), 2, "async", &[]);
+}
+
+/// Two ranks that wait for a third one, which does not come to its call in time, but is there.
+#[test]
+fn rank_that_is_late_or_waits() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "late") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, Registry::default());
+    let store = Part::of_this_process().unwrap().store;
+    let mut buffer = DeviceBuffer::from_slice(&[1.0_f32; 4]).unwrap();
+    group.all_reduce(&mut buffer, ReduceOp::Max).unwrap();
+    if part.rank == 2 {
+        store.wait(&["told/0", "told/1"], LONG).unwrap();
+        return;
+    }
+    let brief = group.with_deadline(Some(Duration::from_millis(1)));
+    let texts: Vec<String> = (0..2)
+        .map(|_| match brief.all_reduce(&mut buffer, ReduceOp::Max).unwrap_err() {
+            error @ Error::Timeout { sequence: 2, .. } => {
+                part.say(&error.to_string());
+                error.to_string()
+            }
+            // Whose deadline passes a moment later hears of the first one's.
+            error @ Error::Aborted { .. } => error.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(texts[0], texts[1], "later calls fail with the cause");
+    assert_eq!(group.error().map(|error| error.to_string()), Some(texts[0].clone()));
+    store.set(&format!("told/{}", part.rank), b"").unwrap();
+}
+
+#[test]
+fn a_deadline_that_passes_on_the_mesh_is_a_timeout_or_an_abort_and_stays_so() {
+    let stage = Stage::new("rank_that_is_late_or_waits", 3);
+    let said = run(&stage, 3, "late", &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")]);
+    let timeouts: Vec<_> = said.iter().flatten().collect();
+    assert!(!timeouts.is_empty());
+    assert!(timeouts.iter().all(|text| text.contains("rank 2 did not come to it")), "{timeouts:?}");
+}
