@@ -1,4 +1,4 @@
-//! `test-torch`: builds the program that checks stores and launcher against a real PyTorch, and the emulated node, and runs it.
+//! `test-torch`: builds the program that checks stores, launcher and flight recorder against a real PyTorch, and the emulated node, and runs it.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::test_multigpu::program;
 
-/// Check stores and launcher against a real PyTorch; skipped where none is installed (`test-torch --help`)
+/// Check stores, launcher and flight recorder against a real PyTorch; skipped where none is installed (`test-torch --help`)
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {

@@ -193,6 +193,7 @@ fn run_emulated(shell: &Shell, folder: &Path, reports: &Path, quick: bool) -> Re
             .args(shared.then_some("--shared-device"));
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(away.path());
         command.env("MESHREDUCE_DRIVER", node.join("libcuda.so.1")).env("MESHREDUCE_NODE", "hgx-h100");
+        command.env("MESHREDUCE_NCCL", node.join("libnccl.so.2")).env("NCCL_SOCKET_IFNAME", "lo");
         command.env("MESHREDUCE_NODE_ID", format!("bundle-{}-{name}", std::process::id()));
         let status = command.status().context("starting run.sh")?;
         println!("{status} after {:.0} s", began.elapsed().as_secs_f64());
