@@ -23,9 +23,38 @@ impl Args {
             eprintln!("a crate that uses meshreduce {with} ...");
             consume(default_features).with_context(|| format!("the crate that uses meshreduce {with}"))?;
         }
-        println!("the consumer crate builds and runs with default features and without");
+        eprintln!("a crate with a backend of its own ...");
+        extend().context("the crate with a backend of its own")?;
+        println!(
+            "crates outside this repository build and run: with default features, without, with a backend of their own"
+        );
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// A backend that somebody else has written and registers at run time.
+fn extend() -> Result<()> {
+    let shell = Shell::new()?;
+    let root = repository::root();
+    let here = root.join("tests/consumer-backend");
+    let outside = tempfile::tempdir()?;
+    let there = outside.path();
+    let library = root.join("process-group");
+    let library = library.to_str().context("the repository's path is no UTF-8")?;
+    let manifest = shell.read_file(here.join("Cargo.toml.in"))?.replace("@PROCESS_GROUP@", library);
+    shell.write_file(there.join("Cargo.toml"), manifest)?;
+    shell.create_dir(there.join("src"))?;
+    for source in ["main.rs", "through_store.rs"] {
+        shell.copy_file(here.join("src").join(source), there.join("src"))?;
+    }
+    shell.copy_file(root.join("rust-toolchain.toml"), there)?;
+    shell.change_dir(there);
+    cmd!(shell, "cargo run --quiet")
+        .env("CARGO_TARGET_DIR", there.join("target"))
+        .env("MESHREDUCE_DRIVER", there.join("no-such-libcuda.so.1"))
+        .env_remove("CUDA_LIBRARY_PATH")
+        .run()?;
+    Ok(())
 }
 
 fn consume(default_features: bool) -> Result<()> {
