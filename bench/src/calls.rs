@@ -1,7 +1,7 @@
 //! The calls whose cost on the host is measured: on a driver that does nothing, so that what is left is the library's
 //! own, and beside an empty launch through the same driver.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 
 use anyhow::{Context, Result, bail};
 use cust::memory::{DeviceBuffer, DeviceCopy};
@@ -10,6 +10,10 @@ use half::bf16;
 use meshreduce::{
     Bf16, Communicator, Config, DType, Lane, MemoryStore, Op, Outcome, StreamOrder, Topology, Work,
     rendezvous,
+};
+
+use meshreduce_process_group::{
+    BackendConfig, Call, Device, DeviceType, Error, MeshFactory, ProcessGroup, ReduceOp, Registry, Tensor,
 };
 
 use crate::cuda::{Current, Event, Function, Module, Stream};
@@ -30,7 +34,7 @@ pub struct Operation {
 }
 
 /// All of them; the first is what the others are compared with.
-pub const OPERATIONS: [Operation; 10] = [
+pub const OPERATIONS: [Operation; 11] = [
     Operation { name: "empty launch", run: |subject| subject.empty_launch() },
     Operation {
         name: "empty launch + event record",
@@ -53,6 +57,18 @@ pub const OPERATIONS: [Operation; 10] = [
         run: |subject| {
             // SAFETY: the no-op driver runs no kernels.
             unsafe { subject.lane.all_reduce(&subject.data, &mut subject.output, Op::Sum, &subject.stream) }?;
+            Ok(())
+        },
+    },
+    Operation {
+        name: "group.start, backend mesh",
+        run: |subject| {
+            let address = subject.data.as_device_ptr().as_raw();
+            let (dtype, device) = (meshreduce_process_group::DType::Bf16, Device::Cuda(0));
+            let tensor = Tensor { address, count: COUNT, dtype, device };
+            let call = Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };
+            // SAFETY: the no-op driver runs no kernels.
+            std::hint::black_box(unsafe { subject.groups[0].start(&call) }?);
             Ok(())
         },
     },
@@ -86,6 +102,7 @@ pub struct Subject {
     work: Work,
     lane: Lane,
     communicators: Vec<Communicator>,
+    groups: Vec<ProcessGroup>,
     data: DeviceBuffer<Bf16>,
     output: DeviceBuffer<Bf16>,
     stream: cust::stream::Stream,
@@ -107,13 +124,15 @@ impl Subject {
     /// If the no-op driver is nowhere, or another driver is in use.
     pub fn new() -> Result<Self> {
         noop_driver::open()?;
-        let communicators = communicators()?;
+        let (communicators, mut groups) = (communicators()?, groups()?);
         let context = Current::new(0)?;
         let module = Module::load("")?;
         let empty = module.function("empty")?;
         let (data, output) = (ones(COUNT)?, ones(COUNT)?);
         let stream = cust::stream::Stream::new(StreamFlags::DEFAULT, None)?;
         let raw_stream = Stream::new()?;
+        // SAFETY: the stream is of the device, and lives as long as the group.
+        groups[0] = unsafe { groups[0].on_stream(raw_stream.raw()) };
         let mut lane = communicators[0].lane(0)?;
         // SAFETY: the no-op driver runs no kernels.
         let work = unsafe {
@@ -130,6 +149,7 @@ impl Subject {
             work,
             lane,
             communicators,
+            groups,
             data,
             output,
             stream,
@@ -163,10 +183,44 @@ where
     Ok(DeviceBuffer::from_slice(&vec![Bf16::from(bf16::ONE); count])?)
 }
 
+/// Two communicators share each device: the one that is called by itself, and the group's.
+fn config() -> Config {
+    Config::default().force_topology(Some(Topology::FullyConnected)).communicators_per_device(2)
+}
+
+/// A group of all ranks, of each rank, with its mesh.
+fn groups() -> Result<Vec<ProcessGroup>> {
+    let store = Arc::new(MemoryStore::new());
+    let mut registry = Registry::default();
+    registry.replace(MeshFactory::new().with_config(config()))?;
+    let make = |rank: usize| {
+        ProcessGroup::builder(Arc::clone(&store) as _, rank, RANKS)
+            .registry(registry.clone())
+            .backend(BackendConfig::One("mesh".to_owned()))
+            .cuda_device(rank as u32)
+            .forbid_fallback(true)
+            .build()
+    };
+    let groups: Vec<_> = (0..RANKS).map(make).collect::<Result<_, _>>()?;
+    on_all(&groups, |group| group.connect(DeviceType::Cuda))?;
+    Ok(groups)
+}
+
+/// Has every rank do something, each on a thread.
+fn on_all(groups: &[ProcessGroup], act: fn(&ProcessGroup) -> Result<(), Error>) -> Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || act(group))).collect();
+        for thread in threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a rank panicked"))??;
+        }
+        Ok(())
+    })
+}
+
 /// The communicators of all ranks, which are threads for as long as they meet.
 fn communicators() -> Result<Vec<Communicator>> {
     let store = MemoryStore::new();
-    let config = Config::default().force_topology(Some(Topology::FullyConnected));
+    let config = config();
     let (store, config) = (&store, &config);
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..RANKS)
@@ -191,8 +245,9 @@ impl Subject {
     /// # Errors
     /// What a rank says.
     pub fn close(self) -> Result<()> {
-        let Self { work, lane, communicators, .. } = self;
+        let Self { work, lane, communicators, groups, .. } = self;
         drop((work, lane));
+        on_all(&groups, ProcessGroup::shutdown)?;
         let start = Barrier::new(communicators.len());
         let start = &start;
         std::thread::scope(|scope| {

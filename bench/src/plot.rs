@@ -18,12 +18,16 @@ const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 8] =
     ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"];
 
-/// Points of one line: size in bytes, time in microseconds.
-type Series = BTreeMap<String, Vec<(f64, f64)>>;
+/// Lines by name; points are size in bytes and time in microseconds, in the order of the sizes.
+pub type Series = BTreeMap<String, Vec<(f64, f64)>>;
 
 /// Draws the out-of-place rows, or those in place where there are no others. `None` if there is nothing to draw.
 pub fn draw(rows: &[Row], title: &str, warning: Option<&str>) -> Option<String> {
-    let series = series(rows);
+    draw_lines(&series(rows), title, warning)
+}
+
+/// Draws lines. `None` if there is nothing to draw, or a size or time is not positive.
+pub fn draw_lines(series: &Series, title: &str, warning: Option<&str>) -> Option<String> {
     let points = || series.values().flatten();
     let (sizes, times) =
         (Axis::over(points().map(|point| point.0), 2.0)?, Axis::over(points().map(|point| point.1), 10.0)?);

@@ -4,7 +4,7 @@ use meshreduce_bench::calls::{OPERATIONS, Subject};
 use meshreduce_bench::noop_driver::calls_of;
 
 /// What each operation calls, by name of the operation.
-const EXPECTED: [(&str, &[(&str, u64)]); 10] = [
+const EXPECTED: [(&str, &[(&str, u64)]); 11] = [
     ("empty launch", &[("cuLaunchKernel", 1)]),
     ("empty launch + event record", &[("cuLaunchKernel", 1), ("cuEventRecord", 1)]),
     (
@@ -36,6 +36,10 @@ const EXPECTED: [(&str, &[(&str, u64)]); 10] = [
             ("cuEventRecord", 1),
             ("cuPointerGetAttribute", 4),
         ],
+    ),
+    (
+        "group.start, backend mesh",
+        &[("cuLaunchKernel", 1), ("cuStreamIsCapturing", 1), ("cuStreamGetId", 1), ("cuEventRecord", 1)],
     ),
     (
         "all_reduce_raw + synchronize",

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_host;
 mod build_ptx;
 mod consumer;
 mod emulated_node;
@@ -40,6 +41,7 @@ struct Xtask {
 enum Command {
     TestMultigpu(test_multigpu::Args),
     Bench(bench::Args),
+    BenchHost(bench_host::Args),
     Topo(topo::Args),
     TestTorch(test_torch::Args),
     TestMpi(test_mpi::Args),
@@ -73,6 +75,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::TestMultigpu(args) => args.run(),
         Command::Bench(args) => args.run(),
+        Command::BenchHost(args) => args.run(),
         Command::Topo(args) => args.run(),
         Command::TestTorch(args) => args.run(),
         Command::TestMpi(args) => args.run(),
