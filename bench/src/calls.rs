@@ -6,6 +6,7 @@ use std::sync::{Arc, Barrier};
 use anyhow::{Context, Result, bail};
 use cust::memory::{DeviceBuffer, DeviceCopy};
 use cust::stream::StreamFlags;
+use cust_raw::{CUresult, CUstreamCaptureMode};
 use half::bf16;
 use meshreduce::{
     Bf16, Communicator, Config, DType, Lane, MemoryStore, Op, Outcome, StreamOrder, Topology, Work,
@@ -159,6 +160,26 @@ impl Subject {
             _module: module,
             _context: context,
         })
+    }
+
+    /// Does something while the stream of the raw calls is being captured.
+    ///
+    /// # Errors
+    /// Those of `act`, and what the driver says of the capture.
+    pub fn captured(&mut self, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let done = |call, answer| match answer {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            error => bail!("{call}: {error:?}"),
+        };
+        let stream = self.raw_stream.raw().cast();
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive.
+        done("cuStreamBeginCapture", unsafe { cust_raw::cuStreamBeginCapture_v2(stream, mode) })?;
+        let acted = act(self);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the stream is alive, and the place outlives the call.
+        done("cuStreamEndCapture", unsafe { cust_raw::cuStreamEndCapture(stream, &mut graph) })?;
+        acted
     }
 
     fn empty_launch(&self) -> Result<()> {

@@ -93,3 +93,31 @@ fn every_call_makes_the_driver_calls_that_it_needs_and_no_other() {
     }
     subject.close().unwrap();
 }
+
+#[test]
+fn a_captured_call_asks_for_the_capture_and_not_for_the_stream_whose_id_is_not_to_be_had() {
+    let mut subject = Subject::new().unwrap();
+    let all_reduce = OPERATIONS.iter().find(|operation| operation.name == "all_reduce_raw").unwrap().run;
+    subject
+        .captured(|subject| {
+            // The first calls create the events of the lane's pool.
+            for _ in 0..16 {
+                all_reduce(subject)?;
+            }
+            for _ in 0..100 {
+                let made = calls_of(|| all_reduce(subject))?;
+                let made: Vec<(&str, u64)> =
+                    made.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+                let expected = [
+                    ("cuLaunchKernel", 1),
+                    ("cuStreamIsCapturing", 1),
+                    ("cuStreamGetCaptureInfo", 1),
+                    ("cuEventRecord", 1),
+                ];
+                assert_eq!(made, expected);
+            }
+            Ok(())
+        })
+        .unwrap();
+    subject.close().unwrap();
+}

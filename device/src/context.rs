@@ -60,6 +60,16 @@ impl PrimaryContext {
         Ok(Arc::new(Self { raw, device, id, process: Generation::current(), reset: AtomicBool::new(false) }))
     }
 
+    /// The driver's handle.
+    pub(crate) fn raw(&self) -> CUcontext {
+        self.raw
+    }
+
+    /// The device.
+    pub fn device(&self) -> VisibleDevice {
+        self.device
+    }
+
     /// The CUDA ordinal of the device.
     pub fn ordinal(&self) -> u32 {
         self.device.ordinal()
@@ -85,8 +95,13 @@ impl PrimaryContext {
         if self.reset.load(Ordering::Relaxed) { ContextState::Reset } else { ContextState::Alive }
     }
 
+    /// The driver's number of the context, never given out again; `None` where the driver (before CUDA 12.0) has none.
+    pub(crate) fn id(&self) -> Option<u64> {
+        self.id
+    }
+
     /// Whether handles of this context may be given to the driver, as far as this was looked at before.
-    fn usable(&self) -> Result<(), DriverError> {
+    pub(crate) fn usable(&self) -> Result<(), DriverError> {
         let refused = |code: CUresult, name: &str, description: &str| DriverError {
             call: "cuCtxPushCurrent",
             code: code.0,

@@ -67,6 +67,11 @@ impl DriverError {
         self.result() == CUresult::CAPTURED_EVENT
     }
 
+    /// Whether the device cannot do it, or the driver lacks the function.
+    pub fn is_unsupported(&self) -> bool {
+        self.result() == CUresult::NOT_SUPPORTED
+    }
+
     /// Whether the call needs another context to be current, or any.
     pub fn wants_context(&self) -> bool {
         [CUresult::INVALID_CONTEXT, CUresult::INVALID_HANDLE].contains(&self.result())
@@ -108,6 +113,14 @@ pub enum Error {
         device: u32,
         /// What the driver knows of the address.
         found: String,
+    },
+    /// The driver lacks functions that are not needed for everything.
+    #[error("the CUDA driver cannot make {what}: it has no function {function}")]
+    Unsupported {
+        /// What would need it.
+        what: &'static str,
+        /// The function.
+        function: &'static str,
     },
     /// The driver refused something else.
     #[error(transparent)]

@@ -10,6 +10,8 @@ use crate::{PrimaryContext, RawStream};
 
 /// CU_EVENT_DISABLE_TIMING: an event that only orders is cheaper.
 const DISABLE_TIMING: u32 = 2;
+/// CU_EVENT_INTERPROCESS: one that other processes can open; the driver wants DISABLE_TIMING with it.
+const INTERPROCESS: u32 = 4;
 
 /// An event of any crate, by the driver's handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,11 @@ impl<T> From<*mut T> for RawEvent {
 }
 
 impl RawEvent {
+    /// The driver's handle.
+    pub(crate) fn get(self) -> CUevent {
+        self.0
+    }
+
     /// Makes what is enqueued on `stream` from now on wait for the event. A default stream is that of `context`.
     ///
     /// # Safety
@@ -58,11 +65,25 @@ impl Event {
     ///
     /// The driver's.
     pub fn new(context: &Arc<PrimaryContext>) -> Result<Self, DriverError> {
+        Self::with_flags(context, DISABLE_TIMING)
+    }
+
+    /// A new one that other processes can open.
+    pub(crate) fn interprocess(context: &Arc<PrimaryContext>) -> Result<Self, DriverError> {
+        Self::with_flags(context, DISABLE_TIMING | INTERPROCESS)
+    }
+
+    fn with_flags(context: &Arc<PrimaryContext>, flags: u32) -> Result<Self, DriverError> {
         let _entered = context.enter()?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` outlives the call.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, DISABLE_TIMING) })?;
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags) })?;
         Ok(Self { raw: raw.into(), context: Arc::clone(context) })
+    }
+
+    /// The event that the driver has made in `context` under this handle, which is this value's from now on.
+    pub(crate) fn from_raw(context: &Arc<PrimaryContext>, raw: CUevent) -> Self {
+        Self { raw: raw.into(), context: Arc::clone(context) }
     }
 
     /// Its handle, good for as long as the event.

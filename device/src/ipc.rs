@@ -1,12 +1,12 @@
-//! Memory between processes: the driver's IPC handles.
+//! Memory and events between processes: the driver's IPC handles.
 
 use std::sync::Arc;
 
-use meshreduce_driver_loader::sys::{self, CUdeviceptr, CUipcMemHandle, CUresult};
+use meshreduce_driver_loader::sys::{self, CUdeviceptr, CUipcEventHandle, CUipcMemHandle, CUresult};
 
-use crate::error::{DriverError, check};
-use crate::memory::set_word;
-use crate::{DeviceMemory, PrimaryContext, Stream};
+use crate::error::{DriverError, Error, check};
+use crate::memory::{address_range, set_word};
+use crate::{Allocation, DeviceMemory, Event, PrimaryContext, RawStream, Stream};
 
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`.
 const LAZY_ENABLE_PEER_ACCESS: u32 = 1;
@@ -29,19 +29,28 @@ impl IpcHandle {
     pub fn of(memory: &DeviceMemory) -> Result<Self, DriverError> {
         let _entered = memory.context().enter()?;
         let (base, _) = address_range(memory.address())?;
+        Self::of_range(base, memory.address())
+    }
+
+    /// The handle of the allocation that `address` lies in, whoever has made it, and what the driver knows of that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOnDevice`] if the driver does not know the address; [`Error::Driver`] for memory that has no handles (another
+    /// process's, the host's, and that of pools without them).
+    pub fn of_address(context: &PrimaryContext, address: CUdeviceptr) -> Result<(Self, Allocation), Error> {
+        let _entered = context.enter()?;
+        let allocation = Allocation::at(context, address)?;
+        Ok((Self::of_range(allocation.base, address)?, allocation))
+    }
+
+    /// The handle for `address` in the allocation that begins at `base`. A context is current.
+    fn of_range(base: CUdeviceptr, address: CUdeviceptr) -> Result<Self, DriverError> {
         let mut handle = CUipcMemHandle { reserved: [0; 64] };
         // SAFETY: `handle` outlives the call.
-        check("cuIpcGetMemHandle", unsafe { sys::cuIpcGetMemHandle(&mut handle, memory.address()) })?;
-        Ok(IpcHandle { handle: handle.reserved, offset: memory.address() - base })
+        check("cuIpcGetMemHandle", unsafe { sys::cuIpcGetMemHandle(&mut handle, address) })?;
+        Ok(IpcHandle { handle: handle.reserved, offset: address - base })
     }
-}
-
-/// Base and bytes of the allocation that an address lies in. A context is current.
-fn address_range(address: CUdeviceptr) -> Result<(CUdeviceptr, usize), DriverError> {
-    let (mut base, mut bytes) = (0, 0);
-    // SAFETY: both places outlive the call.
-    check("cuMemGetAddressRange", unsafe { sys::cuMemGetAddressRange_v2(&mut base, &mut bytes, address) })?;
-    Ok((base, bytes))
 }
 
 /// Another process's memory, mapped here until dropped. Whoever drops it sees to it that no kernel uses it any more.
@@ -110,5 +119,123 @@ impl Drop for Import {
                 answer => check("cuIpcCloseMemHandle", answer),
             }
         });
+    }
+}
+
+/// An event that other processes of this host can open ([`ImportedEvent`]).
+#[derive(Debug)]
+pub struct IpcEvent {
+    event: Event,
+    handle: [u8; 64],
+}
+
+impl IpcEvent {
+    /// A new one, which has passed.
+    ///
+    /// # Errors
+    ///
+    /// The driver's; [`DriverError::is_unsupported`] where the device cannot share events.
+    pub fn new(context: &Arc<PrimaryContext>) -> Result<Self, DriverError> {
+        let event = Event::interprocess(context)?;
+        let _entered = context.enter()?;
+        let mut handle = CUipcEventHandle { reserved: [0; 64] };
+        // SAFETY: `handle` outlives the call, and the event is alive.
+        check("cuIpcGetEventHandle", unsafe { sys::cuIpcGetEventHandle(&mut handle, event.raw().get()) })?;
+        Ok(Self { event, handle: handle.reserved })
+    }
+
+    /// What another process needs to open it, good for as long as the event.
+    pub fn handle(&self) -> [u8; 64] {
+        self.handle
+    }
+
+    /// Records what has been enqueued on `stream` so far.
+    ///
+    /// # Safety
+    ///
+    /// As [`Event::record`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn record(&self, stream: RawStream) -> Result<(), DriverError> {
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.event.record(stream) }
+    }
+
+    /// Makes what is enqueued on `stream` from now on wait for the latest record, whichever process made it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Event::wait_on`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn wait_on(&self, stream: RawStream) -> Result<(), DriverError> {
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.event.wait_on(stream) }
+    }
+
+    /// As an ordinary event.
+    pub fn event(&self) -> &Event {
+        &self.event
+    }
+}
+
+/// Another process's [`IpcEvent`].
+///
+/// A wait is for the record that was the latest one *when the wait was enqueued*: the processes must agree, by other means, that
+/// the record was made before. Each may record it; two that do so at the same time know nothing about whose is the latest.
+#[derive(Debug)]
+pub struct ImportedEvent {
+    event: Event,
+}
+
+impl ImportedEvent {
+    /// Opens the event with this handle, which another process of this host has made.
+    ///
+    /// # Errors
+    ///
+    /// The driver's, which checks the handle.
+    pub fn open(context: &Arc<PrimaryContext>, handle: [u8; 64]) -> Result<Self, DriverError> {
+        let _entered = context.enter()?;
+        let (mut raw, handle) = (std::ptr::null_mut(), CUipcEventHandle { reserved: handle });
+        // SAFETY: `raw` outlives the call; the driver checks the handle.
+        check("cuIpcOpenEventHandle", unsafe { sys::cuIpcOpenEventHandle(&mut raw, handle) })?;
+        Ok(Self { event: Event::from_raw(context, raw) })
+    }
+
+    /// Records what has been enqueued on `stream` so far.
+    ///
+    /// # Safety
+    ///
+    /// As [`Event::record`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn record(&self, stream: RawStream) -> Result<(), DriverError> {
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.event.record(stream) }
+    }
+
+    /// Makes what is enqueued on `stream` from now on wait for the latest record, whichever process made it.
+    ///
+    /// # Safety
+    ///
+    /// As [`Event::wait_on`].
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub unsafe fn wait_on(&self, stream: RawStream) -> Result<(), DriverError> {
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.event.wait_on(stream) }
+    }
+
+    /// As an ordinary event.
+    pub fn event(&self) -> &Event {
+        &self.event
     }
 }

@@ -15,6 +15,7 @@
 
 mod capture;
 mod context;
+mod direct_rdma;
 mod error;
 mod event;
 mod fork;
@@ -27,20 +28,30 @@ mod module;
 mod pause;
 mod peer_process;
 mod pool;
+mod registered;
 mod stream;
+mod target;
+mod value;
 mod visible;
 
 pub use capture::{capture_id, is_capturing};
 pub use context::{ContextState, Entered, PrimaryContext};
+pub use direct_rdma::{FlushScope, GpuDirect, WritesOrdering, flush_rdma_writes};
 pub use error::{CudaVersion, DriverError, Error, initialise};
 pub use event::{Event, RawEvent};
-pub use ipc::{Import, IpcHandle};
+pub use ipc::{Import, ImportedEvent, IpcEvent, IpcHandle};
 pub use last_calls::LastCalls;
 pub use mapped::MappedHost;
-pub use memory::{DeviceMemory, check_pointer, copy_within, ordinal_of};
+pub use memory::{
+    Allocation, DeviceMemory, Rows, allocation_of, check_pointer, copy, copy_between, copy_rows, copy_within,
+    dma_buf, ordinal_of,
+};
 pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};
 pub use peer_process::peer_process_id;
 pub use pool::Pool;
+pub use registered::RegisteredHost;
 pub use stream::{RawStream, Stream, StreamIdentity};
+pub use target::{Device, DeviceType, UnknownName};
+pub use value::{Word, Words, enqueue_wait_value, enqueue_write_value, enqueue_write_value64, has_reached};
 pub use visible::{ComputeCapability, VisibleDevice};

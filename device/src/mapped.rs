@@ -1,18 +1,14 @@
 //! Host memory that the device sees.
 
-use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use meshreduce_driver_loader::sys::{self, CUdeviceptr, CUresult};
+use meshreduce_driver_loader::sys::{CUdeviceptr, CUresult};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-use crate::error::{DriverError, check, failure, log_failure};
-use crate::{ContextState, PrimaryContext};
-
-/// `CU_MEMHOSTREGISTER_PORTABLE` and `CU_MEMHOSTREGISTER_DEVICEMAP`.
-const PORTABLE_AND_MAPPED: u32 = 1 | 2;
+use crate::error::{DriverError, failure};
+use crate::{PrimaryContext, RegisteredHost};
 
 /// A value in page-locked host memory that the device sees.
 ///
@@ -21,9 +17,7 @@ const PORTABLE_AND_MAPPED: u32 = 1 | 2;
 /// parent writes to the page that the device sees, and not to a copy.
 #[derive(Debug)]
 pub struct MappedHost<T> {
-    host: NonNull<T>,
-    device: CUdeviceptr,
-    context: Arc<PrimaryContext>,
+    registered: RegisteredHost<Pages>,
     _value: PhantomData<T>,
 }
 
@@ -31,12 +25,6 @@ pub struct MappedHost<T> {
 unsafe impl<T: Copy + Send> Send for MappedHost<T> {}
 // SAFETY: a shared value gives out only its address; whoever reads through it sees to the races.
 unsafe impl<T: Copy + Send> Sync for MappedHost<T> {}
-
-/// Bytes of the pages that a `T` takes.
-const fn page_bytes<T>() -> usize {
-    const PAGE: usize = 4096;
-    size_of::<T>().next_multiple_of(PAGE)
-}
 
 impl<T: Copy> MappedHost<T> {
     /// Memory that holds `value`.
@@ -46,70 +34,76 @@ impl<T: Copy> MappedHost<T> {
     /// The driver's, which refuses to lock more than the process may; `CUDA_ERROR_OUT_OF_MEMORY` also where the system
     /// has no memory.
     pub fn new(context: &Arc<PrimaryContext>, value: T) -> Result<Self, DriverError> {
-        const { assert!(align_of::<T>() <= 4096, "a page is aligned enough") };
-        let _entered = context.enter()?;
-        let (access, kind) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: the system chooses the place.
-        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), page_bytes::<T>(), access, kind) };
-        let Some(host) = mapped.ok().and_then(|raw| NonNull::new(raw.cast::<T>())) else {
-            return Err(failure("cuMemHostRegister", CUresult::OUT_OF_MEMORY));
-        };
+        const { assert!(align_of::<T>() <= PAGE, "a page is aligned enough") };
+        let pages = Pages::map(size_of::<T>())?;
         // SAFETY: the memory is page-aligned, as long as a `T`, and nobody else has it yet.
-        unsafe { host.write(value) };
-        let raw = host.as_ptr().cast::<c_void>();
-        // SAFETY: the pages are mapped, and stay so until they are unregistered.
-        let registered = unsafe { sys::cuMemHostRegister_v2(raw, page_bytes::<T>(), PORTABLE_AND_MAPPED) };
-        if let Err(error) = check("cuMemHostRegister", registered) {
-            // SAFETY: nobody has the pages.
-            unsafe { unmap(host) };
-            return Err(error);
-        }
-        let mut mapped = Self { host, device: 0, context: Arc::clone(context), _value: PhantomData };
-        // SAFETY: `mapped.device` outlives the call; `raw` is registered host memory.
-        check("cuMemHostGetDevicePointer", unsafe {
-            sys::cuMemHostGetDevicePointer_v2(&mut mapped.device, raw, 0)
-        })?;
-        Ok(mapped)
+        unsafe { pages.start().cast::<T>().write(value) };
+        Ok(Self { registered: pages.register(context)?, _value: PhantomData })
     }
 
     /// Where the host sees the value.
     pub fn host(&self) -> NonNull<T> {
-        self.host
+        self.registered.host().cast()
     }
 
     /// Where the device sees the value.
     pub fn device(&self) -> CUdeviceptr {
-        self.device
+        self.registered.device()
     }
 }
 
-/// Gives the pages back to the system.
-///
-/// # Safety
-///
-/// Neither the device nor anything else uses them.
-unsafe fn unmap<T>(host: NonNull<T>) {
-    // SAFETY: the pages were mapped in this length; the caller vouches for the rest.
-    if let Err(error) = unsafe { munmap(host.as_ptr().cast(), page_bytes::<T>()) } {
-        tracing::warn!(%error, "host memory could not be unmapped");
+const PAGE: usize = 4096;
+
+/// Pages of zeros, shared with children.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is not tied to the thread that made it.
+unsafe impl Send for Pages {}
+// SAFETY: a shared value gives out its address alone.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// As many as `bytes` bytes take.
+    fn map(bytes: usize) -> Result<Self, DriverError> {
+        let bytes = bytes.max(1).next_multiple_of(PAGE);
+        let (access, kind) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: the system chooses the place.
+        let mapped = unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, access, kind) };
+        let start = mapped.ok().and_then(|raw| NonNull::new(raw.cast::<u8>()));
+        let start = start.ok_or_else(|| failure("cuMemHostRegister", CUresult::OUT_OF_MEMORY))?;
+        Ok(Self { start, bytes })
+    }
+
+    fn register(self, context: &Arc<PrimaryContext>) -> Result<RegisteredHost<Self>, DriverError> {
+        let (start, bytes) = (self.start, self.bytes);
+        // SAFETY: the value keeps the memory mapped; whoever drops what it is part of sees to it that no device uses it.
+        unsafe { RegisteredHost::new(context, self, start, bytes) }
+    }
+
+    /// Pages that stay registered for as long as the driver's context, and where the device sees them. They are to be kept until
+    /// that has gone.
+    pub(crate) fn registered(
+        context: &Arc<PrimaryContext>,
+        bytes: usize,
+    ) -> Result<(Self, CUdeviceptr), DriverError> {
+        Ok(Self::map(bytes)?.register(context)?.stay_registered())
+    }
+
+    /// Where they begin.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
     }
 }
 
-impl<T> Drop for MappedHost<T> {
+impl Drop for Pages {
     fn drop(&mut self) {
-        let unregistered = match self.context.state() {
-            ContextState::Alive => self.context.enter().and_then(|_entered| {
-                // SAFETY: the memory is this value's own, and whoever drops it sees to it that no kernel uses it.
-                check("cuMemHostUnregister", unsafe { sys::cuMemHostUnregister(self.host.as_ptr().cast()) })
-            }),
-            ContextState::Reset | ContextState::Forked => Ok(()),
-        };
-        match unregistered {
-            // SAFETY: the device has no mapping of the pages any more, and a child has only its own view of them.
-            Ok(()) => unsafe { unmap(self.host) },
-            // In a lost context nothing runs, and what the driver still maps it does not write.
-            Err(error) if error.loses_context() => {}
-            error => log_failure(error),
+        // SAFETY: the pages were mapped in this length, and whoever drops them has no use for them any more.
+        if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) } {
+            tracing::warn!(%error, "host memory could not be unmapped");
         }
     }
 }

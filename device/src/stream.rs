@@ -39,11 +39,13 @@ impl<T> From<*mut T> for RawStream {
     }
 }
 
-/// Tells streams apart, also where one handle stands for several of them, or was given out again.
+/// Tells streams apart, also where one handle stands for several of them, or was given out again. To be compared with others
+/// of the same capture, or of calls outside of captures, as [`LastCalls`](crate::LastCalls) keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamIdentity {
     handle: usize,
-    /// The driver's number of the stream, never given out again; 0 where the driver (before CUDA 12.0) has none.
+    /// The driver's number of the stream, never given out again; 0 in a capture, and where the driver (before CUDA 12.0) has
+    /// none.
     id: u64,
     /// For a per-thread default stream: whose.
     thread: Option<ThreadId>,
@@ -65,10 +67,17 @@ impl RawStream {
         self.0.addr() == PER_THREAD
     }
 
-    /// Which stream it is, in `context` if it is a default stream.
+    /// Which stream it is, in `context` if it is a default stream, and in the capture with this number if it is in one
+    /// ([`capture_id`](crate::capture_id)).
     ///
     /// Before CUDA 12.0 a stream that was destroyed, and one that was created later with the same handle, are not told
     /// apart.
+    ///
+    /// Nor are they in a capture, where the driver must not be asked: for a stream that is being captured `cuStreamGetId` answers
+    /// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED` and spoils the capture, whatever its mode and the thread's (seen with 580). There
+    /// the handle alone tells streams apart, within the capture. A stream that has joined a capture may be destroyed before the
+    /// capture ends, and the driver gives its handle to the next one at once: if that takes part too, the caller must see to it
+    /// that it runs behind what the first one did, as it does if it forks from where the first one was joined.
     ///
     /// # Safety
     ///
@@ -77,12 +86,17 @@ impl RawStream {
     /// # Errors
     ///
     /// The driver's.
-    pub unsafe fn identity(self, context: &PrimaryContext) -> Result<StreamIdentity, DriverError> {
+    pub unsafe fn identity(
+        self,
+        context: &PrimaryContext,
+        capture: Option<u64>,
+    ) -> Result<StreamIdentity, DriverError> {
         match self.0.addr() {
             0 | LEGACY => Ok(StreamIdentity { handle: LEGACY, id: 0, thread: None }),
             PER_THREAD => {
                 Ok(StreamIdentity { handle: PER_THREAD, id: 0, thread: Some(std::thread::current().id()) })
             }
+            handle if capture.is_some() => Ok(StreamIdentity { handle, id: 0, thread: None }),
             handle => {
                 let mut id = 0;
                 context.on_stream(self, || {

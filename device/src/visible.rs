@@ -3,13 +3,16 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 
-use meshreduce_driver_loader::sys::{self, CUdevice};
+use meshreduce_driver_loader::sys::{self, CUdevice, CUresult};
 
 use crate::error::{DriverError, Error, check};
 use crate::identity::{Device, PciAddress};
 
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const COMPUTE_CAPABILITY: [i32; 2] = [75, 76];
+
+/// `CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED` (CUDA 12.0): 0 on devices whose driver shares nothing between processes by handles.
+const IPC_SUPPORTED: i32 = 125;
 
 /// The compute capability of a device. In order, so that the later one is the greater.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +91,18 @@ impl VisibleDevice {
         Ok(name.unwrap_or_default())
     }
 
+    /// Bytes of its memory.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn memory(&self) -> Result<u64, DriverError> {
+        let mut bytes = 0;
+        // SAFETY: `bytes` outlives the call.
+        check("cuDeviceTotalMem", unsafe { sys::cuDeviceTotalMem_v2(&mut bytes, self.raw) })?;
+        Ok(bytes as u64)
+    }
+
     /// Its compute capability.
     ///
     /// # Errors
@@ -96,6 +111,19 @@ impl VisibleDevice {
     pub fn compute_capability(&self) -> Result<ComputeCapability, DriverError> {
         let [major, minor] = COMPUTE_CAPABILITY;
         Ok(ComputeCapability { major: self.attribute(major)?, minor: self.attribute(minor)? })
+    }
+
+    /// Whether memory can be shared between processes by handles. Older drivers (before CUDA 12.0) do not tell: then it counts as
+    /// yes.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn shares_memory(&self) -> Result<bool, DriverError> {
+        match self.attribute(IPC_SUPPORTED) {
+            Err(error) if error.result() == CUresult::INVALID_VALUE => Ok(true),
+            answer => answer.map(|supported| supported != 0),
+        }
     }
 
     /// A count that the driver knows under this number of `CUdevice_attribute`.

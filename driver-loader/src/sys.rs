@@ -2,7 +2,7 @@
 //!
 //! Each function finds the driver's of the same name when it is first called. They keep no policy and check nothing.
 
-#![allow(non_snake_case)]
+#![allow(non_snake_case, non_camel_case_types)]
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
@@ -29,6 +29,39 @@ pub type CUfunction = *mut c_void;
 pub struct CUipcMemHandle {
     /// The driver's own.
     pub reserved: [u8; 64],
+}
+
+/// What another process needs to open an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct CUipcEventHandle {
+    /// The driver's own.
+    pub reserved: [u8; 64],
+}
+
+/// One end of a copy of rows.
+#[allow(missing_docs)] // the names are cuda.h's, without src and dst before them
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CUDA_MEMCPY2D_END {
+    pub XInBytes: usize,
+    pub Y: usize,
+    pub MemoryType: c_uint,
+    pub Host: *const c_void,
+    pub Device: CUdeviceptr,
+    pub Array: *mut c_void,
+    pub Pitch: usize,
+}
+
+/// A copy of rows.
+#[allow(missing_docs)] // the names are cuda.h's
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CUDA_MEMCPY2D {
+    pub src: CUDA_MEMCPY2D_END,
+    pub dst: CUDA_MEMCPY2D_END,
+    pub WidthInBytes: usize,
+    pub Height: usize,
 }
 
 /// What a function answers: any number, because newer drivers have codes that nothing here has a name for.
@@ -106,6 +139,7 @@ functions! {
     cuDeviceGetCount(count: *mut c_int);
     cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
     cuDeviceGetName(name: *mut c_char, length: c_int, device: CUdevice);
+    cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
     cuDeviceGetPCIBusId(text: *mut c_char, length: c_int, device: CUdevice);
     cuDeviceGetByPCIBusId(device: *mut CUdevice, text: *const c_char);
     cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: CUdevice);
@@ -127,6 +161,9 @@ functions! {
     cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
     cuStreamGetId(stream: CUstream, id: *mut u64);
     cuStreamIsCapturing(stream: CUstream, status: *mut c_int);
+    cuStreamWaitValue32_v2(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint);
+    cuStreamWriteValue32_v2(stream: CUstream, address: CUdeviceptr, value: c_uint, flags: c_uint);
+    cuStreamWriteValue64_v2(stream: CUstream, address: CUdeviceptr, value: u64, flags: c_uint);
     cuStreamGetCaptureInfo(stream: CUstream, status: *mut c_int, id: *mut u64);
     cuEventCreate(event: *mut CUevent, flags: c_uint);
     cuEventDestroy_v2(event: CUevent);
@@ -135,10 +172,16 @@ functions! {
     cuEventSynchronize(event: CUevent);
     cuMemAlloc_v2(address: *mut CUdeviceptr, bytes: usize);
     cuMemFree_v2(address: CUdeviceptr);
+    cuMemcpyAsync(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
+    cuMemcpyPeerAsync(to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, bytes: usize, stream: CUstream);
+    cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, bytes: usize, stream: CUstream);
     cuMemcpyDtoDAsync_v2(to: CUdeviceptr, from: CUdeviceptr, bytes: usize, stream: CUstream);
+    cuMemcpy2DAsync_v2(copy: *const CUDA_MEMCPY2D, stream: CUstream);
     cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, bytes: usize, stream: CUstream);
     cuMemsetD32Async(to: CUdeviceptr, word: c_uint, count: usize, stream: CUstream);
     cuMemGetAddressRange_v2(base: *mut CUdeviceptr, bytes: *mut usize, address: CUdeviceptr);
+    cuMemGetHandleForAddressRange(handle: *mut c_void, address: CUdeviceptr, bytes: usize, kind: c_int, flags: u64);
+    cuFlushGPUDirectRDMAWrites(target: c_int, scope: c_int);
     cuMemHostRegister_v2(memory: *mut c_void, bytes: usize, flags: c_uint);
     cuMemHostUnregister(memory: *mut c_void);
     cuMemHostGetDevicePointer_v2(address: *mut CUdeviceptr, memory: *mut c_void, flags: c_uint);
@@ -146,6 +189,8 @@ functions! {
     cuIpcGetMemHandle(handle: *mut CUipcMemHandle, address: CUdeviceptr);
     cuIpcOpenMemHandle_v2(address: *mut CUdeviceptr, handle: CUipcMemHandle, flags: c_uint);
     cuIpcCloseMemHandle(address: CUdeviceptr);
+    cuIpcGetEventHandle(handle: *mut CUipcEventHandle, event: CUevent);
+    cuIpcOpenEventHandle(event: *mut CUevent, handle: CUipcEventHandle);
     cuModuleLoadDataEx(module: *mut CUmodule, image: *const c_void, options: c_uint, keys: *mut c_int, values: *mut *mut c_void);
     cuModuleUnload(module: CUmodule);
     cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);

@@ -216,6 +216,26 @@ fn a_fork_must_join_before_the_capture_ends() {
 }
 
 #[test]
+fn a_fork_may_be_destroyed_once_it_has_joined() {
+    let driver = ready();
+    let origin = stream(&driver);
+    let address = numbers(&driver, &[0]);
+    for joins in [true, false] {
+        driver.stream_begin_capture(origin, CaptureMode::ThreadLocal).unwrap();
+        let fork = stream(&driver);
+        order(&driver, origin, fork).unwrap();
+        driver.set(address, Pattern::D32(5), 1, Some(fork)).unwrap();
+        if joins {
+            order(&driver, fork, origin).unwrap();
+        }
+        driver.stream_destroy(fork).unwrap();
+        assert_eq!(driver.stream_is_capturing(origin), Ok(CaptureStatus::Active));
+        let ended = driver.stream_end_capture(origin);
+        assert_eq!(ended.err(), if joins { None } else { Some(Error::StreamCaptureUnjoined) });
+    }
+}
+
+#[test]
 fn captures_begin_once_and_not_in_the_legacy_stream() {
     let driver = ready();
     let stream = stream(&driver);
@@ -271,6 +291,29 @@ fn waiting_for_what_is_captured_is_refused_and_spoils_the_capture() {
         assert_eq!(wait(), Err(error));
         assert_invalidated(&driver, stream);
     }
+}
+
+#[test]
+fn a_captured_stream_must_not_be_asked_for_its_id_in_any_mode() {
+    let driver = ready();
+    let (captured, apart) = (stream(&driver), stream(&driver));
+    for mode in [CaptureMode::Global, CaptureMode::ThreadLocal, CaptureMode::Relaxed] {
+        driver.stream_begin_capture(captured, mode).unwrap();
+        // Those that are not in the capture may be.
+        for other in [apart, 0, 2] {
+            driver.stream_id(other).unwrap();
+        }
+        assert_eq!(driver.stream_is_capturing(captured), Ok(CaptureStatus::Active));
+        let before = exchange_capture_mode(CaptureMode::Relaxed);
+        assert_eq!(driver.stream_id(captured), Err(Error::StreamCaptureUnsupported));
+        exchange_capture_mode(before);
+        assert_invalidated(&driver, captured);
+        driver.stream_id(captured).unwrap();
+    }
+    let blocking = driver.stream_create(0, 0).unwrap();
+    driver.stream_begin_capture(blocking, CaptureMode::Relaxed).unwrap();
+    assert_eq!(driver.stream_id(0), Err(Error::StreamCaptureImplicit));
+    assert_invalidated(&driver, blocking);
 }
 
 #[test]

@@ -4,79 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use meshreduce_device::{Device, DeviceType, UnknownName};
 use serde::{Deserialize, Serialize};
-
-/// A kind of device. Every kind has one backend in a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceType {
-    /// Host memory.
-    Cpu,
-    /// Memory of a CUDA device.
-    Cuda,
-}
-
-impl DeviceType {
-    /// Every kind.
-    pub const ALL: [DeviceType; 2] = [DeviceType::Cpu, DeviceType::Cuda];
-
-    /// `cpu`, `cuda`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DeviceType::Cpu => "cpu",
-            DeviceType::Cuda => "cuda",
-        }
-    }
-}
-
-/// A device: where a tensor is.
-///
-/// ```
-/// use meshreduce_process_group::{Device, DeviceType};
-///
-/// assert_eq!("cuda:3".parse(), Ok(Device::Cuda(3)));
-/// assert_eq!(Device::Cuda(3).kind(), DeviceType::Cuda);
-/// assert_eq!(Device::Cpu.to_string(), "cpu");
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Device {
-    /// Host memory.
-    Cpu,
-    /// The CUDA device with this ordinal, as this process counts them.
-    Cuda(u32),
-}
-
-impl Device {
-    /// Its kind.
-    pub const fn kind(self) -> DeviceType {
-        match self {
-            Device::Cpu => DeviceType::Cpu,
-            Device::Cuda(_) => DeviceType::Cuda,
-        }
-    }
-}
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Device::Cpu => f.pad("cpu"),
-            Device::Cuda(ordinal) => f.pad(&format!("cuda:{ordinal}")),
-        }
-    }
-}
-
-impl FromStr for Device {
-    type Err = UnknownName;
-
-    fn from_str(text: &str) -> Result<Self, UnknownName> {
-        let unknown = || UnknownName { what: "a device (cpu, cuda:0)", text: text.to_owned() };
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Device::Cpu),
-            Some(("cuda", ordinal)) => ordinal.parse().map(Device::Cuda).map_err(|_| unknown()),
-            _ => Err(unknown()),
-        }
-    }
-}
 
 /// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -284,14 +213,6 @@ impl Operation {
     }
 }
 
-/// A word that names nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not {what}")]
-pub struct UnknownName {
-    what: &'static str,
-    text: String,
-}
-
 macro_rules! named {
     ($type:ident, $what:literal) => {
         impl fmt::Display for $type {
@@ -305,13 +226,12 @@ macro_rules! named {
 
             fn from_str(text: &str) -> Result<Self, UnknownName> {
                 let named = Self::ALL.into_iter().find(|value| value.name() == text);
-                named.ok_or_else(|| UnknownName { what: $what, text: text.to_owned() })
+                named.ok_or_else(|| UnknownName::new($what, text))
             }
         }
     };
 }
 
-named!(DeviceType, "a device type (cpu, cuda)");
 named!(DType, "an element type (f32, f64, f16, bf16, i8, i16, i32, i64, u8)");
 named!(ReduceOp, "a reduction (sum, avg, min, max, product)");
 named!(Operation, "an operation (all_reduce, broadcast, ...)");
@@ -322,9 +242,6 @@ mod tests {
 
     #[test]
     fn every_name_parses_back_to_its_value() {
-        for value in DeviceType::ALL {
-            assert_eq!(value.name().parse(), Ok(value));
-        }
         for value in DType::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }
@@ -334,17 +251,10 @@ mod tests {
         for value in Operation::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }
-        for device in [Device::Cpu, Device::Cuda(0), Device::Cuda(7)] {
-            assert_eq!(device.to_string().parse(), Ok(device));
-        }
     }
 
     #[test]
     fn a_word_that_names_nothing_is_shown() {
-        for text in ["", "cuda", "cuda:", "cuda:x", "gpu:0", "cpu:0"] {
-            let error = text.parse::<Device>().unwrap_err().to_string();
-            assert!(error.contains(&format!("{text:?}")), "{error}");
-        }
         assert_eq!(
             "float".parse::<DType>().unwrap_err().to_string(),
             "\"float\" is not an element type (f32, f64, f16, bf16, i8, i16, i32, i64, u8)"

@@ -18,6 +18,11 @@ pub(crate) const NOT_SUPPORTED: CuResult = 801;
 pub(crate) struct Out<T>(*mut T);
 
 impl<T> Out<T> {
+    /// The same place, for a value of another type.
+    pub(crate) fn cast<U>(self) -> Out<U> {
+        Out(self.0.cast())
+    }
+
     /// Writes it and answers success; null is an invalid value.
     pub(crate) fn set(self, value: T) -> CuResult {
         if self.0.is_null() {
@@ -30,7 +35,7 @@ impl<T> Out<T> {
 }
 
 /// Most functions that can be counted.
-pub(crate) const MOST: usize = 64;
+pub(crate) const MOST: usize = 96;
 
 thread_local! {
     static CALLS: [Cell<u64>; MOST] = const { [const { Cell::new(0) }; MOST] };

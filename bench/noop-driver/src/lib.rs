@@ -12,7 +12,7 @@ mod memory;
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use abi::{CuResult, INVALID_VALUE, NOT_SUPPORTED, Out, SUCCESS, exports};
 
@@ -26,6 +26,15 @@ const ATTRIBUTES: [(i32, i32); 3] = [(16, 132), (75, 9), (76, 0)];
 const MEMORY_TYPE: (i32, u32) = (2, 2);
 /// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
 const DEVICE_ORDINAL: i32 = 9;
+
+/// `CU_POINTER_ATTRIBUTE_BUFFER_ID`.
+const BUFFER_ID: i32 = 7;
+/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`.
+const STREAM_CAPTURE_UNSUPPORTED: CuResult = 900;
+
+/// `CUipcEventHandle`.
+#[repr(C)]
+struct IpcHandle([u8; 64]);
 
 /// A context, stream, event, module or function: a number that is not null.
 type Handle = usize;
@@ -44,6 +53,12 @@ fn context(device: i32) -> Handle {
 thread_local! {
     /// The current context. There is no stack of them: the library leaves the last one current.
     static CURRENT: Cell<Handle> = const { Cell::new(0) };
+    /// The stream of this thread that is being captured; 0 if none is.
+    static CAPTURED: Cell<Handle> = const { Cell::new(0) };
+}
+
+fn is_captured(stream: Handle) -> bool {
+    stream != 0 && CAPTURED.get() == stream
 }
 
 /// Copies text and its zero to a C buffer.
@@ -136,13 +151,30 @@ exports! {
     fn cuStreamSynchronize(_stream: Handle) { SUCCESS }
     fn cuStreamQuery(_stream: Handle) { SUCCESS }
     fn cuStreamWaitEvent(_stream: Handle, _event: Handle, _flags: u32) { SUCCESS }
-    fn cuStreamIsCapturing(_stream: Handle, status: Out<u32>) { status.set(0) }
-    fn cuStreamGetId(stream: Handle, id: Out<u64>) { id.set(stream as u64) }
+    fn cuStreamWaitValue32_v2(_stream: Handle, _address: u64, _value: u32, _flags: u32) { SUCCESS }
+    fn cuStreamWriteValue32_v2(_stream: Handle, address: u64, value: u32, _flags: u32) { store(address, value) }
+    fn cuStreamBeginCapture_v2(stream: Handle, _mode: u32) {
+        CAPTURED.set(stream);
+        SUCCESS
+    }
+    fn cuStreamEndCapture(_stream: Handle, graph: Out<Handle>) {
+        CAPTURED.set(0);
+        graph.set(fresh())
+    }
+    fn cuStreamIsCapturing(stream: Handle, status: Out<u32>) { status.set(u32::from(is_captured(stream))) }
+    fn cuStreamGetCaptureInfo(stream: Handle, status: Out<u32>, id: Out<u64>) {
+        status.set(u32::from(is_captured(stream))) | id.set(stream as u64)
+    }
+    fn cuStreamGetId(stream: Handle, id: Out<u64>) {
+        if is_captured(stream) { STREAM_CAPTURE_UNSUPPORTED } else { id.set(stream as u64) }
+    }
 
     fn cuEventCreate(event: Out<Handle>, _flags: u32) { event.set(fresh()) }
     fn cuEventDestroy_v2(_event: Handle) { SUCCESS }
     fn cuEventRecord(_event: Handle, _stream: Handle) { SUCCESS }
     fn cuEventQuery(_event: Handle) { SUCCESS }
+    fn cuIpcGetEventHandle(handle: Out<[u8; 64]>, _event: Handle) { handle.set([0; 64]) }
+    fn cuIpcOpenEventHandle(event: Out<Handle>, _handle: IpcHandle) { event.set(fresh()) }
     fn cuEventSynchronize(_event: Handle) { SUCCESS }
 
     fn cuMemAlloc_v2(address: Out<u64>, bytes: usize) {
@@ -163,18 +195,57 @@ exports! {
         }
     }
     fn cuIpcGetMemHandle(handle: Out<[u8; 64]>, _address: u64) { handle.set([0; 64]) }
-    fn cuPointerGetAttribute(value: Out<u32>, attribute: i32, _address: u64) {
+    fn cuPointerGetAttribute(value: Out<u32>, attribute: i32, address: u64) {
         match attribute {
+            // An allocation's address is as good as a number.
+            BUFFER_ID => match memory::range(address as usize) {
+                Some((start, _)) => value.cast::<u64>().set(start as u64),
+                None => INVALID_VALUE,
+            },
             // Whoever asks has made the context current whose memory it should be.
             DEVICE_ORDINAL => value.set((CURRENT.get().wrapping_sub(context(0)) / 16) as u32),
             _ if attribute == MEMORY_TYPE.0 => value.set(MEMORY_TYPE.1),
             _ => NOT_SUPPORTED,
         }
     }
+    fn cuMemcpyAsync(to: u64, from: u64, bytes: usize, _stream: Handle) { copy(to, from, bytes) }
+    fn cuMemcpyPeerAsync(
+        to: u64, _to_context: Handle, from: u64, _from_context: Handle, bytes: usize, _stream: Handle,
+    ) {
+        copy(to, from, bytes)
+    }
+    fn cuMemcpyDtoHAsync_v2(to: *mut u8, from: u64, bytes: usize, _stream: Handle) {
+        copy(to.expose_provenance() as u64, from, bytes)
+    }
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, _stream: Handle) { copy(to, from, bytes) }
+    fn cuFlushGPUDirectRDMAWrites(_target: u32, _scope: u32) { SUCCESS }
     fn cuMemcpyHtoDAsync_v2(to: u64, from: *const u8, bytes: usize, _stream: Handle) { copy_in(to, from, bytes) }
     fn cuMemcpyHtoD_v2(to: u64, from: *const u8, bytes: usize) { copy_in(to, from, bytes) }
     fn cuMemsetD32Async(to: u64, value: u32, count: usize, _stream: Handle) { fill(to, value, count) }
     fn cuMemsetD8Async(to: u64, value: u8, count: usize, _stream: Handle) { fill(to, value, count) }
+}
+
+/// Stores a word, for a stream.
+fn store(address: u64, value: u32) -> CuResult {
+    if address == 0 || !address.is_multiple_of(4) {
+        return INVALID_VALUE;
+    }
+    let place: *mut u32 = std::ptr::with_exposed_provenance_mut(address as usize);
+    // SAFETY: by the C API's contract the word is memory that a "device" sees, which is the program's at its own address; whoever
+    // reads it meanwhile does so atomically.
+    unsafe { AtomicU32::from_ptr(place) }.store(value, Ordering::Release);
+    SUCCESS
+}
+
+/// Copies between "device" memory and the host's.
+fn copy(to: u64, from: u64, bytes: usize) -> CuResult {
+    if bytes > 0 && (to == 0 || from == 0) {
+        return INVALID_VALUE;
+    }
+    let from: *const u8 = std::ptr::with_exposed_provenance(from as usize);
+    // SAFETY: both are that long by the C API's contract, and memory of the process.
+    unsafe { std::ptr::copy(from, std::ptr::with_exposed_provenance_mut(to as usize), bytes) };
+    SUCCESS
 }
 
 /// Copies to "device" memory.

@@ -3,8 +3,9 @@
 
 use std::{
     cell::Cell,
-    ffi::{CStr, c_char},
+    ffi::{CStr, c_char, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use meshreduce_emulator::driver::{Error, Result, is_forked_child};
@@ -79,6 +80,24 @@ impl TextBuffer {
     }
 }
 
+/// A pointer of the program's that goes to another thread and back to the program.
+pub(crate) struct UserData(*mut c_void);
+
+// SAFETY: the driver only hands it to the program's callback, which the C API calls on threads of the driver's.
+unsafe impl Send for UserData {}
+// SAFETY: as above. Callbacks that may be called from several threads at once are the program's, which knows it.
+unsafe impl Sync for UserData {}
+
+impl UserData {
+    pub(crate) fn new(pointer: *mut c_void) -> Self {
+        Self(pointer)
+    }
+
+    pub(crate) fn get(&self) -> *mut c_void {
+        self.0
+    }
+}
+
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
 }
@@ -86,6 +105,14 @@ thread_local! {
 /// Calls that this thread has made to the driver so far, the one that asks among them.
 pub(crate) fn calls() -> u64 {
     CALLS.get()
+}
+
+/// Calls of all threads, less those that ask for this number.
+static ALL_CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// Calls that all threads of the process have made to the driver so far.
+pub(crate) fn all_calls() -> u64 {
+    ALL_CALLS.load(Ordering::Relaxed)
 }
 
 /// What needs no initialised driver: the C API does not list `CUDA_ERROR_NOT_INITIALIZED` among the answers of these.
@@ -96,6 +123,9 @@ const STATELESS: [&str; 5] =
 /// further.
 pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<()>) -> CuResult {
     CALLS.set(CALLS.get() + 1);
+    if name.starts_with("cu") {
+        ALL_CALLS.fetch_add(1, Ordering::Relaxed);
+    }
     // Before anything takes a lock, whose holder may be a thread that was not forked too.
     if is_forked_child() && !STATELESS.contains(&name) {
         return Error::NotInitialized.code();

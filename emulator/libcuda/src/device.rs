@@ -87,6 +87,10 @@ exports! {
         count.set(driver()?.instructions())
     }
 
+    fn meshreduceEmulatorAllCalls(count: Out<u64>) {
+        count.set(crate::abi::all_calls())
+    }
+
     fn meshreduceEmulatorCalls(count: Out<u64>) {
         count.set(crate::abi::calls())
     }

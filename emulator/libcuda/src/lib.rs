@@ -7,10 +7,13 @@
 mod abi;
 mod context;
 mod device;
+mod direct_rdma;
+mod event;
 mod fault;
 mod graph;
 mod lookup;
 mod memory;
+mod memory_op;
 mod missing;
 mod module;
 mod stream;

@@ -6,7 +6,7 @@ use meshreduce_emulator::driver::{Error, Result};
 
 use crate::{
     abi::{Out, Text, exports},
-    context, device, graph, memory, missing, module, stream,
+    context, device, direct_rdma, event, graph, memory, memory_op, missing, module, stream,
 };
 
 /// `CUdriverProcAddressQueryResult`.
@@ -33,13 +33,30 @@ const LATER: &[(&str, i32)] = &[
     ("cuStreamGetCaptureInfo", 11030),
     ("cuStreamBeginCapture", 10010),
     ("cuGraphInstantiate", 11000),
+    ("cuStreamWaitValue32", 11070),
+    ("cuStreamWaitValue64", 11070),
+    ("cuStreamWriteValue32", 11070),
+    ("cuStreamWriteValue64", 11070),
+    ("cuStreamBatchMemOp", 11070),
 ];
 
 /// The address of the function with that name.
 pub(crate) fn exported(name: &str) -> Option<*const c_void> {
-    [device::find, context::find, memory::find, module::find, stream::find, graph::find, find, missing::find]
-        .into_iter()
-        .find_map(|find| find(name))
+    [
+        device::find,
+        context::find,
+        memory::find,
+        module::find,
+        stream::find,
+        event::find,
+        memory_op::find,
+        graph::find,
+        direct_rdma::find,
+        find,
+        missing::find,
+    ]
+    .into_iter()
+    .find_map(|find| find(name))
 }
 
 enum Answer {

@@ -12,6 +12,43 @@ struct IpcMemHandle {
     bytes: [u8; 64],
 }
 
+/// One end of a `CUDA_MEMCPY2D`.
+#[repr(C)]
+struct PlaceOfRows {
+    x: usize,
+    y: usize,
+    kind: u32,
+    host: *mut u8,
+    device: u64,
+    array: *mut c_void,
+    pitch: usize,
+}
+
+/// `CUDA_MEMCPY2D`.
+#[repr(C)]
+struct CopyOfRows {
+    from: PlaceOfRows,
+    to: PlaceOfRows,
+    width: usize,
+    rows: usize,
+}
+
+const _: () = assert!(size_of::<CopyOfRows>() == 128);
+
+impl PlaceOfRows {
+    /// Where the first row begins, and how far apart rows are: of device addresses, and of those that tell what they are.
+    fn read(&self) -> Result<(u64, u64)> {
+        const DEVICE: u32 = 2;
+        const UNIFIED: u32 = 4;
+        if self.kind != DEVICE && self.kind != UNIFIED {
+            return Err(Error::NotSupported);
+        }
+        let skipped = self.y.checked_mul(self.pitch).and_then(|bytes| bytes.checked_add(self.x));
+        let start = skipped.and_then(|skipped| self.device.checked_add(skipped as u64));
+        Ok((start.ok_or(Error::InvalidValue)?, self.pitch as u64))
+    }
+}
+
 /// `cuMemAllocPitch` pads rows to this many bytes.
 const PITCH: usize = 512;
 
@@ -184,6 +221,12 @@ exports! {
 
     fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: Handle) {
         driver()?.copy_on_devices(to, from, bytes as u64, Some(stream))
+    }
+
+    fn cuMemcpy2DAsync_v2(copy: *const CopyOfRows, stream: Handle) {
+        // SAFETY: the C API's contract: the structure is there during the call.
+        let CopyOfRows { from, to, width, rows } = unsafe { copy.as_ref() }.ok_or(Error::InvalidValue)?;
+        driver()?.copy_rows(to.read()?, from.read()?, *width as u64, *rows as u64, stream)
     }
 
     fn cuMemcpyPeer(to: u64, _to_context: Handle, from: u64, _from_context: Handle, bytes: usize) {

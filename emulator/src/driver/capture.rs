@@ -22,9 +22,10 @@ use std::{
 use super::{
     Driver, Error, Handle, Result,
     context::Context,
+    event::EventObject,
     graph::{Graph, Node, Work},
     handles::new_handle,
-    stream::{EventObject, Target},
+    stream::Target,
 };
 
 /// Which calls a capture forbids to which threads (`CUstreamCaptureMode`).
@@ -387,12 +388,12 @@ impl Driver {
         self.captures().events.remove(&event);
     }
 
-    /// A stream is gone: its capture cannot be completed any more, and is over if it began there.
+    /// A stream is gone. A capture that began there is over; another goes on, and what it captured in the stream must be
+    /// joined as ever.
     pub(super) fn forget_captured_stream(&self, device: usize, id: u64) {
         let stream = (device, id);
         let mut captures = self.captures();
         let Some(capture) = captures.streams.remove(&stream) else { return };
-        captures.invalidate(|other, _| *other == capture);
         if captures.live.get(&capture).is_some_and(|capture| capture.origin == stream)
             && let Some(ended) = self.end_capture(&mut captures, capture)
         {

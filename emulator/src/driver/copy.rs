@@ -48,6 +48,9 @@ impl Place {
     }
 }
 
+/// `CU_DEVICE_ATTRIBUTE_MAX_PITCH`.
+const MAX_PITCH: u64 = i32::MAX as u64;
+
 /// The elements of a set.
 #[derive(Clone, Copy, Debug)]
 pub enum Pattern {
@@ -213,6 +216,50 @@ impl Driver {
         let (to, from) = (self.known(to, bytes)?, self.known(from, bytes)?);
         // SAFETY: both ends are known, so there are no host ends to promise anything of.
         unsafe { self.copy(&target, to, from, bytes, false) }
+    }
+
+    /// `cuMemcpy2DAsync_v2` between device addresses: `rows` rows of `width` bytes, which begin `to.1` and `from.1` bytes apart.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidValue`] if rows are wider than they are apart, or further apart than devices can, or an end is not within one
+    /// allocation; [`Error::NotSupported`] in a capture; or the failure of the context.
+    pub fn copy_rows(
+        &self,
+        to: (u64, u64),
+        from: (u64, u64),
+        width: u64,
+        rows: u64,
+        stream: Handle,
+    ) -> Result<()> {
+        let target = self.target(stream)?;
+        self.refuse_capture(&target, Error::NotSupported)?;
+        if width == 0 || rows == 0 {
+            return Ok(());
+        }
+        let end = |(start, pitch): (u64, u64)| {
+            let bytes = pitch.checked_mul(rows - 1).and_then(|bytes| bytes.checked_add(width));
+            match bytes {
+                Some(bytes) if (width..=MAX_PITCH).contains(&pitch) => {
+                    self.end(self.known(start, bytes)?, bytes)
+                }
+                _ => Err(Error::InvalidValue),
+            }
+        };
+        let (to_end, from_end) = (end(to)?, end(from)?);
+        self.submit(
+            &target,
+            Op::Run(Box::new(move || {
+                let (to_start, from_start) = (to_end.pointer(), from_end.pointer());
+                for row in 0..rows as usize {
+                    // SAFETY: both ends are kept alive and were checked to have all rows.
+                    unsafe {
+                        let from = from_start.add(row * from.1 as usize);
+                        std::ptr::copy(from, to_start.add(row * to.1 as usize), width as usize);
+                    }
+                }
+            })),
+        )
     }
 
     /// `cuMemcpy` (without a stream: waits) and `cuMemcpyAsync`: the addresses tell what they are.

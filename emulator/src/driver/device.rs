@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Driver, Error, Result};
+use super::{Driver, Error, Result, direct_rdma};
 use crate::{
     engine::{Engine, Limits, Setup},
     node::{Gpu, PciBusId, uuid},
@@ -229,13 +229,19 @@ impl Driver {
             87 => 2,
             90 => 1,
             91 => 1,
-            // Stream memory operations, cooperative launches: not emulated.
+            // The first forms of stream memory operations, as the real driver answers since it has the second ones;
+            // cooperative launches: not emulated.
             92..=96 => 0,
             97 => shared_per_block_optin(gpu) as i32,
             98 => 0,
             99 => 1,
-            // Virtual memory management, external handles, pools' handle types, RDMA, multicast: not emulated.
-            100..=105 | 107..=110 | 112..=114 | 116..=119 | 120..=135 => 0,
+            // GPUDirect RDMA: whether there is any, flushes by the host (a bit), who sees writes without a flush, dma-bufs.
+            116 | 117 | 124 => i32::from(direct_rdma::is_supported(gpu)),
+            118 => direct_rdma::writes_ordering(gpu),
+            // Stream memory operations of 64 bits and with NOR, events between processes.
+            122 | 123 | 125 => 1,
+            // Virtual memory management, external handles, pools' handle types, multicast: not emulated.
+            100..=105 | 107..=110 | 112..=114 | 119..=121 | 126..=135 => 0,
             106 => crate::engine::MAX_BLOCKS_PER_MULTIPROCESSOR as i32,
             111 => limits.shared_reserved_per_block as i32,
             115 => 1,

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    Driver, Error, Handle, Pattern, Result, context::Context, copy::Place, handles::new_handle,
-    module::Function, stream::EventObject,
+    Driver, Error, Handle, Pattern, Result, context::Context, copy::Place, event::EventObject,
+    handles::new_handle, memory_op::MemoryOp, module::Function,
 };
 use crate::{engine::Event, exec::Launch};
 
@@ -27,6 +27,8 @@ pub(super) enum Work {
     Copy { to: Place, from: Place, bytes: u64 },
     /// A set.
     Set { to: u64, pattern: Pattern, count: u64 },
+    /// A wait for a word of memory, or a write of one. Memory is looked up at every launch.
+    Memory(MemoryOp),
     /// A function of the program's.
     Call(Arc<dyn Fn() + Send + Sync>),
     /// A record of an event that others may wait for.
@@ -59,6 +61,8 @@ pub enum NodeType {
     WaitEvent = 6,
     /// A record of an event that others may wait for.
     EventRecord = 7,
+    /// A wait for a word of memory, or a write of one.
+    BatchMemOp = 12,
 }
 
 /// A node of a graph.
@@ -155,6 +159,7 @@ impl Work {
             Work::Kernel { .. } => NodeType::Kernel,
             Work::Copy { .. } => NodeType::Memcpy,
             Work::Set { .. } => NodeType::Memset,
+            Work::Memory(_) => NodeType::BatchMemOp,
             Work::Call(_) => NodeType::Host,
             Work::Record(_) => NodeType::EventRecord,
             Work::Wait(_) => NodeType::WaitEvent,

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use super::{Driver, Error, Handle, Result};
 use crate::{
     engine::Op,
-    memory::{IpcHandle, Kind},
+    memory::{Exported, IpcHandle, Kind},
 };
 
 /// An attribute of a pointer and its value.
@@ -297,7 +297,7 @@ impl Driver {
         if flags != LAZY_ENABLE_PEER_ACCESS {
             return Err(Error::InvalidValue);
         }
-        let handle = IpcHandle::from_bytes(handle).map_err(|_| Error::InvalidValue)?;
+        let handle = IpcHandle::from_bytes(handle, Exported::Memory).map_err(|_| Error::InvalidValue)?;
         Ok(self.memory.import(&handle, context.device, context.handle)?)
     }
 

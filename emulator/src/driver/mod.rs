@@ -8,20 +8,24 @@ mod capture;
 mod context;
 mod copy;
 mod device;
+mod direct_rdma;
 mod error;
+mod event;
 mod fork;
 mod graph;
 mod handles;
 mod launch;
 mod memory;
+mod memory_op;
 mod module;
 mod replay;
 mod stream;
 mod visible;
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -33,26 +37,29 @@ pub use capture::{CaptureInfo, CaptureMode, CaptureStatus, exchange_capture_mode
 pub use context::PrimaryState;
 pub use copy::Pattern;
 pub(crate) use device::uuid_text;
+pub use direct_rdma::{DeviceFile, OnFlush};
 pub use error::{Error, name as error_name, text as error_text};
 pub use fork::is_forked_child;
 pub use graph::NodeType;
 pub use handles::Handle;
 pub use launch::{LaunchConfig, Parameters};
 pub use memory::PointerAttribute;
+pub use memory_op::{MemoryOp, Operand};
 pub use module::{FunctionAttribute, LoadError};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, Event},
     exec::Executor,
-    memory::Memory,
+    memory::{IpcHandle, Memory},
     node::{CUDA_VERSION, Node, uuid},
 };
 use capture::Captures;
 use context::Context;
+use event::EventObject;
 use graph::{Executable, Graph};
 use handles::Registry;
 use module::{Function, Module};
-use stream::{EventObject, Stream};
+use stream::Stream;
 
 /// What the driver answers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -124,10 +131,14 @@ pub struct Driver {
     primaries: Vec<Mutex<context::Primary>>,
     streams: Registry<Stream>,
     events: Registry<EventObject>,
+    /// Other processes' events that are open here.
+    imported_events: Mutex<HashMap<IpcHandle, Weak<Event>>>,
     modules: Registry<Module>,
     functions: Registry<Function>,
     graphs: Registry<Graph>,
     executables: Registry<Executable>,
+    on_flush: Mutex<Option<OnFlush>>,
+    flushes: AtomicU64,
     captures: Mutex<Captures>,
     /// How many captures there are, to be asked without the lock.
     capturing: AtomicUsize,
@@ -165,10 +176,13 @@ impl Driver {
             primaries: (0..count).map(|_| Mutex::default()).collect(),
             streams: Registry::new(),
             events: Registry::new(),
+            imported_events: Mutex::default(),
             modules: Registry::new(),
             functions: Registry::new(),
             graphs: Registry::new(),
             executables: Registry::new(),
+            on_flush: Mutex::default(),
+            flushes: AtomicU64::new(0),
             captures: Mutex::default(),
             capturing: AtomicUsize::new(0),
             node,

@@ -172,6 +172,10 @@ impl Driver {
             Work::Set { to, pattern, count } => self
                 .set_op(*to, *pattern, *count)
                 .map_err(|error| lost("a set of the graph uses memory that has been freed", error))?,
+            Work::Memory(op) => {
+                let what = "a wait or write of the graph uses memory that has been freed";
+                self.memory_op(*op).map_err(|error| lost(what, error))?
+            }
             Work::Call(call) => {
                 let call = Arc::clone(call);
                 Op::Callback(Box::new(move || call()))

@@ -1,4 +1,4 @@
-//! Streams, events and callbacks.
+//! Streams and callbacks.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,7 +8,7 @@ use super::{
     graph::Work,
     handles::new_handle,
 };
-use crate::engine::{Event, Op, StreamKind};
+use crate::engine::{Op, StreamKind};
 
 /// A stream that the program made.
 pub(super) struct Stream {
@@ -18,13 +18,6 @@ pub(super) struct Stream {
     pub(super) id: u64,
     flags: u32,
     priority: i32,
-}
-
-/// An event that the program made.
-pub(super) struct EventObject {
-    pub(super) context: Arc<Context>,
-    event: Arc<Event>,
-    flags: u32,
 }
 
 /// A stream as an operation needs it.
@@ -37,27 +30,11 @@ pub(super) struct Target {
     pub(super) is_blocking: bool,
 }
 
-impl EventObject {
-    /// A new record of the event.
-    pub(super) fn record_op(&self) -> Op {
-        Op::Record(Arc::clone(&self.event), self.event.record())
-    }
-
-    /// A wait for the event's latest record.
-    pub(super) fn wait_op(&self) -> Op {
-        Op::Wait(Arc::clone(&self.event), self.event.recorded())
-    }
-}
-
 /// The legacy default stream, other than by 0.
 const LEGACY: Handle = 1;
 /// The calling thread's default stream.
 const PER_THREAD: Handle = 2;
 const NON_BLOCKING: u32 = 1;
-const BLOCKING_SYNC: u32 = 1;
-const DISABLE_TIMING: u32 = 2;
-const INTERPROCESS: u32 = 4;
-const EXTERNAL: u32 = 1;
 /// From the least to the greatest priority, which is the smaller number.
 const PRIORITIES: (i32, i32) = (0, -5);
 
@@ -124,7 +101,7 @@ impl Driver {
         Ok(handle)
     }
 
-    /// `cuStreamDestroy_v2`: what was submitted is still done. A capture of the stream is invalidated.
+    /// `cuStreamDestroy_v2`: what was submitted is still done. A capture that began in the stream is over.
     ///
     /// # Errors
     ///
@@ -200,10 +177,19 @@ impl Driver {
     /// `cuStreamGetId`: a number that no other stream of the process has or had. 0 and `CU_STREAM_LEGACY` are one
     /// stream of the current context; `CU_STREAM_PER_THREAD` is one of the current context and the thread.
     ///
+    /// As in the real driver (580), a stream that is being captured is not asked, whatever the capture's mode and the
+    /// thread's: to ask spoils the capture.
+    ///
     /// # Errors
     ///
-    /// [`Error::InvalidHandle`], [`Error::InvalidContext`], or the failure of the current context.
+    /// [`Error::InvalidHandle`], [`Error::InvalidContext`], or the failure of the current context;
+    /// [`Error::StreamCaptureUnsupported`] for a stream that is being captured, [`Error::StreamCaptureImplicit`] for
+    /// the legacy stream while a stream that it waits for is.
     pub fn stream_id(&self, stream: Handle) -> Result<u64> {
+        // A context that has failed still tells the number of a stream, as long as there is the stream.
+        if let Ok(target) = self.target(stream) {
+            self.refuse_capture(&target, Error::StreamCaptureUnsupported)?;
+        }
         match stream {
             0 | LEGACY => Ok(self.working()?.default_stream.unique),
             PER_THREAD => {
@@ -249,142 +235,5 @@ impl Driver {
         let target = self.target(stream)?;
         self.refuse_capture(&target, Error::StreamCaptureUnsupported)?;
         self.submit(&target, Op::Callback(call))
-    }
-
-    /// `cuEventCreate`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidContext`], [`Error::InvalidValue`] for unknown flags, [`Error::NotSupported`] for events between
-    /// processes.
-    pub fn event_create(&self, flags: u32) -> Result<Handle> {
-        let context = self.working()?;
-        if flags & !(BLOCKING_SYNC | DISABLE_TIMING | INTERPROCESS) != 0 {
-            return Err(Error::InvalidValue);
-        }
-        if flags & INTERPROCESS != 0 {
-            return Err(if flags & DISABLE_TIMING == 0 { Error::InvalidValue } else { Error::NotSupported });
-        }
-        let handle = new_handle();
-        self.events.insert(handle, Arc::new(EventObject { context, event: Arc::default(), flags }));
-        Ok(handle)
-    }
-
-    /// `cuEventDestroy_v2`: what waits for it still does.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`].
-    pub fn event_destroy(&self, event: Handle) -> Result<()> {
-        self.events.remove(event)?;
-        self.forget_captured_event(event);
-        Ok(())
-    }
-
-    /// `cuEventRecord`. In a stream that is being captured it marks what has been captured so far, for streams that
-    /// are to join the capture or that join again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`] also if event and stream are of different contexts, or the failure of the context.
-    pub fn event_record(&self, event: Handle, stream: Handle) -> Result<()> {
-        let (object, target) = self.event_and_stream(event, stream)?;
-        if self.capture_record(&target, event)? {
-            return Ok(());
-        }
-        self.submit(&target, object.record_op())
-    }
-
-    /// `cuEventRecordWithFlags` with `CU_EVENT_RECORD_EXTERNAL`: if it is captured, every launch of the graph records
-    /// the event, for whoever waits outside of it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Driver::event_record`].
-    pub fn event_record_external(&self, event: Handle, stream: Handle) -> Result<()> {
-        let (object, target) = self.event_and_stream(event, stream)?;
-        if self.capture_external(&target, &object, Work::Record)? {
-            return Ok(());
-        }
-        self.event_record(event, stream)
-    }
-
-    fn event_and_stream(&self, event: Handle, stream: Handle) -> Result<(Arc<EventObject>, Target)> {
-        let event = self.events.find(event)?;
-        let target = self.target(stream)?;
-        if event.context.handle != target.context.handle {
-            return Err(Error::InvalidHandle);
-        }
-        Ok((event, target))
-    }
-
-    /// `cuEventQuery`. An event that was never recorded counts as done.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotReady`], and those of [`Driver::event_synchronize`].
-    pub fn event_query(&self, event: Handle) -> Result<()> {
-        let handle = event;
-        let event = self.events.find(handle)?;
-        event.context.check()?;
-        self.permit_event_wait(handle)?;
-        let done = event.event.has_reached(event.event.recorded());
-        if done { event.context.check() } else { Err(Error::NotReady) }
-    }
-
-    /// `cuEventSynchronize`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`], the failure of the event's context, [`Error::CapturedEvent`] if its latest record was
-    /// captured, or [`Error::StreamCaptureUnsupported`] if a capture forbids the call.
-    pub fn event_synchronize(&self, event: Handle) -> Result<()> {
-        let handle = event;
-        let event = self.events.find(handle)?;
-        event.context.check()?;
-        self.permit_event_wait(handle)?;
-        event.event.wait(event.event.recorded());
-        event.context.check()
-    }
-
-    /// `cuEventElapsedTime`, in milliseconds.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`] also if either was made without timing or never recorded, [`Error::NotReady`], or the
-    /// failure of the context.
-    pub fn event_elapsed(&self, start: Handle, end: Handle) -> Result<f32> {
-        let (start, end) = (self.events.find(start)?, self.events.find(end)?);
-        for event in [&start, &end] {
-            event.context.check()?;
-            if event.flags & DISABLE_TIMING != 0 || event.event.recorded() == 0 {
-                return Err(Error::InvalidHandle);
-            }
-        }
-        start.event.milliseconds_until(&end.event).ok_or(Error::NotReady)
-    }
-
-    /// `cuStreamWaitEvent`: the stream waits for the event's latest record; without one, not at all. With an event that
-    /// was captured the stream joins the capture, unless `flags` is 1 (`CU_EVENT_WAIT_EXTERNAL`) and the stream is
-    /// being captured: then every launch of the graph waits for the event.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidHandle`], [`Error::InvalidValue`] for other flags, the failure of the stream's context, or what
-    /// is against the rules of captures: [`Error::StreamCaptureIsolation`], [`Error::StreamCaptureMerge`],
-    /// [`Error::StreamCaptureImplicit`], [`Error::CapturedEvent`].
-    pub fn stream_wait_event(&self, stream: Handle, event: Handle, flags: u32) -> Result<()> {
-        let target = self.target(stream)?;
-        let object = self.events.find(event)?;
-        if flags & !EXTERNAL != 0 {
-            return Err(Error::InvalidValue);
-        }
-        if flags & EXTERNAL != 0 && self.capture_external(&target, &object, Work::Wait)? {
-            return Ok(());
-        }
-        if self.capture_wait(&target, event)? {
-            return Ok(());
-        }
-        self.submit(&target, object.wait_op())
     }
 }

@@ -5,13 +5,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Shared;
+use super::{
+    Shared,
+    pause::{Abandoned, Pauses},
+};
 
 /// An event. Every record has a number; the event has happened when its latest record has been reached.
+///
+/// How far an event is that several processes have is kept in their [`Marks`]. What the others do to it nobody announces.
 #[derive(Default)]
 pub struct Event {
     state: Mutex<State>,
     changed: Condvar,
+    shared: Option<Arc<dyn Marks>>,
+}
+
+/// How far an event is that several processes have.
+pub trait Marks: Send + Sync {
+    /// A new record of this process's.
+    fn record(&self) -> u64;
+    /// The latest record.
+    fn recorded(&self) -> u64;
+    /// Marks a record as reached, and all before it.
+    fn reach(&self, number: u64);
+    /// Whether a record has been reached.
+    fn has_reached(&self, number: u64) -> bool;
+    /// Whether a record will never be reached, because its process has ended.
+    fn is_abandoned(&self, number: u64) -> bool;
 }
 
 #[derive(Default)]
@@ -23,8 +43,16 @@ struct State {
 }
 
 impl Event {
+    /// An event that is as far as `marks` say.
+    pub fn shared(marks: Arc<dyn Marks>) -> Self {
+        Self { shared: Some(marks), ..Self::default() }
+    }
+
     /// A new record: what [`super::Op::Record`] is to reach and [`super::Op::Wait`] is to wait for.
     pub fn record(&self) -> u64 {
+        if let Some(marks) = &self.shared {
+            return marks.record();
+        }
         let mut state = self.lock();
         state.recorded += 1;
         state.recorded
@@ -32,19 +60,42 @@ impl Event {
 
     /// The latest record; 0 if there is none, which counts as reached.
     pub fn recorded(&self) -> u64 {
-        self.lock().recorded
+        self.shared.as_ref().map_or_else(|| self.lock().recorded, |marks| marks.recorded())
     }
 
     /// Whether record `number` has been reached.
     pub fn has_reached(&self, number: u64) -> bool {
-        self.lock().reached >= number
+        self.shared.as_ref().map_or_else(|| self.lock().reached >= number, |marks| marks.has_reached(number))
     }
 
-    /// Blocks until record `number` has been reached.
-    pub fn wait(&self, number: u64) {
-        let mut state = self.lock();
-        while state.reached < number {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+    /// Whether record `number` will never be reached, because it was to be by another process, which has ended.
+    pub(super) fn is_abandoned(&self, number: u64) -> bool {
+        self.shared.as_ref().is_some_and(|marks| marks.is_abandoned(number))
+    }
+
+    /// Blocks until record `number` has been reached. Answers whether it has: not if it has been
+    /// [abandoned](Marks::is_abandoned) for as long as `patience`.
+    pub fn wait(&self, number: u64, patience: Duration) -> bool {
+        let Some(marks) = &self.shared else {
+            let mut state = self.lock();
+            while state.reached < number {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            return true;
+        };
+        let mut pauses = Pauses::new();
+        let mut abandoned = Abandoned::new(patience);
+        loop {
+            let state = self.lock();
+            if marks.has_reached(number) {
+                return true;
+            }
+            if abandoned.is_over(|| marks.is_abandoned(number)) {
+                return false;
+            }
+            let (state, _) =
+                self.changed.wait_timeout(state, pauses.next()).unwrap_or_else(PoisonError::into_inner);
+            drop(state);
         }
     }
 
@@ -68,6 +119,9 @@ impl Event {
     /// Marks record `number` as reached and answers the devices that wait for the event.
     pub(super) fn reach(&self, number: u64) -> Vec<Arc<Shared>> {
         let mut state = self.lock();
+        if let Some(marks) = &self.shared {
+            marks.reach(number);
+        }
         if number > state.reached {
             state.reached = number;
             state.at = Some(Instant::now());
@@ -78,16 +132,25 @@ impl Event {
         waiting.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether record `number` has been reached; if not, the device is nudged when any is.
+    /// Whether record `number` has been reached; if not, the device is nudged when any is, by this process.
     pub(super) fn has_reached_or_nudge(&self, number: u64, device: &Arc<Shared>) -> bool {
         let mut state = self.lock();
-        if state.reached >= number {
+        let reached = match &self.shared {
+            Some(marks) => marks.has_reached(number),
+            None => state.reached >= number,
+        };
+        if reached {
             return true;
         }
         if !state.waiting.iter().any(|waiting| std::ptr::eq(waiting.as_ptr(), Arc::as_ptr(device))) {
             state.waiting.push(Arc::downgrade(device));
         }
         false
+    }
+
+    /// Whether it must be looked at again and again by whoever waits.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -98,7 +161,11 @@ impl Event {
 
 impl std::fmt::Debug for Event {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let state = self.lock();
-        write!(f, "Event({} of {} reached)", state.reached, state.recorded)
+        let recorded = self.recorded();
+        write!(
+            f,
+            "Event({recorded} recorded, {})",
+            if self.has_reached(recorded) { "reached" } else { "pending" }
+        )
     }
 }

@@ -5,6 +5,7 @@
 //! | what a stream holds and what may start when | [`queue`] |
 //! | events | [`event`] |
 //! | functions of the program's | [`callback`] |
+//! | waiting for what nobody announces | [`pause`] |
 //! | how many blocks fit at once | [`residency`] |
 //! | turns, back-off, faults, suspected deadlocks | [`worker`] |
 //!
@@ -12,6 +13,7 @@
 
 mod callback;
 mod event;
+mod pause;
 mod queue;
 mod residency;
 mod worker;
@@ -24,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-pub use event::Event;
+pub use event::{Event, Marks};
 pub use queue::{Op, StreamKind};
 pub use residency::{Limits, MAX_BLOCKS as MAX_BLOCKS_PER_MULTIPROCESSOR};
 
@@ -41,7 +43,7 @@ pub enum Failure {
     MisalignedAddress,
     /// A kernel trapped, left its barriers in disorder, or made the executor fail.
     LaunchFailed,
-    /// Kernels waited for blocks that found no place on the device.
+    /// Kernels waited for blocks that found no place on the device, or a stream for a process that has ended.
     LaunchTimeout,
 }
 
@@ -80,7 +82,7 @@ pub struct Setup {
     /// Counts the PTX instructions of the process.
     pub instructions: Arc<AtomicU64>,
     /// How long resident blocks may only spin, while blocks of the same grids wait for a place, before that counts
-    /// as a deadlock.
+    /// as a deadlock; and how long a stream may wait for an event whose process has ended.
     pub deadlock_after: Duration,
 }
 

@@ -41,6 +41,8 @@ pub enum Op {
     Record(Arc<Event>, u64),
     /// Waits for a record of an event.
     Wait(Arc<Event>, u64),
+    /// Waits until the function says so. Nobody announces it: it is asked again and again.
+    Until(Box<dyn Fn() -> bool + Send>),
 }
 
 #[derive(Default)]
@@ -52,6 +54,8 @@ pub(super) struct Queues {
     stopping: Vec<(u64, Arc<Health>)>,
     pub(super) nudged: bool,
     pub(super) shut_down: bool,
+    /// A stream waits for what nobody announces, as of the last time that nothing was ready.
+    pub(super) polls: bool,
 }
 
 struct Stream {
@@ -159,20 +163,43 @@ impl Queues {
 
     /// Takes an operation that may start now out of its stream.
     pub(super) fn take_ready(&mut self, device: &Arc<Shared>) -> Option<Ready> {
+        let mut polls = false;
         let id = self.streams.iter().find_map(|(id, stream)| {
             let (number, op) = stream.waiting.front()?;
-            let may_start = stream.running.is_none()
-                && self.legacy_allows(stream, *number)
-                && match op {
-                    Op::Wait(event, record) => event.has_reached_or_nudge(*record, device),
-                    _ => true,
-                };
+            if stream.running.is_some() || !self.legacy_allows(stream, *number) {
+                return None;
+            }
+            let may_start = match op {
+                Op::Wait(event, record) => {
+                    let reached = event.has_reached_or_nudge(*record, device);
+                    polls |= !reached && event.is_shared();
+                    reached
+                }
+                Op::Until(is_so) => {
+                    let is_so = is_so();
+                    polls |= !is_so;
+                    is_so
+                }
+                _ => true,
+            };
             may_start.then_some(*id)
-        })?;
+        });
+        self.polls = polls;
+        let id = id?;
         let stream = self.streams.get_mut(&id)?;
         let (number, op) = stream.waiting.pop_front()?;
         stream.running = Some(number);
         Some(Ready { stream: id, context: stream.context, health: Arc::clone(&stream.health), op })
+    }
+
+    /// The context of a stream that waits for an event that will not happen, and its health.
+    pub(super) fn abandoned(&self) -> Option<(u64, Arc<Health>)> {
+        let waits_in_vain = |stream: &&Stream| {
+            let front = stream.waiting.front().map(|(_, op)| op);
+            matches!(front, Some(Op::Wait(event, number)) if event.is_abandoned(*number))
+        };
+        let found = self.streams.values().find(waits_in_vain);
+        found.map(|stream| (stream.context, Arc::clone(&stream.health)))
     }
 
     fn legacy_allows(&self, stream: &Stream, number: u64) -> bool {

@@ -13,6 +13,8 @@ use crate::{
     ptx::{Kernel, Module},
 };
 
+mod unannounced;
+
 /// An address space with nothing in it.
 struct Nothing;
 
@@ -237,7 +239,7 @@ fn events_measure_time() {
     engine.submit(stream, Op::Run(Box::new(|| std::thread::sleep(Duration::from_millis(20))))).unwrap();
     let number = end.record();
     engine.submit(stream, Op::Record(Arc::clone(&end), number)).unwrap();
-    end.wait(number);
+    assert!(end.wait(number, Duration::ZERO));
     assert!(start.milliseconds_until(&end).unwrap() >= 20.0);
     assert!(end.milliseconds_until(&start).unwrap() <= -20.0);
 }
@@ -324,13 +326,13 @@ fn a_fault_ends_its_context_and_no_other() {
     engine.submit(good, launch("good", 5)).unwrap();
     engine.wait(bad);
     engine.wait(good);
-    event.wait(number);
+    assert!(event.wait(number, Duration::ZERO));
     assert_eq!(health.failure(), Some(Failure::LaunchFailed));
     assert_eq!(good_health.failure(), None);
     assert_eq!(engine.submit(bad, launch("good", 1)), Err(Failure::LaunchFailed));
     let late = event.record();
     assert!(engine.submit(bad, Op::Record(Arc::clone(&event), late)).is_err());
-    event.wait(late);
+    assert!(event.wait(late, Duration::ZERO));
 }
 
 #[test]

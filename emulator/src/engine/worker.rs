@@ -4,13 +4,14 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use super::{
     Failure, Health, Op, Shared, callback,
-    queue::Ready,
+    pause::{Abandoned, Pauses},
+    queue::{Queues, Ready},
     residency::{Place, Places},
 };
 use crate::exec::{Block, Fault, FaultKind, Launch, TurnEnd};
@@ -36,6 +37,8 @@ pub(super) fn run(shared: &Arc<Shared>) {
         resident: VecDeque::new(),
         next_grid: 0,
         rest: Rest::new(),
+        pauses: Pauses::new(),
+        abandoned: Abandoned::new(shared.setup.deadlock_after),
     };
     while worker.step() {}
 }
@@ -48,6 +51,9 @@ struct Worker<'a> {
     resident: VecDeque<Resident>,
     next_grid: u64,
     rest: Rest,
+    /// Between looks at what nobody announces.
+    pauses: Pauses,
+    abandoned: Abandoned,
 }
 
 struct Grid {
@@ -110,11 +116,14 @@ impl Worker<'_> {
             let may_launch = self.grids.len() < CONCURRENT_KERNELS;
             let ready = if may_launch { queues.take_ready(self.shared) } else { None };
             let Some(ready) = ready else {
+                if queues.polls && self.abandoned.is_over(|| queues.abandoned().is_some()) {
+                    let stuck = queues.abandoned();
+                    drop(queues);
+                    self.give_up(stuck);
+                    continue;
+                }
                 if self.resident.is_empty() {
-                    // Nothing to do until something is submitted or an event happens.
-                    while !queues.nudged && !queues.shut_down {
-                        queues = self.shared.work.wait(queues).unwrap_or_else(PoisonError::into_inner);
-                    }
+                    self.idle(queues);
                     continue;
                 }
                 break;
@@ -122,12 +131,38 @@ impl Worker<'_> {
             drop(queues);
             self.start(ready);
             self.rest.over();
+            self.pauses = Pauses::new();
         }
         self.turn();
         if !self.resident.is_empty() && self.rest.turns >= self.resident.len() {
             self.sleep();
         }
         true
+    }
+
+    /// Nothing to do until something is submitted or an event happens, or until the next look at what nobody announces.
+    fn idle(&mut self, mut queues: MutexGuard<'_, Queues>) {
+        if queues.polls {
+            if !queues.nudged && !queues.shut_down {
+                let pause = self.pauses.next();
+                drop(self.shared.work.wait_timeout(queues, pause).unwrap_or_else(PoisonError::into_inner));
+            }
+            return;
+        }
+        while !queues.nudged && !queues.shut_down {
+            queues = self.shared.work.wait(queues).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends a context with a stream that has long waited for an event that will not happen. (On real hardware it waits on.)
+    fn give_up(&mut self, stuck: Option<(u64, Arc<Health>)>) {
+        let Some((context, health)) = stuck else { return };
+        eprintln!(
+            "meshreduce emulator: {}: a stream waits for an event that a process has recorded which has ended before it happened",
+            self.shared.setup.name
+        );
+        self.fail(context, &health, Failure::LaunchTimeout);
+        self.rest.over();
     }
 
     fn start(&mut self, ready: Ready) {
@@ -145,7 +180,7 @@ impl Worker<'_> {
                 }
                 self.complete(stream);
             }
-            Op::Wait(..) => self.complete(stream),
+            Op::Wait(..) | Op::Until(..) => self.complete(stream),
             Op::Record(event, number) => {
                 let waiting = event.reach(number);
                 self.complete(stream);
@@ -286,11 +321,13 @@ impl Worker<'_> {
             return;
         }
         let look = now - self.rest.look_began;
-        let cap = (look * SLEEP_PER_LOOK).clamp(LONG_SLEEP, LONGEST_SLEEP);
+        let queues = self.shared.lock();
+        // What nobody announces is looked at more often than blocks that take long to look.
+        let longest = if queues.polls { LONG_SLEEP } else { LONGEST_SLEEP };
+        let cap = (look * SLEEP_PER_LOOK).clamp(LONG_SLEEP, longest);
         let sleep = self.rest.sleep.min(cap);
         self.rest.sleep = (sleep * 5 / 4).min(LONGEST_SLEEP);
         self.rest.turns = 0;
-        let queues = self.shared.lock();
         if !queues.nudged && !queues.shut_down {
             drop(self.shared.work.wait_timeout(queues, sleep).unwrap_or_else(PoisonError::into_inner));
         }

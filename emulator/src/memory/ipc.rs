@@ -1,53 +1,66 @@
-//! Handles by which one process opens another's device memory.
+//! Handles by which one process opens another's device memory or event.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::MemoryError;
+use super::{MemoryError, mapping::PAGE};
 
-/// "MRIPC", a format number, and what tells it from a real driver's handles.
-const MAGIC: u64 = u64::from_le_bytes(*b"MRIPC\x00\x01\xe5");
+/// What a handle stands for. The number tells it from other handles, and from those of a real driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Exported {
+    /// Device memory.
+    Memory = u64::from_le_bytes(*b"MRIPC\x00\x02\xe5"),
+    /// An event.
+    Event = u64::from_le_bytes(*b"MRIPC\x01\x02\xe5"),
+}
 
-/// A memory handle: the 64 bytes of a `CUipcMemHandle`.
+/// The 64 bytes of a `CUipcMemHandle` or a `CUipcEventHandle`.
 ///
 /// It names the exporter's descriptor (process, start time, number) and what must be found there (inode, size), so
-/// that neither a recycled process id nor a recycled descriptor is mistaken for the exported allocation.
+/// that neither a recycled process id nor a recycled descriptor is mistaken for what was exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IpcHandle {
+    what: Exported,
     instance: u64,
     pid: u32,
     fd: i32,
     start_time: u64,
     inode: u64,
+    offset: u64,
     len: u64,
     device: u32,
 }
 
 impl IpcHandle {
+    /// A handle of what lies at `offset` of the file behind `fd` and is `len` bytes long.
     pub(super) fn new(
+        what: Exported,
         instance: u64,
         fd: BorrowedFd<'_>,
         inode: u64,
-        len: u64,
+        (offset, len): (u64, u64),
         device: usize,
     ) -> Result<Self, MemoryError> {
         let pid = std::process::id();
         let start_time = start_time(pid).ok_or(MemoryError::BadHandle("/proc does not show this process"))?;
-        Ok(Self { instance, pid, fd: fd.as_raw_fd(), start_time, inode, len, device: device as u32 })
+        let (fd, device) = (fd.as_raw_fd(), device as u32);
+        Ok(Self { what, instance, pid, fd, start_time, inode, offset, len, device })
     }
 
     /// The handle as the driver's callers carry it about.
     pub fn to_bytes(&self) -> [u8; 64] {
         let mut bytes = [0; 64];
         let words = [
-            MAGIC,
+            self.what as u64,
             self.instance,
             u64::from(self.pid) | u64::from(self.fd as u32) << 32,
             self.start_time,
             self.inode,
             self.len,
             u64::from(self.device),
+            self.offset,
         ];
         for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
             chunk.copy_from_slice(&word.to_le_bytes());
@@ -59,20 +72,20 @@ impl IpcHandle {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::BadHandle`] if the bytes are no handle of any emulated node.
-    pub fn from_bytes(bytes: &[u8; 64]) -> Result<Self, MemoryError> {
+    /// [`MemoryError::BadHandle`] if the bytes are no handle of that kind of any emulated node.
+    pub fn from_bytes(bytes: &[u8; 64], what: Exported) -> Result<Self, MemoryError> {
         let mut words = [0u64; 8];
         for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             let mut raw = [0; 8];
             raw.copy_from_slice(chunk);
             *word = u64::from_le_bytes(raw);
         }
-        let [magic, instance, process, start_time, inode, len, device, rest] = words;
-        if magic != MAGIC || rest != 0 || device > u64::from(u32::MAX) || len == 0 {
+        let [magic, instance, process, start_time, inode, len, device, offset] = words;
+        if magic != what as u64 || offset >= PAGE || device > u64::from(u32::MAX) || len == 0 {
             return Err(MemoryError::BadHandle("the bytes are not those of a handle"));
         }
         let (pid, fd) = (process as u32, (process >> 32) as i32);
-        Ok(Self { instance, pid, fd, start_time, inode, len, device: device as u32 })
+        Ok(Self { what, instance, pid, fd, start_time, inode, offset, len, device: device as u32 })
     }
 
     /// The process that exported it.
@@ -80,7 +93,12 @@ impl IpcHandle {
         self.pid
     }
 
-    /// The exporter's device and the allocation's size, if this process can be meant to open it at all.
+    /// Where in the file it begins: within the first page.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The exporter's device and the size, if this process can be meant to open it at all.
     pub(super) fn check(&self, instance: u64, devices: usize) -> Result<(usize, u64), MemoryError> {
         if self.instance != instance {
             return Err(MemoryError::BadHandle("it belongs to another emulated node"));
@@ -97,7 +115,7 @@ impl IpcHandle {
     /// Opens the exporter's descriptor.
     pub(super) fn open(&self) -> Result<OwnedFd, MemoryError> {
         const GONE: MemoryError = MemoryError::BadHandle("the process that exported it has ended");
-        const FREED: MemoryError = MemoryError::BadHandle("the exported memory has been freed");
+        const FREED: MemoryError = MemoryError::BadHandle("what was exported has been freed");
         if start_time(self.pid) != Some(self.start_time) {
             return Err(GONE);
         }
@@ -114,11 +132,13 @@ impl IpcHandle {
                 return Err(FREED);
             }
             Err(rustix::io::Errno::NOENT) => return Err(GONE),
-            Err(errno) => return Err(MemoryError::System { what: "another process's device memory", errno }),
+            Err(errno) => {
+                return Err(MemoryError::System { what: "what another process has exported", errno });
+            }
         };
         let found = rustix::fs::fstat(&file)
-            .map_err(|errno| MemoryError::System { what: "the identity of device memory", errno })?;
-        if found.st_ino != self.inode || found.st_size as u64 != self.len {
+            .map_err(|errno| MemoryError::System { what: "the identity of what was exported", errno })?;
+        if found.st_ino != self.inode || Some(found.st_size as u64) != self.offset.checked_add(self.len) {
             return Err(FREED);
         }
         Ok(file)
@@ -131,7 +151,7 @@ pub(super) fn inode(fd: BorrowedFd<'_>) -> rustix::io::Result<u64> {
 
 /// When a process started, in clock ticks since boot, if it is there. With the process id, this names a process for
 /// good. A zombie has no descriptors and counts as gone; one of which only the main thread has ended looks like one.
-fn start_time(pid: u32) -> Option<u64> {
+pub(super) fn start_time(pid: u32) -> Option<u64> {
     let (state, start_time) = stat(&format!("/proc/{pid}"))?;
     (state != "Z" || live_threads(pid).next().is_some()).then_some(start_time)
 }

@@ -5,7 +5,7 @@ use std::{ffi::c_void, os::fd::BorrowedFd, ptr::NonNull};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Bytes of a page. Mappings are multiples of it.
-pub(super) const PAGE: u64 = 4096;
+pub(crate) const PAGE: u64 = 4096;
 
 /// A range of the host's address space that is unmapped when dropped.
 pub(super) struct Mapping {
@@ -59,6 +59,17 @@ impl Mapping {
 
     pub(super) fn start(&self) -> NonNull<u8> {
         self.start
+    }
+
+    /// The address `offset` bytes behind the start.
+    ///
+    /// # Panics
+    ///
+    /// If it is not in the mapping.
+    pub(super) fn at(&self, offset: u64) -> NonNull<u8> {
+        assert!(offset < self.len as u64, "{offset} in a mapping of {} bytes", self.len);
+        // SAFETY: the offset lies in the mapping (asserted).
+        unsafe { self.start.add(offset as usize) }
     }
 }
 

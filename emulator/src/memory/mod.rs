@@ -4,15 +4,19 @@
 //! (`/proc/<pid>/fd/<n>`), so nothing has a name that could outlive its owner. Device addresses come from ranges
 //! that are reserved without access: a host access to one faults, as on a real node, and no host pointer can be
 //! mistaken for one. Page-locked host memory has the same address on the devices as on the host.
+//!
+//! An allocation begins as far into the first page of its memfd as its device address is into a page, so that whole
+//! pages of device addresses are whole pages of the file, as a dma-buf needs them.
 
 mod ipc;
 mod mapping;
+mod marks;
 mod space;
 mod view;
 
 use std::{
     any::Any,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
     sync::{
         Arc,
@@ -22,7 +26,9 @@ use std::{
 
 use mapping::Mapping;
 
-pub use ipc::IpcHandle;
+pub use ipc::{Exported, IpcHandle};
+pub(crate) use mapping::PAGE;
+pub use marks::SharedMarks;
 pub use space::Memory;
 pub use view::DeviceView;
 
@@ -107,8 +113,17 @@ pub struct Allocation {
     kind: Kind,
     context: u64,
     id: u64,
-    file: Option<(OwnedFd, u64)>,
+    /// What backs it, unless it is host memory.
+    file: Option<Backing>,
     _mapping: Option<Mapping>,
+}
+
+/// The memfd of an allocation.
+struct Backing {
+    file: OwnedFd,
+    inode: u64,
+    /// Where in it the allocation begins: within the first page.
+    offset: u64,
 }
 
 // SAFETY: `host` leads into a mapping that is not tied to a thread and that lives as long as the allocation (for
@@ -170,6 +185,19 @@ impl Allocation {
         assert!(self.contains(address, 0), "{address:#x} is outside the allocation");
         // SAFETY: the offset is at most the length of the mapping that `host` is the start of (asserted).
         unsafe { self.host.add((address - self.base) as usize) }
+    }
+
+    /// The memfd that backs it and the offset in it of device address `address`, which lies within the allocation or
+    /// in the pages that it begins and ends in; `None` for host memory.
+    pub fn file(&self, address: u64) -> Option<(BorrowedFd<'_>, u64)> {
+        let Backing { file, offset, .. } = self.file.as_ref()?;
+        Some((file.as_fd(), (address + offset).checked_sub(self.base)?))
+    }
+
+    /// Whether the pages that it takes contain `bytes` bytes from `address`.
+    pub fn pages_contain(&self, address: u64, bytes: u64) -> bool {
+        let (start, end) = (self.base & !(PAGE - 1), (self.base + self.len).next_multiple_of(PAGE));
+        address >= start && address <= end && bytes <= end - address
     }
 
     fn region(self: &Arc<Self>) -> crate::exec::Region {

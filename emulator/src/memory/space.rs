@@ -15,14 +15,18 @@ use rustix::{
     process::{Resource, Rlimit},
 };
 
-use super::{ALIGNMENT, Allocation, DeviceView, IpcHandle, Kind, Mapping, MemoryError, ipc, next_id};
+use super::{
+    ALIGNMENT, Allocation, Backing, DeviceView, Exported, IpcHandle, Kind, Mapping, MemoryError, PAGE, ipc,
+    next_id,
+};
 
 /// Addresses reserved for each device: far more than its memory, so that freed ones need not be used again soon.
 const ARENA: u64 = 1 << 38;
 /// Where reserving that much is not allowed (a limit on the address space).
 const SMALL_ARENA: u64 = 1 << 32;
-/// Unused addresses after every allocation, so that running past its end is found.
-const GUARD: u64 = 4096;
+/// Unused addresses after every allocation, so that running past its end is found: at least a page, so that no page
+/// has two.
+const GUARD: u64 = PAGE;
 /// Freed ranges that reports still know of.
 const REMEMBERED: usize = 4096;
 
@@ -98,6 +102,11 @@ impl Memory {
         })
     }
 
+    /// What tells this emulated node from others.
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+
     /// The address space of a device.
     pub fn view(self: &Arc<Self>, device: usize) -> DeviceView {
         DeviceView::new(Arc::clone(self), device)
@@ -116,17 +125,15 @@ impl Memory {
         if charged > free {
             return Err(MemoryError::OutOfMemory { device, wanted: len, free, total });
         }
-        let file = memfd(len)?;
-        let mapping = Mapping::shared(file.as_fd(), len)
+        let base = table.address(device, len, None)?;
+        let offset = base % PAGE;
+        let file = memfd("meshreduce-device-memory", offset + len)?;
+        let mapping = Mapping::shared(file.as_fd(), offset + len)
             .map_err(|errno| MemoryError::System { what: "a mapping of device memory", errno })?;
         let inode = ipc::inode(file.as_fd())
             .map_err(|errno| MemoryError::System { what: "the identity of device memory", errno })?;
-        let base = table.address(device, len).ok_or(MemoryError::System {
-            what: "more addresses for device memory",
-            errno: rustix::io::Errno::NOMEM,
-        })?;
         table.used[device] += charged;
-        let host = mapping.start();
+        let host = mapping.at(offset);
         Ok(self.insert(
             &mut table,
             Allocation {
@@ -136,7 +143,7 @@ impl Memory {
                 kind: Kind::Device { device },
                 context,
                 id: next_id(),
-                file: Some((file, inode)),
+                file: Some(Backing { file, inode, offset }),
                 _mapping: Some(mapping),
             },
         ))
@@ -223,6 +230,13 @@ impl Memory {
         allocation.contains(address, bytes.max(1)).then(|| Arc::clone(allocation))
     }
 
+    /// The live allocation whose pages contain all of `bytes` bytes from `address`, which may begin before it and end behind.
+    pub fn with_pages(&self, address: u64, bytes: u64) -> Option<Arc<Allocation>> {
+        let table = self.read();
+        let (_, allocation) = table.live.range(..address.checked_add(PAGE)?).next_back()?;
+        allocation.pages_contain(address, bytes).then(|| Arc::clone(allocation))
+    }
+
     /// Whether any of the addresses is one that only devices can have.
     pub fn is_device_range(&self, address: u64, bytes: u64) -> bool {
         address < self.reservation.1 && address.saturating_add(bytes) > self.reservation.0
@@ -258,8 +272,9 @@ impl Memory {
     pub fn export(&self, address: u64) -> Result<IpcHandle, MemoryError> {
         let allocation = self.containing(address, 1).ok_or(MemoryError::NotAllocated(address))?;
         match (&allocation.file, allocation.kind) {
-            (Some((file, inode)), Kind::Device { device }) => {
-                IpcHandle::new(self.instance, file.as_fd(), *inode, allocation.len, device)
+            (Some(Backing { file, inode, offset }), Kind::Device { device }) => {
+                let range = (*offset, allocation.len);
+                IpcHandle::new(Exported::Memory, self.instance, file.as_fd(), *inode, range, device)
             }
             _ => Err(MemoryError::NotAllocated(address)),
         }
@@ -281,17 +296,19 @@ impl Memory {
             *users += 1;
             return Ok(*base);
         }
-        let file = handle.open()?;
-        let mapping = Mapping::shared(file.as_fd(), len)
+        let (file, offset) = (handle.open()?, handle.offset());
+        let mapping = Mapping::shared(file.as_fd(), offset + len)
             .map_err(|errno| MemoryError::System { what: "a mapping of another process's memory", errno })?;
-        let base = table.address(device, len).ok_or(MemoryError::System {
-            what: "more addresses for device memory",
-            errno: rustix::io::Errno::NOMEM,
+        let inode = ipc::inode(file.as_fd()).map_err(|errno| MemoryError::System {
+            what: "the identity of another process's memory",
+            errno,
         })?;
+        let base = table.address(device, len, Some(offset))?;
         let kind = Kind::Imported { device, owner, pid: handle.pid() };
-        let host = mapping.start();
+        let host = mapping.at(offset);
+        let file = Some(Backing { file, inode, offset });
         let allocation =
-            Allocation { base, len, host, kind, context, id: next_id(), file: None, _mapping: Some(mapping) };
+            Allocation { base, len, host, kind, context, id: next_id(), file, _mapping: Some(mapping) };
         self.insert(&mut table, allocation);
         table.imports.insert((*handle, device), (base, 1));
         Ok(base)
@@ -346,38 +363,44 @@ impl Memory {
 }
 
 impl Table {
-    /// Addresses for `len` bytes on `device`: fresh ones while there are any, then from the start of the arena.
-    fn address(&mut self, device: usize, len: u64) -> Option<u64> {
+    /// Addresses for `len` bytes on `device`, so many bytes into a page if that is given: fresh ones while there are
+    /// any, then from the start of the arena. No other allocation has part of the same pages.
+    fn address(&mut self, device: usize, len: u64, into_page: Option<u64>) -> Result<u64, MemoryError> {
         let span = (len + GUARD).next_multiple_of(ALIGNMENT);
+        let place = |from: u64| match into_page {
+            None => from.next_multiple_of(ALIGNMENT),
+            Some(offset) => from.saturating_sub(offset).next_multiple_of(PAGE) + offset,
+        };
         let Arena { start, end, next } = self.arenas[device];
         let mut wrapped = false;
-        let mut candidate = next;
+        let mut candidate = place(next);
         loop {
-            if span > end - candidate {
+            if candidate > end || span > end - candidate {
                 if wrapped {
-                    return None;
+                    return Err(MemoryError::System {
+                        what: "more addresses for device memory",
+                        errno: rustix::io::Errno::NOMEM,
+                    });
                 }
                 wrapped = true;
-                candidate = start + ALIGNMENT;
+                candidate = place(start + ALIGNMENT);
                 continue;
             }
             let before = self.live.range(..candidate + span).next_back();
             match before.map(|(_, other)| other.base + other.len) {
-                Some(occupied) if occupied > candidate => {
-                    candidate = (occupied + GUARD).next_multiple_of(ALIGNMENT);
-                }
+                Some(occupied) if occupied > candidate => candidate = place(occupied + GUARD),
                 _ => break,
             }
         }
         self.arenas[device].next = candidate + span;
-        Some(candidate)
+        Ok(candidate)
     }
 }
 
 /// A memfd of `len` bytes. When the process is at its limit of descriptors, the limit is raised as far as the process
 /// may; every allocation takes one.
-fn memfd(len: u64) -> Result<std::os::fd::OwnedFd, MemoryError> {
-    let create = || rustix::fs::memfd_create("meshreduce-device-memory", MemfdFlags::CLOEXEC);
+pub(super) fn memfd(name: &str, len: u64) -> Result<std::os::fd::OwnedFd, MemoryError> {
+    let create = || rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
     let created = create().or_else(|errno| {
         if errno == rustix::io::Errno::MFILE {
             let limit = rustix::process::getrlimit(Resource::Nofile);

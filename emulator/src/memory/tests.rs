@@ -19,6 +19,7 @@ fn allocations_are_aligned_apart_and_zero() {
     for pair in allocations.windows(2) {
         assert!(pair[0].base().is_multiple_of(ALIGNMENT));
         assert!(pair[1].base() > pair[0].base() + pair[0].len());
+        assert_ne!(pair[1].base() / PAGE, (pair[0].base() + pair[0].len() - 1) / PAGE, "no page has two");
     }
 }
 
@@ -141,22 +142,22 @@ fn handles_survive_the_round_trip_and_are_refused_at_home() {
     let memory = memory();
     let allocation = memory.allocate(0, 4096, 1).unwrap();
     let handle = memory.export(allocation.base() + 5).unwrap();
-    let read = IpcHandle::from_bytes(&handle.to_bytes()).unwrap();
+    let read = IpcHandle::from_bytes(&handle.to_bytes(), Exported::Memory).unwrap();
     assert_eq!(read, handle);
     assert_eq!(memory.import(&read, 1, 1), Err(MemoryError::SameProcess));
 }
 
 #[test]
 fn wrong_handles_are_refused() {
-    assert!(IpcHandle::from_bytes(&[0; 64]).is_err());
-    assert!(IpcHandle::from_bytes(&[0xff; 64]).is_err());
+    assert!(IpcHandle::from_bytes(&[0; 64], Exported::Memory).is_err());
+    assert!(IpcHandle::from_bytes(&[0xff; 64], Exported::Memory).is_err());
     let memory = memory();
     let allocation = memory.allocate(0, 4096, 1).unwrap();
     let bytes = memory.export(allocation.base()).unwrap().to_bytes();
     let changed = |at: usize| {
         let mut bytes = bytes;
         bytes[at] ^= 0x40;
-        IpcHandle::from_bytes(&bytes).and_then(|handle| memory.import(&handle, 0, 1))
+        IpcHandle::from_bytes(&bytes, Exported::Memory).and_then(|handle| memory.import(&handle, 0, 1))
     };
     assert!(
         matches!(changed(8), Err(MemoryError::BadHandle(reason)) if reason.contains("another emulated node"))

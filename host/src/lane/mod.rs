@@ -237,7 +237,7 @@ impl Lane {
         // SAFETY: the caller vouches for the stream.
         let capture = unsafe { device::capture_id(context, stream) }.map_err(|error| self.refusal(error))?;
         // SAFETY: as above.
-        let identity = unsafe { stream.identity(context) }.map_err(|error| self.refusal(error))?;
+        let identity = unsafe { stream.identity(context, capture) }.map_err(|error| self.refusal(error))?;
         let mut last = state.last();
         if let Some(wait) = order.wait_for(last.last(capture), identity, state.index)? {
             let waits = match &wait {

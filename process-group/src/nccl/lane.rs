@@ -81,7 +81,7 @@ impl Lane {
         let fork = unsafe { self.fork(context, &mut order, request.stream) }.map_err(refused)?;
         let stream = fork.unwrap_or(request.stream);
         // SAFETY: as above.
-        let identity = unsafe { stream.identity(context) }.map_err(refused)?;
+        let identity = unsafe { stream.identity(context, capture) }.map_err(refused)?;
         if let Some(last) = order.last.last(capture)
             && last.stream != identity
         {
