@@ -1,8 +1,11 @@
 //! From TOML to a [`Node`], refusing what is not one.
 
+mod nic;
+
 use serde::Deserialize;
 
-use super::{CUDA_VERSION, Gpu, Link, Node, NodeError, PciBusId, Remote};
+use super::{CUDA_VERSION, Gpu, Link, Node, NodeError, PciBusId, Remote, pci::PciTree};
+use nic::NicDescription;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -17,6 +20,12 @@ struct Description {
     #[serde(default)]
     p2p: P2pDescription,
     pci_bus_ids: Option<Vec<String>>,
+    pci_paths: Option<Vec<Vec<String>>>,
+    #[serde(default)]
+    nic: Vec<NicDescription>,
+    peermem: Option<String>,
+    dma_buf: Option<bool>,
+    memlock_kib: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -27,6 +36,7 @@ struct GpuDescription {
     multiprocessors: u32,
     blocks_per_multiprocessor: u32,
     memory_mib: u64,
+    bar1_mib: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +48,7 @@ struct GpuOverride {
     multiprocessors: Option<u32>,
     blocks_per_multiprocessor: Option<u32>,
     memory_mib: Option<u64>,
+    bar1_mib: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -111,6 +122,9 @@ fn node(description: Description) -> Result<Node, Wrong> {
     for exception in description.gpu_override {
         apply(exception, &mut gpus)?;
     }
+    let mut tree = PciTree::default();
+    pci_paths(description.pci_paths.unwrap_or_default(), &mut gpus, &mut tree)?;
+    let nics = nic::nics(description.nic, &mut tree)?;
     let hidden_switches = description.nvlink.as_ref().is_some_and(|nvlink| nvlink.hidden_switches);
     if let Some(nvlink) = description.nvlink {
         connect(nvlink, &mut gpus)?;
@@ -119,7 +133,30 @@ fn node(description: Description) -> Result<Node, Wrong> {
         gpus[index].p2p = access;
     }
     let cuda_version = description.cuda_version.as_deref().map_or(Ok(CUDA_VERSION), cuda_version)?;
-    Ok(Node { name: description.name, cuda_version, hidden_switches, gpus })
+    Ok(Node {
+        name: description.name,
+        cuda_version,
+        hidden_switches,
+        gpus,
+        nics,
+        peermem: nic::peermem(description.peermem.as_deref())?,
+        dma_buf: description.dma_buf.unwrap_or(true),
+        memlock_kib: description.memlock_kib,
+    })
+}
+
+/// Puts the GPUs behind their bridges; without paths, at roots of their own.
+fn pci_paths(given: Vec<Vec<String>>, gpus: &mut [Gpu], tree: &mut PciTree) -> Result<(), Wrong> {
+    if !given.is_empty() && given.len() != gpus.len() {
+        return wrong("pci_paths", format!("has {} entries for {} GPUs", given.len(), gpus.len()));
+    }
+    for (index, gpu) in gpus.iter_mut().enumerate() {
+        let key = format!("pci_paths[{index}]");
+        gpu.pci_path = given.get(index).map_or(Ok(Vec::new()), |path| nic::path(&key, path))?;
+        tree.insert(&format!("GPU {index}"), &gpu.pci_path, gpu.pci.into())
+            .or_else(|reason| wrong(key, reason))?;
+    }
+    Ok(())
 }
 
 fn gpu(description: &GpuDescription, pci: PciBusId) -> Result<Gpu, Wrong> {
@@ -132,7 +169,9 @@ fn gpu(description: &GpuDescription, pci: PciBusId) -> Result<Gpu, Wrong> {
             description.blocks_per_multiprocessor,
         )?,
         memory_mib: memory_mib("gpu.memory_mib", description.memory_mib)?,
+        bar1_mib: description.bar1_mib.map(|value| bar1_mib("gpu.bar1_mib", value)).transpose()?,
         pci,
+        pci_path: Vec::new(),
         nvlink_version: 0,
         links: Vec::new(),
         p2p: Vec::new(),
@@ -158,6 +197,9 @@ fn apply(exception: GpuOverride, gpus: &mut [Gpu]) -> Result<(), Wrong> {
     }
     if let Some(value) = exception.memory_mib {
         gpu.memory_mib = memory_mib("gpu_override.memory_mib", value)?;
+    }
+    if let Some(value) = exception.bar1_mib {
+        gpu.bar1_mib = Some(bar1_mib("gpu_override.bar1_mib", value)?);
     }
     Ok(())
 }
@@ -192,6 +234,13 @@ fn memory_mib(key: &str, value: u64) -> Result<u64, Wrong> {
     match value {
         1..=0x10_0000 => Ok(value),
         _ => wrong(key, format!("is {value}; it lies between 1 and 1048576 (1 TiB)")),
+    }
+}
+
+fn bar1_mib(key: &str, value: u64) -> Result<u64, Wrong> {
+    match value {
+        1..=0x10_0000 if value.is_power_of_two() => Ok(value),
+        _ => wrong(key, format!("is {value}, not a power of two up to 1048576 (1 TiB)")),
     }
 }
 

@@ -1,11 +1,17 @@
-//! A described node: its GPUs, how they are linked, and which of them may read one another's memory.
+//! A described node: its GPUs, how they are linked, which of them may read one another's memory, and its network
+//! adapters.
 
 mod describe;
 mod identity;
+mod nic;
+mod pci;
+pub mod sysfs;
 
 use std::path::Path;
 
 pub use identity::{PciBusId, PciBusIdError, uuid};
+pub use nic::{GidEntry, GidKind, LinkLayer, Nic, NicIdentity, Peermem};
+pub use pci::{PciAddress, PciAddressError};
 
 /// The CUDA version of a node whose description names none: 12.4.
 pub const CUDA_VERSION: i32 = 12040;
@@ -24,6 +30,14 @@ pub struct Node {
     pub hidden_switches: bool,
     /// The GPUs, in the order of NVML.
     pub gpus: Vec<Gpu>,
+    /// The network adapters that do RDMA, in the order of the description.
+    pub nics: Vec<Nic>,
+    /// How adapters reach device memory by its address.
+    pub peermem: Peermem,
+    /// Whether the driver exports device memory as dma-bufs, and adapters take them.
+    pub dma_buf: bool,
+    /// KiB that a process may have registered with adapters; `None` for as much as it likes.
+    pub memlock_kib: Option<u64>,
 }
 
 /// One GPU of a node.
@@ -39,8 +53,12 @@ pub struct Gpu {
     pub blocks_per_multiprocessor: u32,
     /// Device memory in MiB.
     pub memory_mib: u64,
+    /// The window to device memory on the PCI bus in MiB; `None` where it is large enough for all.
+    pub bar1_mib: Option<u64>,
     /// Where it sits on the PCI bus.
     pub pci: PciBusId,
+    /// The bridges from the root to it.
+    pub pci_path: Vec<PciAddress>,
     /// Version of its NVLinks; 0 where there are none.
     pub nvlink_version: u32,
     /// Its NVLinks, by link index.
@@ -173,6 +191,11 @@ impl Gpu {
     /// Bytes of device memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mib << 20
+    }
+
+    /// Bytes of the window to device memory on the PCI bus.
+    pub fn bar1_bytes(&self) -> u64 {
+        self.bar1_mib.unwrap_or_else(|| self.memory_mib.next_power_of_two()) << 20
     }
 }
 

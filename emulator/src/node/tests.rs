@@ -159,3 +159,103 @@ fn pci_bus_ids_are_the_same_in_both_spellings() {
     assert!("00:zz:00.0".parse::<PciBusId>().is_err());
     assert!("+1:00:00.0".parse::<PciBusId>().is_err());
 }
+
+fn nic(rest: &str) -> (String, String) {
+    refusal(&format!("[[nic]]\nname = \"mlx5_0\"\npci = \"0000:05:00.0\"\n{rest}"))
+}
+
+#[test]
+fn an_adapter_needs_no_more_than_a_name_and_a_place() {
+    let node = Node::parse(&two("[[nic]]\nname = \"a\"\npci = \"0000:05:00.1\""), "two.toml").unwrap();
+    let [nic] = node.nics.as_slice() else { panic!("{:?}", node.nics) };
+    assert_eq!((nic.pci.to_string(), nic.pci_path.len()), ("0000:05:00.1".to_owned(), 0));
+    assert!(nic.active && nic.link_layer == LinkLayer::Ethernet && !nic.bond_slave);
+    assert_eq!((nic.mtu, nic.max_message_bytes), (1024, 1 << 30));
+    assert_eq!((node.peermem, node.dma_buf, node.memlock_kib), (Peermem::None, true, None));
+}
+
+#[test]
+fn a_node_without_adapters_has_none() {
+    assert!(Node::parse(&two(""), "two.toml").unwrap().nics.is_empty());
+}
+
+#[test]
+fn what_no_adapter_can_be_is_refused_by_its_key() {
+    for (rest, key, part) in [
+        ("state = \"up\"", "nic[0].state", "not `active` or `down`"),
+        ("link_layer = \"token-ring\"", "nic[0].link_layer", "not `ethernet`"),
+        ("mtu = 1500", "nic[0].mtu", "1500"),
+        ("max_message_bytes = 100", "nic[0].max_message_bytes", "between the MTU, 1024"),
+        ("lid = 3", "nic[0].lid", "for `infiniband` only"),
+        ("link_layer = \"infiniband\"\nlid = 49152", "nic[0].lid", "49152"),
+        ("ipv4 = \"10.0.0\"", "nic[0].ipv4", "no address"),
+        ("link_layer = \"infiniband\"\nipv4 = \"10.0.0.1\"", "nic[0].ipv4", "for `ethernet` only"),
+        ("gids = []\nipv4 = \"10.0.0.1\"", "nic[0].ipv4", "beside `gids`"),
+        ("gids = [{ gid = \"fe80\", type = \"roce_v2\" }]", "nic[0].gids[0].gid", "`fe80`"),
+        ("gids = [{ gid = \"fe80::1\", type = \"ib\" }]", "nic[0].gids[0].type", "`ethernet` does not have"),
+        ("gids = [{ gid = \"fe80::1\", type = \"v2\" }]", "nic[0].gids[0].type", "not `ib`"),
+        ("speed_gbps = 0", "nic[0].speed_gbps", "between 1 and 1600"),
+        ("netdev = \"a name\"", "nic[0].netdev", "`a name`"),
+        ("bond_slave = true", "nic[0].bond_slave", "needs `netdev`"),
+        ("pci_path = [\"0000:00:1\"]", "nic[0].pci_path[0]", "0000:00:1"),
+        ("pci_path = [\"0000:10:00.0\"]", "nic[0].pci_path", "which is GPU 0"),
+    ] {
+        let (found, reason) = nic(rest);
+        assert_eq!(found, key, "{rest}: {reason}");
+        assert!(reason.contains(part), "{rest}: {reason}");
+    }
+}
+
+#[test]
+fn two_adapters_are_not_the_same() {
+    let second = |rest: &str| nic(&format!("netdev = \"eth0\"\n[[nic]]\n{rest}"));
+    let (key, reason) = second("name = \"mlx5_0\"\npci = \"0000:06:00.0\"");
+    assert_eq!((key.as_str(), reason.as_str()), ("nic[1].name", "is `mlx5_0`, as another adapter's"));
+    let (key, reason) = second("name = \"b\"\npci = \"0000:05:00.0\"");
+    assert_eq!(
+        (key.as_str(), reason.as_str()),
+        ("nic[1].pci", "is that of the adapter mlx5_0 too: 0000:05:00.0")
+    );
+    assert_eq!(second("name = \"b\"\npci = \"0000:06:00.0\"\nnetdev = \"eth0\"").0, "nic[1].netdev");
+    assert_eq!(second("name = \"b\"\npci = \"0000:10:00.0\"").0, "nic[1].pci");
+}
+
+#[test]
+fn an_unknown_key_of_an_adapter_is_refused() {
+    let text = two("[[nic]]\nname = \"a\"\npci = \"0000:05:00.0\"\nspeed = 100");
+    let message = Node::parse(&text, "two.toml").unwrap_err().to_string();
+    assert!(message.contains("unknown field `speed`"), "{message}");
+}
+
+/// The description of two GPUs with keys that stand above the sections.
+fn refusal_above(keys: &str) -> (String, String) {
+    match Node::parse(&format!("{keys}\n{}", two("")), "two.toml") {
+        Err(NodeError::Invalid { key, reason, .. }) => (key, reason),
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+#[test]
+fn paths_of_gpus_are_those_of_one_tree() {
+    assert_eq!(refusal_above("pci_paths = [[]]").0, "pci_paths");
+    assert_eq!(refusal_above("pci_paths = [[], [\"x\"]]").0, "pci_paths[1][0]");
+    let (key, reason) =
+        refusal_above("pci_paths = [[\"0000:00:01.0\", \"0000:01:00.0\"], [\"0000:01:00.0\"]]");
+    assert_eq!(key, "pci_paths[1]");
+    assert!(reason.contains("elsewhere it is below 0000:00:01.0"), "{reason}");
+    assert_eq!(refusal_above("peermem = \"yes\"").0, "peermem");
+    assert_eq!(refusal("[[gpu_override]]\nindex = 0\nbar1_mib = 3").0, "gpu_override.bar1_mib");
+}
+
+#[test]
+fn each_gpu_of_a_shipped_node_with_adapters_has_one_below_a_bridge_of_its_own_switch() {
+    for name in ["dgx-a100", "hgx-h100"] {
+        let node = Node::load(name).unwrap();
+        assert_eq!(node.nics.len(), 8, "{name}");
+        for gpu in &node.gpus {
+            // The root port is not a switch.
+            let near = |nic: &&Nic| gpu.pci_path[1..].iter().any(|bridge| nic.pci_path.contains(bridge));
+            assert!(node.nics.iter().any(|nic| near(&nic)), "{name}: {}", gpu.pci);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Events: queues behind a descriptor, and the acknowledgements that destroying an object waits for.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno as Os, read, write};
+
+use crate::abi::{Answer, Errno};
+
+/// Events that wait to be got. The descriptor is readable while there are some, and its `O_NONBLOCK`, which programs
+/// set, tells whether getting one waits.
+pub(crate) struct EventQueue<T> {
+    fd: OwnedFd,
+    events: Mutex<VecDeque<T>>,
+}
+
+impl<T> EventQueue<T> {
+    pub(crate) fn new() -> Answer<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE)
+            .map_err(|error| Errno(error.raw_os_error()))?;
+        Ok(Self { fd, events: Mutex::default() })
+    }
+
+    pub(crate) fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub(crate) fn push(&self, event: T) {
+        self.lock().push_back(event);
+        // The counter holds 2^64 - 2; nothing else can go wrong with a descriptor of this process's.
+        let _ = write(&self.fd, &1_u64.to_ne_bytes());
+    }
+
+    /// The next event; waits for it unless the descriptor does not block.
+    pub(crate) fn pop(&self) -> Answer<T> {
+        loop {
+            match read(&self.fd, &mut [0_u8; 8]) {
+                // None: it was withdrawn, and left its count behind.
+                Ok(_) => {
+                    if let Some(event) = self.lock().pop_front() {
+                        return Ok(event);
+                    }
+                }
+                Err(Os::INTR) => return Err(Errno(libc::EINTR)),
+                Err(error) => return Err(Errno(error.raw_os_error())),
+            }
+        }
+    }
+
+    /// Takes back the events of an object that is to be destroyed.
+    pub(crate) fn withdraw(&self, concerns: impl Fn(&T) -> bool) {
+        self.lock().retain(|event| !concerns(event));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Events of an object that programs got and have not acknowledged.
+#[derive(Default)]
+pub(crate) struct Unacknowledged {
+    count: Mutex<u32>,
+    fewer: Condvar,
+}
+
+impl Unacknowledged {
+    pub(crate) fn add(&self) {
+        *self.lock() += 1;
+    }
+
+    pub(crate) fn acknowledge(&self, count: u32) {
+        let mut left = self.lock();
+        *left = left.saturating_sub(count);
+        self.fewer.notify_all();
+    }
+
+    /// Waits until all are acknowledged, as destroying does.
+    pub(crate) fn wait(&self) {
+        let mut left = self.lock();
+        while *left > 0 {
+            left = self.fewer.wait(left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u32> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
