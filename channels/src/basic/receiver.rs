@@ -1,0 +1,376 @@
+//! The receiving direction of a basic channel.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use meshreduce_device::{Device, PrimaryContext, copy};
+
+use super::slots::Slots;
+use super::wire::{Piece, Said, Shape};
+use crate::channel::{Activity, Io, Operation};
+use crate::error::Error;
+use crate::lane::Mark;
+use crate::lanes::{Gate, Lanes};
+use crate::matching::{Met, Notice, Receives, Refusal};
+
+/// Receives, in order, out of slots: the other side's, or own ones into which the link's bytes are put.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    peer: Arc<str>,
+    /// Of the other side's slots: as many chunks may be here at a time.
+    shape: Shape,
+    lanes: Lanes,
+    slots: Option<Slots>,
+    chunks: Chunks,
+    /// The number of the next send that is announced.
+    next: u64,
+    receives: Receives<VecDeque<Held>>,
+    /// Receives whose sends were announced, in order.
+    current: VecDeque<Receiving>,
+    /// The channel is over.
+    cause: Option<Error>,
+}
+
+/// Which chunks have come, and which are done with.
+#[derive(Debug, Default)]
+struct Chunks {
+    heard: u64,
+    /// Those before it are done with, and the other side may fill their slots.
+    freed: u64,
+    /// Of those from there on.
+    done: VecDeque<bool>,
+    told: u64,
+}
+
+impl Chunks {
+    fn done(&mut self, chunk: u64) {
+        if let Some(done) = self.done.get_mut((chunk - self.freed) as usize) {
+            *done = true;
+        }
+        while self.done.front() == Some(&true) {
+            self.done.pop_front();
+            self.freed += 1;
+        }
+    }
+}
+
+/// A chunk that has come and was not placed.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    chunk: u64,
+    offset: u64,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    operation: Operation,
+    gate: Gate,
+    held: VecDeque<Held>,
+    /// Bytes that were heard of, that were placed or are being placed, and that are there.
+    heard: u64,
+    placed: u64,
+    done: u64,
+    /// Chunks that a device is placing.
+    under_way: VecDeque<(Mark, Held)>,
+    /// It has failed, and ends when nothing is placed any more.
+    failed: Option<Error>,
+}
+
+impl Receiver {
+    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+        Self {
+            receives: Receives::new(Arc::clone(&peer)),
+            peer,
+            shape,
+            lanes: Lanes::new(context),
+            slots: None,
+            chunks: Chunks::default(),
+            next: 0,
+            current: VecDeque::new(),
+            cause: None,
+        }
+    }
+
+    fn protocol(&self, what: impl Into<String>) -> Error {
+        Error::protocol(&self.peer, what)
+    }
+
+    pub(super) fn start(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), Error> {
+        let met = self.receives.start(operation);
+        self.meet(met, io);
+        Ok(())
+    }
+
+    fn meet(&mut self, met: Option<Met<VecDeque<Held>>>, io: &mut Io<'_>) {
+        match met {
+            None | Some(Met::Nothing) => {}
+            Some(Met::Pair(paired)) => {
+                let heard = paired.announcement.iter().map(|held| held.bytes).sum();
+                self.current.push_back(Receiving {
+                    operation: paired.operation,
+                    gate: Gate::Shut,
+                    held: paired.announcement,
+                    heard,
+                    placed: 0,
+                    done: 0,
+                    under_way: VecDeque::new(),
+                    failed: None,
+                });
+            }
+            Some(Met::Refused { notice, announcement }) => {
+                announcement.iter().for_each(|held| self.chunks.done(held.chunk));
+                io.send(notice.encode());
+            }
+        }
+    }
+
+    /// The other side shows its slots.
+    pub(super) fn slots(&mut self, files: Vec<OwnedFd>) -> Result<(), Error> {
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else {
+            return Err(self.protocol("slots without their memory"));
+        };
+        if self.slots.is_some() {
+            return Err(self.protocol("slots once more"));
+        }
+        self.slots = Some(Slots::open(self.shape, self.lanes.context(), file)?);
+        Ok(())
+    }
+
+    /// A chunk has come.
+    pub(super) fn chunk(&mut self, piece: Piece, payload: &[u8], io: &mut Io<'_>) -> Result<(), Error> {
+        let Piece { number, total, offset, bytes } = piece;
+        let is_carried = !io.carries_files();
+        let carried = if is_carried { bytes } else { 0 };
+        if bytes > self.shape.bytes as u64 || payload.len() as u64 != carried || number > self.next {
+            return Err(self.protocol(format!("{piece:?} with {} bytes", payload.len())));
+        }
+        let held = Held { chunk: self.chunks.heard, offset, bytes };
+        if bytes > 0 {
+            if self.chunks.heard - self.chunks.freed >= u64::from(self.shape.slots) {
+                return Err(self.protocol("more chunks than there are slots"));
+            }
+            self.chunks.heard += 1;
+            self.chunks.done.push_back(false);
+            if is_carried && !self.place_at_once(piece, payload, held.chunk)? {
+                self.keep(payload, held.chunk)?;
+            } else if is_carried {
+                return Ok(());
+            } else if self.slots.is_none() {
+                return Err(self.protocol("a chunk before the slots"));
+            }
+        }
+        if number == self.next {
+            if offset != 0 {
+                return Err(self.protocol(format!("{piece:?}, the first of its send")));
+            }
+            self.next += 1;
+            let first = if bytes > 0 { VecDeque::from([held]) } else { VecDeque::new() };
+            let met = self.receives.announced(number, total, first)?;
+            self.meet(met, io);
+        } else if let Some(receiving) = self.of_number(number) {
+            if receiving.failed.is_some() {
+                self.chunks.done(held.chunk);
+            } else if offset != receiving.heard || bytes > receiving.operation.span.bytes - receiving.heard {
+                return Err(self.protocol(format!("{piece:?} where another was expected")));
+            } else {
+                receiving.heard += bytes;
+                receiving.held.push_back(held);
+            }
+        } else if let Some(unclaimed) = self.receives.unclaimed_of(number) {
+            let heard: u64 = unclaimed.iter().map(|held| held.bytes).sum();
+            if offset != heard || bytes > total.saturating_sub(heard) {
+                return Err(self.protocol(format!("{piece:?} where another was expected")));
+            }
+            unclaimed.push_back(held);
+        } else if bytes > 0 {
+            // Of a send that was refused, and whose sender did not know yet.
+            self.chunks.done(held.chunk);
+        }
+        Ok(())
+    }
+
+    fn of_number(&mut self, number: u64) -> Option<&mut Receiving> {
+        self.current.iter_mut().find(|receiving| receiving.operation.ticket.number() == number)
+    }
+
+    /// Copies bytes that the link has brought to where they belong, if that is host memory which may be written now and nothing
+    /// comes before them; whether it did.
+    fn place_at_once(&mut self, piece: Piece, payload: &[u8], chunk: u64) -> Result<bool, Error> {
+        let Some(receiving) = self.current.front_mut() else { return Ok(false) };
+        let Receiving { operation, gate, heard, placed, failed, .. } = receiving;
+        let is_next =
+            operation.ticket.number() == piece.number && piece.offset == *heard && *placed == *heard;
+        let fits = piece.bytes <= operation.span.bytes - *heard;
+        if !is_next || !fits || failed.is_some() || operation.span.device != Device::Cpu {
+            return Ok(false);
+        }
+        if !self.lanes.pass(gate, &operation.ready)? {
+            return Ok(false);
+        }
+        let to =
+            std::ptr::with_exposed_provenance_mut::<u8>((operation.span.address + piece.offset) as usize);
+        // SAFETY: the receive's memory is valid and nobody else's until its ticket has ended; the bytes are within it. The payload
+        // is the link's.
+        unsafe { payload.as_ptr().copy_to_nonoverlapping(to, payload.len()) };
+        operation.ticket.progress(piece.bytes);
+        receiving.heard += piece.bytes;
+        receiving.placed += piece.bytes;
+        receiving.done += piece.bytes;
+        self.chunks.done(chunk);
+        Ok(true)
+    }
+
+    /// Copies bytes that the link has brought into a slot.
+    fn keep(&mut self, payload: &[u8], chunk: u64) -> Result<(), Error> {
+        let slots = match &self.slots {
+            Some(slots) => slots,
+            None => self.slots.insert(Slots::create(self.shape, self.lanes.context())?.0),
+        };
+        // SAFETY: the slot is long enough, and free: fewer chunks are here than there are slots.
+        unsafe { payload.as_ptr().copy_to_nonoverlapping(slots.host(chunk).as_ptr(), payload.len()) };
+        Ok(())
+    }
+
+    /// The other side does not want to send what it has announced.
+    pub(super) fn withdrawn(&mut self, number: u64, io: &mut Io<'_>) -> Result<(), Error> {
+        if number >= self.next {
+            return Err(self.protocol(format!("send {number} is withdrawn, which was not announced")));
+        }
+        let error = self.receives.withdrawn_by_peer(number);
+        if let Some(receiving) = self.of_number(number) {
+            // It is answered when it has failed.
+            receiving.failed.get_or_insert(error);
+        } else if let Some(unclaimed) = self.receives.withdrawn(number)? {
+            unclaimed.iter().for_each(|held| self.chunks.done(held.chunk));
+            io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
+        }
+        Ok(())
+    }
+
+    pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        self.receives.drop_aborted();
+        let activity = self.place()?.max(self.finish(io));
+        let Chunks { freed, told, .. } = &mut self.chunks;
+        if *freed - *told >= u64::from(self.shape.slots).div_ceil(4) {
+            *told = *freed;
+            io.send(Said::Freed { chunks: *freed }.encode());
+        }
+        self.lanes.check(io.now())?;
+        Ok(activity)
+    }
+
+    /// Copies what has come to where it belongs: by the host at most one slot's bytes.
+    fn place(&mut self) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        let mut left = self.shape.bytes as u64;
+        for receiving in &mut self.current {
+            if receiving.operation.ticket.is_aborted() {
+                receiving.failed.get_or_insert(Error::Dropped);
+            }
+            if receiving.failed.is_some() {
+                for held in receiving.held.drain(..) {
+                    self.chunks.done(held.chunk);
+                }
+                continue;
+            }
+            let span = receiving.operation.span;
+            if !self.lanes.pass(&mut receiving.gate, &receiving.operation.ready)? {
+                return Ok(activity.max(Activity::Waiting));
+            }
+            while left > 0
+                && let Some(held) = receiving.held.pop_front()
+            {
+                let Held { chunk, offset, bytes } = held;
+                let Some(slots) = &self.slots else { return Err(Error::protocol(&self.peer, "no slots")) };
+                let to = span.address + offset;
+                if span.device == Device::Cpu {
+                    let to = std::ptr::with_exposed_provenance_mut::<u8>(to as usize);
+                    // SAFETY: the receive's memory is valid and nobody else's until its ticket has ended; the bytes are within it,
+                    // and within a slot, which the other side fills again only when it is told that it is free.
+                    unsafe { slots.host(chunk).as_ptr().copy_to_nonoverlapping(to, bytes as usize) };
+                    receiving.done += bytes;
+                    receiving.operation.ticket.progress(bytes);
+                    self.chunks.done(chunk);
+                    left = left.saturating_sub(bytes);
+                } else {
+                    let Some(from) = slots.device(chunk) else {
+                        return Err(Error::BadMemory { what: "the slots are not seen by the device".into() });
+                    };
+                    let lane = self.lanes.own()?;
+                    // SAFETY: as above; the ticket ends when the mark has passed, or the lane is idle. Address and device are
+                    // the word of whoever has started the receive.
+                    let mark =
+                        lane.enqueue(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
+                    receiving.under_way.push_back((mark, held));
+                }
+                receiving.placed += bytes;
+                activity = Activity::Moved;
+            }
+            if receiving.placed < span.bytes {
+                break;
+            }
+        }
+        Ok(activity)
+    }
+
+    /// Ends what is there, and what has failed.
+    fn finish(&mut self, io: &mut Io<'_>) -> Activity {
+        let mut activity = Activity::Idle;
+        let mut at = 0;
+        while let Some(receiving) = self.current.get_mut(at) {
+            while let Some((mark, held)) = receiving.under_way.front().copied() {
+                if !self.lanes.has_passed(mark) {
+                    break;
+                }
+                receiving.under_way.pop_front();
+                receiving.done += held.bytes;
+                receiving.operation.ticket.progress(held.bytes);
+                self.chunks.done(held.chunk);
+                activity = Activity::Moved;
+            }
+            let is_there =
+                receiving.done == receiving.operation.span.bytes && matches!(receiving.gate, Gate::Open);
+            let is_over = receiving.failed.is_some() && receiving.under_way.is_empty();
+            if !receiving.under_way.is_empty() {
+                activity = activity.max(Activity::Waiting);
+            }
+            if !is_there && !is_over {
+                at += 1;
+                continue;
+            }
+            let Some(Receiving { operation, failed, .. }) = self.current.remove(at) else { break };
+            let number = operation.ticket.number();
+            activity = Activity::Moved;
+            match failed {
+                Some(error) if !is_there => {
+                    io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
+                    operation.ticket.fail(error);
+                }
+                _ => {
+                    self.chunks.told = self.chunks.freed;
+                    io.send(Said::Taken { number, chunks: self.chunks.freed }.encode());
+                    operation.ticket.done();
+                }
+            }
+        }
+        activity
+    }
+
+    pub(super) fn end(&mut self, cause: &Error) {
+        self.cause = Some(cause.clone());
+        self.receives.end(cause);
+    }
+
+    pub(super) fn linger(&mut self) -> bool {
+        if !self.lanes.are_idle() {
+            return false;
+        }
+        let cause = self.cause.clone().unwrap_or(Error::ContextClosed);
+        for receiving in self.current.drain(..) {
+            receiving.operation.ticket.fail(cause.clone());
+        }
+        true
+    }
+}

@@ -1,0 +1,336 @@
+//! The sending direction of a basic channel.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use meshreduce_device::{Device, PrimaryContext, copy};
+
+use super::slots::Slots;
+use super::wire::{Piece, Said, Shape};
+use crate::channel::{Activity, Io, Operation, Payload};
+use crate::error::Error;
+use crate::lane::Mark;
+use crate::lanes::{Gate, Lanes};
+use crate::matching::{Notice, Refusal, Sending, Sends};
+
+/// Sends, in order, through slots.
+#[derive(Debug)]
+pub(super) struct Sender {
+    peer: Arc<str>,
+    shape: Shape,
+    lanes: Lanes,
+    slots: Option<Arc<Slots>>,
+    /// Chunks that have got a slot, and those whose slots are free again.
+    begun: u64,
+    freed: u64,
+    /// The numbers of sends of which something is left to begin.
+    queue: VecDeque<u64>,
+    sends: Sends<Sent>,
+    /// Chunks on their way to the other side, which is told of them in order.
+    chunks: VecDeque<Chunk>,
+    /// Sends that have failed, whose memory may still be read.
+    ending: Vec<(Sending<Sent>, Error)>,
+    /// The channel is over.
+    cause: Option<Error>,
+}
+
+/// How far a send is.
+#[derive(Debug)]
+struct Sent {
+    gate: Gate,
+    /// Bytes that have been begun.
+    begun: u64,
+    is_announced: bool,
+    /// Chunks that read its memory or are to be told of.
+    under_way: u32,
+    /// What the link reads from its memory.
+    lent: Vec<Arc<Lent>>,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    piece: Piece,
+    source: Source,
+}
+
+/// Where a chunk's bytes are.
+#[derive(Debug)]
+enum Source {
+    /// There are none.
+    Nowhere,
+    /// There are none: the send is withdrawn.
+    Withdrawn,
+    /// In its slot, when the mark has passed.
+    Slot { chunk: u64, mark: Option<Mark> },
+    /// Where they were.
+    Lent(Arc<Lent>),
+}
+
+/// Bytes that are sent from where they are: of a send's memory, or of a slot.
+#[derive(Debug)]
+struct Lent {
+    address: usize,
+    bytes: usize,
+    /// What keeps them, if it is a slot.
+    _slots: Option<Arc<Slots>>,
+}
+
+impl Payload for Lent {
+    fn bytes(&self) -> &[u8] {
+        let start = std::ptr::with_exposed_provenance(self.address);
+        // SAFETY: of a slot, which is kept mapped and not written until the other side has said that it is free, for which it must
+        // have got all of it; or of a send's memory, whose ticket ends only when nobody has the value any more, and which nobody
+        // writes until then. It is not null.
+        unsafe { std::slice::from_raw_parts(start, self.bytes) }
+    }
+}
+
+impl Sender {
+    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+        Self {
+            sends: Sends::new(Arc::clone(&peer)),
+            peer,
+            shape,
+            lanes: Lanes::new(context),
+            slots: None,
+            begun: 0,
+            freed: 0,
+            queue: VecDeque::new(),
+            chunks: VecDeque::new(),
+            ending: Vec::new(),
+            cause: None,
+        }
+    }
+
+    pub(super) fn start(&mut self, operation: Operation) {
+        self.queue.push_back(operation.ticket.number());
+        let sent = Sent { gate: Gate::Shut, begun: 0, is_announced: false, under_way: 0, lent: Vec::new() };
+        self.sends.insert(operation, sent);
+    }
+
+    /// The other side has done with as many chunks, of all that there were.
+    pub(super) fn freed(&mut self, chunks: u64) -> Result<(), Error> {
+        if chunks < self.freed || chunks > self.begun {
+            let what = format!("{chunks} chunks are done with, of {} to {}", self.freed, self.begun);
+            return Err(Error::protocol(&self.peer, what));
+        }
+        self.freed = chunks;
+        Ok(())
+    }
+
+    /// The other side has received a send.
+    pub(super) fn taken(&mut self, number: u64, chunks: u64) -> Result<(), Error> {
+        self.freed(chunks)?;
+        let sending = self.sends.remove(number)?;
+        if sending.state.begun < sending.operation.span.bytes || sending.state.under_way > 0 {
+            // Its memory may still be read.
+            self.ending
+                .push((sending, Error::protocol(&self.peer, format!("send {number} cannot have come"))));
+            return Err(Error::protocol(
+                &self.peer,
+                format!("send {number} was received before it was sent"),
+            ));
+        }
+        sending.operation.ticket.done();
+        Ok(())
+    }
+
+    /// The other side does not want a send.
+    pub(super) fn refused(&mut self, number: u64, refusal: Refusal) -> Result<(), Error> {
+        let failed = self.sends.refused(number, refusal)?;
+        self.queue.retain(|queued| *queued != number);
+        self.ending.push(failed);
+        Ok(())
+    }
+
+    pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        for number in self.sends.newly_aborted() {
+            self.withdraw(number);
+            activity = Activity::Moved;
+        }
+        activity = activity.max(self.begin(io)?);
+        activity = activity.max(self.tell(io));
+        activity = activity.max(self.finish());
+        self.lanes.check(io.now())?;
+        Ok(activity)
+    }
+
+    /// Tells the other side that a send is not wanted any more. (Of one of which it does not know it is told first.)
+    fn withdraw(&mut self, number: u64) {
+        let Some(sending) = self.sends.get_mut(number) else { return };
+        if !sending.state.is_announced {
+            sending.state.is_announced = true;
+            let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
+            self.chunks.push_back(Chunk { piece, source: Source::Nowhere });
+            sending.state.under_way += 1;
+        }
+        self.queue.retain(|queued| *queued != number);
+        // Behind the chunks that it has begun, which the other side waits for in order.
+        let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
+        self.chunks.push_back(Chunk { piece, source: Source::Withdrawn });
+        sending.state.under_way += 1;
+    }
+
+    /// Begins as many chunks as there is room for, by copies of the host at most one slot's bytes.
+    fn begin(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        let mut left = self.shape.bytes as u64;
+        while let Some(number) = self.queue.front().copied() {
+            let Some(Sending { operation, state, .. }) = self.sends.get_mut(number) else {
+                self.queue.pop_front();
+                continue;
+            };
+            let span = operation.span;
+            if !self.lanes.pass(&mut state.gate, &operation.ready)? {
+                return Ok(activity.max(Activity::Waiting));
+            }
+            let (total, offset) = (span.bytes, state.begun);
+            let bytes = (total - offset).min(self.shape.bytes as u64);
+            let piece = Piece { number, total, offset, bytes };
+            let from = span.address + offset;
+            let source = if bytes == 0 {
+                Source::Nowhere
+            } else if self.begun - self.freed >= u64::from(self.shape.slots) {
+                // The other side says when there is room again.
+                return Ok(activity);
+            } else if span.device != Device::Cpu {
+                let slots = slots(&mut self.slots, &self.lanes, self.shape, io)?;
+                let lane = self.lanes.own()?;
+                let Some(to) = slots.device(self.begun) else { return Err(not_seen()) };
+                // SAFETY: the slot is free, and long enough; the send's memory stays until its ticket has ended, which waits for
+                // the mark, or for the lane to be idle. Its address and device are its creator's word.
+                let mark =
+                    lane.enqueue(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
+                Source::Slot { chunk: self.begun, mark: Some(mark) }
+            } else if io.carries_files() {
+                let slots = slots(&mut self.slots, &self.lanes, self.shape, io)?;
+                let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
+                // SAFETY: the send's memory is valid and nobody writes it; the slot is free, and long enough. They do not overlap:
+                // the slots are this channel's own.
+                unsafe { source.copy_to_nonoverlapping(slots.host(self.begun).as_ptr(), bytes as usize) };
+                left = left.saturating_sub(bytes);
+                Source::Slot { chunk: self.begun, mark: None }
+            } else {
+                let lent = Arc::new(Lent { address: from as usize, bytes: bytes as usize, _slots: None });
+                state.lent.push(Arc::clone(&lent));
+                Source::Lent(lent)
+            };
+            if bytes > 0 {
+                self.begun += 1;
+            }
+            state.begun += bytes;
+            state.under_way += 1;
+            state.is_announced = true;
+            if state.begun == total {
+                self.queue.pop_front();
+            }
+            self.chunks.push_back(Chunk { piece, source });
+            activity = Activity::Moved;
+            if left == 0 {
+                break;
+            }
+        }
+        Ok(activity)
+    }
+
+    /// Tells the other side of the chunks that are where it finds them.
+    fn tell(&mut self, io: &mut Io<'_>) -> Activity {
+        let mut activity = Activity::Idle;
+        while let Some(Chunk { piece, source }) = self.chunks.front() {
+            let head = Said::Chunk { piece: *piece, payload: &[] }.encode();
+            match source {
+                Source::Withdrawn => {
+                    io.send(Notice::Withdrawn { number: piece.number }.encode());
+                }
+                Source::Nowhere => io.send(head),
+                Source::Lent(lent) => io.send_with(head, Arc::<Lent>::clone(lent)),
+                Source::Slot { chunk, mark } => {
+                    if mark.is_some_and(|mark| !self.lanes.has_passed(mark)) {
+                        return activity.max(Activity::Waiting);
+                    }
+                    match &self.slots {
+                        Some(slots) if !io.carries_files() => {
+                            let address = slots.host(*chunk).expose_provenance().get();
+                            let bytes = piece.bytes as usize;
+                            io.send_with(
+                                head,
+                                Arc::new(Lent { address, bytes, _slots: Some(Arc::clone(slots)) }),
+                            );
+                        }
+                        _ => io.send(head),
+                    }
+                }
+            }
+            let number = piece.number;
+            let bytes = piece.bytes;
+            self.chunks.pop_front();
+            let ending = self.ending.iter_mut().map(|(sending, _)| sending);
+            let all = self.sends.get_mut(number).into_iter().chain(ending);
+            if let Some(sending) = all.into_iter().find(|sending| sending.operation.ticket.number() == number)
+            {
+                sending.state.under_way -= 1;
+                sending.operation.ticket.progress(bytes);
+            }
+            activity = Activity::Moved;
+        }
+        activity
+    }
+
+    /// Ends the sends that have failed and whose memory nobody reads any more.
+    fn finish(&mut self) -> Activity {
+        let is_free = |sending: &mut Sending<Sent>| {
+            sending.state.lent.retain(|lent| Arc::strong_count(lent) > 1);
+            sending.state.under_way == 0 && sending.state.lent.is_empty()
+        };
+        let mut activity = Activity::Idle;
+        for (sending, error) in self.ending.extract_if(.., |(sending, _)| is_free(sending)) {
+            sending.operation.ticket.fail(error);
+            activity = Activity::Moved;
+        }
+        if self.ending.is_empty() { activity } else { activity.max(Activity::Waiting) }
+    }
+
+    pub(super) fn end(&mut self, cause: &Error) {
+        self.cause = Some(cause.clone());
+        self.queue.clear();
+        // The slots of the link's chunks are kept by these themselves.
+        self.chunks.clear();
+        let all = self.sends.take_all().map(|sending| (sending, cause.clone()));
+        self.ending.extend(all);
+    }
+
+    pub(super) fn linger(&mut self) -> bool {
+        if self.ending.is_empty() {
+            return self.lanes.are_idle();
+        }
+        if !self.lanes.are_idle() {
+            return false;
+        }
+        // Nobody is told of chunks any more.
+        self.ending.iter_mut().for_each(|(sending, _)| sending.state.under_way = 0);
+        self.finish();
+        self.ending.is_empty()
+    }
+}
+
+fn not_seen() -> Error {
+    Error::BadMemory { what: "the slots are not seen by the device".into() }
+}
+
+/// The slots, made and shown to the other side when they are first needed.
+fn slots(
+    slots: &mut Option<Arc<Slots>>,
+    lanes: &Lanes,
+    shape: Shape,
+    io: &mut Io<'_>,
+) -> Result<Arc<Slots>, Error> {
+    if let Some(slots) = slots {
+        return Ok(Arc::clone(slots));
+    }
+    let (made, file) = Slots::create(shape, lanes.context())?;
+    if io.carries_files() && io.send_files(Said::Slots.encode(), vec![file]).is_err() {
+        return Err(Error::system("slots cannot be shown to the other side", rustix::io::Errno::NOTSUP));
+    }
+    Ok(Arc::clone(slots.insert(Arc::new(made))))
+}

@@ -1,0 +1,338 @@
+//! The channels of a process.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use meshreduce_device::Device;
+use meshreduce_store::clock::{Deadline, Pause};
+use meshreduce_store::identity::Life;
+use meshreduce_store::{Store, StoreError};
+
+use crate::channel::{Environment, Reason, Side};
+use crate::choice::Offers;
+use crate::devices::Devices;
+use crate::endpoint::{Endpoint, EndpointFacts, Shared};
+use crate::error::Error;
+use crate::link::Link;
+use crate::meet::{Address, Doors, Hello, Links, Place, greet, random, reach};
+use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
+use crate::registry::{Kinds, Registry, Report};
+
+/// How long a dropped context waits for what was said to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a process that has come may take to say who it is, if there is more time than that.
+const GREETING: Duration = Duration::from_secs(30);
+
+/// The least limit of silence: a thread that has no core for as long is no dead peer.
+const LEAST_SILENCE: Duration = Duration::from_millis(100);
+
+/// Settings of a context.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the process calls itself in the errors of others; otherwise these name process and host.
+    pub name: Option<String>,
+    /// How long nothing may be heard of a peer on a socket before it is taken for lost: a process that is stopped, a host that
+    /// has gone without a word. (A process that ends is noticed at once.) The shorter one of both sides counts, and a tenth of a
+    /// second is the least.
+    pub silence: Duration,
+    /// Which links may be used.
+    pub links: Links,
+}
+
+impl Default for Options {
+    /// No name, half a minute, all links.
+    fn default() -> Self {
+        Self { name: None, silence: Duration::from_secs(30), links: Links::default() }
+    }
+}
+
+/// The channels of a process: the kinds that are viable, and one thread that makes them go on.
+///
+/// Dropped, it is closed; everything that is under way fails.
+#[derive(Debug)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    site: Arc<Site>,
+    place: Place,
+    options: Options,
+    offers: Arc<Offers>,
+    endpoints: AtomicU64,
+}
+
+impl Context {
+    /// A context that serves these devices; [`Device::Cpu`] it always serves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoDevice`], [`Error::Registry`], [`Error::System`].
+    pub fn new(registry: &Registry, devices: &[Device]) -> Result<Self, Error> {
+        Self::with_options(registry, devices, Options::default())
+    }
+
+    /// As [`Context::new`], with settings.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::new`].
+    pub fn with_options(registry: &Registry, devices: &[Device], options: Options) -> Result<Self, Error> {
+        let system =
+            |what: &str, source: std::io::Error| Error::System { what: what.into(), source: source.into() };
+        let place = Place::current()?;
+        let devices = Arc::new(Devices::new(devices)?);
+        let waker = Waker::new().map_err(|error| system("the progress thread cannot be woken", error))?;
+        let environment = Environment {
+            devices: devices.all().to_vec(),
+            contexts: devices.contexts().cloned().collect(),
+            secret: random().map_err(|error| system("there is nothing random", error))?,
+            waker: waker.clone(),
+        };
+        let kinds = Kinds::new(registry, &environment)?;
+        let offers = Arc::new(kinds.offers(devices.all()));
+        let (post, process) = (Post::new(waker), std::process::id());
+        let site = Arc::new(Site { kinds, devices, post, process, ended: Latch::default() });
+        start(Arc::clone(&site))?;
+        let endpoints = AtomicU64::new(1);
+        Ok(Self { inner: Arc::new(Inner { site, place, options, offers, endpoints }) })
+    }
+
+    pub(crate) fn site(&self) -> &Arc<Site> {
+        &self.inner.site
+    }
+
+    /// Which kinds are viable, and which are not and why.
+    pub fn report(&self) -> Report {
+        self.inner.site.kinds.report()
+    }
+
+    /// The devices that it serves.
+    pub fn devices(&self) -> &[Device] {
+        self.inner.site.devices.all()
+    }
+
+    /// Listens for peers that are told the listener's address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`], [`Error::Forked`].
+    pub fn listener(&self) -> Result<Listener, Error> {
+        self.inner.site.check_process()?;
+        let doors = Doors::open(&self.inner.place, self.inner.options.links)?;
+        Ok(Listener { doors, inner: Arc::clone(&self.inner) })
+    }
+
+    /// Meets the process that connects under `name`, in at most `timeout`. A name is good for one meeting at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotConnected`]; [`Error::ChoicesDiffer`]; [`Error::Store`]; [`Error::Protocol`]; [`Error::System`];
+    /// [`Error::Forked`].
+    pub fn listen(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
+        let listener = self.listener()?;
+        let key = key(name);
+        let failed = |source| Error::Store { name: name.into(), source: Arc::new(source) };
+        store.set(&key, &listener.doors.address().encode()).map_err(failed)?;
+        let endpoint = listener.accept_for(&format!("whoever connects to {name}"), timeout);
+        // The other side has read it, or comes too late.
+        let deleted = store.delete(&key);
+        let endpoint = endpoint?;
+        deleted.map_err(failed)?;
+        Ok(endpoint)
+    }
+
+    /// Meets the process that listens under `name`, in at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::listen`].
+    pub fn connect(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
+        let with: Arc<str> = format!("whoever listens under {name}").into();
+        let deadline = Deadline::after(timeout);
+        let begun = Instant::now();
+        let key = key(name);
+        let mut pause = Pause::new(timeout);
+        let mut last = "nobody has listened".to_owned();
+        loop {
+            match store.get(&key, deadline.left()) {
+                Ok(bytes) => match Address::decode(&bytes) {
+                    Ok(address) => match self.inner.reach(&address, deadline) {
+                        Ok(endpoint) => return Ok(endpoint),
+                        Err(Attempt::Failed(error)) => last = error,
+                        Err(Attempt::Over(error)) => return Err(error),
+                    },
+                    Err(error) => {
+                        last = format!("what is found there is not the address of a listener: {error}")
+                    }
+                },
+                Err(StoreError::Timeout { .. }) => {}
+                Err(source) => return Err(Error::Store { name: name.into(), source: Arc::new(source) }),
+            }
+            // What is found may be left over from a meeting that failed: it is read again.
+            if !pause.again() {
+                return Err(Error::NotConnected { with, waited: begun.elapsed(), last: last.into() });
+            }
+        }
+    }
+
+    /// Meets the listener with this address, in at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::listen`]; [`Error::PeerLost`] if its process is known to have ended.
+    pub fn connect_to(&self, address: &Address, timeout: Duration) -> Result<Endpoint, Error> {
+        let deadline = Deadline::after(timeout);
+        let begun = Instant::now();
+        let mut pause = Pause::new(timeout);
+        loop {
+            let last = match self.inner.reach(address, deadline) {
+                Ok(endpoint) => return Ok(endpoint),
+                Err(Attempt::Over(error)) => return Err(error),
+                Err(Attempt::Failed(last)) => last.into(),
+            };
+            let member = &address.place.member;
+            let with: Arc<str> = member.to_string().into();
+            if member.life(&self.inner.place.member.host) == Life::Ended {
+                let how = "its process has ended".into();
+                return Err(Error::PeerLost { peer: with, how, received: 0, bytes: 0 });
+            }
+            if !pause.again() {
+                return Err(Error::NotConnected { with, waited: begun.elapsed(), last });
+            }
+        }
+    }
+
+    /// Ends all endpoints; what is under way fails with [`Error::ContextClosed`].
+    pub fn close(&self) {
+        if self.inner.site.check_process().is_ok() {
+            self.inner.site.post.send(Command::End);
+        }
+    }
+
+    /// Waits, at most `timeout`, until a context that was closed is over: its thread has ended, and nothing uses the memory of
+    /// transfers any more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`]; [`Error::Forked`].
+    pub fn join(&self, timeout: Duration) -> Result<(), Error> {
+        self.inner.site.check_process()?;
+        if self.inner.site.ended.wait(timeout) {
+            return Ok(());
+        }
+        Err(Error::TimedOut { what: "the end of the channel context".into(), waited: timeout })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        self.close();
+        // So that peers learn of it if the process ends now; not for ever, because what a device does may last.
+        let _ = self.join(FAREWELL);
+    }
+}
+
+/// The key under which a name is found in a store.
+fn key(name: &str) -> String {
+    format!("channels/{name}")
+}
+
+/// Why an attempt to connect has failed.
+enum Attempt {
+    /// It may be tried again.
+    Failed(String),
+    /// It would end in the same way.
+    Over(Error),
+}
+
+impl Inner {
+    fn reach(&self, address: &Address, deadline: Deadline) -> Result<Endpoint, Attempt> {
+        self.site.check_process().map_err(Attempt::Over)?;
+        let link = reach(address, &self.place, self.options.links, deadline).map_err(Attempt::Failed)?;
+        match self.meet(link, Side::Connecting, deadline) {
+            Ok(endpoint) => Ok(endpoint),
+            // The listener may have been busy with another, or about to end.
+            Err(error @ (Error::PeerLost { .. } | Error::NotConnected { .. })) => {
+                Err(Attempt::Failed(error.to_string()))
+            }
+            Err(error) => Err(Attempt::Over(error)),
+        }
+    }
+
+    /// Greets who is at the other end of a link, and hands both to the thread.
+    fn meet(&self, link: Link, side: Side, deadline: Deadline) -> Result<Endpoint, Error> {
+        let kinds = &self.site.kinds;
+        let judge = |name: &str, local: &[u8], remote: &[u8]| match kinds.by_name(name) {
+            Some(context) => context.can_communicate(local, remote),
+            None => Err(Reason::from("it is not known")),
+        };
+        let own = Hello {
+            library: env!("CARGO_PKG_VERSION").to_owned(),
+            member: self.place.member.clone(),
+            name: self.options.name.clone(),
+            silence: self.options.silence,
+            offers: (*self.offers).clone(),
+        };
+        let deadline = Deadline::after(deadline.left().min(GREETING));
+        let met = greet(link, side, &own, &judge, deadline)?;
+        let facts = EndpointFacts {
+            id: self.endpoints.fetch_add(1, Ordering::Relaxed),
+            side,
+            peer: met.peer,
+            silence: self.options.silence.min(met.hello.silence).max(LEAST_SILENCE),
+            hello: met.hello,
+            choices: met.choices,
+            offers: Arc::clone(&self.offers),
+            host: self.place.member.host.clone(),
+        };
+        let shared = Arc::new(Shared::new(facts));
+        let connection = Connection::new(Arc::clone(&shared), met.link);
+        self.site.post.send(Command::Add(Box::new(connection)));
+        Ok(Endpoint::new(shared, Arc::clone(&self.site)))
+    }
+}
+
+/// Where peers connect. Dropped, it listens no more; the endpoints that it has given stay.
+#[derive(Debug)]
+pub struct Listener {
+    doors: Doors,
+    inner: Arc<Inner>,
+}
+
+impl Listener {
+    /// What a peer needs in order to connect. Whoever has it is trusted.
+    pub fn address(&self) -> &Address {
+        self.doors.address()
+    }
+
+    /// Meets the next peer that connects, in at most `timeout`. Calls from several threads wait for one another.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::listen`].
+    pub fn accept(&self, timeout: Duration) -> Result<Endpoint, Error> {
+        self.accept_for("whoever connects", timeout)
+    }
+
+    fn accept_for(&self, with: &str, timeout: Duration) -> Result<Endpoint, Error> {
+        let deadline = Deadline::after(timeout);
+        let mut last = None;
+        loop {
+            self.inner.site.check_process()?;
+            let link = self.doors.accept(deadline).map_err(|error| {
+                let last = last.take().unwrap_or(error).into();
+                Error::NotConnected { with: with.into(), waited: timeout, last }
+            })?;
+            match self.inner.meet(link, Side::Listening, deadline) {
+                Err(error @ (Error::PeerLost { .. } | Error::NotConnected { .. })) => {
+                    last = Some(error.to_string());
+                }
+                other => return other,
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What is known of a counter.
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use meshreduce_device::Stream;
+
+use super::POISON;
+use super::word::DeviceWord;
+use crate::error::Error;
+
+/// How long a wait looks before it sleeps.
+const SPIN: Duration = Duration::from_micros(20);
+
+#[derive(Debug)]
+pub(super) struct State {
+    number: u32,
+    peer: Arc<str>,
+    /// The process whose progress thread it is.
+    process: u32,
+    inner: Mutex<Inner>,
+    told: Condvar,
+}
+
+/// Batches and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) batches: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    count: Count,
+    failure: Option<Error>,
+    wakers: Vec<Waker>,
+    /// By the device's ordinal.
+    words: Vec<DeviceWord>,
+}
+
+impl Inner {
+    fn show(&mut self) -> Vec<Waker> {
+        let value = if self.failure.is_some() { POISON } else { self.count.batches };
+        for word in &self.words {
+            if let Err(error) = word.show(value) {
+                tracing::error!(%error, "the word of a counter could not be written");
+                self.failure.get_or_insert(Error::Driver(error));
+            }
+        }
+        std::mem::take(&mut self.wakers)
+    }
+}
+
+impl State {
+    pub(super) fn new(number: u32, peer: Arc<str>) -> Self {
+        let (inner, told) = (Mutex::default(), Condvar::new());
+        Self { number, peer, process: std::process::id(), inner, told }
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a change to all who look and wait.
+    fn change(&self, change: impl FnOnce(&mut Inner) -> bool) {
+        let mut inner = self.inner();
+        if !change(&mut inner) {
+            return;
+        }
+        let wakers = inner.show();
+        drop(inner);
+        self.told.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    pub(super) fn arrived(&self, bytes: u64) {
+        self.change(|inner| {
+            let goes_on = inner.failure.is_none();
+            if goes_on {
+                inner.count.batches += 1;
+                inner.count.bytes = inner.count.bytes.saturating_add(bytes);
+            }
+            goes_on
+        });
+    }
+
+    pub(super) fn fail(&self, why: &Error) {
+        self.change(|inner| {
+            let first = inner.failure.is_none();
+            inner.failure.get_or_insert_with(|| why.clone());
+            first
+        });
+    }
+
+    pub(super) fn reset(&self) -> Result<u64, Error> {
+        let mut inner = self.inner();
+        if let Some(failure) = &inner.failure {
+            return Err(failure.clone());
+        }
+        let batches = std::mem::take(&mut inner.count).batches;
+        let wakers = inner.show();
+        drop(inner);
+        wakers.into_iter().for_each(Waker::wake);
+        Ok(batches)
+    }
+
+    pub(super) fn count(&self) -> Count {
+        self.inner().count
+    }
+
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.inner().failure.clone()
+    }
+
+    /// How a wait for `expected` ends at this moment, if it does.
+    fn outcome(&self, inner: &Inner, expected: u64) -> Option<Result<u64, Error>> {
+        let Count { batches, bytes } = inner.count;
+        if batches >= expected {
+            return Some(Ok(batches));
+        }
+        let why = inner.failure.clone()?;
+        let (counter, peer) = (self.number, Arc::clone(&self.peer));
+        Some(Err(Error::CountUnreachable { counter, peer, batches, expected, bytes, why: Box::new(why) }))
+    }
+
+    pub(super) fn wait(&self, expected: u64, timeout: Duration) -> Result<u64, Error> {
+        let begun = Instant::now();
+        while begun.elapsed() < SPIN.min(timeout) {
+            if let Some(outcome) = self.outcome(&self.inner(), expected) {
+                return outcome;
+            }
+            std::hint::spin_loop();
+        }
+        if self.process != std::process::id() {
+            return Err(Error::Forked);
+        }
+        let mut inner = self.inner();
+        loop {
+            if let Some(outcome) = self.outcome(&inner, expected) {
+                return outcome;
+            }
+            let left = timeout.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                let count = inner.count.batches;
+                let (number, peer) = (self.number, &self.peer);
+                let what = format!("counter {number:08x} at {count}, expected {expected} from {peer}").into();
+                return Err(Error::TimedOut { what, waited: timeout });
+            }
+            // The system takes no arbitrarily long times.
+            let left = left.min(Duration::from_secs(3600));
+            inner = self.told.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(super) fn poll(&self, expected: u64, context: &mut Context<'_>) -> Poll<Result<u64, Error>> {
+        let mut inner = self.inner();
+        if let Some(outcome) = self.outcome(&inner, expected) {
+            return Poll::Ready(outcome);
+        }
+        if self.process != std::process::id() {
+            return Poll::Ready(Err(Error::Forked));
+        }
+        if !inner.wakers.iter().any(|known| known.will_wake(context.waker())) {
+            inner.wakers.push(context.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn word(&self, ordinal: u32, stream: &Arc<Stream>) -> Result<u64, Error> {
+        let mut inner = self.inner();
+        if let Some(word) = inner.words.iter().find(|word| word.ordinal() == ordinal) {
+            return Ok(word.address());
+        }
+        let word = DeviceWord::new(stream)?;
+        let value = if inner.failure.is_some() { POISON } else { inner.count.batches };
+        word.show(value)?;
+        let address = word.address();
+        inner.words.push(word);
+        Ok(address)
+    }
+
+    /// Ends it and gives its words back, on this thread.
+    pub(super) fn end(&self) {
+        let words = {
+            let mut inner = self.inner();
+            inner.failure.get_or_insert(Error::Dropped);
+            // Kernels that wait at the words end before these are freed.
+            inner.show();
+            std::mem::take(&mut inner.words)
+        };
+        drop(words);
+    }
+}

@@ -1,0 +1,654 @@
+//! How the queue pairs of a channel come about.
+//!
+//! None is made before it is needed: the first for the first transfer, those of further NICs for the first transfer that is striped.
+//! The side that has connected chooses the ports, and tries others where two do not reach each other:
+//!
+//! 1. it makes a queue pair and says so ([`Message::Open`]);
+//! 2. the other makes its own, to the point where it can send and receive, and answers ([`Message::Opened`]);
+//! 3. the first side connects its own and writes nothing, with a number. When that is acknowledged, packets go both ways, which all
+//!    the calls before do not prove: where two ports do not reach each other, they mostly succeed.
+//!
+//! When what is needed is there, both sides know which queue pairs that is ([`Message::Settled`]). A pair of ports that does not
+//! come up in time is remembered, with the reason, for all channels.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use meshreduce_verbs_loader as verbs;
+use meshreduce_verbs_loader::{
+    Access, Address, Capacity, Gid, Init, QueuePair, QueuePairConfig, ReadyToReceive, ReadyToSend,
+    RemoteMemory,
+};
+
+use crate::channel::{Io, Pair as Devices, Side};
+use crate::error::Error;
+use crate::gdr::descriptor::{Route, Served};
+use crate::gdr::hub::Hub;
+use crate::gdr::job::Job;
+use crate::gdr::message::{Message, Open};
+use crate::gdr::queue_pair::{Owner, Pair, Write};
+use crate::gdr::rails::{Candidates, Pairing};
+use crate::gdr::work::Immediate;
+
+/// The queue pairs of a channel.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    hub: Arc<Hub>,
+    /// The local device's place among the served ones.
+    served: usize,
+    channel: u32,
+    devices: Devices,
+    peer: Arc<str>,
+    local: Served,
+    remote: Served,
+    /// By their numbers.
+    attempts: Vec<Attempt>,
+    /// On the connecting side.
+    choice: Option<Choice>,
+    /// What was needed so far: one queue pair, or all.
+    needed: Option<bool>,
+    settled: Option<Settled>,
+}
+
+#[derive(Debug)]
+struct Settled {
+    all: bool,
+    pairs: Vec<u8>,
+}
+
+/// What the side that chooses keeps.
+#[derive(Debug)]
+struct Choice {
+    candidates: Candidates,
+    tried: Vec<Pairing>,
+    slots: Vec<Slot>,
+    failures: Vec<String>,
+}
+
+/// A rail that is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    /// Nothing is being tried.
+    Free,
+    /// The attempt of this number.
+    Trying(u8),
+    /// It is up.
+    Up(u8),
+    /// There is nothing left to try.
+    Given,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    pairing: Pairing,
+    begun: Instant,
+    sequence: u32,
+    stage: Stage,
+}
+
+type Making = Job<Result<Arc<QueuePair>, String>>;
+
+#[derive(Debug)]
+enum Stage {
+    /// The queue pair is being made; on the side that was asked, connected as well.
+    Making(Making),
+    /// On the side that was asked: the receive for the greeting is not posted yet.
+    Made(Pair),
+    /// The other side is to make its own.
+    Offered(Arc<QueuePair>),
+    /// It has, and this one is being connected.
+    Connecting(Making),
+    /// It is connected; the greeting is not posted yet.
+    Connected(Pair),
+    /// The greeting is under way.
+    Greeting(Pair),
+    /// It carries transfers.
+    Up(Pair),
+    /// It came to nothing. What is still being made is nobody's.
+    Over(Option<Making>),
+    /// On the side that was asked: it was not heard of yet, but of one behind it. (They are offered as they are made.)
+    Unknown,
+}
+
+/// The other end of a queue pair.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    queue_pair: u32,
+    sequence: u32,
+}
+
+impl Connections {
+    pub(crate) fn new(
+        hub: &Arc<Hub>,
+        (served, channel): (usize, u32),
+        (devices, side, peer): (Devices, Side, &Arc<str>),
+        (local, remote): (Served, Served),
+    ) -> Self {
+        let choice = (side == Side::Connecting).then(|| {
+            let candidates = Candidates::new(&local.ports, &remote.ports);
+            let slots = vec![Slot::Free; candidates.rails.len()];
+            Choice { candidates, tried: Vec::new(), slots, failures: Vec::new() }
+        });
+        Self {
+            hub: Arc::clone(hub),
+            served,
+            channel,
+            devices,
+            peer: Arc::clone(peer),
+            local,
+            remote,
+            attempts: Vec::new(),
+            choice,
+            needed: None,
+            settled: None,
+        }
+    }
+
+    /// Says what is needed: one queue pair, or all. Whether it is there.
+    pub(crate) fn need(&mut self, all: bool, io: &mut Io<'_>) -> bool {
+        if self.settled.as_ref().is_some_and(|settled| settled.all || !all) {
+            return true;
+        }
+        if self.note(all) && self.choice.is_none() {
+            io.send(Message::Need { all }.to_bytes());
+        }
+        false
+    }
+
+    /// Notes what is needed; whether it was not before.
+    fn note(&mut self, all: bool) -> bool {
+        let more = self.needed.is_none_or(|needed| all && !needed);
+        if more {
+            self.needed = Some(all);
+        }
+        more
+    }
+
+    /// The queue pairs that carry transfers, in the order of lanes. As many as were needed last; so far as they are there.
+    pub(crate) fn lanes(&self) -> &[u8] {
+        self.settled.as_ref().map_or(&[], |settled| &settled.pairs)
+    }
+
+    /// A queue pair that is up.
+    pub(crate) fn pair(&mut self, index: u8) -> Option<&mut Pair> {
+        match &mut self.attempts.get_mut(usize::from(index))?.stage {
+            Stage::Made(pair) | Stage::Connected(pair) | Stage::Greeting(pair) | Stage::Up(pair) => {
+                Some(pair)
+            }
+            _ => None,
+        }
+    }
+
+    /// All queue pairs that something may be under way on.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        self.attempts.iter().filter_map(|attempt| match &attempt.stage {
+            Stage::Made(pair) | Stage::Connected(pair) | Stage::Greeting(pair) | Stage::Up(pair) => {
+                Some(pair)
+            }
+            _ => None,
+        })
+    }
+
+    /// Those that carry transfers.
+    pub(crate) fn settled(&self) -> impl Iterator<Item = &Pair> {
+        self.lanes().iter().filter_map(|index| match &self.attempts.get(usize::from(*index))?.stage {
+            Stage::Up(pair) => Some(pair),
+            _ => None,
+        })
+    }
+
+    /// The ports of a queue pair, by their places in the descriptors.
+    pub(crate) fn pairing(&self, index: u8) -> Option<Pairing> {
+        self.attempts.get(usize::from(index)).map(|attempt| attempt.pairing)
+    }
+
+    /// The longest message that both ends of a queue pair take.
+    pub(crate) fn longest(&self, index: u8) -> Option<u32> {
+        let (here, there) = self.attempts.get(usize::from(index))?.pairing;
+        Some(self.local.ports[here].longest.min(self.remote.ports[there].longest))
+    }
+
+    /// The longest message that this end takes.
+    pub(crate) fn own_longest(&self, index: u8) -> Option<u32> {
+        let (here, _) = self.attempts.get(usize::from(index))?.pairing;
+        Some(self.local.ports[here].longest)
+    }
+
+    /// Whether something is being made or tried.
+    pub(crate) fn is_busy(&self) -> bool {
+        let trying =
+            |attempt: &Attempt| !matches!(attempt.stage, Stage::Up(_) | Stage::Over(_) | Stage::Unknown);
+        let wanted =
+            self.needed.is_some_and(|all| self.settled.as_ref().is_none_or(|settled| all && !settled.all));
+        wanted || self.attempts.iter().any(trying)
+    }
+
+    /// The other side needs queue pairs.
+    pub(crate) fn heard_need(&mut self, all: bool) -> Result<(), Error> {
+        if self.choice.is_none() {
+            return Err(self.nonsense("it asks for queue pairs that it is to make itself".into()));
+        }
+        self.note(all);
+        Ok(())
+    }
+
+    /// The other side wants a queue pair.
+    pub(crate) fn heard_open(&mut self, open: Open, now: Instant) -> Result<(), Error> {
+        let Open { pair, here, there, queue_pair, sequence } = open;
+        // What is here for the one is there for the other.
+        let pairing = (usize::from(there), usize::from(here));
+        let known = pairing.0 < self.local.ports.len() && pairing.1 < self.remote.ports.len();
+        if self.choice.is_some() || !known || !matches!(self.at(pair, now).stage, Stage::Unknown) {
+            return Err(self.nonsense(format!("{open:?}")));
+        }
+        let own = random_sequence()?;
+        let end = End { queue_pair, sequence };
+        let stage = Stage::Making(self.make(pairing, own, Some(end))?);
+        *self.at(pair, now) = Attempt { pairing, begun: now, sequence: own, stage };
+        Ok(())
+    }
+
+    /// The attempt of this number, of which nothing may have been heard yet.
+    fn at(&mut self, pair: u8, now: Instant) -> &mut Attempt {
+        let pair = usize::from(pair);
+        let fresh = || Attempt { pairing: (0, 0), begun: now, sequence: 0, stage: Stage::Unknown };
+        self.attempts.resize_with(self.attempts.len().max(pair + 1), fresh);
+        &mut self.attempts[pair]
+    }
+
+    /// The other side has made its queue pair.
+    pub(crate) fn heard_opened(&mut self, pair: u8, queue_pair: u32, sequence: u32) -> Result<(), Error> {
+        let Some(attempt) = self.attempts.get_mut(usize::from(pair)) else {
+            return Err(self.nonsense(format!("queue pair {pair} is opened, which was not offered")));
+        };
+        let made = match std::mem::replace(&mut attempt.stage, Stage::Over(None)) {
+            Stage::Offered(made) => made,
+            // It was given up meanwhile.
+            over @ Stage::Over(_) => {
+                attempt.stage = over;
+                return Ok(());
+            }
+            other => {
+                attempt.stage = other;
+                return Err(self.nonsense(format!("queue pair {pair} is opened a second time")));
+            }
+        };
+        let (pairing, own) = (attempt.pairing, attempt.sequence);
+        let connect = self.connecting(pairing, own, End { queue_pair, sequence })?;
+        let job = self.job(move || connect(&made).map(|()| made))?;
+        self.attempts[usize::from(pair)].stage = Stage::Connecting(job);
+        Ok(())
+    }
+
+    /// The other side cannot make, or does not want any more, a queue pair.
+    pub(crate) fn heard_over(&mut self, pair: u8, what: &str, io: &mut Io<'_>) -> Result<(), Error> {
+        if usize::from(pair) >= self.attempts.len() && self.choice.is_some() {
+            return Err(self.nonsense(format!("queue pair {pair} is refused, which was not offered")));
+        }
+        if matches!(self.at(pair, io.now()).stage, Stage::Unknown) {
+            self.at(pair, io.now()).stage = Stage::Over(None);
+            return Ok(());
+        }
+        let why = format!("{} says: {what}", self.peer);
+        self.give_up(pair, why, false, io);
+        Ok(())
+    }
+
+    /// The other side has chosen.
+    pub(crate) fn heard_settled(&mut self, all: bool, pairs: Vec<u8>) -> Result<(), Error> {
+        let up = |index: &u8| {
+            let attempt = self.attempts.get(usize::from(*index));
+            attempt.is_some_and(|attempt| matches!(attempt.stage, Stage::Up(_)))
+        };
+        if self.choice.is_some() || pairs.is_empty() || !pairs.iter().all(up) {
+            return Err(self.nonsense(format!("queue pairs {pairs:?} are settled, which are not up")));
+        }
+        self.settled = Some(Settled { all, pairs });
+        Ok(())
+    }
+
+    /// The greeting was acknowledged.
+    pub(crate) fn greeted(&mut self, index: u8) {
+        let Some(attempt) = self.attempts.get_mut(usize::from(index)) else { return };
+        attempt.stage = match std::mem::replace(&mut attempt.stage, Stage::Over(None)) {
+            Stage::Greeting(pair) => Stage::Up(pair),
+            other => other,
+        };
+    }
+
+    /// Goes on with what is being made. Whether anything has moved.
+    ///
+    /// # Errors
+    ///
+    /// No two ports reach each other.
+    pub(crate) fn poll(&mut self, io: &mut Io<'_>) -> Result<bool, Error> {
+        let mut moved = false;
+        for index in 0..self.attempts.len() {
+            moved |= self.advance(index, io)?;
+        }
+        if self.choice.is_some() && self.needed.is_some() {
+            moved |= self.choose(io)?;
+        }
+        Ok(moved)
+    }
+
+    /// Whether nothing is being made any more, for the end.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.attempts.iter().all(|attempt| match &attempt.stage {
+            Stage::Making(job) | Stage::Connecting(job) | Stage::Over(Some(job)) => job.has_ended(),
+            _ => true,
+        })
+    }
+
+    /// Destroys all queue pairs.
+    pub(crate) fn clear(&mut self) {
+        self.attempts.clear();
+    }
+
+    fn advance(&mut self, index: usize, io: &mut Io<'_>) -> Result<bool, Error> {
+        let number = index as u8;
+        let Attempt { pairing, begun, sequence, .. } = self.attempts[index];
+        let stage = &mut self.attempts[index].stage;
+        let active = self.choice.is_some();
+        let next = match stage {
+            Stage::Making(job) => match job.outcome() {
+                None => None,
+                Some(Ok(made)) if active => {
+                    let (here, there) = (pairing.0 as u8, pairing.1 as u8);
+                    let queue_pair = made.number();
+                    io.send(
+                        Message::Open(Open { pair: number, here, there, queue_pair, sequence }).to_bytes(),
+                    );
+                    Some(Ok(Stage::Offered(made)))
+                }
+                Some(Ok(made)) => Some(Ok(Stage::Made(self.pair_of(number, made)))),
+                Some(Err(why)) => Some(Err(why)),
+            },
+            Stage::Made(pair) => {
+                let mut state = self.hub.state();
+                match pair.post_receives(&mut state, 1) {
+                    Ok(0) => None,
+                    Ok(_) => {
+                        let queue_pair = pair.number();
+                        io.send(Message::Opened { pair: number, queue_pair, sequence }.to_bytes());
+                        match std::mem::replace(stage, Stage::Over(None)) {
+                            Stage::Made(pair) => Some(Ok(Stage::Up(pair))),
+                            other => Some(Ok(other)),
+                        }
+                    }
+                    Err(failure) => Some(Err(failure.what)),
+                }
+            }
+            Stage::Connecting(job) => match job.outcome() {
+                None => None,
+                Some(Ok(made)) => Some(Ok(Stage::Connected(self.pair_of(number, made)))),
+                Some(Err(why)) => Some(Err(why)),
+            },
+            Stage::Connected(pair) => match greet(&self.hub, pair) {
+                Ok(false) => None,
+                Ok(true) => match std::mem::replace(stage, Stage::Over(None)) {
+                    Stage::Connected(pair) => Some(Ok(Stage::Greeting(pair))),
+                    other => Some(Ok(other)),
+                },
+                Err(why) => Some(Err(why)),
+            },
+            Stage::Greeting(pair) => pair.failure().map(|failure| Err(failure.what.clone())),
+            // What was still being made when it was given up goes when it is there.
+            Stage::Over(job) => {
+                drop(job.as_mut().and_then(Making::outcome));
+                None
+            }
+            Stage::Offered(_) | Stage::Up(_) | Stage::Unknown => None,
+        };
+        match next {
+            Some(Ok(stage)) => {
+                self.attempts[index].stage = stage;
+                Ok(true)
+            }
+            Some(Err(why)) => {
+                self.give_up(number, why, true, io);
+                Ok(true)
+            }
+            None => {
+                let pending = !matches!(self.attempts[index].stage, Stage::Up(_) | Stage::Over(_));
+                let limit = self.hub.config.connect_within;
+                let late = active && pending && io.now().saturating_duration_since(begun) > limit;
+                if late {
+                    self.give_up(number, format!("not connected within {limit:?}"), true, io);
+                }
+                Ok(late)
+            }
+        }
+    }
+
+    fn pair_of(&self, number: u8, made: Arc<QueuePair>) -> Pair {
+        let (here, there) = self.attempts[usize::from(number)].pairing;
+        let (nic, remote) = (self.nic(here), &self.remote.ports[there].name);
+        Pair::new(&self.hub, nic, remote, (self.channel, number), made)
+    }
+
+    fn nic(&self, port: usize) -> usize {
+        self.hub.served[self.served].nics[port].nic
+    }
+
+    /// Fills what is free, and says so when what is needed is there.
+    fn choose(&mut self, io: &mut Io<'_>) -> Result<bool, Error> {
+        let mut moved = false;
+        let all = self.needed == Some(true);
+        let wanted = if all { usize::MAX } else { 1 };
+        let slots = self.choice.as_ref().map_or(0, |choice| choice.slots.len());
+        for slot in 0..slots.min(wanted) {
+            moved |= self.fill(slot, io.now())?;
+        }
+        let Some(choice) = &self.choice else { return Ok(moved) };
+        let mut pairs = Vec::new();
+        for slot in choice.slots.iter().take(wanted) {
+            match slot {
+                Slot::Up(pair) => pairs.push(*pair),
+                Slot::Given => {}
+                Slot::Free | Slot::Trying(_) => return Ok(moved),
+            }
+        }
+        if pairs.is_empty() {
+            return Err(self.unreachable());
+        }
+        if self.settled.as_ref().is_none_or(|settled| settled.all != all && all) {
+            io.send(Message::Settled { all, pairs: pairs.clone() }.to_bytes());
+            self.settled = Some(Settled { all, pairs });
+            return Ok(true);
+        }
+        Ok(moved)
+    }
+
+    fn fill(&mut self, slot: usize, now: Instant) -> Result<bool, Error> {
+        let Some(choice) = &mut self.choice else { return Ok(false) };
+        match choice.slots[slot] {
+            Slot::Trying(attempt) => {
+                let now = match self.attempts[usize::from(attempt)].stage {
+                    Stage::Up(_) => Slot::Up(attempt),
+                    Stage::Over(_) => Slot::Free,
+                    _ => return Ok(false),
+                };
+                choice.slots[slot] = now;
+                return Ok(true);
+            }
+            Slot::Up(_) | Slot::Given => return Ok(false),
+            Slot::Free => {}
+        }
+        let in_use: Vec<Pairing> = choice
+            .slots
+            .iter()
+            .filter_map(|slot| match slot {
+                Slot::Trying(attempt) | Slot::Up(attempt) => {
+                    Some(self.attempts[usize::from(*attempt)].pairing)
+                }
+                _ => None,
+            })
+            .collect();
+        let planned = choice.candidates.rails[slot];
+        let next = match choice.tried.contains(&planned) {
+            false => Some(planned),
+            // Ports that no rail uses.
+            true => choice.candidates.instead(&choice.tried, &in_use),
+        };
+        let Some(pairing) = next.filter(|_| self.attempts.len() < usize::from(u8::MAX)) else {
+            choice.slots[slot] = Slot::Given;
+            return Ok(true);
+        };
+        choice.tried.push(pairing);
+        let nic = self.hub.served[self.served].nics[pairing.0].nic;
+        let remote = &self.remote.ports[pairing.1];
+        if let Some(why) = self.hub.state().why_unreachable(nic, remote, now) {
+            let names = format!("{} to {}", self.hub.nics[nic].name, remote.name);
+            choice.failures.push(format!("{names}: not long ago: {why}"));
+            return Ok(true);
+        }
+        let number = self.attempts.len() as u8;
+        choice.slots[slot] = Slot::Trying(number);
+        let sequence = random_sequence()?;
+        let stage = Stage::Making(self.make(pairing, sequence, None)?);
+        self.attempts.push(Attempt { pairing, begun: now, sequence, stage });
+        Ok(true)
+    }
+
+    fn give_up(&mut self, number: u8, why: String, tell: bool, io: &mut Io<'_>) {
+        let attempt = &mut self.attempts[usize::from(number)];
+        let pairing = attempt.pairing;
+        attempt.stage = match std::mem::replace(&mut attempt.stage, Stage::Over(None)) {
+            over @ Stage::Over(_) => {
+                attempt.stage = over;
+                return;
+            }
+            Stage::Making(job) | Stage::Connecting(job) => Stage::Over(Some(job)),
+            _ => Stage::Over(None),
+        };
+        let nic = self.nic(pairing.0);
+        let remote = &self.remote.ports[pairing.1];
+        let names = format!("{} to {}", self.hub.nics[nic].name, remote.name);
+        tracing::warn!(peer = %self.peer, "{names}: {why}");
+        if tell {
+            let what = why.clone();
+            let message = match self.choice {
+                Some(_) => Message::GivenUp { pair: number, what },
+                None => Message::Refused { pair: number, what },
+            };
+            io.send(message.to_bytes());
+        }
+        if let Some(choice) = &mut self.choice {
+            self.hub.state().did_not_connect(nic, remote, why.clone(), io.now());
+            choice.failures.push(format!("{names}: {why}"));
+        }
+    }
+
+    fn unreachable(&self) -> Error {
+        let Devices { local, remote } = self.devices;
+        let failures = self.choice.as_ref().map_or(String::new(), |choice| choice.failures.join("; "));
+        let what = format!("no NICs connect {local} here with {remote} of {}: {failures}", self.peer);
+        Error::Verbs { what: what.into() }
+    }
+
+    fn nonsense(&self, what: String) -> Error {
+        Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() }
+    }
+
+    /// Begins to make a queue pair, and to connect it if the other `end` is known.
+    fn make(&self, pairing: Pairing, sequence: u32, end: Option<End>) -> Result<Making, Error> {
+        let nic = self.nic(pairing.0);
+        let hub = Arc::clone(&self.hub);
+        let connect = end.map(|end| self.connecting(pairing, sequence, end)).transpose()?;
+        self.job(move || {
+            let made = make_queue_pair(&hub, nic)?;
+            if let Some(connect) = connect {
+                connect(&made)?;
+            }
+            Ok(Arc::new(made))
+        })
+    }
+
+    fn job(
+        &self,
+        work: impl FnOnce() -> Result<Arc<QueuePair>, String> + Send + 'static,
+    ) -> Result<Making, Error> {
+        Job::begin(&self.hub.waker, work).map_err(|source| {
+            let what = "a thread that connects queue pairs".into();
+            Error::System { what, source: Arc::new(source) }
+        })
+    }
+
+    /// What connects a queue pair to another one.
+    fn connecting(
+        &self,
+        (here, there): Pairing,
+        sequence: u32,
+        end: End,
+    ) -> Result<impl FnOnce(&QueuePair) -> Result<(), String> + Send + use<>, Error> {
+        let (local, remote) = (&self.local.ports[here], &self.remote.ports[there]);
+        let route = local.route_to(remote).map_err(|why| Error::Verbs { what: why.into() })?;
+        let (nic, hub) = (self.nic(here), Arc::clone(&self.hub));
+        Ok(move |queue_pair: &QueuePair| connect_queue_pair(&hub, nic, queue_pair, route, sequence, end))
+    }
+}
+
+fn make_queue_pair(hub: &Hub, nic: usize) -> Result<QueuePair, String> {
+    let nic = &hub.nics[nic];
+    let failed = |error: verbs::Error| nic.explained(&error);
+    if !nic.is_active().map_err(failed)? {
+        return Err(format!("port {} of {} is down", nic.port, nic.name));
+    }
+    let mut config = QueuePairConfig::default();
+    config.capacity = Capacity {
+        max_sends: nic.depth,
+        max_receives: nic.depth,
+        max_send_segments: 1,
+        max_receive_segments: 1,
+        max_inline: 0,
+    };
+    let queue_pair = nic.domain.queue_pair(&nic.queue, &nic.queue, &config).map_err(failed)?;
+    queue_pair.init(&Init::new(nic.port, Access::REMOTE_WRITE)).map_err(failed)?;
+    Ok(queue_pair)
+}
+
+fn connect_queue_pair(
+    hub: &Hub,
+    nic: usize,
+    queue_pair: &QueuePair,
+    route: Route,
+    sequence: u32,
+    end: End,
+) -> Result<(), String> {
+    let (nic, config) = (&hub.nics[nic], &hub.config);
+    let failed = |error: verbs::Error| nic.explained(&error);
+    let (source, gid) = route.global.unwrap_or((0, Gid([0; 16])));
+    let mut address = Address::global(nic.port, source, gid);
+    if route.global.is_none() {
+        address = Address::local(nic.port, route.lid);
+    }
+    address.lid = route.lid;
+    address.traffic_class = config.traffic_class;
+    address.service_level = config.service_level;
+    let mut receive = ReadyToReceive::new(address, end.queue_pair, route.mtu);
+    receive.packet_sequence = end.sequence;
+    queue_pair.ready_to_receive(&receive).map_err(failed)?;
+    let mut send = ReadyToSend::default();
+    (send.timeout, send.retries, send.rnr_retries) = (config.timeout, config.retries, config.rnr_retries);
+    send.packet_sequence = sequence;
+    queue_pair.ready_to_send(&send).map_err(failed)
+}
+
+/// Writes nothing, so that its acknowledgement tells that packets go both ways. `false`: the NIC has no credit left.
+fn greet(hub: &Hub, pair: &mut Pair) -> Result<bool, String> {
+    let to = RemoteMemory { address: 0, rkey: 0 };
+    let write = Write { from: 0, bytes: 0, lkey: 0, to, immediate: Some(Immediate::Hello) };
+    // SAFETY: no memory is read or written.
+    let posted = unsafe { pair.post(&mut hub.state(), Owner::Hello, 1, std::iter::once(write)) };
+    posted.map(|posted| posted == 1).map_err(|failure| failure.what)
+}
+
+/// The number of a queue pair's first packet: random, so that packets of another connection are not taken for its own.
+fn random_sequence() -> Result<u32, Error> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|source| {
+        Error::System { what: "a random number".into(), source: Arc::new(source.into()) }
+    })?;
+    Ok(u32::from_le_bytes(bytes) & 0xff_ffff)
+}

@@ -1,0 +1,351 @@
+//! The receiving side: out of the sender's slots into the caller's memory.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshreduce_device::{Stream, Word, copy_within, has_reached};
+
+use super::channel::Here;
+use super::imports::Imported;
+use super::message::{Message, RingOffer};
+use super::words::SeenWords;
+use crate::channel::{Activity, Io, Operation};
+use crate::error::Error;
+
+#[derive(Debug, Default)]
+pub(super) struct Receives {
+    /// Made by the sender's offer of its ring.
+    way: Option<Way>,
+    waiting: BTreeMap<u64, Receiving>,
+    /// The number of the next one to be started.
+    next: u64,
+    /// How transfers end that were not started yet.
+    fates: HashMap<u64, Fate>,
+    /// Chunks that are on their way out of slots, as they are in the stream.
+    chunks: VecDeque<Chunk>,
+}
+
+#[derive(Debug)]
+struct Way {
+    source: Arc<Imported>,
+    /// `None`: they are not to be seen, and the sender tells.
+    words: Option<SeenWords>,
+    slots: u16,
+    stride: u64,
+    stream: Stream,
+    /// Reaches a chunk's turn when it may be copied: set by the host.
+    go: Word,
+    /// Reaches a chunk's turn when it was copied: written by the stream.
+    done: Word,
+    /// The last chunk's turn.
+    turn: u32,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    operation: Operation,
+    /// The sender was told that it is ready.
+    is_wanted: bool,
+    /// Bytes of which the copies were enqueued.
+    enqueued: u64,
+    /// Bytes that are there.
+    copied: u64,
+    /// How it ends, once its copies are done.
+    fate: Option<Error>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    GivenUp,
+    Differs(u64),
+}
+
+#[derive(Debug)]
+struct Chunk {
+    number: u64,
+    bytes: u64,
+    slot: u16,
+    filled: u32,
+    is_filled: bool,
+    turn: u32,
+}
+
+impl Receives {
+    pub(super) fn start(&mut self, operation: Operation, here: &Here) {
+        let number = operation.ticket.number();
+        self.next = number + 1;
+        let receiving = Receiving { operation, is_wanted: false, enqueued: 0, copied: 0, fate: None };
+        self.waiting.insert(number, receiving);
+        if let Some(fate) = self.fates.remove(&number) {
+            self.end_as(number, fate, here);
+        }
+    }
+
+    /// The sender has a ring.
+    pub(super) fn ring(&mut self, offer: &RingOffer, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
+        if self.way.is_some() {
+            return Err(here.nonsense("it offers a second staging ring".into()));
+        }
+        let context = &here.used.context;
+        let source = here.home.imports.open(context, &here.remote, &offer.memory)?;
+        let needed = offer.stride.checked_mul(offer.slots.into());
+        if needed.is_none_or(|needed| needed > source.bytes()) || offer.slots > super::words::MOST {
+            let RingOffer { slots, stride, .. } = offer;
+            return Err(here.nonsense(format!("{slots} slots of {stride} bytes in {} bytes", source.bytes())));
+        }
+        let words = SeenWords::open(here.remote.party.member.process.pid, &offer.words);
+        let words = words.inspect_err(|error| {
+            tracing::info!(peer = %here.peer, %error, "words of another process are not to be seen: it sends messages");
+        });
+        if words.is_err() {
+            io.send(Message::Blind.to_bytes());
+        }
+        self.way = Some(Way {
+            source,
+            words: words.ok(),
+            slots: offer.slots,
+            stride: offer.stride,
+            stream: Stream::new(context)?,
+            go: here.used.words.take()?,
+            done: here.used.words.take()?,
+            turn: 0,
+        });
+        Ok(())
+    }
+
+    /// A chunk is on its way into a slot.
+    pub(super) fn staged(
+        &mut self,
+        (number, offset, bytes): (u64, u64, u64),
+        (slot, filled): (u16, u32),
+        here: &Here,
+        io: &mut Io<'_>,
+    ) -> Result<(), Error> {
+        let way = self.way.as_mut().filter(|way| slot < way.slots && bytes <= way.stride);
+        let Some(way) = way.filter(|_| self.chunks.iter().all(|chunk| chunk.slot != slot)) else {
+            return Err(here.nonsense(format!("{bytes} bytes in slot {slot}")));
+        };
+        let receiving = match self.waiting.get_mut(&number) {
+            Some(receiving) if receiving.fate.is_none() => receiving,
+            // It was given up meanwhile. The sender's next copy into the slot comes behind this one in its stream.
+            _ if number < self.next => {
+                io.send(Message::Taken { slot }.to_bytes());
+                return Ok(());
+            }
+            _ => return Err(here.nonsense(format!("bytes of transfer {number}, which was not begun"))),
+        };
+        let span = receiving.operation.span;
+        let fits = offset == receiving.enqueued && bytes > 0 && bytes <= span.bytes - receiving.enqueued;
+        if !receiving.is_wanted || !fits {
+            return Err(here.nonsense(format!(
+                "bytes {offset} and {bytes} more of transfer {number} of {}",
+                span.bytes
+            )));
+        }
+        let turn = way.turn.wrapping_add(1);
+        let see = |words: &SeenWords| has_reached(words.value(slot), filled);
+        let is_filled =
+            way.words.as_ref().is_some_and(see) && self.chunks.iter().all(|chunk| chunk.is_filled);
+        let (context, stream) = (&here.used.context, way.stream.raw());
+        let from = way.source.address() + u64::from(slot) * way.stride;
+        // SAFETY: the channel's own stream and words: turns grow by one, and only this stream writes `done`. The slot lies in the
+        // mapping (checked when it was opened), which is closed behind the last copy alone. The part of the transfer's memory is
+        // valid until its ticket has ended, which is not before `done` has reached this turn. The two do not overlap: one is
+        // another process's.
+        unsafe {
+            if !is_filled {
+                way.go.enqueue_wait(turn, stream)?;
+            }
+            copy_within(context, span.address + offset, from, bytes, stream)?;
+            way.done.enqueue_write(turn, stream)?;
+        }
+        way.turn = turn;
+        receiving.enqueued += bytes;
+        self.chunks.push_back(Chunk { number, bytes, slot, filled, is_filled, turn });
+        Ok(())
+    }
+
+    /// The sender says that a slot is filled.
+    pub(super) fn filled(&mut self, slot: u16, filled: u32) {
+        // A chunk that was given up is not there any more.
+        let told = |chunk: &&mut Chunk| chunk.slot == slot && chunk.filled == filled;
+        let Some(at) = self.chunks.iter_mut().find(told).map(|chunk| chunk.turn) else { return };
+        if let Some(way) = &self.way {
+            // In the order of the sender's stream: those before it are filled too.
+            let_go(&mut self.chunks, &way.go, |chunk| chunk.turn.wrapping_sub(at) as i32 <= 0);
+        }
+    }
+
+    /// The sender has given it up, or it has other lengths.
+    pub(super) fn given_up(&mut self, number: u64, here: &Here) {
+        self.note(number, Fate::GivenUp, here);
+    }
+
+    /// As [`Receives::given_up`].
+    pub(super) fn differs(&mut self, number: u64, sent: u64, here: &Here) {
+        self.note(number, Fate::Differs(sent), here);
+    }
+
+    fn note(&mut self, number: u64, fate: Fate, here: &Here) {
+        if number >= self.next {
+            self.fates.insert(number, fate);
+        } else {
+            self.end_as(number, fate, here);
+        }
+    }
+
+    fn end_as(&mut self, number: u64, fate: Fate, here: &Here) {
+        let Some(receiving) = self.waiting.get_mut(&number) else { return };
+        let expected = receiving.operation.span.bytes;
+        receiving.fate.get_or_insert_with(|| match fate {
+            Fate::GivenUp => here.remote_error("the send was dropped"),
+            Fate::Differs(sent) => {
+                Error::LengthsDiffer { peer: Arc::clone(&here.peer), number, sent, expected }
+            }
+        });
+        self.settle(number);
+    }
+
+    /// Ends it if it is to end and none of its copies is under way.
+    fn settle(&mut self, number: u64) {
+        let Some(receiving) = self.waiting.get(&number) else { return };
+        let is_done = receiving.copied == receiving.operation.span.bytes && receiving.copied > 0;
+        if receiving.copied < receiving.enqueued || !(is_done || receiving.fate.is_some()) {
+            return;
+        }
+        let Some(Receiving { operation, fate, .. }) = self.waiting.remove(&number) else { return };
+        match fate.filter(|_| !is_done) {
+            Some(error) => operation.ticket.fail(error),
+            None => operation.ticket.done(),
+        }
+    }
+
+    /// The sender says that a transfer of no bytes is over.
+    pub(super) fn nothing(&mut self, number: u64, here: &Here) -> Result<(), Error> {
+        match self.waiting.remove(&number) {
+            Some(receiving) if receiving.operation.span.bytes == 0 && receiving.fate.is_none() => {
+                receiving.operation.ticket.done();
+                Ok(())
+            }
+            // It was given up meanwhile.
+            None if number < self.next => Ok(()),
+            found => {
+                // Its copies go on, if it has any: it must not end here.
+                if let Some(receiving) = found {
+                    self.waiting.insert(number, receiving);
+                }
+                Err(here.nonsense(format!("transfer {number} should have no bytes")))
+            }
+        }
+    }
+
+    pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        let mut dropped = Vec::new();
+        for (number, receiving) in &mut self.waiting {
+            if receiving.fate.is_none() && receiving.operation.ticket.is_aborted() {
+                io.send(Message::Unwanted { number: *number }.to_bytes());
+                receiving.fate = Some(Error::Dropped);
+                dropped.push(*number);
+            } else if receiving.fate.is_none() && !receiving.is_wanted {
+                if receiving.operation.ready.has_come()? {
+                    receiving.is_wanted = true;
+                    let bytes = receiving.operation.span.bytes;
+                    io.send(Message::Wanted { number: *number, bytes }.to_bytes());
+                    activity = Activity::Moved;
+                } else {
+                    activity = activity.max(Activity::Waiting);
+                }
+            }
+        }
+        for number in dropped {
+            self.settle(number);
+            activity = Activity::Moved;
+        }
+        self.see();
+        while let Some(chunk) = self.next_copied() {
+            activity = Activity::Moved;
+            io.send(Message::Taken { slot: chunk.slot }.to_bytes());
+            self.count(&chunk);
+        }
+        let under_way = if self.chunks.is_empty() { Activity::Idle } else { Activity::Waiting };
+        Ok(activity.max(under_way))
+    }
+
+    /// Lets chunks go on that are there, or that nobody wants any more.
+    fn see(&mut self) {
+        let (Some(way), waiting) = (&self.way, &self.waiting) else { return };
+        let_go(&mut self.chunks, &way.go, |chunk| {
+            let is_filled = |words: &SeenWords| has_reached(words.value(chunk.slot), chunk.filled);
+            let is_wanted = waiting.get(&chunk.number).is_some_and(|receiving| receiving.fate.is_none());
+            !is_wanted || way.words.as_ref().is_some_and(is_filled)
+        });
+    }
+
+    fn next_copied(&mut self) -> Option<Chunk> {
+        let done = &self.way.as_ref()?.done;
+        self.chunks.pop_front_if(|chunk| done.has_reached(chunk.turn))
+    }
+
+    fn count(&mut self, chunk: &Chunk) {
+        if let Some(receiving) = self.waiting.get_mut(&chunk.number) {
+            receiving.copied += chunk.bytes;
+            receiving.operation.ticket.progress(chunk.bytes);
+            self.settle(chunk.number);
+        }
+    }
+
+    /// The end: what waits for the sender goes on, and copies anything.
+    pub(super) fn end(&mut self) {
+        if let Some(way) = &self.way {
+            way.go.release();
+        }
+    }
+
+    /// Behind the end: whether none of its copies is under way any more.
+    pub(super) fn is_idle(&mut self) -> bool {
+        while let Some(chunk) = self.next_copied() {
+            // What was let go at the end has not come from the sender.
+            if chunk.is_filled {
+                self.count(&chunk);
+            }
+        }
+        let Some(way) = self.way.as_ref().filter(|_| !self.chunks.is_empty()) else { return true };
+        match way.stream.finish(Duration::ZERO) {
+            Ok(finished) => finished,
+            Err(error) => error.loses_context(),
+        }
+    }
+
+    /// Behind the end, and idle: everything fails. What was opened of the sender's, to be closed.
+    pub(super) fn fail(&mut self, cause: &Error) -> Option<Arc<Imported>> {
+        for receiving in std::mem::take(&mut self.waiting).into_values() {
+            receiving.operation.ticket.fail(receiving.fate.unwrap_or_else(|| cause.clone()));
+        }
+        self.chunks.clear();
+        self.way.take().map(|way| way.source)
+    }
+
+    /// Keeps what may still be used for ever.
+    pub(super) fn leak(&mut self) -> bool {
+        let Some(way) = self.way.take() else { return false };
+        std::mem::forget(way.source);
+        true
+    }
+}
+
+/// Lets chunks go on, in the order of the stream, as long as they `may`.
+fn let_go(chunks: &mut VecDeque<Chunk>, go: &Word, may: impl Fn(&Chunk) -> bool) {
+    let mut last = None;
+    for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_filled) {
+        if !may(chunk) {
+            break;
+        }
+        chunk.is_filled = true;
+        last = Some(chunk.turn);
+    }
+    if let Some(turn) = last {
+        go.set(turn);
+    }
+}

@@ -1,0 +1,121 @@
+//! A stream of a channel's own, and how far it is.
+//!
+//! What is enqueued is followed by a write of the stream's next number to a word, so that the progress thread sees by a plain load
+//! what is done. The driver is asked only if nothing has moved for a while: whether the stream lives.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meshreduce_device::{ContextState, DriverError, PrimaryContext, RawStream, Stream, Word, Words};
+
+use crate::channel::Ready;
+use crate::error::Error;
+
+/// How long a stream may stand still before the driver is asked whether it lives.
+const DOUBT: Duration = Duration::from_millis(100);
+
+/// A stream that says how far it is.
+#[derive(Debug)]
+pub struct Lane {
+    stream: Stream,
+    word: Word,
+    /// The number that was enqueued last.
+    last: u32,
+    /// The word as it was seen last, and when it was seen to move.
+    seen: u32,
+    moved: Instant,
+    /// Something was enqueued that has no number.
+    is_unmarked: bool,
+}
+
+/// A point in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Lane {
+    /// A lane on a stream of its own in `context`.
+    ///
+    /// # Errors
+    ///
+    /// The driver's. Where streams cannot write words (before CUDA 11.7) a kind of channel is not viable; see [`Words::new`].
+    pub fn new(context: &Arc<PrimaryContext>) -> Result<Self, Error> {
+        let words = Words::new(context).map_err(Error::from_device)?;
+        let (stream, word) = (Stream::new(context)?, words.take()?);
+        Ok(Self { stream, word, last: 0, seen: 0, moved: Instant::now(), is_unmarked: false })
+    }
+
+    /// Its stream's context.
+    pub fn context(&self) -> &Arc<PrimaryContext> {
+        self.stream.context()
+    }
+
+    /// Makes what is enqueued from now on wait for what a caller's stream has to do first. One call of the driver, or none.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn wait_for(&mut self, ready: &Ready) -> Result<(), DriverError> {
+        // SAFETY: the stream is alive, and is not captured.
+        unsafe { ready.wait_on(self.stream.raw()) }
+    }
+
+    /// Enqueues work by `enqueue`, which is given the stream and its context, and a number behind it. One call of the driver beside
+    /// those of `enqueue`.
+    ///
+    /// # Errors
+    ///
+    /// The driver's. Something may have been enqueued all the same: [`Lane::is_idle`] knows.
+    pub fn enqueue(
+        &mut self,
+        enqueue: impl FnOnce(&PrimaryContext, RawStream) -> Result<(), DriverError>,
+    ) -> Result<Mark, DriverError> {
+        if self.is_quiet() {
+            self.moved = Instant::now();
+        }
+        self.is_unmarked = true;
+        enqueue(self.stream.context(), self.stream.raw())?;
+        let next = self.last.wrapping_add(1);
+        // SAFETY: the stream is this lane's own and is not captured; numbers only grow.
+        unsafe { self.word.enqueue_write(next, self.stream.raw()) }?;
+        self.last = next;
+        self.is_unmarked = false;
+        Ok(Mark(next))
+    }
+
+    /// Whether what was enqueued up to `mark` is done: its data are seen.
+    pub fn has_passed(&self, mark: Mark) -> bool {
+        self.word.has_reached(mark.0)
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.is_unmarked && self.word.has_reached(self.last)
+    }
+
+    /// Asks the driver, if nothing has moved for a while, whether the stream lives.
+    ///
+    /// # Errors
+    ///
+    /// The driver's: what was enqueued has failed, and its marks are never passed.
+    pub fn check(&mut self, now: Instant) -> Result<(), DriverError> {
+        let value = self.word.value();
+        if self.is_quiet() || value != self.seen {
+            (self.seen, self.moved) = (value, now);
+        } else if now.duration_since(self.moved) > DOUBT {
+            self.moved = now;
+            self.stream.finish(Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// Whether nothing that was enqueued is being done or will be: everything has passed, or the context is lost.
+    pub fn is_idle(&mut self) -> bool {
+        if self.is_quiet() {
+            return true;
+        }
+        match self.stream.finish(Duration::ZERO) {
+            // A stream that has ended has written all its numbers, if it got them.
+            Ok(has_ended) => has_ended,
+            Err(error) => error.loses_context() || self.context().state() != ContextState::Alive,
+        }
+    }
+}

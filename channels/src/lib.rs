@@ -1,0 +1,113 @@
+//! Point to point between devices: tensors from one rank to another, over the fastest way that both have.
+//!
+//! For whoever moves memory between two processes: pipeline stages, KV caches from prefill to decode, weights to inference nodes.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use meshreduce_channels::{Context, Device, Registry};
+//! use meshreduce_store::MemoryStore;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = MemoryStore::new(); // among processes: a TcpStore or a FileStore
+//! let soon = Duration::from_secs(30);
+//!
+//! std::thread::scope(|scope| -> Result<(), Box<dyn std::error::Error>> {
+//!     let decode = scope.spawn(|| {
+//!         let context = Context::new(&Registry::default(), &[])?; // and the CUDA devices that are served
+//!         let endpoint = context.connect(&store, "prefill to decode", soon)?;
+//!         let cache = vec![0_u8; 1 << 20]; // a DeviceMemory, or anything that is Memory
+//!         let (cache, _bytes) = endpoint.recv(cache, Device::Cpu, None).wait(soon)?;
+//!         Ok::<_, meshreduce_channels::Error>(cache)
+//!     });
+//!     let context = Context::new(&Registry::default(), &[])?;
+//!     let endpoint = context.listen(&store, "prefill to decode", soon)?;
+//!     // Instead of `None`, a stream: the transfer begins when what has been enqueued on it is done.
+//!     endpoint.send(vec![7_u8; 1 << 20], Device::Cpu, None).wait(soon)?; // or .await, or wait_on(&stream)
+//!     assert_eq!(decode.join().expect("it does not panic")?, vec![7_u8; 1 << 20]);
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
+//! # How the parts are called
+//!
+//! A [`Registry`] holds *kinds* of channels, by name and priority. A [`Context`] makes them for the devices of a process, and runs
+//! the one thread that makes everything go on. Two contexts meet under a name in a store ([`Context::listen`],
+//! [`Context::connect`]) or by an [`Address`] ([`Context::listener`], [`Context::connect_to`]): each gets an [`Endpoint`], over a
+//! link in memory (one process), a Unix socket (one host) or TCP. When they meet they agree, for every pair of devices, on the
+//! first kind that can serve it; the channel itself is made with the first transfer. [`Endpoint::channel`] tells which kind it
+//! is, [`Context::report`] which kinds are viable here, and why others are not.
+//!
+//! | kind | priority | between |
+//! | --- | --- | --- |
+//! | `xth` | 400 | devices of one process, and its host memory with itself |
+//! | `basic` | 100 | any two devices, host memory too, with CUDA or without |
+//!
+//! The environment variable `MESHREDUCE_CHANNELS` ([`ALLOWED`]), or [`Registry::allow`], gives choice and order: `basic`. Kinds of
+//! other crates implement [`channel::ChannelFactory`] and are registered in the same way.
+//!
+//! # Transfers
+//!
+//! Of each pair of devices the k-th send on one side meets the k-th receive on the other; they have the same length, and may have
+//! none. They are started in the order of the calls and end in any. A transfer is waited for with a deadline ([`Owned::wait`]),
+//! awaited in any runtime or none, polled, or waited for by a stream ([`Owned::wait_on`]). A send has ended when the data are
+//! at the other side or are read no more; a receive, when they are there and host and device see them.
+//!
+//! Memory goes into a transfer and comes back out of it, also if it fails. A transfer that is dropped is aborted: the other side is
+//! told, and the memory lives until nothing uses it any more. [`Endpoint::send_raw`] and [`Endpoint::recv_raw`] take memory that
+//! the caller keeps.
+//!
+//! # What can go wrong
+//!
+//! Everything is an [`Error`], on both sides, and nothing waits for ever without one: a process that ends is noticed at once
+//! ([`Error::PeerLost`], with the bytes that had come); one that is stopped, or whose host is gone, when nothing was heard of it for
+//! [`Options::silence`]; a send and a receive of different lengths fail ([`Error::LengthsDiffer`]) and those behind them go on. No
+//! transfer outlives [`Endpoint::close`]; [`Endpoint::join`] says when nothing uses their memory any more, which is never before
+//! what their streams have to do first is done: a stream that stands still holds memory, but nobody who waits for a transfer.
+//!
+//! A child that was forked from a process with a context gets [`Error::Forked`]; CUDA does not live in such children either.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod basic;
+pub mod channel;
+mod choice;
+mod context;
+mod counter;
+mod devices;
+mod endpoint;
+mod error;
+pub mod gdr;
+mod ipc;
+mod lane;
+mod lanes;
+mod link;
+pub mod matching;
+mod meet;
+mod owned;
+pub mod pci;
+pub mod progress;
+mod region;
+mod registry;
+mod span;
+mod stream;
+mod transfer;
+mod xth;
+
+pub use basic::Basic;
+pub use channel::Page;
+pub use context::{Context, Listener, Options};
+pub use counter::{Counter, Counters, POISON, Reached};
+pub use endpoint::Endpoint;
+pub use error::Error;
+pub use ipc::Ipc;
+pub use lane::{Lane, Mark};
+pub use meet::{Address, Links, NotAnAddress, SOCKET_IFNAME};
+pub use meshreduce_device::{Device, DeviceType};
+pub use owned::{Failed, Owned, Remains};
+pub use region::{Closing, CounterDescriptor, Pages, Region, RegionDescriptor};
+pub use registry::{ALLOWED, Registry, RegistryError, Report, Row};
+pub use span::{Memory, Slice, Span};
+pub use stream::{After, OnStream};
+pub use transfer::{Ticket, Transfer};
+pub use xth::Xth;

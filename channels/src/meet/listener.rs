@@ -1,0 +1,245 @@
+//! Listening for those who were told of it.
+//!
+//! Who connects says at once what shows that he was told ([`PREAMBLE`] bytes); who says something else, or nothing for a while, is
+//! dropped. There is room for a bounded number of strangers. While it is taken no more are let in, and whoever was silent for
+//! longer than [`GRACE`] leaves; so strangers delay those who are waited for, and never push them out.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use meshreduce_store::clock::Deadline;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::address::{Address, Place, own_addresses, random};
+use super::here::Door;
+use super::{Links, PREAMBLE, preamble};
+use crate::error::Error;
+use crate::link::{Link, Socket};
+
+/// Connections that have not shown yet who they are.
+const MOST_STRANGERS: usize = 128;
+/// How long a stranger may stay when others wait for its place; those who were told speak as soon as they are connected.
+const GRACE: Duration = Duration::from_millis(200);
+/// How long a stranger may stay in any case.
+const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+
+/// Sockets on which a process listens, and what shows who has been told of them.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    address: Address,
+    unix: Option<UnixListener>,
+    tcp: Option<TcpListener>,
+    here: Option<Arc<Door>>,
+    strangers: Mutex<Vec<Stranger>>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => stream.read(bytes),
+            Stream::Tcp(stream) => stream.read(bytes),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Unix(stream) => stream.write(bytes),
+            Stream::Tcp(stream) => stream.write(bytes),
+        }
+    }
+
+    fn into_link(self) -> io::Result<Link> {
+        Ok(Link::Socket(match self {
+            Stream::Unix(stream) => Socket::unix(stream)?,
+            Stream::Tcp(stream) => Socket::tcp(stream)?,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct Stranger {
+    stream: Stream,
+    said: Vec<u8>,
+    since: Instant,
+}
+
+/// The name of an abstract socket.
+pub(super) fn socket_name(name: &[u8; 16]) -> String {
+    let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("meshreduce/channels/{hex}")
+}
+
+impl Doors {
+    /// Listens, for connections of these kinds.
+    pub(crate) fn open(place: &Place, links: Links) -> Result<Self, Error> {
+        Self::try_open(place, links).map_err(|source| Error::System {
+            what: "it is not possible to listen for connections".into(),
+            source: source.into(),
+        })
+    }
+
+    fn try_open(place: &Place, links: Links) -> io::Result<Self> {
+        let (name, cookie, answer) = (random()?, random()?, random()?);
+        let mut address = Address { place: place.clone(), name, cookie, answer, tcp: Vec::new() };
+        let here = if links.memory { Some(Door::open(cookie)?) } else { None };
+        let unix = if links.unix {
+            Some(UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket_name(&name))?)?)
+        } else {
+            None
+        };
+        if let Some(unix) = &unix {
+            unix.set_nonblocking(true)?;
+        }
+        let mut tcp = None;
+        if links.tcp {
+            let addresses = own_addresses().map_err(io::Error::other)?;
+            // One for both families, where the system has both.
+            let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
+            listener.set_nonblocking(true)?;
+            let own = listener.local_addr()?;
+            let is_reached = |ip: &std::net::IpAddr| own.is_ipv6() || ip.is_ipv4();
+            address.tcp =
+                addresses.into_iter().filter(is_reached).map(|ip| (ip, own.port()).into()).collect();
+            tcp = Some(listener);
+        }
+        Ok(Self { address, unix, tcp, here, strangers: Mutex::default() })
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The next connection of one who was told.
+    ///
+    /// # Errors
+    ///
+    /// What happened last, if none comes before the deadline.
+    pub(crate) fn accept(&self, deadline: Deadline) -> Result<Link, String> {
+        let mut last = "nobody has come".to_owned();
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(half) = self.here.as_ref().and_then(|door| door.take()) {
+                return Ok(Link::Memory(half));
+            }
+            self.let_in(&mut strangers);
+            match self.hear(&mut strangers) {
+                Ok(Some(link)) => return Ok(link),
+                Ok(None) => {}
+                Err(error) => last = error.to_string(),
+            }
+            if deadline.has_passed() {
+                return Err(last);
+            }
+            self.sleep(&mut strangers, deadline).map_err(|error| error.to_string())?;
+        }
+    }
+
+    fn let_in(&self, strangers: &mut Vec<Stranger>) {
+        let next = || {
+            let unix = self.unix.as_ref().and_then(|listener| listener.accept().ok());
+            let unix = unix.map(|(stream, _)| Stream::Unix(stream));
+            unix.or_else(|| {
+                let (stream, _) = self.tcp.as_ref()?.accept().ok()?;
+                Some(Stream::Tcp(stream))
+            })
+        };
+        while strangers.len() < MOST_STRANGERS {
+            let Some(stream) = next() else { return };
+            let is_ready = match &stream {
+                Stream::Unix(stream) => stream.set_nonblocking(true).is_ok(),
+                Stream::Tcp(stream) => stream.set_nonblocking(true).is_ok(),
+            };
+            if is_ready {
+                strangers.push(Stranger { stream, said: Vec::new(), since: Instant::now() });
+            }
+        }
+    }
+
+    /// Hears what strangers say; the first who was told leaves their midst.
+    fn hear(&self, strangers: &mut Vec<Stranger>) -> io::Result<Option<Link>> {
+        let wanted = preamble(&self.address.cookie);
+        let mut at = 0;
+        while let Some(stranger) = strangers.get_mut(at) {
+            match stranger.listen() {
+                Ok(false) if stranger.since.elapsed() < LONGEST_SILENCE => at += 1,
+                Ok(true) if stranger.said == wanted => {
+                    let mut stream = strangers.swap_remove(at).stream;
+                    // An empty buffer takes it whole.
+                    return match stream.write(&self.address.answer)? {
+                        count if count == self.address.answer.len() => stream.into_link().map(Some),
+                        _ => Err(ErrorKind::WriteZero.into()),
+                    };
+                }
+                _ => drop(strangers.swap_remove(at)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn sleep(&self, strangers: &mut Vec<Stranger>, deadline: Deadline) -> io::Result<()> {
+        let mut most = deadline.left().min(Duration::from_secs(1));
+        let is_full = strangers.len() >= MOST_STRANGERS;
+        if is_full {
+            let silent = |stranger: &Stranger| stranger.since.elapsed() >= GRACE;
+            let before = strangers.len();
+            strangers.retain(|stranger| !silent(stranger));
+            if strangers.len() < before {
+                return Ok(());
+            }
+            let oldest = strangers.iter().map(|stranger| stranger.since.elapsed()).max().unwrap_or(GRACE);
+            most = most.min(GRACE.saturating_sub(oldest));
+        }
+        let mut watched = Vec::new();
+        if let Some(door) = &self.here {
+            watched.push(PollFd::new(&door.bell, PollFlags::IN));
+        }
+        if !is_full {
+            watched.extend(self.unix.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
+            watched.extend(self.tcp.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
+        }
+        for stranger in strangers.iter() {
+            watched.push(PollFd::from_borrowed_fd(stranger.stream.fd(), PollFlags::IN));
+        }
+        let time = Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) };
+        match rustix::event::poll(&mut watched, Some(&time)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Stranger {
+    /// Whether it has said as much as those who were told say.
+    fn listen(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; PREAMBLE];
+        while self.said.len() < PREAMBLE {
+            let left = PREAMBLE - self.said.len();
+            match self.stream.read(&mut bytes[..left]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.said.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,149 @@
+//! What users tell a progress thread.
+#![forbid(unsafe_code)]
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{Connection, Waker};
+use crate::channel::{Batch, Operation, Pair};
+use crate::devices::Devices;
+use crate::endpoint::Shared;
+use crate::error::Error;
+use crate::region::Withdrawn;
+use crate::registry::Kinds;
+
+/// What a context and its thread share.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) kinds: Kinds,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) post: Post,
+    /// The process that the thread is in.
+    pub(crate) process: u32,
+    pub(crate) ended: Latch,
+}
+
+impl Site {
+    /// That this is the process of the thread, and not its child.
+    pub(crate) fn check_process(&self) -> Result<(), Error> {
+        if self.process == std::process::id() { Ok(()) } else { Err(Error::Forked) }
+    }
+}
+
+/// Something that happens once and is waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Latch {
+    is_set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Latch {
+    pub(crate) fn set(&self) {
+        *self.is_set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for it, at most `timeout`; whether it has happened.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        let begun = Instant::now();
+        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*is_set {
+            // The system takes no arbitrarily long times.
+            let left = timeout.saturating_sub(begun.elapsed()).min(Duration::from_secs(3600));
+            if left.is_zero() {
+                return false;
+            }
+            is_set = self.changed.wait_timeout(is_set, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Takes care of a new endpoint.
+    Add(Box<Connection>),
+    /// Begins a transfer.
+    Start { endpoint: Arc<Shared>, pair: Pair, operation: Operation },
+    /// Begins a batch of writes.
+    Write { endpoint: Arc<Shared>, pair: Pair, batch: Batch },
+    /// Tells those who use a region that it is being given up, and frees it when they have let go.
+    Withdraw(Withdrawn),
+    /// Ends an endpoint.
+    Close { endpoint: Arc<Shared> },
+    /// Ends all endpoints, and the thread.
+    End,
+}
+
+impl Command {
+    /// What becomes of it when nobody does it any more.
+    fn fail(self, cause: &Error) {
+        match self {
+            Command::Add(mut connection) => connection.end(cause, Some("")),
+            Command::Start { operation, .. } => operation.ticket.fail(cause.clone()),
+            Command::Write { batch, .. } => batch.ticket.fail(cause.clone()),
+            // Dropped, they see to themselves.
+            Command::Withdraw(_) | Command::Close { .. } | Command::End => {}
+        }
+    }
+}
+
+/// Commands on their way.
+#[derive(Debug)]
+pub(crate) struct Post {
+    inside: Mutex<Inside>,
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    commands: Vec<Command>,
+    /// Why nobody takes them any more.
+    over: Option<Error>,
+}
+
+impl Post {
+    pub(crate) fn new(waker: Waker) -> Self {
+        Self { inside: Mutex::default(), waker }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Has it done, or fail if nobody does it any more.
+    pub(crate) fn send(&self, command: Command) {
+        let mut held = self.lock();
+        match &held.over {
+            None => {
+                held.commands.push(command);
+                drop(held);
+                self.waker.wake();
+            }
+            Some(cause) => {
+                let cause = cause.clone();
+                drop(held);
+                command.fail(&cause);
+            }
+        }
+    }
+
+    /// For the thread: what there is to do.
+    pub(crate) fn take(&self, into: &mut Vec<Command>) {
+        into.append(&mut self.lock().commands);
+    }
+
+    /// For the thread: that it takes no more; what is on its way fails.
+    pub(crate) fn close(&self, cause: &Error) {
+        let mut held = self.lock();
+        held.over.get_or_insert_with(|| cause.clone());
+        let commands = std::mem::take(&mut held.commands);
+        drop(held);
+        commands.into_iter().for_each(|command| command.fail(cause));
+    }
+}

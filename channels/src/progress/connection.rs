@@ -1,0 +1,449 @@
+//! An endpoint, as the progress thread sees it: its link, its channels, and how it ends.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::leaving::Leaving;
+use super::slot::{Slot, guarded};
+use super::{Pulse, Waker};
+use crate::channel::{Activity, Batch, Channel, Io, Message, Offer, Operation, Pair, RegionPart};
+use crate::endpoint::Shared;
+use crate::error::Error;
+use crate::link::{Broken, Incoming, Kind, Link, Outbox, Outgoing, Queue};
+use crate::registry::Kinds;
+
+/// Messages that are taken before others have their turn.
+const MESSAGES: usize = 64;
+/// How long an endpoint that was closed tries to say so, and what was said before, to a peer that takes nothing.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// One endpoint.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    /// `None`: it is over, and the link gone.
+    link: Option<Link>,
+    /// The link is there, if perhaps in use.
+    is_linked: bool,
+    queue: Queue,
+    channels: BTreeMap<u32, Slot>,
+    /// Channels that are over, and of which something is still in use.
+    leaving: Leaving,
+    pulse: Pulse,
+    /// Something that was taken in was not looked at yet.
+    has_more: bool,
+    /// Until when an endpoint that is over may go on sending.
+    farewell: Option<Instant>,
+    /// The other side has had time enough to take its leave. The link stays for as long as it has something of this side's.
+    is_late: bool,
+}
+
+/// What a connection is given for a look.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look<'a> {
+    pub(super) kinds: &'a Kinds,
+    pub(super) now: Instant,
+    /// Something has come, or the link has room again.
+    pub(super) is_ready: bool,
+    /// Somebody has rung: also what says that nothing is under way is looked at.
+    pub(super) at_all: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(shared: Arc<Shared>, link: Link) -> Self {
+        let pulse = Pulse::new(link.needs_heartbeats().then(|| shared.silence()));
+        Self {
+            shared,
+            queue: Queue::new(link.carries_files()),
+            link: Some(link),
+            is_linked: true,
+            channels: BTreeMap::new(),
+            leaving: Leaving::default(),
+            pulse,
+            // The greeting may have taken in more than was its own.
+            has_more: true,
+            farewell: None,
+            is_late: false,
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(super) fn link(&self) -> Option<&Link> {
+        self.link.as_ref()
+    }
+
+    pub(super) fn wakes(&mut self, waker: &Waker) {
+        if let Some(link) = &mut self.link {
+            link.wakes(waker);
+        }
+    }
+
+    /// Whether something waits to be sent.
+    pub(super) fn wants_to_write(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// When it wants to be looked at, whatever happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let life = if self.shared.cause().is_none() { self.pulse.due() } else { None };
+        life.into_iter().chain(self.farewell).chain(self.leaving.due()).min()
+    }
+
+    /// Whether nothing is left of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.cause().is_some() && !self.is_linked && self.leaving.is_empty()
+    }
+
+    /// Whether only others are waited for, and have been for long: one that was stopped, or has forgotten to end.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.is_late && self.leaving.is_quiet()
+    }
+
+    /// Begins a transfer.
+    pub(super) fn start(&mut self, pair: Pair, operation: Operation, kinds: &Kinds, now: Instant) {
+        match self.channel(pair, kinds) {
+            Err(error) => operation.ticket.fail(error),
+            Ok(id) => self.call(id, now, |channel, io| channel.start(operation, io)),
+        }
+    }
+
+    /// Begins a batch of writes.
+    pub(super) fn write(&mut self, pair: Pair, batch: Batch, kinds: &Kinds, now: Instant) {
+        match self.channel(pair, kinds) {
+            Err(error) => batch.ticket.fail(error),
+            Ok(id) => self.call(id, now, |channel, io| channel.write(batch, io)),
+        }
+    }
+
+    /// Regions of this side are being given up.
+    pub(super) fn withdraw(&mut self, parts: &[Arc<dyn RegionPart>], now: Instant) {
+        let open: Vec<u32> = self.channels.keys().copied().collect();
+        for part in parts {
+            for id in &open {
+                self.call(*id, now, |channel, io| channel.withdraw(part, io));
+            }
+        }
+    }
+
+    /// The number of the channel for a pair, which is open.
+    fn channel(&mut self, pair: Pair, kinds: &Kinds) -> Result<u32, Error> {
+        if let Some(cause) = self.shared.cause() {
+            return Err(cause.clone());
+        }
+        let id = self.shared.channel_of(pair).ok_or_else(|| self.shared.no_channel(pair, kinds))?;
+        match self.channels.get(&id) {
+            Some(Slot::Open { .. }) => Ok(id),
+            Some(Slot::Over(error)) => Err(error.clone()),
+            None => match self.connect(pair, kinds) {
+                Ok(channel) => {
+                    self.channels.insert(id, Slot::Open { channel, is_active: true });
+                    Ok(id)
+                }
+                Err(error) => {
+                    self.tell_failed(id, &error);
+                    self.channels.insert(id, Slot::Over(error.clone()));
+                    Err(error)
+                }
+            },
+        }
+    }
+
+    fn connect(&self, pair: Pair, kinds: &Kinds) -> Result<Box<dyn Channel>, Error> {
+        let shared = &self.shared;
+        let (Some(name), Some((local, remote))) = (shared.kind_of(pair), shared.descriptors(pair)) else {
+            return Err(shared.no_channel(pair, kinds));
+        };
+        let Some(context) = kinds.by_name(name) else { return Err(shared.no_channel(pair, kinds)) };
+        let peer = Arc::clone(shared.peer());
+        let offer = Offer { pair, side: shared.side(), local, remote, peer };
+        tracing::debug!(%pair, channel = name, peer = %shared.peer(), "a channel is made");
+        guarded(name, || context.connect(offer)).map_err(|failure| failure.error)
+    }
+
+    /// Calls an open channel, and ends it if it says so.
+    fn call(
+        &mut self,
+        id: u32,
+        now: Instant,
+        call: impl FnOnce(&mut dyn Channel, &mut Io<'_>) -> Result<(), Error>,
+    ) {
+        let Some(Slot::Open { channel, is_active }) = self.channels.get_mut(&id) else { return };
+        *is_active = true;
+        let outbox = Outbox::new(&mut self.queue, id);
+        let mut io = Io { outbox, counters: self.shared.counters(), now };
+        let name = self.shared.name_of(id);
+        if let Err(failure) = guarded(name, || call(&mut **channel, &mut io)) {
+            self.tell_failed(id, &failure.error);
+            self.end_channel(id, &failure.error, failure.has_panicked);
+        }
+    }
+
+    fn tell_failed(&mut self, id: u32, error: &Error) {
+        let text = error.to_string().into_bytes();
+        self.queue.push(Outgoing::control(Kind::Failed, id, text));
+    }
+
+    /// Ends a channel. What is left of one that has panicked cannot be relied on: it is dropped, and with it its tickets.
+    fn end_channel(&mut self, id: u32, cause: &Error, has_panicked: bool) {
+        let before = self.channels.insert(id, Slot::Over(cause.clone()));
+        let Some(Slot::Open { mut channel, .. }) = before else {
+            return self.queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
+        };
+        let name = self.shared.name_of(id);
+        let is_whole = !has_panicked
+            && guarded(name, || {
+                channel.end(cause);
+                Ok(())
+            })
+            .is_ok();
+        if !is_whole {
+            self.leaving.spoil();
+            let _ = guarded(name, || {
+                drop(channel);
+                Ok(())
+            });
+        } else if self.leaving.push(id, channel) {
+            self.queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
+        }
+    }
+
+    /// Ends the endpoint: everything on it fails with `cause`. Unless the link is gone, the other side is told `farewell`.
+    pub(super) fn end(&mut self, cause: &Error, farewell: Option<&str>) {
+        if !self.end_all(cause) {
+            return;
+        }
+        match farewell {
+            Some(text) if self.is_linked => {
+                self.queue.push(Outgoing::control(Kind::Goodbye, 0, text.as_bytes().to_vec()));
+            }
+            _ => self.unlink(),
+        }
+    }
+
+    /// Ends all channels; whether nobody has done so before. The link stays, until both sides have said that they are quiet.
+    fn end_all(&mut self, cause: &Error) -> bool {
+        if !self.shared.set_cause(cause) {
+            return false;
+        }
+        tracing::debug!(peer = %self.shared.peer(), %cause, "an endpoint ends");
+        self.farewell = Some(Instant::now() + FAREWELL);
+        self.shared.counters().end(cause);
+        let open = self.channels.iter().filter(|(_, slot)| matches!(slot, Slot::Open { .. }));
+        let open: Vec<u32> = open.map(|(id, _)| *id).collect();
+        for id in open {
+            self.end_channel(id, cause, false);
+        }
+        true
+    }
+
+    fn unlink(&mut self) {
+        (self.link, self.is_linked) = (None, false);
+        self.queue.clear();
+        self.leaving.lost();
+    }
+
+    fn broken(&mut self, broken: Broken) {
+        if self.shared.cause().is_some() {
+            // There is nobody to take leave of any more.
+            return self.unlink();
+        }
+        let peer = Arc::clone(self.shared.peer());
+        match broken {
+            Broken::Lost(how) => {
+                let how = if self.shared.has_ended() { "its process has ended".to_owned() } else { how };
+                self.end(&Error::PeerLost { peer, how: how.into(), received: 0, bytes: 0 }, None);
+            }
+            Broken::Malformed(what) => {
+                self.end(&Error::Protocol { peer, what: what.clone().into() }, Some(&what));
+            }
+        }
+    }
+
+    /// Looks what has happened, and makes everything go on.
+    pub(super) fn look(&mut self, look: Look<'_>) -> Activity {
+        let mut activity = Activity::Idle;
+        if self.receive(look) {
+            activity = Activity::Moved;
+        }
+        if self.shared.cause().is_none() {
+            activity = activity.max(self.poll_channels(look));
+            self.take_pulse(look.now);
+        }
+        activity = activity.max(self.leave(look.now));
+        if self.flush() {
+            activity = Activity::Moved;
+        }
+        activity
+    }
+
+    /// Takes in what has come; whether there was anything.
+    fn receive(&mut self, look: Look<'_>) -> bool {
+        let Some(mut link) = self.link.take() else { return false };
+        let mut has_moved = false;
+        let mut problem = None;
+        if look.is_ready || link.descriptor().is_none() {
+            match link.fill() {
+                Ok(true) => {
+                    self.pulse.heard();
+                    self.has_more = true;
+                }
+                Ok(false) => {}
+                Err(broken) => problem = Some(broken),
+            }
+        }
+        let mut left = MESSAGES;
+        while self.has_more && left > 0 {
+            match link.next() {
+                Ok(Some(message)) => {
+                    has_moved = true;
+                    left -= 1;
+                    // An endpoint that is over hears only how far the other side is.
+                    if self.shared.cause().is_none() || message.kind == Kind::Quiet {
+                        self.heard(message, look);
+                    }
+                }
+                Ok(None) => self.has_more = false,
+                Err(broken) => {
+                    problem = Some(broken);
+                    break;
+                }
+            }
+        }
+        if self.is_linked {
+            self.link = Some(link);
+        }
+        if let Some(broken) = problem.filter(|_| !self.has_more || left > 0) {
+            self.broken(broken);
+            has_moved = true;
+        }
+        has_moved
+    }
+
+    fn heard(&mut self, message: Incoming<'_>, look: Look<'_>) {
+        let Incoming { kind, channel: id, bytes, files } = message;
+        let peer = || Arc::clone(self.shared.peer());
+        match kind {
+            Kind::Channel => {
+                let Some(pair) = self.shared.pair_of(id) else {
+                    return self
+                        .broken(Broken::Malformed(format!("a message for channel {id}, which is none")));
+                };
+                // A channel that is over hears nothing; the other side has been told, or is about to learn.
+                if let Ok(id) = self.channel(pair, look.kinds) {
+                    self.call(id, look.now, |channel, io| channel.heard(Message { bytes, files }, io));
+                }
+            }
+            Kind::Failed => {
+                if self.shared.pair_of(id).is_some() {
+                    let what = String::from_utf8_lossy(bytes).into();
+                    self.end_channel(id, &Error::Remote { peer: peer(), what }, false);
+                }
+            }
+            Kind::Heartbeat => {}
+            Kind::Quiet => self.leaving.heard(id),
+            Kind::Goodbye if bytes.is_empty() => {
+                self.end_all(&Error::ClosedByPeer { peer: peer(), received: 0, bytes: 0 });
+            }
+            Kind::Goodbye => {
+                let what = String::from_utf8_lossy(bytes).into();
+                self.end_all(&Error::Remote { peer: peer(), what });
+            }
+            Kind::Hello | Kind::Choices | Kind::Verdict => {
+                self.broken(Broken::Malformed(format!("{kind:?} among other messages")));
+            }
+        }
+    }
+
+    fn poll_channels(&mut self, look: Look<'_>) -> Activity {
+        let mut activity = Activity::Idle;
+        let mut failed = Vec::new();
+        for (id, slot) in &mut self.channels {
+            let Slot::Open { channel, is_active } = slot else { continue };
+            if !*is_active && !look.at_all {
+                continue;
+            }
+            let outbox = Outbox::new(&mut self.queue, *id);
+            let mut io = Io { outbox, counters: self.shared.counters(), now: look.now };
+            match guarded(self.shared.name_of(*id), || channel.poll(&mut io)) {
+                Ok(one) => {
+                    *is_active = one != Activity::Idle;
+                    activity = activity.max(one);
+                }
+                Err(failure) => failed.push((*id, failure)),
+            }
+        }
+        for (id, failure) in failed {
+            self.tell_failed(id, &failure.error);
+            self.end_channel(id, &failure.error, failure.has_panicked);
+            activity = Activity::Moved;
+        }
+        activity
+    }
+
+    fn take_pulse(&mut self, now: Instant) {
+        match self.pulse.look(now) {
+            Ok(false) => {}
+            Ok(true) => {
+                if self.queue.is_empty() {
+                    self.queue.push(Outgoing::control(Kind::Heartbeat, 0, Vec::new()));
+                }
+            }
+            Err(silence) => {
+                self.broken(Broken::Lost(format!("nothing was heard of it for {silence:?}")));
+            }
+        }
+    }
+
+    /// Sends what waits; whether the link has taken anything.
+    fn flush(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let flushed = link.flush(&mut self.queue);
+        // What the other side still says must be read, or the system takes the connection down before all has arrived there.
+        let is_to_finish = self.leaving.has_said_all() && self.queue.is_empty();
+        let is_done = is_to_finish && !link.finish() && self.leaving.is_empty();
+        if is_done {
+            self.unlink();
+        }
+        match flushed {
+            Ok(true) => self.pulse.said(),
+            Ok(false) => return false,
+            Err(broken) => self.broken(broken),
+        }
+        true
+    }
+
+    /// Looks how far the end is.
+    fn leave(&mut self, now: Instant) -> Activity {
+        let has_ended = self.shared.cause().is_some();
+        let (queue, is_linked) = (&mut self.queue, self.is_linked);
+        let activity = self.leaving.look(now, has_ended, |id| {
+            if is_linked {
+                queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
+            }
+        });
+        if self.farewell.is_some_and(|until| now >= until) {
+            (self.farewell, self.is_late) = (None, true);
+        }
+        if self.is_late && self.is_linked && self.leaving.is_empty() {
+            self.unlink();
+        }
+        // Transfers are over, whatever the other side still has.
+        if has_ended && self.leaving.is_quiet() && (self.is_late || !self.is_linked) {
+            self.shared.ended().set();
+        }
+        activity
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // If the thread ends early: nobody may wait for what does not come.
+        self.end(&Error::ContextClosed, None);
+        self.shared.ended().set();
+    }
+}

@@ -1,0 +1,136 @@
+//! What a batch of one-sided writes consists of: checked and put together before anything is sent.
+#![forbid(unsafe_code)]
+
+use crate::channel::Page;
+use crate::error::Error;
+
+/// What is to be written: which bytes of the local region go where in the remote one.
+///
+/// In what order the pages of a batch, and batches to the same place, are written is not said: where pages overlap in the remote
+/// region, each byte there is afterwards what one of them wrote.
+///
+/// ```
+/// use meshreduce_channels::Pages;
+///
+/// // 64 KiB from the beginning of one region to 1 MiB in the other.
+/// let one = Pages::range(0, 1 << 20, 64 << 10);
+/// // Rows of 128 bytes, 1024 bytes apart here and lying close together there.
+/// let rows = Pages::strided(0, 1024, 0, 128, 128, 1000);
+/// // KV cache blocks 7, 2 and 3 of 16 KiB, to blocks 0, 1 and 2.
+/// let blocks = Pages::blocks(16 << 10, [(7, 0), (2, 1), (3, 2)]);
+/// assert_eq!((one.bytes(), rows.bytes(), blocks.bytes()), (64 << 10, 128_000, 48 << 10));
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pages(Vec<Page>);
+
+impl Page {
+    /// `bytes` bytes from `from` in the local region to `to` in the remote one.
+    pub fn new(from: u64, to: u64, bytes: u64) -> Self {
+        Self { from, to, bytes }
+    }
+
+    fn fits(offset: u64, bytes: u64, region: u64) -> Result<(), Error> {
+        let end = offset.saturating_add(bytes);
+        if end > region || end - offset != bytes {
+            return Err(Error::OutOfRegion { begin: offset, end, bytes: region });
+        }
+        Ok(())
+    }
+}
+
+impl Pages {
+    /// One stretch.
+    pub fn range(from: u64, to: u64, bytes: u64) -> Self {
+        Self(vec![Page::new(from, to, bytes)])
+    }
+
+    /// `count` stretches of `bytes` bytes, the beginnings of which are `from_stride` bytes apart in the local region, and
+    /// `to_stride` in the remote one. Offsets that do not fit 64 bits are out of any region.
+    pub fn strided(from: u64, from_stride: u64, to: u64, to_stride: u64, bytes: u64, count: u64) -> Self {
+        let at = |begin: u64, stride: u64, row: u64| begin.saturating_add(stride.saturating_mul(row));
+        let page = |row| Page::new(at(from, from_stride, row), at(to, to_stride, row), bytes);
+        Self((0..count).map(page).collect())
+    }
+
+    /// Blocks of `bytes` bytes each: from the local block with the first number to the remote one with the second.
+    pub fn blocks(bytes: u64, numbers: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let page =
+            |(from, to): (u64, u64)| Page::new(from.saturating_mul(bytes), to.saturating_mul(bytes), bytes);
+        Self(numbers.into_iter().map(page).collect())
+    }
+
+    /// Bytes of all pages.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().fold(0, |sum, page| sum.saturating_add(page.bytes))
+    }
+
+    /// How many pages there are, empty ones among them.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The pages, each within a local region of `local` bytes and a remote one of `remote` bytes, without empty ones, and with
+    /// those that go on where the one before ends put together.
+    pub(crate) fn checked(self, local: u64, remote: u64) -> Result<Vec<Page>, Error> {
+        let mut pages = self.0;
+        for page in &pages {
+            Page::fits(page.from, page.bytes, local)?;
+            Page::fits(page.to, page.bytes, remote)?;
+        }
+        pages.retain(|page| page.bytes > 0);
+        pages.dedup_by(|next, page| {
+            let goes_on = page.from + page.bytes == next.from && page.to + page.bytes == next.to;
+            if goes_on {
+                page.bytes += next.bytes;
+            }
+            goes_on
+        });
+        Ok(pages)
+    }
+}
+
+impl From<Vec<Page>> for Pages {
+    fn from(pages: Vec<Page>) -> Self {
+        Self(pages)
+    }
+}
+
+impl FromIterator<Page> for Pages {
+    fn from_iter<I: IntoIterator<Item = Page>>(pages: I) -> Self {
+        Self(pages.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_go_on_where_others_end_are_put_together() {
+        let pages = Pages::blocks(16, [(3, 0), (4, 1), (5, 3), (6, 4), (0, 5)]);
+        let checked = pages.checked(1000, 1000).unwrap();
+        assert_eq!(checked, [Page::new(48, 0, 32), Page::new(80, 48, 32), Page::new(0, 80, 16)]);
+        assert_eq!(Pages::strided(0, 8, 4, 8, 8, 100).checked(800, 804).unwrap(), [Page::new(0, 4, 800)]);
+        assert_eq!(Pages::range(5, 5, 0).checked(5, 5).unwrap(), []);
+    }
+
+    #[test]
+    fn a_page_beyond_either_region_is_refused_and_named() {
+        let refused = |pages: Pages, expected: (u64, u64, u64)| match pages.checked(100, 50) {
+            Err(Error::OutOfRegion { begin, end, bytes }) => assert_eq!((begin, end, bytes), expected),
+            other => panic!("{other:?}"),
+        };
+        refused(Pages::range(99, 0, 2), (99, 101, 100));
+        refused(Pages::range(0, 49, 2), (49, 51, 50));
+        refused(Pages::range(u64::MAX, 0, 2), (u64::MAX, u64::MAX, 100));
+        refused(Pages::range(101, 0, 0), (101, 101, 100));
+        refused(Pages::strided(0, u64::MAX / 2, 0, 1, 1, 4), (u64::MAX / 2, u64::MAX / 2 + 1, 100));
+        refused(Pages::blocks(60, [(0, 0)]), (0, 60, 50));
+        refused(Pages::blocks(u64::MAX, [(1, 0)]), (u64::MAX, u64::MAX, 100));
+    }
+}

@@ -1,0 +1,150 @@
+//! Memory that is registered: what its owner holds, and how it comes back.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::RegionDescriptor;
+use super::withdrawn::Withdrawn;
+use crate::channel::RegionPart;
+use crate::error::Error;
+use crate::owned::{Failed, Held, Remains};
+use crate::progress::{Command, Latch, Site};
+use crate::span::{Memory, Span};
+
+/// The shares of the kinds that have registered a region, by name.
+type Parts = Vec<(String, Arc<dyn RegionPart>)>;
+
+/// Registered memory: the source and the target of one-sided writes ([`Endpoint::write`](crate::Endpoint::write)).
+///
+/// Whoever is given its [`RegionDescriptor`] and has an endpoint to this context can write to all of it at any time, without a word
+/// of this side's: see [`Counter`](crate::Counter) for how one learns of it. How concurrent writes to the same place come out is
+/// not said.
+///
+/// Dropped, it is withdrawn: peers are told to finish and to let go, and the memory is dropped when the last of them has done so
+/// or its process has ended. A peer that is stopped keeps it allocated for as long as it lives, because it may go on and write;
+/// if the context is closed meanwhile, the memory is leaked, and that is logged. [`Region::close`] gives it back instead.
+pub struct Region<M: Memory> {
+    span: Span,
+    /// By the name of the kind. Empty: it has been withdrawn.
+    parts: Parts,
+    memory: Arc<Held<M>>,
+    site: Arc<Site>,
+}
+
+impl<M: Memory> Region<M> {
+    /// Registers memory with all kinds of channels that can.
+    pub(crate) fn new(site: &Arc<Site>, memory: M) -> Result<Self, Failed<M>> {
+        let span = memory.span();
+        match Self::parts(site, span) {
+            Ok(parts) => Ok(Self { span, parts, memory: Held::new(memory), site: Arc::clone(site) }),
+            Err(error) => Err(Failed { error, remains: Remains::Memory(memory) }),
+        }
+    }
+
+    fn parts(site: &Site, span: Span) -> Result<Parts, Error> {
+        site.check_process()?;
+        let (mut parts, mut reasons) = (Vec::new(), Vec::new());
+        for kind in site.kinds.viable() {
+            // SAFETY: the memory is valid for as long as `memory`, which is let go of only when no part is left: by `Withdrawn`, or
+            // by `new`, which has just made them, if one of the calls panics.
+            match unsafe { kind.register(span) } {
+                Ok(Some(part)) => parts.push((kind.name().to_owned(), part)),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(channel = kind.name(), %span, %error, "memory is not registered");
+                    reasons.push(format!("{}: {error}", kind.name()));
+                }
+            }
+        }
+        if parts.is_empty() {
+            let report = site.kinds.report();
+            let absent =
+                report.rows.iter().filter_map(|row| Some(format!("{}: {}", row.name, row.reason.as_ref()?)));
+            reasons.extend(absent);
+            let reasons = match reasons.is_empty() {
+                true => "no kind of channel can".to_owned(),
+                false => reasons.join("; "),
+            };
+            return Err(Error::BadMemory { what: format!("{span} cannot be registered: {reasons}").into() });
+        }
+        Ok(parts)
+    }
+
+    /// What others need to write to it.
+    pub fn descriptor(&self) -> RegionDescriptor {
+        let parts = self.parts.iter().map(|(name, part)| (name.clone(), part.descriptor())).collect();
+        RegionDescriptor::new(self.span.device, self.span.bytes, parts)
+    }
+
+    /// Where it is.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// The share of the kind named `name`.
+    pub(crate) fn part(&self, name: &str) -> Option<&Arc<dyn RegionPart>> {
+        self.parts.iter().find(|(known, _)| known == name).map(|(_, part)| part)
+    }
+
+    /// Whether it is of this context.
+    pub(crate) fn is_of(&self, site: &Arc<Site>) -> bool {
+        Arc::ptr_eq(&self.site, site)
+    }
+
+    /// Withdraws it, and gives the memory back when nobody writes to it, or reads from it, any more.
+    pub fn close(mut self) -> Closing<M> {
+        let memory = Arc::clone(&self.memory);
+        Closing { memory, over: self.withdraw() }
+    }
+
+    fn withdraw(&mut self) -> Arc<Latch> {
+        let over = Arc::new(Latch::default());
+        let parts: Vec<_> = std::mem::take(&mut self.parts).into_iter().map(|(_, part)| part).collect();
+        if !parts.is_empty() {
+            let keep = Arc::clone(&self.memory);
+            let withdrawn = Withdrawn::new(self.span, parts, keep, Arc::clone(&over));
+            self.site.post.send(Command::Withdraw(withdrawn));
+        }
+        over
+    }
+}
+
+impl<M: Memory> Drop for Region<M> {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+impl<M: Memory> fmt::Debug for Region<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Region").field("span", &self.span).field("parts", &self.parts).finish_non_exhaustive()
+    }
+}
+
+/// A region that is being given up ([`Region::close`]). Dropped, the memory is dropped when nobody uses it any more.
+pub struct Closing<M: Memory> {
+    memory: Arc<Held<M>>,
+    over: Arc<Latch>,
+}
+
+impl<M: Memory> Closing<M> {
+    /// Waits, at most `timeout`, until nobody uses the memory any more: the memory, or what was waited for if somebody still does.
+    ///
+    /// # Errors
+    ///
+    /// Itself, to be waited for again.
+    pub fn wait(self, timeout: Duration) -> Result<M, Self> {
+        if !self.over.wait(timeout) {
+            return Err(self);
+        }
+        // It is taken once, by the only value that can.
+        self.memory.take().ok_or(self)
+    }
+}
+
+impl<M: Memory> fmt::Debug for Closing<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closing").field("over", &self.over).finish_non_exhaustive()
+    }
+}

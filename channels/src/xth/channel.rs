@@ -1,0 +1,327 @@
+//! An xth channel.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use meshreduce_device::{PrimaryContext, copy_between};
+use meshreduce_store::codec::{Malformed, Reader, Writer};
+
+use super::exchange::{Phase, Shower, Shown, Taken, find};
+use super::write::{self, Writes};
+use crate::channel::{Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, Rest};
+use crate::error::Error;
+use crate::lane::Mark;
+use crate::lanes::{Gate, Lanes};
+use crate::matching::{FIRST_OWN_TAG, Met, Notice, Receives, Refusal, Sends};
+
+/// That a receive is done.
+const TAKEN: u8 = FIRST_OWN_TAG;
+/// Bytes that the host copies before others have their turn.
+const TURN: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct XthChannel {
+    peer: Arc<str>,
+    /// The other device's, if both are of CUDA.
+    remote: Option<Arc<PrimaryContext>>,
+    lanes: Lanes,
+    writes: Writes,
+    sends: Sends<Shower>,
+    /// What is announced is shown; `None`: no more, its side is over.
+    receives: Receives<Option<Arc<Shown>>>,
+    copies: VecDeque<Copying>,
+    /// Receives whose sends were taken back because their side is over, of which the link tells soon.
+    orphans: Vec<Operation>,
+    /// Why it is over.
+    cause: Option<Error>,
+}
+
+/// A receive that reads the other side's memory.
+#[derive(Debug)]
+struct Copying {
+    operation: Operation,
+    taken: Taken,
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    /// A device copies, and has done so when the mark has passed.
+    Device(Mark),
+    /// The host copies when both gates are open; bytes that are there.
+    Host { own: Gate, other: Gate, done: u64 },
+}
+
+impl XthChannel {
+    pub(super) fn new(
+        peer: Arc<str>,
+        context: Option<Arc<PrimaryContext>>,
+        remote: Option<Arc<PrimaryContext>>,
+        has_access: bool,
+    ) -> Self {
+        let apart = remote.clone().filter(|_| !has_access);
+        Self {
+            writes: Writes::new(Arc::clone(&peer), context.clone(), apart),
+            sends: Sends::new(Arc::clone(&peer)),
+            receives: Receives::new(Arc::clone(&peer)),
+            peer,
+            remote,
+            lanes: Lanes::new(context),
+            copies: VecDeque::new(),
+            orphans: Vec::new(),
+            cause: None,
+        }
+    }
+
+    fn meet(&mut self, met: Option<Met<Option<Arc<Shown>>>>, io: &mut Io<'_>) -> Result<(), Error> {
+        match met {
+            None | Some(Met::Nothing) => Ok(()),
+            Some(Met::Refused { notice, .. }) => {
+                io.send(notice.encode());
+                Ok(())
+            }
+            Some(Met::Pair(paired)) => self.begin(paired.operation, paired.announcement),
+        }
+    }
+
+    /// Begins to read what the other side shows.
+    fn begin(&mut self, operation: Operation, shown: Option<Arc<Shown>>) -> Result<(), Error> {
+        let Some(taken) = shown.and_then(Shown::take) else {
+            self.orphans.push(operation);
+            return Ok(());
+        };
+        let how = match self.lanes.context().cloned() {
+            None => How::Host { own: Gate::Shut, other: Gate::Shut, done: 0 },
+            Some(context) => {
+                let copied = copy(&mut self.lanes, &context, self.remote.as_deref(), &operation, &taken);
+                match copied {
+                    Ok(mark) => How::Device(mark),
+                    Err(error) => {
+                        // Something may have been enqueued all the same: it ends when the lane is idle.
+                        let how = How::Host { own: Gate::Shut, other: Gate::Shut, done: 0 };
+                        self.copies.push_back(Copying { operation, taken, how });
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        self.copies.push_back(Copying { operation, taken, how });
+        Ok(())
+    }
+
+    /// Ends a receive that was withdrawn, if nothing was copied yet and the host would do it; whether it did.
+    fn give_up(&mut self, number: u64) -> bool {
+        let is_it = |copying: &Copying| {
+            let has_not_begun = matches!(copying.how, How::Host { done: 0, .. });
+            copying.operation.ticket.number() == number && has_not_begun
+        };
+        let at = self.copies.iter().position(is_it);
+        let Some(Copying { operation, taken, .. }) = at.and_then(|at| self.copies.remove(at)) else {
+            return false;
+        };
+        taken.done();
+        operation.ticket.fail(self.receives.withdrawn_by_peer(number));
+        true
+    }
+
+    /// Makes copies of the host go on, and ends those that are done.
+    fn advance(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        let mut left = TURN;
+        while let Some(Copying { operation, taken, how }) = self.copies.front_mut() {
+            let number = operation.ticket.number();
+            match how {
+                How::Device(mark) if !self.lanes.has_passed(*mark) => {
+                    return Ok(activity.max(Activity::Waiting));
+                }
+                How::Device(_) => {}
+                How::Host { done: 0, .. } if operation.ticket.is_aborted() => {
+                    let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
+                    taken.done();
+                    io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
+                    operation.ticket.fail(Error::Dropped);
+                    activity = Activity::Moved;
+                    continue;
+                }
+                How::Host { own, other, done } => {
+                    if !self.lanes.pass(own, &operation.ready)? || !self.lanes.pass(other, taken.ready())? {
+                        return Ok(activity.max(Activity::Waiting));
+                    }
+                    let (from, to, total) =
+                        (taken.span().address, operation.span.address, operation.span.bytes);
+                    let bytes = (total - *done).min(left);
+                    let from = std::ptr::with_exposed_provenance::<u8>((from + *done) as usize);
+                    let to = std::ptr::with_exposed_provenance_mut::<u8>((to + *done) as usize);
+                    if bytes > 0 {
+                        // SAFETY: the send's memory is valid and not written until its side learns that it is done with; the
+                        // receive's is valid and nobody else's until its ticket has ended. So they do not overlap.
+                        unsafe { from.copy_to_nonoverlapping(to, bytes as usize) };
+                    }
+                    *done += bytes;
+                    left -= bytes;
+                    operation.ticket.progress(bytes);
+                    activity = Activity::Moved;
+                    if *done < total {
+                        return Ok(activity);
+                    }
+                }
+            }
+            let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
+            taken.done();
+            io.send(taken_message(number));
+            operation.ticket.done();
+            activity = Activity::Moved;
+        }
+        Ok(activity)
+    }
+
+    /// Ends the sends that nobody reads any more, behind the end of the channel.
+    fn end_sends(&mut self, cause: &Error) -> bool {
+        let mut under_way = Vec::new();
+        for sending in self.sends.take_all() {
+            let shown = sending.state.shown();
+            match shown.phase() {
+                Phase::Shown if shown.withdraw() => sending.operation.ticket.fail(cause.clone()),
+                Phase::Withdrawn => sending.operation.ticket.fail(cause.clone()),
+                Phase::Done => sending.operation.ticket.done(),
+                // Its memory is lost.
+                Phase::Lost => drop(sending.operation.ticket),
+                Phase::Shown | Phase::Taken => under_way.push(sending),
+            }
+        }
+        let is_over = under_way.is_empty();
+        for sending in under_way {
+            self.sends.insert(sending.operation, sending.state);
+        }
+        is_over
+    }
+}
+
+/// Enqueues the copy of what was taken, behind whatever both callers have to do first.
+fn copy(
+    lanes: &mut Lanes,
+    here: &PrimaryContext,
+    there: Option<&PrimaryContext>,
+    operation: &Operation,
+    taken: &Taken,
+) -> Result<Mark, Error> {
+    let (to, from, bytes) = (operation.span.address, taken.span().address, operation.span.bytes);
+    let there = there.unwrap_or(here);
+    let lane = lanes.own()?;
+    lane.wait_for(&operation.ready)?;
+    lane.wait_for(taken.ready())?;
+    let mark = lane.enqueue(|_, stream| {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: the send's memory is valid on its device and not written until its side learns that it is done with, which is
+        // behind the mark; the receive's is valid on this device and nobody else's until its ticket has ended, also behind it.
+        // The stream is the lane's, of this device's context.
+        unsafe { copy_between((here, to), (there, from), bytes, stream) }
+    })?;
+    Ok(mark)
+}
+
+fn taken_message(number: u64) -> Vec<u8> {
+    let mut out = Writer::new();
+    out.u8(TAKEN);
+    out.u64(number);
+    out.into_bytes()
+}
+
+fn read_taken(message: &[u8]) -> Result<u64, Malformed> {
+    let mut from = Reader::new(message);
+    let (tag, number) = (from.u8()?, from.u64()?);
+    from.end()?;
+    if tag == TAKEN { Ok(number) } else { Err(Malformed::wrong(format!("a message with the tag {tag}"))) }
+}
+
+impl Channel for XthChannel {
+    fn start(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), Error> {
+        match operation.direction {
+            Direction::Send => {
+                let shower = Shower::new(operation.span, operation.ready.clone());
+                let (number, bytes) = (operation.ticket.number(), operation.span.bytes);
+                let payload = shower.token().to_le_bytes().to_vec();
+                io.send(Notice::Announced { number, bytes, payload }.encode());
+                self.sends.insert(operation, shower);
+                Ok(())
+            }
+            Direction::Receive => {
+                let met = self.receives.start(operation);
+                self.meet(met, io)
+            }
+        }
+    }
+
+    fn write(&mut self, batch: Batch, io: &mut Io<'_>) -> Result<(), Error> {
+        self.writes.start(batch, io);
+        Ok(())
+    }
+
+    fn heard(&mut self, message: Message<'_>, io: &mut Io<'_>) -> Result<(), Error> {
+        let malformed = |error: Malformed| Error::protocol(&self.peer, error.to_string());
+        match Notice::decode(message.bytes).map_err(malformed)? {
+            Some(Notice::Announced { number, bytes, payload }) => {
+                let token = <[u8; 8]>::try_from(&payload[..]).ok().map(u64::from_le_bytes);
+                let Some(token) = token else {
+                    return Err(Error::protocol(&self.peer, format!("send {number} shows nothing")));
+                };
+                let shown = find(token);
+                if shown.as_ref().is_some_and(|shown| shown.span.bytes != bytes) {
+                    return Err(Error::protocol(&self.peer, format!("send {number} shows something else")));
+                }
+                let met = self.receives.announced(number, bytes, shown)?;
+                self.meet(met, io)
+            }
+            Some(Notice::Withdrawn { number }) => {
+                // One that is being copied is answered when that is done.
+                if self.receives.withdrawn(number)?.is_some() || self.give_up(number) {
+                    io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
+                }
+                Ok(())
+            }
+            Some(Notice::Refused { number, refusal }) => {
+                let (sending, error) = self.sends.refused(number, refusal)?;
+                sending.operation.ticket.fail(error);
+                Ok(())
+            }
+            None if write::heard(message.bytes, &self.peer, io).map_err(malformed)? => Ok(()),
+            None => {
+                let number = read_taken(message.bytes).map_err(malformed)?;
+                self.sends.remove(number)?.operation.ticket.done();
+                Ok(())
+            }
+        }
+    }
+
+    fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        self.receives.drop_aborted();
+        for number in self.sends.newly_aborted() {
+            io.send(Notice::Withdrawn { number }.encode());
+        }
+        let activity = self.advance(io)?.max(self.writes.poll(io)?);
+        self.lanes.check(io.now())?;
+        Ok(activity)
+    }
+
+    fn end(&mut self, cause: &Error) {
+        self.cause = Some(cause.clone());
+        self.receives.end(cause);
+        self.orphans.drain(..).for_each(|operation| operation.ticket.fail(cause.clone()));
+        self.end_sends(cause);
+    }
+
+    fn linger(&mut self, _: OtherHalf) -> Rest {
+        let cause = self.cause.clone().unwrap_or(Error::ContextClosed);
+        let has_sent = self.end_sends(&cause) & self.writes.end(&cause);
+        if !self.lanes.are_idle() {
+            return Rest::Busy;
+        }
+        for Copying { operation, taken, .. } in self.copies.drain(..) {
+            taken.done();
+            operation.ticket.fail(cause.clone());
+        }
+        if has_sent { Rest::Over } else { Rest::Busy }
+    }
+}

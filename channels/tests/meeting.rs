@@ -1,0 +1,189 @@
+//! How two sides meet, and how they do not.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use meshreduce_channels::channel::Pair;
+use meshreduce_channels::{Context, Device, Error, Links, Options, Registry};
+use meshreduce_store::{MemoryStore, Store};
+use support::{LINKS, SOON, bytes, context, registry};
+
+const CPU: Device = Device::Cpu;
+
+#[test]
+fn two_sides_meet_under_a_name_in_any_order_and_again_under_the_same_name() {
+    let store = MemoryStore::new();
+    let (one, other) =
+        (context(&registry("basic"), LINKS[1].1, "one"), context(&registry("basic"), LINKS[1].1, "other"));
+    for round in 0..3 {
+        let (listening, connecting) = std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| other.connect(&store, "a name", SOON).unwrap());
+            if round == 1 {
+                // The one that connects is first for certain.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            (one.listen(&store, "a name", SOON).unwrap(), connecting.join().unwrap())
+        });
+        assert!(listening.peer_name().starts_with("other (process "), "{}", listening.peer_name());
+        assert_eq!(listening.peer(), connecting.peer(), "both are of this process");
+        let sent = listening.send(bytes(round, 1000), CPU, None);
+        assert_eq!(connecting.recv(vec![0_u8; 1000], CPU, None).wait(SOON).unwrap().0, bytes(round, 1000));
+        sent.wait(SOON).unwrap();
+        assert!(!store.check(&["channels/a name"]).unwrap(), "the address was left behind");
+    }
+}
+
+#[test]
+fn a_context_meets_itself() {
+    let context = context(&registry("xth"), Links::default(), "itself");
+    let listener = context.listener().unwrap();
+    let (one, other) = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| context.connect_to(listener.address(), SOON).unwrap());
+        (listener.accept(SOON).unwrap(), connecting.join().unwrap())
+    });
+    let sent = one.send(bytes(1, 3 << 20), CPU, None);
+    assert!(other.recv(vec![0_u8; 3 << 20], CPU, None).wait(SOON).unwrap().0 == bytes(1, 3 << 20));
+    sent.wait(SOON).unwrap();
+}
+
+#[test]
+fn a_listener_takes_several_and_an_address_is_a_text() {
+    for (_, links) in LINKS {
+        let hub = context(&registry("basic"), links, "hub");
+        let listener = hub.listener().unwrap();
+        let text = listener.address().to_string();
+        let spokes: Vec<_> = (0..4)
+            .map(|at| {
+                let spoke = context(&registry("basic"), links, &format!("spoke {at}"));
+                let (at_hub, at_spoke) = std::thread::scope(|scope| {
+                    let connecting = scope.spawn(|| spoke.connect_to(&text.parse().unwrap(), SOON).unwrap());
+                    (listener.accept(SOON).unwrap(), connecting.join().unwrap())
+                });
+                (at_hub, at_spoke, spoke)
+            })
+            .collect();
+        drop(listener);
+        for (at, (at_hub, at_spoke, _)) in spokes.iter().enumerate() {
+            let sent = at_hub.send(bytes(at as u64, 5000), CPU, None);
+            assert_eq!(
+                at_spoke.recv(vec![0_u8; 5000], CPU, None).wait(SOON).unwrap().0,
+                bytes(at as u64, 5000)
+            );
+            sent.wait(SOON).unwrap();
+        }
+    }
+}
+
+#[test]
+fn nobody_who_comes_is_an_error_in_time() {
+    let store = MemoryStore::new();
+    let context = context(&registry("basic"), Links::default(), "alone");
+    let limit = Duration::from_millis(50);
+    let begun = Instant::now();
+    let error = context.listen(&store, "nobody", limit).unwrap_err();
+    assert!(matches!(error, Error::NotConnected { .. }));
+    assert_eq!(
+        error.to_string(),
+        "no connection with whoever connects to nobody within 50ms: nobody has come"
+    );
+    assert!(!store.check(&["channels/nobody"]).unwrap());
+    let error = context.connect(&store, "nobody", limit).unwrap_err();
+    assert!(matches!(error, Error::NotConnected { .. }), "{error}");
+    assert!(begun.elapsed() < SOON);
+}
+
+#[test]
+fn a_listener_that_has_gone_is_an_error_in_time() {
+    for (name, links) in LINKS {
+        let context = context(&registry("basic"), links, "alone");
+        let address = context.listener().unwrap().address().clone();
+        let error = context.connect_to(&address, Duration::from_millis(100)).unwrap_err();
+        assert!(matches!(error, Error::NotConnected { .. }), "{name}: {error}");
+    }
+}
+
+#[test]
+fn choices_that_differ_are_an_error_on_both_sides() {
+    let (one, other) = (
+        context(&registry("xth,basic"), LINKS[0].1, "one"),
+        context(&registry("basic,xth"), LINKS[0].1, "other"),
+    );
+    let listener = one.listener().unwrap();
+    let (listening, connecting) = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| other.connect_to(listener.address(), SOON).unwrap_err());
+        (listener.accept(SOON).unwrap_err(), connecting.join().unwrap())
+    });
+    let names = |error: &Error| match error {
+        Error::ChoicesDiffer { here, there, .. } => (here.to_string(), there.to_string()),
+        other => panic!("{other}"),
+    };
+    assert_eq!(names(&listening), ("xth".to_owned(), "basic".to_owned()));
+    assert_eq!(names(&connecting), ("basic".to_owned(), "xth".to_owned()));
+}
+
+#[test]
+fn a_pair_that_no_channel_serves_is_an_error_that_names_every_reason() {
+    let (one, _other) = support::pair_with(&registry("xth"), &registry("basic"), LINKS[0].1);
+    let pair = Pair { local: CPU, remote: CPU };
+    let error = one.endpoint.channel(pair).unwrap_err();
+    assert_eq!(
+        error.to_string().replace(&**one.endpoint.peer_name(), "PEER"),
+        "no channel between cpu here and cpu of PEER: xth: not viable there: it is not allowed; \
+         ipc: not viable here: it is not allowed; gdr: not viable here: it is not allowed; basic: not viable here: it is not \
+         allowed"
+    );
+    let failed = one.endpoint.send(vec![1_u8], CPU, None).wait(SOON).unwrap_err();
+    assert!(matches!(failed.error, Error::NoChannel { .. }));
+    assert_eq!(failed.into_memory(), Some(vec![1]));
+    // A device that the other side does not have, and one that this side does not have.
+    let (_one, other) = support::pair(LINKS[0].1);
+    let failed = other.endpoint.send(vec![1_u8], Device::Cuda(3), None).wait(SOON).unwrap_err();
+    assert!(failed.error.to_string().contains("it does not serve cuda:3 there"), "{}", failed.error);
+    let span = meshreduce_channels::Span { device: Device::Cuda(9), address: 4096, bytes: 1 };
+    // SAFETY: nothing is read: there is no such device.
+    let failed = unsafe { other.endpoint.send_raw(span, CPU, None) }.wait(SOON).unwrap_err();
+    assert!(matches!(failed, Error::NoDevice { device: Device::Cuda(9), .. }), "{failed}");
+}
+
+#[test]
+fn a_device_without_a_driver_cannot_be_served_and_says_why() {
+    // Of a driver that is there nothing is asked here.
+    if meshreduce_device::initialise().is_ok() {
+        eprintln!("skipping: there is a driver");
+        return;
+    }
+    let error = Context::new(&Registry::default(), &[Device::Cuda(0)]).unwrap_err();
+    assert!(error.to_string().starts_with("cuda:0 cannot be used: no CUDA driver: "), "{error}");
+}
+
+#[test]
+fn the_report_says_what_is_viable_and_comes_back_from_json() {
+    let mut registry = Registry::default();
+    registry.allow("basic").unwrap();
+    let report = registry.report(&[]).unwrap();
+    let basic = report.rows.iter().find(|row| row.name == "basic").unwrap();
+    assert_eq!((basic.priority, &basic.reason, &basic.devices[..]), (100, &None, &[CPU][..]));
+    let xth = report.rows.iter().find(|row| row.name == "xth").unwrap();
+    assert_eq!((xth.priority, xth.reason.as_deref()), (400, Some("it is not allowed")));
+    let text = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<meshreduce_channels::Report>(&text).unwrap(), report);
+    assert!(report.to_string().contains("basic (100): viable for cpu\n"), "{report}");
+}
+
+#[test]
+fn what_a_peer_is_called_is_its_own_name_or_its_process() {
+    let options = Options { links: LINKS[1].1, ..Options::default() };
+    let one = Context::with_options(&registry("basic"), &[], options).unwrap();
+    let other = context(&registry("basic"), LINKS[1].1, "other");
+    let listener = one.listener().unwrap();
+    let (at_one, at_other) = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| other.connect_to(listener.address(), SOON).unwrap());
+        (listener.accept(SOON).unwrap(), connecting.join().unwrap())
+    });
+    let own = format!("process {} on ", std::process::id());
+    assert!(at_other.peer_name().starts_with(&own), "{}", at_other.peer_name());
+    assert!(at_one.peer_name().starts_with(&format!("other ({own}")), "{}", at_one.peer_name());
+}
