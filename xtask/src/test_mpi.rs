@@ -178,7 +178,8 @@ fn result_of(line: &str) -> Option<(usize, usize)> {
     Some((number("passed")?, number("failed")?))
 }
 
-fn is_on_path(program: &str) -> bool {
+/// Whether a program of this name is in a folder of `PATH`.
+pub(crate) fn is_on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
