@@ -34,6 +34,7 @@
 
 pub mod backend;
 mod call;
+mod clock;
 mod config;
 #[cfg(feature = "cust")]
 mod cust_buffers;

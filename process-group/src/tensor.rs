@@ -39,6 +39,12 @@ impl Tensor {
         Tensor { address: self.address + (first * self.dtype.size()) as u64, count, ..*self }
     }
 
+    /// Whether its address is a multiple of its elements' size, or there are none.
+    pub(crate) fn is_aligned(&self) -> bool {
+        // Sizes are powers of two.
+        self.count == 0 || self.address & (self.dtype.size() as u64 - 1) == 0
+    }
+
     /// Whether it shares memory with another one.
     pub fn overlaps(&self, other: &Tensor) -> bool {
         let is_apart = |a: &Tensor, b: &Tensor| a.address.saturating_add(a.bytes() as u64) <= b.address;

@@ -79,6 +79,9 @@ pub(crate) enum Progress {
 pub struct Work {
     pub(crate) progress: Progress,
     pub(crate) backend: Arc<str>,
+    /// The number that its group has given it.
+    pub(crate) sequence: Option<u64>,
+    /// Where it was made, of a call that goes on.
     pub(crate) site: Option<Site>,
 }
 
@@ -95,18 +98,24 @@ impl fmt::Debug for Work {
 
 impl Work {
     /// Of a call that has ended, made by `backend`.
+    #[inline]
     pub fn done(backend: &Arc<str>, outcome: Outcome) -> Self {
-        Self { progress: Progress::Done(outcome), backend: Arc::clone(backend), site: None }
+        Self { progress: Progress::Done(outcome), backend: Arc::clone(backend), sequence: None, site: None }
     }
 
     /// Of a call that goes on.
     pub fn pending(backend: &Arc<str>, completion: Arc<dyn Completion>) -> Self {
-        Self { progress: Progress::Other(completion), backend: Arc::clone(backend), site: None }
+        Self {
+            progress: Progress::Other(completion),
+            backend: Arc::clone(backend),
+            sequence: None,
+            site: None,
+        }
     }
 
     pub(crate) fn on_mesh(backend: &Arc<str>, group: &Arc<str>, work: meshreduce::Work) -> Self {
         let progress = Progress::Mesh { work, group: Arc::clone(group) };
-        Self { progress, backend: Arc::clone(backend), site: None }
+        Self { progress, backend: Arc::clone(backend), sequence: None, site: None }
     }
 
     /// The backend that makes the call: where the group's has another one behind it, that one if it took the call.
@@ -116,7 +125,7 @@ impl Work {
 
     /// The call's sequence number on its group: among collectives, or among sends and receives.
     pub fn sequence(&self) -> Option<u64> {
-        self.site.as_ref().map(|site| site.sequence)
+        self.sequence
     }
 
     /// Whether the call has ended, without waiting.
@@ -225,16 +234,16 @@ impl Work {
     }
 
     fn of_mesh(&self, error: meshreduce::Error, group: &Arc<str>) -> Error {
-        let call = self.site.as_ref().map(|site| (site.operation, site.sequence));
+        let call = self.site.as_ref().map(|site| site.operation).zip(self.sequence);
         crate::mesh::failure::convert(error, &self.backend, group, &[], call)
     }
 
     fn still_running(&self, waited: Duration) -> Error {
-        let call = match &self.site {
-            Some(Site { group, operation, sequence }) => {
+        let call = match (&self.site, self.sequence) {
+            (Some(Site { group, operation }), Some(sequence)) => {
                 format!("{operation} number {sequence} on group {}", group.info.name)
             }
-            None => format!("a call on backend {}", self.backend),
+            _ => format!("a call on backend {}", self.backend),
         };
         Error::StillRunning { call, waited }
     }

@@ -59,6 +59,11 @@ impl Sizes {
         }
     }
 
+    /// Makes them this one.
+    pub(crate) fn set_one(&mut self, count: usize) {
+        (self.counts[0], self.tensors, self.total) = (count as u64, 1, count as u64);
+    }
+
     /// Those that are kept, in the call's order.
     pub fn counts(&self) -> &[u64] {
         &self.counts[..(self.tensors as usize).min(Self::MOST)]

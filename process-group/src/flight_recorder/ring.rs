@@ -51,6 +51,8 @@ struct Ring {
     /// The entry with record number n is at n modulo capacity.
     entries: Vec<Entry>,
     next: u64,
+    /// Where that one's entry goes.
+    next_place: usize,
     groups: Vec<RecordedGroup>,
 }
 
@@ -58,6 +60,7 @@ struct Ring {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryId {
     record: u64,
+    place: usize,
     group: u32,
     /// Its number among the group's collectives, if it is one: how far a group has come is counted even when the entry is gone.
     collective: Option<u64>,
@@ -102,7 +105,10 @@ impl FlightRecorder {
     /// far groups have come, and no calls. All of its memory is allocated here, some 300 bytes a call.
     pub fn new(rank: usize, capacity: usize) -> Self {
         let entries = Vec::with_capacity(capacity);
-        Self { rank, ring: Mutex::new(Ring { capacity, entries, next: 0, groups: Vec::new() }) }
+        Self {
+            rank,
+            ring: Mutex::new(Ring { capacity, entries, next: 0, next_place: 0, groups: Vec::new() }),
+        }
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
@@ -134,14 +140,16 @@ impl FlightRecorder {
             let status = &mut ring.groups[begun.group as usize].status;
             status.last_enqueued = status.last_enqueued.max(sequence);
         }
-        let record = ring.next;
+        let (record, place) = (ring.next, ring.next_place);
         ring.next += 1;
-        match ring.place(record) {
-            Some(place) if place < ring.entries.len() => ring.entries[place].overwrite(record, begun),
-            Some(_) => ring.entries.push(Entry::new(record, begun)),
-            None => {}
+        // No division: this is on the way of every call.
+        ring.next_place = if place + 1 < ring.capacity { place + 1 } else { 0 };
+        if let Some(entry) = ring.entries.get_mut(place) {
+            entry.overwrite(record, is_p2p, begun);
+        } else if ring.capacity > 0 {
+            ring.entries.push(Entry::new(record, is_p2p, begun));
         }
-        EntryId { record, group: begun.group, collective }
+        EntryId { record, place, group: begun.group, collective }
     }
 
     /// The backend has it.
@@ -237,7 +245,7 @@ fn has_uneven_parts(call: &Call<'_>) -> bool {
 }
 
 impl Entry {
-    fn new(record: u64, begun: &Begun<'_>) -> Self {
+    fn new(record: u64, is_p2p: bool, begun: &Begun<'_>) -> Self {
         let mut entry = Self {
             record,
             group: 0,
@@ -252,7 +260,7 @@ impl Entry {
             peer: None,
             collective_sequence: 0,
             p2p_sequence: 0,
-            is_p2p: false,
+            is_p2p,
             state: State::Scheduled,
             created: begun.created,
             started: None,
@@ -261,12 +269,12 @@ impl Entry {
             location: begun.location,
             caller: caller(Caller::clone),
         };
-        entry.overwrite(record, begun);
+        entry.overwrite(record, is_p2p, begun);
         entry
     }
 
     /// Makes it another call's, field by field: calls that follow one another have most in common, and this is on the way of each.
-    fn overwrite(&mut self, record: u64, begun: &Begun<'_>) {
+    fn overwrite(&mut self, record: u64, is_p2p: bool, begun: &Begun<'_>) {
         let call = begun.call;
         self.record = record;
         self.group = begun.group;
@@ -276,23 +284,37 @@ impl Entry {
         self.operation = call.operation();
         self.device = call.device();
         self.dtype = call.dtype();
+        (self.batched, self.has_uneven_parts) = (None, false);
         match call {
+            // What is called most has one of each.
+            Call::AllReduce { input, output, .. } => {
+                self.inputs.set_one(input.count);
+                self.outputs.set_one(output.count);
+            }
+            Call::Send { input, .. } => {
+                self.inputs.set_one(input.count);
+                self.outputs.set([]);
+            }
+            Call::Recv { output, .. } => {
+                self.inputs.set([]);
+                self.outputs.set_one(output.count);
+            }
             Call::Batch(calls) => {
                 self.batched = calls.first().map(Call::operation);
                 self.inputs.set(calls.iter().map(|call| elements(call.inputs())));
                 self.outputs.set(calls.iter().map(|call| elements(call.outputs())));
+                self.has_uneven_parts = has_uneven_parts(call);
             }
             call => {
-                self.batched = None;
                 self.inputs.set(call.inputs().iter().map(|tensor| tensor.count));
                 self.outputs.set(call.outputs().iter().map(|tensor| tensor.count));
+                self.has_uneven_parts = has_uneven_parts(call);
             }
         }
-        self.has_uneven_parts = has_uneven_parts(call);
         self.peer = call.peer();
         self.collective_sequence = begun.collective_sequence;
         self.p2p_sequence = begun.p2p_sequence;
-        self.is_p2p = call.is_point_to_point();
+        self.is_p2p = is_p2p;
         self.state = State::Scheduled;
         self.created = begun.created;
         (self.started, self.ended) = (None, None);
@@ -310,7 +332,8 @@ impl Entry {
         if self.ended.is_some() {
             return false;
         }
-        self.ended = Some(at);
+        // Clocks may differ by a little.
+        self.ended = Some(at.max(self.created));
         self.state = State::Failed;
         if well {
             self.state = State::Completed;
@@ -332,15 +355,9 @@ impl Status {
 }
 
 impl Ring {
-    /// Where a record belongs; `None`: nothing is kept.
-    fn place(&self, record: u64) -> Option<usize> {
-        record.checked_rem(self.capacity as u64).map(|place| place as usize)
-    }
-
     /// An entry that is still there.
     fn entry(&mut self, id: EntryId) -> Option<&mut Entry> {
-        let place = self.place(id.record)?;
-        self.entries.get_mut(place).filter(|entry| entry.record == id.record)
+        self.entries.get_mut(id.place).filter(|entry| entry.record == id.record)
     }
 }
 

@@ -15,11 +15,11 @@ use crate::work::Outcome;
 /// as errors; on an error the content of outputs is anything.
 impl ProcessGroup {
     #[track_caller]
-    fn call(&self, call: &Call<'_>) -> Result<Outcome, Error> {
+    fn call(&self, call: &Call<'_>) -> Result<(), Error> {
         let location = Location::caller();
         // SAFETY: every caller below has the memory borrowed, exclusively where the call writes, and this returns only when the
         // call has ended.
-        unsafe { self.make_and_wait(call, location) }
+        unsafe { self.make_and_wait(call, location, |_| ()) }
     }
 
     /// Every rank's `buffer` becomes the reduction of all of them.
@@ -44,7 +44,7 @@ impl ProcessGroup {
     #[track_caller]
     pub fn all_reduce(&self, buffer: &mut (impl BufferMut + ?Sized), op: ReduceOp) -> Result<(), Error> {
         let tensor = buffer.tensor_mut();
-        self.call(&Call::AllReduce { input: tensor, output: tensor, op }).map(|_| ())
+        self.call(&Call::AllReduce { input: tensor, output: tensor, op })
     }
 
     /// `output` becomes the reduction of all ranks' `input`.
@@ -55,7 +55,7 @@ impl ProcessGroup {
         output: &mut (impl BufferMut + ?Sized),
         op: ReduceOp,
     ) -> Result<(), Error> {
-        self.call(&Call::AllReduce { input: input.tensor(), output: output.tensor_mut(), op }).map(|_| ())
+        self.call(&Call::AllReduce { input: input.tensor(), output: output.tensor_mut(), op })
     }
 
     /// The root's `buffer` becomes the reduction of all of them; the others' stay.
@@ -68,13 +68,13 @@ impl ProcessGroup {
     ) -> Result<(), Error> {
         let input = buffer.tensor_mut();
         let output = (root == self.rank()).then_some(input);
-        self.call(&Call::Reduce { input, output, op, root }).map(|_| ())
+        self.call(&Call::Reduce { input, output, op, root })
     }
 
     /// Every rank's `buffer` becomes the root's.
     #[track_caller]
     pub fn broadcast(&self, buffer: &mut (impl BufferMut + ?Sized), root: usize) -> Result<(), Error> {
-        self.call(&Call::Broadcast { tensor: buffer.tensor_mut(), root }).map(|_| ())
+        self.call(&Call::Broadcast { tensor: buffer.tensor_mut(), root })
     }
 
     /// Every rank's `buffers` become the root's: several broadcasts at once.
@@ -82,7 +82,7 @@ impl ProcessGroup {
     pub fn broadcast_coalesced<B: BufferMut>(&self, buffers: &mut [B], root: usize) -> Result<(), Error> {
         let calls: Vec<_> =
             buffers.iter_mut().map(|buffer| Call::Broadcast { tensor: buffer.tensor_mut(), root }).collect();
-        self.call(&Call::Batch(&calls)).map(|_| ())
+        self.call(&Call::Batch(&calls))
     }
 
     /// Every rank's `buffers` become the reductions of all of them: several all-reduces at once.
@@ -90,7 +90,7 @@ impl ProcessGroup {
     pub fn all_reduce_coalesced<B: BufferMut>(&self, buffers: &mut [B], op: ReduceOp) -> Result<(), Error> {
         let in_place = |tensor: Tensor| Call::AllReduce { input: tensor, output: tensor, op };
         let calls: Vec<_> = buffers.iter_mut().map(|buffer| in_place(buffer.tensor_mut())).collect();
-        self.call(&Call::Batch(&calls)).map(|_| ())
+        self.call(&Call::Batch(&calls))
     }
 
     /// `output` becomes all ranks' `input`, one behind the other. c10d's `all_gather_single`.
@@ -101,7 +101,7 @@ impl ProcessGroup {
         output: &mut (impl BufferMut + ?Sized),
     ) -> Result<(), Error> {
         let outputs = Parts::Whole(output.tensor_mut());
-        self.call(&Call::AllGather { input: input.tensor(), outputs }).map(|_| ())
+        self.call(&Call::AllGather { input: input.tensor(), outputs })
     }
 
     /// `outputs[r]` becomes rank r's `input`; lengths may differ between ranks.
@@ -112,7 +112,7 @@ impl ProcessGroup {
         outputs: &mut [B],
     ) -> Result<(), Error> {
         let outputs = tensors_mut(outputs);
-        self.call(&Call::AllGather { input: input.tensor(), outputs: Parts::List(&outputs) }).map(|_| ())
+        self.call(&Call::AllGather { input: input.tensor(), outputs: Parts::List(&outputs) })
     }
 
     /// On the root `outputs[r]` becomes rank r's `input`; elsewhere `outputs` is empty: `group.gather::<Vec<f32>>(&input, &mut [], 0)`.
@@ -125,7 +125,7 @@ impl ProcessGroup {
     ) -> Result<(), Error> {
         let outputs = tensors_mut(outputs);
         let outputs = (!outputs.is_empty()).then_some(Parts::List(&outputs));
-        self.call(&Call::Gather { input: input.tensor(), outputs, root }).map(|_| ())
+        self.call(&Call::Gather { input: input.tensor(), outputs, root })
     }
 
     /// `output` becomes the root's `inputs[rank]`; elsewhere `inputs` is empty.
@@ -138,7 +138,7 @@ impl ProcessGroup {
     ) -> Result<(), Error> {
         let inputs = tensors(inputs);
         let inputs = (!inputs.is_empty()).then_some(Parts::List(&inputs));
-        self.call(&Call::Scatter { inputs, output: output.tensor_mut(), root }).map(|_| ())
+        self.call(&Call::Scatter { inputs, output: output.tensor_mut(), root })
     }
 
     /// `output` becomes this rank's part of the reduction of all ranks' `input`, which is cut into equal parts. c10d's
@@ -151,7 +151,7 @@ impl ProcessGroup {
         op: ReduceOp,
     ) -> Result<(), Error> {
         let inputs = Parts::Whole(input.tensor());
-        self.call(&Call::ReduceScatter { inputs, output: output.tensor_mut(), op }).map(|_| ())
+        self.call(&Call::ReduceScatter { inputs, output: output.tensor_mut(), op })
     }
 
     /// `output` becomes the reduction of all ranks' `inputs[rank]`; lengths may differ between ranks.
@@ -164,7 +164,6 @@ impl ProcessGroup {
     ) -> Result<(), Error> {
         let inputs = tensors(inputs);
         self.call(&Call::ReduceScatter { inputs: Parts::List(&inputs), output: output.tensor_mut(), op })
-            .map(|_| ())
     }
 
     /// Part r of `output` becomes rank r's part for this rank of its `input`. c10d's `all_to_all_single`.
@@ -175,7 +174,7 @@ impl ProcessGroup {
         output: &mut (impl BufferMut + ?Sized),
     ) -> Result<(), Error> {
         let (inputs, outputs) = (Parts::Whole(input.tensor()), Parts::Whole(output.tensor_mut()));
-        self.call(&Call::AllToAll { inputs, outputs }).map(|_| ())
+        self.call(&Call::AllToAll { inputs, outputs })
     }
 
     /// [`ProcessGroup::all_to_all_single`] with parts of these counts, by rank.
@@ -187,7 +186,7 @@ impl ProcessGroup {
     ) -> Result<(), Error> {
         let inputs = Parts::Split { tensor: input.tensor(), counts: input_counts };
         let outputs = Parts::Split { tensor: output.tensor_mut(), counts: output_counts };
-        self.call(&Call::AllToAll { inputs, outputs }).map(|_| ())
+        self.call(&Call::AllToAll { inputs, outputs })
     }
 
     /// `outputs[r]` becomes rank r's `inputs[rank]`.
@@ -195,33 +194,34 @@ impl ProcessGroup {
     pub fn all_to_all<I: Buffer, O: BufferMut>(&self, inputs: &[I], outputs: &mut [O]) -> Result<(), Error> {
         let (inputs, outputs) = (tensors(inputs), tensors_mut(outputs));
         self.call(&Call::AllToAll { inputs: Parts::List(&inputs), outputs: Parts::List(&outputs) })
-            .map(|_| ())
     }
 
     /// Sends `buffer` to `peer`, which receives it with the same tag; returns when the buffer may be used again.
     #[track_caller]
     pub fn send(&self, buffer: &(impl Buffer + ?Sized), peer: usize, tag: u32) -> Result<(), Error> {
-        self.call(&Call::Send { input: buffer.tensor(), peer, tag }).map(|_| ())
+        self.call(&Call::Send { input: buffer.tensor(), peer, tag })
     }
 
     /// Receives into `buffer` what `peer` sends with this tag.
     #[track_caller]
     pub fn recv(&self, buffer: &mut (impl BufferMut + ?Sized), peer: usize, tag: u32) -> Result<(), Error> {
-        self.call(&Call::Recv { output: buffer.tensor_mut(), peer: Some(peer), tag }).map(|_| ())
+        self.call(&Call::Recv { output: buffer.tensor_mut(), peer: Some(peer), tag })
     }
 
     /// Receives into `buffer` what any rank sends with this tag; returns which.
     #[track_caller]
     pub fn recv_any(&self, buffer: &mut (impl BufferMut + ?Sized), tag: u32) -> Result<usize, Error> {
-        let outcome = self.call(&Call::Recv { output: buffer.tensor_mut(), peer: None, tag })?;
-        Ok(outcome.source.unwrap_or_default())
+        let call = Call::Recv { output: buffer.tensor_mut(), peer: None, tag };
+        let source = |outcome: &Outcome| outcome.source.unwrap_or_default();
+        // SAFETY: as in `call`: the memory is borrowed exclusively until this returns.
+        unsafe { self.make_and_wait(&call, Location::caller(), source) }
     }
 
     /// Returns when all ranks have come, through the backend of `device`: which one is said and not guessed. On a CUDA device, when
     /// what was enqueued on their streams before has ended.
     #[track_caller]
     pub fn barrier(&self, device: Device) -> Result<(), Error> {
-        self.call(&Call::Barrier { device }).map(|_| ())
+        self.call(&Call::Barrier { device })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use meshreduce::RawStream;
 use meshreduce_device::{ContextState, PrimaryContext};
@@ -13,8 +13,9 @@ use super::slot::Watched;
 use super::{ProcessGroup, Shared};
 use crate::backend::{Backend, Request};
 use crate::call::Call;
+use crate::clock;
 use crate::error::Error;
-use crate::flight_recorder::Begun;
+use crate::flight_recorder::{Begun, EntryId};
 use crate::types::Device;
 use crate::work::{Outcome, Progress, Work};
 
@@ -66,16 +67,18 @@ impl ProcessGroup {
         unsafe { self.make_call(call, Way { blocking: false, location: Location::caller() }) }
     }
 
-    /// Makes a call and waits for its end.
+    /// Makes a call and waits for its end; gives what is wanted of what came of it.
     ///
     /// # Safety
     ///
     /// The call's tensors are valid for what the call does with them, and nothing else uses them, until this returns.
-    pub(super) unsafe fn make_and_wait(
+    #[inline]
+    pub(super) unsafe fn make_and_wait<T>(
         &self,
         call: &Call<'_>,
         location: &'static Location<'static>,
-    ) -> Result<Outcome, Error> {
+        wanted: impl FnOnce(&Outcome) -> T,
+    ) -> Result<T, Error> {
         if let Some(Device::Cuda(ordinal)) = call.device()
             && self.shared.settings.cuda_device == Some(ordinal)
             && is_captured(ordinal, self.stream)
@@ -84,14 +87,18 @@ impl ProcessGroup {
             return Err(Error::WaitInCapture { operation, group });
         }
         // SAFETY: the caller vouches for the tensors.
-        let outcome =
-            unsafe { self.make_call(call, Way { blocking: true, location }) }.and_then(|work| work.finish());
+        let started = unsafe { self.make_call(call, Way { blocking: true, location }) };
+        // Looked at where it is: moving it takes longer than the rest.
+        if let Ok(Work { progress: Progress::Done(outcome), .. }) = &started {
+            return Ok(wanted(outcome));
+        }
+        let outcome = started.and_then(|work| work.finish());
         if outcome.is_err()
             && let Some(Device::Cuda(ordinal)) = call.device()
         {
             drain(ordinal);
         }
-        outcome
+        outcome.map(|outcome| wanted(&outcome))
     }
 
     /// # Safety
@@ -126,7 +133,7 @@ impl ProcessGroup {
             }
         };
         backend.supports(call).map_err(|why| unsupported(&**backend, call, device, shared, why))?;
-        let start = Instant::now();
+        let start = clock::now();
         let is_p2p = call.is_point_to_point();
         let counter = if is_p2p { &shared.sends_and_receives } else { &shared.collectives };
         let sequence = counter.fetch_add(1, Ordering::Relaxed) + 1;
@@ -151,32 +158,36 @@ impl ProcessGroup {
         let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
         // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
         // The stream is one of that device's primary context, as who set it vouched.
-        let started = unsafe { backend.start(call, &request) };
-        let mut work = match started {
-            Ok(work) => work,
-            Err(error) => {
-                recorder.ended(entry, false, Instant::now());
-                return Err(shared.failed(error));
-            }
-        };
-        match &work.progress {
-            Progress::Done(_) => {
-                recorder.ended(entry, true, Instant::now());
-                shared.completed(operation, sequence);
-                // Nobody has anything to wait for.
-                if way.blocking {
-                    return Ok(work);
+        let mut started = unsafe { backend.start(call, &request) };
+        match &mut started {
+            Ok(work) => {
+                work.sequence = Some(sequence);
+                if let Progress::Done(_) = work.progress {
+                    recorder.ended(entry, true, clock::now());
+                    shared.completed(operation, sequence);
+                } else {
+                    recorder.started(entry, start);
+                    let (its, peer) = (work.clone(), call.peer());
+                    let watched = Watched { work: its, entry, operation, sequence, peer, start, deadline };
+                    slot.watch().follow(watched, is_p2p);
+                    work.site = Some(Site { group: Arc::clone(&self.shared), operation });
                 }
             }
-            _ => {
-                recorder.started(entry, start);
-                let (work, peer) = (work.clone(), call.peer());
-                let watched = Watched { work, entry, operation, sequence, peer, start, deadline };
-                slot.watch().follow(watched, is_p2p);
-            }
+            Err(_) => shared.not_started(entry, &mut started),
         }
-        work.site = Some(Site { group: Arc::clone(&self.shared), operation, sequence });
-        Ok(work)
+        // As it came: it is not small.
+        started
+    }
+}
+
+impl Shared {
+    /// The backend did not take a call.
+    #[cold]
+    fn not_started(&self, entry: EntryId, started: &mut Result<Work, Error>) {
+        self.family.recorder.ended(entry, false, clock::now());
+        if let Err(error) = started {
+            *error = self.failed(error.clone());
+        }
     }
 }
 

@@ -11,5 +11,4 @@ use crate::types::Operation;
 pub(crate) struct Site {
     pub(crate) group: Arc<Shared>,
     pub(crate) operation: Operation,
-    pub(crate) sequence: u64,
 }

@@ -1,18 +1,19 @@
 //! Frames: what goes over a connection between two ranks, a ring or TCP alike.
 //!
-//! A header of 64 bytes, little-endian, then as many bytes of data as it says, at most [`MOST_DATA`].
+//! A header, then as many bytes of data as it says, at most [`MOST_DATA`]. Over TCP a header is eight words, little-endian.
 #![forbid(unsafe_code)]
 
 use super::stamp::Stamp;
 
-/// Bytes of a header.
+/// Bytes of a header over TCP, and what a message is counted with in a window.
 pub(super) const HEADER: usize = 64;
 /// Most bytes of data in a frame.
 pub(super) const MOST_DATA: usize = 64 << 10;
 /// Longest message that is sent without being asked for.
 pub(super) const EAGER: usize = 16 << 10;
 
-const MAGIC: u16 = 0x6d72;
+/// What every header of a connection begins with.
+const MAGIC: u64 = u64::from_le_bytes(*b"mesh red");
 
 /// What a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,29 +83,18 @@ impl Header {
         }
     }
 
-    pub(super) fn encode(&self) -> [u8; HEADER] {
-        let mut out = [0; HEADER];
-        out[0..2].copy_from_slice(&MAGIC.to_le_bytes());
-        out[2] = self.kind as u8;
-        out[3] = self.channel as u8;
-        out[4..8].copy_from_slice(&self.tag.to_le_bytes());
-        let words = [self.stamp.sequence, self.stamp.what, self.stamp.count, self.bytes, self.id, self.to];
-        for (place, word) in out[8..].chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        out
+    /// Words of a header.
+    pub(super) const WORDS: usize = 7;
+
+    pub(super) fn words(&self) -> [u64; Self::WORDS] {
+        let first = self.kind as u64 | (self.channel as u64) << 8 | u64::from(self.tag) << 32;
+        let Stamp { sequence, what, count } = self.stamp;
+        [first, sequence, what, count, self.bytes, self.id, self.to]
     }
 
-    pub(super) fn decode(bytes: &[u8; HEADER]) -> Result<Self, Malformed> {
-        let word = |index: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[8 + index * 8..16 + index * 8]);
-            u64::from_le_bytes(word)
-        };
-        if bytes[0..2] != MAGIC.to_le_bytes() {
-            return Err(Malformed);
-        }
-        let kind = match bytes[2] {
+    pub(super) fn of_words(words: [u64; Self::WORDS]) -> Result<Self, Malformed> {
+        let [first, sequence, what, count, bytes, id, to] = words;
+        let kind = match first as u8 {
             1 => Kind::Eager,
             2 => Kind::Offer,
             3 => Kind::Want,
@@ -116,21 +106,42 @@ impl Header {
             9 => Kind::Left,
             _ => return Err(Malformed),
         };
-        let channel = match bytes[3] {
+        let channel = match first >> 8 & 0xff_ffff {
             0 => Channel::Peer,
             1 => Channel::Group,
             _ => return Err(Malformed),
         };
-        let tag = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-        let stamp = Stamp { sequence: word(0), what: word(1), count: word(2) };
-        let header = Self { kind, channel, tag, stamp, bytes: word(3), id: word(4), to: word(5) };
+        let stamp = Stamp { sequence, what, count };
         let most = match kind {
             Kind::Eager => EAGER as u64,
             Kind::Data | Kind::Failed => MOST_DATA as u64,
             Kind::Offer => isize::MAX as u64,
             _ => u64::MAX,
         };
-        if header.bytes > most { Err(Malformed) } else { Ok(header) }
+        if bytes > most {
+            return Err(Malformed);
+        }
+        Ok(Self { kind, channel, tag: (first >> 32) as u32, stamp, bytes, id, to })
+    }
+
+    pub(super) fn encode(&self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        for (place, word) in out.chunks_exact_mut(8).zip([MAGIC].into_iter().chain(self.words())) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8; HEADER]) -> Result<Self, Malformed> {
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
+            u64::from_le_bytes(word)
+        };
+        if word(0) != MAGIC {
+            return Err(Malformed);
+        }
+        Self::of_words(std::array::from_fn(|at| word(at + 1)))
     }
 }
 
@@ -145,7 +156,7 @@ mod tests {
             Header { kind: Kind::Offer, channel: Channel::Group, tag: 4, stamp, bytes: 5, id: 6, to: 7 };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
-        for (at, value) in [(0, 0), (2, 0), (2, 10), (3, 2)] {
+        for (at, value) in [(0, 0), (8, 0), (8, 10), (9, 2), (11, 1)] {
             let mut wrong = bytes;
             wrong[at] = value;
             assert_eq!(Header::decode(&wrong), Err(Malformed), "byte {at}");

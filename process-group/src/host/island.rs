@@ -3,13 +3,15 @@
 //! Every collective of an island is a number of steps that is equal on all its ranks. In a step a rank puts its data into the
 //! slot of its own segment, says that it has come to the step (a release), waits for those whose data it needs (an acquire),
 //! and reads their slots. There are two slots, for even and odd steps: whoever comes to step `s` has finished reading those of
-//! `s - 1`, so the slot of `s` may be written once all others have come to `s - 1`. With each step goes the stamp of the call;
+//! `s - 1`, so the slot of `s` may be written once all others have come to `s - 1`; of a short input's place, which follows the
+//! flags of its step, the same is true. With each step goes the stamp of the call;
 //! nothing of a slot is used whose stamp is another one, and whatever stamps say, reads stay within slots.
-#![forbid(unsafe_code)]
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::collectives::{copy_behind_flags, copy_to_slot};
 use super::mailbox::differ;
+use super::segment::Segment;
 use super::stamp::Stamp;
 use super::ticket;
 use super::wait::{For, Wait};
@@ -27,12 +29,18 @@ pub(super) struct Island {
     stamps: [Stamp; 2],
     /// By place: the last step to which it is known to have come.
     seen: Vec<u64>,
+    /// Whether those who may sleep for the last step have not been looked for.
+    owes_wake: bool,
 }
+
+/// Looks for a rank before those are looked for who may sleep for this one. Whoever sleeps for it has come itself, so that looking
+/// ends at once, or there are others, which wait so much longer.
+const FIRST_LOOKS: u32 = 200;
 
 impl Island {
     pub(super) fn new(members: Vec<Neighbour>, place: usize) -> Self {
         let seen = vec![0; members.len()];
-        Self { members, place, step: 0, stamps: [Stamp::default(); 2], seen }
+        Self { members, place, step: 0, stamps: [Stamp::default(); 2], seen, owes_wake: false }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -50,6 +58,7 @@ impl Island {
 
     /// Begins the next step: its own slot may be written after this.
     pub(super) fn begin(&mut self, wait: &Wait<'_>) -> Result<u64, Error> {
+        self.settle();
         for place in 0..self.members.len() {
             if self.seen[place] < self.step {
                 self.come(place, self.step, wait)?;
@@ -60,16 +69,28 @@ impl Island {
         Ok(self.step)
     }
 
-    /// Says that this rank has come to the step that it has begun.
-    pub(super) fn publish(&mut self) {
-        let own = self.members[self.place].segment.control();
-        let line = &own.steps[(self.step % 2) as usize].0;
+    /// Says that this rank has come to the step that it has begun. [`Self::settle`] or
+    /// [`Self::all_come`] follows.
+    pub(super) fn publish(&mut self, wait: &Wait<'_>) {
+        let line = self.members[self.place].segment.step(self.step);
         let Stamp { sequence, what, count } = self.stamps[(self.step % 2) as usize];
         for (place, word) in line.stamp.iter().zip([sequence, what, count]) {
             place.store(word, Ordering::Relaxed);
         }
         line.number.store(self.step, Ordering::Release);
         self.seen[self.place] = self.step;
+        self.owes_wake = true;
+        if !wait.net.fits {
+            // Some may well sleep.
+            self.settle();
+        }
+    }
+
+    /// Wakes those who sleep for the last step.
+    pub(super) fn settle(&mut self) {
+        if !std::mem::take(&mut self.owes_wake) {
+            return;
+        }
         // Whoever sleeps has said so before it looked at the step, or sees it.
         fence(Ordering::SeqCst);
         for (place, member) in self.members.iter().enumerate() {
@@ -85,14 +106,22 @@ impl Island {
         }
     }
 
+    /// Whether it has: what it has put into its slot is there then.
+    fn has_come(&self, place: usize, step: u64) -> bool {
+        self.members[place].segment.step(step).number.load(Ordering::Acquire) >= step
+    }
+
     /// Waits until the rank at `place` has come to `step`, one of the last two of this rank, in the same call.
     pub(super) fn come(&mut self, place: usize, step: u64, wait: &Wait<'_>) -> Result<(), Error> {
         if self.seen[place] >= step {
             return Ok(());
         }
+        if !(wait.net.fits && (0..FIRST_LOOKS).any(|_| self.has_come(place, step))) {
+            self.settle();
+            wait.until(For::Step(place), || self.has_come(place, step))?;
+        }
         let member = &self.members[place];
-        let line = &member.segment.control().steps[(step % 2) as usize].0;
-        wait.until(For::Step(place), || line.number.load(Ordering::Acquire) >= step)?;
+        let line = member.segment.step(step);
         let word = |at: usize| line.stamp[at].load(Ordering::Relaxed);
         let stamp = Stamp { sequence: word(0), what: word(1), count: word(2) };
         let own = self.stamps[(step % 2) as usize];
@@ -106,13 +135,38 @@ impl Island {
 
     /// Waits for all others.
     pub(super) fn all_come(&mut self, step: u64, wait: &Wait<'_>) -> Result<(), Error> {
-        (0..self.members.len()).try_for_each(|place| self.come(place, step, wait))
+        (0..self.members.len()).try_for_each(|place| self.come(place, step, wait))?;
+        self.settle();
+        Ok(())
     }
 
     /// Where the inputs of the rank at `place` lie in the slot of `step`: [`Self::room`] bytes. To be written by itself between
     /// [`Self::begin`] and [`Self::publish`], to be read by others between [`Self::come`] and the next [`Self::publish`].
     pub(super) fn input(&self, place: usize, step: u64) -> *mut u8 {
         self.members[place].segment.input(step)
+    }
+
+    /// Puts this rank's input, of so many bytes, where the others look for it.
+    ///
+    /// # Safety
+    ///
+    /// It is valid for reads and no longer than [`Self::room`], and this is between [`Self::begin`] of `step` and [`Self::publish`].
+    pub(super) unsafe fn put(&mut self, input: *const u8, bytes: usize, step: u64) {
+        let to = self.input_of(bytes, self.place, step);
+        // SAFETY: the caller's promise; nobody else uses the place now.
+        unsafe {
+            match bytes <= Segment::SHORT {
+                true => copy_behind_flags(input, to, bytes, Segment::SHORT_IN_LINE),
+                false => copy_to_slot(input, to, bytes),
+            }
+        }
+    }
+
+    /// Where an input of so many bytes lies, as all ranks know that it has: short ones follow the flags of the step, and come to
+    /// the others with them.
+    pub(super) fn input_of(&self, bytes: usize, place: usize, step: u64) -> *mut u8 {
+        let segment = &self.members[place].segment;
+        if bytes <= Segment::SHORT { segment.short(step) } else { segment.input(step) }
     }
 
     /// Where its results lie, half as many bytes and a page; likewise. The own ones of the step to come may be written from

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::stamp::Stamp;
 use super::ticket::Ticket;
+use crate::backend::Request;
 use crate::call::Call;
 use crate::tensor::{Parts, Tensor};
 use crate::types::{Device, ReduceOp};
@@ -105,18 +106,9 @@ impl Owned {
     }
 }
 
-/// When a call began and how long it may take.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Times {
-    pub(super) start: Instant,
-    pub(super) deadline: Option<Duration>,
-}
-
-impl Times {
-    /// When it must have ended, and how long it had.
-    pub(super) fn end(&self) -> Option<(Instant, Duration)> {
-        self.deadline.and_then(|deadline| Some((self.start.checked_add(deadline)?, deadline)))
-    }
+/// When a call must have ended, and how long it had.
+pub(super) fn end(request: &Request) -> Option<(Instant, Duration)> {
+    request.end().zip(request.deadline)
 }
 
 /// A call that waits for its turn, and who waits for it.
@@ -124,23 +116,16 @@ impl Times {
 pub(super) struct Job {
     /// That of a call that is none of a batch, or of its first.
     calls: Vec<Owned>,
-    pub(super) sequence: u64,
-    pub(super) times: Times,
+    pub(super) request: Request,
     pub(super) ticket: Arc<Ticket>,
     world_size: usize,
 }
 
 impl Job {
-    pub(super) fn new(
-        call: &Call<'_>,
-        sequence: u64,
-        times: Times,
-        ticket: Arc<Ticket>,
-        world_size: usize,
-    ) -> Self {
+    pub(super) fn new(call: &Call<'_>, request: &Request, ticket: Arc<Ticket>, world_size: usize) -> Self {
         let mut calls = Vec::new();
         Owned::add(call, &mut calls);
-        Self { calls, sequence, times, ticket, world_size }
+        Self { calls, request: *request, ticket, world_size }
     }
 
     /// Its calls: one, or those of a batch.
@@ -149,13 +134,13 @@ impl Job {
     }
 
     pub(super) fn end(&self) -> Option<Instant> {
-        self.times.end().map(|(end, _)| end)
+        self.request.end()
     }
 
     /// If it should have ended: which it is, and how long it had.
     pub(super) fn late(&self, now: Instant) -> Option<(Stamp, Duration)> {
-        let (end, waited) = self.times.end()?;
+        let (end, waited) = end(&self.request)?;
         let call = self.calls().next()?;
-        (end <= now).then(|| (Stamp::of(&call, self.sequence, 0, self.world_size), waited))
+        (end <= now).then(|| (Stamp::of(&call, self.request.sequence, 0, self.world_size), waited))
     }
 }

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 use meshreduce_store::identity::{Host, Member, namespace};
+use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// The environment variable that names the network interface (or several, with commas) for connections between hosts.
 pub const SOCKET_IFNAME: &str = "MESHREDUCE_SOCKET_IFNAME";
@@ -29,12 +30,41 @@ pub(super) struct Place {
     pub(super) network: u64,
     /// The kernel's boot id, whatever host is played: whose cores it shares.
     pub(super) machine: String,
+    /// The processors that it may run on, a bit each, and how many of them at a time.
+    pub(super) processors: Vec<u64>,
+    pub(super) at_a_time: u64,
     /// Its socket's name, what shows that one was told, and what shows that one is the one who was told of.
     pub(super) name: [u8; 16],
     pub(super) cookie: [u8; 16],
     pub(super) answer: [u8; 16],
     /// Where it listens, the best address first.
     pub(super) addresses: Vec<SocketAddr>,
+}
+
+/// The processors that this thread may run on, a bit each; as many as it may use at a time if that is not told.
+fn processors(at_a_time: u64) -> Vec<u64> {
+    let set = sched_getaffinity(None).ok();
+    let is_in = |place: usize| set.as_ref().map_or((place as u64) < at_a_time, |set| set.is_set(place));
+    let word = |at: usize| (0..64).fold(0, |word, bit| word | u64::from(is_in(at * 64 + bit)) << bit);
+    let mut words: Vec<u64> = (0..CpuSet::MAX_CPU / 64).map(word).collect();
+    words.truncate(words.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1));
+    words
+}
+
+/// Whether all ranks of the machine of `rank` can run at the same time.
+pub(super) fn fits(places: &[Place], rank: usize) -> bool {
+    let own = &places[rank];
+    let here = || places.iter().filter(|place| place.machine == own.machine);
+    let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+    // Ranks may have processors of their own, or share them.
+    let mut all = Vec::new();
+    for place in here() {
+        all.resize(all.len().max(place.processors.len()), 0);
+        all.iter_mut().zip(&place.processors).for_each(|(all, word)| *all |= word);
+    }
+    // A process may use fewer at a time than it may run on.
+    let lacks = count(&own.processors).saturating_sub(own.at_a_time);
+    here().count() as u64 + lacks <= count(&all)
 }
 
 /// Random bytes from the system.
@@ -58,7 +88,10 @@ impl Place {
         let machine = machine.map_or_else(|_| member.host.id.clone(), |id| id.trim().to_owned());
         let (name, cookie, answer) = (random()?, random()?, random()?);
         let network = namespace("net")?;
-        Ok(Self { member, network, machine, name, cookie, answer, addresses: Vec::new() })
+        let at_a_time = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let processors = processors(at_a_time);
+        let addresses = Vec::new();
+        Ok(Self { member, network, machine, processors, at_a_time, name, cookie, answer, addresses })
     }
 
     /// Whether both can map the same memory.
@@ -76,6 +109,8 @@ impl Place {
         self.member.write(&mut out);
         out.u64(self.network);
         out.text(&self.machine);
+        out.list(&self.processors, |out, word| out.u64(*word));
+        out.u64(self.at_a_time);
         [self.name, self.cookie, self.answer].iter().for_each(|bytes| out.raw(bytes));
         out.list(&self.addresses, |out, address| out.text(&address.to_string()));
         out.into_bytes()
@@ -86,6 +121,7 @@ impl Place {
         let from = &mut from;
         let member = Member::read(from)?;
         let (network, machine) = (from.u64()?, from.text()?);
+        let (processors, at_a_time) = (from.list(Reader::u64)?, from.u64()?);
         let (name, cookie, answer) = (from.array()?, from.array()?, from.array()?);
         let address = |from: &mut Reader<'_>| {
             let text = from.text()?;
@@ -93,7 +129,7 @@ impl Place {
         };
         let addresses = from.list(address)?;
         from.end()?;
-        Ok(Self { member, network, machine, name, cookie, answer, addresses })
+        Ok(Self { member, network, machine, processors, at_a_time, name, cookie, answer, addresses })
     }
 
     /// How a connection to it may be tried from `from`, in order: its own loopback leads elsewhere on another machine or in
@@ -208,6 +244,23 @@ mod tests {
         assert!(!two.are_blocks());
         assert!(islands("aabb").are_blocks() && islands("abc").are_blocks() && islands("aaa").all.len() == 1);
         assert!(!islands("aaabbb").are_blocks() && !islands("aab").are_blocks());
+    }
+
+    #[test]
+    fn ranks_fit_where_each_can_have_a_processor() {
+        let fits = |ranks: &[(u64, u64)]| {
+            let of = |(processors, at_a_time): &(u64, u64)| Place {
+                processors: vec![*processors],
+                at_a_time: *at_a_time,
+                ..on("a")
+            };
+            super::fits(&ranks.iter().map(of).collect::<Vec<_>>(), 0)
+        };
+        assert!(fits(&[(0b11, 2); 2]) && !fits(&[(0b11, 2); 3]));
+        assert!(fits(&[(0b01, 1), (0b10, 1)]), "bound to a processor each");
+        assert!(!fits(&[(0b10, 1); 2]), "to the same one");
+        assert!(!fits(&[(0b1111, 1); 2]), "of four it may use one at a time");
+        assert!(fits(&[(processors(1)[0], 1)]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::connect::{Connecting, Listening};
 use super::failure::{self, DROPPED, LIVING, SHUT_DOWN};
 use super::island::Island;
 use super::mailbox::Mailbox;
-use super::place::{Islands, Place};
+use super::place::{self, Islands, Place};
 use super::ring::{Reader, Writer};
 use super::segment::{ASLEEP, AWAKE};
 use super::shared::{Net, Shared, lock};
@@ -58,7 +58,7 @@ pub(super) fn main(shared: &Shared, context: &BackendContext, factory: &HostFact
             let _ = sleep(shared, net, ASLEEP, LONGEST, &mut || false);
             continue;
         }
-        let worked = post_early(shared, net) | shared.pump(net).unwrap_or(true) | work(shared, net);
+        let worked = run::post_early(shared, net) | shared.pump(net).unwrap_or(true) | work(shared, net);
         if !worked && shared.failure().is_none() {
             rest(shared, net);
         }
@@ -72,7 +72,7 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
     let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
     let told = context.meet(&shared.backend, &listening.place.encode())?;
-    let places: Result<Vec<_>, _> = told.iter().map(|place| Place::decode(place)).collect();
+    let places: Result<Vec<_>, _> = told.iter().map(|told| Place::decode(told)).collect();
     let places = places.map_err(|error| context.not_made(&shared.backend, error))?;
     let rank = shared.rank();
     let islands = Islands::of(&places);
@@ -102,23 +102,11 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
         }
     };
     let wires = (0..places.len()).map(wire).collect();
-    let own = Arc::clone(&connected.own.segment);
-    let mailbox = Mailbox::new(rank, Arc::clone(shared.name()), wires, Some(own));
+    let mailbox = Mailbox::new(rank, Arc::clone(shared.name()), wires);
     let island = Island::new(connected.island.clone(), islands.of[rank].1);
     let engine = Engine::new(island, rank, places.len(), islands.are_blocks());
-    let here = places.iter().filter(|place| place.machine == places[rank].machine).count();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(Net::new(connected, islands, here <= cores, mailbox, engine))
-}
-
-/// Begins the sends and receives that were called before the ranks were connected.
-fn post_early(shared: &Shared, net: &Net) -> bool {
-    let posts = std::mem::take(&mut lock(&shared.queue).posts);
-    let any = !posts.is_empty();
-    for job in posts {
-        run::begin_early(shared, net, &job);
-    }
-    any
+    let fits = place::fits(&places, rank);
+    Ok(Net::new(connected, islands, fits, mailbox, engine))
 }
 
 /// Makes the call that has waited longest, if no caller makes one.
@@ -149,7 +137,7 @@ fn rest(shared: &Shared, net: &Net) {
     if shared.look_for_late(net, now).is_err() || shared.look_around(net).is_err() {
         return;
     }
-    if net.fits && net.mailbox().is_busy() {
+    if net.fits && net.mailbox().is_busy() && shared.drivers.load(Ordering::SeqCst) == 0 {
         while now.elapsed() < SPIN {
             if shared.pump(net).unwrap_or(true) {
                 return;
@@ -217,18 +205,23 @@ pub(super) fn sleep(
     ready: &mut dyn FnMut() -> bool,
 ) -> Result<(), Error> {
     let state = &net.own.segment.control().mail.0.state;
-    state.store(depth, Ordering::SeqCst);
+    // While callers see to messages nobody need wake this thread for them; who only looks for one sees to no others.
+    let sees_to_all = || shared.drivers.load(Ordering::SeqCst) > 0;
+    let looks = || !net.mailbox().is_busy() && shared.was_attended();
+    let is_attended = depth == ASLEEP && (sees_to_all() || looks());
+    state.store(if is_attended { AWAKE } else { depth }, Ordering::SeqCst);
     fence(Ordering::SeqCst);
     let is_over = shared.has_failed();
     let stops = shared.stops.load(Ordering::SeqCst);
-    if ready() || stops || (is_over && depth != ASLEEP) || !net.mailbox().is_quiet() {
+    let has_mail = || {
+        let mailbox = net.mailbox();
+        !mailbox.is_quiet() || (!is_over && shared.has_news(net, &mailbox))
+    };
+    if ready() || stops || (is_over && depth != ASLEEP) || has_mail() {
         state.store(AWAKE, Ordering::SeqCst);
-        if is_over {
-            // Messages of others are not taken any more.
-            net.mailbox().ignore();
-        }
         return Ok(());
     }
+    let most = if is_attended { most.min(WITH_DRIVER) } else { most };
     let result = watch(shared, net, most, is_over);
     state.store(AWAKE, Ordering::SeqCst);
     result

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::collectives::Engine;
-use super::frame::Channel;
-use super::job::{Job, Times};
-use super::mailbox::{Post, Span};
+use super::frame::{Channel, EAGER};
+use super::job::{self, Job};
+use super::mailbox::{Now, Post, Span};
 use super::shared::{Net, Shared, lock};
 use super::stamp::Stamp;
 use super::ticket::Ticket;
@@ -15,11 +15,17 @@ use super::wait::{Driving, Wait};
 use super::wire;
 use crate::backend::Request;
 use crate::call::Call;
+use crate::clock;
 use crate::error::Error;
 use crate::work::{Completion, Outcome, Work};
 
-/// How long a send or receive that is waited for spins.
-const SPIN: Duration = Duration::from_millis(1);
+/// How often a receive looks for a short message before it is begun as others are: without a pause, and with one.
+const LOOKS: (u32, u32) = (200, 1000);
+/// The same where ranks have to share cores.
+const LOOKS_CROWDED: (u32, u32) = (0, 20);
+/// How long a send or receive that is waited for spins, and how long it then gives way again and again before it sleeps.
+const SPIN: Duration = Duration::from_micros(150);
+const GIVE_WAY: Duration = Duration::from_millis(2);
 /// How long one sleeps at most before it looks again.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -29,18 +35,18 @@ const SLICE: Duration = Duration::from_millis(20);
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The ranks' connections, waiting for them.
-fn connected<'a>(shared: &'a Shared, call: &Call<'_>, sequence: u64, times: Times) -> Result<&'a Net, Error> {
+fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Result<&'a Net, Error> {
     if let Some(net) = shared.net.get() {
         return Ok(net);
     }
-    let end = times.end();
+    let end = job::end(request);
     let done =
         shared.connected.wait(end.map(|(end, waited)| end.checked_add(GRACE.min(waited)).unwrap_or(end)))?;
     match (shared.net.get().filter(|_| done.is_some()), end) {
         (Some(net), _) => Ok(net),
         (None, waited) => Err(shared.fail(Error::Timeout {
             operation: call.operation(),
-            sequence,
+            sequence: request.sequence,
             group: Arc::clone(shared.name()),
             waited: waited.map_or(Duration::ZERO, |(_, waited)| waited),
             missing: Vec::new(),
@@ -60,21 +66,26 @@ pub(super) unsafe fn start(shared: &Arc<Shared>, call: &Call<'_>, request: &Requ
     if matches!(call, Call::Batch([])) {
         return Ok(Work::done(&shared.backend, Outcome::default()));
     }
-    let times = Times { start: request.start, deadline: request.deadline };
     // SAFETY: the caller's promise.
     unsafe {
         if call.is_point_to_point() {
-            return messages(shared, call, request.sequence, times, request.blocking);
+            return messages(shared, call, request);
         }
         if request.blocking {
-            let net = connected(shared, call, request.sequence, times)?;
-            if let Some(result) = at_once(shared, net, call, request.sequence, times) {
-                return result.map(|()| Work::done(&shared.backend, Outcome::default()));
+            let net = match shared.net.get() {
+                Some(net) => net,
+                None => connected(shared, call, request)?,
+            };
+            // What is returned is made here and now: moving it takes longer than some calls do.
+            match at_once(shared, net, call, request) {
+                Some(Ok(())) => return Ok(Work::done(&shared.backend, Outcome::default())),
+                Some(Err(error)) => return Err(error),
+                None => {}
             }
         }
     }
     let ticket = Arc::new(Ticket::new(1));
-    let job = Job::new(call, request.sequence, times, Arc::clone(&ticket), shared.group.world_size);
+    let job = Job::new(call, request, Arc::clone(&ticket), shared.group.world_size);
     enqueue(shared, job, false)?;
     finish(shared, ticket, request.blocking)
 }
@@ -96,6 +107,7 @@ fn enqueue(shared: &Shared, job: Job, is_message: bool) -> Result<(), Error> {
     }
     if is_message {
         queue.posts.push(job);
+        shared.early.store(true, Ordering::SeqCst);
     } else {
         queue.jobs.push_back(job);
         shared.queued.store(queue.jobs.len(), Ordering::SeqCst);
@@ -114,18 +126,16 @@ unsafe fn at_once(
     shared: &Shared,
     net: &Net,
     call: &Call<'_>,
-    sequence: u64,
-    times: Times,
+    request: &Request,
 ) -> Option<Result<(), Error>> {
-    let queue = lock(&shared.queue);
-    if !queue.jobs.is_empty() {
+    // What this thread has called before is among them, or is over: the progress thread has the engine when it takes one out.
+    if shared.queued.load(Ordering::SeqCst) > 0 {
         return None;
     }
     let mut engine = net.engine.try_lock().ok()?;
-    drop(queue);
     let mut make = |call: &Call<'_>, index| {
         // SAFETY: the caller's promise.
-        unsafe { one(shared, net, &mut engine, call, (sequence, index), times, false) }
+        unsafe { one(shared, net, &mut engine, call, index, request, false) }
     };
     let result = match call {
         Call::Batch(calls) => calls.iter().enumerate().try_for_each(|(index, call)| make(call, index)),
@@ -146,13 +156,13 @@ unsafe fn one(
     net: &Net,
     engine: &mut Engine,
     call: &Call<'_>,
-    (sequence, index): (u64, usize),
-    times: Times,
+    index: usize,
+    request: &Request,
     is_progress: bool,
 ) -> Result<(), Error> {
-    let stamp = Stamp::of(call, sequence, index, shared.group.world_size);
+    let stamp = Stamp::of(call, request.sequence, index, shared.group.world_size);
     shared.begin(net, stamp);
-    let wait = Wait { shared, net, is_progress, stamp, end: times.end() };
+    let wait = Wait { shared, net, is_progress, stamp, request };
     // SAFETY: the caller's promise.
     unsafe { engine.run(call, &wait) }
 }
@@ -164,15 +174,28 @@ pub(super) fn job(shared: &Shared, net: &Net, engine: &mut Engine, job: &Job) ->
     }
     job.calls().enumerate().try_for_each(|(index, call)| {
         // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
-        unsafe { one(shared, net, engine, &call, (job.sequence, index), job.times, true) }
+        unsafe { one(shared, net, engine, &call, index, &job.request, true) }
     })
 }
 
+/// Begins the sends and receives that were called before the ranks were connected; whether there were any.
+pub(super) fn post_early(shared: &Shared, net: &Net) -> bool {
+    if !shared.early.load(Ordering::SeqCst) {
+        return false;
+    }
+    // No others are begun, by whatever thread, before these are.
+    let mut queue = lock(&shared.queue);
+    let any = !queue.posts.is_empty();
+    queue.posts.drain(..).for_each(|job| begin_early(shared, net, &job));
+    shared.early.store(false, Ordering::SeqCst);
+    any
+}
+
 /// Begins the sends and receives of a job.
-pub(super) fn begin_early(shared: &Shared, net: &Net, job: &Job) {
+fn begin_early(shared: &Shared, net: &Net, job: &Job) {
     let begun = job.calls().try_for_each(|call| {
         // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
-        unsafe { post(shared, net, &call, job.sequence, job.times, &job.ticket) }
+        unsafe { post(shared, net, &call, &job.request, &job.ticket) }
     });
     if let Err(error) = begun {
         // Those of a batch that have been begun use memory which is the caller's again once the ticket has ended.
@@ -188,8 +211,7 @@ unsafe fn post(
     shared: &Shared,
     net: &Net,
     call: &Call<'_>,
-    sequence: u64,
-    times: Times,
+    request: &Request,
     ticket: &Arc<Ticket>,
 ) -> Result<(), Error> {
     let (sends, tensor, peer, tag) = match *call {
@@ -197,9 +219,9 @@ unsafe fn post(
         Call::Recv { output, peer, tag } => (false, output, peer, tag),
         _ => unreachable!("only sends and receives are messages"),
     };
-    let stamp = Stamp::of(call, sequence, 0, shared.group.world_size);
+    let stamp = Stamp::of(call, request.sequence, 0, shared.group.world_size);
     let (channel, span, ticket) = (Channel::Peer, Span::of(&tensor), Arc::clone(ticket));
-    let post = Post { sends, peer, channel, tag, stamp, span, ticket, end: times.end() };
+    let post = Post { sends, peer, channel, tag, stamp, span, ticket, end: job::end(request) };
     let mut mailbox = net.mailbox();
     if let Some(error) = shared.failure() {
         return Err(error);
@@ -215,32 +237,33 @@ unsafe fn post(
 /// # Safety
 ///
 /// As [`start`].
-unsafe fn messages(
-    shared: &Arc<Shared>,
-    call: &Call<'_>,
-    sequence: u64,
-    times: Times,
-    blocking: bool,
-) -> Result<Work, Error> {
+unsafe fn messages(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+    let blocking = request.blocking;
+    if blocking && let Some(net) = shared.net.get() {
+        post_early(shared, net);
+        // SAFETY: the caller's promise.
+        match unsafe { short(shared, net, call, request.sequence) } {
+            Ok(None) => {}
+            Ok(Some(outcome)) => return Ok(Work::done(&shared.backend, outcome)),
+            Err(error) => return Err(error),
+        }
+    }
     let calls = if let Call::Batch(calls) = call { calls } else { std::slice::from_ref(call) };
     let ticket = Arc::new(Ticket::new(calls.len()));
     let net = match shared.net.get() {
         Some(net) => net,
-        None if blocking => connected(shared, call, sequence, times)?,
+        None if blocking => connected(shared, call, request)?,
         None => {
-            let job = Job::new(call, sequence, times, Arc::clone(&ticket), shared.group.world_size);
+            let job = Job::new(call, request, Arc::clone(&ticket), shared.group.world_size);
             enqueue(shared, job, true)?;
             return finish(shared, ticket, false);
         }
     };
     // What was called before comes first.
-    let early = std::mem::take(&mut lock(&shared.queue).posts);
-    for job in early {
-        begin_early(shared, net, &job);
-    }
+    post_early(shared, net);
     for call in calls {
         // SAFETY: the caller's promise; on failure nothing goes on.
-        if let Err(error) = unsafe { post(shared, net, call, sequence, times, &ticket) } {
+        if let Err(error) = unsafe { post(shared, net, call, request, &ticket) } {
             net.mailbox().cancel(&ticket);
             return Err(error);
         }
@@ -263,10 +286,66 @@ unsafe fn messages(
     result.map(done)
 }
 
+/// Makes a send or a receive of a short message between neighbours, if nothing is in its way; `None`: nothing was begun.
+///
+/// # Safety
+///
+/// As [`start`].
+unsafe fn short(
+    shared: &Shared,
+    net: &Net,
+    call: &Call<'_>,
+    sequence: u64,
+) -> Result<Option<Outcome>, Error> {
+    let (sends, tensor, peer, tag) = match *call {
+        Call::Send { input, peer, tag } => (true, input, peer, tag),
+        Call::Recv { output, peer: Some(peer), tag } => (false, output, peer, tag),
+        _ => return Ok(None),
+    };
+    if tensor.bytes() > EAGER || !net.is_near(peer) {
+        return Ok(None);
+    }
+    let (span, stamp) = (Span::of(&tensor), Stamp::of(call, sequence, 0, shared.group.world_size));
+    if sends {
+        // SAFETY: the caller's promise.
+        let sent = unsafe { net.mailbox().send_now(peer, tag, stamp, span) };
+        return ended(shared, net, sent).map(|sent| sent.then(Outcome::default));
+    }
+    shared.attend(net);
+    let (eager, looks) = if net.fits { LOOKS } else { LOOKS_CROWDED };
+    let mut look = 0;
+    while look < eager + looks {
+        // SAFETY: the caller's promise.
+        let received = unsafe { net.mailbox().receive_now(peer, tag, &stamp, span) };
+        let turn = match ended(shared, net, received)? {
+            Now::Received => return Ok(Some(Outcome::from_rank(peer))),
+            Now::Otherwise => break,
+            Now::NothingCame(turn) => turn,
+        };
+        // Without the mailbox, which others may want.
+        while look < eager + looks && !turn.has_come(&net.own.segment) {
+            look += 1;
+            if look > eager {
+                std::hint::spin_loop();
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// An error of the mailbox's ends everything.
+fn ended<T>(shared: &Shared, net: &Net, result: Result<T, Error>) -> Result<T, Error> {
+    result.map_err(|error| {
+        let error = shared.fail(error);
+        net.mailbox().end(&error);
+        error
+    })
+}
+
 /// Waits for messages, seeing to them.
 fn wait(shared: &Shared, net: &Net, ticket: &Arc<Ticket>) -> Result<Outcome, Error> {
-    let begun = Instant::now();
-    let mut driving = Some(Driving::begin(shared));
+    let begun = clock::now();
+    let mut driving = Some(Driving::begin(shared, net));
     let mut yields = 0;
     loop {
         if let Some(outcome) = ticket.result()? {
@@ -278,12 +357,13 @@ fn wait(shared: &Shared, net: &Net, ticket: &Arc<Ticket>) -> Result<Outcome, Err
         if driving.is_some() && shared.pump(net)? {
             continue;
         }
-        if net.fits && begun.elapsed() < SPIN {
+        let waited = clock::now().saturating_duration_since(begun);
+        if net.fits && waited < SPIN {
             std::hint::spin_loop();
             continue;
         }
         yields += 1;
-        if yields < 10 && driving.is_some() {
+        if driving.is_some() && (yields < 10 || (net.fits && waited < GIVE_WAY)) {
             std::thread::yield_now();
             continue;
         }

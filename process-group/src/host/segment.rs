@@ -36,8 +36,6 @@ pub(super) struct Waits {
 pub(super) struct Mail {
     /// Whether its progress thread sleeps: [`AWAKE`], [`ASLEEP`] (mail wakes it), [`IN_STEP`] (steps too).
     pub(super) state: AtomicU32,
-    /// Counts what was put into rings, or taken out of full ones.
-    pub(super) count: AtomicU32,
 }
 
 /// The progress thread does not sleep.
@@ -47,7 +45,8 @@ pub(super) const ASLEEP: u32 = 1;
 /// It sleeps, and steps wake it too.
 pub(super) const IN_STEP: u32 = 2;
 
-/// What a rank has come to, with the call that the step is of.
+/// What a rank has come to, with the call that the step is of. Short inputs follow it at once, so that the first of their bytes
+/// come with it, in one line of the cache.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Step {
@@ -80,21 +79,40 @@ pub(super) struct Control {
     pub(super) waits: Padded<Waits>,
     /// The sequence number of the last collective that it has begun, plus 1.
     pub(super) position: Padded<AtomicU64>,
-    /// Of even and odd steps.
-    pub(super) steps: [Padded<Step>; 2],
     pub(super) ended: Padded<Ended>,
 }
 
-/// The flags of a ring.
+/// A frame in a ring: its turn, its header, and its data if they are few. A line of the cache.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub(super) struct Entry(pub(super) [AtomicU64; Self::WORDS]);
+
+impl Entry {
+    pub(super) const WORDS: usize = 8;
+}
+
+/// What the one that reads a ring has taken out of it.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) frames: AtomicU64,
+    /// Of the ring's bytes.
+    pub(super) bytes: AtomicU64,
+}
+
+/// The flags of a ring, and its frames.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct RingControl {
-    /// Bytes that were put in, by the one that writes.
-    pub(super) head: Padded<AtomicU64>,
-    /// Bytes that were taken out, by the one that reads.
-    pub(super) tail: Padded<AtomicU64>,
+    pub(super) taken: Padded<Taken>,
     /// Whether the one that writes waits for room.
     pub(super) is_full: Padded<AtomicU32>,
+    pub(super) entries: [Entry; Self::ENTRIES],
+}
+
+impl RingControl {
+    /// As many frames are in a ring at most.
+    pub(super) const ENTRIES: usize = 32;
 }
 
 /// How segments of an island are laid out: equal on all its ranks.
@@ -106,19 +124,24 @@ pub(super) struct Layout {
     pub(super) input: usize,
     /// Bytes of a slot's part for results.
     pub(super) result: usize,
-    /// Bytes of a ring.
+    /// Bytes of a ring, for data that do not fit into its frames.
     pub(super) ring: usize,
 }
 
 const PAGE: usize = 4096;
+const STEPS_AT: usize = PAGE;
 const SLOTS_AT: usize = 2 * PAGE;
-const RING_CONTROL: usize = 512;
-const _: () = assert!(size_of::<Control>() <= SLOTS_AT && size_of::<RingControl>() <= RING_CONTROL);
+/// Bytes of a step and the short input behind it.
+const STEP: usize = 512;
+const RING_CONTROL: usize = size_of::<RingControl>();
+const _: () = assert!(size_of::<Control>() <= STEPS_AT && STEPS_AT + 2 * STEP <= SLOTS_AT);
+const _: () = assert!(RING_CONTROL.is_multiple_of(align_of::<RingControl>()));
 
 impl Layout {
     /// That of an island of so many ranks: slots that stay in the second-level cache, and not too much memory in all.
     pub(super) fn of(ranks: usize) -> Self {
         let input = ((4 << 20) / ranks).clamp(64 << 10, 256 << 10) & !(PAGE - 1);
+        // A power of two, and so a multiple of a line of the cache.
         let ring = ((2 << 20) / ranks).clamp(32 << 10, 256 << 10).next_power_of_two();
         Self { ranks, input, result: input / 2 + PAGE, ring }
     }
@@ -192,9 +215,25 @@ impl Segment {
 
     fn at(&self, offset: usize) -> *mut u8 {
         debug_assert!(offset < self.layout.bytes());
-        // SAFETY: every offset that is asked for lies within the mapping: those of slots of an even or odd step, and of
+        // SAFETY: every offset that is asked for lies within the mapping: those of an even or odd step and its slot, and of
         // rings of the layout's ranks.
         unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// The flags of a step.
+    pub(super) fn step(&self, step: u64) -> &Step {
+        let step = self.at(STEPS_AT + (step % 2) as usize * STEP).cast::<Step>();
+        // SAFETY: it lies within the mapping, aligned to 512 bytes, and is made of atomics.
+        unsafe { &*step }
+    }
+
+    /// Bytes of [`Self::short`], and how many of them are in the line of the flags.
+    pub(super) const SHORT: usize = STEP - size_of::<Step>();
+    pub(super) const SHORT_IN_LINE: usize = 64 - size_of::<Step>();
+
+    /// What follows the flags of a step, in the same line of the cache to begin with: for short inputs; aligned to 32 bytes.
+    pub(super) fn short(&self, step: u64) -> *mut u8 {
+        self.at(STEPS_AT + (step % 2) as usize * STEP + size_of::<Step>())
     }
 
     /// The part for inputs of the slot of a step; [`Layout::input`] bytes, aligned to a page.
@@ -212,7 +251,7 @@ impl Segment {
         assert!(place < self.layout.ranks, "no such rank in the island");
         let at = self.layout.ring_at(place);
         let control = self.at(at).cast::<RingControl>();
-        // SAFETY: it lies within the mapping, aligned to 512 bytes, and is made of atomics.
+        // SAFETY: it lies within the mapping, aligned to two lines of the cache, and is made of atomics.
         (unsafe { &*control }, self.at(at + RING_CONTROL))
     }
 }
@@ -239,9 +278,9 @@ mod tests {
         let (one, file) = Segment::create(layout).unwrap();
         let other = Segment::open(&file, layout).unwrap();
         one.control().position.0.store(7, Ordering::Relaxed);
-        one.ring(2).0.head.0.store(9, Ordering::Relaxed);
+        one.ring(2).0.taken.0.frames.store(9, Ordering::Relaxed);
         assert_eq!(other.control().position.0.load(Ordering::Relaxed), 7);
-        assert_eq!(other.ring(2).0.head.0.load(Ordering::Relaxed), 9);
+        assert_eq!(other.ring(2).0.taken.0.frames.load(Ordering::Relaxed), 9);
         assert!(rustix::fs::ftruncate(&file, 0).is_err());
         assert_eq!(Segment::open(&file, Layout::of(2)).unwrap_err(), Errno::INVAL);
         let loose = rustix::fs::memfd_create("loose", MemfdFlags::ALLOW_SEALING).unwrap();

@@ -14,7 +14,7 @@ use super::failure::{self, FAILED, LIVING};
 use super::job::Job;
 use super::mailbox::Mailbox;
 use super::place::Islands;
-use super::segment::IN_STEP;
+use super::segment::{ASLEEP, IN_STEP};
 use super::stamp::{History, Stamp};
 use super::ticket::{self, Ticket};
 use super::wire::{Neighbour, ring};
@@ -60,6 +60,11 @@ impl Net {
         Self { own, island, islands, controls, sockets, fits, mailbox, engine }
     }
 
+    /// Whether a rank is of this one's island.
+    pub(super) fn is_near(&self, rank: usize) -> bool {
+        self.sockets[rank].is_none()
+    }
+
     pub(super) fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,9 +94,13 @@ pub(super) struct Shared {
     pub(super) queue: Mutex<Queue>,
     /// Jobs in the queue, and the one that the progress thread has taken out of it.
     pub(super) queued: AtomicUsize,
-    pub(super) history: Mutex<History>,
+    pub(super) history: History,
+    /// Whether there may be sends and receives that were called before the ranks were connected.
+    pub(super) early: AtomicBool,
     /// Callers that pump by themselves.
     pub(super) drivers: AtomicU32,
+    /// Whether a caller has looked for a message since the progress thread has last asked.
+    attended: AtomicBool,
     /// What wakes the progress thread.
     pub(super) bell: Arc<OwnedFd>,
     /// Ends when the ranks are connected.
@@ -120,8 +129,10 @@ impl Shared {
             net: OnceLock::new(),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), posts: Vec::new() }),
             queued: AtomicUsize::new(0),
-            history: Mutex::new(History::new()),
+            history: History::new(),
+            early: AtomicBool::new(false),
             drivers: AtomicU32::new(0),
+            attended: AtomicBool::new(false),
             bell,
             connected: Ticket::new(1),
         }
@@ -248,6 +259,34 @@ impl Shared {
         }
     }
 
+    /// A caller looks for messages: others need not wake the progress thread for them. It is woken once, to hear that.
+    pub(super) fn attend(&self, net: &Net) {
+        if self.attended.load(Ordering::Relaxed) {
+            return;
+        }
+        self.attended.store(true, Ordering::Relaxed);
+        let state = &net.own.segment.control().mail.0.state;
+        // Should it fall asleep just now, whoever sends the next message wakes it.
+        if state.load(Ordering::Relaxed) == ASLEEP {
+            ring(&self.bell);
+        }
+    }
+
+    /// Whether a caller has looked for messages since this was asked last.
+    pub(super) fn was_attended(&self) -> bool {
+        self.attended.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether a rank of the island has ended and nobody here has seen it.
+    pub(super) fn has_news(&self, net: &Net, mailbox: &Mailbox) -> bool {
+        net.island.iter().any(|neighbour| {
+            let ended = &neighbour.segment.control().ended.0;
+            neighbour.rank != self.rank()
+                && ended.state.load(Ordering::Acquire) != LIVING
+                && !mailbox.is_gone(neighbour.rank)
+        })
+    }
+
     /// Looks how the ranks of the island are: one that has failed ends this one too, and one that has left ends what still
     /// needs a message of it.
     ///
@@ -325,9 +364,9 @@ impl Shared {
         })
     }
 
-    /// A collective begins.
+    /// A collective begins. The caller has the engine.
     pub(super) fn begin(&self, net: &Net, stamp: Stamp) {
-        lock(&self.history).begin(stamp);
+        self.history.begin(stamp);
         net.own.segment.control().position.0.store(stamp.sequence + 1, Ordering::Release);
     }
 

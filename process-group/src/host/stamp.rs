@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::call::Call;
 use crate::tensor::Parts;
@@ -24,21 +25,33 @@ pub(super) struct Stamp {
 
 const COUNT_BITS: u32 = 44;
 
-fn place<T: PartialEq>(all: &[T], one: &T) -> u64 {
-    all.iter().position(|each| each == one).map_or(0, |at| at as u64)
-}
+// What a word is made of is its place among all of its kind.
+const _: () = {
+    let mut at = 0;
+    while at < DType::ALL.len() {
+        assert!(DType::ALL[at] as usize == at);
+        at += 1;
+    }
+    at = 0;
+    while at < ReduceOp::ALL.len() {
+        assert!(ReduceOp::ALL[at] as usize == at);
+        at += 1;
+    }
+    at = 0;
+    while at < Operation::ALL.len() {
+        assert!(Operation::ALL[at] as usize == at);
+        at += 1;
+    }
+};
 
 impl Stamp {
     /// That of `call`, the one at `index` of its batch, of `world_size` ranks.
     pub(super) fn of(call: &Call<'_>, sequence: u64, index: usize, world_size: usize) -> Self {
-        let dtype = call.dtype().map_or(0, |dtype| place(&DType::ALL, &dtype) + 1);
-        let op = call.op().map_or(0, |op| place(&ReduceOp::ALL, &op) + 1);
+        let dtype = call.dtype().map_or(0, |dtype| dtype as u64 + 1);
+        let op = call.op().map_or(0, |op| op as u64 + 1);
         let root = call.root().map_or(0, |root| root as u64 + 1) & 0xf_ffff;
-        let what = place(&Operation::ALL, &call.operation())
-            | dtype << 8
-            | op << 16
-            | root << 24
-            | (index as u64 & 0xf_ffff) << 44;
+        let what =
+            call.operation() as u64 | dtype << 8 | op << 16 | root << 24 | (index as u64 & 0xf_ffff) << 44;
         Self { sequence, what, count: count(call, world_size) }
     }
 
@@ -126,38 +139,62 @@ impl fmt::Display for Stamp {
     }
 }
 
-/// The last calls of this rank, for those who ask later what it has called.
+/// The last calls of this rank, for those who ask later what it has called. One thread begins calls, others look.
 #[derive(Debug)]
 pub(super) struct History {
-    stamps: [Stamp; History::LENGTH],
-    begun: u64,
+    stamps: [[AtomicU64; 3]; History::LENGTH],
+    begun: AtomicU64,
 }
 
 impl History {
     const LENGTH: usize = 256;
 
     pub(super) fn new() -> Self {
-        Self { stamps: [Stamp::default(); Self::LENGTH], begun: 0 }
+        let stamps = std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { stamps, begun: AtomicU64::new(0) }
     }
 
-    pub(super) fn begin(&mut self, stamp: Stamp) {
-        self.stamps[self.begun as usize % Self::LENGTH] = stamp;
-        self.begun += 1;
+    fn place(&self, number: u64) -> &[AtomicU64; 3] {
+        &self.stamps[number as usize % Self::LENGTH]
+    }
+
+    fn read(&self, number: u64) -> Stamp {
+        let [sequence, what, count] = self.place(number).each_ref().map(|word| word.load(Ordering::Relaxed));
+        Stamp { sequence, what, count }
+    }
+
+    /// Not to be called by two threads at once.
+    pub(super) fn begin(&self, stamp: Stamp) {
+        let begun = self.begun.load(Ordering::Relaxed);
+        // Whoever sees a word of this call sees at least the count before it.
+        fence(Ordering::Release);
+        for (place, word) in self.place(begun).iter().zip([stamp.sequence, stamp.what, stamp.count]) {
+            place.store(word, Ordering::Relaxed);
+        }
+        self.begun.store(begun + 1, Ordering::Release);
     }
 
     /// The sequence number of the last one, plus 1; 0: there was none.
     pub(super) fn latest(&self) -> u64 {
-        match self.begun {
+        match self.begun.load(Ordering::Acquire) {
             0 => 0,
-            begun => self.stamps[(begun as usize - 1) % Self::LENGTH].sequence + 1,
+            begun => self.read(begun - 1).sequence + 1,
         }
     }
 
     /// What this rank has called at the place of `other`, if it has come there and remembers.
     pub(super) fn at(&self, other: &Stamp) -> Option<Stamp> {
-        let kept = (self.begun as usize).min(Self::LENGTH);
-        let latest_first = (1..=kept).map(|back| self.stamps[(self.begun as usize - back) % Self::LENGTH]);
-        latest_first.take_while(|stamp| stamp.sequence >= other.sequence).find(|stamp| stamp.is_at(other))
+        let begun = self.begun.load(Ordering::Acquire);
+        // The oldest one may be being written over.
+        let oldest = begun.saturating_sub(Self::LENGTH as u64 - 1);
+        let latest_first = (oldest..begun).rev().map(|number| (number, self.read(number)));
+        let (number, found) = latest_first
+            .take_while(|(_, stamp)| stamp.sequence >= other.sequence)
+            .find(|(_, stamp)| stamp.is_at(other))?;
+        // So long as it was read no call has come to its place, or the count that is read now says so.
+        fence(Ordering::Acquire);
+        let begun = self.begun.load(Ordering::Relaxed);
+        (number + Self::LENGTH as u64 > begun).then_some(found)
     }
 }
 
@@ -185,7 +222,7 @@ mod tests {
 
     #[test]
     fn history_finds_what_was_called() {
-        let mut history = History::new();
+        let history = History::new();
         let stamp = |sequence| Stamp { sequence, what: 0, count: sequence };
         (0..600).for_each(|sequence| history.begin(stamp(sequence)));
         let ask = |sequence| history.at(&Stamp { sequence, what: 0, count: 1 });

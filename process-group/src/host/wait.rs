@@ -11,13 +11,18 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::failure::{self, LIVING};
+use super::job;
 use super::progress;
 use super::shared::{Net, Shared};
 use super::stamp::Stamp;
 use super::ticket::{self, Ticket};
+use crate::backend::Request;
+use crate::clock;
 use crate::error::Error;
 
-/// Looks before the clock is looked at.
+/// Looks without a pause between them: one takes longer than what is waited for often does.
+const EAGER: u32 = 200;
+/// Looks with pauses before the clock is looked at.
 const QUICK: u32 = 2000;
 /// The same where ranks have to share cores.
 const QUICK_CROWDED: u32 = 20;
@@ -49,8 +54,7 @@ pub(super) struct Wait<'a> {
     /// Whether it is the progress thread, which sees to messages meanwhile.
     pub(super) is_progress: bool,
     pub(super) stamp: Stamp,
-    /// When the call must have ended, and how long it had.
-    pub(super) end: Option<(Instant, Duration)>,
+    pub(super) request: &'a Request,
 }
 
 impl Wait<'_> {
@@ -61,12 +65,14 @@ impl Wait<'_> {
     /// What ends everything instead. It is over then.
     pub(super) fn until(&self, what: For<'_>, mut ready: impl FnMut() -> bool) -> Result<(), Error> {
         if let For::Step(_) = what {
-            let looks = if self.net.fits { QUICK } else { QUICK_CROWDED };
-            for _ in 0..looks {
+            let (eager, looks) = if self.net.fits { (EAGER, QUICK) } else { (0, QUICK_CROWDED) };
+            for look in 0..eager + looks {
                 if ready() {
                     return Ok(());
                 }
-                std::hint::spin_loop();
+                if look >= eager {
+                    std::hint::spin_loop();
+                }
             }
         }
         self.slowly(what, &mut ready)
@@ -75,8 +81,8 @@ impl Wait<'_> {
     #[cold]
     fn slowly(&self, what: For<'_>, ready: &mut dyn FnMut() -> bool) -> Result<(), Error> {
         let drives = matches!(what, For::Mail(_)) && !self.is_progress;
-        let mut driving = drives.then(|| Driving::begin(self.shared));
-        let begun = Instant::now();
+        let mut driving = drives.then(|| Driving::begin(self.shared, self.net));
+        let begun = clock::now();
         let mut asked = begun;
         let mut pauses = 0;
         loop {
@@ -93,7 +99,7 @@ impl Wait<'_> {
                     continue;
                 }
             }
-            let now = Instant::now();
+            let now = clock::now();
             let looked = self.look(what, now, begun, &mut asked, ready);
             // What has come counts, also from a rank that has failed since.
             if ready() {
@@ -118,7 +124,7 @@ impl Wait<'_> {
                 driving.hand_over();
             }
             self.sleep(what, now, ready)?;
-            driving = drives.then(|| Driving::begin(self.shared));
+            driving = drives.then(|| Driving::begin(self.shared, self.net));
             pauses = YIELDS / 2;
         }
     }
@@ -150,7 +156,7 @@ impl Wait<'_> {
         if self.is_progress {
             self.shared.look_for_late(self.net, now)?;
         }
-        let is_late = self.end.filter(|(end, _)| *end <= now);
+        let is_late = job::end(self.request).filter(|(end, _)| *end <= now);
         if now - *asked >= STALL || is_late.is_some() {
             *asked = now;
             {
@@ -173,7 +179,7 @@ impl Wait<'_> {
     }
 
     fn sleep(&self, what: For<'_>, now: Instant, ready: &mut dyn FnMut() -> bool) -> Result<(), Error> {
-        let left = self.end.map_or(SLICE, |(end, _)| end.saturating_duration_since(now));
+        let left = job::end(self.request).map_or(SLICE, |(end, _)| end.saturating_duration_since(now));
         let most = left.clamp(Duration::from_millis(1), SLICE);
         if self.is_progress {
             return progress::sleep(self.shared, self.net, Shared::STEP, most, ready);
@@ -196,26 +202,32 @@ impl Wait<'_> {
 }
 
 /// A caller sees to messages itself; the progress thread leaves them to it.
-pub(super) struct Driving<'a>(&'a Shared);
+pub(super) struct Driving<'a> {
+    shared: &'a Shared,
+    net: &'a Net,
+    hands_over: bool,
+}
 
 impl<'a> Driving<'a> {
-    pub(super) fn begin(shared: &'a Shared) -> Self {
+    pub(super) fn begin(shared: &'a Shared, net: &'a Net) -> Self {
         shared.drivers.fetch_add(1, Ordering::SeqCst);
-        Self(shared)
+        Self { shared, net, hands_over: false }
     }
 }
 
 impl Driving<'_> {
-    /// The progress thread is to see to them again, at once. (Otherwise it does so soon.)
-    pub(super) fn hand_over(self) {
-        let shared = self.0;
-        drop(self);
-        super::wire::ring(&shared.bell);
+    /// The progress thread is to see to them again, whatever they are.
+    pub(super) fn hand_over(mut self) {
+        self.hands_over = true;
     }
 }
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
-        self.0.drivers.fetch_sub(1, Ordering::SeqCst);
+        self.shared.drivers.fetch_sub(1, Ordering::SeqCst);
+        // Those of others still go on. (Without any it looks again soon.)
+        if self.hands_over || self.net.mailbox().is_busy() {
+            super::wire::ring(&self.shared.bell);
+        }
     }
 }

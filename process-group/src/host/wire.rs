@@ -5,11 +5,12 @@ use std::io::{ErrorKind, IoSlice, Read};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+use super::frame::{HEADER, Header, MOST_DATA};
 use super::ring::{Corrupt, Reader, Writer};
 use super::segment::{AWAKE, IN_STEP, Segment};
 
@@ -28,22 +29,22 @@ pub(super) fn ring(bell: &OwnedFd) {
 }
 
 impl Neighbour {
-    /// There is mail for it.
+    /// There is mail for it, or room for its own.
     pub(super) fn ring_for_mail(&self) {
-        let mail = &self.segment.control().mail.0;
-        mail.count.fetch_add(1, Ordering::SeqCst);
+        // Either its thread, before it sleeps, sees what was put in or taken out, or this sees that it sleeps.
+        fence(Ordering::SeqCst);
         self.wake(AWAKE);
     }
 
     /// Wakes its progress thread if it sleeps more deeply than `depth`.
     fn wake(&self, depth: u32) {
         let state = &self.segment.control().mail.0.state;
-        if state.load(Ordering::SeqCst) > depth && state.swap(AWAKE, Ordering::SeqCst) != AWAKE {
+        if state.load(Ordering::Relaxed) > depth && state.swap(AWAKE, Ordering::SeqCst) != AWAKE {
             ring(&self.bell);
         }
     }
 
-    /// Wakes its progress thread if that sleeps for a step.
+    /// Wakes its progress thread if that sleeps for a step, which was said before a fence.
     pub(super) fn ring_for_step(&self) {
         self.wake(IN_STEP - 1);
     }
@@ -112,7 +113,8 @@ impl Tcp {
         }
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Broken> {
+    /// Takes what has come, as much as fits; says how much.
+    pub(super) fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Broken> {
         if self.from == self.to {
             if bytes.len() >= LONG {
                 return self.fetch(bytes);
@@ -144,24 +146,24 @@ impl Tcp {
 }
 
 impl Wire {
-    /// Sends as much of `head` and then `body` as can be sent without waiting; says how much.
-    pub(super) fn write(&mut self, head: &[u8], body: &[u8]) -> Result<usize, Broken> {
+    /// Sends as much of a frame as can be sent without waiting, of which so many bytes have been sent; says how much. Into a ring a
+    /// frame goes as a whole, if it does.
+    pub(super) fn write(&mut self, header: &Header, data: &[u8], sent: usize) -> Result<usize, Broken> {
         match self {
             Wire::Nowhere => Ok(0),
-            Wire::Shared { out, .. } => {
-                let sent = out.write(head)?;
-                Ok(if sent == head.len() { sent + out.write(body)? } else { sent })
+            Wire::Shared { out, .. } => Ok(if out.write(header, data)? { HEADER + data.len() } else { 0 }),
+            Wire::Tcp(tcp) => {
+                let head = header.encode();
+                tcp.write(&head[sent.min(HEADER)..], &data[sent.saturating_sub(HEADER)..])
             }
-            Wire::Tcp(tcp) => tcp.write(head, body),
         }
     }
 
-    /// Takes what has come, as much as fits; says how much.
-    pub(super) fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Broken> {
+    /// Most bytes of data in a frame.
+    pub(super) fn piece(&self) -> usize {
         match self {
-            Wire::Nowhere => Ok(0),
-            Wire::Shared { inn, .. } => Ok(inn.read(bytes)?),
-            Wire::Tcp(tcp) => tcp.read(bytes),
+            Wire::Shared { out, .. } => out.piece().min(MOST_DATA),
+            _ => MOST_DATA,
         }
     }
 
@@ -171,6 +173,16 @@ impl Wire {
             Wire::Shared { neighbour, .. } => Some(neighbour),
             _ => None,
         }
+    }
+
+    /// Whether a ring has a frame.
+    pub(super) fn has_frame(&self) -> bool {
+        matches!(self, Wire::Shared { inn, .. } if inn.has_frame())
+    }
+
+    /// Whether a ring that was full may have room.
+    pub(super) fn has_more_room(&self) -> bool {
+        matches!(self, Wire::Shared { out, .. } if out.has_more_room())
     }
 
     /// Whether the writer at the other end has waited for room.

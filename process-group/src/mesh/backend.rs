@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use meshreduce::{Communicator, Config, Lane, Outcome, PrefixStore, StreamOrder, rendezvous};
+use meshreduce_channels::Registry;
 use meshreduce_device::{self as device, DeviceMemory, PrimaryContext, Stream};
 
 use super::alone;
@@ -13,6 +14,7 @@ use super::choice::{MeshCall, Refusal, Rule};
 use super::failure::convert;
 use super::nodes::{Nodes, Steps};
 use super::place::Placement;
+use super::transfers::{Transfers, Untaken};
 use crate::backend::{Backend, BackendContext, Request, Usage};
 use crate::call::Call;
 use crate::error::{Cause, Error};
@@ -53,6 +55,8 @@ pub(super) struct MeshBackend {
     ground: Ground,
     behind: OnceLock<Arc<dyn Backend>>,
     nodes: OnceLock<Nodes>,
+    channels: Registry,
+    transfers: OnceLock<Transfers>,
     making: Mutex<()>,
     end: OnceLock<Error>,
     own: AtomicU64,
@@ -71,6 +75,7 @@ impl MeshBackend {
         context: BackendContext,
         config: &Config,
         only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+        channels: Option<Registry>,
     ) -> Result<Self, Error> {
         let not_made = |error: device::Error| context.not_made(&name, error);
         let Device::Cuda(ordinal) = context.device else {
@@ -98,6 +103,8 @@ impl MeshBackend {
             ground,
             behind: OnceLock::new(),
             nodes: OnceLock::new(),
+            channels: channels.unwrap_or_default(),
+            transfers: OnceLock::new(),
             making: Mutex::default(),
             end: OnceLock::new(),
             own: AtomicU64::new(0),
@@ -150,10 +157,27 @@ impl MeshBackend {
         Ok(self.nodes.get().expect("they were just made"))
     }
 
+    /// The channels to the other ranks, made if need be.
+    fn transfers(&self, request: &Request) -> Result<&Transfers, Error> {
+        // A transfer is made by the host, and would be made once, whatever is replayed.
+        self.outside_of_captures(Some(request))?;
+        if let Some(transfers) = self.transfers.get() {
+            return Ok(transfers);
+        }
+        let _one_at_a_time = lock(&self.making);
+        if self.transfers.get().is_none() {
+            let ordinal = self.primary.ordinal();
+            let made = Transfers::new(&self.name, &self.context, ordinal, &self.channels)?;
+            let _ = self.transfers.set(made);
+        }
+        self.made_in_time()?;
+        Ok(self.transfers.get().expect("they were just made"))
+    }
+
     /// What was made while the backend came to its end must end too.
     fn made_in_time(&self) -> Result<(), Error> {
         if let Some(cause) = self.end.get() {
-            self.others().for_each(|backend| backend.abort(cause));
+            self.abort_others(cause);
             return Err(cause.clone());
         }
         Ok(())
@@ -179,6 +203,24 @@ impl MeshBackend {
     fn others(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
         let nodes = self.nodes.get().into_iter().flat_map(Nodes::both);
         self.behind.get().into_iter().chain(nodes)
+    }
+
+    fn abort_others(&self, cause: &Error) {
+        if let Some(transfers) = self.transfers.get() {
+            transfers.abort(cause);
+        }
+        self.others().for_each(|backend| backend.abort(cause));
+    }
+
+    /// Whether channels take a call; `None`: it is no send and no receive.
+    fn by_channels(&self, call: &Call<'_>) -> Option<Result<(), Refusal>> {
+        let is_theirs = call.is_point_to_point() && !matches!(self.ground, Ground::Alone);
+        is_theirs.then(|| {
+            Transfers::takes(call).map_err(|why| match why {
+                Untaken::AnySource => Refusal::AnySource,
+                Untaken::Tag => Refusal::Tag,
+            })
+        })
     }
 
     /// The mesh's call that this one is, or why it is none.
@@ -339,8 +381,8 @@ impl Backend for MeshBackend {
             // What is behind it says itself what it does not take.
             false => Ok(()),
             true => self
-                .choose(call)
-                .map(|_| ())
+                .by_channels(call)
+                .unwrap_or_else(|| self.choose(call).map(|_| ()))
                 .map_err(|why| format!("{why}, and the group forbids what is behind it")),
         }
     }
@@ -348,7 +390,16 @@ impl Backend for MeshBackend {
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
         self.alive()?;
         let group = &self.context.group.name;
-        let chosen = match (&self.ground, self.choose(call)) {
+        let by_channels = self.by_channels(call);
+        if let Some(Ok(())) = by_channels {
+            // SAFETY: the caller vouches for the tensors and the stream, which is not captured.
+            let work = unsafe { self.transfers(request)?.start(call, request) }?;
+            self.own.fetch_add(1, Ordering::Relaxed);
+            return Ok(work);
+        }
+        let choice =
+            by_channels.map_or_else(|| self.choose(call), |why| Err(why.expect_err("it was not Ok")));
+        let chosen = match (&self.ground, choice) {
             (Ground::Alone, _) => {
                 if call.is_point_to_point() {
                     return Err(self.unsupported(call, "a world of one".to_owned()));
@@ -434,7 +485,7 @@ impl Backend for MeshBackend {
         {
             communicator.abort();
         }
-        self.others().for_each(|backend| backend.abort(cause));
+        self.abort_others(cause);
     }
 
     fn error(&self) -> Option<Error> {
@@ -450,6 +501,9 @@ impl Backend for MeshBackend {
         let group = Arc::clone(&self.context.group.name);
         let was_over = self.end.set(Error::ShutDown { group }).is_err();
         let mut result = Ok(());
+        if let Some(transfers) = self.transfers.get() {
+            transfers.shutdown(timeout);
+        }
         if let Some(mesh) = self.ground.mesh() {
             drop(lock(&mesh.lane).take());
             let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();

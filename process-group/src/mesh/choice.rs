@@ -21,6 +21,10 @@ pub(super) enum Refusal {
     Type(DType, ReduceOp),
     /// It was not to take the type or the reduction.
     NotWanted(DType, ReduceOp),
+    /// It is a receive from whoever sends first, which no channel tells apart.
+    AnySource,
+    /// It is a send or a receive with a tag; channels match by order alone.
+    Tag,
     /// It is longer than its algorithms take. Equal for all lengths, so that it is told once.
     TooLong,
 }
@@ -32,6 +36,8 @@ impl fmt::Display for Refusal {
             Refusal::Operation(operation) => write!(f, "the mesh has no kernel for {operation}"),
             Refusal::Type(dtype, op) => write!(f, "the mesh has no kernel for {op} of {dtype}"),
             Refusal::NotWanted(dtype, op) => write!(f, "the mesh was not to take {op} of {dtype}"),
+            Refusal::AnySource => f.write_str("channels do not receive from whoever sends first"),
+            Refusal::Tag => f.write_str("channels have no tags"),
             Refusal::TooLong => f.write_str("the tensor is longer than the mesh takes"),
         }
     }

@@ -6,10 +6,12 @@ mod choice;
 pub(crate) mod failure;
 mod nodes;
 mod place;
+mod transfers;
 
 use std::sync::Arc;
 
 use meshreduce::Config;
+use meshreduce_channels::Registry;
 
 use crate::backend::{Backend, BackendContext, BackendFactory};
 use crate::error::Error;
@@ -24,7 +26,8 @@ const BEHIND: &str = "nccl";
 /// Makes backends `mesh`.
 ///
 /// All-reduces of types, operations and lengths that the node's topology has an algorithm for
-/// ([`meshreduce::Communicator::select`]) are one kernel; barriers too. Everything else is NCCL's, on all ranks alike: the choice
+/// ([`meshreduce::Communicator::select`]) are one kernel; barriers too. Sends and receives, and batches of them, go through channels
+/// ([`meshreduce_channels`]), between any two ranks of the group, on one node or two. Everything else is NCCL's, on all ranks alike: the choice
 /// depends on nothing but the call, and on what was agreed when the backend was made. It is visible: [`crate::Work::backend`],
 /// [`crate::ProcessGroup::usage`], a line in the log for every reason. A group that forbids it
 /// ([`crate::Builder::forbid_fallback`]) refuses such calls instead. NCCL is opened, and its communicator made, with the first
@@ -41,6 +44,7 @@ const BEHIND: &str = "nccl";
 pub struct MeshFactory {
     config: Option<Config>,
     only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+    channels: Option<Registry>,
 }
 
 impl MeshFactory {
@@ -58,6 +62,12 @@ impl MeshFactory {
     /// One that leaves all-reduces of other types or reductions to the backend behind it.
     pub fn only(mut self, dtypes: &[DType], ops: &[ReduceOp]) -> Self {
         self.only = Some((dtypes.to_vec(), ops.to_vec()));
+        self
+    }
+
+    /// One whose sends and receives take these kinds of channels, instead of those that the environment allows.
+    pub fn with_channels(mut self, registry: Registry) -> Self {
+        self.channels = Some(registry);
         self
     }
 }
@@ -78,6 +88,6 @@ impl BackendFactory for MeshFactory {
             None => Config::launched().map_err(|error| context.not_made(&name, error))?,
         };
         let config = config.timeout(context.timeout).deadline(context.deadline);
-        Ok(Arc::new(MeshBackend::new(name, context, &config, self.only.clone())?))
+        Ok(Arc::new(MeshBackend::new(name, context, &config, self.only.clone(), self.channels.clone())?))
     }
 }

@@ -26,6 +26,8 @@ mod within;
 
 use std::sync::Arc;
 
+pub(super) use stream::{copy_behind_flags, copy_to_slot};
+
 use super::arithmetic::Reduction;
 use super::island::Island;
 use super::ticket::Ticket;

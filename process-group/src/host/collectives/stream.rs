@@ -10,7 +10,7 @@ const SHORT: usize = 4 << 10;
 /// # Safety
 ///
 /// As [`super::copy`]; `to` is aligned to 16.
-pub(super) unsafe fn copy_to_slot(from: *const u8, to: *mut u8, bytes: usize) {
+pub(in super::super) unsafe fn copy_to_slot(from: *const u8, to: *mut u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     if bytes >= SHORT {
         use std::arch::x86_64::{_mm_loadu_si128, _mm_sfence, _mm_stream_si128};
@@ -29,4 +29,19 @@ pub(super) unsafe fn copy_to_slot(from: *const u8, to: *mut u8, bytes: usize) {
     }
     // SAFETY: the caller's promise.
     unsafe { super::copy(from, to, bytes) };
+}
+
+/// Copies to behind the flags of a step, whose line others look at all the time, and each time take from this core: what goes into
+/// that line, so much of it, goes last.
+///
+/// # Safety
+///
+/// As [`super::copy`].
+pub(in super::super) unsafe fn copy_behind_flags(from: *const u8, to: *mut u8, bytes: usize, in_line: usize) {
+    let first = bytes.min(in_line);
+    // SAFETY: the caller's promise.
+    unsafe {
+        super::copy(from.add(first), to.add(first), bytes - first);
+        super::copy(from, to, first);
+    }
 }

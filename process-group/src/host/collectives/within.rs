@@ -82,24 +82,29 @@ impl Engine {
         let own = self.island.place();
         let step = self.island.begin(wait)?;
         let reads = root.is_none_or(|root| root == own);
+        let bytes = count * reduction.dtype.size();
         // A root's input is read by itself alone.
         if root != Some(own) {
-            // SAFETY: the caller's promise; it fits into the slot, which is this rank's to write.
-            unsafe { copy_to_slot(input, self.island.input(own, step), count * reduction.dtype.size()) };
+            // SAFETY: the caller's promise; it fits into its place, which is this rank's to write.
+            unsafe { self.island.put(input, bytes, step) };
         }
-        self.island.publish();
-        let (true, Some(output)) = (reads, output) else { return Ok(()) };
+        self.island.publish(wait);
+        let (true, Some(output)) = (reads, output) else {
+            self.island.settle();
+            return Ok(());
+        };
         self.island.all_come(step, wait)?;
         if count == 0 {
             return Ok(());
         }
         self.sources.clear();
         for place in 0..self.island.len() {
-            let source = if place == own { input } else { self.island.input(place, step).cast_const() };
+            let theirs = || self.island.input_of(bytes, place, step).cast_const();
+            let source = if place == own { input } else { theirs() };
             self.sources.push(source);
         }
-        // SAFETY: the caller's promise; the others have come to the step in the same call, so their slots hold `count`
-        // elements, page-aligned, and stay until this rank comes to the next one.
+        // SAFETY: the caller's promise; the others have come to the step in the same call, so their places hold `count`
+        // elements, aligned to 32 bytes, and stay until this rank comes to the next one.
         unsafe { reduction.reduce(Form::Elements, &self.sources, Form::Elements, output, count) };
         Ok(())
     }
@@ -139,7 +144,7 @@ impl Engine {
                     copy_to_slot(from.add(behind), slot.add(behind), length * size - behind);
                 }
             }
-            self.island.publish();
+            self.island.publish(wait);
             self.island.all_come(step, wait)?;
             if index > 0
                 && let Some(output) = output
@@ -218,7 +223,7 @@ impl Engine {
                     unsafe { copy_to_slot(from.add(done * size), slot.add(place * room), length * size) };
                 }
             }
-            self.island.publish();
+            self.island.publish(wait);
             self.island.all_come(step, wait)?;
             let length = chunk.min(count.saturating_sub(done));
             if length == 0 {
@@ -264,10 +269,10 @@ impl Engine {
             let step = self.island.begin(wait)?;
             let length = room.min(bytes.saturating_sub(done));
             if ranks > 1 && length > 0 {
-                // SAFETY: within the input, and within the slot.
-                unsafe { copy_to_slot(input.add(done), self.island.input(own, step), length) };
+                // SAFETY: within the input, and within its place.
+                unsafe { self.island.put(input.add(done), length, step) };
             }
-            self.island.publish();
+            self.island.publish(wait);
             if length > 0 {
                 // SAFETY: within the input and the part.
                 unsafe { copy(input.add(done), mine.add(done), length) };
@@ -277,10 +282,11 @@ impl Engine {
                 let length = room.min(bytes.saturating_sub(done));
                 self.island.come(place, step, wait)?;
                 if length > 0 {
-                    // SAFETY: within the part, and within the slot, which that rank has filled.
-                    unsafe { copy(self.island.input(place, step), to.add(done), length) };
+                    // SAFETY: within the part, and within its place, which that rank has filled: all know the parts' lengths.
+                    unsafe { copy(self.island.input_of(length, place, step), to.add(done), length) };
                 }
             }
+            self.island.settle();
         }
         Ok(())
     }
@@ -302,28 +308,29 @@ impl Engine {
             let done = index * chunk;
             let length = chunk.min(bytes - done);
             let step = self.island.begin(wait)?;
-            let slot = self.island.input(root, step);
+            let slot = self.island.input_of(length, root, step);
             if own == root {
                 if length > 0 && !is_alone {
                     // SAFETY: within the memory, and within the slot, which is this rank's to write.
-                    unsafe { copy_to_slot(memory.add(done), slot, length) };
+                    unsafe { self.island.put(memory.add(done), length, step) };
                 }
-                self.island.publish();
+                self.island.publish(wait);
             } else {
-                self.island.publish();
+                self.island.publish(wait);
                 self.island.come(root, step, wait)?;
                 if length > 0 {
                     // SAFETY: within the memory, and within the slot, which the root has filled.
                     unsafe { copy(slot, memory.add(done), length) };
                 }
             }
+            self.island.settle();
         }
         Ok(())
     }
 
     pub(super) fn barrier_within(&mut self, wait: &Wait<'_>) -> Result<(), Error> {
         let step = self.island.begin(wait)?;
-        self.island.publish();
+        self.island.publish(wait);
         self.island.all_come(step, wait)
     }
 }

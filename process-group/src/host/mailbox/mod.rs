@@ -10,15 +10,15 @@
 
 mod link;
 mod op;
+mod receive;
+mod short;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::failure;
 use super::frame::{Channel, HEADER, Header, Kind};
-use super::segment::Segment;
 use super::stamp::{History, Stamp};
 use super::ticket::Ticket;
 use super::wire::Wire;
@@ -26,6 +26,7 @@ use crate::error::Error;
 use link::Link;
 use op::{Arrival, Op, Ops, State};
 pub(super) use op::{Post, Span};
+pub(super) use short::Now;
 
 /// Bytes of messages, headers included, that a rank keeps for a peer without having asked for them.
 const WINDOW: usize = 256 << 10;
@@ -47,14 +48,11 @@ pub(super) struct Mailbox {
     /// Messages that have no receive yet, in order.
     arrivals: VecDeque<Arrival>,
     serial: u64,
-    own: Option<Arc<Segment>>,
-    /// What the own mail counter was when all rings were looked at.
-    seen: u32,
     is_over: bool,
 }
 
 impl Mailbox {
-    pub(super) fn new(rank: usize, group: Arc<str>, wires: Vec<Wire>, own: Option<Arc<Segment>>) -> Self {
+    pub(super) fn new(rank: usize, group: Arc<str>, wires: Vec<Wire>) -> Self {
         Self {
             rank,
             group,
@@ -63,8 +61,6 @@ impl Mailbox {
             posted: VecDeque::new(),
             arrivals: VecDeque::new(),
             serial: 0,
-            own,
-            seen: 0,
             is_over: false,
         }
     }
@@ -236,7 +232,7 @@ impl Mailbox {
 
     /// Whether sends and receives go on.
     pub(super) fn is_busy(&self) -> bool {
-        self.ops.all().next().is_some()
+        !self.ops.is_empty()
     }
 
     /// By rank: whether its connection is to be watched for room too; `None`: it has none, or a broken one.
@@ -332,50 +328,55 @@ impl Mailbox {
     /// # Errors
     ///
     /// A failure that ends everything.
-    pub(super) fn pump(&mut self, history: &std::sync::Mutex<History>) -> Result<bool, Error> {
+    pub(super) fn pump(&mut self, history: &History) -> Result<bool, Error> {
         if self.is_over {
             self.flush();
             return Ok(false);
         }
-        let count = self.own.as_ref().map_or(0, |own| own.control().mail.0.count.load(Ordering::SeqCst));
-        let rings = std::mem::replace(&mut self.seen, count) != count;
         let mut moved = false;
         for peer in 0..self.links.len() {
-            let is_due = match self.links[peer].wire {
-                Wire::Nowhere => continue,
-                Wire::Shared { .. } => rings,
-                Wire::Tcp(_) => !self.links[peer].broken,
-            };
-            let mut ring = false;
-            if is_due {
-                ring |= self.receive(peer, history)?;
-                moved |= ring;
-                ring = self.links[peer].wire.was_full();
-            }
-            if self.links[peer].has_output() && !self.links[peer].broken {
-                let sent = match self.send(peer) {
-                    Ok(sent) => sent,
-                    Err(broken) => {
-                        // What it has said before may tell why.
-                        while self.receive(peer, history)? {}
-                        self.broke(peer, &broken)?;
-                        false
-                    }
-                };
-                moved |= sent;
-                ring |= sent;
-            }
-            if ring && let Some(neighbour) = self.links[peer].wire.neighbour() {
-                neighbour.ring_for_mail();
-            }
+            moved |= self.pump_one(peer, history)?;
         }
         Ok(moved)
     }
 
-    /// Looks at the rings no more.
-    pub(super) fn ignore(&mut self) {
-        if let Some(own) = &self.own {
-            self.seen = own.control().mail.0.count.load(Ordering::SeqCst);
+    /// The same, with one rank.
+    fn pump_one(&mut self, peer: usize, history: &History) -> Result<bool, Error> {
+        let link = &self.links[peer];
+        let is_due = match &link.wire {
+            Wire::Nowhere => return Ok(false),
+            wire @ Wire::Shared { .. } => wire.has_frame(),
+            Wire::Tcp(_) => !link.broken,
+        };
+        let mut received = false;
+        if is_due {
+            received = self.receive(peer, history)?;
+            if received && self.links[peer].wire.was_full() {
+                self.ring(peer);
+            }
+        }
+        if !self.links[peer].has_output() || self.links[peer].broken {
+            return Ok(received);
+        }
+        match self.send(peer) {
+            Ok(false) => Ok(received),
+            Ok(true) => {
+                self.ring(peer);
+                Ok(true)
+            }
+            Err(broken) => {
+                // What it has said before may tell why.
+                while self.receive(peer, history)? {}
+                self.broke(peer, &broken)?;
+                Ok(received)
+            }
+        }
+    }
+
+    /// Wakes a neighbour for what it has to take, or has room for.
+    fn ring(&self, peer: usize) {
+        if let Some(neighbour) = self.links[peer].wire.neighbour() {
+            neighbour.ring_for_mail();
         }
     }
 
@@ -384,10 +385,10 @@ impl Mailbox {
         self.links[rank].left.is_some() || self.links[rank].broken
     }
 
-    /// Whether nothing has come into the rings since the last pump.
+    /// Whether there is nothing to do with rings: what has come is taken, and what is to go finds no room.
     pub(super) fn is_quiet(&self) -> bool {
-        let count = |own: &Arc<Segment>| own.control().mail.0.count.load(Ordering::SeqCst);
-        self.own.as_ref().is_none_or(|own| count(own) == self.seen)
+        let is_due = |link: &Link| link.wire.has_frame() || (link.has_output() && link.wire.has_more_room());
+        self.is_over || !self.links.iter().any(is_due)
     }
 }
 

@@ -104,14 +104,18 @@ impl Op {
 
     /// Whether the message is what it expects.
     pub(super) fn agrees(&self, header: &Header) -> bool {
-        let dtype = |stamp: &Stamp| stamp.what >> 8 & 0xff;
-        let own = &self.post.stamp;
-        header.bytes == self.post.span.bytes as u64
-            && match header.channel {
-                Channel::Peer => dtype(own) == dtype(&header.stamp),
-                Channel::Group => *own == header.stamp,
-            }
+        is_alike(&self.post.stamp, self.post.span.bytes, header)
     }
+}
+
+/// Whether a message is what a receive of the call `own`, of so many bytes, expects.
+pub(super) fn is_alike(own: &Stamp, bytes: usize, header: &Header) -> bool {
+    let dtype = |stamp: &Stamp| stamp.what >> 8 & 0xff;
+    header.bytes == bytes as u64
+        && match header.channel {
+            Channel::Peer => dtype(own) == dtype(&header.stamp),
+            Channel::Group => *own == header.stamp,
+        }
 }
 
 /// Ops by id. Ids are not used twice, so what another rank says of an id that is over is seen to be wrong.
@@ -122,6 +126,10 @@ pub(super) struct Ops {
 }
 
 impl Ops {
+    pub(super) fn is_empty(&self) -> bool {
+        self.free.len() == self.places.len()
+    }
+
     pub(super) fn add(&mut self, op: Op) -> u64 {
         let at = self.free.pop().unwrap_or_else(|| {
             self.places.push((0, None));

@@ -263,3 +263,58 @@ fn what_was_sent_before_its_sender_left_is_received() {
         });
     }
 }
+
+#[test]
+fn messages_of_all_lengths_keep_their_order_however_they_go() {
+    // More than a ring or a window holds, so that some go at once and some wait.
+    const MESSAGES: usize = 1000;
+    let length = |at: usize| [1, 4, 5, 0, 300, 4096, 5000, 1][at * 7 % 8];
+    for hosts in ["aa", "ab"] {
+        on_hosts(hosts, |rank| {
+            for at in 0..MESSAGES {
+                let mut data = vec![at as f32; length(at)];
+                if rank.rank == 0 {
+                    rank.call(&send(&data, 1, 0)).unwrap();
+                    continue;
+                }
+                data.fill(-1.0);
+                // Each way to receive takes the one that is next.
+                match at % 5 {
+                    0 => ended(rank.begin(&receive(&mut data, None, 0)).unwrap()).unwrap(),
+                    1 => ended(rank.begin(&receive(&mut data, Some(0), 0)).unwrap()).unwrap(),
+                    _ => rank.call(&receive(&mut data, Some(0), 0)).unwrap(),
+                };
+                assert!(data.iter().all(|value| *value == at as f32), "message {at}");
+            }
+        });
+    }
+}
+
+#[test]
+fn what_goes_on_by_itself_ends_after_callers_have_looked_for_messages_themselves() {
+    for hosts in ["aa", "ab"] {
+        on_hosts(hosts, |rank| {
+            let peer = 1 - rank.rank;
+            for round in 0..100_u16 {
+                let short = [f32::from(round); 3];
+                let mut inn = [0.0; 3];
+                match rank.rank {
+                    0 => rank.call(&send(&short, peer, 1)).unwrap(),
+                    _ => rank.call(&receive(&mut inn, Some(peer), 1)).unwrap(),
+                };
+                // Nobody but the progress threads sees to these.
+                let length = [10, 20_000][usize::from(round % 2)];
+                let mut long = vec![f32::from(round); length];
+                let work = match rank.rank {
+                    0 => rank.begin(&send(&long, peer, 2)).unwrap(),
+                    _ => {
+                        long.fill(-1.0);
+                        rank.begin(&receive(&mut long, Some(peer), 2)).unwrap()
+                    }
+                };
+                ended(work).unwrap();
+                assert!(long.iter().all(|value| *value == f32::from(round)));
+            }
+        });
+    }
+}

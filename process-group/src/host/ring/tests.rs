@@ -1,0 +1,128 @@
+//! Rings, one end in each of two threads.
+
+use super::super::frame::{Channel, EAGER};
+use super::super::segment::Layout;
+use super::super::stamp::Stamp;
+use super::*;
+
+fn ring() -> (Writer, Reader) {
+    ring_of(2)
+}
+
+/// Of an island of so many ranks.
+fn ring_of(ranks: usize) -> (Writer, Reader) {
+    let segment = Arc::new(Segment::create(Layout::of(ranks)).unwrap().0);
+    (Writer::new(Arc::clone(&segment), 1), Reader::new(segment, 1))
+}
+
+fn header(kind: Kind, number: u64, bytes: usize) -> Header {
+    let stamp = Stamp { sequence: number, what: !number, count: 7 };
+    let ids = if kind == Kind::Eager { (0, 0) } else { (number * 3, number * 5) };
+    let (tag, channel) = (number as u32, Channel::Group);
+    Header { kind, channel, tag, stamp, bytes: bytes as u64, id: ids.0, to: ids.1 }
+}
+
+/// Data of a frame: other bytes in each.
+fn data(number: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes as u64).map(|at| (at * 7 + number * 13) as u8).collect()
+}
+
+/// Lengths around all that is told apart.
+fn length(kind: Kind, number: u64) -> usize {
+    let of = [0, 1, 4, 16, 17, 63, 64, 65, 80, 81, 200, 4096, 5000, EAGER, 40_000];
+    let length = of[(number % of.len() as u64) as usize];
+    if kind == Kind::Eager { length.min(EAGER) } else { length }
+}
+
+fn kind(number: u64) -> Kind {
+    if number.is_multiple_of(3) { Kind::Data } else { Kind::Eager }
+}
+
+#[test]
+fn frames_come_out_in_order_and_whole() {
+    const FRAMES: u64 = 5000;
+    let (mut writer, mut reader) = ring();
+    let thread = std::thread::spawn(move || {
+        for number in 0..FRAMES {
+            let bytes = length(kind(number), number);
+            let data = data(number, bytes);
+            while !writer.write(&header(kind(number), number, bytes), &data).unwrap() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    for number in 0..FRAMES {
+        let got = loop {
+            match reader.peek().unwrap() {
+                Some(header) => break header,
+                None => std::thread::yield_now(),
+            }
+        };
+        let bytes = length(kind(number), number);
+        let expected = header(kind(number), number, bytes);
+        assert_eq!(got, expected);
+        if number.is_multiple_of(11) {
+            reader.skip(&got);
+            continue;
+        }
+        let mut taken = vec![0; bytes];
+        reader.take(&got, &mut taken);
+        assert!(taken == data(number, bytes), "frame {number} of {bytes} bytes");
+    }
+    assert!(!reader.has_frame());
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_writer_without_room_is_told_of() {
+    let (mut writer, mut reader) = ring();
+    let (short, long) = (header(Kind::Eager, 1, 4), header(Kind::Data, 1, 100_000));
+    for _ in 0..RingControl::ENTRIES {
+        assert!(writer.write(&short, &[1; 4]).unwrap());
+    }
+    assert!(!writer.write(&short, &[1; 4]).unwrap() && !writer.has_more_room());
+    let mut bytes = [0; 4];
+    reader.take(&short, &mut bytes);
+    assert!(writer.has_more_room());
+    assert_eq!((bytes, reader.was_full(), reader.was_full()), ([1; 4], true, false));
+    assert!(writer.write(&short, &[1; 4]).unwrap());
+    for _ in 0..RingControl::ENTRIES {
+        reader.skip(&short);
+    }
+    let data = data(5, 100_000);
+    assert!(writer.write(&long, &data).unwrap() && writer.write(&long, &data).unwrap());
+    assert!(!writer.write(&long, &data).unwrap());
+    reader.skip(&long);
+    // Around the end of the ring's bytes.
+    assert!(writer.write(&long, &data).unwrap());
+    reader.skip(&long);
+    let mut taken = vec![0; 100_000];
+    reader.take(&long, &mut taken);
+    assert!(taken == data);
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let (mut writer, reader) = ring();
+    let short = header(Kind::Eager, 1, 4);
+    reader.0.entry()[0].store(9, Ordering::Relaxed);
+    assert_eq!(reader.peek(), Err(Corrupt), "no turn");
+    writer.write(&short, &[1; 4]).unwrap();
+    assert!(reader.peek().unwrap().is_some());
+    reader.0.entry()[1].store(u64::MAX, Ordering::Relaxed);
+    assert_eq!(reader.peek(), Err(Corrupt), "no header");
+    let (mut writer, mut reader) = ring_of(64);
+    let half = reader.0.capacity() as u64 / 2;
+    writer.write(&short, &[1; 4]).unwrap();
+    let long = Header { kind: Kind::Data, bytes: half, ..short };
+    for (place, word) in reader.0.entry()[1..].iter().zip(long.words()) {
+        place.store(word, Ordering::Relaxed);
+    }
+    assert!(reader.peek().unwrap().is_some(), "as much as half of the ring");
+    reader.0.entry()[Header::WORDS - 2].store(half + 1, Ordering::Relaxed);
+    assert_eq!(reader.peek(), Err(Corrupt), "longer than that");
+    reader.skip(&short);
+    writer.taken = (0, 0);
+    reader.0.control().taken.0.frames.store(2, Ordering::Relaxed);
+    assert_eq!(writer.look(), Err(Corrupt), "more is taken out than was put in");
+}

@@ -1,0 +1,170 @@
+//! Sends and receives of a group, by channels.
+
+mod flight;
+mod peers;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use meshreduce_channels::{OnStream, Registry, Span, Transfer};
+
+use crate::backend::{BackendContext, Request};
+use crate::call::Call;
+use crate::error::Error;
+use crate::tensor::Tensor;
+use crate::types::Device;
+use crate::work::Work;
+use flight::{Flight, Leg};
+use peers::Peers;
+
+/// A send or receive of a call.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    tensor: Tensor,
+    peer: usize,
+    is_send: bool,
+}
+
+/// Why channels do not take a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Untaken {
+    /// It receives from whoever sends first.
+    AnySource,
+    /// It has a tag.
+    Tag,
+}
+
+/// The channels of a group's rank to the other ranks.
+#[derive(Debug)]
+pub(crate) struct Transfers {
+    backend: Arc<str>,
+    context: BackendContext,
+    ordinal: u32,
+    peers: Peers,
+    /// What has not ended, as far as it is known: a call goes on when nobody waits for it.
+    flights: Mutex<Vec<Arc<Flight>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Transfers {
+    /// The channels of `registry` for the device with this ordinal. Other ranks are met when there is something for them.
+    pub(super) fn new(
+        backend: &Arc<str>,
+        context: &BackendContext,
+        ordinal: u32,
+        registry: &Registry,
+    ) -> Result<Self, Error> {
+        let peers =
+            Peers::new(context, ordinal, registry).map_err(|error| context.not_made(backend, error))?;
+        Ok(Self {
+            backend: Arc::clone(backend),
+            context: context.clone(),
+            ordinal,
+            peers,
+            flights: Mutex::default(),
+        })
+    }
+
+    /// Whether channels take a send, a receive, or a batch of them: as can be told on one rank, and equally on the other.
+    pub(super) fn takes(call: &Call<'_>) -> Result<(), Untaken> {
+        match call {
+            Call::Recv { peer: None, .. } => Err(Untaken::AnySource),
+            Call::Send { tag, .. } | Call::Recv { tag, .. } if *tag != 0 => Err(Untaken::Tag),
+            Call::Batch(calls) => calls.iter().try_for_each(Self::takes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins a call that channels take. What is enqueued on the request's stream afterwards waits for it, as it would wait
+    /// for a kernel. Blocks until the ranks that it is with are connected: until they, too, have begun their first send or
+    /// receive.
+    ///
+    /// # Safety
+    ///
+    /// As for [`crate::Backend::start`].
+    pub(super) unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        let mut steps = Vec::new();
+        collect(call, &mut steps);
+        let until = request.end().unwrap_or_else(|| request.start + self.context.timeout);
+        // First all that can fail or wait: from the first step on, the memory is in use.
+        let peers = steps
+            .iter()
+            .map(|step| self.peers.connected(step.peer, until))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| self.not_connected(error, call, request))?;
+        // SAFETY: the caller vouches for the stream, and that it is not captured.
+        let stream = unsafe { OnStream::raw(self.ordinal, request.stream) };
+        let mut legs = Vec::with_capacity(steps.len());
+        for (step, peer) in steps.iter().zip(&peers) {
+            let Tensor { address, device, .. } = step.tensor;
+            let span = Span { device, address, bytes: step.tensor.bytes() as u64 };
+            let remote = Device::Cuda(peer.ordinal);
+            // SAFETY: the caller's memory stays until the work has ended, which is when this transfer has, or it is for ever
+            // that it has not ended.
+            let transfer: Transfer = unsafe {
+                match step.is_send {
+                    true => peer.endpoint.send_raw(span, remote, stream),
+                    false => peer.endpoint.recv_raw(span, remote, stream),
+                }
+            };
+            legs.push(Leg { transfer, peer: step.peer, is_send: step.is_send });
+        }
+        let flight = Arc::new(Flight::new(
+            &self.backend,
+            &self.context.group,
+            call,
+            request,
+            legs,
+            self.ordinal,
+            self.peers.shared(),
+        ));
+        // Before anybody waits: sends and receives of a batch may wait for one another.
+        let enqueued = flight.enqueue_waits(stream);
+        let mut flights = lock(&self.flights);
+        flights.retain(|flight| !flight.has_ended());
+        flights.push(Arc::clone(&flight));
+        drop(flights);
+        if let Err(error) = enqueued {
+            flight.abort();
+            flight.settle(None);
+            return Err(error);
+        }
+        Ok(Work::pending(&self.backend, flight))
+    }
+
+    /// Ends everything that goes on, with `cause`.
+    pub(super) fn abort(&self, cause: &Error) {
+        lock(&self.flights).iter().for_each(|flight| flight.fail(cause));
+        self.peers.close();
+    }
+
+    /// Waits, at most `timeout`, for what goes on, and ends.
+    pub(super) fn shutdown(&self, timeout: Duration) {
+        let end = Instant::now().checked_add(timeout);
+        let flights = std::mem::take(&mut *lock(&self.flights));
+        flights.iter().for_each(|flight| flight.settle(end));
+        self.peers.close();
+        self.peers.join(timeout);
+    }
+
+    fn not_connected(&self, error: meshreduce_channels::Error, call: &Call<'_>, request: &Request) -> Error {
+        flight::convert(error, &self.backend, &self.context.group, None, call.operation(), request)
+    }
+}
+
+/// The sends and receives that a call is made of, in order.
+fn collect(call: &Call<'_>, steps: &mut Vec<Step>) {
+    match call {
+        Call::Send { input, peer, .. } => {
+            steps.push(Step { tensor: *input, peer: *peer, is_send: true });
+        }
+        Call::Recv { output, peer: Some(peer), .. } => {
+            steps.push(Step { tensor: *output, peer: *peer, is_send: false });
+        }
+        Call::Batch(calls) => calls.iter().for_each(|call| collect(call, steps)),
+        _ => {}
+    }
+}
