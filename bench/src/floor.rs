@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cuda::{self, Event, Function, Graph, Memory, Module, Pinned, Stream};
-use crate::measure::{Passes, time};
+use crate::passes::{Passes, time};
 use crate::plan::Work;
 use crate::row::{Absent, Floor, Mode, Samples, Times};
 use crate::statistics::{mean, percentile};

@@ -6,23 +6,18 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use meshreduce::{Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore, rendezvous};
 use meshreduce_tests::{inputs, reference};
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
 use crate::floor::Probe;
+use crate::passes::{IN_FLIGHT, Passes, time};
 use crate::plan::{Case, Way, Work};
 use crate::row::{Absent, Floor, Mode, OWN, Place, Row, Samples, Times};
 use crate::team::{self, Meeting};
-
-/// Calls that a rank enqueues before it waits for its stream. A driver's queue holds about a thousand commands; a
-/// host that has to wait for room in it may keep other threads from launching.
-const IN_FLIGHT: usize = 64;
-/// The same for replays.
-const REPLAYS_IN_FLIGHT: usize = 16;
 
 /// What was measured.
 #[derive(Clone, Debug, Default)]
@@ -35,64 +30,88 @@ pub struct Measured {
     pub absent: Vec<Absent>,
 }
 
-/// Measures everything; `asked` says whether a way was asked for by name, `progress` hears of every row.
+/// What is told while it is measured.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// This is measured now.
+    Now(String),
+    /// A row is there.
+    Row(Row),
+    /// A part of the floor is.
+    Floor(Floor),
+    /// Something is left out.
+    Absent(Absent),
+}
+
+impl Measured {
+    /// Keeps what is to be kept.
+    pub fn hear(&mut self, news: News) {
+        match news {
+            News::Now(_) => {}
+            News::Row(row) => self.rows.push(row),
+            News::Floor(floor) => self.floor.push(floor),
+            News::Absent(absent) => self.absent.push(absent),
+        }
+    }
+}
+
+/// Whoever hears of it as it is measured.
+pub type Hear<'a> = &'a (dyn Fn(News) + Sync);
+
+/// Measures everything; `asked` says whether a way was asked for by name, `hear` hears of everything at once.
 ///
 /// # Errors
 /// If a rank fails.
-pub fn run(
-    work: &Work,
-    asked: &(dyn Fn(Way) -> bool + Sync),
-    progress: &(dyn Fn(&str) + Sync),
-) -> Result<Measured> {
+pub fn run(work: &Work, asked: &(dyn Fn(Way) -> bool + Sync), hear: Hear<'_>) -> Result<()> {
     let (store, flags) = (MemoryStore::new(), Mutex::new(vec![0; work.ranks]));
-    let everyone = Everyone { work, asked, progress, store, flags, expected: Mutex::default() };
+    let (expected, samples) = (Mutex::default(), Mutex::default());
+    let everyone = Everyone { work, asked, hear, store, flags, expected, samples };
     cuda::initialise()?;
-    let ranks = team::run(work.ranks, |rank, meeting| everyone.rank(rank, meeting))?;
-    let mut measured = Measured::default();
-    let mut rows = Vec::new();
-    for (rank, told) in ranks.into_iter().enumerate() {
-        rows.push(told.rows);
-        if rank == 0 {
-            (measured.floor, measured.absent) = (told.floor, told.absent);
-        }
-    }
-    // All ranks have gone through the same program, so they have measured the same rows.
-    for index in 0..rows.first().map_or(0, Vec::len) {
-        let samples: Vec<Samples> = rows.iter().map(|rank| rank[index].1.clone()).collect();
-        let row = rows[0][index].0.clone();
-        let times = Times::of_slowest(&samples).context("a rank has measured nothing")?;
-        let wrong = samples.iter().map(|samples| samples.wrong).sum();
-        measured.rows.push(Row { times, wrong: Some(wrong), ..row }.with_bandwidth());
-    }
-    Ok(measured)
+    team::run(work.ranks, |rank, meeting| everyone.rank(rank, meeting))?;
+    Ok(())
 }
 
 /// What the ranks share.
 struct Everyone<'a> {
     work: &'a Work,
     asked: &'a (dyn Fn(Way) -> bool + Sync),
-    progress: &'a (dyn Fn(&str) + Sync),
+    hear: Hear<'a>,
     store: MemoryStore,
     /// Addresses of the floor's flags, by rank.
     flags: Mutex<Vec<u64>>,
     /// Results by case, so that one rank computes what all compare with.
     expected: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
-}
-
-/// What one rank has to say.
-#[derive(Default)]
-struct Told {
-    rows: Vec<(Row, Samples)>,
-    floor: Vec<Floor>,
-    absent: Vec<Absent>,
+    /// What ranks have measured of a row that others are not through with.
+    samples: Mutex<Vec<Samples>>,
 }
 
 impl Everyone<'_> {
-    fn rank(&self, rank: usize, meeting: &Meeting) -> Result<Told> {
+    /// What is the same on all ranks is told by the first.
+    fn tell(&self, rank: usize, news: impl FnOnce() -> News) {
+        if rank == 0 {
+            (self.hear)(news());
+        }
+    }
+
+    /// A rank is through with a row; the last one makes it known. Ranks meet within every row, so that none is two ahead.
+    fn through(&self, row: Row, own: Samples) -> Result<()> {
+        let mut all = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(own);
+        if all.len() < self.work.ranks {
+            return Ok(());
+        }
+        let samples = std::mem::take(&mut *all);
+        drop(all);
+        let times = Times::of_slowest(&samples).context("a rank has measured nothing")?;
+        let wrong = samples.iter().map(|samples| samples.wrong).sum();
+        (self.hear)(News::Row(Row { times, wrong: Some(wrong), ..row }.with_bandwidth()));
+        Ok(())
+    }
+
+    fn rank(&self, rank: usize, meeting: &Meeting) -> Result<()> {
         let work = self.work;
         let device = if work.shared_device { 0 } else { rank as u32 };
         let _context = Current::new(device)?;
-        let mut told = Told::default();
         let longest = work.cases.iter().map(|case| case.bytes).max().unwrap_or(0);
         let stream = Stream::new()?;
         let mut bench = Bench {
@@ -110,10 +129,10 @@ impl Everyone<'_> {
         bench.stream.synchronize()?;
         meeting.wait()?;
         if let Some(probe) = &probe {
-            (self.progress)("the floor");
+            self.tell(rank, || News::Now("the floor".into()));
             let (floor, absent) = probe.measure(work, meeting, &bench.stream, &bench.events)?;
-            told.floor = floor;
-            told.absent.extend(absent);
+            floor.into_iter().for_each(|floor| self.tell(rank, || News::Floor(floor)));
+            absent.into_iter().for_each(|absent| self.tell(rank, || News::Absent(absent)));
         }
         drop(probe);
         // One after the other, so that each has the whole device, as in a program that has one.
@@ -121,7 +140,8 @@ impl Everyone<'_> {
             let communicator = match self.communicator(rank, device, way)? {
                 Ok(communicator) => communicator,
                 Err(reason) => {
-                    told.absent.push(Absent { what: way.name().into(), reason, asked: (self.asked)(way) });
+                    let absent = || Absent { what: way.name().into(), reason, asked: (self.asked)(way) };
+                    self.tell(rank, || News::Absent(absent()));
                     continue;
                 }
             };
@@ -131,17 +151,17 @@ impl Everyone<'_> {
             for (index, case) in work.cases.iter().enumerate() {
                 if let Some(reason) = not_run(&communicator, way, case) {
                     let what = format!("{} {} bytes", way.name(), case.bytes);
-                    told.absent.push(Absent { what, reason, asked: false });
+                    self.tell(rank, || News::Absent(Absent { what, reason, asked: false }));
                     continue;
                 }
-                bench.case(&communicator, &mut lane, way, index, case, &mut told)?;
+                bench.case(&communicator, &mut lane, way, index, case)?;
             }
             drop(lane);
             meeting.wait()?;
             communicator.close()?;
         }
         meeting.wait()?;
-        Ok(told)
+        Ok(())
     }
 
     /// This rank's communicator for one way; a reason, the same on all ranks, if there can be none.
@@ -223,7 +243,6 @@ impl Bench<'_> {
         way: Way,
         index: usize,
         case: &Case,
-        told: &mut Told,
     ) -> Result<()> {
         let work = self.everyone.work;
         let algorithm = communicator
@@ -236,9 +255,8 @@ impl Bench<'_> {
         let modes = [Some((Mode::Plain, 1)), work.graph_calls.map(|calls| (Mode::Graph, calls))];
         for (mode, graph_calls) in modes.into_iter().flatten() {
             for place in [Place::Out, Place::In] {
-                if self.rank == 0 {
-                    (self.everyone.progress)(&format!("{algorithm} {} {} bytes", mode.name(), case.bytes));
-                }
+                let now = || format!("{algorithm} {} {} bytes", mode.name(), case.bytes);
+                self.everyone.tell(self.rank, || News::Now(now()));
                 let samples = self
                     .row(communicator, lane, index, case, mode, graph_calls, place)
                     .with_context(|| format!("{algorithm}, {} bytes, {}", case.bytes, mode.name()))?;
@@ -265,7 +283,7 @@ impl Bench<'_> {
                     busbw_gbps: 0.0,
                     wrong: None,
                 };
-                told.rows.push((row, samples));
+                self.everyone.through(row, samples)?;
             }
         }
         Ok(())
@@ -383,84 +401,6 @@ impl Call<'_> {
     }
 }
 
-/// How often what is done.
-pub(crate) struct Passes {
-    warmup: usize,
-    iterations: usize,
-    in_flight: usize,
-    /// Calls of one launch.
-    calls: usize,
-}
-
-impl Passes {
-    /// Of launches one by one.
-    pub(crate) fn plain(work: &Work) -> Self {
-        Self { warmup: work.warmup, iterations: work.iterations, in_flight: IN_FLIGHT, calls: 1 }
-    }
-
-    /// Of replays of a graph of `calls` calls.
-    pub(crate) fn replays(work: &Work, calls: usize) -> Self {
-        Self { in_flight: REPLAYS_IN_FLIGHT, calls, ..Self::plain(work) }
-    }
-
-    /// How many launches go between two waits for the stream.
-    fn chunks(&self, total: usize) -> impl Iterator<Item = usize> {
-        let in_flight = self.in_flight;
-        (0..total).step_by(in_flight).map(move |done| in_flight.min(total - done))
-    }
-}
-
-/// Three passes: batches between two events; an event behind every launch; the host's clock around launch and
-/// synchronisation. In the first two every chunk begins with a launch that is not measured: it brings the ranks in step, and
-/// the host ahead of the device.
-///
-/// # Errors
-/// The driver's, and those of `launch`.
-pub(crate) fn time(
-    stream: &Stream,
-    passes: &Passes,
-    events: &[Event],
-    mut launch: impl FnMut() -> Result<()>,
-) -> Result<Samples> {
-    let per_call = 1.0 / passes.calls as f64;
-    for chunk in passes.chunks(passes.warmup) {
-        (0..chunk).try_for_each(|_| launch())?;
-        stream.synchronize()?;
-    }
-    let mut samples = Samples::default();
-    let [first, behind @ ..] = events else { bail!("no events") };
-    let [second, ..] = behind else { bail!("one event") };
-    let mut batch = 0.0;
-    for chunk in passes.chunks(passes.iterations) {
-        launch()?;
-        first.record(stream)?;
-        (0..chunk).try_for_each(|_| launch())?;
-        second.record(stream)?;
-        stream.synchronize()?;
-        batch += second.micros_since(first)?;
-    }
-    samples.batches.push(batch / passes.iterations as f64 * per_call);
-    for chunk in passes.chunks(passes.iterations) {
-        launch()?;
-        first.record(stream)?;
-        for event in &behind[..chunk] {
-            launch()?;
-            event.record(stream)?;
-        }
-        stream.synchronize()?;
-        for (before, after) in events.iter().zip(&behind[..chunk]) {
-            samples.device.push(after.micros_since(before)? * per_call);
-        }
-    }
-    for _ in 0..passes.iterations {
-        let start = Instant::now();
-        launch()?;
-        stream.synchronize()?;
-        samples.host.push(start.elapsed().as_secs_f64() * 1e6 * per_call);
-    }
-    Ok(samples)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,12 +410,5 @@ mod tests {
         assert_eq!(wrong_elements(&[1, 2, 3, 4], &[1, 2, 3, 4], 2), 0);
         assert_eq!(wrong_elements(&[0, 2, 3, 0], &[1, 2, 3, 4], 2), 2);
         assert_eq!(wrong_elements(&[0, 0, 3, 4], &[1, 2, 3, 4], 2), 1);
-    }
-
-    #[test]
-    fn launches_go_in_chunks_that_add_up() {
-        let passes = Passes { warmup: 0, iterations: 150, in_flight: 64, calls: 1 };
-        assert_eq!(passes.chunks(passes.iterations).collect::<Vec<_>>(), [64, 64, 22]);
-        assert_eq!(passes.chunks(passes.warmup).count(), 0);
     }
 }

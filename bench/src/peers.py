@@ -69,6 +69,8 @@ def nccl_version(torch):
 
 
 def main():
+    # Whoever waits for this script may be ended.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     job = json.load(sys.stdin)
     why = reasons(job)
     for what in (NCCL, SYMMETRIC):
@@ -116,7 +118,7 @@ def launch(job, what):
         lines = [line for line in complaints[failed].read().splitlines() if line.strip()]
         absent(what, f"rank {failed} ended: {lines[-1] if lines else 'it did not say why'}")
     elif late:
-        absent(what, f"ranks {late} did not end within {job['seconds']} s")
+        absent(what, f"not run: ranks {late} did not end within {job['seconds']:g} s (--peer-seconds)")
 
 
 def rank_main(what, rank, port):

@@ -4,20 +4,21 @@
 //! not measure. Nothing of theirs is linked.
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::measure::{Hear, News};
 use crate::plan::Work;
 use crate::row::{Absent, Mode, Place, Row, Samples, Times};
 
 const SCRIPT: &str = include_str!("peers.py");
-/// How long each of the two has.
-const LIMIT: Duration = Duration::from_secs(180);
+/// What the script itself may take beside the two: to import torch, and to see what can be run.
+const START: Duration = Duration::from_secs(20);
 /// The environment variable that names another Python than `python3`.
 pub const PYTHON: &str = "MESHREDUCE_PYTHON";
 const PEERS: [&str; 2] = ["NCCL", "torch symmetric memory"];
@@ -30,7 +31,7 @@ struct Job {
     warmup: usize,
     iterations: usize,
     graph_calls: Option<usize>,
-    seconds: u64,
+    seconds: f64,
     cases: Vec<Case>,
 }
 
@@ -68,40 +69,40 @@ struct Measured {
     wrong: Option<usize>,
 }
 
-/// Measures them on the machine's GPUs; what cannot be measured says why.
+/// Measures them on the machine's GPUs, each for at most `limit`; what cannot be measured says why. Each row is heard at once.
 ///
 /// # Errors
 /// If the script can neither be run nor be found absent: no temporary file, a pipe that breaks.
-pub fn measure(work: &Work, emulated: bool) -> Result<(Vec<Row>, Vec<Absent>)> {
+pub fn measure(work: &Work, emulated: bool, limit: Duration, hear: Hear<'_>) -> Result<()> {
+    let absent = |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(News::Absent(absent)));
     if emulated {
-        return Ok((
-            Vec::new(),
-            nobody("not on an emulated node: they come with compiled GPU code and need a GPU"),
-        ));
+        absent("not on an emulated node: they come with compiled GPU code and need a GPU");
+        return Ok(());
     }
     let python = std::env::var_os(PYTHON).unwrap_or_else(|| "python3".into());
     let mut command = Command::new(&python);
     // What leads to an emulated node or to this program's own settings is not theirs.
     command.env_remove("MESHREDUCE_DRIVER");
-    match run(&mut command, work, LIMIT * 2 + Duration::from_secs(60)) {
-        Ok(said) => Ok(parse(&said, work)),
+    match run(&mut command, work, limit, hear) {
         Err(error)
             if error
                 .downcast_ref::<std::io::Error>()
                 .is_some_and(|error| error.kind() == ErrorKind::NotFound) =>
         {
-            Ok((Vec::new(), nobody(&format!("there is no {}", python.to_string_lossy()))))
+            absent(&format!("there is no {}", python.to_string_lossy()));
         }
-        Err(error) => Ok((Vec::new(), nobody(&format!("{error:#}")))),
+        Err(error) => absent(&format!("{error:#}")),
+        Ok(()) => {}
     }
+    Ok(())
 }
 
 fn nobody(reason: &str) -> Vec<Absent> {
     PEERS.map(|what| Absent { what: what.into(), reason: reason.into(), asked: false }).to_vec()
 }
 
-/// Runs the script under this interpreter and returns what it says, cut off after `limit`.
-fn run(python: &mut Command, work: &Work, limit: Duration) -> Result<String> {
+/// Runs the script under this interpreter, each peer for at most `limit`, and tells what it says as it says it.
+fn run(python: &mut Command, work: &Work, limit: Duration, hear: Hear<'_>) -> Result<()> {
     let mut script = tempfile::Builder::new().suffix(".py").tempfile().context("writing the script")?;
     script.write_all(SCRIPT.as_bytes())?;
     let cases = work.cases.iter().map(|case| Case {
@@ -116,7 +117,7 @@ fn run(python: &mut Command, work: &Work, limit: Duration) -> Result<String> {
         warmup: work.warmup,
         iterations: work.iterations,
         graph_calls: work.graph_calls,
-        seconds: LIMIT.as_secs(),
+        seconds: limit.as_secs_f64(),
         cases: cases.collect(),
     };
     let mut child = python
@@ -128,36 +129,64 @@ fn run(python: &mut Command, work: &Work, limit: Duration) -> Result<String> {
     // An interpreter that ends before it has read the job says so by saying nothing.
     let _ =
         child.stdin.take().context("the script's input")?.write_all(serde_json::to_string(&job)?.as_bytes());
-    let mut output = child.stdout.take().context("the script's output")?;
-    let (sender, ended) = channel();
+    let output = child.stdout.take().context("the script's output")?;
+    let (sender, lines) = channel();
     std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What came before an error is still worth reading.
-        let _ = output.read_to_end(&mut bytes);
-        // Nobody listens any more if the limit has passed.
-        let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+        for line in BufReader::new(output).split(b'\n') {
+            // What came before an error is still worth reading. Nobody listens any more if the limit has passed.
+            let Ok(line) = line else { return };
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
     });
-    let said = ended.recv_timeout(limit);
+    let end = Instant::now() + limit * PEERS.len() as u32 + START;
+    let mut heard = Heard::default();
+    let ended = loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => heard.line(&String::from_utf8_lossy(&line), work, hear),
+            Err(RecvTimeoutError::Disconnected) => break true,
+            Err(RecvTimeoutError::Timeout) => break false,
+        }
+    };
     // Its ranks end with it.
     let _ = child.kill();
     child.wait()?;
-    said.with_context(|| format!("the script did not end within {} s", limit.as_secs()))
+    heard.end(if ended { None } else { Some(limit) }, hear);
+    Ok(())
 }
 
-/// Rows and reasons in what the script says. Lines of others (NCCL greets on standard output) are left out; a peer of which
-/// nothing was heard is absent.
-fn parse(said: &str, work: &Work) -> (Vec<Row>, Vec<Absent>) {
-    let (mut rows, mut absent) = (Vec::new(), Vec::new());
-    for line in said.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
-        match line {
-            Line::Absent { what, reason } => absent.push(Absent { what, reason, asked: false }),
-            Line::Samples(measured) => rows.extend(row(measured, work)),
+/// Of which peers something was heard.
+#[derive(Default)]
+struct Heard {
+    anything: bool,
+}
+
+impl Heard {
+    /// A line of the script's. Those of others (NCCL greets on standard output) are left out.
+    fn line(&mut self, line: &str, work: &Work, hear: Hear<'_>) {
+        let news = match serde_json::from_str::<Line>(line) {
+            Ok(Line::Absent { what, reason }) => Some(News::Absent(Absent { what, reason, asked: false })),
+            Ok(Line::Samples(measured)) => row(measured, work).map(News::Row),
+            Err(_) => None,
+        };
+        if let Some(news) = news {
+            self.anything = true;
+            hear(news);
         }
     }
-    if rows.is_empty() && absent.is_empty() {
-        absent = nobody("the script said nothing");
+
+    /// The script has ended, or was ended after each peer had this long.
+    fn end(self, ended_after: Option<Duration>, hear: Hear<'_>) {
+        let absent = |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(News::Absent(absent)));
+        match ended_after {
+            Some(limit) => {
+                absent(&format!("the script did not end, with {} s for each", limit.as_secs_f64()))
+            }
+            None if !self.anything => absent("the script said nothing"),
+            None => {}
+        }
     }
-    (rows, absent)
 }
 
 fn row(measured: Measured, work: &Work) -> Option<Row> {
@@ -192,7 +221,10 @@ fn row(measured: Measured, work: &Work) -> Option<Row> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
+    use crate::measure::Measured;
     use meshreduce::{DType, Op};
 
     fn work() -> Work {
@@ -210,65 +242,106 @@ mod tests {
         }
     }
 
+    /// What is heard of a script that says this.
+    fn heard(said: &str) -> Measured {
+        let measured = Mutex::new(Measured::default());
+        let hear = |news| measured.lock().unwrap().hear(news);
+        let mut heard = Heard::default();
+        said.lines().for_each(|line| heard.line(line, &work(), &hear));
+        heard.end(None, &hear);
+        measured.into_inner().unwrap()
+    }
+
     #[test]
     fn what_the_script_says_becomes_rows_and_reasons() {
         let said = r#"NCCL version 2.30.1+cuda12.9
 {"kind":"samples","implementation":"NCCL","algorithm":"2.30.1","mode":"graph","graph_calls":20,"place":"in","dtype":"bf16","op":"sum","bytes":1024,"count":512,"batch_us":2.0,"device_us":[1.0,4.0,2.0],"host_us":[9.0,8.0,7.0],"wrong":0}
 {"kind":"absent","what":"torch symmetric memory","reason":"rank 0 ended: no"}
 {"kind":"samples","implementation":"cut off"#;
-        let (rows, absent) = parse(said, &work());
-        assert_eq!(rows.len(), 1);
-        let row = &rows[0];
+        let measured = heard(said);
+        assert_eq!(measured.rows.len(), 1);
+        let row = &measured.rows[0];
         assert_eq!((row.implementation.as_str(), row.mode, row.place), ("NCCL", Mode::Graph, Place::In));
         assert_eq!((row.times.time_us, row.times.device_p50_us, row.times.host_p99_us), (2.0, 2.0, 9.0));
         assert_eq!((row.iterations, row.ranks, row.wrong), (3, 2, Some(0)));
         assert_eq!(row.algbw_gbps, 0.512);
-        assert_eq!(absent.len(), 1);
-        assert_eq!(absent[0].reason, "rank 0 ended: no");
+        assert_eq!(measured.absent.len(), 1);
+        assert_eq!(measured.absent[0].reason, "rank 0 ended: no");
     }
 
     #[test]
     fn a_script_that_says_nothing_is_two_peers_that_are_absent() {
-        let (rows, absent) = parse("Killed\n", &work());
-        assert!(rows.is_empty());
-        assert_eq!(absent.len(), 2);
+        let measured = heard("Killed\n");
+        assert!(measured.rows.is_empty());
+        assert_eq!(measured.absent.len(), 2);
     }
 
     #[test]
     fn on_an_emulated_node_there_are_none() {
-        let (rows, absent) = measure(&work(), true).unwrap();
+        let measured = Mutex::new(Measured::default());
+        measure(&work(), true, Duration::ZERO, &|news| measured.lock().unwrap().hear(news)).unwrap();
+        let Measured { rows, absent, .. } = measured.into_inner().unwrap();
         assert!(rows.is_empty());
         assert!(absent.iter().all(|absent| absent.reason.contains("emulated node")));
         assert_eq!(absent.iter().map(|absent| absent.what.as_str()).collect::<Vec<_>>(), PEERS);
     }
 
+    const FAR: Duration = Duration::from_secs(60);
+
     /// A module that stands in for torch.
-    fn with_torch(module: &str) -> Vec<Absent> {
+    fn with_torch(module: &str, limit: Duration) -> Vec<Absent> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("torch.py"), module).unwrap();
         let mut python = Command::new("python3");
         python.env("PYTHONPATH", folder.path());
-        let said = match run(&mut python, &work(), Duration::from_secs(60)) {
-            Ok(said) => said,
-            Err(error) => {
-                eprintln!("skipping: there is no python3: {error:#}");
-                return Vec::new();
-            }
-        };
-        let (rows, absent) = parse(&said, &work());
+        let measured = Mutex::new(Measured::default());
+        let hear = |news| measured.lock().unwrap().hear(news);
+        if let Err(error) = run(&mut python, &work(), limit, &hear) {
+            eprintln!("skipping: there is no python3: {error:#}");
+            return Vec::new();
+        }
+        let Measured { rows, absent, .. } = measured.into_inner().unwrap();
         assert!(rows.is_empty());
-        assert_eq!(absent.iter().map(|absent| absent.what.as_str()).collect::<Vec<_>>(), PEERS, "{said}");
+        assert_eq!(absent.iter().map(|absent| absent.what.as_str()).collect::<Vec<_>>(), PEERS);
         absent
     }
 
     #[test]
     fn a_machine_without_torch_or_without_a_gpu_says_which() {
-        for absent in with_torch("raise ImportError('libcudart is not there')") {
+        for absent in with_torch("raise ImportError('libcudart is not there')", FAR) {
             assert!(absent.reason.contains("cannot import torch: libcudart is not there"), "{absent:?}");
         }
         let blind = "__version__ = '2.9'\nclass cuda:\n    is_available = staticmethod(lambda: False)\n";
-        for absent in with_torch(blind) {
+        for absent in with_torch(blind, FAR) {
             assert_eq!(absent.reason, "torch 2.9 sees no GPU");
+        }
+    }
+    /// The least that the script asks of torch before it starts ranks, which then import it and stay.
+    const STAYS: &str = r#"
+import sys, time, types
+if sys.argv[1:2] == ["rank"]:
+    time.sleep(600)
+__version__ = "2.9"
+class cuda:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 8)
+    nccl = types.SimpleNamespace(version=lambda: (2, 30, 1))
+distributed = types.ModuleType("torch.distributed")
+distributed.is_available = distributed.is_nccl_available = lambda: True
+distributed._symmetric_memory = types.ModuleType("torch.distributed._symmetric_memory")
+sys.modules["torch.distributed"] = distributed
+sys.modules["torch.distributed._symmetric_memory"] = distributed._symmetric_memory
+ops = types.SimpleNamespace(symm_mem=types.SimpleNamespace(one_shot_all_reduce_out=0, two_shot_all_reduce_=0))
+__path__ = []
+"#;
+
+    #[test]
+    fn a_peer_that_does_not_come_to_an_end_is_not_run_beyond_its_limit() {
+        for absent in with_torch(STAYS, Duration::from_millis(300)) {
+            assert!(
+                absent.reason.starts_with("not run: ranks [0, 1] did not end within 0.3 s"),
+                "{absent:?}"
+            );
         }
     }
 }

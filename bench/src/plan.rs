@@ -53,13 +53,16 @@ pub struct Plan {
     /// Leave out NCCL and torch's symmetric memory (run by python3, or MESHREDUCE_PYTHON, where that has torch)
     #[arg(long)]
     pub no_peers: bool,
+    /// Seconds that each of the two may take; what it has not measured by then is not run
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
+    pub peer_seconds: f64,
     /// Seconds that a kernel waits for a peer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     pub deadline: f64,
-    /// One JSON object a line instead of tables
+    /// One JSON object a line, as it is measured, instead of tables
     #[arg(long)]
     pub json: bool,
-    /// Also write the rows as CSV
+    /// Also write the rows as CSV, as they are measured
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
     /// Also draw time over size

@@ -1,16 +1,14 @@
-//! What a person or a program reads in the end.
+//! What a person or a program reads.
 #![forbid(unsafe_code)]
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
 
 use crate::measure::Measured;
 use crate::place::Place as Machine;
 use crate::plan::Work;
-use crate::row::{Absent, Floor, Mode, OWN, Place, Row};
+use crate::row::{Absent, Mode, OWN, Place, Row};
 
 /// Everything that a run has to say.
 pub struct Report<'a> {
@@ -22,39 +20,9 @@ pub struct Report<'a> {
     pub measured: &'a Measured,
 }
 
-/// One line of JSON.
-#[derive(Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Line<'a> {
-    Machine {
-        #[serde(flatten)]
-        machine: &'a Machine,
-        ranks: usize,
-        shared_device: bool,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        warning: Option<String>,
-    },
-    AllReduce {
-        #[serde(flatten)]
-        row: &'a Row,
-        emulated: bool,
-        shared_device: bool,
-    },
-    Floor {
-        #[serde(flatten)]
-        floor: &'a Floor,
-        emulated: bool,
-        shared_device: bool,
-    },
-    Absent {
-        #[serde(flatten)]
-        absent: &'a Absent,
-    },
-}
-
 impl Report<'_> {
     /// What a reader must know before the first number; nothing where ranks have GPUs of their own.
-    fn warning(&self) -> Option<String> {
+    pub(crate) fn warning(&self) -> Option<String> {
         if self.machine.emulated {
             Some(
                 "EMULATED: every time below is the emulator's, which runs PTX on this machine's CPU. It is no property \
@@ -92,69 +60,6 @@ impl Report<'_> {
         !rows.is_empty()
             && rows.iter().all(|row| row.implementation != OWN || row.wrong.is_none_or(|wrong| wrong == 0))
             && !absent.iter().any(|absent| absent.asked)
-    }
-
-    /// One JSON object a line.
-    ///
-    /// # Errors
-    /// If something cannot be written as JSON.
-    pub fn json(&self) -> Result<String> {
-        let (emulated, shared_device) = (self.machine.emulated, self.work.shared_device);
-        let Measured { rows, floor, absent } = self.measured;
-        let machine = Line::Machine {
-            machine: self.machine,
-            ranks: self.work.ranks,
-            shared_device,
-            warning: self.warning(),
-        };
-        let lines = std::iter::once(machine)
-            .chain(floor.iter().map(|floor| Line::Floor { floor, emulated, shared_device }))
-            .chain(rows.iter().map(|row| Line::AllReduce { row, emulated, shared_device }))
-            .chain(absent.iter().map(|absent| Line::Absent { absent }));
-        let mut text = String::new();
-        for line in lines {
-            text += &serde_json::to_string(&line)?;
-            text.push('\n');
-        }
-        Ok(text)
-    }
-
-    /// The rows as comma-separated values, with a header.
-    pub fn csv(&self) -> String {
-        let mut text = String::from(
-            "implementation,algorithm,mode,graph_calls,place,dtype,op,ranks,bytes,count,iterations,time_us,\
-             device_p50_us,device_p99_us,host_p50_us,host_p99_us,algbw_gbps,busbw_gbps,wrong,emulated,shared_device\n",
-        );
-        for row in &self.measured.rows {
-            let times = row.times;
-            let place = if row.place == Place::Out { "out" } else { "in" };
-            let fields = [
-                quoted(&row.implementation),
-                quoted(&row.algorithm),
-                row.mode.name().into(),
-                row.graph_calls.to_string(),
-                place.into(),
-                row.dtype.clone(),
-                row.op.clone(),
-                row.ranks.to_string(),
-                row.bytes.to_string(),
-                row.count.to_string(),
-                row.iterations.to_string(),
-                times.time_us.to_string(),
-                times.device_p50_us.to_string(),
-                times.device_p99_us.to_string(),
-                times.host_p50_us.to_string(),
-                times.host_p99_us.to_string(),
-                row.algbw_gbps.to_string(),
-                row.busbw_gbps.to_string(),
-                row.wrong.map(|wrong| wrong.to_string()).unwrap_or_default(),
-                self.machine.emulated.to_string(),
-                self.work.shared_device.to_string(),
-            ];
-            text += &fields.join(",");
-            text.push('\n');
-        }
-        text
     }
 
     /// Tables with what their columns mean.
@@ -318,17 +223,20 @@ fn by(row: &Row) -> String {
     }
 }
 
+/// A row in a few words, for whoever watches.
+pub fn watched(row: &Row) -> String {
+    let place = if row.place == Place::Out { "out of place" } else { "in place" };
+    let wrong =
+        row.wrong.filter(|wrong| *wrong > 0).map_or(String::new(), |wrong| format!(", {wrong} WRONG"));
+    let (time, p50, p99) =
+        (micros(row.times.time_us), micros(row.times.device_p50_us), micros(row.times.device_p99_us));
+    let Row { dtype, op, bytes, .. } = row;
+    format!("{} {dtype} {op} {bytes} bytes {place}: {time} us (p50 {p50}, p99 {p99}){wrong}", by(row))
+}
+
 /// Four significant digits are more than a clock gives.
 fn micros(value: f64) -> String {
     if value < 100.0 { format!("{value:.2}") } else { format!("{value:.1}") }
-}
-
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
 }
 
 fn new_table(header: Vec<String>) -> Table {
@@ -348,18 +256,17 @@ fn align(table: &mut Table, left: &[usize]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::Way;
-    use crate::row::Times;
+    use crate::row::{Floor, Times};
     use meshreduce::Algorithm;
-    use serde_json::Value;
 
-    fn machine(emulated: bool) -> Machine {
+    pub(crate) fn machine(emulated: bool) -> Machine {
         Machine { emulated, device: "H100".into(), devices: 8, cuda: "12.9".into(), driver: "libcuda".into() }
     }
 
-    fn work(shared_device: bool) -> Work {
+    pub(crate) fn work(shared_device: bool) -> Work {
         Work {
             ranks: 4,
             shared_device,
@@ -401,7 +308,7 @@ mod tests {
         .with_bandwidth()
     }
 
-    fn measured() -> Measured {
+    pub(crate) fn measured() -> Measured {
         Measured {
             rows: vec![
                 row(Place::Out, Mode::Plain, 4.0),
@@ -454,27 +361,14 @@ mod tests {
     }
 
     #[test]
-    fn json_is_an_object_a_line_that_says_whether_it_is_emulated() {
-        let report = Report { machine: &machine(true), work: &work(false), measured: &measured() };
-        let lines: Vec<Value> =
-            report.json().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["machine", "floor", "all_reduce", "all_reduce", "all_reduce", "absent"]);
-        assert!(lines[..5].iter().all(|line| line["emulated"] == true));
-        assert!(lines[0]["warning"].as_str().unwrap().contains("EMULATED"));
+    fn whoever_watches_reads_who_did_what_how_fast_and_whether_it_was_wrong() {
+        let mut row = row(Place::In, Mode::Graph, 4.0);
         assert_eq!(
-            (&lines[2]["time_us"], &lines[2]["place"], &lines[2]["mode"]),
-            (&4.0.into(), &"out".into(), &"plain".into())
+            watched(&row),
+            "one-shot, graph x20 bf16 sum 8192 bytes in place: 4.00 us (p50 3.25, p99 123.5)"
         );
-    }
-
-    #[test]
-    fn csv_has_a_line_a_row_and_as_many_fields_as_its_header() {
-        let measured = measured();
-        let csv = Report { machine: &machine(true), work: &work(false), measured: &measured }.csv();
-        let fields: Vec<usize> = csv.lines().map(|line| line.split(',').count()).collect();
-        assert_eq!(fields, [21; 4]);
-        assert_eq!(quoted("a,\"b"), "\"a,\"\"b\"");
+        row.wrong = Some(3);
+        assert!(watched(&row).ends_with(", 3 WRONG"));
     }
 
     #[test]

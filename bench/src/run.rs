@@ -5,62 +5,53 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::measure;
+use crate::interrupt;
+use crate::live::Live;
+use crate::measure::{self, Measured, News};
 use crate::peers;
 use crate::place::Place;
 use crate::plan::Plan;
 use crate::plot;
-use crate::report::Report;
 use crate::row::OWN;
 
-/// Measures and shows; `false` if a result was wrong, or something that was asked for by name was not measured.
+/// Measures and shows; `false` if a result was wrong, or something that was asked for by name was not measured. What was
+/// measured is shown also if it fails midway, or the process is interrupted or terminated (which then ends).
 ///
 /// # Errors
 /// If it cannot run at all: no driver, too few devices, a rank that fails.
 pub fn run(plan: &Plan) -> Result<bool> {
     let machine = Place::look()?;
     let work = plan.work(machine.devices, machine.emulated)?;
-    let spinner = if plan.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    spinner.set_style(ProgressStyle::with_template("{elapsed} {spinner} {msg}")?);
-    spinner.enable_steady_tick(Duration::from_millis(200));
-    let measured =
-        measure::run(&work, &|way| plan.names(way), &|message| spinner.set_message(message.to_owned()));
-    let mut measured = match measured {
-        Ok(measured) => measured,
-        Err(error) => {
-            spinner.finish_and_clear();
+    let peer_limit = Duration::try_from_secs_f64(plan.peer_seconds).context("--peer-seconds")?;
+    let emulated = machine.emulated;
+    let live = Live::begin(plan, machine, work)?;
+    let ended = live.clone();
+    interrupt::then(move || ended.cut_short())?;
+    if let Err(error) = measure::run(live.work(), &|way| plan.names(way), &|news| live.hear(news)) {
+        live.cut_short();
+        return Err(error);
+    }
+    if !plan.no_peers {
+        live.hear(News::Now("NCCL and torch's symmetric memory".into()));
+        if let Err(error) = peers::measure(live.work(), emulated, peer_limit, &|news| live.hear(news)) {
+            live.cut_short();
             return Err(error);
         }
-    };
-    if !plan.no_peers {
-        spinner.set_message("NCCL and torch's symmetric memory");
-        let (rows, absent) = peers::measure(&work, machine.emulated)?;
-        measured.rows.extend(rows);
-        measured.absent.extend(absent);
     }
-    spinner.finish_and_clear();
-    let report = Report { machine: &machine, work: &work, measured: &measured };
-    if plan.json {
-        print!("{}", report.json()?)
-    } else {
-        print!("{}", report.text())
-    }
-    if let Some(path) = &plan.csv {
-        write(path, &report.csv())?;
-    }
+    let measured = live.end();
     if let Some(path) = &plan.svg {
-        let drawn = plot::draw(&measured.rows, &report.title(), report.short_warning());
+        let (title, warning) = live.titles(&measured);
+        let drawn = plot::draw(&measured.rows, &title, warning);
         write(path, &drawn.context("there is nothing to draw")?)?;
     }
     let own = measured.rows.iter().any(|row| row.implementation == OWN);
-    ensure!(own, "nothing could be measured: {}", reasons(&report));
-    Ok(report.is_well())
+    ensure!(own, "nothing could be measured: {}", reasons(&measured));
+    Ok(live.is_well(&measured))
 }
 
-fn reasons(report: &Report<'_>) -> String {
-    let reasons = report.measured.absent.iter().map(|absent| format!("{}: {}", absent.what, absent.reason));
+fn reasons(measured: &Measured) -> String {
+    let reasons = measured.absent.iter().map(|absent| format!("{}: {}", absent.what, absent.reason));
     reasons.collect::<Vec<_>>().join("; ")
 }
 

@@ -1,13 +1,16 @@
 //! Measuring on the emulated node: that it goes through, measures what was asked for, and checks the results. What the
 //! clocks say there means nothing.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::Mutex;
 use std::time::Duration;
 
 use meshreduce::{Algorithm, DType, Op, Topology};
-use meshreduce_bench::measure;
+use meshreduce_bench::measure::{self, Measured, News};
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
-use meshreduce_tests::in_process::{alone, open_driver};
+use meshreduce_tests::in_process::{alone, fail_driver_calls, open_driver};
 
 fn work(ranks: usize, shared_device: bool) -> Work {
     let case = |dtype, op, bytes| Case { dtype, op, bytes };
@@ -30,11 +33,17 @@ fn work(ranks: usize, shared_device: bool) -> Work {
     }
 }
 
+/// Measures, and keeps what was heard of it.
+fn measure(work: &Work, asked: impl Fn(Way) -> bool + Sync) -> Measured {
+    let measured = Mutex::new(Measured::default());
+    measure::run(work, &asked, &|news| measured.lock().unwrap().hear(news)).expect("the ranks get through");
+    measured.into_inner().unwrap()
+}
+
 fn check(work: &Work) {
     let _alone = alone();
     open_driver();
-    let asked = |way| way == Way::Forced(Algorithm::HybridCubeMesh);
-    let measured = measure::run(work, &asked, &|_| {}).expect("the ranks get through");
+    let measured = measure(work, |way| way == Way::Forced(Algorithm::HybridCubeMesh));
     let name = |row: &Row| (row.algorithm.clone(), row.bytes, row.mode, row.place);
     let mut expected = Vec::new();
     for algorithm in ["one-shot", "auto: one-shot", "two-shot"] {
@@ -80,7 +89,7 @@ fn the_floor_is_the_empty_kernel_launched_and_replayed_and_the_flag_round_trip()
         work.ways = vec![Way::Selected];
         work.cases.truncate(1);
         work.floor = Some(2);
-        let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+        let measured = measure(&work, |_| true);
         let floor: Vec<_> = measured.floor.iter().map(|floor| (floor.what.as_str(), floor.mode)).collect();
         let expected = [
             ("empty kernel", Some(Mode::Plain)),
@@ -102,9 +111,32 @@ fn a_flag_that_does_not_come_back_is_given_up_and_said() {
     // More round trips than there is time for.
     work.floor = Some(u64::MAX / 2);
     work.deadline = Duration::from_millis(300);
-    let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+    let measured = measure(&work, |_| true);
     assert_eq!(measured.floor.len(), 2);
     assert!(measured.absent[0].reason.contains("round trips within 0.3 s"), "{:?}", measured.absent);
+}
+
+#[test]
+fn what_was_measured_before_a_failure_has_been_heard() {
+    let _alone = alone();
+    open_driver();
+    let mut work = work(2, false);
+    work.ways.truncate(1);
+    let rows = Mutex::new(Vec::new());
+    let failed = measure::run(&work, &|_| true, &|news| {
+        if let News::Row(row) = news {
+            rows.lock().unwrap().push(row);
+            // The second case's first launch fails on whichever rank has told of the last row of the first.
+            if rows.lock().unwrap().len() == 4 {
+                fail_driver_calls("cuLaunchKernel", 719, 0, 1);
+            }
+        }
+    });
+    let error = format!("{:#}", failed.unwrap_err());
+    assert!(error.contains("4096 bytes"), "{error}");
+    let rows = rows.into_inner().unwrap();
+    assert_eq!(rows.len(), 4);
+    assert!(rows.iter().all(|row| row.bytes == 20 && row.wrong == Some(0)));
 }
 
 #[test]
@@ -114,7 +146,7 @@ fn a_message_beyond_an_algorithms_limit_is_left_out_and_said() {
     let mut work = work(2, false);
     work.ways = vec![Way::Forced(Algorithm::OneShot)];
     work.cases = vec![Case { dtype: DType::Bf16, op: Op::Sum, bytes: (256 << 10) + 2 }];
-    let measured = measure::run(&work, &|_| true, &|_| {}).unwrap();
+    let measured = measure(&work, |_| true);
     assert!(measured.rows.is_empty());
     assert_eq!(measured.absent.len(), 1);
     assert_eq!(measured.absent[0].reason, "beyond the limit of one-shot");

@@ -1,6 +1,7 @@
 //! The program as it is called.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use meshreduce_bench::row::Row;
 use meshreduce_tests::emulated_node::EmulatedNode;
@@ -52,6 +53,38 @@ fn a_cube_mesh_is_measured_by_name_and_the_table_says_that_it_is_emulated() {
     assert_eq!(code, Some(0), "{out}{complaint}");
     assert!(out.contains("EMULATED") && out.contains("no property of the kernels"), "{out}");
     assert!(out.contains("8 ranks"), "{out}");
+}
+
+#[test]
+fn every_row_is_told_as_it_is_measured_and_what_there_is_is_shown_when_it_is_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let csv = folder.path().join("rows.csv");
+    // Many more rows than come before the signal.
+    let mut command = bench(
+        "--node h100x4 --ranks 2 --algorithm one-shot,two-shot --bytes 16..4096 --iterations 50 --graph",
+    );
+    command.arg("--csv").arg(&csv).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("one-shot bf16 sum 16 bytes out of place: ") {
+        line.clear();
+        assert_ne!(told.read_line(&mut line).unwrap(), 0, "no row was told");
+    }
+    let written = std::fs::read_to_string(&csv).unwrap();
+    assert!(
+        written.lines().nth(1).is_some_and(|row| row.starts_with("meshreduce,one-shot,plain")),
+        "{written}"
+    );
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        shown.contains("2 ranks") && shown.contains("one-shot") && !shown.contains("two-shot"),
+        "{shown}"
+    );
+    assert_eq!(output.status.code(), Some(128 + 15));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use anyhow::{Context, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::Serialize;
 
 use crate::job::Job;
@@ -79,7 +80,7 @@ impl Contestant {
     /// Starts its ranks.
     pub(crate) fn start(&self, program: &Path, processes: usize) -> Result<Job> {
         Job::start(processes, |folder| match self.name {
-            Name::Host | Name::HostBf16 => each_rank(processes, |rank| {
+            Name::Host | Name::HostBf16 => each_bound(processes, |rank| {
                 let mut command = Command::new(program);
                 command.arg("rank").arg(folder).args([rank.to_string(), processes.to_string()]);
                 command
@@ -110,6 +111,24 @@ pub(crate) fn processors() -> usize {
 
 fn each_rank(processes: usize, command: impl Fn(usize) -> Command) -> Result<Vec<Child>> {
     (0..processes).map(|rank| spawn(command(rank))).collect()
+}
+
+/// Each on a processor of its own where there are enough, as mpirun has its ranks. (gloo's have threads that would suffer.)
+fn each_bound(processes: usize, command: impl Fn(usize) -> Command) -> Result<Vec<Child>> {
+    let own = sched_getaffinity(None).context("finding the processors that may be used")?;
+    let places: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|place| own.is_set(*place)).collect();
+    let start = |rank: usize| {
+        if processes <= places.len() {
+            let mut one = CpuSet::new();
+            one.set(places[rank]);
+            // What is started from here inherits it.
+            sched_setaffinity(None, &one).context("choosing a processor")?;
+        }
+        spawn(command(rank))
+    };
+    let children = (0..processes).map(start).collect();
+    sched_setaffinity(None, &own).context("using all processors again")?;
+    children
 }
 
 fn mpirun(program: &Path, folder: &Path, processes: usize, transport: &[&str]) -> Result<Vec<Child>> {
