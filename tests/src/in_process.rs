@@ -121,6 +121,20 @@ pub fn driver_calls() -> u64 {
     calls
 }
 
+/// Calls that all threads of the process have made to the emulated driver so far.
+///
+/// # Panics
+/// If the driver is not the emulated node's.
+pub fn all_driver_calls() -> u64 {
+    let address = meshreduce_driver_loader::symbol("meshreduceEmulatorAllCalls").expect("an emulated node");
+    // SAFETY: only the emulated node's driver exports this name, with this signature.
+    let count: unsafe extern "C" fn(*mut u64) -> i32 = unsafe { std::mem::transmute(address) };
+    let mut calls = 0;
+    // SAFETY: the function writes one u64 to the address.
+    assert_eq!(unsafe { count(&mut calls) }, 0);
+    calls
+}
+
 /// Makes calls of this thread to the emulated driver fail: of the function `name`, as it is exported, the next `skip` are
 /// as usual, and the `times` after them answer `code` and do nothing else. 0 times ends what was asked for earlier.
 ///

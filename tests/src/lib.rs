@@ -2,14 +2,18 @@
 //!
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
 //! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end. [`gpu_check`] is
-//! the program for machines with GPUs, [`torch_check`] the one for machines with PyTorch.
+//! the program for machines with GPUs, [`torch_check`] the one for machines with PyTorch, [`doctor`] the one that says which
+//! channels are viable.
 
 pub mod adversary;
 pub mod adversary_report;
 pub mod buffer;
 pub mod calls;
+pub mod channel_peer;
+pub mod channels;
 pub mod cluster;
 pub mod counting;
+pub mod doctor;
 pub mod emulated_node;
 pub mod gpu_check;
 pub mod graph;
@@ -27,6 +31,7 @@ pub mod probe;
 pub mod rank_process;
 pub mod reference;
 pub mod report;
+pub mod shapes;
 pub mod stream;
 pub mod tables;
 pub mod torch_check;

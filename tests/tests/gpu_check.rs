@@ -152,6 +152,26 @@ fn without_nccl_its_part_says_so() {
     );
 }
 
+/// The part passed, with what it says of the kinds that are viable here.
+fn channels_pass(options: &[&str]) {
+    let (output, left) = run("channels", options);
+    assert!(output.status.success() && left.outcome() == Outcome::Pass, "{left:?}");
+    for kind in ["xth, threads", "ipc, processes", "basic, threads", "basic, processes"] {
+        let check = left.checks.iter().find(|check| check.name == kind).expect("every kind is there");
+        assert_eq!(check.outcome, Outcome::Pass, "{left:?}");
+    }
+}
+
+#[test]
+fn channels_between_two_gpus() {
+    channels_pass(&[]);
+}
+
+#[test]
+fn channels_on_a_shared_gpu() {
+    channels_pass(SHARED);
+}
+
 #[test]
 fn soak_on_several_gpus() {
     passes("soak", &["--calls", "730"], &["730 calls"]);
@@ -165,7 +185,9 @@ fn soak_on_a_shared_gpu() {
 #[test]
 fn without_a_driver_every_part_fails_and_says_why() {
     let directory = TempDir::new().unwrap();
-    for part in ["machine", "modules", "results", "processes", "failures", "graphs", "nccl", "soak"] {
+    for part in
+        ["machine", "modules", "results", "processes", "failures", "graphs", "nccl", "channels", "soak"]
+    {
         let file = directory.path().join(part);
         let driver = ("MESHREDUCE_DRIVER", "/nonexistent/libcuda.so.1");
         let output = program(part, &[], &file).envs([driver]).output().unwrap();

@@ -22,6 +22,11 @@ const LIBRARIES: [(&str, &str, &str, Option<&str>); 3] = [
     ("meshreduce-emulator-libnccl", "meshreduce_libnccl", "libnccl.so.2", None),
 ];
 
+/// The stand-in for libibverbs lies in a folder of its own within the others', so that nobody finds it who did not name
+/// it: package, library target, folder, the library's name.
+const VERBS: (&str, &str, &str, &str) =
+    ("meshreduce-emulator-libibverbs", "meshreduce_libibverbs", "verbs", "libibverbs.so.1");
+
 /// Build the libraries of the emulated node and say how any program sees it
 #[derive(clap::Args)]
 pub(crate) struct Args {}
@@ -35,13 +40,19 @@ impl Args {
             "The emulated node is in {directory}. For a program that uses the CUDA driver API, NVML and NCCL:\n"
         );
         println!("    LD_LIBRARY_PATH={directory} MESHREDUCE_NODE=hgx-h100 PROGRAM");
+        let (_, _, folder, name) = VERBS;
+        println!(
+            "\nIts network adapters are in {directory}/{folder}/{name}, which MESHREDUCE_VERBS names to meshreduce."
+        );
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Builds the libraries, optimised, and places them in `emulated-node` of the target directory, which is returned.
 pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
-    let packages = LIBRARIES.iter().flat_map(|(package, ..)| ["--package", *package]);
+    let (verbs_package, verbs_target, verbs_folder, verbs_name) = VERBS;
+    let packages = LIBRARIES.iter().map(|(package, ..)| *package).chain([verbs_package]);
+    let packages = packages.flat_map(|package| ["--package", package]);
     let messages =
         cmd!(shell, "cargo build --release --message-format=json-render-diagnostics {packages...}")
             .quiet()
@@ -55,6 +66,9 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
             place_link(name, &directory.join(link))?;
         }
     }
+    let verbs = directory.join(verbs_folder);
+    std::fs::create_dir_all(&verbs)?;
+    place(&artifact(&messages, verbs_target)?, &verbs.join(verbs_name))?;
     Ok(directory)
 }
 
@@ -70,7 +84,8 @@ pub(crate) fn build_noop_driver(shell: &Shell) -> Result<PathBuf> {
     artifact(&messages, "meshreduce_noop_driver")
 }
 
-fn artifact(messages: &str, target: &str) -> Result<PathBuf> {
+/// The shared library of a target, in what `cargo build --message-format=json` printed.
+pub(crate) fn artifact(messages: &str, target: &str) -> Result<PathBuf> {
     for line in messages.lines() {
         let message: Value = serde_json::from_str(line)?;
         if message["reason"] != "compiler-artifact" || message["target"]["name"] != target {

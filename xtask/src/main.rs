@@ -6,8 +6,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod bench_channels;
 mod bench_host;
 mod build_ptx;
+mod channels;
 mod consumer;
 mod emulated_node;
 mod example;
@@ -26,6 +28,7 @@ mod test;
 mod test_mpi;
 mod test_multigpu;
 mod test_nccl;
+mod test_rdma;
 mod test_torch;
 mod toolchain;
 mod topo;
@@ -42,10 +45,13 @@ enum Command {
     TestMultigpu(test_multigpu::Args),
     Bench(bench::Args),
     BenchHost(bench_host::Args),
+    BenchChannels(bench_channels::Args),
     Topo(topo::Args),
+    Channels(channels::Args),
     TestTorch(test_torch::Args),
     TestMpi(test_mpi::Args),
     TestNccl(test_nccl::Args),
+    TestRdma(test_rdma::Args),
     Mutants(mutants::Args),
     Test(test::Args),
     Example(example::Args),
@@ -76,10 +82,13 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TestMultigpu(args) => args.run(),
         Command::Bench(args) => args.run(),
         Command::BenchHost(args) => args.run(),
+        Command::BenchChannels(args) => args.run(),
         Command::Topo(args) => args.run(),
+        Command::Channels(args) => args.run(),
         Command::TestTorch(args) => args.run(),
         Command::TestMpi(args) => args.run(),
         Command::TestNccl(args) => args.run(),
+        Command::TestRdma(args) => args.run(),
         Command::Mutants(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),

@@ -14,10 +14,12 @@
 //! | deadline, abort, mismatch | [`failures`] |
 //! | captured graphs | [`graphs`] |
 //! | NCCL behind process groups, where there is one | [`nccl`] |
+//! | channels between two devices, or on one | [`channels`] |
 //! | many calls of changing length | [`soak`] |
 //! | what a person or a program reads in the end | [`report`] |
 
 pub mod arena;
+pub mod channels;
 pub mod failures;
 pub mod graphs;
 pub mod machine;
@@ -65,6 +67,8 @@ enum Command {
     Graphs(Common),
     /// NCCL behind process groups: every operation, where there is an NCCL
     Nccl(Common),
+    /// Channels between two devices, or on one: the scenarios of every kind that is viable
+    Channels(Common),
     /// Many calls of changing length, every result compared
     Soak {
         #[command(flatten)]
@@ -113,6 +117,7 @@ pub fn run(arguments: Arguments) -> Result<bool> {
         Command::Failures(common) => failures::run(&common),
         Command::Graphs(common) => graphs::run(&common),
         Command::Nccl(common) => nccl::run(&common),
+        Command::Channels(common) => channels::run(&common),
         Command::Soak { common, calls } => soak::run(&common, calls),
         Command::BenchOptions { shared_device } => {
             println!("{}", Place::choose(shared_device)?.bench_options());

@@ -6,10 +6,10 @@ use std::f64::consts::TAU;
 use svg::Document;
 use svg::node::element::{Description, Group, Title};
 
-use super::shapes::{
+use super::view::{Cube, View};
+use meshreduce_tests::shapes::{
     DIRECT, FAINT, INK, MISSING, Point, RELAY, SWITCH, Stroke, between, centred, circle, rectangle, text,
 };
-use super::view::{Cube, View};
 
 const WIDTH: f64 = 960.0;
 /// Size of a device's box.

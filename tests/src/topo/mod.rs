@@ -3,7 +3,6 @@
 
 mod drawing;
 mod matrix;
-mod shapes;
 mod view;
 
 use std::path::PathBuf;

@@ -19,8 +19,9 @@ use crate::{emulated_node, repository};
 /// The name of the folder in the archive.
 const NAME: &str = "meshreduce-gpu-bundle";
 /// Package, program.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("meshreduce-tests", "gpu-check"),
+    ("meshreduce-tests", "channel-party"),
     ("meshreduce-tests", "multigpu"),
     ("meshreduce-bench", "meshreduce-bench"),
 ];

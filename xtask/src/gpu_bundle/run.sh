@@ -76,6 +76,7 @@ check processes 300
 check failures 300
 check graphs 300
 check nccl 600
+check channels 900
 # shellcheck disable=SC2086 # an option and its value
 check soak 900 $soak
 # Where the other parts ran, on the machine's own driver unless another one is asked for.

@@ -1,0 +1,185 @@
+//! One of two processes that a test has started and that have an endpoint to each other: its devices' memory, and how they wait for
+//! each other beside the endpoint.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshreduce_channels::{Context, Endpoint, Options, Registry};
+use meshreduce_device::{Device, DeviceMemory, PrimaryContext, Stream};
+use meshreduce_driver_loader::sys;
+
+use crate::rank_process::Part;
+
+/// A deadline that nothing but a defect lets pass.
+pub const LONG: Duration = Duration::from_secs(120);
+
+/// One of the two.
+pub struct Peer {
+    /// What the test has told it.
+    pub part: Part,
+    /// Its channels.
+    pub context: Context,
+    /// To the other one.
+    pub endpoint: Endpoint,
+}
+
+impl Peer {
+    /// Meets the other one, with these channels and devices.
+    ///
+    /// # Panics
+    /// If they do not meet.
+    pub fn meet(part: Part, channels: &Registry, devices: &[Device]) -> Self {
+        let options = Options { name: Some(format!("rank {}", part.rank)), ..Options::default() };
+        let context = Context::with_options(channels, devices, options).expect("a context");
+        let endpoint = Self::endpoint(&part, &context, "peers");
+        Self { part, context, endpoint }
+    }
+
+    /// A further endpoint between the two, of this name.
+    ///
+    /// # Panics
+    /// If they do not meet.
+    pub fn endpoint(part: &Part, context: &Context, name: &str) -> Endpoint {
+        let met = match part.rank {
+            0 => context.listen(&*part.store, name, LONG),
+            _ => context.connect(&*part.store, name, LONG),
+        };
+        met.unwrap_or_else(|error| panic!("rank {}: {error}", part.rank))
+    }
+
+    /// Waits until both have come here.
+    ///
+    /// # Panics
+    /// If the other one does not come.
+    pub fn meet_at(&self, place: &str) {
+        self.part.meet_at(place);
+    }
+
+    /// Closes endpoint and context, and waits until both are over.
+    ///
+    /// # Panics
+    /// If that takes for ever.
+    pub fn end(self) {
+        self.endpoint.close();
+        self.endpoint.join(LONG).expect("the endpoint ends");
+        self.context.close();
+        self.context.join(LONG).expect("the context ends");
+    }
+}
+
+impl Part {
+    /// Waits until both of two parts have come here.
+    ///
+    /// # Panics
+    /// If the other one does not come.
+    pub fn meet_at(&self, place: &str) {
+        let key = |rank| format!("at {place} is {rank}");
+        self.store.set(&key(self.rank), b"").expect("the store");
+        self.store.wait(&[&key(1 - self.rank)], LONG).expect("the other one comes");
+    }
+
+    /// Tells the other one.
+    ///
+    /// # Panics
+    /// If the store is lost.
+    pub fn tell(&self, what: &str, bytes: &[u8]) {
+        self.store.set(&format!("{what} of {}", self.rank), bytes).expect("the store");
+    }
+
+    /// What the other one has told, or will.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn hear(&self, what: &str) -> Vec<u8> {
+        self.store.get(&format!("{what} of {}", 1 - self.rank), LONG).expect("the other one tells")
+    }
+}
+
+/// The byte at `index` of the data with this number: no two runs of them are alike.
+pub fn byte(number: u64, index: u64) -> u8 {
+    let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (mixed ^ (mixed >> 29) ^ (index >> 3)) as u8
+}
+
+/// As many bytes.
+pub fn data(number: u64, bytes: u64) -> Vec<u8> {
+    (0..bytes).map(|index| byte(number, index)).collect()
+}
+
+/// Memory of a device, with a stream to fill and read it.
+pub struct Gpu {
+    /// Its primary context.
+    pub context: Arc<PrimaryContext>,
+    /// A stream.
+    pub stream: Stream,
+}
+
+impl Gpu {
+    /// The device with this ordinal.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn new(ordinal: u32) -> Self {
+        meshreduce_device::initialise().expect("a driver");
+        let context = PrimaryContext::retain(ordinal).expect("a device");
+        let stream = Stream::new(&context).expect("a stream");
+        Self { context, stream }
+    }
+
+    /// As a device.
+    pub fn device(&self) -> Device {
+        Device::Cuda(self.context.ordinal())
+    }
+
+    /// Memory with these bytes in it.
+    ///
+    /// # Panics
+    /// If the driver refuses.
+    pub fn memory(&self, bytes: &[u8]) -> DeviceMemory {
+        let memory = self.empty(bytes.len() as u64);
+        memory.write(0, bytes, &self.stream).expect("a copy");
+        memory
+    }
+
+    /// Memory of as many bytes, at least one.
+    ///
+    /// # Panics
+    /// If the driver refuses.
+    pub fn empty(&self, bytes: u64) -> DeviceMemory {
+        DeviceMemory::new(&self.context, bytes.max(1)).expect("memory")
+    }
+
+    /// What is in memory.
+    ///
+    /// # Panics
+    /// If the driver refuses.
+    pub fn read(&self, address: u64, bytes: u64) -> Vec<u8> {
+        let mut into = vec![0_u8; bytes as usize];
+        if bytes > 0 {
+            let _entered = self.context.enter().expect("a context");
+            // SAFETY: the vector has the length and outlives the copy, which is waited for; what the address is of the driver
+            // checks.
+            let answer = unsafe {
+                sys::cuMemcpyDtoHAsync_v2(
+                    into.as_mut_ptr().cast(),
+                    address,
+                    into.len(),
+                    self.stream.raw().get(),
+                )
+            };
+            assert_eq!(answer, sys::CUresult::SUCCESS, "a copy from {address:#x}");
+            self.stream.synchronize().expect("a copy");
+        }
+        into
+    }
+
+    /// That memory holds the data with this number.
+    ///
+    /// # Panics
+    /// If not: with the first byte that differs.
+    pub fn assert_holds(&self, address: u64, number: u64, bytes: u64) {
+        let found = self.read(address, bytes);
+        let wrong = (0..bytes).find(|index| found[*index as usize] != byte(number, *index));
+        assert_eq!(wrong, None, "data {number} of {bytes} bytes");
+    }
+}
