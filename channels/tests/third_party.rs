@@ -220,7 +220,9 @@ fn a_channel_that_fails_fails_its_transfers_on_both_sides_and_no_others() {
         // It stays so, and the endpoint lives.
         let failed = other.endpoint.send(vec![1_u8], CPU, None).wait(SOON).unwrap_err();
         assert!(matches!(failed.error, Error::Other { .. }), "{}", failed.error);
-        assert!(one.endpoint.cause().is_none() && other.endpoint.cause().is_none());
+        for end in [&one, &other] {
+            assert!(end.endpoint.cause().is_none(), "{:?}", end.endpoint.cause());
+        }
     }
 }
 

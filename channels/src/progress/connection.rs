@@ -404,7 +404,8 @@ impl Connection {
         let Some(link) = &mut self.link else { return false };
         let flushed = link.flush(&mut self.queue);
         // What the other side still says must be read, or the system takes the connection down before all has arrived there.
-        let is_to_finish = self.leaving.has_said_all() && self.queue.is_empty();
+        let has_ended = self.shared.cause().is_some();
+        let is_to_finish = has_ended && self.leaving.has_said_all() && self.queue.is_empty();
         let is_done = is_to_finish && !link.finish() && self.leaving.is_empty();
         if is_done {
             self.unlink();
