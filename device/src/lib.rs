@@ -43,8 +43,8 @@ pub use ipc::{Import, ImportedEvent, IpcEvent, IpcHandle};
 pub use last_calls::LastCalls;
 pub use mapped::MappedHost;
 pub use memory::{
-    Allocation, DeviceMemory, Rows, allocation_of, check_pointer, copy, copy_between, copy_rows, copy_within,
-    dma_buf, ordinal_of,
+    Allocation, DeviceMemory, Rows, allocated_on, allocation_of, check_pointer, copy, copy_between,
+    copy_rows, copy_within, dma_buf, ordinal_of,
 };
 pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};

@@ -366,6 +366,15 @@ pub fn ordinal_of(address: CUdeviceptr) -> Option<u32> {
     (kind == DEVICE).then(|| u32::try_from(ordinal).ok())?
 }
 
+/// The ordinal of the device in whose context the memory at `address` was allocated, on the device or page-locked on the host;
+/// `None` if the driver does not know it.
+pub fn allocated_on(address: CUdeviceptr) -> Option<u32> {
+    let mut ordinal = -1_i32;
+    // SAFETY: the place is of the attribute's type, and outlives the call.
+    let answer = unsafe { sys::cuPointerGetAttribute((&raw mut ordinal).cast(), DEVICE_ORDINAL, address) };
+    (answer == CUresult::SUCCESS).then(|| u32::try_from(ordinal).ok())?
+}
+
 /// Checks that `address` lies in memory of the context's device.
 ///
 /// # Errors

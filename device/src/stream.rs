@@ -39,6 +39,14 @@ impl<T> From<*mut T> for RawStream {
     }
 }
 
+/// `stream.as_inner()`, of a stream of the crate `cust`.
+#[cfg(feature = "cust")]
+impl From<&cust::stream::Stream> for RawStream {
+    fn from(stream: &cust::stream::Stream) -> Self {
+        stream.as_inner().into()
+    }
+}
+
 /// Tells streams apart, also where one handle stands for several of them, or was given out again. To be compared with others
 /// of the same capture, or of calls outside of captures, as [`LastCalls`](crate::LastCalls) keeps them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

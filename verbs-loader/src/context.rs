@@ -93,13 +93,25 @@ impl Context {
         let ethernet = attributes.link_layer == LinkLayer::Ethernet;
         let mut entries = Vec::new();
         for index in 0..attributes.gid_table_len {
-            entries.extend(self.gid(port, index, ethernet, sysfs)?);
+            entries.extend(self.entry(port, index, ethernet, sysfs)?);
         }
         Ok(entries)
     }
 
-    /// One place of the table, if it is not empty.
-    fn gid(&self, port: u8, index: u32, ethernet: bool, sysfs: &Path) -> Result<Option<GidEntry>, Error> {
+    /// One place of a port's GID table; `None` if it is empty. As [`gids`](Self::gids) otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Verbs`]: EINVAL for a port or a place that there is not.
+    pub fn gid(&self, port: u8, index: u32, sysfs: &Path) -> Result<Option<GidEntry>, Error> {
+        let attributes = self.query_port(port)?;
+        if index >= attributes.gid_table_len {
+            return Err(VerbsError { call: "ibv_query_gid", errno: libc::EINVAL }.into());
+        }
+        self.entry(port, index, attributes.link_layer == LinkLayer::Ethernet, sysfs)
+    }
+
+    fn entry(&self, port: u8, index: u32, ethernet: bool, sysfs: &Path) -> Result<Option<GidEntry>, Error> {
         // SAFETY: the context is open.
         match unsafe { result::query_gid_ex(self.library(), self.raw(), port, index) } {
             Ok(raw) => {

@@ -158,7 +158,8 @@ impl ProtectionDomain {
     ///
     /// # Errors
     ///
-    /// [`Error::Verbs`]: EINVAL for more than the device can, ENOMEM.
+    /// [`Error::Verbs`]: EINVAL for more than the device can, or for a queue of another device, or of this one opened a second time;
+    /// ENOMEM.
     pub fn queue_pair(
         &self,
         send: &CompletionQueue,

@@ -109,6 +109,11 @@ impl QueuePair {
         receive: &CompletionQueue,
         config: &QueuePairConfig,
     ) -> Result<Self, Error> {
+        // A queue is known to the kernel by a number of its device's, so of another device it would be another queue.
+        let here = domain.context().raw();
+        if [send, receive].iter().any(|queue| queue.context().raw() != here) {
+            return Err(VerbsError { call: "ibv_create_qp", errno: libc::EINVAL }.into());
+        }
         let asked = &config.capacity;
         let mut raw = ibv_qp_init_attr {
             qp_context: ptr::null_mut(),
@@ -125,7 +130,7 @@ impl QueuePair {
             qp_type: IBV_QPT_RC,
             sq_sig_all: config.signal_all.into(),
         };
-        // SAFETY: domain and queues are alive. That they are of one device is checked by the library.
+        // SAFETY: domain and queues are alive, and of one open device.
         let qp = unsafe { result::create_qp(domain.context().library(), domain.raw(), &mut raw) }?;
         let capacity = Capacity {
             max_sends: raw.cap.max_send_wr,

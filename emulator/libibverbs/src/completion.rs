@@ -76,9 +76,7 @@ impl Channel {
 
     /// The queue that has the next event, which is now to be acknowledged.
     pub(crate) fn next_event(&self) -> Answer<Arc<Cq>> {
-        let cq = self.events.pop()?;
-        cq.completion_events.add();
-        Ok(cq)
+        self.events.pop(|cq| cq.completion_events.add())
     }
 }
 

@@ -65,16 +65,15 @@ impl Context {
 
     /// The next event, which is now to be acknowledged.
     pub(crate) fn next_event(&self) -> Answer<ibv_async_event> {
-        let (element, event_type) = match self.events.pop()? {
+        let event = self.events.pop(|event| match event {
+            AsyncEvent::Port(_) => {}
+            AsyncEvent::Pair(pair, _) => pair.events.add(),
+            AsyncEvent::Queue(cq, _) => cq.events.add(),
+        })?;
+        let (element, event_type) = match event {
             AsyncEvent::Port(event) => (ibv_async_element { port_num: 1 }, event),
-            AsyncEvent::Pair(pair, event) => {
-                pair.events.add();
-                (ibv_async_element { qp: pair.raw.pointer() }, event)
-            }
-            AsyncEvent::Queue(cq, event) => {
-                cq.events.add();
-                (ibv_async_element { cq: cq.raw.pointer() }, event)
-            }
+            AsyncEvent::Pair(pair, event) => (ibv_async_element { qp: pair.raw.pointer() }, event),
+            AsyncEvent::Queue(cq, event) => (ibv_async_element { cq: cq.raw.pointer() }, event),
         };
         Ok(ibv_async_event { element, event_type })
     }

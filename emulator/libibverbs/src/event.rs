@@ -33,13 +33,16 @@ impl<T> EventQueue<T> {
         let _ = write(&self.fd, &1_u64.to_ne_bytes());
     }
 
-    /// The next event; waits for it unless the descriptor does not block.
-    pub(crate) fn pop(&self) -> Answer<T> {
+    /// The next event; waits for it unless the descriptor does not block. `got` counts it before anybody else can look whether
+    /// there are events of its object: whoever destroys that either takes the event back or waits for its acknowledgement.
+    pub(crate) fn pop(&self, got: impl Fn(&T)) -> Answer<T> {
         loop {
             match read(&self.fd, &mut [0_u8; 8]) {
                 // None: it was withdrawn, and left its count behind.
                 Ok(_) => {
-                    if let Some(event) = self.lock().pop_front() {
+                    let mut events = self.lock();
+                    if let Some(event) = events.pop_front() {
+                        got(&event);
                         return Ok(event);
                     }
                 }
@@ -87,5 +90,24 @@ impl Unacknowledged {
 
     fn lock(&self) -> MutexGuard<'_, u32> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_counted_before_its_object_can_be_destroyed() {
+        let queue = EventQueue::new().unwrap();
+        queue.push(7);
+        let unacknowledged = Unacknowledged::default();
+        let got = queue.pop(|_| {
+            assert!(queue.events.try_lock().is_err(), "somebody could look for events of the object");
+            unacknowledged.add();
+        });
+        assert_eq!(got, Ok(7));
+        queue.withdraw(|event| *event == 7);
+        assert_eq!(*unacknowledged.lock(), 1, "whoever destroys it waits");
     }
 }

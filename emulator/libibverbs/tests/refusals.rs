@@ -224,3 +224,18 @@ fn memory_that_goes_under_its_registration_is_an_error_and_no_crash() {
     // SAFETY: as above.
     unsafe { munmap(memory, 4096) }.unwrap();
 }
+
+#[test]
+fn a_queue_pair_takes_no_completion_queue_of_another_device_whatever_the_library_says() {
+    let _alone = alone();
+    let (near, far) = (End::new("near", &Wish::default()), End::new("far", &Wish::default()));
+    let again = open("near").completion_queue(16).unwrap();
+    // Real libraries do not look. This one is kept from it, and is not asked.
+    fault("fail", "ibv_create_qp EIO");
+    for (sends, receives) in [(&far.sends, &near.receives), (&near.sends, &far.receives), (&again, &again)] {
+        let error = near.domain.queue_pair(sends, receives, &QueuePairConfig::default()).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EINVAL), "{error}");
+    }
+    fault("fail", "ibv_create_qp off");
+    near.domain.queue_pair(&near.sends, &near.sends, &QueuePairConfig::default()).unwrap();
+}

@@ -236,7 +236,9 @@ impl Driver {
             98 => 0,
             99 => 1,
             // GPUDirect RDMA: whether there is any, flushes by the host (a bit), who sees writes without a flush, dma-bufs.
-            116 | 117 | 124 => i32::from(direct_rdma::is_supported(gpu)),
+            116 | 117 => i32::from(direct_rdma::is_supported(gpu)),
+            // The kernel has a part in these.
+            124 => i32::from(direct_rdma::is_supported(gpu) && self.node.dma_buf),
             118 => direct_rdma::writes_ordering(gpu),
             // Stream memory operations of 64 bits and with NOR, events between processes.
             122 | 123 | 125 => 1,

@@ -52,7 +52,8 @@ impl Driver {
     /// # Errors
     ///
     /// [`Error::InvalidValue`] for a range that is not one of whole pages of a device allocation of this process, and for
-    /// other types and flags; [`Error::NotSupported`] if the device has no GPUDirect RDMA; the failure of the context.
+    /// other types and flags; [`Error::NotSupported`] if the device has no GPUDirect RDMA, or the node no dma-bufs; the failure of
+    /// the context.
     pub fn dma_buf(&self, address: u64, bytes: u64, kind: i32, flags: u64) -> Result<OwnedFd> {
         self.working()?;
         let whole_pages = address.is_multiple_of(PAGE) && bytes.is_multiple_of(PAGE) && bytes > 0;
@@ -61,7 +62,7 @@ impl Driver {
         }
         let allocation = self.memory.with_pages(address, bytes).ok_or(Error::InvalidValue)?;
         let Kind::Device { device } = allocation.kind() else { return Err(Error::InvalidValue) };
-        if !is_supported(&self.node.gpus[device]) {
+        if !is_supported(&self.node.gpus[device]) || !self.node.dma_buf {
             return Err(Error::NotSupported);
         }
         let (file, offset) = allocation.file(address).ok_or(Error::InvalidValue)?;
