@@ -240,6 +240,15 @@ pub struct Operation {
     pub ticket: Ticket,
 }
 
+impl Operation {
+    /// Its ticket, to be ended. What else it holds is let go of, so that the next transfer finds it free.
+    pub fn into_ticket(self) -> Ticket {
+        let Self { ready, ticket, .. } = self;
+        drop(ready);
+        ticket
+    }
+}
+
 /// One-sided writes that belong together.
 #[derive(Debug)]
 pub struct Batch {
@@ -319,7 +328,7 @@ impl Io<'_> {
 
     /// Notes that a batch for one of this side's counters has come in whole, and is to be seen by host and device.
     pub fn arrived(&mut self, counter: u32, bytes: u64) {
-        self.counters.arrived(counter, bytes);
+        self.counters.arrived(self.outbox.channel(), counter, bytes);
     }
 
     /// Notes that a batch for one of this side's counters will not come: its count cannot be reached any more.

@@ -62,7 +62,7 @@ fn verdict(kind: &Offered, there: &Offers, pair: Pair, judge: &Judge<'_>) -> Res
     judge(&kind.name, local, remote)
 }
 
-/// Why no kind serves the pair, for people: every kind that one of the sides knows, and its reason.
+/// Why no kind serves the pair, for people: every kind that one of the sides knows, and its reason, a line each.
 pub(crate) fn reasons(here: &Offers, there: &Offers, pair: Pair, judge: &Judge<'_>) -> String {
     let mut all = Vec::new();
     for kind in &here.kinds {
@@ -75,7 +75,12 @@ pub(crate) fn reasons(here: &Offers, there: &Offers, pair: Pair, judge: &Judge<'
         |name: &String| here.kind(name).is_some() || here.without.iter().any(|(own, _)| own == name);
     let others = there.kinds.iter().map(|kind| &kind.name).filter(|name| !is_known(name));
     all.extend(others.map(|name| format!("{name}: it is known there only")));
-    if all.is_empty() { "there are no channels".to_owned() } else { all.join("; ") }
+    if all.is_empty() {
+        return "there are no channels".to_owned();
+    }
+    // A reason is others' text.
+    let lines = all.into_iter().map(|reason| reason.lines().collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -181,8 +186,17 @@ mod tests {
         assert_eq!(choose(&here, &there, pair, &same_group), None);
         assert_eq!(
             reasons(&here, &there, pair, &same_group),
-            "xth: another group; basic: it does not serve cuda:0 here; gdr: not viable here: no NIC; \
+            "xth: another group\nbasic: it does not serve cuda:0 here\ngdr: not viable here: no NIC\n\
              pigeon: it is known there only"
         );
+    }
+
+    #[test]
+    fn a_reason_of_several_lines_is_one() {
+        let pair = Pair { local: Device::Cpu, remote: Device::Cpu };
+        let here =
+            Offers { without: vec![("gdr".into(), "no NIC,\nnone at all".into())], ..Offers::default() };
+        let reasons = reasons(&here, &Offers::default(), pair, &same_group);
+        assert_eq!(reasons, "gdr: not viable here: no NIC, none at all");
     }
 }

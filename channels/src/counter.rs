@@ -57,11 +57,23 @@ impl Counters {
         found
     }
 
-    /// Notes a batch of `bytes` bytes that is there in whole, and visible to work on the devices that is enqueued from now on.
-    pub fn arrived(&self, number: u32, bytes: u64) {
+    /// Notes a batch of `bytes` bytes that has come on a channel, is there in whole, and visible to work on the devices that is
+    /// enqueued from now on.
+    pub fn arrived(&self, channel: u32, number: u32, bytes: u64) {
         if let Some(state) = self.find(number) {
-            state.arrived(bytes);
+            state.arrived(channel, bytes);
         }
+    }
+
+    /// A channel has ended, for `why`: counters that count its batches, or nobody's yet, get no further.
+    pub fn fail_of(&self, channel: u32, why: &Error) {
+        for state in self.all() {
+            state.fail_of(channel, why);
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<State>> {
+        self.table().counters.values().filter_map(Weak::upgrade).collect()
     }
 
     /// Notes a batch that will not come.
@@ -73,12 +85,8 @@ impl Counters {
 
     /// Nothing comes any more, for `why`.
     pub fn end(&self, why: &Error) {
-        let all: Vec<_> = {
-            let mut table = self.table();
-            table.ended.get_or_insert_with(|| why.clone());
-            table.counters.values().filter_map(Weak::upgrade).collect()
-        };
-        for state in all {
+        self.table().ended.get_or_insert_with(|| why.clone());
+        for state in self.all() {
             state.fail(why);
         }
     }
@@ -110,8 +118,9 @@ impl Counters {
 ///
 /// - *There* is for whom the counter tells of it: the host that has seen the value ([`Counter::wait`], [`Counter::reached`]), work
 ///   that it enqueues after that, and a kernel that has read the value from [`Counter::word`] with acquire order at system scope.
-/// - It fails when the other side is lost or closes, or one of its batches fails on the way: then it counts no further, what was
-///   reached before stays reached, and whoever waits for more gets [`Error::CountUnreachable`].
+/// - It fails when the other side is lost or closes, one of its batches fails on the way, or the channel fails on which its batches
+///   have come (any channel of the endpoint, if none has come yet: which one they will take is not known): then it counts no
+///   further, what was reached before stays reached, and whoever waits for more gets [`Error::CountUnreachable`].
 /// - Its number is good for this endpoint alone. Batches for a counter that was dropped count nowhere.
 ///
 /// Dropped, it ends kernels that wait at its word, as if it had failed, and then waits until the driver has freed that.
@@ -197,6 +206,10 @@ impl fmt::Debug for Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
+        if self.state.is_forked() {
+            // The words are the parent's, and so are the locks.
+            return std::mem::forget(Arc::clone(&self.state));
+        }
         self.counters.table().counters.remove(&self.state.number());
         self.state.end();
     }
@@ -225,6 +238,7 @@ mod tests {
 
     use super::*;
 
+    const CHANNEL: u32 = 3;
     const LONG: Duration = Duration::from_secs(60);
 
     fn lost() -> Error {
@@ -236,13 +250,13 @@ mod tests {
         let counters = Counters::new("p".into());
         let (one, other) = (counters.create(), counters.create());
         assert_ne!(one.descriptor(), other.descriptor());
-        counters.arrived(one.descriptor().number, 10);
-        counters.arrived(one.descriptor().number, 20);
+        counters.arrived(CHANNEL, one.descriptor().number, 10);
+        counters.arrived(CHANNEL, one.descriptor().number, 20);
         assert_eq!((one.value(), one.bytes(), other.value()), (2, 30, 0));
         assert_eq!(one.wait(2, Duration::ZERO).unwrap(), 2);
         assert!(matches!(other.wait(1, Duration::from_millis(1)), Err(Error::TimedOut { .. })));
         // Nobody has it.
-        counters.arrived(one.descriptor().number.wrapping_add(1), 1);
+        counters.arrived(CHANNEL, one.descriptor().number.wrapping_add(1), 1);
         assert_eq!(one.value(), 2);
     }
 
@@ -254,8 +268,8 @@ mod tests {
             let counter = Arc::clone(&counter);
             move || counter.wait(2, LONG)
         });
-        counters.arrived(counter.descriptor().number, 1);
-        counters.arrived(counter.descriptor().number, 1);
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
         assert_eq!(waiting.join().unwrap().unwrap(), 2);
     }
 
@@ -263,7 +277,7 @@ mod tests {
     fn what_is_reached_stays_reached_and_more_fails_with_peer_and_bytes() {
         let counters = Counters::new("p".into());
         let counter = counters.create();
-        counters.arrived(counter.descriptor().number, 100);
+        counters.arrived(CHANNEL, counter.descriptor().number, 100);
         counters.end(&lost());
         assert_eq!(counter.wait(1, LONG).unwrap(), 1);
         let error = counter.wait(3, LONG).unwrap_err();
@@ -277,7 +291,7 @@ mod tests {
         assert!(error.to_string().contains("1 of 3 batches (100 bytes) have come from p"), "{error}");
         assert!(counter.failure().is_some() && counter.reset().is_err());
         // Counts no further.
-        counters.arrived(counter.descriptor().number, 1);
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
         assert_eq!(counter.value(), 1);
         assert!(counters.create().failure().is_some(), "a counter behind the end");
     }
@@ -291,13 +305,46 @@ mod tests {
     }
 
     #[test]
+    fn a_channel_that_ends_fails_the_counters_that_it_may_count_for() {
+        let counters = Counters::new("p".into());
+        let [own, other, both, none] = [(); 4].map(|()| counters.create());
+        let arrive =
+            |channel: u32, counter: &Counter| counters.arrived(channel, counter.descriptor().number, 1);
+        arrive(CHANNEL, &own);
+        arrive(CHANNEL + 1, &other);
+        arrive(CHANNEL, &both);
+        arrive(CHANNEL + 1, &both);
+        counters.fail_of(CHANNEL, &lost());
+        let failed = [&own, &other, &both, &none].map(|counter| counter.failure().is_some());
+        assert_eq!(failed, [true, false, true, true]);
+        assert!(matches!(own.wait(2, LONG), Err(Error::CountUnreachable { batches: 1, .. })));
+        assert!(counters.create().failure().is_none(), "the endpoint goes on");
+    }
+
+    #[test]
+    fn a_waker_that_panics_harms_no_other() {
+        struct Mad;
+        impl Wake for Mad {
+            fn wake(self: Arc<Self>) {
+                panic!("mad");
+            }
+        }
+        let counters = Counters::new("p".into());
+        let counter = counters.create();
+        let mad = Arc::new(Mad).into();
+        assert!(Pin::new(&mut counter.reached(1)).poll(&mut Context::from_waker(&mad)).is_pending());
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
+        assert_eq!(counter.value(), 1);
+    }
+
+    #[test]
     fn a_reset_begins_a_new_round() {
         let counters = Counters::new("p".into());
         let counter = counters.create();
-        counters.arrived(counter.descriptor().number, 5);
+        counters.arrived(CHANNEL, counter.descriptor().number, 5);
         assert_eq!(counter.reset().unwrap(), 1);
         assert_eq!((counter.value(), counter.bytes()), (0, 0));
-        counters.arrived(counter.descriptor().number, 7);
+        counters.arrived(CHANNEL, counter.descriptor().number, 7);
         assert_eq!((counter.value(), counter.bytes()), (1, 7));
     }
 
@@ -318,7 +365,7 @@ mod tests {
         };
         let (mut one, mut three) = (counter.reached(1), counter.reached(3));
         assert!(poll(&mut one, 0).is_pending() && poll(&mut three, 1).is_pending());
-        counters.arrived(counter.descriptor().number, 1);
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
         assert!(matches!(poll(&mut one, 0), Poll::Ready(Ok(1))));
         assert!(poll(&mut three, 1).is_pending());
         counters.end(&lost());

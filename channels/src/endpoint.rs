@@ -117,8 +117,8 @@ impl Shared {
         let (ours, theirs) = (&self.facts.offers.devices, &self.facts.hello.offers.devices);
         let at = (channel as usize).checked_sub(1)?;
         let (local, remote) = match self.facts.side {
-            Side::Listening => (at / theirs.len(), at % theirs.len()),
-            Side::Connecting => (at % ours.len(), at / ours.len()),
+            Side::Listening => (at.checked_div(theirs.len())?, at.checked_rem(theirs.len())?),
+            Side::Connecting => (at.checked_rem(ours.len())?, at.checked_div(ours.len())?),
         };
         Some(Pair { local: *ours.get(local)?, remote: *theirs.get(remote)? })
     }
@@ -239,12 +239,20 @@ impl Endpoint {
             Direction::Send => self.ready(after),
             Direction::Receive => after.tell(&self.site.devices),
         });
+        let facts = |number| {
+            let peer = Arc::clone(self.shared.peer());
+            Facts { direction, bytes: span.bytes, number, peer }
+        };
+        if let Err(error @ Error::Forked) = ready {
+            // Another thread of the parent may have had the lock, which nobody here gives back.
+            let (ticket, transfer) = Ticket::new(facts(0), self.home(), keep);
+            ticket.fail(error);
+            return transfer;
+        }
         // Held until the command is on its way, so that numbers and commands are in the same order.
         let mut numbers = self.shared.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let number = numbers.entry((pair, direction)).or_default();
-        let peer = Arc::clone(self.shared.peer());
-        let facts = Facts { direction, bytes: span.bytes, number: *number, peer };
-        let (ticket, transfer) = Ticket::new(facts, self.home(), keep);
+        let (ticket, transfer) = Ticket::new(facts(*number), self.home(), keep);
         match ready {
             Ok(ready) => {
                 *number += 1;

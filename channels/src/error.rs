@@ -64,7 +64,15 @@ pub enum Error {
         expected: u64,
     },
     /// No channel serves the pair.
-    #[error("no channel between {local} here and {remote} of {peer}: {reasons}")]
+    ///
+    /// Its text is a line that says so, and a line for each kind:
+    ///
+    /// ```text
+    /// no channel between cuda:0 here and cuda:1 of stage-1 (process 4711 on host):
+    ///   xth: it is another process
+    ///   ipc: not viable here: no CUDA driver
+    /// ```
+    #[error("no channel between {local} here and {remote} of {peer}:{}", indented(reasons))]
     NoChannel {
         /// This side's device.
         local: Device,
@@ -72,7 +80,7 @@ pub enum Error {
         remote: Device,
         /// Who is on the other side.
         peer: Arc<str>,
-        /// Every channel's name and why it does not serve the pair.
+        /// Every channel's name and why it does not serve the pair, a line each.
         reasons: Arc<str>,
     },
     /// A device that a context was to serve is not there, or not usable.
@@ -245,6 +253,11 @@ pub enum Error {
     },
 }
 
+/// Each line on one of its own.
+fn indented(lines: &str) -> String {
+    lines.lines().map(|line| format!("\n  {line}")).collect()
+}
+
 impl From<meshreduce_device::Error> for Error {
     fn from(error: meshreduce_device::Error) -> Self {
         match error {
@@ -261,6 +274,12 @@ impl Error {
             meshreduce_device::Error::Driver(error) => error.into(),
             other => Error::BadMemory { what: other.to_string().into() },
         }
+    }
+
+    /// Whether the driver has refused something and goes on otherwise, so that it concerns one transfer alone. A context that is
+    /// lost ends every channel on it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Error::Driver(error) if !error.loses_context())
     }
 
     /// That the other side says what makes no sense.

@@ -32,6 +32,16 @@ pub struct Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u32);
 
+/// What came of [`Lane::attempt`].
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Attempt {
+    /// Behind what was enqueued.
+    pub mark: Mark,
+    /// What the driver said when it did not enqueue the rest.
+    pub refused: Option<DriverError>,
+}
+
 impl Lane {
     /// A lane on a stream of its own in `context`.
     ///
@@ -80,6 +90,27 @@ impl Lane {
         self.last = next;
         self.is_unmarked = false;
         Ok(Mark(next))
+    }
+
+    /// As [`Lane::enqueue`], where what the driver refuses fails something smaller than the lane: the mark stands behind whatever
+    /// `enqueue` had enqueued before it was refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::enqueue`]: the context is lost, or there is no mark.
+    pub fn attempt(
+        &mut self,
+        enqueue: impl FnOnce(&PrimaryContext, RawStream) -> Result<(), DriverError>,
+    ) -> Result<Attempt, DriverError> {
+        let mut refused = None;
+        let mark = self.enqueue(|context, stream| match enqueue(context, stream) {
+            Err(error) if !error.loses_context() => {
+                refused = Some(error);
+                Ok(())
+            }
+            other => other,
+        })?;
+        Ok(Attempt { mark, refused })
     }
 
     /// Whether what was enqueued up to `mark` is done: its data are seen.

@@ -42,9 +42,11 @@
 //! | kind | priority | between |
 //! | --- | --- | --- |
 //! | `xth` | 400 | devices of one process, and its host memory with itself |
+//! | `ipc` | 300 | devices of two processes on one host |
+//! | `gdr` | 200 | memory that network adapters reach, on one host or two: devices and host memory by RDMA |
 //! | `basic` | 100 | any two devices, host memory too, with CUDA or without |
 //!
-//! The environment variable `MESHREDUCE_CHANNELS` ([`ALLOWED`]), or [`Registry::allow`], gives choice and order: `basic`. Kinds of
+//! The environment variable `MESHREDUCE_CHANNELS` ([`ALLOWED`]), or [`Registry::allow`], gives choice and order: `ipc,basic`. Kinds of
 //! other crates implement [`channel::ChannelFactory`] and are registered in the same way.
 //!
 //! # Transfers
@@ -74,6 +76,8 @@ pub mod channel;
 mod choice;
 mod context;
 mod counter;
+#[cfg(feature = "cust")]
+pub mod cust_memory;
 mod devices;
 mod endpoint;
 mod error;
@@ -101,7 +105,7 @@ pub use counter::{Counter, Counters, POISON, Reached};
 pub use endpoint::Endpoint;
 pub use error::Error;
 pub use ipc::Ipc;
-pub use lane::{Lane, Mark};
+pub use lane::{Attempt, Lane, Mark};
 pub use meet::{Address, Links, NotAnAddress, SOCKET_IFNAME};
 pub use meshreduce_device::{Device, DeviceType};
 pub use owned::{Failed, Owned, Remains};

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use meshreduce_device::Device;
+use meshreduce_device::{Device, PrimaryContext};
 
 use crate::error::Error;
+use crate::progress::unharmed;
 use crate::span::{Memory, Span};
 use crate::stream::OnStream;
 use crate::transfer::{Keep, Transfer};
@@ -40,14 +41,21 @@ impl<M: Memory> Keep for Held<M> {
         // Whoever has started the transfer has the memory, or frees it, if this is not the last reference.
         let Some(held) = Arc::into_inner(self) else { return };
         let Some(memory) = held.0.into_inner().unwrap_or_else(PoisonError::into_inner) else { return };
-        if memory.span().device == Device::Cpu {
-            return drop(memory);
-        }
-        // The driver waits for kernels before it frees memory, and they may wait for what this thread is to bring.
-        let thread = std::thread::Builder::new().name("meshreduce drop".into());
-        if let Err(error) = thread.spawn(move || drop(memory)) {
-            tracing::warn!(%error, "memory of a dropped transfer was freed by the progress thread");
-        }
+        unharmed("memory that was let go of", || free(memory));
+    }
+}
+
+fn free<M: Memory>(memory: M) {
+    let Some(ordinal) = memory.freed_on() else { return drop(memory) };
+    // The driver waits for kernels before it frees memory, and they may wait for what this thread is to bring.
+    let thread = std::thread::Builder::new().name("meshreduce drop".into());
+    let free = move || {
+        let context = PrimaryContext::retain(ordinal).ok();
+        let _entered = context.as_ref().and_then(|context| context.enter().ok());
+        drop(memory);
+    };
+    if let Err(error) = thread.spawn(free) {
+        tracing::warn!(%error, "memory of a dropped transfer was freed by the progress thread");
     }
 }
 
@@ -104,11 +112,16 @@ impl<M: Memory> Owned<M> {
     ///
     /// Why it has failed, with the memory; or that it goes on ([`Error::TimedOut`]), with the transfer.
     pub fn wait(self, timeout: Duration) -> Result<(M, u64), Failed<M>> {
-        match self.transfer.wait(timeout) {
-            Err(error) if !self.transfer.has_ended() => {
-                Err(Failed { error, remains: Remains::GoesOn(Box::new(self)) })
-            }
-            result => self.end(result),
+        let waited = self.transfer.wait(timeout);
+        self.waited(waited)
+    }
+
+    /// What comes of a wait.
+    fn waited(self, waited: Result<u64, Error>) -> Result<(M, u64), Failed<M>> {
+        match (self.transfer.result(), waited) {
+            // Also if it has ended behind the wait: how it has, says what may be given back.
+            (Some(result), _) | (None, result @ Ok(_)) => self.end(result),
+            (None, Err(error)) => Err(Failed { error, remains: Remains::GoesOn(Box::new(self)) }),
         }
     }
 
@@ -132,10 +145,10 @@ impl<M: Memory> Future for Owned<M> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match Pin::new(&mut self.transfer).poll(context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(error)) if !self.transfer.has_ended() => {
-                Poll::Ready(Err(Failed { error, remains: Remains::Nothing }))
-            }
-            Poll::Ready(result) => Poll::Ready(self.end(result)),
+            Poll::Ready(polled) => match (self.transfer.result(), polled) {
+                (Some(result), _) | (None, result @ Ok(_)) => Poll::Ready(self.end(result)),
+                (None, Err(error)) => Poll::Ready(Err(Failed { error, remains: Remains::Nothing })),
+            },
         }
     }
 }
@@ -189,5 +202,47 @@ impl<M: Memory> fmt::Debug for Remains<M> {
             Remains::GoesOn(_) => "GoesOn",
             Remains::Nothing => "Nothing",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Direction;
+    use crate::transfer::Ticket;
+    use crate::transfer::testing::started;
+
+    fn owned(bytes: usize) -> (Ticket, Owned<Vec<u8>>) {
+        let (ticket, transfer) = started(Direction::Receive, 0, bytes as u64);
+        (ticket, Owned::new(transfer, Held::new(vec![0; bytes])))
+    }
+
+    fn timed_out() -> Result<u64, Error> {
+        Err(Error::TimedOut { what: "it".into(), waited: Duration::ZERO })
+    }
+
+    #[test]
+    fn a_transfer_that_ends_behind_its_deadline_but_before_its_owner_looks_has_ended() {
+        let (ticket, owned) = owned(10);
+        ticket.done();
+        assert_eq!(owned.waited(timed_out()).unwrap().1, 10);
+    }
+
+    #[test]
+    fn memory_that_was_abandoned_behind_the_deadline_does_not_come_back() {
+        let (ticket, owned) = owned(10);
+        drop(ticket);
+        let failed = owned.waited(timed_out()).unwrap_err();
+        assert!(matches!(failed.error, Error::Abandoned { .. }), "{}", failed.error);
+        assert!(failed.into_memory().is_none());
+    }
+
+    #[test]
+    fn a_transfer_that_goes_on_is_given_back() {
+        let (ticket, owned) = owned(10);
+        let failed = owned.waited(timed_out()).unwrap_err();
+        let Remains::GoesOn(owned) = failed.remains else { panic!("{:?}", failed.remains) };
+        ticket.done();
+        assert_eq!(owned.wait(Duration::ZERO).unwrap().1, 10);
     }
 }

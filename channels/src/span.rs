@@ -41,6 +41,15 @@ impl fmt::Display for Span {
 pub unsafe trait Memory: Send + 'static {
     /// Where the memory is.
     fn span(&self) -> Span;
+
+    /// The CUDA device in whose primary context it is freed; `None`: in none. If nobody holds it any more when a transfer has done
+    /// with it, it is dropped with that context current, by a thread that may wait for the device.
+    fn freed_on(&self) -> Option<u32> {
+        match self.span().device {
+            Device::Cpu => None,
+            Device::Cuda(ordinal) => Some(ordinal),
+        }
+    }
 }
 
 // SAFETY: the allocation lives as long as the value, wherever that is moved, and is written by nobody but the stream work that
@@ -114,5 +123,9 @@ unsafe impl<M: Memory> Memory for Slice<M> {
     fn span(&self) -> Span {
         let all = self.memory.span();
         Span { address: all.address + self.offset, bytes: self.bytes, ..all }
+    }
+
+    fn freed_on(&self) -> Option<u32> {
+        self.memory.freed_on()
     }
 }

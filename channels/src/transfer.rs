@@ -76,7 +76,7 @@ impl State {
         drop(outcome);
         self.told.notify_all();
         if let Some(waker) = waker {
-            waker.wake();
+            progress::unharmed("a waker", || waker.wake());
         }
     }
 
@@ -276,14 +276,20 @@ impl Transfer {
         if self.state.home.process != std::process::id() {
             return Err(Error::Forked);
         }
-        let mut outcome = self.state.outcome();
-        if let Some(result) = &outcome.result {
-            return result.clone();
+        if let Some(result) = self.state.result() {
+            return result.map(drop);
         }
         let word = self.state.home.devices.word(stream.ordinal())?;
-        stream.wait_for(&word)?;
-        outcome.words.push(word);
-        Ok(())
+        {
+            let mut outcome = self.state.outcome();
+            if let Some(result) = &outcome.result {
+                return result.clone();
+            }
+            outcome.words.push(word.clone());
+        }
+        // Not under the lock: the driver may wait for room in the stream, which comes when other transfers end, and the progress
+        // thread takes the lock to end this one. It may have done so by now: then the word lets the stream pass.
+        stream.wait_for(&word)
     }
 
     /// Lets it go on without anybody who waits for it. How it ends is not told; the memory that was given to
@@ -300,9 +306,9 @@ impl Transfer {
         }
     }
 
-    /// Whether it has ended, well or not.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.state.ended.load(Ordering::Acquire)
+    /// How it has ended, if it has.
+    pub(crate) fn result(&self) -> Option<Result<u64, Error>> {
+        self.state.result()
     }
 }
 
@@ -421,6 +427,21 @@ mod tests {
         drop(ticket);
         assert!(matches!(transfer.poll(), Err(Error::Abandoned { number: 3, .. })));
         assert_eq!(Arc::strong_count(&memory), 2);
+    }
+
+    #[test]
+    fn a_waker_that_panics_harms_nobody() {
+        struct Mad;
+        impl std::task::Wake for Mad {
+            fn wake(self: Arc<Self>) {
+                panic!("mad");
+            }
+        }
+        let (ticket, mut transfer) = started(10, None);
+        let waker = Arc::new(Mad).into();
+        assert!(Pin::new(&mut transfer).poll(&mut Context::from_waker(&waker)).is_pending());
+        ticket.done();
+        assert!(transfer.poll().unwrap());
     }
 
     #[test]

@@ -131,6 +131,43 @@ fn memory_of_a_dropped_transfer_lives_until_nothing_uses_it() {
     drop((one, other));
 }
 
+/// Memory that cannot be dropped without harm.
+struct Mad(Vec<u8>);
+
+// SAFETY: as the vector.
+unsafe impl Memory for Mad {
+    fn span(&self) -> Span {
+        self.0.span()
+    }
+}
+
+impl Drop for Mad {
+    fn drop(&mut self) {
+        panic!("mad");
+    }
+}
+
+#[test]
+fn memory_that_panics_when_it_is_dropped_harms_no_other_transfer() {
+    for (kind, name, links) in every() {
+        let (one, other) = pair_of(&registry(kind), links);
+        let sent = one.endpoint.send(bytes(1, 10), CPU, None);
+        let received = other.endpoint.recv(vec![0_u8; 10], CPU, None);
+        let mad = other.endpoint.recv(Mad(vec![0; 10]), CPU, None);
+        // Whoever is the last to let go of the memory drops it: this thread may be.
+        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(mad)));
+        sent.wait(SOON).unwrap();
+        received.wait(SOON).unwrap();
+        // The dropped one may be answered before or behind it.
+        let refused = one.endpoint.send(bytes(2, 10), CPU, None);
+        assert!(refused.wait(SOON).is_err(), "{kind} {name}");
+        let sent = one.endpoint.send(bytes(3, 10), CPU, None);
+        let (received, _) = other.endpoint.recv(vec![0_u8; 10], CPU, None).wait(SOON).unwrap();
+        assert!(received == bytes(3, 10), "{kind} {name}");
+        sent.wait(SOON).unwrap();
+    }
+}
+
 /// Waits for a future without a runtime.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);

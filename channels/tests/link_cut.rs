@@ -31,7 +31,11 @@ fn a_link_that_is_cut_is_a_lost_peer() {
                 error => panic!("{error}"),
             }
         }
-        assert!(matches!(error_of(other.endpoint.recv(vec![0; 1], CPU, None)), Error::PeerLost { .. }));
+        // As long as the send that was announced before the cut, which it may meet.
+        match error_of(other.endpoint.recv(vec![0; 30 << 20], CPU, None)) {
+            Error::PeerLost { peer, .. } => assert!(peer.starts_with("one (process ")),
+            error => panic!("{error}"),
+        }
         assert!(begun.elapsed() < Duration::from_secs(10));
         one.endpoint.join(SOON).unwrap();
     }

@@ -131,9 +131,11 @@ fn a_pair_that_no_channel_serves_is_an_error_that_names_every_reason() {
     let error = one.endpoint.channel(pair).unwrap_err();
     assert_eq!(
         error.to_string().replace(&**one.endpoint.peer_name(), "PEER"),
-        "no channel between cpu here and cpu of PEER: xth: not viable there: it is not allowed; \
-         ipc: not viable here: it is not allowed; gdr: not viable here: it is not allowed; basic: not viable here: it is not \
-         allowed"
+        "no channel between cpu here and cpu of PEER:\n  \
+           xth: not viable there: it is not allowed\n  \
+           ipc: not viable here: it is not allowed\n  \
+           gdr: not viable here: it is not allowed\n  \
+           basic: not viable here: it is not allowed"
     );
     let failed = one.endpoint.send(vec![1_u8], CPU, None).wait(SOON).unwrap_err();
     assert!(matches!(failed.error, Error::NoChannel { .. }));

@@ -1,14 +1,20 @@
-//! A basic channel: its two directions.
+//! A basic channel: its two directions, of transfers and of batches.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
 
 use meshreduce_device::PrimaryContext;
 
+use super::owner::Owner;
+use super::page_wire::{self, Said as SaidOfPages};
 use super::receiver::Receiver;
+use super::region::Parts;
 use super::sender::Sender;
 use super::wire::{Said, Shape};
-use crate::channel::{Activity, Channel, Direction, Io, Message, Operation, OtherHalf, Rest};
+use super::writer::Writer;
+use crate::channel::{
+    Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, RegionPart, Rest,
+};
 use crate::error::Error;
 use crate::matching::Notice;
 
@@ -17,6 +23,8 @@ pub(super) struct BasicChannel {
     peer: Arc<str>,
     sender: Sender,
     receiver: Receiver,
+    writer: Writer,
+    owner: Owner,
 }
 
 impl BasicChannel {
@@ -25,10 +33,13 @@ impl BasicChannel {
         context: Option<Arc<PrimaryContext>>,
         ours: Shape,
         theirs: Shape,
+        parts: &Arc<Parts>,
     ) -> Self {
         let sender = Sender::new(Arc::clone(&peer), context.clone(), ours);
-        let receiver = Receiver::new(Arc::clone(&peer), context, theirs);
-        Self { peer, sender, receiver }
+        let receiver = Receiver::new(Arc::clone(&peer), context.clone(), theirs);
+        let writer = Writer::new(Arc::clone(&peer), context.clone(), ours);
+        let owner = Owner::new(Arc::clone(&peer), context, theirs, Arc::clone(parts));
+        Self { peer, sender, receiver, writer, owner }
     }
 }
 
@@ -38,6 +49,16 @@ impl Channel for BasicChannel {
             Direction::Send => self.sender.start(operation),
             Direction::Receive => self.receiver.start(operation, io)?,
         }
+        Ok(())
+    }
+
+    fn write(&mut self, batch: Batch, _: &mut Io<'_>) -> Result<(), Error> {
+        self.writer.start(batch);
+        Ok(())
+    }
+
+    fn withdraw(&mut self, part: &Arc<dyn RegionPart>, _: &mut Io<'_>) -> Result<(), Error> {
+        self.owner.withdraw(&**part);
         Ok(())
     }
 
@@ -54,27 +75,42 @@ impl Channel for BasicChannel {
                 }
             };
         }
+        if bytes.first().is_some_and(|tag| *tag >= page_wire::FIRST_TAG) {
+            return match SaidOfPages::decode(bytes).map_err(malformed)? {
+                SaidOfPages::Slots => self.owner.slots(files),
+                SaidOfPages::Pages(pages) => self.owner.pages(pages, io),
+                SaidOfPages::Cut { batch, counter, why } => {
+                    self.owner.cut(batch, counter, why, io);
+                    Ok(())
+                }
+                SaidOfPages::Freed { chunks } => self.writer.freed(chunks),
+                SaidOfPages::Placed { batch, chunks } => self.writer.placed(batch, chunks),
+                SaidOfPages::Declined { batch, chunks, why } => self.writer.declined(batch, chunks, why),
+            };
+        }
         match Said::decode(bytes).map_err(malformed)? {
             Said::Slots => self.receiver.slots(files),
             Said::Chunk { piece, payload } => self.receiver.chunk(piece, payload, io),
             Said::Freed { chunks } => self.sender.freed(chunks),
             Said::Taken { number, chunks } => self.sender.taken(number, chunks),
+            Said::Failed { number, what } => self.receiver.failed(number, what, io),
         }
     }
 
     fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
-        let received = self.receiver.poll(io)?;
-        Ok(received.max(self.sender.poll(io)?))
+        let received = self.receiver.poll(io)?.max(self.owner.poll(io)?);
+        Ok(received.max(self.sender.poll(io)?).max(self.writer.poll(io)?))
     }
 
     fn end(&mut self, cause: &Error) {
         self.sender.end(cause);
         self.receiver.end(cause);
+        self.writer.end(cause);
     }
 
     fn linger(&mut self, _: OtherHalf) -> Rest {
-        // Both are looked at.
-        let has_sent = self.sender.linger();
-        if self.receiver.linger() && has_sent { Rest::Over } else { Rest::Busy }
+        // All are looked at.
+        let over = [self.sender.linger(), self.receiver.linger(), self.writer.linger(), self.owner.linger()];
+        if over == [true; 4] { Rest::Over } else { Rest::Busy }
     }
 }

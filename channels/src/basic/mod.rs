@@ -5,21 +5,36 @@
 //! between hosts it does. There the memory of the host is sent from where it is.
 //!
 //! Each direction of a channel has its own slots, made when they are first needed: 16 MiB as it is (page-locked where one of the
-//! two devices is of CUDA).
+//! two devices is of CUDA). So have batches of writes into registered regions, which the writer packs into slots and the owner of
+//! the region copies to where they belong ([`writer`], [`owner`]): nobody else reaches into its memory, so that it comes back at once
+//! when the region is given up.
 
 mod channel;
+mod chunks;
+#[cfg(test)]
+mod hostile;
+mod lent;
+mod owner;
+mod packing;
+mod page_wire;
 mod receiver;
+mod region;
 mod sender;
 mod slots;
 mod wire;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, Words};
 
-use crate::channel::{Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Reason};
+use crate::channel::{
+    Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Reason, RegionPart,
+};
 use crate::error::Error;
+use crate::span::Span;
+use region::Parts;
 use wire::Shape;
 
 /// The kind `basic`. See the module of the same name in the documentation of [`Registry`](crate::Registry).
@@ -66,7 +81,7 @@ impl ChannelFactory for Basic {
                 }
             }
         }
-        Ok(Arc::new(BasicContext { shape: self.shape, devices, left_out }))
+        Ok(Arc::new(BasicContext { shape: self.shape, devices, left_out, parts: Arc::default() }))
     }
 }
 
@@ -76,6 +91,8 @@ struct BasicContext {
     /// With the contexts of those of CUDA.
     devices: BTreeMap<Device, Option<Arc<PrimaryContext>>>,
     left_out: Vec<(String, String)>,
+    /// Regions of this side.
+    parts: Arc<Parts>,
 }
 
 impl ChannelContext for BasicContext {
@@ -102,7 +119,15 @@ impl ChannelContext for BasicContext {
         };
         let theirs = Shape::of_descriptor(offer.remote)
             .map_err(|error| Error::protocol(&offer.peer, format!("its descriptor: {error}")))?;
-        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), self.shape, theirs)))
+        let (ours, parts) = (self.shape, &self.parts);
+        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), ours, theirs, parts)))
+    }
+
+    unsafe fn register(&self, span: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {
+        if !self.devices.contains_key(&span.device) || span.bytes == 0 {
+            return Ok(None);
+        }
+        Ok(Some(self.parts.register(span)?))
     }
 
     fn report(&self) -> Vec<(String, String)> {

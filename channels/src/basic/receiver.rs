@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, copy};
 
+use super::chunks::Chunks;
 use super::slots::Slots;
 use super::wire::{Piece, Said, Shape};
 use crate::channel::{Activity, Io, Operation};
@@ -30,29 +31,6 @@ pub(super) struct Receiver {
     current: VecDeque<Receiving>,
     /// The channel is over.
     cause: Option<Error>,
-}
-
-/// Which chunks have come, and which are done with.
-#[derive(Debug, Default)]
-struct Chunks {
-    heard: u64,
-    /// Those before it are done with, and the other side may fill their slots.
-    freed: u64,
-    /// Of those from there on.
-    done: VecDeque<bool>,
-    told: u64,
-}
-
-impl Chunks {
-    fn done(&mut self, chunk: u64) {
-        if let Some(done) = self.done.get_mut((chunk - self.freed) as usize) {
-            *done = true;
-        }
-        while self.done.front() == Some(&true) {
-            self.done.pop_front();
-            self.freed += 1;
-        }
-    }
 }
 
 /// A chunk that has come and was not placed.
@@ -146,13 +124,12 @@ impl Receiver {
         if bytes > self.shape.bytes as u64 || payload.len() as u64 != carried || number > self.next {
             return Err(self.protocol(format!("{piece:?} with {} bytes", payload.len())));
         }
-        let held = Held { chunk: self.chunks.heard, offset, bytes };
+        self.check(piece)?;
+        let held = Held { chunk: self.chunks.next(), offset, bytes };
         if bytes > 0 {
-            if self.chunks.heard - self.chunks.freed >= u64::from(self.shape.slots) {
+            if self.chunks.heard(self.shape.slots).is_none() {
                 return Err(self.protocol("more chunks than there are slots"));
             }
-            self.chunks.heard += 1;
-            self.chunks.done.push_back(false);
             if is_carried && !self.place_at_once(piece, payload, held.chunk)? {
                 self.keep(payload, held.chunk)?;
             } else if is_carried {
@@ -162,9 +139,6 @@ impl Receiver {
             }
         }
         if number == self.next {
-            if offset != 0 {
-                return Err(self.protocol(format!("{piece:?}, the first of its send")));
-            }
             self.next += 1;
             let first = if bytes > 0 { VecDeque::from([held]) } else { VecDeque::new() };
             let met = self.receives.announced(number, total, first)?;
@@ -172,23 +146,39 @@ impl Receiver {
         } else if let Some(receiving) = self.of_number(number) {
             if receiving.failed.is_some() {
                 self.chunks.done(held.chunk);
-            } else if offset != receiving.heard || bytes > receiving.operation.span.bytes - receiving.heard {
-                return Err(self.protocol(format!("{piece:?} where another was expected")));
             } else {
                 receiving.heard += bytes;
                 receiving.held.push_back(held);
             }
-        } else if let Some(unclaimed) = self.receives.unclaimed_of(number) {
-            let heard: u64 = unclaimed.iter().map(|held| held.bytes).sum();
-            if offset != heard || bytes > total.saturating_sub(heard) {
-                return Err(self.protocol(format!("{piece:?} where another was expected")));
-            }
+        } else if let Some((_, unclaimed)) = self.receives.unclaimed_of(number) {
             unclaimed.push_back(held);
-        } else if bytes > 0 {
+        } else {
             // Of a send that was refused, and whose sender did not know yet.
             self.chunks.done(held.chunk);
         }
         Ok(())
+    }
+
+    /// That a piece lies in its send, of as many bytes as were announced, and behind the pieces that have come. Only the first may
+    /// be of no bytes.
+    fn check(&mut self, piece: Piece) -> Result<(), Error> {
+        let Piece { number, total, offset, bytes } = piece;
+        let is_first = number == self.next;
+        let known = if is_first {
+            Some((total, 0))
+        } else if let Some(receiving) = self.of_number(number) {
+            let all = receiving.operation.span.bytes;
+            receiving.failed.is_none().then_some((all, receiving.heard))
+        } else {
+            let unclaimed = self.receives.unclaimed_of(number);
+            unclaimed.map(|(all, held)| (all, held.iter().map(|held| held.bytes).sum()))
+        };
+        let lies_within = offset.checked_add(bytes).is_some_and(|end| end <= total);
+        let is_next = known.is_none_or(|(all, heard)| total == all && offset == heard);
+        if lies_within && is_next && (bytes > 0 || is_first) {
+            return Ok(());
+        }
+        Err(self.protocol(format!("{piece:?} where another was expected")))
     }
 
     fn of_number(&mut self, number: u64) -> Option<&mut Receiving> {
@@ -206,7 +196,8 @@ impl Receiver {
         if !is_next || !fits || failed.is_some() || operation.span.device != Device::Cpu {
             return Ok(false);
         }
-        if !self.lanes.pass(gate, &operation.ready)? {
+        // What the driver refuses here it refuses once more, when it is placed in its turn.
+        if !matches!(self.lanes.pass(gate, &operation.ready), Ok(true)) {
             return Ok(false);
         }
         let to =
@@ -238,11 +229,23 @@ impl Receiver {
         if number >= self.next {
             return Err(self.protocol(format!("send {number} is withdrawn, which was not announced")));
         }
-        let error = self.receives.withdrawn_by_peer(number);
+        self.gone(number, self.receives.withdrawn_by_peer(number), io)
+    }
+
+    /// A send that was announced has failed.
+    pub(super) fn failed(&mut self, number: u64, what: &str, io: &mut Io<'_>) -> Result<(), Error> {
+        if number >= self.next {
+            return Err(self.protocol(format!("send {number} has failed, which was not announced")));
+        }
+        let what = format!("send {number} has failed: {what}").into();
+        self.gone(number, Error::Remote { peer: Arc::clone(&self.peer), what }, io)
+    }
+
+    fn gone(&mut self, number: u64, error: Error, io: &mut Io<'_>) -> Result<(), Error> {
         if let Some(receiving) = self.of_number(number) {
             // It is answered when it has failed.
             receiving.failed.get_or_insert(error);
-        } else if let Some(unclaimed) = self.receives.withdrawn(number)? {
+        } else if let Some(unclaimed) = self.receives.withdrawn_because(number, error)? {
             unclaimed.iter().for_each(|held| self.chunks.done(held.chunk));
             io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
         }
@@ -252,10 +255,8 @@ impl Receiver {
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         self.receives.drop_aborted();
         let activity = self.place()?.max(self.finish(io));
-        let Chunks { freed, told, .. } = &mut self.chunks;
-        if *freed - *told >= u64::from(self.shape.slots).div_ceil(4) {
-            *told = *freed;
-            io.send(Said::Freed { chunks: *freed }.encode());
+        if let Some(chunks) = self.chunks.tell_many(self.shape.slots) {
+            io.send(Said::Freed { chunks }.encode());
         }
         self.lanes.check(io.now())?;
         Ok(activity)
@@ -276,19 +277,29 @@ impl Receiver {
                 continue;
             }
             let span = receiving.operation.span;
-            if !self.lanes.pass(&mut receiving.gate, &receiving.operation.ready)? {
-                return Ok(activity.max(Activity::Waiting));
+            match self.lanes.pass(&mut receiving.gate, &receiving.operation.ready) {
+                Ok(true) => {}
+                Ok(false) => return Ok(activity.max(Activity::Waiting)),
+                Err(error) if error.is_refusal() => {
+                    receiving.failed = Some(error);
+                    activity = Activity::Moved;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             while left > 0
                 && let Some(held) = receiving.held.pop_front()
             {
                 let Held { chunk, offset, bytes } = held;
                 let Some(slots) = &self.slots else { return Err(Error::protocol(&self.peer, "no slots")) };
+                if offset.checked_add(bytes).is_none_or(|end| end > span.bytes) {
+                    return Err(Error::protocol(&self.peer, format!("{held:?} of {} bytes", span.bytes)));
+                }
                 let to = span.address + offset;
                 if span.device == Device::Cpu {
                     let to = std::ptr::with_exposed_provenance_mut::<u8>(to as usize);
-                    // SAFETY: the receive's memory is valid and nobody else's until its ticket has ended; the bytes are within it,
-                    // and within a slot, which the other side fills again only when it is told that it is free.
+                    // SAFETY: the receive's memory is valid and nobody else's until its ticket has ended; the bytes are within it
+                    // (checked), and within a slot (checked when they came), which the other side fills again only when it is told that it is free.
                     unsafe { slots.host(chunk).as_ptr().copy_to_nonoverlapping(to, bytes as usize) };
                     receiving.done += bytes;
                     receiving.operation.ticket.progress(bytes);
@@ -301,12 +312,21 @@ impl Receiver {
                     let lane = self.lanes.own()?;
                     // SAFETY: as above; the ticket ends when the mark has passed, or the lane is idle. Address and device are
                     // the word of whoever has started the receive.
-                    let mark =
-                        lane.enqueue(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
-                    receiving.under_way.push_back((mark, held));
+                    let copied =
+                        lane.attempt(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
+                    if let Some(error) = copied.refused {
+                        receiving.failed = Some(error.into());
+                        self.chunks.done(chunk);
+                        break;
+                    }
+                    receiving.under_way.push_back((copied.mark, held));
                 }
                 receiving.placed += bytes;
                 activity = Activity::Moved;
+            }
+            if receiving.failed.is_some() {
+                activity = Activity::Moved;
+                continue;
             }
             if receiving.placed < span.bytes {
                 break;
@@ -345,12 +365,15 @@ impl Receiver {
             activity = Activity::Moved;
             match failed {
                 Some(error) if !is_there => {
-                    io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
+                    let refusal = match error.is_refusal() {
+                        true => Refusal::Failed { what: error.to_string() },
+                        false => Refusal::Dropped,
+                    };
+                    io.send(Notice::Refused { number, refusal }.encode());
                     operation.ticket.fail(error);
                 }
                 _ => {
-                    self.chunks.told = self.chunks.freed;
-                    io.send(Said::Taken { number, chunks: self.chunks.freed }.encode());
+                    io.send(Said::Taken { number, chunks: self.chunks.tell() }.encode());
                     operation.ticket.done();
                 }
             }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, copy};
 
+use super::lent::Lent;
 use super::slots::Slots;
 use super::wire::{Piece, Said, Shape};
-use crate::channel::{Activity, Io, Operation, Payload};
+use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
@@ -20,9 +21,12 @@ pub(super) struct Sender {
     shape: Shape,
     lanes: Lanes,
     slots: Option<Arc<Slots>>,
-    /// Chunks that have got a slot, and those whose slots are free again.
+    /// Chunks that have got a slot, of which the other side was told, and whose slots are free again.
     begun: u64,
+    told: u64,
     freed: u64,
+    /// Those of which the link may still read the slots.
+    linked: VecDeque<(u64, Arc<Lent>)>,
     /// The numbers of sends of which something is left to begin.
     queue: VecDeque<u64>,
     sends: Sends<Sent>,
@@ -45,6 +49,18 @@ struct Sent {
     under_way: u32,
     /// What the link reads from its memory.
     lent: Vec<Arc<Lent>>,
+    /// The other side is told that it does not come.
+    is_withdrawn: bool,
+    /// It has failed here.
+    failed: Option<Error>,
+}
+
+impl Sent {
+    /// Whether the link may still read its memory.
+    fn is_lent(&mut self) -> bool {
+        self.lent.retain(|lent| Arc::strong_count(lent) > 1);
+        !self.lent.is_empty()
+    }
 }
 
 #[derive(Debug)]
@@ -58,31 +74,12 @@ struct Chunk {
 enum Source {
     /// There are none.
     Nowhere,
-    /// There are none: the send is withdrawn.
-    Withdrawn,
+    /// There are none: the send is withdrawn, or has failed, and how.
+    Withdrawn(Option<String>),
     /// In its slot, when the mark has passed.
     Slot { chunk: u64, mark: Option<Mark> },
     /// Where they were.
     Lent(Arc<Lent>),
-}
-
-/// Bytes that are sent from where they are: of a send's memory, or of a slot.
-#[derive(Debug)]
-struct Lent {
-    address: usize,
-    bytes: usize,
-    /// What keeps them, if it is a slot.
-    _slots: Option<Arc<Slots>>,
-}
-
-impl Payload for Lent {
-    fn bytes(&self) -> &[u8] {
-        let start = std::ptr::with_exposed_provenance(self.address);
-        // SAFETY: of a slot, which is kept mapped and not written until the other side has said that it is free, for which it must
-        // have got all of it; or of a send's memory, whose ticket ends only when nobody has the value any more, and which nobody
-        // writes until then. It is not null.
-        unsafe { std::slice::from_raw_parts(start, self.bytes) }
-    }
 }
 
 impl Sender {
@@ -94,7 +91,9 @@ impl Sender {
             lanes: Lanes::new(context),
             slots: None,
             begun: 0,
+            told: 0,
             freed: 0,
+            linked: VecDeque::new(),
             queue: VecDeque::new(),
             chunks: VecDeque::new(),
             ending: Vec::new(),
@@ -104,15 +103,29 @@ impl Sender {
 
     pub(super) fn start(&mut self, operation: Operation) {
         self.queue.push_back(operation.ticket.number());
-        let sent = Sent { gate: Gate::Shut, begun: 0, is_announced: false, under_way: 0, lent: Vec::new() };
+        let sent = Sent {
+            gate: Gate::Shut,
+            begun: 0,
+            is_announced: false,
+            under_way: 0,
+            lent: Vec::new(),
+            is_withdrawn: false,
+            failed: None,
+        };
         self.sends.insert(operation, sent);
     }
 
     /// The other side has done with as many chunks, of all that there were.
     pub(super) fn freed(&mut self, chunks: u64) -> Result<(), Error> {
-        if chunks < self.freed || chunks > self.begun {
-            let what = format!("{chunks} chunks are done with, of {} to {}", self.freed, self.begun);
+        if chunks < self.freed || chunks > self.told {
+            let what = format!("{chunks} chunks are done with, of {} to {}", self.freed, self.told);
             return Err(Error::protocol(&self.peer, what));
+        }
+        while let Some((chunk, lent)) = self.linked.pop_front_if(|(chunk, _)| *chunk < chunks) {
+            if Arc::strong_count(&lent) > 1 {
+                let what = format!("chunk {chunk} is done with, which was not sent yet");
+                return Err(Error::protocol(&self.peer, what));
+            }
         }
         self.freed = chunks;
         Ok(())
@@ -121,8 +134,9 @@ impl Sender {
     /// The other side has received a send.
     pub(super) fn taken(&mut self, number: u64, chunks: u64) -> Result<(), Error> {
         self.freed(chunks)?;
-        let sending = self.sends.remove(number)?;
-        if sending.state.begun < sending.operation.span.bytes || sending.state.under_way > 0 {
+        let mut sending = self.sends.remove(number)?;
+        let is_read = sending.state.under_way > 0 || sending.state.is_lent();
+        if sending.state.begun < sending.operation.span.bytes || is_read {
             // Its memory may still be read.
             self.ending
                 .push((sending, Error::protocol(&self.peer, format!("send {number} cannot have come"))));
@@ -137,9 +151,10 @@ impl Sender {
 
     /// The other side does not want a send.
     pub(super) fn refused(&mut self, number: u64, refusal: Refusal) -> Result<(), Error> {
-        let failed = self.sends.refused(number, refusal)?;
+        let (mut sending, error) = self.sends.refused(number, refusal)?;
         self.queue.retain(|queued| *queued != number);
-        self.ending.push(failed);
+        let error = sending.state.failed.take().unwrap_or(error);
+        self.ending.push((sending, error));
         Ok(())
     }
 
@@ -159,6 +174,9 @@ impl Sender {
     /// Tells the other side that a send is not wanted any more. (Of one of which it does not know it is told first.)
     fn withdraw(&mut self, number: u64) {
         let Some(sending) = self.sends.get_mut(number) else { return };
+        if std::mem::replace(&mut sending.state.is_withdrawn, true) {
+            return;
+        }
         if !sending.state.is_announced {
             sending.state.is_announced = true;
             let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
@@ -168,8 +186,21 @@ impl Sender {
         self.queue.retain(|queued| *queued != number);
         // Behind the chunks that it has begun, which the other side waits for in order.
         let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
-        self.chunks.push_back(Chunk { piece, source: Source::Withdrawn });
+        let how = sending.state.failed.as_ref().map(Error::to_string);
+        self.chunks.push_back(Chunk { piece, source: Source::Withdrawn(how) });
         sending.state.under_way += 1;
+    }
+
+    /// A send fails by what concerns it alone; what does not is the channel's end.
+    fn fail(&mut self, number: u64, error: Error) -> Result<(), Error> {
+        match self.sends.get_mut(number) {
+            Some(sending) if error.is_refusal() => {
+                sending.state.failed = Some(error);
+                self.withdraw(number);
+                Ok(())
+            }
+            _ => Err(error),
+        }
     }
 
     /// Begins as many chunks as there is room for, by copies of the host at most one slot's bytes.
@@ -182,8 +213,14 @@ impl Sender {
                 continue;
             };
             let span = operation.span;
-            if !self.lanes.pass(&mut state.gate, &operation.ready)? {
-                return Ok(activity.max(Activity::Waiting));
+            match self.lanes.pass(&mut state.gate, &operation.ready) {
+                Ok(true) => {}
+                Ok(false) => return Ok(activity.max(Activity::Waiting)),
+                Err(error) => {
+                    self.fail(number, error)?;
+                    activity = Activity::Moved;
+                    continue;
+                }
             }
             let (total, offset) = (span.bytes, state.begun);
             let bytes = (total - offset).min(self.shape.bytes as u64);
@@ -195,14 +232,26 @@ impl Sender {
                 // The other side says when there is room again.
                 return Ok(activity);
             } else if span.device != Device::Cpu {
-                let slots = slots(&mut self.slots, &self.lanes, self.shape, io)?;
+                let slots = match slots(&mut self.slots, &self.lanes, self.shape, io) {
+                    Ok(slots) => slots,
+                    Err(error) => {
+                        self.fail(number, error)?;
+                        activity = Activity::Moved;
+                        continue;
+                    }
+                };
                 let lane = self.lanes.own()?;
                 let Some(to) = slots.device(self.begun) else { return Err(not_seen()) };
                 // SAFETY: the slot is free, and long enough; the send's memory stays until its ticket has ended, which waits for
                 // the mark, or for the lane to be idle. Its address and device are its creator's word.
-                let mark =
-                    lane.enqueue(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
-                Source::Slot { chunk: self.begun, mark: Some(mark) }
+                let copied =
+                    lane.attempt(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
+                if let Some(error) = copied.refused {
+                    self.fail(number, error.into())?;
+                    activity = Activity::Moved;
+                    continue;
+                }
+                Source::Slot { chunk: self.begun, mark: Some(copied.mark) }
             } else if io.carries_files() {
                 let slots = slots(&mut self.slots, &self.lanes, self.shape, io)?;
                 let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
@@ -212,7 +261,9 @@ impl Sender {
                 left = left.saturating_sub(bytes);
                 Source::Slot { chunk: self.begun, mark: None }
             } else {
-                let lent = Arc::new(Lent { address: from as usize, bytes: bytes as usize, _slots: None });
+                // SAFETY: the send's ticket ends only when nobody has the value any more, and until then its memory is valid and
+                // nobody writes it.
+                let lent = Arc::new(unsafe { Lent::of_memory(from, bytes) });
                 state.lent.push(Arc::clone(&lent));
                 Source::Lent(lent)
             };
@@ -240,8 +291,9 @@ impl Sender {
         while let Some(Chunk { piece, source }) = self.chunks.front() {
             let head = Said::Chunk { piece: *piece, payload: &[] }.encode();
             match source {
-                Source::Withdrawn => {
-                    io.send(Notice::Withdrawn { number: piece.number }.encode());
+                Source::Withdrawn(None) => io.send(Notice::Withdrawn { number: piece.number }.encode()),
+                Source::Withdrawn(Some(what)) => {
+                    io.send(Said::Failed { number: piece.number, what }.encode());
                 }
                 Source::Nowhere => io.send(head),
                 Source::Lent(lent) => io.send_with(head, Arc::<Lent>::clone(lent)),
@@ -251,12 +303,11 @@ impl Sender {
                     }
                     match &self.slots {
                         Some(slots) if !io.carries_files() => {
-                            let address = slots.host(*chunk).expose_provenance().get();
-                            let bytes = piece.bytes as usize;
-                            io.send_with(
-                                head,
-                                Arc::new(Lent { address, bytes, _slots: Some(Arc::clone(slots)) }),
-                            );
+                            // SAFETY: the copy into the slot is done, and the next one comes when the other side has freed it, which
+                            // is believed only when the link does not have the value any more (`freed`).
+                            let lent = Arc::new(unsafe { Lent::of_slot(slots, *chunk, piece.bytes) });
+                            self.linked.push_back((*chunk, Arc::clone(&lent)));
+                            io.send_with(head, lent);
                         }
                         _ => io.send(head),
                     }
@@ -264,6 +315,7 @@ impl Sender {
             }
             let number = piece.number;
             let bytes = piece.bytes;
+            self.told += u64::from(bytes > 0);
             self.chunks.pop_front();
             let ending = self.ending.iter_mut().map(|(sending, _)| sending);
             let all = self.sends.get_mut(number).into_iter().chain(ending);
@@ -279,10 +331,7 @@ impl Sender {
 
     /// Ends the sends that have failed and whose memory nobody reads any more.
     fn finish(&mut self) -> Activity {
-        let is_free = |sending: &mut Sending<Sent>| {
-            sending.state.lent.retain(|lent| Arc::strong_count(lent) > 1);
-            sending.state.under_way == 0 && sending.state.lent.is_empty()
-        };
+        let is_free = |sending: &mut Sending<Sent>| !sending.state.is_lent() && sending.state.under_way == 0;
         let mut activity = Activity::Idle;
         for (sending, error) in self.ending.extract_if(.., |(sending, _)| is_free(sending)) {
             sending.operation.ticket.fail(error);

@@ -12,6 +12,7 @@ const SLOTS: u8 = FIRST_OWN_TAG;
 const CHUNK: u8 = FIRST_OWN_TAG + 1;
 const FREED: u8 = FIRST_OWN_TAG + 2;
 const TAKEN: u8 = FIRST_OWN_TAG + 3;
+const FAILED: u8 = FIRST_OWN_TAG + 4;
 
 /// How many slots there are for one direction of a channel, and how long each is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ pub(super) enum Said<'a> {
     Freed { chunks: u64 },
     /// A receive is done.
     Taken { number: u64, chunks: u64 },
+    /// A send that was announced has failed.
+    Failed { number: u64, what: &'a str },
 }
 
 /// A piece of a send.
@@ -105,6 +108,11 @@ impl<'a> Said<'a> {
                 out.u64(number);
                 out.u64(chunks);
             }
+            Said::Failed { number, what } => {
+                out.u8(FAILED);
+                out.u64(number);
+                out.raw(what.as_bytes());
+            }
         }
         out.into_bytes()
     }
@@ -124,11 +132,16 @@ impl<'a> Said<'a> {
             }
             FREED => Said::Freed { chunks: from.u64()? },
             TAKEN => Said::Taken { number: from.u64()?, chunks: from.u64()? },
+            FAILED => Said::Failed { number: from.u64()?, what: text(from.rest())? },
             other => return Err(Malformed::wrong(format!("a message with the tag {other}"))),
         };
         from.end()?;
         Ok(said)
     }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed::wrong("a text in it is not UTF-8"))
 }
 
 #[cfg(test)]
@@ -143,6 +156,7 @@ mod tests {
             Said::Chunk { piece, payload: &[1, 2] },
             Said::Freed { chunks: 7 },
             Said::Taken { number: 1, chunks: 7 },
+            Said::Failed { number: 1, what: "no" },
         ] {
             assert_eq!(Said::decode(&said.encode()), Ok(said));
         }

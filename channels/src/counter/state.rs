@@ -10,6 +10,7 @@ use meshreduce_device::Stream;
 use super::POISON;
 use super::word::DeviceWord;
 use crate::error::Error;
+use crate::progress::unharmed;
 
 /// How long a wait looks before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
@@ -34,10 +35,16 @@ pub(super) struct Count {
 #[derive(Debug, Default)]
 struct Inner {
     count: Count,
+    /// The channels on which batches for it have come.
+    writers: Vec<u32>,
     failure: Option<Error>,
     wakers: Vec<Waker>,
     /// By the device's ordinal.
     words: Vec<DeviceWord>,
+}
+
+fn wake(waker: Waker) {
+    unharmed("a waker", || waker.wake());
 }
 
 impl Inner {
@@ -63,6 +70,11 @@ impl State {
         self.number
     }
 
+    /// Whether this is a child of the process.
+    pub(super) fn is_forked(&self) -> bool {
+        self.process != std::process::id()
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,13 +88,16 @@ impl State {
         let wakers = inner.show();
         drop(inner);
         self.told.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(wake);
     }
 
-    pub(super) fn arrived(&self, bytes: u64) {
+    pub(super) fn arrived(&self, channel: u32, bytes: u64) {
         self.change(|inner| {
             let goes_on = inner.failure.is_none();
             if goes_on {
+                if !inner.writers.contains(&channel) {
+                    inner.writers.push(channel);
+                }
                 inner.count.batches += 1;
                 inner.count.bytes = inner.count.bytes.saturating_add(bytes);
             }
@@ -98,6 +113,18 @@ impl State {
         });
     }
 
+    /// Fails it if batches for it come on this channel, as far as is known: it counts nobody's yet, or this one's.
+    pub(super) fn fail_of(&self, channel: u32, why: &Error) {
+        let counts = |inner: &Inner| inner.writers.is_empty() || inner.writers.contains(&channel);
+        self.change(|inner| {
+            let fails = inner.failure.is_none() && counts(inner);
+            if fails {
+                inner.failure = Some(why.clone());
+            }
+            fails
+        });
+    }
+
     pub(super) fn reset(&self) -> Result<u64, Error> {
         let mut inner = self.inner();
         if let Some(failure) = &inner.failure {
@@ -106,7 +133,7 @@ impl State {
         let batches = std::mem::take(&mut inner.count).batches;
         let wakers = inner.show();
         drop(inner);
-        wakers.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(wake);
         Ok(batches)
     }
 
@@ -130,15 +157,16 @@ impl State {
     }
 
     pub(super) fn wait(&self, expected: u64, timeout: Duration) -> Result<u64, Error> {
+        if self.is_forked() {
+            // Before any lock: another thread of the parent may have had it, which nobody here gives back.
+            return Err(Error::Forked);
+        }
         let begun = Instant::now();
         while begun.elapsed() < SPIN.min(timeout) {
             if let Some(outcome) = self.outcome(&self.inner(), expected) {
                 return outcome;
             }
             std::hint::spin_loop();
-        }
-        if self.process != std::process::id() {
-            return Err(Error::Forked);
         }
         let mut inner = self.inner();
         loop {
@@ -159,12 +187,12 @@ impl State {
     }
 
     pub(super) fn poll(&self, expected: u64, context: &mut Context<'_>) -> Poll<Result<u64, Error>> {
+        if self.is_forked() {
+            return Poll::Ready(Err(Error::Forked));
+        }
         let mut inner = self.inner();
         if let Some(outcome) = self.outcome(&inner, expected) {
             return Poll::Ready(outcome);
-        }
-        if self.process != std::process::id() {
-            return Poll::Ready(Err(Error::Forked));
         }
         if !inner.wakers.iter().any(|known| known.will_wake(context.waker())) {
             inner.wakers.push(context.waker().clone());

@@ -159,9 +159,17 @@ impl Batches {
     }
 
     /// There is no such region, or no more.
-    pub(crate) fn not_there(&mut self, region: u64, io: &mut Io<'_>) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] of one that was lent: that is taken back, and let go of here, before it is gone.
+    pub(crate) fn not_there(&mut self, region: u64, io: &mut Io<'_>) -> Result<(), Error> {
+        if self.targets.get(&region).is_some_and(|lease| lease.lent || lease.in_use > 0) {
+            return Err(Error::protocol(&self.peer, format!("region {region:x} is gone, which was lent")));
+        }
         self.targets.remove(&region);
         self.fail_unbegun(region, io);
+        Ok(())
     }
 
     /// The owner wants a region back.
@@ -392,5 +400,22 @@ impl Writing {
             any |= posted.is_ok_and(|posted| posted > 0);
         }
         any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gdr::testing::{Said, hub};
+
+    #[test]
+    fn a_region_that_was_lent_is_not_gone_at_once() {
+        let (mut batches, mut said) = (Batches::new(&hub(), 0, &"p".into()), Said::default());
+        batches.targets.insert(7, Lease { lent: true, withdrawn: false, in_use: 1 });
+        batches.targets.insert(8, Lease::default());
+        assert!(matches!(batches.not_there(7, &mut said.io()), Err(Error::Protocol { .. })));
+        assert!(batches.targets.contains_key(&7), "a batch that ends looks for it");
+        batches.not_there(8, &mut said.io()).unwrap();
+        assert!(!batches.targets.contains_key(&8));
     }
 }

@@ -5,8 +5,10 @@
 //! allocation, and never goes out under the old registration, which would let the NIC write to whoever owns those pages now. An
 //! old registration is found when a new one overlaps it, and goes then.
 //!
-//! A registration keeps freed memory pinned. So there is a bound, in bytes and in entries, beyond which the least recently used
-//! go; and whoever frees memory can say so ([`Gdr::forget`](crate::gdr::Gdr::forget)).
+//! A registration keeps freed memory pinned. So there is a bound, in bytes and in entries, on those that nobody uses, beyond which
+//! the least recently used go; and whoever frees memory can say so ([`Gdr::forget`](crate::gdr::Gdr::forget)). What is in use does
+//! not count: regions may hold all of a GPU's memory for as long as a program runs, and transfers of other memory are to find theirs
+//! registered all the same.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -33,7 +35,7 @@ impl Key {
 /// Beyond what registrations that nobody uses are given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
-    /// Bytes, of all together.
+    /// Bytes, of these together.
     pub(crate) bytes: u64,
     /// How many.
     pub(crate) entries: usize,
@@ -99,14 +101,14 @@ impl<V> Cache<V> {
     }
 
     /// Keeps a new registration, and gives up others: those of memory that was there before, and the least recently used ones
-    /// that nobody holds until the bound is kept. (What is held stays, even beyond the bound.)
+    /// that nobody holds until these, with the new one, keep within the bound.
     pub(crate) fn insert(&mut self, key: Key, value: Arc<V>) -> Removed<V> {
         let mut removed = self.remove(|other| other.overlaps(&key));
         self.stats.forgotten += removed.len() as u64;
         self.stats.bytes = self.stats.bytes.saturating_add(key.bytes);
         self.clock += 1;
         self.entries.insert(key, Entry { value, used: self.clock });
-        removed.extend(self.shrink());
+        removed.extend(self.shrink(key));
         Removed(removed)
     }
 
@@ -143,11 +145,22 @@ impl<V> Cache<V> {
         Some(entry.value)
     }
 
-    fn shrink(&mut self) -> Vec<Arc<V>> {
+    /// `new` is held, and will not be for long.
+    fn shrink(&mut self, new: Key) -> Vec<Arc<V>> {
+        let free = self.entries.iter().filter(|(_, entry)| !is_held(entry));
+        let mut free: Vec<(u64, Key)> = free.map(|(key, entry)| (entry.used, *key)).collect();
+        free.sort_unstable_by_key(|(used, _)| *used);
+        let mut counted: Vec<Key> = free.iter().map(|(_, key)| *key).filter(|key| *key != new).collect();
+        counted.push(new);
+        let (mut bytes, mut entries) =
+            (counted.iter().map(|key| u128::from(key.bytes)).sum::<u128>(), counted.len());
         let mut removed = Vec::new();
-        while self.stats.bytes > self.bound.bytes || self.entries.len() > self.bound.entries {
-            let free = self.entries.iter().filter(|(_, entry)| !is_held(entry));
-            let Some(key) = free.min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key) else { break };
+        for (_, key) in free {
+            if bytes <= u128::from(self.bound.bytes) && entries <= self.bound.entries {
+                break;
+            }
+            bytes -= u128::from(key.bytes);
+            entries -= 1;
             removed.extend(self.take(&key));
             self.stats.evicted += 1;
         }
@@ -208,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_goes_and_what_is_held_stays() {
-        let mut cache = cache(30, 10);
+        let mut cache = cache(20, 10);
         let held = register(&mut cache, key(1, 0, 10));
         for id in 2..=3 {
             register(&mut cache, key(id, id * 10, 10));
@@ -220,6 +233,22 @@ mod tests {
         };
         assert_eq!([1, 2, 3, 4].map(|id| there(&mut cache, id)), [true, true, false, true]);
         drop(held);
+    }
+
+    #[test]
+    fn what_is_held_takes_no_room_from_what_is_not() {
+        let mut cache = cache(30, 3);
+        let regions: Vec<_> = (1..=5).map(|id| register(&mut cache, key(id, id * 1000, 1000))).collect();
+        for _ in 0..3 {
+            for id in 11..=13 {
+                register(&mut cache, key(id, id * 1000, 10));
+            }
+        }
+        let CacheStats { hits, misses, evicted, .. } = cache.stats();
+        assert_eq!((hits, misses, evicted), (6, 8, 0), "each was registered once");
+        drop(regions);
+        register(&mut cache, key(14, 14_000, 10));
+        assert_eq!((cache.stats().entries, cache.stats().bytes), (3, 30), "held by nobody, they count");
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl GdrChannel {
         let mut inbox = std::mem::take(&mut self.inbox);
         self.hub.state().take(self.number, &mut inbox);
         let any = moved | !inbox.is_empty();
-        let outcome = inbox.iter().try_for_each(|completion| self.complete(completion));
+        let outcome = each(&inbox, |completion| self.complete(completion));
         inbox.clear();
         self.inbox = inbox;
         outcome.map(|()| any)
@@ -159,7 +159,7 @@ impl GdrChannel {
     fn message(&mut self, message: Message, io: &mut Io<'_>) -> Result<(), Error> {
         let connections = &mut self.connections;
         match message {
-            Message::Need { all } => connections.heard_need(all),
+            Message::Need { all } => connections.heard_need(all, io.now()),
             Message::Open(open) => connections.heard_open(open, io.now()),
             Message::Opened { pair, queue_pair, sequence } => {
                 connections.heard_opened(pair, queue_pair, sequence)
@@ -178,6 +178,7 @@ impl GdrChannel {
                 self.receives.cancelled(number, what, connections)
             }
             Message::Cancelled { number, send: false, what } => self.sends.cancelled(number, what),
+            Message::Spare { pair, receives } => connections.heard_spare(pair, receives),
             Message::Want { pair, receives } => self.arrivals.wanted(pair, receives, connections),
             Message::Granted { pair, receives } => {
                 self.batches.granted(pair, receives);
@@ -203,10 +204,7 @@ impl GdrChannel {
                 self.batches.lent(region);
                 Ok(())
             }
-            Message::Gone { region } => {
-                self.batches.not_there(region, io);
-                Ok(())
-            }
+            Message::Gone { region } => self.batches.not_there(region, io),
             Message::Withdraw { region } => {
                 self.batches.withdrawn(region, io);
                 Ok(())
@@ -265,6 +263,7 @@ impl Channel for GdrChannel {
             self.receives.poll(&mut self.connections, io)?,
             self.sends.poll(&mut self.connections, io)?,
             self.batches.poll(&mut self.connections, io)?,
+            self.connections.use_up(io),
         ] {
             moved |= some;
             looking |= more;
@@ -326,6 +325,28 @@ impl Drop for GdrChannel {
     }
 }
 
+/// Does it with each, also behind an error, of which the first is told: what has completed gives its credits back whatever becomes of
+/// the channel.
+fn each<T>(all: &[T], with: impl FnMut(&T) -> Result<(), Error>) -> Result<(), Error> {
+    all.iter().map(with).fold(Ok(()), Result::and)
+}
+
 fn protocol(peer: &Arc<str>, what: String) -> Error {
     Error::Protocol { peer: Arc::clone(peer), what: what.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_behind_an_error_is_done_too_and_the_first_error_is_told() {
+        let mut done = Vec::new();
+        let outcome = each(&[1, 2, 3, 4], |number| {
+            done.push(*number);
+            if number % 2 == 0 { Err(protocol(&"p".into(), format!("{number}"))) } else { Ok(()) }
+        });
+        assert_eq!(done, [1, 2, 3, 4]);
+        assert!(outcome.unwrap_err().to_string().contains('2'));
+    }
 }

@@ -138,7 +138,8 @@ impl Config {
         self
     }
 
-    /// How much memory stays registered, per NIC: bytes, and allocations. 32 GiB and 1,024 by default.
+    /// How much memory that no transfer and no region uses stays registered, per NIC: bytes, and allocations. 32 GiB and 1,024 by
+    /// default.
     #[must_use]
     pub fn cache(mut self, bytes: u64, allocations: usize) -> Self {
         self.cache = Bound { bytes, entries: allocations };
@@ -187,7 +188,9 @@ impl Config {
         self
     }
 
-    /// How long two NICs may take to be connected before other NICs are tried. 10 s by default.
+    /// How long two NICs may take to be connected before other NICs are tried; and for how long a large transfer waits for further
+    /// NICs when one pair is connected: from then on it goes by those that are. When three times as long has brought no connection at
+    /// all, the channel fails. 10 s by default.
     #[must_use]
     pub fn connect_within(mut self, limit: Duration) -> Self {
         self.connect_within = limit;

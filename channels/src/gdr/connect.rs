@@ -8,27 +8,34 @@
 //! 3. the first side connects its own and writes nothing, with a number. When that is acknowledged, packets go both ways, which all
 //!    the calls before do not prove: where two ports do not reach each other, they mostly succeed.
 //!
-//! When what is needed is there, both sides know which queue pairs that is ([`Message::Settled`]). A pair of ports that does not
-//! come up in time is remembered, with the reason, for all channels.
+//! When what is needed is there, or as much of it as came up in time ([`Choice::close_late`]), both sides know which queue pairs that
+//! is ([`Message::Settled`]). A pair of ports that does not come up in time is remembered for all channels, and is the last to be tried
+//! for a while.
+
+mod choose;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use meshreduce_verbs_loader as verbs;
-use meshreduce_verbs_loader::{
-    Access, Address, Capacity, Gid, Init, QueuePair, QueuePairConfig, ReadyToReceive, ReadyToSend,
-    RemoteMemory,
-};
+use meshreduce_verbs_loader::QueuePair;
+
+use choose::By;
 
 use crate::channel::{Io, Pair as Devices, Side};
 use crate::error::Error;
-use crate::gdr::descriptor::{Route, Served};
+use crate::gdr::choice::Choice;
+use crate::gdr::descriptor::Served;
 use crate::gdr::hub::Hub;
 use crate::gdr::job::Job;
+use crate::gdr::making::{End, connect_queue_pair, greet, make_queue_pair, random_sequence, write_nothing};
 use crate::gdr::message::{Message, Open};
-use crate::gdr::queue_pair::{Owner, Pair, Write};
+use crate::gdr::queue_pair::Pair;
 use crate::gdr::rails::{Candidates, Pairing};
-use crate::gdr::work::Immediate;
+
+/// Receives that the other side has to spare are used up so many at a time.
+const TURN: u32 = 64;
+/// No queue pair has more of them.
+const MOST_SPARE: u32 = 1 << 16;
 
 /// The queue pairs of a channel.
 #[derive(Debug)]
@@ -45,8 +52,8 @@ pub(crate) struct Connections {
     attempts: Vec<Attempt>,
     /// On the connecting side.
     choice: Option<Choice>,
-    /// What was needed so far: one queue pair, or all.
-    needed: Option<bool>,
+    /// What was needed so far: one queue pair, or all; and since when.
+    needed: Option<(bool, Instant)>,
     settled: Option<Settled>,
 }
 
@@ -54,28 +61,6 @@ pub(crate) struct Connections {
 struct Settled {
     all: bool,
     pairs: Vec<u8>,
-}
-
-/// What the side that chooses keeps.
-#[derive(Debug)]
-struct Choice {
-    candidates: Candidates,
-    tried: Vec<Pairing>,
-    slots: Vec<Slot>,
-    failures: Vec<String>,
-}
-
-/// A rail that is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Slot {
-    /// Nothing is being tried.
-    Free,
-    /// The attempt of this number.
-    Trying(u8),
-    /// It is up.
-    Up(u8),
-    /// There is nothing left to try.
-    Given,
 }
 
 #[derive(Debug)]
@@ -110,13 +95,6 @@ enum Stage {
     Unknown,
 }
 
-/// The other end of a queue pair.
-#[derive(Clone, Copy, Debug)]
-struct End {
-    queue_pair: u32,
-    sequence: u32,
-}
-
 impl Connections {
     pub(crate) fn new(
         hub: &Arc<Hub>,
@@ -124,11 +102,8 @@ impl Connections {
         (devices, side, peer): (Devices, Side, &Arc<str>),
         (local, remote): (Served, Served),
     ) -> Self {
-        let choice = (side == Side::Connecting).then(|| {
-            let candidates = Candidates::new(&local.ports, &remote.ports);
-            let slots = vec![Slot::Free; candidates.rails.len()];
-            Choice { candidates, tried: Vec::new(), slots, failures: Vec::new() }
-        });
+        let choice =
+            (side == Side::Connecting).then(|| Choice::new(Candidates::new(&local.ports, &remote.ports)));
         Self {
             hub: Arc::clone(hub),
             served,
@@ -149,17 +124,17 @@ impl Connections {
         if self.settled.as_ref().is_some_and(|settled| settled.all || !all) {
             return true;
         }
-        if self.note(all) && self.choice.is_none() {
+        if self.note(all, io.now()) && self.choice.is_none() {
             io.send(Message::Need { all }.to_bytes());
         }
         false
     }
 
     /// Notes what is needed; whether it was not before.
-    fn note(&mut self, all: bool) -> bool {
-        let more = self.needed.is_none_or(|needed| all && !needed);
+    fn note(&mut self, all: bool, now: Instant) -> bool {
+        let more = self.needed.is_none_or(|(needed, _)| all && !needed);
         if more {
-            self.needed = Some(all);
+            self.needed = Some((all, now));
         }
         more
     }
@@ -218,17 +193,20 @@ impl Connections {
     pub(crate) fn is_busy(&self) -> bool {
         let trying =
             |attempt: &Attempt| !matches!(attempt.stage, Stage::Up(_) | Stage::Over(_) | Stage::Unknown);
-        let wanted =
-            self.needed.is_some_and(|all| self.settled.as_ref().is_none_or(|settled| all && !settled.all));
-        wanted || self.attempts.iter().any(trying)
+        self.lacks_something() || self.attempts.iter().any(trying)
+    }
+
+    /// Whether something is needed that is not there.
+    fn lacks_something(&self) -> bool {
+        self.needed.is_some_and(|(all, _)| self.settled.as_ref().is_none_or(|settled| all && !settled.all))
     }
 
     /// The other side needs queue pairs.
-    pub(crate) fn heard_need(&mut self, all: bool) -> Result<(), Error> {
+    pub(crate) fn heard_need(&mut self, all: bool, now: Instant) -> Result<(), Error> {
         if self.choice.is_none() {
             return Err(self.nonsense("it asks for queue pairs that it is to make itself".into()));
         }
-        self.note(all);
+        self.note(all, now);
         Ok(())
     }
 
@@ -285,12 +263,17 @@ impl Connections {
         if usize::from(pair) >= self.attempts.len() && self.choice.is_some() {
             return Err(self.nonsense(format!("queue pair {pair} is refused, which was not offered")));
         }
+        let up = matches!(self.at(pair, io.now()).stage, Stage::Up(_));
+        // Whoever has connected knows it to be up, and then the other one has made it; that one is told when both may use it.
+        if self.lanes().contains(&pair) || (up && self.choice.is_some()) {
+            return Err(self.nonsense(format!("queue pair {pair} is given up, which is up")));
+        }
         if matches!(self.at(pair, io.now()).stage, Stage::Unknown) {
             self.at(pair, io.now()).stage = Stage::Over(None);
             return Ok(());
         }
         let why = format!("{} says: {what}", self.peer);
-        self.give_up(pair, why, false, io);
+        self.give_up(pair, why, By::Peer, io);
         Ok(())
     }
 
@@ -326,10 +309,43 @@ impl Connections {
         for index in 0..self.attempts.len() {
             moved |= self.advance(index, io)?;
         }
-        if self.choice.is_some() && self.needed.is_some() {
+        if self.choice.is_some() && self.lacks_something() {
             moved |= self.choose(io)?;
         }
         Ok(moved)
+    }
+
+    /// The other side has receives to spare.
+    pub(crate) fn heard_spare(&mut self, index: u8, receives: u32) -> Result<(), Error> {
+        let known = self.pair(index).filter(|pair| pair.to_use_up.saturating_add(receives) <= MOST_SPARE);
+        let Some(pair) = known else {
+            return Err(self.nonsense(format!("{receives} receives of queue pair {index} are to spare")));
+        };
+        pair.to_use_up += receives;
+        Ok(())
+    }
+
+    /// Lets go of receives that nothing needs any more, so that other channels have their credits: a receive that is posted
+    /// can only be used up. Whether anything has moved, and whether there is more to do.
+    pub(crate) fn use_up(&mut self, io: &mut Io<'_>) -> (bool, bool) {
+        let (mut moved, mut more) = (false, false);
+        let hub = &self.hub;
+        for attempt in &mut self.attempts {
+            let Stage::Up(pair) = &mut attempt.stage else { continue };
+            let spare = std::mem::take(&mut pair.spare);
+            if spare > 0 {
+                io.send(Message::Spare { pair: pair.index(), receives: spare }.to_bytes());
+            }
+            let written = match pair.to_use_up {
+                0 => 0,
+                // A queue pair that has failed says so itself.
+                left => write_nothing(hub, pair, left.min(TURN)).unwrap_or(0),
+            };
+            pair.to_use_up -= written;
+            moved |= spare + written > 0;
+            more |= pair.to_use_up > 0;
+        }
+        (moved, more)
     }
 
     /// Whether nothing is being made any more, for the end.
@@ -406,7 +422,7 @@ impl Connections {
                 Ok(true)
             }
             Some(Err(why)) => {
-                self.give_up(number, why, true, io);
+                self.give_up(number, why, By::Failure, io);
                 Ok(true)
             }
             None => {
@@ -414,7 +430,7 @@ impl Connections {
                 let limit = self.hub.config.connect_within;
                 let late = active && pending && io.now().saturating_duration_since(begun) > limit;
                 if late {
-                    self.give_up(number, format!("not connected within {limit:?}"), true, io);
+                    self.give_up(number, format!("not connected within {limit:?}"), By::Failure, io);
                 }
                 Ok(late)
             }
@@ -429,122 +445,6 @@ impl Connections {
 
     fn nic(&self, port: usize) -> usize {
         self.hub.served[self.served].nics[port].nic
-    }
-
-    /// Fills what is free, and says so when what is needed is there.
-    fn choose(&mut self, io: &mut Io<'_>) -> Result<bool, Error> {
-        let mut moved = false;
-        let all = self.needed == Some(true);
-        let wanted = if all { usize::MAX } else { 1 };
-        let slots = self.choice.as_ref().map_or(0, |choice| choice.slots.len());
-        for slot in 0..slots.min(wanted) {
-            moved |= self.fill(slot, io.now())?;
-        }
-        let Some(choice) = &self.choice else { return Ok(moved) };
-        let mut pairs = Vec::new();
-        for slot in choice.slots.iter().take(wanted) {
-            match slot {
-                Slot::Up(pair) => pairs.push(*pair),
-                Slot::Given => {}
-                Slot::Free | Slot::Trying(_) => return Ok(moved),
-            }
-        }
-        if pairs.is_empty() {
-            return Err(self.unreachable());
-        }
-        if self.settled.as_ref().is_none_or(|settled| settled.all != all && all) {
-            io.send(Message::Settled { all, pairs: pairs.clone() }.to_bytes());
-            self.settled = Some(Settled { all, pairs });
-            return Ok(true);
-        }
-        Ok(moved)
-    }
-
-    fn fill(&mut self, slot: usize, now: Instant) -> Result<bool, Error> {
-        let Some(choice) = &mut self.choice else { return Ok(false) };
-        match choice.slots[slot] {
-            Slot::Trying(attempt) => {
-                let now = match self.attempts[usize::from(attempt)].stage {
-                    Stage::Up(_) => Slot::Up(attempt),
-                    Stage::Over(_) => Slot::Free,
-                    _ => return Ok(false),
-                };
-                choice.slots[slot] = now;
-                return Ok(true);
-            }
-            Slot::Up(_) | Slot::Given => return Ok(false),
-            Slot::Free => {}
-        }
-        let in_use: Vec<Pairing> = choice
-            .slots
-            .iter()
-            .filter_map(|slot| match slot {
-                Slot::Trying(attempt) | Slot::Up(attempt) => {
-                    Some(self.attempts[usize::from(*attempt)].pairing)
-                }
-                _ => None,
-            })
-            .collect();
-        let planned = choice.candidates.rails[slot];
-        let next = match choice.tried.contains(&planned) {
-            false => Some(planned),
-            // Ports that no rail uses.
-            true => choice.candidates.instead(&choice.tried, &in_use),
-        };
-        let Some(pairing) = next.filter(|_| self.attempts.len() < usize::from(u8::MAX)) else {
-            choice.slots[slot] = Slot::Given;
-            return Ok(true);
-        };
-        choice.tried.push(pairing);
-        let nic = self.hub.served[self.served].nics[pairing.0].nic;
-        let remote = &self.remote.ports[pairing.1];
-        if let Some(why) = self.hub.state().why_unreachable(nic, remote, now) {
-            let names = format!("{} to {}", self.hub.nics[nic].name, remote.name);
-            choice.failures.push(format!("{names}: not long ago: {why}"));
-            return Ok(true);
-        }
-        let number = self.attempts.len() as u8;
-        choice.slots[slot] = Slot::Trying(number);
-        let sequence = random_sequence()?;
-        let stage = Stage::Making(self.make(pairing, sequence, None)?);
-        self.attempts.push(Attempt { pairing, begun: now, sequence, stage });
-        Ok(true)
-    }
-
-    fn give_up(&mut self, number: u8, why: String, tell: bool, io: &mut Io<'_>) {
-        let attempt = &mut self.attempts[usize::from(number)];
-        let pairing = attempt.pairing;
-        attempt.stage = match std::mem::replace(&mut attempt.stage, Stage::Over(None)) {
-            over @ Stage::Over(_) => {
-                attempt.stage = over;
-                return;
-            }
-            Stage::Making(job) | Stage::Connecting(job) => Stage::Over(Some(job)),
-            _ => Stage::Over(None),
-        };
-        let nic = self.nic(pairing.0);
-        let remote = &self.remote.ports[pairing.1];
-        let names = format!("{} to {}", self.hub.nics[nic].name, remote.name);
-        tracing::warn!(peer = %self.peer, "{names}: {why}");
-        if tell {
-            let what = why.clone();
-            let message = match self.choice {
-                Some(_) => Message::GivenUp { pair: number, what },
-                None => Message::Refused { pair: number, what },
-            };
-            io.send(message.to_bytes());
-        }
-        if let Some(choice) = &mut self.choice {
-            self.hub.state().did_not_connect(nic, remote, why.clone(), io.now());
-            choice.failures.push(format!("{names}: {why}"));
-        }
-    }
-
-    fn unreachable(&self) -> Error {
-        let Devices { local, remote } = self.devices;
-        let failures = self.choice.as_ref().map_or(String::new(), |choice| choice.failures.join("; "));
-        let what = format!("no NICs connect {local} here with {remote} of {}: {failures}", self.peer);
-        Error::Verbs { what: what.into() }
     }
 
     fn nonsense(&self, what: String) -> Error {
@@ -589,66 +489,18 @@ impl Connections {
     }
 }
 
-fn make_queue_pair(hub: &Hub, nic: usize) -> Result<QueuePair, String> {
-    let nic = &hub.nics[nic];
-    let failed = |error: verbs::Error| nic.explained(&error);
-    if !nic.is_active().map_err(failed)? {
-        return Err(format!("port {} of {} is down", nic.port, nic.name));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gdr::testing::{Said, connections, hub};
+
+    #[test]
+    fn a_queue_pair_that_carries_transfers_cannot_be_given_up() {
+        let (mut said, mut connections) = (Said::default(), connections(&hub(), Side::Listening));
+        connections.settled = Some(Settled { all: false, pairs: vec![1] });
+        let error = connections.heard_over(1, "no more", &mut said.io()).unwrap_err();
+        assert!(error.to_string().contains("queue pair 1 is given up, which is up"), "{error}");
+        connections.heard_over(0, "not in time", &mut said.io()).unwrap();
+        assert_eq!(connections.lanes(), [1]);
     }
-    let mut config = QueuePairConfig::default();
-    config.capacity = Capacity {
-        max_sends: nic.depth,
-        max_receives: nic.depth,
-        max_send_segments: 1,
-        max_receive_segments: 1,
-        max_inline: 0,
-    };
-    let queue_pair = nic.domain.queue_pair(&nic.queue, &nic.queue, &config).map_err(failed)?;
-    queue_pair.init(&Init::new(nic.port, Access::REMOTE_WRITE)).map_err(failed)?;
-    Ok(queue_pair)
-}
-
-fn connect_queue_pair(
-    hub: &Hub,
-    nic: usize,
-    queue_pair: &QueuePair,
-    route: Route,
-    sequence: u32,
-    end: End,
-) -> Result<(), String> {
-    let (nic, config) = (&hub.nics[nic], &hub.config);
-    let failed = |error: verbs::Error| nic.explained(&error);
-    let (source, gid) = route.global.unwrap_or((0, Gid([0; 16])));
-    let mut address = Address::global(nic.port, source, gid);
-    if route.global.is_none() {
-        address = Address::local(nic.port, route.lid);
-    }
-    address.lid = route.lid;
-    address.traffic_class = config.traffic_class;
-    address.service_level = config.service_level;
-    let mut receive = ReadyToReceive::new(address, end.queue_pair, route.mtu);
-    receive.packet_sequence = end.sequence;
-    queue_pair.ready_to_receive(&receive).map_err(failed)?;
-    let mut send = ReadyToSend::default();
-    (send.timeout, send.retries, send.rnr_retries) = (config.timeout, config.retries, config.rnr_retries);
-    send.packet_sequence = sequence;
-    queue_pair.ready_to_send(&send).map_err(failed)
-}
-
-/// Writes nothing, so that its acknowledgement tells that packets go both ways. `false`: the NIC has no credit left.
-fn greet(hub: &Hub, pair: &mut Pair) -> Result<bool, String> {
-    let to = RemoteMemory { address: 0, rkey: 0 };
-    let write = Write { from: 0, bytes: 0, lkey: 0, to, immediate: Some(Immediate::Hello) };
-    // SAFETY: no memory is read or written.
-    let posted = unsafe { pair.post(&mut hub.state(), Owner::Hello, 1, std::iter::once(write)) };
-    posted.map(|posted| posted == 1).map_err(|failure| failure.what)
-}
-
-/// The number of a queue pair's first packet: random, so that packets of another connection are not taken for its own.
-fn random_sequence() -> Result<u32, Error> {
-    let mut bytes = [0; 4];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|source| {
-        Error::System { what: "a random number".into(), source: Arc::new(source.into()) }
-    })?;
-    Ok(u32::from_le_bytes(bytes) & 0xff_ffff)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use meshreduce_device::identity::PciAddress;
 use meshreduce_device::{Device, GpuDirect, PrimaryContext, VisibleDevice};
-use meshreduce_verbs_loader::Library;
+use meshreduce_verbs_loader::{ForkStatus, Library};
 
 use crate::channel::{Channel, ChannelContext, Descriptor as Bytes, Environment, Offer, Reason, RegionPart};
 use crate::error::Error;
@@ -46,6 +46,8 @@ impl GdrContext {
             .clone()
             .map_or_else(Library::find, Ok)
             .map_err(|error| Reason(error.to_string()))?;
+        // Before anything is registered.
+        let fork = fork_safe(library.fork_status(), || library.fork_init());
         let map = config.map().map_err(|error| Reason(error.to_string()))?;
         let sysfs = config.root();
         let gpus: Vec<KnownGpu> = environment.contexts.iter().map(known_gpu).collect();
@@ -57,6 +59,7 @@ impl GdrContext {
             environment.devices.iter().map(|device| (*device, paired(*device, &pairing, &gpus))).collect();
         let opened = Opened::all(config, &library, &pairing, &paired)?;
         let mut rows = opened.rows(&library, &topology);
+        rows.extend(fork.err().map(|why| ("fork".to_owned(), why)));
         let (names, nics): (Vec<PortName>, Vec<Nic>) = opened.nics.into_iter().unzip();
         let (mut served, mut not_served) = (Vec::new(), Vec::new());
         for (device, paired) in paired {
@@ -158,6 +161,28 @@ impl Opened {
         }
         rows.extend(self.refused.iter().map(|why| ("not used".to_owned(), why.clone())));
         rows
+    }
+}
+
+/// Sees to it that what is registered stays so when the process forks. On a kernel that does not copy pinned pages for the child
+/// (before Linux 5.12), the parent gets the copy when it writes next, and the NIC goes on with the old page.
+///
+/// # Errors
+///
+/// What a person is told when that cannot be had.
+fn fork_safe(
+    status: Result<ForkStatus, meshreduce_verbs_loader::Error>,
+    init: impl FnOnce() -> Result<(), meshreduce_verbs_loader::Error>,
+) -> Result<(), String> {
+    match status {
+        Ok(ForkStatus::Unneeded | ForkStatus::Enabled) => Ok(()),
+        // Or the library is too old to say.
+        Ok(_) | Err(_) => init().map_err(|error| {
+            format!(
+                "warning: once this process forks, transfers of host memory may go by its old pages: {error} (RDMAV_FORK_SAFE=1, set \
+                 before the process starts, helps)"
+            )
+        }),
     }
 }
 
@@ -375,5 +400,34 @@ impl ChannelContext for GdrContext {
 impl fmt::Debug for GdrContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GdrContext").field("nics", &self.hub.nics).field("served", &self.hub.served).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshreduce_verbs_loader::{Error as Verbs, VerbsError};
+
+    use super::*;
+
+    #[test]
+    fn the_library_is_made_to_cope_with_forks_where_the_kernel_does_not() {
+        let too_old = || {
+            let (library, function) = ("libibverbs.so.1".into(), "ibv_is_fork_initialized");
+            Err(Verbs::TooOld { library, function, version: "IBVERBS_1.13" })
+        };
+        let asked = |status| {
+            let mut asked = false;
+            let outcome = fork_safe(status, || {
+                asked = true;
+                Ok(())
+            });
+            outcome.unwrap();
+            asked
+        };
+        assert!(asked(Ok(ForkStatus::Disabled)) && asked(too_old()));
+        assert!(!asked(Ok(ForkStatus::Enabled)) && !asked(Ok(ForkStatus::Unneeded)));
+        let late = || Err(VerbsError { call: "ibv_fork_init", errno: 22 }.into());
+        let told = fork_safe(Ok(ForkStatus::Disabled), late).unwrap_err();
+        assert!(told.contains("ibv_fork_init") && told.contains("RDMAV_FORK_SAFE"), "{told}");
     }
 }

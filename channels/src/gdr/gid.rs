@@ -80,6 +80,17 @@ pub(crate) fn ib_address(table: &[GidEntry]) -> Option<Address> {
     Some(Address { index: u8::try_from(entry.index).ok()?, gid: entry.gid })
 }
 
+/// Whether an address that others were told stands at this entry of its port's table.
+pub(crate) fn stands_at(entry: &GidEntry, gid: &Gid, ethernet: bool) -> bool {
+    entry.gid == *gid && (!ethernet || entry.kind == GidType::RoceV2)
+}
+
+/// Where an address that others were told stands in its port's table now. `None`: it has gone.
+pub(crate) fn index_of(gid: &Gid, table: &[GidEntry], ethernet: bool) -> Option<u8> {
+    let entry = table.iter().find(|entry| stands_at(entry, gid, ethernet))?;
+    u8::try_from(entry.index).ok()
+}
+
 /// The entry of a port's GID table that other processes are told first: the port's address. `None`: no connection can be made by it.
 ///
 /// Over Ethernet, what two ports connect between is chosen from all the RoCE v2 addresses of both; it is this one where the other
@@ -173,6 +184,22 @@ mod tests {
         let (a, b) = between(&here, &there).unwrap();
         assert_eq!((a.index, b.index), (5, 2));
         assert_eq!(between(&here, &there[2..]), None, "no family is common");
+    }
+
+    #[test]
+    fn an_address_that_has_moved_is_found_and_one_that_has_gone_is_not() {
+        let told = roce_addresses(&table())[0];
+        // An interface went down and came back: its entries are free, then filled anew by whoever comes first.
+        let mut changed = table();
+        changed[5] = entry(5, v4(10, 0, 9, 9), GidType::RoceV2);
+        assert_eq!(index_of(&told.gid, &changed, true), None, "the first version's entry is none");
+        changed.push(entry(9, told.gid, GidType::RoceV2));
+        assert!(!stands_at(&changed[5], &told.gid, true));
+        assert_eq!(index_of(&told.gid, &changed, true), Some(9));
+        changed[8].index = 256;
+        assert_eq!(index_of(&told.gid, &changed, true), None, "a queue pair cannot name it");
+        let ib = [entry(0, v6(0xfe, 0x80, 3), GidType::Ib)];
+        assert_eq!(index_of(&ib[0].gid, &ib, false), Some(0));
     }
 
     prop_compose! {

@@ -24,7 +24,7 @@ use crate::progress::Waker;
 const TURN: usize = 64;
 /// How often events of NICs are looked for: they tell of links, not of data.
 const EVENTS: Duration = Duration::from_millis(10);
-/// For how long a pair of ports that did not connect is not tried again.
+/// For how long a pair of ports that did not connect is tried after all others.
 const REMEMBERED: Duration = Duration::from_secs(300);
 
 /// What the channels of a context share.
@@ -48,7 +48,8 @@ pub(crate) struct State {
     pub(crate) nics: Vec<NicState>,
     inboxes: HashMap<u32, Vec<Completion>>,
     next_channel: u32,
-    unreachable: HashMap<(usize, Remote), (Instant, String)>,
+    /// When which ports did not connect.
+    unreachable: HashMap<(usize, Remote), Instant>,
     polled: Option<Instant>,
     asked: Option<Instant>,
 }
@@ -62,10 +63,23 @@ pub(crate) struct NicState {
     pub(crate) receives: Credits,
     /// Receives that are posted for batches that may come or not.
     pub(crate) standing: u32,
+    /// What posting writes has taken.
+    pub(crate) posting: Posting,
     /// Since when its port is down.
     down: Option<Instant>,
     /// It is of no use any more.
     broken: Option<String>,
+}
+
+/// What posting writes has taken of the progress thread's time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Posting {
+    /// Writes that were posted.
+    pub writes: u64,
+    /// What that took.
+    pub time: Duration,
+    /// What of it libibverbs took.
+    pub in_libibverbs: Duration,
 }
 
 /// A port of another machine, or of this one, as it is known there.
@@ -87,6 +101,7 @@ impl Hub {
             sends: Credits::new(nic.credits),
             receives: Credits::new(nic.credits),
             standing: 0,
+            posting: Posting::default(),
             down: None,
             broken: None,
         };
@@ -210,13 +225,13 @@ impl State {
     }
 
     /// Notes that two ports did not connect.
-    pub(crate) fn did_not_connect(&mut self, nic: usize, remote: &Port, why: String, now: Instant) {
-        self.unreachable.insert((nic, Remote::of(remote)), (now, why));
+    pub(crate) fn did_not_connect(&mut self, nic: usize, remote: &Port, now: Instant) {
+        self.unreachable.insert((nic, Remote::of(remote)), now);
     }
 
-    /// Why two ports did not connect, not long ago.
-    pub(crate) fn why_unreachable(&mut self, nic: usize, remote: &Port, now: Instant) -> Option<&str> {
-        self.unreachable.retain(|_, (when, _)| now.saturating_duration_since(*when) < REMEMBERED);
-        self.unreachable.get(&(nic, Remote::of(remote))).map(|(_, why)| why.as_str())
+    /// Whether two ports did not connect, not long ago.
+    pub(crate) fn has_failed(&mut self, nic: usize, remote: &Port, now: Instant) -> bool {
+        self.unreachable.retain(|_, when| now.saturating_duration_since(*when) < REMEMBERED);
+        self.unreachable.contains_key(&(nic, Remote::of(remote)))
     }
 }

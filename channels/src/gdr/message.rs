@@ -89,6 +89,13 @@ pub(crate) enum Message {
         /// Why.
         what: String,
     },
+    /// Receives are posted that what they were posted for does not need: they are to be used up by writes of nothing.
+    Spare {
+        /// At which queue pair.
+        pair: u8,
+        /// How many.
+        receives: u32,
+    },
     /// Receives are wanted for batches.
     Want {
         /// Of which queue pair.
@@ -233,8 +240,15 @@ impl Message {
                 out.flag(*send);
                 text(out, what);
             }
-            Self::Want { pair, receives } | Self::Granted { pair, receives } => {
-                out.u8(FIRST_OWN_TAG + if matches!(self, Self::Want { .. }) { 11 } else { 12 });
+            Self::Want { pair, receives }
+            | Self::Granted { pair, receives }
+            | Self::Spare { pair, receives } => {
+                out.u8(FIRST_OWN_TAG
+                    + match self {
+                        Self::Want { .. } => 11,
+                        Self::Granted { .. } => 12,
+                        _ => 20,
+                    });
                 out.u8(*pair);
                 out.u32(*receives);
             }
@@ -318,6 +332,7 @@ impl Message {
             17 => Self::Withdraw { region: from.u64()? },
             18 => Self::Released { region: from.u64()? },
             19 => Self::Missed { counter: from.u32()?, what: read_text(from)? },
+            20 => Self::Spare { pair: from.u8()?, receives: from.u32()? },
             _ => return Err(Malformed::wrong(format!("{tag} is no kind of message"))),
         })
     }
@@ -374,6 +389,7 @@ mod tests {
             }),
             (byte(), word()).prop_map(|(pair, receives)| Message::Want { pair, receives }),
             (byte(), word()).prop_map(|(pair, receives)| Message::Granted { pair, receives }),
+            (byte(), word()).prop_map(|(pair, receives)| Message::Spare { pair, receives }),
             number().prop_map(|region| Message::Lend { region }),
             number().prop_map(|region| Message::Lent { region }),
             number().prop_map(|region| Message::Gone { region }),

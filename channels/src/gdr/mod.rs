@@ -30,6 +30,7 @@ mod arrivals;
 mod batch;
 mod cache;
 mod channel;
+mod choice;
 mod config;
 mod connect;
 mod context;
@@ -38,6 +39,7 @@ mod descriptor;
 mod gid;
 mod hub;
 mod job;
+mod making;
 mod memory;
 mod message;
 mod mutant;
@@ -51,6 +53,9 @@ mod receive;
 mod region;
 mod send;
 mod served;
+mod target;
+#[cfg(test)]
+mod testing;
 mod visible;
 mod watch;
 mod work;
@@ -60,6 +65,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 pub use cache::CacheStats;
 pub use config::{Config, Registration};
 pub use gid::preferred as preferred_gid;
+pub use hub::Posting;
 #[cfg(feature = "mutants")]
 pub use mutant::Mutant;
 
@@ -99,6 +105,8 @@ pub struct NicStats {
     pub sends: (u32, u32),
     /// Receives that are posted now, and the most that were at the same time.
     pub receives: (u32, u32),
+    /// What posting writes has taken.
+    pub posting: Posting,
 }
 
 impl Gdr {
@@ -118,6 +126,7 @@ impl Gdr {
                     cache: nic.cache().stats(),
                     sends: (counts.sends.taken(), counts.sends.most()),
                     receives: (counts.receives.taken(), counts.receives.most()),
+                    posting: counts.posting,
                 });
             }
         }

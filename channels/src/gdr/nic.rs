@@ -97,6 +97,32 @@ impl Nic {
         self.context.query_port(self.port).map(|attributes| is_active(&attributes))
     }
 
+    /// Where an address of its port, which was at `index` when others were told of it, stands in the port's table now. Addresses come
+    /// and go, and others take their places: a queue pair with what is there would connect from elsewhere, or never.
+    ///
+    /// # Errors
+    ///
+    /// The port does not have it any more; or why the table cannot be read.
+    pub(crate) fn current_index(&self, index: u8, sysfs: &Path) -> Result<u8, String> {
+        let Some(told) = self.told.addresses.iter().find(|address| address.index == index) else {
+            return Err(format!("{}: nobody was told of entry {index} of its GID table", self.name));
+        };
+        let ethernet = self.told.layer == LinkLayer::Ethernet;
+        let failed = |error: verbs::Error| self.explained(&error);
+        let entry = self.context.gid(self.port, index.into(), sysfs).map_err(failed)?;
+        if entry.is_some_and(|entry| gid::stands_at(&entry, &told.gid, ethernet)) {
+            return Ok(index);
+        }
+        let table = self.context.gids(self.port, sysfs).map_err(failed)?;
+        gid::index_of(&told.gid, &table, ethernet).ok_or_else(|| {
+            let Self { name, .. } = self;
+            format!(
+                "{name}: the GID table has changed: {} is not in it any more, which others were told of",
+                told.gid
+            )
+        })
+    }
+
     /// Why a registration of host memory, or a queue, was refused.
     pub(crate) fn explained(&self, error: &verbs::Error) -> String {
         format!("{}: {}", self.name, explained(error))

@@ -12,6 +12,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use meshreduce_verbs_loader::{
     Completion, Operation, QueuePair, ReceiveRequest, RemoteMemory, Segment, SendRequest, Status,
@@ -40,8 +41,10 @@ pub(crate) struct Pair {
     writes: u32,
     /// Receives that have not completed.
     receives: u32,
-    /// Of these, those that what they were for did not need.
+    /// Of these, those that what they were for did not need, and that the other side has not been asked to use up.
     pub(crate) spare: u32,
+    /// Receives of the other side's that are to be used up.
+    pub(crate) to_use_up: u32,
     /// Of these, those that the other side may use for batches.
     pub(crate) standing: u32,
     depth: u32,
@@ -148,6 +151,7 @@ impl Pair {
             writes: 0,
             receives: 0,
             spare: 0,
+            to_use_up: 0,
             standing: 0,
             depth,
             failure: None,
@@ -162,6 +166,11 @@ impl Pair {
     /// Its number on its NIC, by which the other side names it.
     pub(crate) fn number(&self) -> u32 {
         self.queue_pair.number()
+    }
+
+    /// Its number in the channel.
+    pub(crate) fn index(&self) -> u8 {
+        self.index
     }
 
     /// How many writes can be posted now, at most `wanted`; the credits of these are taken, and [`Pair::post`] gives back what it
@@ -189,6 +198,11 @@ impl Pair {
         mut writes: impl Iterator<Item = Write>,
     ) -> Result<u32, Failure> {
         let reserved = self.reserve(state, most);
+        if reserved == 0 {
+            return Ok(0);
+        }
+        let begun = Instant::now();
+        let mut in_libibverbs = Duration::ZERO;
         let mut posted = 0;
         let mut outcome = Ok(());
         while posted < reserved && outcome.is_ok() {
@@ -217,8 +231,10 @@ impl Pair {
                 request.segments = if segments[index].length == 0 { &[] } else { &segments[index..=index] };
                 request.signalled = last;
             }
+            let called = Instant::now();
             // SAFETY: the caller's. Segments and requests live through the call.
             let answer = unsafe { self.queue_pair.post_sends(&requests[..count]) };
+            in_libibverbs += called.elapsed();
             let done = match answer {
                 Ok(()) => count as u32,
                 Err(error) => {
@@ -234,7 +250,11 @@ impl Pair {
             self.writes += done;
             posted += done;
         }
-        state.nics[self.nic].sends.give(reserved - posted);
+        let nic = &mut state.nics[self.nic];
+        nic.sends.give(reserved - posted);
+        nic.posting.writes += u64::from(posted);
+        nic.posting.time += begun.elapsed();
+        nic.posting.in_libibverbs += in_libibverbs;
         if let Err(failure) = outcome {
             self.fail(failure.clone());
             return Err(failure);

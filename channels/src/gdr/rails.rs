@@ -40,13 +40,10 @@ impl Candidates {
         Self { rails, all }
     }
 
-    /// What is tried when `failed` has failed, or something before it: the best pair that is neither `tried` nor has a port in
-    /// common with those `in_use`.
-    pub(crate) fn instead(&self, tried: &[Pairing], in_use: &[Pairing]) -> Option<Pairing> {
-        let free = |(here, there): &&Pairing| {
-            !tried.contains(&(*here, *there)) && in_use.iter().all(|(a, b)| a != here && b != there)
-        };
-        self.all.iter().find(free).copied()
+    /// Whether a pair was not `tried` and has no port in common with those `in_use`.
+    pub(crate) fn is_free(&self, pairing: Pairing, tried: &[Pairing], in_use: &[Pairing]) -> bool {
+        let (here, there) = pairing;
+        !tried.contains(&pairing) && in_use.iter().all(|(a, b)| *a != here && *b != there)
     }
 }
 
@@ -95,6 +92,10 @@ mod tests {
     use crate::gdr::descriptor::tests::{infiniband, roce};
     use proptest::prelude::*;
 
+    fn instead(candidates: &Candidates, tried: &[Pairing], in_use: &[Pairing]) -> Option<Pairing> {
+        candidates.all.iter().copied().find(|pairing| candidates.is_free(*pairing, tried, in_use))
+    }
+
     #[test]
     fn near_ports_of_one_rail_meet_whatever_their_order() {
         let ip = |last| [10, 0, 0, last];
@@ -121,12 +122,12 @@ mod tests {
         let candidates = Candidates::new(&ports(0), &ports(1));
         assert_eq!(candidates.rails, [(0, 1)]);
         let mut tried = vec![(0, 1)];
-        tried.push(candidates.instead(&tried, &[]).unwrap());
+        tried.push(instead(&candidates, &tried, &[]).unwrap());
         assert_eq!(tried[1], (0, 0), "the near port here, with its like there");
-        tried.push(candidates.instead(&tried, &[]).unwrap());
+        tried.push(instead(&candidates, &tried, &[]).unwrap());
         assert_eq!(tried[2], (1, 1));
-        tried.push(candidates.instead(&tried, &[]).unwrap());
-        assert_eq!(candidates.instead(&tried, &[]), None);
+        tried.push(instead(&candidates, &tried, &[]).unwrap());
+        assert_eq!(instead(&candidates, &tried, &[]), None);
     }
 
     #[test]
@@ -134,7 +135,7 @@ mod tests {
         let local: Vec<_> = (0..3).map(|n| roce("x", n, n < 2, [10, 0, 0, n as u8])).collect();
         let candidates = Candidates::new(&local, &local);
         assert_eq!(candidates.rails, [(0, 0), (1, 1)]);
-        assert_eq!(candidates.instead(&[(0, 0), (1, 1)], &[(0, 0)]), Some((1, 2)));
+        assert_eq!(instead(&candidates, &[(0, 0), (1, 1)], &[(0, 0)]), Some((1, 2)));
     }
 
     #[test]
@@ -170,7 +171,7 @@ mod tests {
         fn every_pair_is_tried_once(local in some_ports(), remote in some_ports()) {
             let candidates = Candidates::new(&local, &remote);
             let mut tried = vec![candidates.rails[0]];
-            while let Some(next) = candidates.instead(&tried, &[]) {
+            while let Some(next) = instead(&candidates, &tried, &[]) {
                 prop_assert!(!tried.contains(&next));
                 tried.push(next);
             }

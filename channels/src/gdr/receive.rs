@@ -9,17 +9,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::channel::{Io, Operation};
 use crate::error::Error;
 use crate::gdr::connect::Connections;
-use crate::gdr::hub::{Hub, State};
-use crate::gdr::memory::{Registered, Registering, Use};
+use crate::gdr::hub::Hub;
+use crate::gdr::memory::{Registering, Use};
 use crate::gdr::message::{Lane, Message};
 use crate::gdr::mutant::Mutant;
 use crate::gdr::parting::Parting;
-use crate::gdr::plan::Plan;
+use crate::gdr::target::{ReceiveLane, Target, has_plenty, most_receives};
 use crate::gdr::watch::Wait;
 use crate::gdr::work::widen;
 use crate::matching::{Met, Notice, Paired, Receives, Refusal};
@@ -67,27 +67,6 @@ enum Stage {
     Registered(Target),
     /// The sender may write, or does.
     Open(Target),
-}
-
-/// Where a transfer goes.
-#[derive(Debug)]
-struct Target {
-    plan: Plan,
-    lanes: Vec<ReceiveLane>,
-    /// The sender was asked to cancel.
-    revoked: bool,
-    /// When it was told.
-    opened: Option<Instant>,
-}
-
-#[derive(Debug)]
-struct ReceiveLane {
-    pair: u8,
-    memory: Registered,
-    /// Receives that were posted, and that the sender knows of.
-    posted: u64,
-    /// Pieces that have come.
-    arrived: u64,
 }
 
 impl Incoming {
@@ -335,7 +314,7 @@ impl Incoming {
             Stage::Registered(target) | Stage::Open(target) => {
                 let lanes = target.lanes.into_iter().map(|lane| {
                     if let Some(pair) = connections.pair(lane.pair) {
-                        // They are still there, for whatever comes next.
+                        // They are still there, for whatever comes next (`Connections::use_up`).
                         pair.spare += u32::try_from(lane.posted - lane.arrived).unwrap_or(0);
                     }
                     Registering::Done(Ok(lane.memory))
@@ -445,14 +424,10 @@ impl Receive {
                         None => return Ok(Step::Looking),
                     }
                 }
-                let plan = Plan::new(span.bytes, longest(hub, connections, &registered), registered.len());
-                // What was rounded up may need fewer lanes than there are.
-                registered.retain_index(|index| plan.pieces_over(index) > 0);
-                let Some(plan) = Plan::told(span.bytes, plan.piece(), registered.len()) else {
+                let Some(target) = Target::new(hub, span.bytes, registered, connections) else {
                     return Ok(Step::Looking);
                 };
-                self.stage =
-                    Stage::Registered(Target { plan, lanes: registered, revoked: false, opened: None });
+                self.stage = Stage::Registered(target);
                 self.advance(hub, served, number, connections, io)
             }
             Stage::Registered(target) => {
@@ -499,70 +474,5 @@ impl Receive {
     }
 }
 
-impl Target {
-    fn is_complete(&self) -> bool {
-        let mut lanes = self.lanes.iter().enumerate();
-        lanes.all(|(index, lane)| lane.arrived == self.plan.pieces_over(index))
-    }
-
-    /// Posts receives for pieces that have none, as many as there are credits for, and at most so many on each lane; how many, by
-    /// lane. A queue pair that has failed says so itself.
-    fn post(&mut self, state: &mut State, most: u32, connections: &mut Connections) -> Vec<u32> {
-        let mut all = Vec::with_capacity(self.lanes.len());
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            let wanted = self.plan.pieces_over(index) - lane.posted;
-            let wanted = u32::try_from(wanted).unwrap_or(u32::MAX).min(most);
-            let posted = match connections.pair(lane.pair) {
-                Some(pair) if wanted > 0 => pair.post_receives(state, wanted).unwrap_or(0),
-                _ => 0,
-            };
-            lane.posted += u64::from(posted);
-            all.push(posted);
-        }
-        all
-    }
-}
-
-/// How long a piece may be: no longer than the longest message of either end of any of the queue pairs, nor than this side wants.
-fn longest(hub: &Hub, connections: &mut Connections, lanes: &[ReceiveLane]) -> u64 {
-    let of = |lane: &ReceiveLane| match hub.config.makes(Mutant::OwnLongestMessage) {
-        true => connections.own_longest(lane.pair),
-        false => connections.longest(lane.pair),
-    };
-    let ports = lanes.iter().filter_map(of).min();
-    u64::from(ports.map_or(hub.config.chunk, |longest| longest.min(hub.config.chunk)))
-}
-
-/// How many receives are posted at first: of a sender who may not come for long, no more than others can do without.
-fn most_receives(hub: &Hub, sender_ready: bool) -> u32 {
-    if sender_ready { u32::MAX } else { (hub.config.credits / 8).max(1) }
-}
-
 /// How late a mutant posts.
 const MUTANT_LATE: Duration = Duration::from_millis(100);
-
-/// Whether the NICs of all lanes have more than half of their receives to give.
-fn has_plenty(hub: &Hub, connections: &mut Connections, lanes: &[u8]) -> bool {
-    let state = hub.state();
-    lanes.iter().all(|index| {
-        connections.pair(*index).is_some_and(|pair| {
-            let receives = &state.nics[pair.nic].receives;
-            receives.free() > receives.limit() / 2
-        })
-    })
-}
-
-/// Keeps the members at some places.
-trait RetainIndex {
-    fn retain_index(&mut self, keep: impl Fn(usize) -> bool);
-}
-
-impl<T> RetainIndex for Vec<T> {
-    fn retain_index(&mut self, keep: impl Fn(usize) -> bool) {
-        let mut index = 0;
-        self.retain(|_| {
-            index += 1;
-            keep(index - 1)
-        });
-    }
-}

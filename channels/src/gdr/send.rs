@@ -106,10 +106,11 @@ impl Outgoing {
         let Some(sending) = self.sends.get_mut(number) else {
             return Err(self.nonsense(format!("receive {number} is ready, which no send is under way for")));
         };
-        if sending.state.withdrawn {
+        let span = sending.operation.span;
+        // The receiver hears that it is not wanted, and answers; but of what has no bytes it is done, and answers nothing.
+        if sending.state.withdrawn && span.bytes > 0 {
             return Ok(());
         }
-        let span = sending.operation.span;
         let sensible = sending.state.going.is_none()
             && lanes.iter().all(|lane| connections.pair(lane.pair).is_some())
             && lanes.is_empty() == (span.bytes == 0)
@@ -137,6 +138,9 @@ impl Outgoing {
     pub(crate) fn posted(&mut self, number: u64, lane: u8, receives: u32) -> Result<(), Error> {
         // The receive may have been revoked, and the send cancelled, meanwhile.
         let Some(sending) = self.sends.get_mut(number) else { return Ok(()) };
+        if sending.state.withdrawn {
+            return Ok(());
+        }
         let going = sending.state.going.as_mut();
         match going.and_then(|going| going.lanes.get_mut(usize::from(lane))) {
             Some(lane) => {
@@ -155,6 +159,8 @@ impl Outgoing {
             // It has been done, or will be in a moment.
             None => Ok(()),
             Some(sending) if begun(&sending.state) => Ok(()),
+            // The receiver hears that of the send, and answers it.
+            Some(sending) if sending.state.withdrawn => Ok(()),
             Some(_) => {
                 let what = format!("receive {number} was dropped");
                 let error = Error::Remote { peer: Arc::clone(&self.peer), what: what.clone().into() };
@@ -233,8 +239,11 @@ impl Outgoing {
         }
         for (number, error) in over {
             moved = true;
+            let has_bytes = self.sends.get_mut(number).is_some_and(|one| one.operation.span.bytes > 0);
             match error {
-                Some(error) => self.cancel(number, error.to_string(), error, io)?,
+                Some(error) if has_bytes => self.cancel(number, error.to_string(), error, io)?,
+                // The receiver, who has nothing to wait for, was done when it was ready.
+                Some(error) => self.sends.remove(number)?.operation.ticket.fail(error),
                 None => self.sends.remove(number)?.operation.ticket.done(),
             }
         }
@@ -361,5 +370,86 @@ impl Going {
             }
         }
         Ok(any)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshreduce_device::Device;
+
+    use super::*;
+    use crate::channel::{Direction, Ready, Side};
+    use crate::gdr::receive::Incoming;
+    use crate::gdr::testing::{Said, connections, hub};
+    use crate::span::Span;
+    use crate::transfer::{Transfer, testing::started};
+
+    fn operation(direction: Direction, bytes: u64) -> (Operation, Transfer) {
+        let (ticket, transfer) = started(direction, 0, bytes);
+        let span = Span { device: Device::Cpu, address: 4096, bytes };
+        (Operation { direction, span, ready: Ready::Now, ticket }, transfer)
+    }
+
+    #[test]
+    fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
+        let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
+        let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
+        let (mut sends, mut receives) =
+            (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
+        let (send, sent) = operation(Direction::Send, 0);
+        let (receive, received) = operation(Direction::Receive, 0);
+        sends.start(send, &mut here.io());
+        receives.start(receive, &mut there.io());
+        receives.announced(0, 0, &[1], &mut there.io()).unwrap();
+        receives.poll(&mut far, &mut there.io()).unwrap();
+        assert!(received.poll().unwrap());
+        sent.abort();
+        here.take();
+        sends.poll(&mut near, &mut here.io()).unwrap();
+        assert_eq!(here.take(), [Notice::Withdrawn { number: 0 }.encode()]);
+        let answer = Message::ReadyToReceive { number: 0, address: 4096, piece: 1, lanes: Vec::new() };
+        assert_eq!(there.take(), [answer.to_bytes()]);
+        receives.withdrawn(0, &mut far, &mut there.io()).unwrap();
+        assert!(there.take().is_empty(), "it has been received");
+        sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap();
+        sends.poll(&mut near, &mut here.io()).unwrap();
+        assert!(sent.poll().unwrap());
+    }
+
+    /// A send of which the receiver has not heard yet that it was withdrawn.
+    fn withdrawn() -> (Outgoing, Transfer, Connections, Said) {
+        let (hub, mut said) = (hub(), Said::default());
+        let (mut sends, mut connections) =
+            (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
+        let (send, sent) = operation(Direction::Send, 8);
+        sends.start(send, &mut said.io());
+        sent.abort();
+        sends.poll(&mut connections, &mut said.io()).unwrap();
+        said.take();
+        let lanes = vec![Lane { pair: 0, rkey: 7, receives: 1 }];
+        sends.offered(0, 4096, 8, lanes, &mut connections).unwrap();
+        (sends, sent, connections, said)
+    }
+
+    /// The receiver has heard of it.
+    fn is_over((mut sends, sent, mut connections, mut said): (Outgoing, Transfer, Connections, Said)) {
+        sends.refused(0, Refusal::Dropped).unwrap();
+        sends.poll(&mut connections, &mut said.io()).unwrap();
+        assert!(matches!(sent.poll(), Err(Error::Dropped)));
+    }
+
+    #[test]
+    fn a_transfer_that_both_sides_drop_is_over_on_both() {
+        let (mut sends, sent, connections, mut said) = withdrawn();
+        sends.revoked(0, &mut said.io()).unwrap();
+        assert!(said.take().is_empty(), "the receiver answers the withdrawal");
+        is_over((sends, sent, connections, said));
+    }
+
+    #[test]
+    fn receives_that_are_posted_for_a_send_that_was_withdrawn_are_of_no_interest() {
+        let (mut sends, sent, connections, said) = withdrawn();
+        sends.posted(0, 0, 3).unwrap();
+        is_over((sends, sent, connections, said));
     }
 }

@@ -22,6 +22,13 @@ use crate::error::Error;
 /// How often one looks whether a process that was lost has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
+/// How long the other half may take to let go of slots before other channels get others. It has ended as well, so that it says so at
+/// once unless it is stopped.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How far a side may be ahead of the other one, in transfers: what it says of them is kept.
+const MOST_AHEAD: u64 = 1 << 20;
+
 /// Who and where a half is.
 #[derive(Debug)]
 pub(super) struct Here {
@@ -72,6 +79,8 @@ struct End {
     is_over: bool,
     /// When it was looked last whether the other process has ended.
     looked: Option<Instant>,
+    /// Since when only the other half is waited for.
+    waits: Option<Instant>,
 }
 
 impl IpcChannel {
@@ -112,7 +121,12 @@ impl Channel for IpcChannel {
     fn heard(&mut self, message: Message<'_>, io: &mut Io<'_>) -> Result<(), Error> {
         use message::Message as Said;
         let here = &self.here;
-        match Said::from_bytes(message.bytes).map_err(|error| here.nonsense(error.to_string()))? {
+        let said = Said::from_bytes(message.bytes).map_err(|error| here.nonsense(error.to_string()))?;
+        let next = self.sends.next().max(self.receives.next());
+        if said.transfer().is_some_and(|number| number.saturating_sub(next) >= MOST_AHEAD) {
+            return Err(here.nonsense(format!("{said:?}, and {next} is the next here")));
+        }
+        match said {
             Said::Ring(offer) => self.receives.ring(&offer, here, io)?,
             Said::Wanted { number, bytes } => self.sends.wanted(number, bytes, here, io),
             Said::Unwanted { number } => self.sends.unwanted(number, here),
@@ -121,10 +135,12 @@ impl Channel for IpcChannel {
             }
             Said::Filled { slot, filled } => self.receives.filled(slot, filled),
             Said::Nothing { number } => self.receives.nothing(number, here)?,
-            Said::Taken { slot } => self.sends.taken(slot, here)?,
+            Said::Taken { slot } => self.sends.taken(slot, here, io)?,
             Said::Blind => self.sends.blind(io),
             Said::Differs { number, sent } => self.receives.differs(number, sent, here),
             Said::GivenUp { number } => self.receives.given_up(number, here),
+            Said::SendFailed { number, what } => self.receives.send_failed(number, what, here),
+            Said::ReceiveFailed { number, what } => self.sends.receive_failed(number, &what, here),
             Said::Open { region } => self.lent.open(region, here, io),
             Said::Opened { region, offer } => self.writes.opened(region, &offer, here, io)?,
             Said::Gone { region, why } => self.writes.gone(region, &why, here, io),
@@ -144,8 +160,10 @@ impl Channel for IpcChannel {
     }
 
     fn end(&mut self, cause: &Error) {
+        self.sends.end(&self.here);
         self.receives.end();
-        self.end = Some(End { cause: cause.clone(), closing: None, is_over: false, looked: None });
+        self.end =
+            Some(End { cause: cause.clone(), closing: None, is_over: false, looked: None, waits: None });
     }
 
     fn linger(&mut self, other: OtherHalf) -> Rest {
@@ -158,12 +176,12 @@ impl Channel for IpcChannel {
             Some(closing) => closing,
             none => {
                 // All are asked: each notes what of it is done.
-                let idle = [self.sends.is_idle(), self.receives.is_idle(), self.writes.is_idle(here)];
+                let idle = [self.sends.is_idle(here), self.receives.is_idle(), self.writes.is_idle(here)];
                 if idle.contains(&false) {
                     return Rest::Busy;
                 }
                 self.sends.fail(&end.cause);
-                let mut opened: Vec<_> = self.receives.fail(&end.cause).into_iter().collect();
+                let mut opened = self.receives.fail(&end.cause);
                 opened.extend(self.writes.fail(&end.cause));
                 let mut closing = self.writes.closing();
                 closing.push(Closing::begin(opened, here.home.waker.clone()));
@@ -187,6 +205,14 @@ impl Channel for IpcChannel {
             }
         };
         if !has_let_go {
+            let waits = *end.waits.get_or_insert_with(Instant::now);
+            if waits.elapsed() >= PATIENCE
+                && let Some(ring) = self.sends.lends()
+                && here.device().retire(ring)
+            {
+                tracing::warn!(peer = %here.peer, "it does not let go of slots of a staging ring: others get another ring");
+                here.home.waker.wake();
+            }
             return Rest::Quiet;
         }
         self.sends.over(here);
@@ -202,7 +228,8 @@ impl Drop for IpcChannel {
             return;
         }
         // Whoever drops it waits no longer. What is lent stays allocated, and what is borrowed stays open: only that is safe.
-        let leaked = [self.sends.leak(), self.lent.leak(), self.receives.leak(), self.writes.leak()];
+        let leaked =
+            [self.sends.leak(&self.here), self.lent.leak(), self.receives.leak(), self.writes.leak()];
         if leaked.contains(&true) {
             tracing::error!(
                 peer = %self.here.peer,

@@ -29,6 +29,10 @@ pub(super) enum Message {
     Differs { number: u64, sent: u64 },
     /// The sender has given up transfer `number`.
     GivenUp { number: u64 },
+    /// Transfer `number` has failed on the sender's side.
+    SendFailed { number: u64, what: String },
+    /// Transfer `number` has failed on the receiver's side.
+    ReceiveFailed { number: u64, what: String },
     /// The writer asks for a region.
     Open { region: u64 },
     /// It may write to it, until it lets go of it.
@@ -96,6 +100,21 @@ impl MemoryOffer {
 }
 
 impl Message {
+    /// The number of the transfer that it speaks of.
+    pub(super) fn transfer(&self) -> Option<u64> {
+        match self {
+            Message::Wanted { number, .. }
+            | Message::Unwanted { number }
+            | Message::Staged { number, .. }
+            | Message::Nothing { number }
+            | Message::Differs { number, .. }
+            | Message::GivenUp { number }
+            | Message::SendFailed { number, .. }
+            | Message::ReceiveFailed { number, .. } => Some(*number),
+            _ => None,
+        }
+    }
+
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer::new();
         let kind = |out: &mut Writer, kind, numbers: &[u64]| {
@@ -153,6 +172,14 @@ impl Message {
                 out.u32(*counter);
                 out.text(why);
             }
+            Message::SendFailed { number, what } => {
+                kind(&mut out, 18, &[*number]);
+                out.text(what);
+            }
+            Message::ReceiveFailed { number, what } => {
+                kind(&mut out, 19, &[*number]);
+                out.text(what);
+            }
         }
         out.into_bytes()
     }
@@ -198,6 +225,8 @@ impl Message {
                 Message::Landed { counter: from.u32()?, bytes }
             }
             17 => Message::Missed { counter: from.u32()?, why: from.text()? },
+            18 => Message::SendFailed { number: from.u64()?, what: from.text()? },
+            19 => Message::ReceiveFailed { number: from.u64()?, what: from.text()? },
             other => return Err(Malformed::wrong(format!("message of kind {other}"))),
         };
         from.end()?;
@@ -224,6 +253,8 @@ mod tests {
             Message::Blind,
             Message::Differs { number: 1, sent: 2 },
             Message::GivenUp { number: 1 },
+            Message::SendFailed { number: 1, what: "no".into() },
+            Message::ReceiveFailed { number: 1, what: "no".into() },
             Message::Open { region: 1 },
             Message::Opened { region: 1, offer: RegionOffer { memory, offset: 512, bytes: 7 } },
             Message::Gone { region: 1, why: "gone".into() },

@@ -28,6 +28,7 @@
 //! it, and logs that.
 
 mod channel;
+mod doubt;
 mod imports;
 mod lend;
 mod message;
@@ -42,7 +43,7 @@ mod write;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use meshreduce_device::{Device, PrimaryContext, VisibleDevice, Words};
 
@@ -75,16 +76,17 @@ pub struct Ipc {
     options: Options,
 }
 
-/// How the staging ring of a device is made.
+/// How the staging ring of a device is made, and followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Options {
     slots: u16,
     slot_bytes: u64,
+    sees_words: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { slots: 4, slot_bytes: 8 << 20 }
+        Self { slots: 4, slot_bytes: 8 << 20, sees_words: true }
     }
 }
 
@@ -110,6 +112,16 @@ impl Ipc {
     pub fn slot_bytes(mut self, bytes: u64) -> Self {
         assert!((1..=1 << 40).contains(&bytes), "slots of {bytes} bytes");
         self.options.slot_bytes = bytes;
+        self
+    }
+}
+
+impl Ipc {
+    /// Whether the process looks itself whether a slot of another process is filled, through that one's `/proc`: so unless this is
+    /// called. Where it is not allowed to, or with `false`, it is told by messages, which takes some microseconds longer.
+    #[must_use]
+    pub fn sees_words(mut self, sees: bool) -> Self {
+        self.options.sees_words = sees;
         self
     }
 }
@@ -158,7 +170,8 @@ struct LocalDevice {
 struct Used {
     context: Arc<PrimaryContext>,
     words: Words,
-    ring: Option<Arc<Ring>>,
+    /// Kept by the channels that send through it.
+    ring: Weak<Ring>,
 }
 
 impl Home {
@@ -214,19 +227,30 @@ impl LocalDevice {
         }
         let context = PrimaryContext::retain(self.ordinal)?;
         let words = Words::new(&context)?;
-        Ok(used.insert(Used { context, words, ring: None }).clone())
+        Ok(used.insert(Used { context, words, ring: Weak::new() }).clone())
     }
 
-    /// The device's staging ring, made when it is asked for first.
+    /// The device's staging ring, made when there is none.
     fn ring(&self, options: Options) -> Result<Arc<Ring>, Error> {
         self.used()?;
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(used) = &mut *used else { return Err(Error::ContextClosed) };
-        if let Some(ring) = &used.ring {
-            return Ok(Arc::clone(ring));
+        if let Some(ring) = used.ring.upgrade() {
+            return Ok(ring);
         }
         let ring = Arc::new(Ring::new(&used.context, options)?);
-        Ok(Arc::clone(used.ring.insert(ring)))
+        used.ring = Arc::downgrade(&ring);
+        Ok(ring)
+    }
+
+    /// A peer that is lost and lives keeps slots of the ring for as long as it likes: whoever sends from now on does so over another
+    /// one. Whether that is new.
+    fn retire(&self, ring: &Arc<Ring>) -> bool {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(used) = used.as_mut().filter(|used| used.ring.ptr_eq(&Arc::downgrade(ring))) {
+            used.ring = Weak::new();
+        }
+        ring.retire()
     }
 }
 
@@ -274,7 +298,7 @@ impl ChannelContext for Context {
     }
 
     fn report(&self) -> Vec<(String, String)> {
-        let Options { slots, slot_bytes } = self.home.options;
+        let Options { slots, slot_bytes, .. } = self.home.options;
         let mut rows =
             vec![("staging ring".to_owned(), format!("{slots} slots of {slot_bytes} bytes a device"))];
         for device in &self.home.devices {

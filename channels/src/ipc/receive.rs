@@ -2,21 +2,30 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshreduce_device::{Stream, Word, copy_within, has_reached};
 
 use super::channel::Here;
+use super::doubt::Doubt;
 use super::imports::Imported;
 use super::message::{Message, RingOffer};
+use super::send::MOST_OLD;
 use super::words::SeenWords;
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
+
+/// How long the link has to say that the peer has gone, when its ring cannot be opened: that is the better reason.
+const GRACE: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 pub(super) struct Receives {
     /// Made by the sender's offer of its ring.
     way: Option<Way>,
+    /// What was opened before, of rings that the sender does not use any more.
+    old: Vec<Arc<Imported>>,
+    /// The ring could not be opened: why, and when the channel ends for it.
+    unopened: Option<(Error, Instant)>,
     waiting: BTreeMap<u64, Receiving>,
     /// The number of the next one to be started.
     next: u64,
@@ -40,6 +49,9 @@ struct Way {
     done: Word,
     /// The last chunk's turn.
     turn: u32,
+    /// The driver has refused between two calls: something may have been enqueued that `done` does not tell of.
+    is_unmarked: bool,
+    doubt: Doubt,
 }
 
 #[derive(Debug)]
@@ -53,11 +65,14 @@ struct Receiving {
     copied: u64,
     /// How it ends, once its copies are done.
     fate: Option<Error>,
+    /// Some of it was not copied.
+    has_failed: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Fate {
     GivenUp,
+    Failed(String),
     Differs(u64),
 }
 
@@ -72,10 +87,16 @@ struct Chunk {
 }
 
 impl Receives {
+    /// The number of the next one to be started.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
     pub(super) fn start(&mut self, operation: Operation, here: &Here) {
         let number = operation.ticket.number();
         self.next = number + 1;
-        let receiving = Receiving { operation, is_wanted: false, enqueued: 0, copied: 0, fate: None };
+        let (fate, has_failed) = (None, false);
+        let receiving = Receiving { operation, is_wanted: false, enqueued: 0, copied: 0, fate, has_failed };
         self.waiting.insert(number, receiving);
         if let Some(fate) = self.fates.remove(&number) {
             self.end_as(number, fate, here);
@@ -84,32 +105,51 @@ impl Receives {
 
     /// The sender has a ring.
     pub(super) fn ring(&mut self, offer: &RingOffer, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
-        if self.way.is_some() {
-            return Err(here.nonsense("it offers a second staging ring".into()));
+        if !self.chunks.is_empty() || self.old.len() >= MOST_OLD {
+            return Err(here.nonsense("it offers another staging ring while one is in use".into()));
         }
         let context = &here.used.context;
-        let source = here.home.imports.open(context, &here.remote, &offer.memory)?;
+        let source = match here.home.imports.open(context, &here.remote, &offer.memory) {
+            Ok(source) => source,
+            // The handles of a process that has just been killed are no more, though nobody has heard of its end yet.
+            Err(error) => {
+                self.unopened = Some((error, io.now() + GRACE));
+                return Ok(());
+            }
+        };
         let needed = offer.stride.checked_mul(offer.slots.into());
         if needed.is_none_or(|needed| needed > source.bytes()) || offer.slots > super::words::MOST {
             let RingOffer { slots, stride, .. } = offer;
             return Err(here.nonsense(format!("{slots} slots of {stride} bytes in {} bytes", source.bytes())));
         }
-        let words = SeenWords::open(here.remote.party.member.process.pid, &offer.words);
-        let words = words.inspect_err(|error| {
-            tracing::info!(peer = %here.peer, %error, "words of another process are not to be seen: it sends messages");
-        });
-        if words.is_err() {
+        let words = match here.home.options.sees_words {
+            false => None,
+            true => SeenWords::open(here.remote.party.member.process.pid, &offer.words)
+                .inspect_err(|error| {
+                    tracing::info!(peer = %here.peer, %error, "its words are not to be seen: it is to send messages");
+                })
+                .ok(),
+        };
+        if words.is_none() {
             io.send(Message::Blind.to_bytes());
+        }
+        let (slots, stride) = (offer.slots, offer.stride);
+        if let Some(way) = &mut self.way {
+            self.old.push(std::mem::replace(&mut way.source, source));
+            (way.words, way.slots, way.stride) = (words, slots, stride);
+            return Ok(());
         }
         self.way = Some(Way {
             source,
-            words: words.ok(),
-            slots: offer.slots,
-            stride: offer.stride,
+            words,
+            slots,
+            stride,
             stream: Stream::new(context)?,
             go: here.used.words.take()?,
             done: here.used.words.take()?,
             turn: 0,
+            is_unmarked: false,
+            doubt: Doubt::default(),
         });
         Ok(())
     }
@@ -122,6 +162,9 @@ impl Receives {
         here: &Here,
         io: &mut Io<'_>,
     ) -> Result<(), Error> {
+        if self.unopened.is_some() {
+            return Ok(());
+        }
         let way = self.way.as_mut().filter(|way| slot < way.slots && bytes <= way.stride);
         let Some(way) = way.filter(|_| self.chunks.iter().all(|chunk| chunk.slot != slot)) else {
             return Err(here.nonsense(format!("{bytes} bytes in slot {slot}")));
@@ -149,19 +192,30 @@ impl Receives {
             way.words.as_ref().is_some_and(see) && self.chunks.iter().all(|chunk| chunk.is_filled);
         let (context, stream) = (&here.used.context, way.stream.raw());
         let from = way.source.address() + u64::from(slot) * way.stride;
+        way.is_unmarked = true;
         // SAFETY: the channel's own stream and words: turns grow by one, and only this stream writes `done`. The slot lies in the
         // mapping (checked when it was opened), which is closed behind the last copy alone. The part of the transfer's memory is
-        // valid until its ticket has ended, which is not before `done` has reached this turn. The two do not overlap: one is
-        // another process's.
-        unsafe {
+        // valid until its ticket has ended, which is not before `done` has reached this turn, or, if that is not enqueued, the
+        // stream has ended (`is_unmarked`). The two do not overlap: one is another process's.
+        let copied = unsafe {
             if !is_filled {
                 way.go.enqueue_wait(turn, stream)?;
             }
-            copy_within(context, span.address + offset, from, bytes, stream)?;
+            let copied = copy_within(context, span.address + offset, from, bytes, stream);
+            if copied.as_ref().is_err_and(meshreduce_device::DriverError::loses_context) {
+                copied.clone()?;
+            }
             way.done.enqueue_write(turn, stream)?;
-        }
+            copied
+        };
+        way.is_unmarked = false;
         way.turn = turn;
         receiving.enqueued += bytes;
+        if let Err(error) = copied {
+            // It concerns this transfer alone. The slot is given back as if it had been copied.
+            io.send(Message::ReceiveFailed { number, what: error.to_string() }.to_bytes());
+            (receiving.fate, receiving.has_failed) = (Some(error.into()), true);
+        }
         self.chunks.push_back(Chunk { number, bytes, slot, filled, is_filled, turn });
         Ok(())
     }
@@ -182,6 +236,11 @@ impl Receives {
         self.note(number, Fate::GivenUp, here);
     }
 
+    /// It has failed on the sender's side.
+    pub(super) fn send_failed(&mut self, number: u64, what: String, here: &Here) {
+        self.note(number, Fate::Failed(what), here);
+    }
+
     /// As [`Receives::given_up`].
     pub(super) fn differs(&mut self, number: u64, sent: u64, here: &Here) {
         self.note(number, Fate::Differs(sent), here);
@@ -200,6 +259,7 @@ impl Receives {
         let expected = receiving.operation.span.bytes;
         receiving.fate.get_or_insert_with(|| match fate {
             Fate::GivenUp => here.remote_error("the send was dropped"),
+            Fate::Failed(what) => here.remote_error(&format!("send {number} has failed: {what}")),
             Fate::Differs(sent) => {
                 Error::LengthsDiffer { peer: Arc::clone(&here.peer), number, sent, expected }
             }
@@ -210,14 +270,15 @@ impl Receives {
     /// Ends it if it is to end and none of its copies is under way.
     fn settle(&mut self, number: u64) {
         let Some(receiving) = self.waiting.get(&number) else { return };
-        let is_done = receiving.copied == receiving.operation.span.bytes && receiving.copied > 0;
+        let is_all = receiving.copied == receiving.operation.span.bytes && receiving.copied > 0;
+        let is_done = is_all && !receiving.has_failed;
         if receiving.copied < receiving.enqueued || !(is_done || receiving.fate.is_some()) {
             return;
         }
         let Some(Receiving { operation, fate, .. }) = self.waiting.remove(&number) else { return };
         match fate.filter(|_| !is_done) {
-            Some(error) => operation.ticket.fail(error),
-            None => operation.ticket.done(),
+            Some(error) => operation.into_ticket().fail(error),
+            None => operation.into_ticket().done(),
         }
     }
 
@@ -225,7 +286,7 @@ impl Receives {
     pub(super) fn nothing(&mut self, number: u64, here: &Here) -> Result<(), Error> {
         match self.waiting.remove(&number) {
             Some(receiving) if receiving.operation.span.bytes == 0 && receiving.fate.is_none() => {
-                receiving.operation.ticket.done();
+                receiving.operation.into_ticket().done();
                 Ok(())
             }
             // It was given up meanwhile.
@@ -242,6 +303,12 @@ impl Receives {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
+        if let Some((error, until)) = &self.unopened {
+            if io.now() >= *until {
+                return Err(error.clone());
+            }
+            activity = Activity::Waiting;
+        }
         let mut dropped = Vec::new();
         for (number, receiving) in &mut self.waiting {
             if receiving.fate.is_none() && receiving.operation.ticket.is_aborted() {
@@ -270,6 +337,10 @@ impl Receives {
             self.count(&chunk);
         }
         let under_way = if self.chunks.is_empty() { Activity::Idle } else { Activity::Waiting };
+        let stands_still = !self.chunks.is_empty() && activity != Activity::Moved;
+        if let Some(way) = &mut self.way {
+            way.doubt.ask(io.now(), stands_still, &way.stream)?;
+        }
         Ok(activity.max(under_way))
     }
 
@@ -291,7 +362,9 @@ impl Receives {
     fn count(&mut self, chunk: &Chunk) {
         if let Some(receiving) = self.waiting.get_mut(&chunk.number) {
             receiving.copied += chunk.bytes;
-            receiving.operation.ticket.progress(chunk.bytes);
+            if !receiving.has_failed {
+                receiving.operation.ticket.progress(chunk.bytes);
+            }
             self.settle(chunk.number);
         }
     }
@@ -311,7 +384,8 @@ impl Receives {
                 self.count(&chunk);
             }
         }
-        let Some(way) = self.way.as_ref().filter(|_| !self.chunks.is_empty()) else { return true };
+        let is_used = |way: &&Way| way.is_unmarked || !self.chunks.is_empty();
+        let Some(way) = self.way.as_ref().filter(is_used) else { return true };
         match way.stream.finish(Duration::ZERO) {
             Ok(finished) => finished,
             Err(error) => error.loses_context(),
@@ -319,18 +393,22 @@ impl Receives {
     }
 
     /// Behind the end, and idle: everything fails. What was opened of the sender's, to be closed.
-    pub(super) fn fail(&mut self, cause: &Error) -> Option<Arc<Imported>> {
+    pub(super) fn fail(&mut self, cause: &Error) -> Vec<Arc<Imported>> {
         for receiving in std::mem::take(&mut self.waiting).into_values() {
-            receiving.operation.ticket.fail(receiving.fate.unwrap_or_else(|| cause.clone()));
+            receiving.operation.into_ticket().fail(receiving.fate.unwrap_or_else(|| cause.clone()));
         }
         self.chunks.clear();
-        self.way.take().map(|way| way.source)
+        let mut opened = std::mem::take(&mut self.old);
+        opened.extend(self.way.take().map(|way| way.source));
+        opened
     }
 
     /// Keeps what may still be used for ever.
     pub(super) fn leak(&mut self) -> bool {
         let Some(way) = self.way.take() else { return false };
-        std::mem::forget(way.source);
+        // What its stream has been told to wait for comes from nobody else: it would hold up whatever waits for the device.
+        way.go.release();
+        std::mem::forget((way.source, std::mem::take(&mut self.old)));
         true
     }
 }

@@ -1,5 +1,6 @@
 //! The staging ring of a device: memory from which other processes fetch what is sent to them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use meshreduce_device::{
@@ -25,6 +26,7 @@ pub(super) struct Ring {
     filled: Mutex<Vec<u32>>,
     stride: u64,
     bytes: u64,
+    is_retired: AtomicBool,
 }
 
 /// Slots begin at multiples of as many bytes.
@@ -50,6 +52,7 @@ impl Ring {
             filled: Mutex::new(vec![0; options.slots.into()]),
             stride,
             bytes: options.slot_bytes,
+            is_retired: AtomicBool::new(false),
         })
     }
 
@@ -61,6 +64,16 @@ impl Ring {
             stride: self.stride,
             words: self.words.offer(),
         }
+    }
+
+    /// Whether some of its slots do not come back, so that another ring is to be used.
+    pub(super) fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// That it is so; whether that is new.
+    pub(super) fn retire(&self) -> bool {
+        !self.is_retired.swap(true, Ordering::Relaxed)
     }
 
     /// Bytes of a chunk, at most.
@@ -81,7 +94,8 @@ impl Ring {
         meshreduce_device::has_reached(self.words.value(slot), filled)
     }
 
-    /// Enqueues filling the slot from `from`; what its word counts then. Two calls of the driver.
+    /// Enqueues filling the slot from `from`; what its word counts then, or why the driver does not copy from there, in which case
+    /// the slot is as it was. Two calls of the driver.
     ///
     /// # Safety
     ///
@@ -93,17 +107,20 @@ impl Ring {
         from: u64,
         bytes: u64,
         stream: &Stream,
-    ) -> Result<u32, DriverError> {
+    ) -> Result<Result<u32, DriverError>, DriverError> {
         assert!(bytes <= self.bytes, "{bytes} bytes for a slot of {}", self.bytes);
         let (context, to) = (stream.context(), self.memory.address() + u64::from(slot) * self.stride);
         // SAFETY: the slot has room for the bytes (checked) and is the caller's, who vouches for the source; neither overlaps the
         // other, because nobody else gets addresses in the ring.
-        unsafe { copy_within(context, to, from, bytes, stream.raw()) }?;
+        match unsafe { copy_within(context, to, from, bytes, stream.raw()) } {
+            Err(error) if !error.loses_context() => return Ok(Err(error)),
+            copied => copied?,
+        }
         let mut all = self.filled();
         let filled = all[usize::from(slot)].wrapping_add(1);
         // SAFETY: the word is aligned and lives as long as the ring.
         unsafe { enqueue_write_value(context, self.words.device(slot), filled, stream.raw()) }?;
         all[usize::from(slot)] = filled;
-        Ok(filled)
+        Ok(Ok(filled))
     }
 }

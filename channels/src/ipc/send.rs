@@ -7,11 +7,15 @@ use std::time::Duration;
 use meshreduce_device::Stream;
 
 use super::channel::Here;
+use super::doubt::Doubt;
 use super::message::Message;
 use super::ring::Ring;
 use super::slots::Found;
 use crate::channel::{Activity, Io, Operation, Ready};
 use crate::error::Error;
+
+/// Rings that a channel has been through, at most: as many peers may be lost and live on.
+pub(super) const MOST_OLD: usize = 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Sends {
@@ -27,8 +31,8 @@ pub(super) struct Sends {
     line: VecDeque<u64>,
     /// Chunks that are on their way into slots, as they are in the stream.
     staged: VecDeque<Staged>,
-    /// Slots that the receiver has not given back, and what their words count when they are filled.
-    lent: Vec<(u16, u32)>,
+    /// Slots that the receiver has not given back.
+    lent: Vec<Lent>,
     /// The receiver does not see the words.
     is_blind: bool,
 }
@@ -36,7 +40,15 @@ pub(super) struct Sends {
 #[derive(Debug)]
 struct Way {
     ring: Arc<Ring>,
+    /// Rings that were used before, which the receiver has still open.
+    old: Vec<Arc<Ring>>,
+    /// There was no room for another one.
+    is_last: bool,
     stream: Stream,
+    /// A slot that is being filled, and whether for a stream that is ready. It stays here if the driver refuses between two calls:
+    /// then something may have been enqueued that no word tells of.
+    taking: Option<(u16, bool)>,
+    doubt: Doubt,
 }
 
 #[derive(Debug)]
@@ -44,14 +56,27 @@ struct Sending {
     operation: Operation,
     /// Bytes of which the copies were enqueued.
     staged: u64,
-    /// Bytes that have been copied.
+    /// Bytes that have been copied into slots.
     filled: u64,
+    /// Bytes that the receiver has copied away.
+    taken: u64,
     /// The caller's stream has been waited for.
     waits: bool,
     /// What was enqueued there before is known to be done.
     is_ready: bool,
     /// How it ends, once its copies are done.
     fate: Option<Error>,
+    /// Some of it will not come, whatever is taken.
+    has_failed: bool,
+}
+
+#[derive(Debug)]
+struct Lent {
+    slot: u16,
+    /// What its word counts when it is filled.
+    filled: u32,
+    number: u64,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -62,21 +87,31 @@ struct Staged {
     filled: u32,
     /// The slot was taken for a stream that was not known to be ready.
     is_early: bool,
+    /// The receiver did not want it, and has given the slot back already.
+    is_returned: bool,
 }
 
 impl Sends {
+    /// The number of the next one to be started.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
     pub(super) fn start(&mut self, operation: Operation, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
         let number = operation.ticket.number();
         self.next = number + 1;
-        if self.way.is_none() {
-            let ring = here.device().ring(here.home.options)?;
-            ring.slots().join(here.number);
-            io.send(Message::Ring(ring.offer()).to_bytes());
-            self.way = Some(Way { ring, stream: Stream::new(&here.used.context)? });
-        }
         let is_ready = matches!(operation.ready, Ready::Now);
-        let sending = Sending { operation, staged: 0, filled: 0, waits: false, is_ready, fate: None };
+        let (fate, has_failed) = (None, false);
+        let sending =
+            Sending { operation, staged: 0, filled: 0, taken: 0, waits: false, is_ready, fate, has_failed };
         self.waiting.insert(number, sending);
+        // Behind that: if there is no room for a ring the transfer fails as all others of the channel do, with its memory.
+        if self.way.is_none() {
+            let stream = Stream::new(&here.used.context)?;
+            let ring = join(here, io)?;
+            let (old, is_last, taking, doubt) = Default::default();
+            self.way = Some(Way { ring, old, is_last, stream, taking, doubt });
+        }
         if self.unwanted.remove(&number) {
             self.give_up(number, here.remote_error("the receive was dropped"));
         } else if let Some(bytes) = self.wanted.remove(&number) {
@@ -104,6 +139,18 @@ impl Sends {
         }
     }
 
+    /// It has failed on the receiver's side.
+    pub(super) fn receive_failed(&mut self, number: u64, what: &str, here: &Here) {
+        self.fail_one(number, here.remote_error(&format!("receive {number} has failed: {what}")));
+    }
+
+    fn fail_one(&mut self, number: u64, error: Error) {
+        if let Some(sending) = self.waiting.get_mut(&number) {
+            sending.has_failed = true;
+        }
+        self.give_up(number, error);
+    }
+
     fn matched(&mut self, number: u64, expected: u64, here: &Here, io: &mut Io<'_>) {
         let is_new = |sending: &&Sending| sending.fate.is_none() && sending.staged == 0;
         let Some(sending) = self.waiting.get(&number).filter(is_new) else { return };
@@ -115,7 +162,7 @@ impl Sends {
         } else if sent == 0 {
             io.send(Message::Nothing { number }.to_bytes());
             if let Some(sending) = self.waiting.remove(&number) {
-                sending.operation.ticket.done();
+                sending.operation.into_ticket().done();
             }
         } else if !self.line.contains(&number) {
             self.line.push_back(number);
@@ -134,26 +181,37 @@ impl Sends {
     /// Ends it if it is to end and none of its copies is under way.
     fn settle(&mut self, number: u64) {
         let Some(sending) = self.waiting.get(&number) else { return };
-        let is_done = sending.filled == sending.operation.span.bytes;
+        // What was only staged would be lost if the sender closed the endpoint now.
+        let is_done =
+            !sending.has_failed && sending.taken > 0 && sending.taken == sending.operation.span.bytes;
         if sending.filled < sending.staged || !(is_done || sending.fate.is_some()) {
             return;
         }
         let Some(Sending { operation, fate, .. }) = self.waiting.remove(&number) else { return };
-        match fate {
-            Some(error) => operation.ticket.fail(error),
-            None => operation.ticket.done(),
+        match fate.filter(|_| !is_done) {
+            Some(error) => operation.into_ticket().fail(error),
+            None => operation.into_ticket().done(),
         }
     }
 
     /// The receiver has copied a chunk away.
-    pub(super) fn taken(&mut self, slot: u16, here: &Here) -> Result<(), Error> {
-        let at = self.lent.iter().position(|(lent, _)| *lent == slot);
+    pub(super) fn taken(&mut self, slot: u16, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
+        // What it has copied was filled before, whether or not that was seen here.
+        self.reap(here, Some(io));
+        let at = self.lent.iter().position(|lent| lent.slot == slot);
         let (Some(way), Some(at)) = (&self.way, at) else {
             return Err(here.nonsense(format!("it gives back slot {slot}, which it does not have")));
         };
-        self.lent.swap_remove(at);
-        if way.ring.slots().give(here.number, slot) {
-            here.home.waker.wake();
+        let Lent { number, bytes, .. } = self.lent.swap_remove(at);
+        match self.staged.iter_mut().find(|staged| staged.slot == slot) {
+            // Other channels' streams know nothing of the copy that is still under way.
+            Some(staged) => staged.is_returned = true,
+            None => give_back(&way.ring, slot, here),
+        }
+        if let Some(sending) = self.waiting.get_mut(&number) {
+            sending.taken += bytes;
+            sending.operation.ticket.progress(bytes);
+            self.settle(number);
         }
         Ok(())
     }
@@ -162,7 +220,7 @@ impl Sends {
     pub(super) fn blind(&mut self, io: &mut Io<'_>) {
         self.is_blind = true;
         let Some(way) = &self.way else { return };
-        for (slot, filled) in &self.lent {
+        for Lent { slot, filled, .. } in &self.lent {
             if way.ring.is_filled(*slot, *filled) {
                 io.send(Message::Filled { slot: *slot, filled: *filled }.to_bytes());
             }
@@ -170,7 +228,7 @@ impl Sends {
     }
 
     pub(super) fn poll(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
-        let mut activity = self.reap(Some(io));
+        let mut activity = self.reap(here, Some(io));
         let dropped: Vec<u64> = self
             .waiting
             .iter()
@@ -182,22 +240,30 @@ impl Sends {
             self.give_up(number, Error::Dropped);
             activity = Activity::Moved;
         }
+        self.change_rings(here, io);
         activity = activity.max(self.stage(here, io)?);
         let under_way = if self.staged.is_empty() { Activity::Idle } else { Activity::Waiting };
+        let stands_still = !self.staged.is_empty() && activity != Activity::Moved;
+        if let Some(way) = &mut self.way {
+            way.doubt.ask(io.now(), stands_still, &way.stream)?;
+        }
         Ok(activity.max(under_way))
     }
 
     /// Notes which copies have been done.
-    fn reap(&mut self, mut io: Option<&mut Io<'_>>) -> Activity {
+    fn reap(&mut self, here: &Here, mut io: Option<&mut Io<'_>>) -> Activity {
         let mut activity = Activity::Idle;
         let Some(way) = &self.way else { return activity };
         let ring = Arc::clone(&way.ring);
         while let Some(staged) = self.staged.pop_front_if(|staged| ring.is_filled(staged.slot, staged.filled))
         {
             activity = Activity::Moved;
-            let Staged { number, bytes, slot, filled, is_early } = staged;
+            let Staged { number, bytes, slot, filled, is_early, is_returned } = staged;
             if is_early {
                 ring.slots().became_ready();
+            }
+            if is_returned {
+                give_back(&ring, slot, here);
             }
             if let (true, Some(io)) = (self.is_blind, io.as_deref_mut()) {
                 io.send(Message::Filled { slot, filled }.to_bytes());
@@ -205,17 +271,43 @@ impl Sends {
             if let Some(sending) = self.waiting.get_mut(&number) {
                 sending.is_ready = true;
                 sending.filled += bytes;
-                sending.operation.ticket.progress(bytes);
                 self.settle(number);
             }
         }
         activity
     }
 
+    /// Goes over to another ring, if slots of this one do not come back, as soon as nothing of this channel's is in it.
+    fn change_rings(&mut self, here: &Here, io: &mut Io<'_>) {
+        let is_unused = self.lent.is_empty() && self.staged.is_empty();
+        let is_old = |way: &&mut Way| way.ring.is_retired() && way.taking.is_none() && is_unused;
+        let may_change = |way: &&mut Way| !way.is_last && way.old.len() < MOST_OLD;
+        let Some(way) = self.way.as_mut().filter(is_old).filter(may_change) else { return };
+        match join(here, io) {
+            Ok(ring) => {
+                let old = std::mem::replace(&mut way.ring, ring);
+                if old.slots().leave(here.number) {
+                    here.home.waker.wake();
+                }
+                way.old.push(old);
+            }
+            // It goes on with the slots that there are.
+            Err(error) => {
+                way.is_last = true;
+                tracing::warn!(%error, "there is no room for another staging ring");
+            }
+        }
+    }
+
+    /// Whether the receiver holds slots.
+    pub(super) fn lends(&self) -> Option<&Arc<Ring>> {
+        self.way.as_ref().map(|way| &way.ring).filter(|_| !self.lent.is_empty())
+    }
+
     /// Fills what slots there are.
     fn stage(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let Some(way) = &self.way else { return Ok(activity) };
+        let Some(way) = &mut self.way else { return Ok(activity) };
         while let Some(number) = self.line.front().copied() {
             let Some(sending) = self.waiting.get_mut(&number) else {
                 self.line.pop_front();
@@ -224,7 +316,10 @@ impl Sends {
             // Behind a stream that is not ready nothing in this channel's stream goes on.
             let behind_early = self.staged.iter().any(|staged| staged.is_early);
             let is_ready = sending.is_ready && !behind_early;
-            let found = way.ring.slots().take(here.number, is_ready);
+            let (found, is_anothers_turn) = way.ring.slots().take(here.number, is_ready);
+            if is_anothers_turn {
+                here.home.waker.wake();
+            }
             let slot = match found {
                 Found::Slot(slot) => slot,
                 Found::Later => return Ok(activity),
@@ -237,17 +332,46 @@ impl Sends {
                 }
                 Found::OnlyReady => return Ok(activity.max(Activity::Waiting)),
             };
+            way.taking = Some((slot, is_ready));
             let Operation { span, ready, .. } = &sending.operation;
             let bytes = way.ring.slot_bytes().min(span.bytes - sending.staged);
-            if !std::mem::replace(&mut sending.waits, true) && !sending.is_ready {
+            let waits = match std::mem::replace(&mut sending.waits, true) || sending.is_ready {
+                true => Ok(()),
                 // SAFETY: the channel's own stream, which nobody captures.
-                unsafe { ready.wait_on(way.stream.raw()) }?;
-            }
+                false => unsafe { ready.wait_on(way.stream.raw()) },
+            };
             // SAFETY: the slot is this channel's until the receiver gives it back. The part of the transfer's memory is valid until
             // the ticket has ended, which is not before the slot's word has come. The channel keeps the ring for longer.
-            let filled = unsafe { way.ring.fill(slot, span.address + sending.staged, bytes, &way.stream) }?;
-            self.staged.push_back(Staged { number, bytes, slot, filled, is_early: !is_ready });
-            self.lent.push((slot, filled));
+            let fill = || unsafe { way.ring.fill(slot, span.address + sending.staged, bytes, &way.stream) };
+            let filled = match waits {
+                Ok(()) => fill()?,
+                Err(error) if error.loses_context() => return Err(error.into()),
+                Err(error) => Err(error),
+            };
+            // What is refused as it should be is not enqueued.
+            way.taking = None;
+            let filled = match filled {
+                Ok(filled) => filled,
+                // It concerns this transfer alone, of which nothing was enqueued now.
+                Err(error) => {
+                    if !is_ready {
+                        way.ring.slots().became_ready();
+                    }
+                    give_back(&way.ring, slot, here);
+                    io.send(Message::SendFailed { number, what: error.to_string() }.to_bytes());
+                    self.fail_one(number, error.into());
+                    return Ok(Activity::Moved);
+                }
+            };
+            self.staged.push_back(Staged {
+                number,
+                bytes,
+                slot,
+                filled,
+                is_early: !is_ready,
+                is_returned: false,
+            });
+            self.lent.push(Lent { slot, filled, number, bytes });
             io.send(Message::Staged { number, offset: sending.staged, bytes, slot, filled }.to_bytes());
             sending.staged += bytes;
             if sending.staged == span.bytes {
@@ -255,14 +379,22 @@ impl Sends {
             }
             activity = Activity::Moved;
         }
-        way.ring.slots().needs_none(here.number);
+        need_none(&way.ring, here);
         Ok(activity)
     }
 
+    /// The end: it wants no slots any more.
+    pub(super) fn end(&mut self, here: &Here) {
+        if let Some(way) = &self.way {
+            need_none(&way.ring, here);
+        }
+    }
+
     /// Behind the end: whether none of its copies is under way any more.
-    pub(super) fn is_idle(&mut self) -> bool {
-        self.reap(None);
-        let Some(way) = self.way.as_ref().filter(|_| !self.staged.is_empty()) else { return true };
+    pub(super) fn is_idle(&mut self, here: &Here) -> bool {
+        self.reap(here, None);
+        let is_used = |way: &&Way| way.taking.is_some() || !self.staged.is_empty();
+        let Some(way) = self.way.as_ref().filter(is_used) else { return true };
         // Not all of it may have been enqueued, and a context that is lost writes no words.
         match way.stream.finish(Duration::ZERO) {
             Ok(finished) => finished,
@@ -273,29 +405,79 @@ impl Sends {
     /// Behind the end, and idle: everything fails.
     pub(super) fn fail(&mut self, cause: &Error) {
         for sending in std::mem::take(&mut self.waiting).into_values() {
-            sending.operation.ticket.fail(sending.fate.unwrap_or_else(|| cause.clone()));
+            sending.operation.into_ticket().fail(sending.fate.unwrap_or_else(|| cause.clone()));
         }
     }
 
     /// The receiver uses nothing of this side's any more.
     pub(super) fn over(&mut self, here: &Here) {
         let Some(way) = self.way.take() else { return };
-        let mut slots = way.ring.slots();
-        // A context that was lost has not said so of all.
-        self.staged.drain(..).filter(|staged| staged.is_early).for_each(|_| slots.became_ready());
-        let waits =
-            self.lent.drain(..).fold(false, |waits, (slot, _)| slots.give(here.number, slot) || waits);
-        slots.leave(here.number);
-        drop(slots);
-        if waits {
+        if let Some((slot, is_ready)) = way.taking {
+            if !is_ready {
+                way.ring.slots().became_ready();
+            }
+            give_back(&way.ring, slot, here);
+        }
+        // A context that was lost has not said of all that they are done.
+        for staged in self.staged.drain(..) {
+            if staged.is_early {
+                way.ring.slots().became_ready();
+            }
+            if staged.is_returned {
+                give_back(&way.ring, staged.slot, here);
+            }
+        }
+        self.lent.drain(..).for_each(|lent| give_back(&way.ring, lent.slot, here));
+        if way.ring.slots().leave(here.number) {
             here.home.waker.wake();
         }
+        let Way { ring, mut old, .. } = way;
+        old.push(ring);
+        free(old);
     }
 
     /// Keeps what the receiver may still use for ever.
-    pub(super) fn leak(&mut self) -> bool {
+    pub(super) fn leak(&mut self, here: &Here) -> bool {
         let Some(way) = self.way.take() else { return false };
-        std::mem::forget(way.ring);
+        // The slots that it holds are lost, but nobody waits behind it: the others go over to another ring.
+        need_none(&way.ring, here);
+        if here.device().retire(&way.ring) {
+            here.home.waker.wake();
+        }
+        std::mem::forget((way.ring, way.old));
         true
+    }
+}
+
+/// The device's ring, which the receiver is told of.
+fn join(here: &Here, io: &mut Io<'_>) -> Result<Arc<Ring>, Error> {
+    let ring = here.device().ring(here.home.options)?;
+    ring.slots().join(here.number, here.remote.party.member.process);
+    io.send(Message::Ring(ring.offer()).to_bytes());
+    Ok(ring)
+}
+
+/// Frees rings that nobody uses any more.
+fn free(mut rings: Vec<Arc<Ring>>) {
+    rings.retain(|ring| Arc::strong_count(ring) == 1);
+    if rings.is_empty() {
+        return;
+    }
+    // The driver waits for kernels before it frees memory, and they may wait for what this thread is to bring.
+    let thread = std::thread::Builder::new().name("meshreduce drop".into());
+    if let Err(error) = thread.spawn(move || drop(rings)) {
+        tracing::warn!(%error, "a staging ring was freed by the progress thread");
+    }
+}
+
+fn need_none(ring: &Ring, here: &Here) {
+    if ring.slots().needs_none(here.number) {
+        here.home.waker.wake();
+    }
+}
+
+fn give_back(ring: &Ring, slot: u16, here: &Here) {
+    if ring.slots().give(here.number, slot) {
+        here.home.waker.wake();
     }
 }

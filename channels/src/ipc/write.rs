@@ -1,12 +1,14 @@
 //! One-sided writes: copies into the other side's regions, by this side's stream.
 
 use std::collections::{HashMap, VecDeque};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_device::{Stream, Word};
+use meshreduce_device::{DriverError, Stream, Word};
 
 use super::channel::Here;
+use super::doubt::Doubt;
 use super::imports::{Closing, Imported};
 use super::message::{Message, RegionOffer};
 use super::region::{self, Part};
@@ -34,6 +36,14 @@ struct Way {
     /// Written by the stream behind each batch.
     word: Word,
     turn: u32,
+    doubt: Doubt,
+}
+
+impl Way {
+    fn new(here: &Here) -> Result<Self, DriverError> {
+        let stream = Stream::new(&here.used.context)?;
+        Ok(Self { stream, word: here.used.words.take()?, turn: 0, doubt: Doubt::default() })
+    }
 }
 
 /// A region of the other side.
@@ -61,8 +71,9 @@ struct Told {
     counter: u32,
     bytes: u64,
     fate: Option<Error>,
-    /// Keeps the memory that is read.
-    _local: Arc<dyn RegionPart>,
+    /// Keeps the memory that is read, until [`Told::end`]: for ever if the channel is dropped before, because the stream may go on
+    /// then.
+    local: ManuallyDrop<Arc<dyn RegionPart>>,
 }
 
 #[derive(Debug)]
@@ -86,7 +97,7 @@ struct Flying {
 
 impl Told {
     fn end(self, io: Option<&mut Io<'_>>) {
-        let Told { ticket, counter, bytes, fate, .. } = self;
+        let Told { ticket, counter, bytes, fate, local } = self;
         match fate {
             Some(error) => {
                 if let Some(io) = io {
@@ -101,6 +112,7 @@ impl Told {
                 ticket.done();
             }
         }
+        drop(ManuallyDrop::into_inner(local));
     }
 }
 
@@ -108,7 +120,7 @@ impl Writes {
     pub(super) fn start(&mut self, batch: Batch, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
-        let mut told = Told { ticket, counter, bytes, fate: None, _local: local };
+        let mut told = Told { ticket, counter, bytes, fate: None, local: ManuallyDrop::new(local) };
         let number = match (region::number(&remote), from) {
             (Ok(number), Some(from)) if from.device == here.local => Ok((number, from.address)),
             (Ok(_), _) => {
@@ -125,8 +137,14 @@ impl Writes {
             }
         };
         if self.way.is_none() {
-            let stream = Stream::new(&here.used.context)?;
-            self.way = Some(Way { stream, word: here.used.words.take()?, turn: 0 });
+            match Way::new(here) {
+                Ok(way) => self.way = Some(way),
+                Err(error) => {
+                    told.fate = Some(error.into());
+                    told.end(Some(io));
+                    return Ok(());
+                }
+            }
         }
         match self.targets.get(&target) {
             Some(known) if known.is_withdrawn => {
@@ -239,7 +257,11 @@ impl Writes {
             goes_on
         });
         let under_way = if self.flying.is_empty() { Activity::Idle } else { Activity::Waiting };
-        Ok(activity.max(under_way))
+        activity = activity.max(under_way);
+        if let Some(way) = &mut self.way {
+            way.doubt.ask(io.now(), activity == Activity::Waiting, &way.stream)?;
+        }
+        Ok(activity)
     }
 
     /// Ends what was done.
@@ -291,10 +313,14 @@ impl Writes {
             target.in_use += 1;
             // SAFETY: the channel's own stream, which nobody captures.
             if let Err(error) = unsafe { writing.ready.wait_on(stream) } {
-                self.line.push_front(writing);
-                return Err(error.into());
+                if error.loses_context() {
+                    self.line.push_front(writing);
+                    return Err(error.into());
+                }
+                writing.told.fate = Some(error.into());
             }
         }
+        let is_to_end = writing.told.fate.is_some();
         // SAFETY: the pages lie in the local region (the endpoint has checked that), which the batch keeps, and in the target
         // (checked above), which is open until nothing of it is in use; both until the word has reached this batch's turn. The
         // stream is the channel's own.
@@ -303,9 +329,14 @@ impl Writes {
                 writing.copies.enqueue(way.stream.context(), writing.from, open.address, stream)
             } {
                 Ok(enqueued) => enqueued,
-                Err(error) => {
+                Err(error) if error.loses_context() => {
                     self.line.push_front(writing);
                     return Err(error.into());
+                }
+                Err(error) => {
+                    // It concerns this batch alone, which ends when what was enqueued of it is done.
+                    writing.told.fate = Some(error.into());
+                    true
                 }
             };
         if !enqueued {

@@ -109,6 +109,10 @@ impl<'a> Outbox<'a> {
         Self { queue, channel }
     }
 
+    pub(crate) fn channel(&self) -> u32 {
+        self.channel
+    }
+
     fn push(&mut self, head: Vec<u8>, payload: Option<Arc<dyn Payload>>, files: Vec<OwnedFd>) {
         self.queue.push(Outgoing::new(Kind::Channel, self.channel, head, payload, files));
     }

@@ -32,7 +32,7 @@ pub enum Notice {
 }
 
 /// Why a receive does not take what was announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// It has another length.
     Lengths {
@@ -41,12 +41,18 @@ pub enum Refusal {
     },
     /// It was dropped, or the send was withdrawn.
     Dropped,
+    /// It has failed.
+    Failed {
+        /// How, for people.
+        what: String,
+    },
 }
 
 const ANNOUNCED: u8 = 0;
 const WITHDRAWN: u8 = 1;
 const REFUSED_FOR_LENGTH: u8 = 2;
 const REFUSED_AS_DROPPED: u8 = 3;
+const REFUSED_AS_FAILED: u8 = 4;
 
 impl Notice {
     /// What [`Notice::decode`] reads.
@@ -72,6 +78,11 @@ impl Notice {
                 out.u8(REFUSED_AS_DROPPED);
                 out.u64(*number);
             }
+            Notice::Refused { number, refusal: Refusal::Failed { what } } => {
+                out.u8(REFUSED_AS_FAILED);
+                out.u64(*number);
+                out.text(what);
+            }
         }
         out.into_bytes()
     }
@@ -92,6 +103,10 @@ impl Notice {
                 Notice::Refused { number: from.u64()?, refusal: Refusal::Lengths { expected: from.u64()? } }
             }
             REFUSED_AS_DROPPED => Notice::Refused { number: from.u64()?, refusal: Refusal::Dropped },
+            REFUSED_AS_FAILED => {
+                let (number, what) = (from.u64()?, from.text()?);
+                Notice::Refused { number, refusal: Refusal::Failed { what } }
+            }
             FIRST_OWN_TAG.. => return Ok(None),
             other => return Err(Malformed::wrong(format!("a notice with the tag {other}"))),
         };

@@ -7,6 +7,9 @@ use super::{Notice, Refusal};
 use crate::channel::Operation;
 use crate::error::Error;
 
+/// Sends that may wait for their receives: each is kept, and a peer may announce as many as it likes.
+const MOST_AHEAD: usize = 1 << 20;
+
 /// The receiving side of a channel's matching. `A` is what the kind keeps of an announcement.
 #[derive(Debug)]
 pub struct Receives<A> {
@@ -21,8 +24,7 @@ pub struct Receives<A> {
 #[derive(Debug)]
 struct Announced<A> {
     bytes: u64,
-    /// `None`: it was withdrawn.
-    announcement: Option<A>,
+    announcement: Result<A, Error>,
 }
 
 /// A receive and its announcement.
@@ -71,14 +73,18 @@ impl<A> Receives<A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] if it is not the next one.
+    /// [`Error::Protocol`] if it is not the next one, or a million wait for their receives.
     pub fn announced(&mut self, number: u64, bytes: u64, announcement: A) -> Result<Option<Met<A>>, Error> {
         let expected = self.next + self.announced.len() as u64;
         if number != expected {
             let what = format!("send {number} is announced, {expected} is the next");
             return Err(Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() });
         }
-        let announced = Announced { bytes, announcement: Some(announcement) };
+        if self.announced.len() >= MOST_AHEAD {
+            let what = format!("{MOST_AHEAD} sends are announced for which there is no receive");
+            return Err(Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() });
+        }
+        let announced = Announced { bytes, announcement: Ok(announcement) };
         match self.started.pop_front() {
             Some(operation) => Ok(Some(self.meet(operation, announced))),
             None => {
@@ -93,19 +99,19 @@ impl<A> Receives<A> {
         self.next += 1;
         let Announced { bytes, announcement } = announced;
         match (operation, announcement) {
-            (operation, None) => {
+            (operation, Err(why)) => {
                 if let Some(operation) = operation {
-                    operation.ticket.fail(self.withdrawn_by_peer(number));
+                    operation.ticket.fail(why);
                 }
                 Met::Nothing
             }
-            (None, Some(announcement)) => {
+            (None, Ok(announcement)) => {
                 Met::Refused { notice: Notice::Refused { number, refusal: Refusal::Dropped }, announcement }
             }
-            (Some(operation), Some(announcement)) if operation.span.bytes == bytes => {
+            (Some(operation), Ok(announcement)) if operation.span.bytes == bytes => {
                 Met::Pair(Paired { operation, announcement })
             }
-            (Some(operation), Some(announcement)) => {
+            (Some(operation), Ok(announcement)) => {
                 let (peer, expected) = (Arc::clone(&self.peer), operation.span.bytes);
                 operation.ticket.fail(Error::LengthsDiffer { peer, number, sent: bytes, expected });
                 let notice = Notice::Refused { number, refusal: Refusal::Lengths { expected } };
@@ -127,11 +133,20 @@ impl<A> Receives<A> {
     ///
     /// [`Error::Protocol`] if it was not announced, or was withdrawn before.
     pub fn withdrawn(&mut self, number: u64) -> Result<Option<A>, Error> {
+        self.withdrawn_because(number, self.withdrawn_by_peer(number))
+    }
+
+    /// The same, of a send that has failed: its receive, if there will be one, fails with `why`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receives::withdrawn`].
+    pub fn withdrawn_because(&mut self, number: u64, why: Error) -> Result<Option<A>, Error> {
         let Some(at) = number.checked_sub(self.next) else { return Ok(None) };
         let announced = usize::try_from(at).ok().and_then(|at| self.announced.get_mut(at));
-        match announced.and_then(|announced| announced.announcement.take()) {
-            Some(announcement) => Ok(Some(announcement)),
-            None => {
+        match announced.map(|announced| &mut announced.announcement) {
+            Some(there @ Ok(_)) => Ok(std::mem::replace(there, Err(why)).ok()),
+            _ => {
                 let what = format!("send {number} is withdrawn, which was not announced");
                 Err(Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() })
             }
@@ -154,13 +169,14 @@ impl<A> Receives<A> {
 
     /// What was announced and waits for its receive, the first one first.
     pub fn unclaimed(&self) -> impl Iterator<Item = &A> {
-        self.announced.iter().filter_map(|announced| announced.announcement.as_ref())
+        self.announced.iter().filter_map(|announced| announced.announcement.as_ref().ok())
     }
 
-    /// What was announced with this number, if it waits for its receive and was not withdrawn.
-    pub fn unclaimed_of(&mut self, number: u64) -> Option<&mut A> {
+    /// What was announced with this number, and of how many bytes, if it waits for its receive and was not withdrawn.
+    pub fn unclaimed_of(&mut self, number: u64) -> Option<(u64, &mut A)> {
         let at = usize::try_from(number.checked_sub(self.next)?).ok()?;
-        self.announced.get_mut(at)?.announcement.as_mut()
+        let announced = self.announced.get_mut(at)?;
+        Some((announced.bytes, announced.announcement.as_mut().ok()?))
     }
 
     /// Fails every receive that waits for its announcement, and forgets what was announced.

@@ -65,6 +65,9 @@ impl<S> Sends<S> {
             Refusal::Lengths { expected } => Error::LengthsDiffer { peer, number, sent, expected },
             Refusal::Dropped if sending.is_withdrawn => Error::Dropped,
             Refusal::Dropped => Error::Remote { peer, what: format!("receive {number} was dropped").into() },
+            Refusal::Failed { what } => {
+                Error::Remote { peer, what: format!("receive {number} has failed: {what}").into() }
+            }
         };
         Ok((sending, error))
     }

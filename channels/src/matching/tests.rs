@@ -27,6 +27,7 @@ fn notices_come_back_and_others_are_left_alone() {
         Notice::Withdrawn { number: 3 },
         Notice::Refused { number: 3, refusal: Refusal::Lengths { expected: 8 } },
         Notice::Refused { number: 3, refusal: Refusal::Dropped },
+        Notice::Refused { number: 3, refusal: Refusal::Failed { what: "no".into() } },
     ] {
         assert_eq!(Notice::decode(&notice.encode()), Ok(Some(notice.clone())));
         if !matches!(notice, Notice::Announced { .. }) {
@@ -106,6 +107,13 @@ fn sends_that_are_dropped_are_told_once() {
 fn announcements_that_skip_a_number_make_no_sense() {
     let mut receives = Receives::new("p".into());
     assert!(matches!(receives.announced(1, 8, ()), Err(Error::Protocol { .. })));
+}
+
+#[test]
+fn a_peer_cannot_announce_without_end() {
+    let mut receives = Receives::new("p".into());
+    let error = (0..).find_map(|number| receives.announced(number, 0, ()).err()).unwrap();
+    assert!(error.to_string().contains("1048576 sends are announced"), "{error}");
 }
 
 proptest! {

@@ -72,6 +72,9 @@ impl Hello {
         let name = name.then_some(text);
         let silence = Duration::from_millis(from.u64()?);
         let devices = from.list(device)?;
+        if devices.is_empty() {
+            return Err(Malformed::wrong("it serves no device, not even host memory"));
+        }
         let kinds = from.list(|from| {
             let name = from.text()?;
             let descriptors =
@@ -112,6 +115,8 @@ mod tests {
         assert_eq!(Hello::decode(&bytes), Ok(hello.clone()));
         assert!(hello.label().starts_with("decode 3 (process "), "{}", hello.label());
         assert!(Hello::decode(&bytes[..bytes.len() - 1]).is_err());
+        let offers = Offers { devices: Vec::new(), ..hello.offers.clone() };
+        assert!(Hello::decode(&Hello { offers, ..hello.clone() }.encode()).is_err(), "of no devices");
         bytes[0] = 9;
         assert_eq!(Hello::decode(&bytes).unwrap_err().to_string(), "it speaks version 9 and not 1");
     }

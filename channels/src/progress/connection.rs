@@ -25,6 +25,8 @@ pub(crate) struct Connection {
     shared: Arc<Shared>,
     /// `None`: it is over, and the link gone.
     link: Option<Link>,
+    /// The link that is not used any more, until it is not watched any more.
+    unlinked: Option<Link>,
     /// The link is there, if perhaps in use.
     is_linked: bool,
     queue: Queue,
@@ -36,6 +38,8 @@ pub(crate) struct Connection {
     has_more: bool,
     /// Until when an endpoint that is over may go on sending.
     farewell: Option<Instant>,
+    /// The other side says nothing any more. What is still to be said is said all the same.
+    is_deaf: bool,
     /// The other side has had time enough to take its leave. The link stays for as long as it has something of this side's.
     is_late: bool,
 }
@@ -58,6 +62,7 @@ impl Connection {
             shared,
             queue: Queue::new(link.carries_files()),
             link: Some(link),
+            unlinked: None,
             is_linked: true,
             channels: BTreeMap::new(),
             leaving: Leaving::default(),
@@ -65,6 +70,7 @@ impl Connection {
             // The greeting may have taken in more than was its own.
             has_more: true,
             farewell: None,
+            is_deaf: false,
             is_late: false,
         }
     }
@@ -81,6 +87,11 @@ impl Connection {
         if let Some(link) = &mut self.link {
             link.wakes(waker);
         }
+    }
+
+    /// Whether nothing more is to be heard. Nobody need wait for the link then.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.is_deaf
     }
 
     /// Whether something waits to be sent.
@@ -146,7 +157,10 @@ impl Connection {
                 }
                 Err(error) => {
                     self.tell_failed(id, &error);
+                    // There is nothing that could use what is the other side's.
+                    self.queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
                     self.channels.insert(id, Slot::Over(error.clone()));
+                    self.shared.counters().fail_of(id, &error);
                     Err(error)
                 }
             },
@@ -190,8 +204,14 @@ impl Connection {
 
     /// Ends a channel. What is left of one that has panicked cannot be relied on: it is dropped, and with it its tickets.
     fn end_channel(&mut self, id: u32, cause: &Error, has_panicked: bool) {
+        if matches!(self.channels.get(&id), Some(Slot::Over(_))) {
+            // Both halves have failed at the same time. Whether and when this one is quiet is said when it is known, and once.
+            return;
+        }
+        self.shared.counters().fail_of(id, cause);
         let before = self.channels.insert(id, Slot::Over(cause.clone()));
         let Some(Slot::Open { mut channel, .. }) = before else {
+            // There never was anything of it here.
             return self.queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
         };
         let name = self.shared.name_of(id);
@@ -241,16 +261,23 @@ impl Connection {
         true
     }
 
+    /// The link that is not used any more, to be watched no more: a child that was forked keeps it open.
+    pub(super) fn take_unlinked(&mut self) -> Option<Link> {
+        self.unlinked.take()
+    }
+
     fn unlink(&mut self) {
-        (self.link, self.is_linked) = (None, false);
+        self.unlinked = self.link.take().or(self.unlinked.take());
+        self.is_linked = false;
         self.queue.clear();
         self.leaving.lost();
     }
 
     fn broken(&mut self, broken: Broken) {
         if self.shared.cause().is_some() {
-            // There is nobody to take leave of any more.
-            return self.unlink();
+            self.is_deaf = true;
+            self.leaving.lost();
+            return;
         }
         let peer = Arc::clone(self.shared.peer());
         match broken {
@@ -278,12 +305,15 @@ impl Connection {
         if self.flush() {
             activity = Activity::Moved;
         }
+        if self.is_deaf && self.wants_to_write() {
+            activity = activity.max(Activity::Waiting);
+        }
         activity
     }
 
     /// Takes in what has come; whether there was anything.
     fn receive(&mut self, look: Look<'_>) -> bool {
-        let Some(mut link) = self.link.take() else { return false };
+        let Some(mut link) = self.link.take_if(|_| !self.is_deaf) else { return false };
         let mut has_moved = false;
         let mut problem = None;
         if look.is_ready || link.descriptor().is_none() {
@@ -314,9 +344,8 @@ impl Connection {
                 }
             }
         }
-        if self.is_linked {
-            self.link = Some(link);
-        }
+        let place = if self.is_linked { &mut self.link } else { &mut self.unlinked };
+        *place = Some(link);
         if let Some(broken) = problem.filter(|_| !self.has_more || left > 0) {
             self.broken(broken);
             has_moved = true;
@@ -392,6 +421,10 @@ impl Connection {
                 if self.queue.is_empty() {
                     self.queue.push(Outgoing::control(Kind::Heartbeat, 0, Vec::new()));
                 }
+                // A child that it has forked may keep the connection open.
+                if self.pulse.is_missed() && self.shared.has_ended() {
+                    self.broken(Broken::Lost("its process has ended".to_owned()));
+                }
             }
             Err(silence) => {
                 self.broken(Broken::Lost(format!("nothing was heard of it for {silence:?}")));
@@ -406,14 +439,17 @@ impl Connection {
         // What the other side still says must be read, or the system takes the connection down before all has arrived there.
         let has_ended = self.shared.cause().is_some();
         let is_to_finish = has_ended && self.leaving.has_said_all() && self.queue.is_empty();
-        let is_done = is_to_finish && !link.finish() && self.leaving.is_empty();
+        let is_done = is_to_finish && (self.is_deaf || !link.finish() && self.leaving.is_empty());
         if is_done {
             self.unlink();
         }
         match flushed {
             Ok(true) => self.pulse.said(),
             Ok(false) => return false,
-            Err(broken) => self.broken(broken),
+            Err(broken) => {
+                self.broken(broken);
+                self.unlink();
+            }
         }
         true
     }
@@ -430,7 +466,9 @@ impl Connection {
         if self.farewell.is_some_and(|until| now >= until) {
             (self.farewell, self.is_late) = (None, true);
         }
-        if self.is_late && self.is_linked && self.leaving.is_empty() {
+        // Transfers may wait for the link to let go of their memory: for one that takes nothing they have waited long enough.
+        let is_clogged = !self.queue.is_empty() && !self.leaving.is_quiet();
+        if self.is_late && self.is_linked && (self.leaving.is_empty() || is_clogged) {
             self.unlink();
         }
         // Transfers are over, whatever the other side still has.
@@ -448,3 +486,6 @@ impl Drop for Connection {
         self.shared.ended().set();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::slot::guarded;
+use super::slot::{guarded, unharmed};
 use crate::channel::{Activity, Channel, OtherHalf, Rest};
 
 /// How often one looks whether a process that said nothing has ended.
@@ -38,6 +38,10 @@ impl Left {
         self.rest = guarded("", || Ok(channel.linger(other))).ok()?;
         Some(self.rest)
     }
+
+    fn drop(self) {
+        unharmed("the end of a channel", || drop(self));
+    }
 }
 
 impl Default for Leaving {
@@ -57,9 +61,15 @@ impl Leaving {
     pub(super) fn push(&mut self, id: u32, channel: Box<dyn Channel>) -> bool {
         let mut left = Left { id, channel, rest: Rest::Busy, other: self.other, has_said: false };
         match left.look() {
-            Some(Rest::Over) => return true,
+            Some(Rest::Over) => {
+                left.drop();
+                return true;
+            }
             Some(Rest::Busy | Rest::Quiet) => self.channels.push(left),
-            None => self.is_spoilt = true,
+            None => {
+                self.is_spoilt = true;
+                left.drop();
+            }
         }
         false
     }
@@ -92,10 +102,10 @@ impl Leaving {
         }
         let mut activity = Activity::Idle;
         let mut waits = false;
-        self.channels.retain_mut(|left| {
+        let gone = self.channels.extract_if(.., |left| {
             let Some(rest) = left.look() else {
                 self.is_spoilt = true;
-                return false;
+                return true;
             };
             if rest >= Rest::Quiet && !all_have_ended && !std::mem::replace(&mut left.has_said, true) {
                 say(left.id);
@@ -104,8 +114,9 @@ impl Leaving {
                 activity = Activity::Waiting;
             }
             waits |= rest == Rest::Quiet && left.other == OtherHalf::Lost;
-            rest != Rest::Over
+            rest == Rest::Over
         });
+        gone.for_each(Left::drop);
         self.due = waits.then(|| now + LOOK);
         if all_have_ended
             && self.is_quiet()

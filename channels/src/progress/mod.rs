@@ -9,10 +9,13 @@ mod leaving;
 mod pulse;
 mod run;
 mod slot;
+#[cfg(test)]
+mod testing;
 mod waker;
 
 pub(crate) use command::{Command, Latch, Post, Site};
 pub(crate) use connection::Connection;
 use pulse::Pulse;
 pub(crate) use run::start;
+pub(crate) use slot::unharmed;
 pub use waker::Waker;

@@ -36,6 +36,11 @@ impl Pulse {
         self.silence.map(|_| self.next)
     }
 
+    /// Whether nothing was heard of the other side at the last look.
+    pub(super) fn is_missed(&self) -> bool {
+        self.missed > 0
+    }
+
     /// `Ok(true)`: the other side is to be told that this one is alive.
     ///
     /// # Errors
@@ -72,7 +77,9 @@ mod tests {
     fn silence_is_death_and_a_word_is_life() {
         let mut pulse = Pulse::new(Some(SILENCE));
         let start = Instant::now();
+        assert!(!pulse.is_missed());
         assert_eq!(looks(&mut pulse, start, 2, 3), [Ok(true); 3]);
+        assert!(pulse.is_missed());
         pulse.heard();
         assert_eq!(looks(&mut pulse, start, 8, 4), [Ok(true); 4]);
         assert_eq!(looks(&mut pulse, start, 16, 1), [Err(SILENCE)]);

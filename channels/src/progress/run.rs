@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll};
 use rustix::io::Errno;
 
 use super::connection::Look;
+use super::slot::unharmed;
 use super::{Command, Connection, Site};
 use crate::channel::Activity;
 use crate::error::Error;
@@ -63,7 +64,9 @@ struct Last(Arc<Site>);
 impl Drop for Last {
     fn drop(&mut self) {
         self.0.post.close(&Error::ContextClosed);
-        self.0.kinds.viable().iter().for_each(|context| context.close());
+        for context in self.0.kinds.viable() {
+            unharmed("closing a kind of channel", || context.close());
+        }
         self.0.ended.set();
     }
 }
@@ -173,6 +176,10 @@ impl Thread {
                 return connection.end(&Error::System { what, source }, Some(""));
             }
         }
+        if self.is_ending {
+            // Whoever has met was slower than whoever closed the context.
+            connection.end(&Error::ContextClosed, Some(""));
+        }
         self.endpoints.insert(id, Watched { connection, writes: false });
     }
 
@@ -193,7 +200,17 @@ impl Thread {
             let look = Look { kinds: &self.site.kinds, now, is_ready, at_all };
             activity = activity.max(connection.look(look));
             let wants = connection.wants_to_write();
-            if wants != *writes
+            if let Some(link) = connection.take_unlinked() {
+                if let Some(descriptor) = link.descriptor() {
+                    // It is gone already if there was nothing more to hear.
+                    let _ = epoll::delete(&self.epoll, descriptor);
+                }
+            } else if connection.is_deaf() {
+                // The end of what there was to hear is told again and again. It is gone already the second time.
+                if let Some(descriptor) = connection.link().and_then(|link| link.descriptor()) {
+                    let _ = epoll::delete(&self.epoll, descriptor);
+                }
+            } else if wants != *writes
                 && let Some(descriptor) = connection.link().and_then(|link| link.descriptor())
             {
                 *writes = wants;
@@ -238,4 +255,36 @@ impl Thread {
 
 fn interest(writes: bool) -> epoll::EventFlags {
     if writes { epoll::EventFlags::IN | epoll::EventFlags::OUT } else { epoll::EventFlags::IN }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::Devices;
+    use crate::link::{Half, Link};
+    use crate::progress::testing::{Meek, connection, kinds};
+    use crate::progress::{Latch, Post, Waker};
+    use crate::registry::Registry;
+
+    #[test]
+    fn an_endpoint_that_comes_behind_the_end_of_its_context_ends_too() {
+        let mut registry = Registry::empty();
+        registry.register(Meek::default()).unwrap();
+        registry.allow("meek").unwrap();
+        let waker = Waker::new().unwrap();
+        let kinds = kinds(&registry, &waker);
+        let (one, other) = Half::pair();
+        let connection = connection(&kinds, "meek", Link::Memory(one));
+        let shared = Arc::clone(connection.shared());
+        let devices = Devices::new(&[]).unwrap().into();
+        let (post, process) = (Post::new(waker), std::process::id());
+        // One thread closes the context while another one meets somebody, before the progress thread looks.
+        post.send(Command::End);
+        post.send(Command::Add(Box::new(connection)));
+        let site = Arc::new(Site { kinds, devices, post, process, ended: Latch::default() });
+        start(Arc::clone(&site)).unwrap();
+        drop(other);
+        assert!(site.ended.wait(Duration::from_secs(20)));
+        assert!(matches!(shared.cause(), Some(Error::ContextClosed)));
+    }
 }

@@ -23,6 +23,15 @@ pub(super) struct Failure {
     pub(super) has_panicked: bool,
 }
 
+/// Calls what is not this crate's (a waker, the end of somebody's memory), which may panic without harm to others.
+pub(crate) fn unharmed(what: &str, call: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+        tracing::error!("{what} has panicked");
+        // What was thrown may throw when it is dropped.
+        std::mem::forget(panic);
+    }
+}
+
 /// Calls code of a channel of this name, which may panic without harm to others.
 pub(super) fn guarded<T>(name: &str, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
     // What was called is dropped if it has panicked.
@@ -32,6 +41,8 @@ pub(super) fn guarded<T>(name: &str, call: impl FnOnce() -> Result<T, Error>) ->
         Err(panic) => {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            // As above.
+            std::mem::forget(panic);
             let error = Error::Other { name: name.into(), what: format!("it panicked: {text}").into() };
             tracing::error!(%error);
             Err(Failure { error, has_panicked: true })

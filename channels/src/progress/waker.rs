@@ -61,11 +61,10 @@ impl Waker {
 
     /// For the thread: that it is awake again.
     pub(crate) fn rise(&self) {
-        if self.0.asleep.swap(false, Ordering::SeqCst) {
-            // It woke for another reason.
-            return;
-        }
-        // Nothing to read yet: who rings has said so and not done it; then the thread wakes once for nothing.
+        self.0.asleep.store(false, Ordering::SeqCst);
+        // Also if it woke for another reason: who has rung for an earlier sleep may have written when that was over, and what is left
+        // there ends all sleeps at once. Nothing is lost by it: who rings has said so before. Nothing to read yet: who rings has
+        // said so and not done it; then the thread wakes once for nothing.
         let _ = rustix::io::read(&self.0.file, &mut [0_u8; 8]);
     }
 }
@@ -73,5 +72,45 @@ impl Waker {
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec};
+
+    use super::*;
+
+    fn would_wake(waker: &Waker) -> bool {
+        let mut watched = [PollFd::new(waker, PollFlags::IN)];
+        rustix::event::poll(&mut watched, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    #[test]
+    fn one_who_rings_wakes_the_thread_once() {
+        let waker = Waker::new().unwrap();
+        assert!(waker.doze() && !would_wake(&waker));
+        waker.wake();
+        assert!(would_wake(&waker));
+        waker.rise();
+        assert!(waker.take() && !would_wake(&waker));
+        waker.wake();
+        assert!(!would_wake(&waker), "it is awake");
+        assert!(!waker.doze(), "it was rung");
+    }
+
+    #[test]
+    fn one_who_rings_late_wakes_one_sleep_and_no_more() {
+        let waker = Waker::new().unwrap();
+        assert!(waker.doze());
+        // Somebody rings, and gets no core before the last step, while the thread wakes for another reason.
+        waker.0.rung.store(true, Ordering::SeqCst);
+        assert!(waker.0.asleep.swap(false, Ordering::SeqCst));
+        waker.rise();
+        assert!(waker.take());
+        rustix::io::write(&waker.0.file, &1_u64.to_ne_bytes()).unwrap();
+        assert!(waker.doze() && would_wake(&waker));
+        waker.rise();
+        assert!(waker.doze() && !would_wake(&waker));
     }
 }

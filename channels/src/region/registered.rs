@@ -101,7 +101,10 @@ impl<M: Memory> Region<M> {
     fn withdraw(&mut self) -> Arc<Latch> {
         let over = Arc::new(Latch::default());
         let parts: Vec<_> = std::mem::take(&mut self.parts).into_iter().map(|(_, part)| part).collect();
-        if !parts.is_empty() {
+        if self.site.check_process().is_err() {
+            // A child that was forked: the registrations are the parent's, and so are the locks and what the memory is to its driver.
+            std::mem::forget((parts, Arc::clone(&self.memory)));
+        } else if !parts.is_empty() {
             let keep = Arc::clone(&self.memory);
             let withdrawn = Withdrawn::new(self.span, parts, keep, Arc::clone(&over));
             self.site.post.send(Command::Withdraw(withdrawn));

@@ -80,12 +80,17 @@ impl XthChannel {
                 io.send(notice.encode());
                 Ok(())
             }
-            Some(Met::Pair(paired)) => self.begin(paired.operation, paired.announcement),
+            Some(Met::Pair(paired)) => self.begin(paired.operation, paired.announcement, io),
         }
     }
 
     /// Begins to read what the other side shows.
-    fn begin(&mut self, operation: Operation, shown: Option<Arc<Shown>>) -> Result<(), Error> {
+    fn begin(
+        &mut self,
+        operation: Operation,
+        shown: Option<Arc<Shown>>,
+        io: &mut Io<'_>,
+    ) -> Result<(), Error> {
         let Some(taken) = shown.and_then(Shown::take) else {
             self.orphans.push(operation);
             return Ok(());
@@ -95,7 +100,11 @@ impl XthChannel {
             Some(context) => {
                 let copied = copy(&mut self.lanes, &context, self.remote.as_deref(), &operation, &taken);
                 match copied {
-                    Ok(mark) => How::Device(mark),
+                    Ok(Copied::Behind(mark)) => How::Device(mark),
+                    Ok(Copied::Refused(error)) => {
+                        refuse(operation, taken, error, io);
+                        return Ok(());
+                    }
                     Err(error) => {
                         // Something may have been enqueued all the same: it ends when the lane is idle.
                         let how = How::Host { own: Gate::Shut, other: Gate::Shut, done: 0 };
@@ -119,7 +128,7 @@ impl XthChannel {
         let Some(Copying { operation, taken, .. }) = at.and_then(|at| self.copies.remove(at)) else {
             return false;
         };
-        taken.done();
+        taken.give_up();
         operation.ticket.fail(self.receives.withdrawn_by_peer(number));
         true
     }
@@ -137,15 +146,29 @@ impl XthChannel {
                 How::Device(_) => {}
                 How::Host { done: 0, .. } if operation.ticket.is_aborted() => {
                     let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
-                    taken.done();
+                    taken.give_up();
                     io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
                     operation.ticket.fail(Error::Dropped);
                     activity = Activity::Moved;
                     continue;
                 }
                 How::Host { own, other, done } => {
-                    if !self.lanes.pass(own, &operation.ready)? || !self.lanes.pass(other, taken.ready())? {
-                        return Ok(activity.max(Activity::Waiting));
+                    let passed = match self.lanes.pass(own, &operation.ready) {
+                        Ok(true) => self.lanes.pass(other, taken.ready()),
+                        not => not,
+                    };
+                    match passed {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(activity.max(Activity::Waiting)),
+                        Err(error) if error.is_refusal() => {
+                            let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else {
+                                break;
+                            };
+                            refuse(operation, taken, error, io);
+                            activity = Activity::Moved;
+                            continue;
+                        }
+                        Err(error) => return Err(error),
                     }
                     let (from, to, total) =
                         (taken.span().address, operation.span.address, operation.span.bytes);
@@ -175,6 +198,21 @@ impl XthChannel {
         Ok(activity)
     }
 
+    /// How far the reader of a send is of which the other side says that it is over: nobody reads it any more, or will.
+    fn read(&mut self, number: u64) -> Result<Phase, Error> {
+        // Where there is none the caller learns that.
+        let Some(sending) = self.sends.get_mut(number) else { return Ok(Phase::Done) };
+        let shown = sending.state.shown();
+        shown.withdraw();
+        match shown.phase() {
+            phase @ (Phase::Done | Phase::Withdrawn) => Ok(phase),
+            Phase::Shown | Phase::Taken | Phase::Lost => {
+                let what = format!("send {number} is answered while it is being read");
+                Err(Error::protocol(&self.peer, what))
+            }
+        }
+    }
+
     /// Ends the sends that nobody reads any more, behind the end of the channel.
     fn end_sends(&mut self, cause: &Error) -> bool {
         let mut under_way = Vec::new();
@@ -197,6 +235,23 @@ impl XthChannel {
     }
 }
 
+/// Fails a receive by what the driver has said of it alone.
+fn refuse(operation: Operation, taken: Taken, error: Error, io: &mut Io<'_>) {
+    let number = operation.ticket.number();
+    taken.give_up();
+    let refusal = Refusal::Failed { what: error.to_string() };
+    io.send(Notice::Refused { number, refusal }.encode());
+    operation.ticket.fail(error);
+}
+
+/// What the driver has made of a copy.
+enum Copied {
+    /// It is done when the mark has passed.
+    Behind(Mark),
+    /// Nothing: it has copied nothing, and will not.
+    Refused(Error),
+}
+
 /// Enqueues the copy of what was taken, behind whatever both callers have to do first.
 fn copy(
     lanes: &mut Lanes,
@@ -204,13 +259,17 @@ fn copy(
     there: Option<&PrimaryContext>,
     operation: &Operation,
     taken: &Taken,
-) -> Result<Mark, Error> {
+) -> Result<Copied, Error> {
     let (to, from, bytes) = (operation.span.address, taken.span().address, operation.span.bytes);
     let there = there.unwrap_or(here);
     let lane = lanes.own()?;
-    lane.wait_for(&operation.ready)?;
-    lane.wait_for(taken.ready())?;
-    let mark = lane.enqueue(|_, stream| {
+    for ready in [&operation.ready, taken.ready()] {
+        match lane.wait_for(ready).map_err(Error::Driver) {
+            Err(error) if error.is_refusal() => return Ok(Copied::Refused(error)),
+            waits => waits?,
+        }
+    }
+    let attempt = lane.attempt(|_, stream| {
         if bytes == 0 {
             return Ok(());
         }
@@ -219,10 +278,13 @@ fn copy(
         // The stream is the lane's, of this device's context.
         unsafe { copy_between((here, to), (there, from), bytes, stream) }
     })?;
-    Ok(mark)
+    Ok(match attempt.refused {
+        Some(error) => Copied::Refused(error.into()),
+        None => Copied::Behind(attempt.mark),
+    })
 }
 
-fn taken_message(number: u64) -> Vec<u8> {
+pub(super) fn taken_message(number: u64) -> Vec<u8> {
     let mut out = Writer::new();
     out.u8(TAKEN);
     out.u64(number);
@@ -282,6 +344,7 @@ impl Channel for XthChannel {
                 Ok(())
             }
             Some(Notice::Refused { number, refusal }) => {
+                self.read(number)?;
                 let (sending, error) = self.sends.refused(number, refusal)?;
                 sending.operation.ticket.fail(error);
                 Ok(())
@@ -289,6 +352,10 @@ impl Channel for XthChannel {
             None if write::heard(message.bytes, &self.peer, io).map_err(malformed)? => Ok(()),
             None => {
                 let number = read_taken(message.bytes).map_err(malformed)?;
+                if self.read(number)? != Phase::Done {
+                    let what = format!("send {number} was received before it was read");
+                    return Err(Error::protocol(&self.peer, what));
+                }
                 self.sends.remove(number)?.operation.ticket.done();
                 Ok(())
             }

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -25,7 +27,7 @@ pub(super) enum Phase {
     Taken,
     /// It has read everything, or reads no more.
     Done,
-    /// It must not begin any more.
+    /// It must not begin any more, or has given up.
     Withdrawn,
     /// It has gone, and whether something still reads is not known.
     Lost,
@@ -72,6 +74,11 @@ impl Taken {
     pub(super) fn done(self) {
         self.0.change(Phase::Taken, Phase::Done);
     }
+
+    /// Nothing has read all of it, or will.
+    pub(super) fn give_up(self) {
+        self.0.change(Phase::Taken, Phase::Withdrawn);
+    }
 }
 
 impl Drop for Taken {
@@ -86,6 +93,14 @@ fn all() -> MutexGuard<'static, HashMap<u64, Arc<Shown>>> {
     SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What nobody can guess: who knows the token of a send was told it. (A process that only says that it is this one gets as far as a
+/// channel, and must not be able to name what is shown to others.)
+fn token() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    KEY.hash_one(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
 /// Something that is shown, until dropped.
 #[derive(Debug)]
 pub(super) struct Shower {
@@ -95,11 +110,15 @@ pub(super) struct Shower {
 
 impl Shower {
     pub(super) fn new(span: Span, ready: Ready) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let token = NEXT.fetch_add(1, Ordering::Relaxed);
         let shown = Arc::new(Shown { span, ready, phase: AtomicU8::new(Phase::Shown as u8) });
-        all().insert(token, Arc::clone(&shown));
-        Self { token, shown }
+        let mut all = all();
+        loop {
+            let token = token();
+            if let Entry::Vacant(free) = all.entry(token) {
+                free.insert(Arc::clone(&shown));
+                return Self { token, shown };
+            }
+        }
     }
 
     /// What the other side finds it by.
@@ -142,6 +161,9 @@ mod tests {
         taken.done();
         assert_eq!(shower.shown().phase(), Phase::Done);
         let shower = show();
+        find(shower.token()).unwrap().take().unwrap().give_up();
+        assert_eq!(shower.shown().phase(), Phase::Withdrawn);
+        let shower = show();
         let found = find(shower.token()).unwrap();
         assert!(shower.shown().withdraw());
         assert!(found.take().is_none());
@@ -152,6 +174,13 @@ mod tests {
         let shower = show();
         drop(find(shower.token()).unwrap().take());
         assert_eq!(shower.shown().phase(), Phase::Lost);
+    }
+
+    #[test]
+    fn tokens_do_not_tell_those_of_others() {
+        let showers: Vec<_> = (0..100).map(|_| show()).collect();
+        let near = |one: &Shower, other: &Shower| one.token().abs_diff(other.token()) < 1 << 20;
+        assert!(showers.windows(2).all(|pair| !near(&pair[0], &pair[1])));
     }
 
     #[test]

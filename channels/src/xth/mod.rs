@@ -6,6 +6,8 @@
 
 mod channel;
 mod exchange;
+#[cfg(test)]
+mod hostile;
 mod region;
 mod write;
 

@@ -1,6 +1,7 @@
 //! One-sided writes within a process: copies by the writer's stream into memory that the region's owner keeps meanwhile.
 
 use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use meshreduce_device::{PrimaryContext, copy_between};
@@ -38,9 +39,9 @@ struct Told {
     counter: u32,
     bytes: u64,
     fate: Option<Error>,
-    /// Both keep the memory.
-    local: Arc<dyn RegionPart>,
-    target: Arc<Part>,
+    /// Both keep the memory, until [`Told::end`]: for ever if the channel panics, because the lane may go on then.
+    local: ManuallyDrop<Arc<dyn RegionPart>>,
+    target: ManuallyDrop<Arc<Part>>,
 }
 
 #[derive(Debug)]
@@ -59,7 +60,7 @@ struct Flying {
 
 impl Told {
     fn end(self, io: Option<&mut Io<'_>>) {
-        let Told { ticket, counter, bytes, fate, .. } = self;
+        let Told { ticket, counter, bytes, fate, local, target } = self;
         if let Some(io) = io {
             io.send(match &fate {
                 Some(error) => missed(counter, error),
@@ -70,6 +71,7 @@ impl Told {
             Some(error) => ticket.fail(error),
             None => ticket.done(),
         }
+        drop((ManuallyDrop::into_inner(local), ManuallyDrop::into_inner(target)));
     }
 }
 
@@ -100,6 +102,7 @@ impl Writes {
         });
         match target {
             Ok(target) => {
+                let (local, target) = (ManuallyDrop::new(local), ManuallyDrop::new(target));
                 let told = Told { ticket, counter, bytes, fate: None, local, target };
                 self.line.push_back(Writing { copies: Copies::new(pages), ready, has_begun: false, told });
             }
@@ -147,13 +150,20 @@ impl Writes {
         };
         let (from, to) = (local.span().address, writing.told.target.span().address);
         let (lane, apart) = (self.lanes.own()?, self.apart.as_ref());
-        if !std::mem::replace(&mut writing.has_begun, true) {
-            lane.wait_for(&writing.ready)?;
+        if !writing.has_begun {
+            if let Err(error) = lane.wait_for(&writing.ready).map_err(Error::Driver) {
+                if !error.is_refusal() {
+                    return Err(error);
+                }
+                writing.told.fate = Some(error);
+                return Ok(());
+            }
+            writing.has_begun = true;
         }
         let is_given_up = writing.told.fate.is_some();
         let copies = &mut writing.copies;
         let mut is_all = is_given_up;
-        let mark = lane.enqueue(|context, stream| {
+        let attempt = lane.attempt(|context, stream| {
             if is_given_up {
                 return Ok(());
             }
@@ -169,8 +179,13 @@ impl Writes {
             };
             Ok(())
         })?;
+        if let Some(error) = attempt.refused {
+            // What was enqueued before is waited for.
+            writing.told.fate = Some(error.into());
+            is_all = true;
+        }
         if is_all && let Some(writing) = self.line.pop_front() {
-            self.flying.push_back(Flying { mark, told: writing.told });
+            self.flying.push_back(Flying { mark: attempt.mark, told: writing.told });
         }
         Ok(())
     }

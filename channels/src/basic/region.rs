@@ -1,0 +1,134 @@
+//! A region's share of this kind: memory into which its owner copies what others write.
+#![forbid(unsafe_code)]
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use meshreduce_store::codec::{Malformed, Reader, Writer};
+
+use crate::channel::{Descriptor, RegionPart};
+use crate::error::Error;
+use crate::meet::random;
+use crate::span::Span;
+
+const VERSION: u8 = 1;
+
+/// The part of a region. Whoever holds it keeps the memory.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// Random: who knows it was given it.
+    number: u64,
+    span: Span,
+    /// Where it can be found.
+    open: Arc<Parts>,
+}
+
+/// The regions of a context that were not given up.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    open: Mutex<HashMap<u64, Weak<Part>>>,
+}
+
+impl Parts {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Weak<Part>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A part that can be found.
+    pub(super) fn register(self: &Arc<Self>, span: Span) -> Result<Arc<Part>, Error> {
+        let system = |error| Error::system("there is nothing random", error);
+        loop {
+            let number = u64::from_ne_bytes(random::<8>().map_err(system)?);
+            if let std::collections::hash_map::Entry::Vacant(free) = self.open().entry(number) {
+                let part = Arc::new(Part { number, span, open: Arc::clone(self) });
+                free.insert(Arc::downgrade(&part));
+                return Ok(part);
+            }
+        }
+    }
+
+    /// The part with this number, if it was not given up.
+    pub(super) fn find(&self, number: u64) -> Option<Arc<Part>> {
+        // Under the lock, which `close` takes too: behind that nobody gets hold of it any more.
+        self.open().get(&number).and_then(Weak::upgrade)
+    }
+}
+
+impl Part {
+    pub(super) fn span(&self) -> Span {
+        self.span
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is(&self, other: &dyn RegionPart) -> bool {
+        other.as_any().downcast_ref::<Part>().is_some_and(|other| std::ptr::eq(self, other))
+    }
+}
+
+impl RegionPart for Part {
+    fn descriptor(&self) -> Descriptor {
+        let mut out = Writer::new();
+        out.u8(VERSION);
+        out.u64(self.number);
+        out.into_bytes()
+    }
+
+    fn close(&self) {
+        self.open.open().remove(&self.number);
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // If it was not given up in order.
+        self.close();
+    }
+}
+
+/// The number in a descriptor.
+pub(super) fn number(descriptor: &[u8]) -> Result<u64, Malformed> {
+    let from = &mut Reader::new(descriptor);
+    match from.u8()? {
+        VERSION => {}
+        found => {
+            let what = format!("version {found} of a region of channel basic, {VERSION} is expected");
+            return Err(Malformed::wrong(what));
+        }
+    }
+    let number = from.u64()?;
+    from.end()?;
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use meshreduce_device::Device;
+
+    use super::*;
+
+    #[test]
+    fn a_region_is_found_until_it_is_given_up() {
+        let parts = Arc::<Parts>::default();
+        let part = parts.register(Span { device: Device::Cpu, address: 512, bytes: 9 }).unwrap();
+        let number = number(&part.descriptor()).unwrap();
+        assert!(parts.find(number).is_some_and(|found| found.is(&*part)));
+        assert!(Arc::<Parts>::default().find(number).is_none(), "another context's");
+        part.close();
+        assert!(parts.find(number).is_none());
+    }
+
+    #[test]
+    fn other_descriptors_are_refused() {
+        let part =
+            Arc::<Parts>::default().register(Span { device: Device::Cpu, address: 0, bytes: 1 }).unwrap();
+        let mut descriptor = part.descriptor();
+        assert!(number(&descriptor[1..]).is_err());
+        descriptor[0] = 7;
+        assert!(number(&descriptor).is_err());
+    }
+}

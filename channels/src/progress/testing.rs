@@ -1,0 +1,168 @@
+//! A connection whose other side a test plays, and a kind of channel that does as it is told.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use meshreduce_device::Device;
+use meshreduce_store::identity::Member;
+
+use super::connection::Look;
+use super::{Connection, Waker};
+use crate::channel::{
+    Activity, Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Io, Message, Offer,
+    Operation, OtherHalf, Pair, Reason, Rest, Side,
+};
+use crate::endpoint::{EndpointFacts, Shared};
+use crate::error::Error;
+use crate::link::{Half, Kind, Link, Outgoing, Queue};
+use crate::meet::Hello;
+use crate::registry::{Kinds, Registry};
+
+/// The only pair, whose channel has the number 1.
+pub(super) const PAIR: Pair = Pair { local: Device::Cpu, remote: Device::Cpu };
+pub(super) const ID: u32 = 1;
+
+/// Fails when it hears `fail`, panics when it hears `panic`, and rests as it is told to.
+#[derive(Clone, Debug)]
+pub(super) struct Meek {
+    pub(super) rest: Arc<Mutex<Rest>>,
+    /// No channel comes about.
+    pub(super) refuses: bool,
+}
+
+impl Default for Meek {
+    fn default() -> Self {
+        Self { rest: Arc::new(Mutex::new(Rest::Busy)), refuses: false }
+    }
+}
+
+impl ChannelFactory for Meek {
+    fn name(&self) -> &str {
+        "meek"
+    }
+
+    fn priority(&self) -> u32 {
+        1000
+    }
+
+    fn context(&self, _: &Environment) -> Result<Arc<dyn ChannelContext>, Reason> {
+        Ok(Arc::new(self.clone()))
+    }
+}
+
+impl ChannelContext for Meek {
+    fn name(&self) -> &str {
+        "meek"
+    }
+
+    fn descriptors(&self) -> Vec<(Device, Descriptor)> {
+        vec![(Device::Cpu, Vec::new())]
+    }
+
+    fn can_communicate(&self, _: &[u8], _: &[u8]) -> Result<(), Reason> {
+        Ok(())
+    }
+
+    fn connect(&self, _: Offer<'_>) -> Result<Box<dyn Channel>, Error> {
+        if self.refuses { Err(tired()) } else { Ok(Box::new(self.clone())) }
+    }
+}
+
+fn tired() -> Error {
+    Error::Other { name: "meek".into(), what: "tired".into() }
+}
+
+impl Channel for Meek {
+    fn start(&mut self, operation: Operation, _: &mut Io<'_>) -> Result<(), Error> {
+        operation.ticket.done();
+        Ok(())
+    }
+
+    fn heard(&mut self, message: Message<'_>, _: &mut Io<'_>) -> Result<(), Error> {
+        match message.bytes {
+            b"fail" => Err(tired()),
+            b"panic" => panic!("a hawk"),
+            _ => Ok(()),
+        }
+    }
+
+    fn poll(&mut self, _: &mut Io<'_>) -> Result<Activity, Error> {
+        Ok(Activity::Idle)
+    }
+
+    fn end(&mut self, _: &Error) {}
+
+    fn linger(&mut self, _: OtherHalf) -> Rest {
+        *self.rest.lock().unwrap()
+    }
+}
+
+pub(super) fn kinds(registry: &Registry, waker: &Waker) -> Kinds {
+    let environment = Environment {
+        devices: vec![Device::Cpu],
+        contexts: Vec::new(),
+        secret: [0; 16],
+        waker: waker.clone(),
+    };
+    Kinds::new(registry, &environment).unwrap()
+}
+
+/// A connection over a link, whose only pair the kind of this name serves.
+pub(super) fn connection(kinds: &Kinds, name: &str, link: Link) -> Connection {
+    connection_to(Member::current().unwrap(), kinds, name, link)
+}
+
+/// As [`connection`], to this process.
+pub(super) fn connection_to(member: Member, kinds: &Kinds, name: &str, link: Link) -> Connection {
+    let offers = kinds.offers(&[Device::Cpu]);
+    let host = member.host.clone();
+    let silence = Duration::from_secs(30);
+    let hello = Hello { library: String::new(), member, name: None, silence, offers: offers.clone() };
+    let choices = HashMap::from([(PAIR, name.to_owned())]);
+    let peer = "the test".into();
+    let (id, side, offers) = (1, Side::Listening, Arc::new(offers));
+    let facts = EndpointFacts { id, side, peer, hello, choices, offers, host, silence };
+    Connection::new(Arc::new(Shared::new(facts)), link)
+}
+
+/// A connection of a meek channel, and its other side.
+pub(super) struct Played {
+    pub(super) kinds: Kinds,
+    pub(super) connection: Connection,
+    other: Link,
+    queue: Queue,
+}
+
+impl Played {
+    pub(super) fn new(meek: Meek) -> Self {
+        let mut registry = Registry::empty();
+        registry.register(meek).unwrap();
+        registry.allow("meek").unwrap();
+        let kinds = kinds(&registry, &Waker::new().unwrap());
+        let (one, other) = Half::pair();
+        let connection = connection(&kinds, "meek", Link::Memory(one));
+        Self { kinds, connection, other: Link::Memory(other), queue: Queue::new(true) }
+    }
+
+    pub(super) fn look(&mut self) {
+        let now = Instant::now();
+        self.connection.look(Look { kinds: &self.kinds, now, is_ready: true, at_all: true });
+    }
+
+    /// Says something, and lets it be heard.
+    pub(super) fn say(&mut self, kind: Kind, channel: u32, bytes: &[u8]) {
+        self.queue.push(Outgoing::control(kind, channel, bytes.to_vec()));
+        self.other.flush(&mut self.queue).unwrap();
+        self.look();
+    }
+
+    /// What is said to the other side.
+    pub(super) fn heard(&mut self) -> Vec<(Kind, u32)> {
+        self.look();
+        let _ = self.other.fill();
+        let next = || self.other.next().unwrap().map(|message| (message.kind, message.channel));
+        std::iter::from_fn(next).collect()
+    }
+}

@@ -1,0 +1,147 @@
+//! Regions of host memory between two contexts, by `basic` over every kind of link.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use meshreduce_channels::{Basic, CounterDescriptor, Error, Page, Pages, Region, RegionDescriptor, Registry};
+use support::{LINKS, SOON, Side, bytes, pair_of};
+
+/// Few and short slots, so that batches wait for them.
+fn registry() -> Registry {
+    let mut registry = Registry::empty();
+    registry.register(Basic::with_slots(3, 4096).unwrap()).unwrap();
+    registry
+}
+
+fn pairs() -> impl Iterator<Item = (&'static str, Side, Side)> {
+    LINKS.into_iter().map(|(name, links)| {
+        let (owner, writer) = pair_of(&registry(), links);
+        (name, owner, writer)
+    })
+}
+
+/// As whoever is told of them has them.
+fn told(region: &RegionDescriptor, counter: &CounterDescriptor) -> (RegionDescriptor, CounterDescriptor) {
+    let region = RegionDescriptor::from_bytes(&region.to_bytes()).unwrap();
+    (region, CounterDescriptor::from_bytes(&counter.to_bytes()).unwrap())
+}
+
+fn close(region: Region<Vec<u8>>) -> Vec<u8> {
+    region.close().wait(SOON).unwrap_or_else(|_| panic!("nobody lets go of the region"))
+}
+
+#[test]
+fn pages_rows_and_stretches_arrive_byte_for_byte() {
+    const BYTES: usize = 300_000;
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![0_u8; BYTES]).unwrap();
+        let counter = owner.endpoint.counter();
+        let (to, counter_there) = told(&region.descriptor(), &counter.descriptor());
+        let source = bytes(1, BYTES);
+        let own = writer.context.register(source.clone()).unwrap();
+        let mut expected = vec![0_u8; BYTES];
+        // Blocks in every place once, rows further apart than they are long, and a stretch longer than all slots.
+        let blocks: Vec<Page> =
+            (0..1000).map(|block| Page::new(block * 100, block * 7919 % 1000 * 100, 100)).collect();
+        let rows: Vec<Page> =
+            (0..50).map(|row| Page::new(150_000 + row * 300, 120_001 + row * 1000, 300)).collect();
+        let stretch = vec![Page::new(3, 190_000, 100_000)];
+        for (at, pages) in [blocks, rows, stretch].into_iter().enumerate() {
+            for page in &pages {
+                let (from, to, bytes) = (page.from as usize, page.to as usize, page.bytes as usize);
+                expected[to..to + bytes].copy_from_slice(&source[from..from + bytes]);
+            }
+            let total: u64 = pages.iter().map(|page| page.bytes).sum();
+            let write = writer.endpoint.write(&own, &to, pages, &counter_there, None);
+            assert_eq!(write.wait(SOON).unwrap(), total, "{name}");
+            assert_eq!(counter.wait(at as u64 + 1, SOON).unwrap(), at as u64 + 1);
+        }
+        assert_eq!(close(own), source);
+        assert!(close(region) == expected, "{name}");
+    }
+}
+
+#[test]
+fn batches_count_in_order_and_one_without_bytes_counts_too() {
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![0_u8; 10_000]).unwrap();
+        let counter = owner.endpoint.counter();
+        let (to, counter_there) = told(&region.descriptor(), &counter.descriptor());
+        let own = writer.context.register(bytes(2, 10_000)).unwrap();
+        let writes: Vec<_> = (0..200_u64)
+            .map(|at| {
+                let pages = if at % 10 == 9 { Pages::default() } else { Pages::range(at, at, 9000) };
+                writer.endpoint.write(&own, &to, pages, &counter_there, None)
+            })
+            .collect();
+        assert_eq!(counter.wait(200, SOON).unwrap(), 200, "{name}");
+        assert_eq!(counter.bytes(), 180 * 9000);
+        assert!(writes.into_iter().all(|write| write.wait(SOON).is_ok()));
+        // Sends that nobody receives hold up no batch.
+        let unmatched = writer.endpoint.send(bytes(3, 1 << 20), meshreduce_channels::Device::Cpu, None);
+        writer.endpoint.write(&own, &to, Pages::range(0, 0, 9000), &counter_there, None).wait(SOON).unwrap();
+        assert!(!unmatched.poll().unwrap());
+    }
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_later_batches_go() {
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![7_u8; 5000]).unwrap();
+        let (good, bad) = (owner.endpoint.counter(), owner.endpoint.counter());
+        let (to, good_there) = told(&region.descriptor(), &good.descriptor());
+        let (_, bad_there) = told(&region.descriptor(), &bad.descriptor());
+        let own = writer.context.register(vec![1_u8; 50_000]).unwrap();
+        // What a descriptor says that is greater than the region, its owner knows better.
+        let mut lying = to.to_bytes();
+        lying[8..16].copy_from_slice(&40_000_u64.to_le_bytes());
+        let lying = RegionDescriptor::from_bytes(&lying).unwrap();
+        let write = writer.endpoint.write(&own, &lying, Pages::range(0, 0, 40_000), &bad_there, None);
+        let error = write.wait(SOON).unwrap_err();
+        assert!(matches!(error, Error::OutOfRegion { bytes: 5000, .. }), "{name}: {error}");
+        assert!(matches!(bad.wait(1, SOON), Err(Error::CountUnreachable { batches: 0, .. })));
+        // One that was given up.
+        let other = owner.context.register(vec![0_u8; 5000]).unwrap();
+        let (gone, _) = told(&other.descriptor(), &bad.descriptor());
+        close(other);
+        let write = writer.endpoint.write(&own, &gone, Pages::range(0, 0, 5000), &bad_there, None);
+        assert!(matches!(write.wait(SOON), Err(Error::RegionGone { .. })), "{name}");
+        writer.endpoint.write(&own, &to, Pages::range(0, 4000, 1000), &good_there, None).wait(SOON).unwrap();
+        assert_eq!(good.wait(1, SOON).unwrap(), 1);
+        let memory = close(region);
+        assert!(memory[4000..] == [1; 1000], "{name}");
+    }
+}
+
+#[test]
+fn a_dropped_batch_and_one_whose_owner_goes_are_errors_that_say_so() {
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![0_u8; 1 << 20]).unwrap();
+        let counter = owner.endpoint.counter();
+        let (to, counter_there) = told(&region.descriptor(), &counter.descriptor());
+        let own = writer.context.register(bytes(4, 1 << 20)).unwrap();
+        let write = || writer.endpoint.write(&own, &to, Pages::range(0, 0, 1 << 20), &counter_there, None);
+        let dropped = write();
+        dropped.abort();
+        // It may have been whole by then.
+        match dropped.wait(SOON) {
+            Ok(_) | Err(Error::Dropped) => {}
+            Err(other) => panic!("{name}: {other}"),
+        }
+        let (endpoint, under_way) = (owner.endpoint, [write(), write(), write()]);
+        endpoint.close();
+        for write in under_way {
+            match write.wait(SOON) {
+                Ok(_) | Err(Error::ClosedByPeer { .. }) => {}
+                Err(other) => panic!("{name}: {other}"),
+            }
+        }
+        assert!(matches!(counter.wait(100, SOON), Err(Error::CountUnreachable { .. })));
+        endpoint.join(Duration::from_secs(20)).unwrap();
+        close(own);
+        close(region);
+    }
+}
