@@ -7,7 +7,8 @@
 //! 3. `node`, `memory`, `engine`: a described node: devices, allocations, streams and the residency of blocks.
 //! 4. `driver`, `nvml`: the semantics of the driver API and of NVML over that node.
 //!
-//! Beside them, [`litmus`] holds tests of the memory model and an oracle for them that shares nothing with `exec`.
+//! Beside them, [`litmus`] holds tests of the memory model and an oracle for them that shares nothing with `exec`, and
+//! [`path`] counts the steps that kernels must wait for one after the other.
 //!
 //! The C names are put on by two thin packages, `libcuda` and `libnvidia-ml`, so that a program that links this
 //! crate as a library gets no `cu*` symbols from it.
@@ -19,4 +20,5 @@ pub mod litmus;
 pub mod memory;
 pub mod node;
 pub mod nvml;
+pub mod path;
 pub mod ptx;

@@ -16,5 +16,5 @@ pub mod types;
 
 pub use error::PtxError;
 pub use module::{Module, Target, Variable};
-pub(crate) use program::{Atomic, Barrier, BarrierKind, Guard, Load, Op, Store};
+pub(crate) use program::{Access, Atomic, Barrier, BarrierKind, Guard, Load, Op, Store};
 pub use program::{Kernel, Param, Slot};

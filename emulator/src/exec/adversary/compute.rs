@@ -5,7 +5,7 @@ use crate::ptx::{Op, Slot};
 
 /// Instructions that concern registers alone.
 #[inline]
-pub(super) fn compute(op: &Op, slots: &mut [u64]) {
+pub(crate) fn compute(op: &Op, slots: &mut [u64]) {
     macro_rules! get {
         ($slot:expr) => {
             slots[usize::from($slot)]

@@ -125,6 +125,14 @@ impl Memory {
         Ok((index as u32, offset))
     }
 
+    /// All mappings in order: first address, bytes, allocation, offset in it.
+    pub(super) fn mappings(&self) -> impl Iterator<Item = (u64, u64, usize, u64)> + '_ {
+        let bases = (1..).map(|number: u64| number << WINDOW);
+        bases
+            .zip(&self.mappings)
+            .map(|(base, mapping)| (base, mapping.bytes, mapping.allocation as usize, mapping.offset))
+    }
+
     /// The place of a scalar of `bytes` bytes at an aligned global address.
     pub(super) fn place(&self, address: u64, bytes: u32) -> Result<Place, String> {
         let (index, offset) = self.find(address, u64::from(bytes))?;

@@ -27,7 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod book;
-mod compute;
+pub(crate) mod compute;
 mod history;
 mod load;
 mod machine;
@@ -41,6 +41,7 @@ mod thread;
 mod trace;
 mod view;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -112,6 +113,8 @@ pub struct Summary {
 pub struct Session {
     machine: Machine,
     seed: u64,
+    /// By allocation: whose memory it is; `None`: the host's.
+    owners: Vec<Option<DeviceId>>,
 }
 
 /// Lines of an interleaving that a report shows.
@@ -124,7 +127,8 @@ impl Session {
         let model = Model::new(seed, detect_races, trace);
         let mut random = ChaCha8Rng::seed_from_u64(!seed);
         let schedule = Schedule::new(strategy, &mut random);
-        Self { machine: Machine::new(model, schedule, resident_blocks, max_instructions), seed }
+        let machine = Machine::new(model, schedule, resident_blocks, max_instructions);
+        Self { machine, seed, owners: Vec::new() }
     }
 
     /// Adds a device.
@@ -136,9 +140,49 @@ impl Session {
     ///
     /// # Panics
     /// If `bytes` is 2^32 or more.
-    pub fn allocate(&mut self, _device: DeviceId, bytes: u64) -> u64 {
+    pub fn allocate(&mut self, device: DeviceId, bytes: u64) -> u64 {
+        self.allocate_for(Some(device), bytes)
+    }
+
+    /// Zeroed memory of the host that all devices see: its address.
+    ///
+    /// # Panics
+    /// If `bytes` is 2^32 or more.
+    pub fn allocate_host(&mut self, bytes: u64) -> u64 {
+        self.allocate_for(None, bytes)
+    }
+
+    fn allocate_for(&mut self, owner: Option<DeviceId>, bytes: u64) -> u64 {
         assert!(bytes < 1 << 32, "an allocation of {bytes} bytes");
-        self.machine.model.memory.allocate(bytes)
+        let address = self.machine.model.memory.allocate(bytes);
+        // Blocks that have run had allocations of their own, for shared memory, which stay behind empty.
+        let number = self.mappings().last().map_or(0, |(_, _, allocation, _)| allocation);
+        self.owners.resize(number, None);
+        self.owners.push(owner);
+        address
+    }
+
+    /// All memory with an address: first address, bytes, allocation and offset in it. Allocations come in order.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (u64, u64, usize, u64)> + '_ {
+        self.machine.model.memory.mappings()
+    }
+
+    /// The number of the device whose memory an allocation is; `None`: the host's.
+    pub(crate) fn owner(&self, allocation: usize) -> Option<usize> {
+        self.owners.get(allocation).copied().flatten().map(DeviceId::index)
+    }
+
+    /// By device: the launches that are queued.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &VecDeque<Arc<Launch>>> {
+        self.machine.devices.iter().map(|device| &device.queue)
+    }
+
+    /// What a place is called: its label, or else its address.
+    pub(crate) fn name_of(&self, address: u64) -> String {
+        match self.machine.model.memory.place(address, 1) {
+            Ok(place) => self.machine.model.memory.describe(place.word, place.mask),
+            Err(_) => format!("{address:#x}"),
+        }
     }
 
     /// A second address of memory that has one: another mapping of the same location.

@@ -32,7 +32,7 @@ impl Executor for DirectExecutor {
 }
 
 /// Lanes of a warp.
-pub(super) const WARP: u32 = 32;
+pub(crate) const WARP: u32 = 32;
 
 struct DirectBlock {
     launch: Arc<Launch>,
@@ -211,7 +211,7 @@ pub(super) fn thread_index(launch: &Launch, thread: u32) -> [u32; 3] {
     [thread % x, thread / x % y, thread / (x * y)]
 }
 
-pub(super) fn special_value(special: Special, launch: &Launch, block: [u32; 3], thread: u32) -> u64 {
+pub(crate) fn special_value(special: Special, launch: &Launch, block: [u32; 3], thread: u32) -> u64 {
     let axis =
         |values: [u32; 3], axis: u8, fourth: u32| values.get(usize::from(axis)).copied().unwrap_or(fourth);
     let lane = thread % WARP;
