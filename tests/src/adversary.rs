@@ -248,6 +248,17 @@ impl Kernels {
         self.play_calls(scenario, true, seed, options)
     }
 
+    /// A session in which all calls of a scenario are queued and none has begun, and what must come of them.
+    ///
+    /// # Errors
+    /// If there is no kernel for it.
+    pub(crate) fn prepare(&self, scenario: &Scenario, seed: u64) -> Result<(Session, Vec<Expected>)> {
+        let kernel = self.entry(scenario.dtype, scenario.op)?;
+        let mut stage = Stage::new(self, scenario, kernel, Options { seed, ..Options::default() });
+        let expected = stage.launch(seed, false);
+        Ok((stage.session, expected))
+    }
+
     fn play_calls(
         &self,
         scenario: &Scenario,
@@ -281,11 +292,11 @@ struct Rank {
 }
 
 /// An output, and the bytes that it must have in the end.
-struct Expected {
-    rank: usize,
+pub(crate) struct Expected {
+    pub(crate) rank: usize,
     call: usize,
-    address: u64,
-    bytes: Vec<u8>,
+    pub(crate) address: u64,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl<'a> Stage<'a> {
@@ -303,7 +314,7 @@ impl<'a> Stage<'a> {
         let mut ranks = Vec::new();
         for (rank, &device) in devices.iter().enumerate() {
             let context = session.allocate(device, size_of::<LaneContext>() as u64);
-            let host_page = session.allocate(device, size_of::<HostPage>() as u64);
+            let host_page = session.allocate_host(size_of::<HostPage>() as u64);
             let pad = segments[rank] + layout.pad(lane);
             let other_pad = segments[rank] + layout.pad((lane + 1) % LANES);
             name(&mut session, rank, pad, segments[rank] + layout.staging(lane), layout.half_bytes());

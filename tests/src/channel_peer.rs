@@ -2,7 +2,7 @@
 //! each other beside the endpoint.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshreduce_channels::{Context, Endpoint, Options, Registry};
 use meshreduce_device::{Device, DeviceMemory, PrimaryContext, Stream};
@@ -29,7 +29,23 @@ impl Peer {
     /// # Panics
     /// If they do not meet.
     pub fn meet(part: Part, channels: &Registry, devices: &[Device]) -> Self {
-        let options = Options { name: Some(format!("rank {}", part.rank)), ..Options::default() };
+        Self::meet_with(part, channels, devices, Options::default().silence)
+    }
+
+    /// The same with another limit of silence.
+    ///
+    /// # Panics
+    /// If they do not meet.
+    pub fn meet_with(part: Part, channels: &Registry, devices: &[Device], silence: Duration) -> Self {
+        Self::meet_by(part, channels, devices, Options { silence, ..Options::default() })
+    }
+
+    /// The same with these options, but for the name.
+    ///
+    /// # Panics
+    /// If they do not meet.
+    pub fn meet_by(part: Part, channels: &Registry, devices: &[Device], options: Options) -> Self {
+        let options = Options { name: Some(format!("rank {}", part.rank)), ..options };
         let context = Context::with_options(channels, devices, options).expect("a context");
         let endpoint = Self::endpoint(&part, &context, "peers");
         Self { part, context, endpoint }
@@ -92,6 +108,32 @@ impl Part {
     /// If it does not.
     pub fn hear(&self, what: &str) -> Vec<u8> {
         self.store.get(&format!("{what} of {}", 1 - self.rank), LONG).expect("the other one tells")
+    }
+}
+
+/// What this process has open, without numbers: those of inodes say nothing.
+///
+/// # Panics
+/// If the system does not tell.
+pub fn descriptors() -> Vec<String> {
+    let files = std::fs::read_dir("/proc/self/fd").expect("this process's files").flatten();
+    let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+    let mut targets: Vec<String> = targets
+        .map(|target| target.display().to_string().chars().filter(|c| !c.is_ascii_digit()).collect())
+        .collect();
+    targets.sort();
+    targets
+}
+
+/// Waits until `holds`.
+///
+/// # Panics
+/// If it does not come to that: with what was waited for.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < limit, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

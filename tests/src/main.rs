@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use meshreduce_tests::mutants::report::Mutants;
+use meshreduce_tests::path::report::CountPath;
 use meshreduce_tests::plan::Plan;
 use meshreduce_tests::{adversary_report, job::Job, probe, report, worker};
 
@@ -29,6 +30,7 @@ struct Arguments {
 enum Role {
     Topo(topo::Topo),
     Mutants(Mutants),
+    Path(CountPath),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -64,6 +66,7 @@ fn run() -> Result<bool> {
         Some(Role::Topo(topo)) => topo.run(),
         None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
         Some(Role::Mutants(mutants)) => mutants.run(),
+        Some(Role::Path(path)) => path.run(),
         None => report::run(&arguments.plan),
     }
 }

@@ -157,7 +157,8 @@ fn at_least_one<T: FromStr + Default + PartialEq>(text: &str) -> Result<T> {
     number.ok_or_else(|| anyhow::anyhow!("it takes at least one"))
 }
 
-fn bytes(text: &str) -> Result<usize> {
+/// A size: bytes, or with the suffix KiB or MiB.
+pub(crate) fn bytes(text: &str) -> Result<usize> {
     let (digits, unit) = match text.strip_suffix("MiB") {
         Some(digits) => (digits, 1 << 20),
         None => text.strip_suffix("KiB").map_or((text, 1), |digits| (digits, 1 << 10)),

@@ -1,11 +1,46 @@
 //! The channel `xth`, on an emulated node and on host memory.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use meshreduce::store::MemoryStore;
+use meshreduce_channels::{Context, Device, Registry, Xth};
+use meshreduce_tests::channel_peer::{Gpu, LONG};
 use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
+use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
 channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"));
 channel_scenarios!(devices_that_are_not_the_first, Cast::new("xth", "cuda:6", "cuda:3").on_node("hgx-h100"));
 channel_scenarios!(one_device, Cast::new("xth", "cuda:2", "cuda:2").on_node("hgx-h100"));
 channel_scenarios!(over_tcp, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100").over("tcp"));
 channel_scenarios!(host_memory, Cast::new("xth", "cpu", "cpu"));
+
+/// The sender records its stream's event; the receiver has its own recorded, waits for both, copies and writes a word. (No other test
+/// of this process calls the driver.)
+#[test]
+fn a_message_takes_one_call_of_the_driver_to_send_and_four_to_receive() {
+    const ROUNDS: u64 = 50;
+    open_driver();
+    let mut registry = Registry::empty();
+    registry.register(Xth).unwrap();
+    let store = MemoryStore::default();
+    let [a, b] = [0, 1].map(|ordinal| Context::new(&registry, &[Device::Cuda(ordinal)]).unwrap());
+    let [sends, receives] = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| b.connect(&store, "sides", LONG).unwrap());
+        [a.listen(&store, "sides", LONG).unwrap(), connecting.join().unwrap()]
+    });
+    let (from, to) = (Gpu::new(0), Gpu::new(1));
+    let (mut source, mut target) = (from.memory(&[7; 1 << 20]), to.empty(1 << 20));
+    // A lane that stands still for long asks the driver, so the least counts.
+    let mut least = u64::MAX;
+    for _ in 0..ROUNDS {
+        let before = all_driver_calls();
+        let sent = sends.send(source, to.device(), &from.stream);
+        let received = receives.recv(target, from.device(), &to.stream);
+        target = received.wait(LONG).unwrap().0;
+        source = sent.wait(LONG).unwrap().0;
+        least = least.min(all_driver_calls() - before);
+    }
+    assert_eq!(least, 5, "calls of the driver for a message");
+    assert_eq!(to.read(target.address(), 1 << 20), vec![7; 1 << 20]);
+}

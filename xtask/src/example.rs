@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use meshreduce_emulator::node::{Node, sysfs};
+use tempfile::TempDir;
 use xshell::{Shell, cmd};
 
 use crate::{emulated_node, repository};
@@ -29,12 +31,21 @@ impl Args {
         let package = format!("example-{name}");
         let mut command =
             cmd!(shell, "cargo run --quiet --release --package {package} --bin {name} -- {arguments...}");
+        // What the kernel shows of the node stays until the example has ended.
+        let mut kernel: Option<TempDir> = None;
         if let Some(node) = node {
+            let described = Node::load(&node)?;
             let libraries = emulated_node::build(&shell)?;
             let (library, nccl) = (libraries.join("libcuda.so.1"), libraries.join("libnccl.so.2"));
+            let folder = kernel.insert(tempfile::tempdir()?);
+            let instance = std::env::var("MESHREDUCE_NODE_ID").unwrap_or_default();
+            sysfs::write(&described, &instance, folder.path())
+                .context("what the kernel shows of the node")?;
             command = command
                 .env("MESHREDUCE_DRIVER", library)
                 .env("MESHREDUCE_NCCL", nccl)
+                .env("MESHREDUCE_VERBS", libraries.join("verbs"))
+                .env("MESHREDUCE_SYSFS", folder.path())
                 .env("MESHREDUCE_NODE", node);
         }
         command.run().with_context(|| format!("example {name}"))?;

@@ -18,6 +18,7 @@ mod lint_ptx;
 mod litmus;
 mod mutants;
 mod nvidia_tools;
+mod path;
 mod ptx_builder;
 mod ptx_lint;
 mod ptx_text;
@@ -53,6 +54,7 @@ enum Command {
     TestNccl(test_nccl::Args),
     TestRdma(test_rdma::Args),
     Mutants(mutants::Args),
+    Path(path::Args),
     Test(test::Args),
     Example(example::Args),
     EmulatedNode(emulated_node::Args),
@@ -90,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::TestNccl(args) => args.run(),
         Command::TestRdma(args) => args.run(),
         Command::Mutants(args) => args.run(),
+        Command::Path(args) => args.run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),
         Command::EmulatedNode(args) => args.run(),

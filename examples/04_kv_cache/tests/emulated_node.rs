@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_tests::gdr::Node;
 
 /// What the example prints, which must end well, with these kinds of channels allowed.
 fn printed(channels: &str, arguments: &[&str]) -> String {
-    let node = EmulatedNode::new("hgx-h100").unwrap_or_else(|error| panic!("{error}"));
+    let node = Node::new("hgx-h100");
     let program = std::env::var_os("CARGO_BIN_EXE_04_kv_cache").expect("cargo says where it is");
     let mut command = Command::new(program);
     command.args(arguments).envs(node.environment()).env("MESHREDUCE_CHANNELS", channels);
@@ -20,6 +20,11 @@ fn printed(channels: &str, arguments: &[&str]) -> String {
 #[test]
 fn pages_of_a_cache_go_within_a_node() {
     assert!(printed("ipc,basic", &[]).contains("by ipc"), "two processes of one host");
+}
+
+#[test]
+fn the_same_program_goes_by_rdma() {
+    assert!(printed("gdr", &[]).contains("by gdr"), "two GPUs, each with the adapter of its switch");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meshreduce_store::{FileStore, Store};
@@ -11,6 +12,7 @@ use tempfile::TempDir;
 
 use super::Role;
 use crate::emulated_node::EmulatedNode;
+use crate::gdr::Node;
 
 /// When a scenario has ended for certain.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -21,6 +23,8 @@ pub struct Cast {
     channels: String,
     devices: [String; 2],
     node: Option<String>,
+    /// With network adapters: of A, and of B if it is on another.
+    adapters: Vec<Arc<Node>>,
     is_one_process: bool,
     links: Option<String>,
     silence: Option<Duration>,
@@ -34,6 +38,7 @@ impl Cast {
             channels: channels.to_owned(),
             devices: [a.to_owned(), b.to_owned()],
             node: None,
+            adapters: Vec::new(),
             is_one_process: true,
             links: None,
             silence: None,
@@ -45,6 +50,29 @@ impl Cast {
     #[must_use]
     pub fn on_node(mut self, node: &str) -> Self {
         self.node = Some(node.to_owned());
+        self
+    }
+
+    /// On a fresh instance of a node with network adapters: a shipped one's name, or a description.
+    ///
+    /// # Panics
+    ///
+    /// If it is none.
+    #[must_use]
+    pub fn on_adapters_of(mut self, node: &str) -> Self {
+        self.adapters = vec![Arc::new(Node::new(node))];
+        self
+    }
+
+    /// Each party, a process of its own, on a fresh instance of a node with network adapters.
+    ///
+    /// # Panics
+    ///
+    /// If these are none.
+    #[must_use]
+    pub fn on_two_nodes(mut self, a: &str, b: &str) -> Self {
+        self.adapters = vec![Arc::new(Node::new(a)), Arc::new(Node::new(b))];
+        self.is_one_process = false;
         self
     }
 
@@ -109,7 +137,10 @@ impl Cast {
             if let Some(silence) = self.silence {
                 command.args(["--silence-ms", &silence.as_millis().to_string()]);
             }
+            command.env_remove("MESHREDUCE_NICS").env_remove("MESHREDUCE_CHANNELS");
             command.envs(node.iter().flat_map(EmulatedNode::environment));
+            let of = role.map_or(0, |role| role as usize).min(self.adapters.len().saturating_sub(1));
+            command.envs(self.adapters.get(of).into_iter().flat_map(|node| node.environment()));
             command.envs(self.environment.iter().cloned());
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
             Player::new(command.spawn().expect("the party starts"))

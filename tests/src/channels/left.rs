@@ -5,18 +5,47 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::gdr::scenarios::verbs_count;
+
+/// What the kernel calls descriptors that are counted, besides those of memory.
+const DESCRIPTORS: [&str; 3] = ["socket:", "[eventpoll]", "[eventfd]"];
+
 /// How long a thread that is about to end may take.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Sees that nothing is left: no thread, no mapping, no descriptor.
+/// What memory and events are called that channels share, and those of emulated devices: own allocations, and what was opened of
+/// other processes'. Page-locked memory is among it: it is unmapped only when the driver has unlocked it.
+const MEMORY: [&str; 5] = [
+    "meshreduce-slots",
+    "meshreduce-ipc-words",
+    "meshreduce-device-memory",
+    "meshreduce-event",
+    "infiniband",
+];
+
+/// Sees that nothing is left: no thread, no mapping, no descriptor, no memory of a device; and of emulated network adapters no
+/// registration, queue pair or queue.
 ///
 /// # Errors
 ///
 /// What is left.
 pub fn nothing() -> Result<()> {
+    none(&MEMORY)
+}
+
+/// The same but for memory.
+///
+/// # Errors
+///
+/// What is left.
+pub fn no_threads_and_links() -> Result<()> {
+    none(&[])
+}
+
+fn none(memory: &[&str]) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let left = left()?;
+        let left = left(memory)?;
         if left.is_empty() {
             return Ok(());
         }
@@ -27,7 +56,7 @@ pub fn nothing() -> Result<()> {
     }
 }
 
-fn left() -> Result<Vec<String>> {
+fn left(memory: &[&str]) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for task in std::fs::read_dir("/proc/self/task")?.flatten() {
         // A thread that has ended meanwhile has no name.
@@ -37,19 +66,67 @@ fn left() -> Result<Vec<String>> {
         }
     }
     for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
-        if line.contains("meshreduce-slots") {
+        if memory.iter().any(|name| line.contains(name)) {
             left.push(format!("the mapping {line}"));
         }
     }
+    let mut targets = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
         let target = std::fs::read_link(entry.path()).unwrap_or_default();
-        let target = target.to_string_lossy();
-        if ["socket:", "meshreduce-slots", "[eventpoll]", "[eventfd]"]
-            .iter()
-            .any(|part| target.contains(part))
-        {
-            left.push(format!("the descriptor {target}"));
+        targets.push(target.to_string_lossy().into_owned());
+    }
+    let verbs = Verbs::of_this_process()?;
+    for part in DESCRIPTORS.iter().chain(memory) {
+        let found: Vec<&String> = targets.iter().filter(|target| target.contains(part)).collect();
+        if found.len() as u64 > verbs.own(part) {
+            left.push(format!(
+                "descriptors {found:?}, of which {} are the emulated adapters'",
+                verbs.own(part)
+            ));
         }
     }
+    left.extend(verbs.left);
     Ok(left)
+}
+
+/// What the emulated network adapters of this process have, if it has any.
+#[derive(Default)]
+struct Verbs {
+    /// Whether their thread runs. It does so to the end of the process, with what it has for itself.
+    runs: bool,
+    connections: u64,
+    left: Vec<String>,
+}
+
+impl Verbs {
+    fn of_this_process() -> Result<Self> {
+        // Only where somebody has named a library: of the system's nothing is counted.
+        if std::env::var_os("MESHREDUCE_VERBS").is_none() {
+            return Ok(Self::default());
+        }
+        let Ok(connections) = verbs_count("connections") else { return Ok(Self::default()) };
+        let mut verbs = Self { connections, ..Self::default() };
+        for task in std::fs::read_dir("/proc/self/task")?.flatten() {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            verbs.runs |= name.trim() == "verbs";
+        }
+        for what in ["live_mr", "pinned_bytes", "live_qp", "live_cq"] {
+            match verbs_count(what)? {
+                0 => {}
+                count => verbs.left.push(format!("{what}: {count}")),
+            }
+        }
+        Ok(verbs)
+    }
+
+    /// How many descriptors of this kind are its thread's own.
+    fn own(&self, part: &str) -> u64 {
+        match (self.runs, part) {
+            // What it listens with, and to every process that it has talked with.
+            (true, "socket:") => 1 + self.connections,
+            (true, "[eventpoll]") => 1,
+            (true, "[eventfd]") => 2,
+            _ => 0,
+        }
+    }
 }

@@ -85,7 +85,20 @@ impl Party {
     ///
     /// What the channels say.
     pub fn meet(role: Role, setting: &Setting, store: Arc<dyn Store>) -> Result<Self> {
-        let mut registry = Registry::default();
+        Self::meet_with(Registry::default(), role, setting, store)
+    }
+
+    /// As [`Party::meet`], with these kinds of channels.
+    ///
+    /// # Errors
+    ///
+    /// What the channels say.
+    pub fn meet_with(
+        mut registry: Registry,
+        role: Role,
+        setting: &Setting,
+        store: Arc<dyn Store>,
+    ) -> Result<Self> {
         registry.allow(&setting.channels)?;
         let [a, b] = setting.devices;
         let (device, remote) = match role {
@@ -164,6 +177,11 @@ impl Party {
         // What was there before differs from what comes.
         let (buffer, _) = self.recv(self.buffer(&vec![0xa5; count])?).wait(SOON)?;
         buffer.read()
+    }
+
+    /// Where the two have met.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
     }
 
     /// Tells whoever plays the scenario that this side has come somewhere ([`super::cast::Stage::wait_for`]).

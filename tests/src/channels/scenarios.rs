@@ -1,10 +1,11 @@
 //! What happens between two parties. Each function is run by both.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use meshreduce_channels::{Device, Error, Failed, Owned, Remains};
+use meshreduce_channels::{Device, Error, Failed, Memory as _, Owned, Remains, Span};
 use meshreduce_device::{Stream, Words};
 
 use super::memory::Buffer;
@@ -44,6 +45,8 @@ scenarios![
     memory_freed_and_allocated_again,
     dropped_transfers,
     closed_during_transfers,
+    refused_copies_fail_their_transfer_alone,
+    link_cut,
     until_the_other_is_lost,
     throughput,
 ];
@@ -427,6 +430,43 @@ fn dropped_transfers(party: &Party) -> Result<()> {
     Ok(())
 }
 
+/// The driver refuses a copy of one transfer, because there is less memory than was said: it fails on both sides, on one with what the
+/// driver says, and what comes behind it goes well. (For emulated drivers: a real one may find other memory there.)
+fn refused_copies_fail_their_transfer_alone(party: &Party) -> Result<()> {
+    for (round, (there, said)) in [(4096, 5000), (3 << 20, 20 << 20)].into_iter().enumerate() {
+        for sender_fails in [true, false] {
+            let is_here = sender_fails == party.is_a();
+            let failing = if is_here { party.device } else { party.remote };
+            if failing == Device::Cpu {
+                continue;
+            }
+            let buffer = party.buffer(&vec![1; if is_here { there } else { said }])?;
+            let span = Span { bytes: said as u64, ..buffer.span() };
+            // SAFETY: of what there is, nothing is freed before the transfer has ended; the driver refuses what is not there.
+            let transfer = unsafe {
+                match party.is_a() {
+                    true => party.endpoint.send_raw(span, party.remote, None),
+                    false => party.endpoint.recv_raw(span, party.remote, None),
+                }
+            };
+            // Over xth the receiver copies from the sender's memory.
+            let copies_here = if party.channels == "xth" { !party.is_a() } else { is_here };
+            match transfer.wait(SOON) {
+                Err(Error::Driver(_)) if copies_here => {}
+                Err(Error::Remote { what, .. }) if !copies_here && what.contains("has failed: ") => {}
+                // Who registers memory sees before any copy how much there is.
+                Err(Error::BadMemory { .. }) if is_here && party.channels == "gdr" => {}
+                Err(Error::Remote { what, .. })
+                    if !is_here && party.channels == "gdr" && what.contains("its allocation has") => {}
+                other => bail!("{said} bytes, the sender's memory: {sender_fails}, {copies_here}: {other:?}"),
+            }
+            a_to_b(party, round as u64, 5000)?;
+            b_to_a(party, round as u64, 3 << 20)?;
+        }
+    }
+    Ok(())
+}
+
 /// B closes while transfers are under way: on both sides all end, each with an error that says who it was, and give their memory
 /// back.
 fn closed_during_transfers(party: &Party) -> Result<()> {
@@ -466,6 +506,54 @@ fn closed_during_transfers(party: &Party) -> Result<()> {
     );
     party.endpoint.join(SOON)?;
     Ok(())
+}
+
+/// A's sockets are shut while transfers are under way: on both sides all end, as lost, and give their memory back.
+fn link_cut(party: &Party) -> Result<()> {
+    if party.endpoint.peer_name().contains(&format!("process {} ", std::process::id())) {
+        println!("skipping: both parties' sockets are of one process");
+        return Ok(());
+    }
+    one_way_and_back(party)?;
+    let mut transfers = Vec::new();
+    for _ in 0..3 {
+        transfers.push(party.send(party.buffer(&vec![1; 8 << 20])?));
+        transfers.push(party.recv(party.buffer(&vec![1; 8 << 20])?));
+    }
+    // Nobody sends this.
+    transfers.push(party.recv(party.buffer(&[1])?));
+    party.sync()?;
+    if party.is_a() {
+        for socket in sockets()? {
+            // SAFETY: the descriptor is open: nothing in this process closes a socket at this moment.
+            let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+            // It may be one that is not connected.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+    }
+    let mut failed = 0;
+    for transfer in transfers {
+        if let Err(error) = transfer.wait(SOON) {
+            failed += 1;
+            ensure!(matches!(error.error, Error::PeerLost { .. }), "{}", error.error);
+            ensure!(error.into_memory().is_some(), "memory was not given back");
+        }
+    }
+    ensure!(failed > 0, "nothing has failed");
+    party.endpoint.join(SOON)?;
+    Ok(())
+}
+
+/// Descriptors of sockets that this process has.
+fn sockets() -> Result<Vec<i32>> {
+    let mut sockets = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.to_string_lossy().starts_with("socket:") {
+            sockets.push(entry.file_name().to_string_lossy().parse()?);
+        }
+    }
+    Ok(sockets)
 }
 
 /// Both send and receive until the other one is lost, and say how they learned of it.

@@ -49,6 +49,10 @@ impl Content<'_> {
         }
         for library in fs::read_dir(self.node)? {
             let library = library?;
+            // The stand-in for libibverbs, which has a folder of its own, is not wanted in the machine.
+            if library.file_type()?.is_dir() {
+                continue;
+            }
             let place = Path::new(NODE).join(library.file_name());
             match fs::read_link(library.path()) {
                 Ok(to) => image.archive.link(place, to)?,
@@ -94,7 +98,7 @@ impl Content<'_> {
             ("RUST_BACKTRACE", "1"),
         ];
         let mut script = String::new();
-        for (name, value) in environment {
+        for (name, value) in environment.into_iter().chain(job.environment.iter().copied()) {
             script += &format!("export {name}={}\n", quoted(value));
         }
         let program = program.display().to_string();

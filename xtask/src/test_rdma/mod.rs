@@ -79,6 +79,7 @@ pub(crate) struct Job {
     shows: String,
     program: PathBuf,
     arguments: Vec<String>,
+    environment: &'static [(&'static str, &'static str)],
     peermem: bool,
     seconds: u32,
 }
@@ -175,6 +176,7 @@ impl Args {
             name: name.chars().map(|letter| if is_plain(letter) { letter } else { '_' }).collect(),
             shows: self.program.join(" "),
             arguments: self.program[1..].to_vec(),
+            environment: &[],
             program,
             peermem: !self.no_peermem,
             seconds: self.seconds,
@@ -310,6 +312,7 @@ fn build(shell: &Shell, scenarios: &[&Scenario]) -> Result<Vec<Job>> {
         shows: scenario.shows.to_owned(),
         program: repository::target().join("release").join(scenario.program.1),
         arguments: scenario.arguments.iter().map(|word| (*word).to_owned()).collect(),
+        environment: scenario.environment,
         peermem: scenario.peermem,
         seconds: scenario.seconds,
     };

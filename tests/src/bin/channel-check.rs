@@ -1,0 +1,18 @@
+//! `channel-check`: one side of a scenario of channels over RDMA; see `--help`.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use meshreduce_tests::gdr::Arguments;
+use meshreduce_tests::gdr::program::run;
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The scenarios of all channels, over RDMA on emulated nodes.
+#![forbid(unsafe_code)]
+
+use meshreduce_tests::channel_scenarios;
+use meshreduce_tests::channels::Cast;
+use meshreduce_tests::gdr::node::TWO;
+
+channel_scenarios!(
+    devices_of_two_processes,
+    Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes()
+);
+channel_scenarios!(
+    devices_of_two_nodes,
+    Cast::new("gdr", "cuda:0", "cuda:0").on_two_nodes(TWO, TWO).over("tcp")
+);
+channel_scenarios!(
+    devices_that_are_not_the_first,
+    Cast::new("gdr", "cuda:6", "cuda:3").on_adapters_of("dgx-a100").in_processes()
+);
+channel_scenarios!(
+    from_the_host_to_a_device,
+    Cast::new("gdr", "cpu", "cuda:1").on_adapters_of(TWO).in_processes()
+);
+channel_scenarios!(
+    host_memory_of_two_nodes,
+    Cast::new("gdr", "cpu", "cpu").on_two_nodes(TWO, TWO).over("tcp")
+);
