@@ -96,7 +96,7 @@ fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
                     }
                     return rank.call(&all_reduce(&mut data)).unwrap_err();
                 }
-                rank.deadline.set(Some(Duration::from_millis(200)));
+                rank.deadline.set(Some(Duration::from_secs(1)));
                 rank.start(&all_reduce(&mut data), blocking).and_then(ended).unwrap_err()
             });
             let named = |error: &Error| match error {
@@ -118,7 +118,7 @@ fn a_receive_that_gets_nothing_ends_with_its_deadline() {
             let errors = on_hosts(hosts, |rank| {
                 let mut data = [1.0_f32; 4];
                 let call = Call::Recv { output: data.tensor_mut(), peer: Some(1 - rank.rank), tag: 3 };
-                rank.deadline.set((rank.rank == 0).then(|| Duration::from_millis(100)));
+                rank.deadline.set((rank.rank == 0).then(|| Duration::from_millis(500)));
                 rank.start(&call, blocking).and_then(ended).unwrap_err()
             });
             assert!(
