@@ -24,9 +24,9 @@ const CONCURRENT_KERNELS: usize = 128;
 const SHORTEST_SLEEP: Duration = Duration::from_micros(20);
 /// Sleeps grow to this, or to so many times what a look at all blocks costs, whichever is longer.
 const LONG_SLEEP: Duration = Duration::from_millis(1);
-const SLEEP_PER_LOOK: u32 = 25;
+const SLEEP_PER_LOOK: u32 = 40;
 /// A waiting device notices what other processes did within this time.
-const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+const LONGEST_SLEEP: Duration = Duration::from_millis(250);
 
 /// The thread's function; ends when the engine is dropped.
 pub(super) fn run(shared: &Arc<Shared>) {
