@@ -2,6 +2,7 @@
 
 mod state;
 mod word;
+pub(crate) mod written;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -118,9 +119,10 @@ impl Counters {
 ///
 /// - *There* is for whom the counter tells of it: the host that has seen the value ([`Counter::wait`], [`Counter::reached`]), work
 ///   that it enqueues after that, and a kernel that has read the value from [`Counter::word`] with acquire order at system scope.
-/// - It fails when the other side is lost or closes, one of its batches fails on the way, or the channel fails on which its batches
-///   have come (any channel of the endpoint, if none has come yet: which one they will take is not known): then it counts no
-///   further, what was reached before stays reached, and whoever waits for more gets [`Error::CountUnreachable`].
+/// - It fails when the other side is lost or closes, one of its batches fails on the way, or a channel fails on which its batches
+///   have come or were written (any channel of the endpoint, if none has come yet: which one they will take is not known), or on
+///   which the other side still tries to write some: then it counts no further, what was reached before stays reached, and whoever
+///   waits for more gets [`Error::CountUnreachable`].
 /// - Its number is good for this endpoint alone. Batches for a counter that was dropped count nowhere.
 ///
 /// Dropped, it ends kernels that wait at its word, as if it had failed, and then waits until the driver has freed that.

@@ -337,6 +337,15 @@ impl Owner {
     }
 }
 
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.lanes.leak_if_busy() {
+            std::mem::forget(self.slots.take());
+            self.line.drain(..).for_each(|landing| std::mem::forget(landing.part));
+        }
+    }
+}
+
 /// Behind the last byte of a run's rows in the region.
 fn end_of(run: &Run) -> Option<u64> {
     let rows = run.to_stride.checked_mul(run.count - 1)?;

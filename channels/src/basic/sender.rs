@@ -363,6 +363,15 @@ impl Sender {
     }
 }
 
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if self.lanes.leak_if_busy() {
+            // The memory of transfers stays with their tickets, which were not ended.
+            std::mem::forget(self.slots.take());
+        }
+    }
+}
+
 fn not_seen() -> Error {
     Error::BadMemory { what: "the slots are not seen by the device".into() }
 }

@@ -64,7 +64,7 @@ struct Waiting {
     is_whole: bool,
     fate: Option<Error>,
     /// Keeps the memory that is read.
-    _local: Arc<dyn RegionPart>,
+    local: Arc<dyn RegionPart>,
 }
 
 /// That a slot was not filled, and when nothing reads the batch's memory any more that was to be.
@@ -124,7 +124,7 @@ impl Writer {
             (Ok(_), None) => Err(Error::BadMemory { what: "the local region is another kind's".into() }),
             (Err(error), _) => Err(Error::BadDescriptor { what: error.to_string().into() }),
         };
-        let waiting = Waiting { ticket, counter, under_way: 0, is_whole: false, fate: None, _local: local };
+        let waiting = Waiting { ticket, counter, under_way: 0, is_whole: false, fate: None, local };
         self.batches.insert(number, waiting);
         match found {
             Ok((region, from)) => {
@@ -422,5 +422,16 @@ impl Writer {
             ticket.fail(fate.unwrap_or_else(|| cause.clone()));
         }
         true
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.lanes.leak_if_busy() {
+            std::mem::forget(self.slots.take());
+            let batches = std::mem::take(&mut self.batches);
+            // The tickets end here, if in no good way.
+            batches.into_values().for_each(|waiting| std::mem::forget(waiting.local));
+        }
     }
 }

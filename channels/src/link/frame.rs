@@ -28,12 +28,14 @@ pub(crate) enum Kind {
     Goodbye,
     /// That a channel has failed, and why.
     Failed,
+    /// That batches for counters of the other side's, written over this channel, do not come, and why.
+    Missed,
     /// That a channel, or with the number 0 everything, has ended, and uses nothing of the other side's any more.
     Quiet,
 }
 
 impl Kind {
-    const ALL: [Kind; 8] = [
+    const ALL: [Kind; 9] = [
         Kind::Hello,
         Kind::Choices,
         Kind::Verdict,
@@ -41,6 +43,7 @@ impl Kind {
         Kind::Heartbeat,
         Kind::Goodbye,
         Kind::Failed,
+        Kind::Missed,
         Kind::Quiet,
     ];
 

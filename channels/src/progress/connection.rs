@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::leaving::Leaving;
+use super::missed::Missed;
 use super::slot::{Slot, guarded};
 use super::{Pulse, Waker};
 use crate::channel::{Activity, Batch, Channel, Io, Message, Offer, Operation, Pair, RegionPart};
+use crate::counter::written::Written;
 use crate::endpoint::Shared;
 use crate::error::Error;
 use crate::link::{Broken, Incoming, Kind, Link, Outbox, Outgoing, Queue};
@@ -126,8 +128,21 @@ impl Connection {
     /// Begins a batch of writes.
     pub(super) fn write(&mut self, pair: Pair, batch: Batch, kinds: &Kinds, now: Instant) {
         match self.channel(pair, kinds) {
-            Err(error) => batch.ticket.fail(error),
-            Ok(id) => self.call(id, now, |channel, io| channel.write(batch, io)),
+            Err(error) => {
+                // The other side may never have heard of the channel, or have made the counter when it was over.
+                self.tell_missed(
+                    self.shared.channel_of(pair).unwrap_or_default(),
+                    vec![batch.counter],
+                    &error,
+                );
+                batch.ticket.fail(error);
+            }
+            Ok(id) => {
+                if let Some(Slot::Open { written, .. }) = self.channels.get_mut(&id) {
+                    written.add(batch.counter);
+                }
+                self.call(id, now, |channel, io| channel.write(batch, io));
+            }
         }
     }
 
@@ -152,7 +167,8 @@ impl Connection {
             Some(Slot::Over(error)) => Err(error.clone()),
             None => match self.connect(pair, kinds) {
                 Ok(channel) => {
-                    self.channels.insert(id, Slot::Open { channel, is_active: true });
+                    let written = Written::default();
+                    self.channels.insert(id, Slot::Open { channel, is_active: true, written });
                     Ok(id)
                 }
                 Err(error) => {
@@ -186,7 +202,7 @@ impl Connection {
         now: Instant,
         call: impl FnOnce(&mut dyn Channel, &mut Io<'_>) -> Result<(), Error>,
     ) {
-        let Some(Slot::Open { channel, is_active }) = self.channels.get_mut(&id) else { return };
+        let Some(Slot::Open { channel, is_active, .. }) = self.channels.get_mut(&id) else { return };
         *is_active = true;
         let outbox = Outbox::new(&mut self.queue, id);
         let mut io = Io { outbox, counters: self.shared.counters(), now };
@@ -202,6 +218,15 @@ impl Connection {
         self.queue.push(Outgoing::control(Kind::Failed, id, text));
     }
 
+    /// Tells the other side for which of its counters nothing more comes over a channel. One that counts batches of another channel
+    /// too, or of none yet, does not learn it from the end of this one. The end of the whole endpoint it learns in any case.
+    fn tell_missed(&mut self, id: u32, counters: Vec<u32>, why: &Error) {
+        if self.shared.cause().is_none() {
+            let missed = Missed { counters, why: why.to_string() };
+            missed.encode().for_each(|body| self.queue.push(Outgoing::control(Kind::Missed, id, body)));
+        }
+    }
+
     /// Ends a channel. What is left of one that has panicked cannot be relied on: it is dropped, and with it its tickets.
     fn end_channel(&mut self, id: u32, cause: &Error, has_panicked: bool) {
         if matches!(self.channels.get(&id), Some(Slot::Over(_))) {
@@ -210,10 +235,11 @@ impl Connection {
         }
         self.shared.counters().fail_of(id, cause);
         let before = self.channels.insert(id, Slot::Over(cause.clone()));
-        let Some(Slot::Open { mut channel, .. }) = before else {
+        let Some(Slot::Open { mut channel, written, .. }) = before else {
             // There never was anything of it here.
             return self.queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
         };
+        self.tell_missed(id, written.into_counters(), cause);
         let name = self.shared.name_of(id);
         let is_whole = !has_panicked
             && guarded(name, || {
@@ -373,6 +399,13 @@ impl Connection {
                     self.end_channel(id, &Error::Remote { peer: peer(), what }, false);
                 }
             }
+            Kind::Missed => match Missed::decode(bytes) {
+                Ok(Missed { counters, why }) => {
+                    let error = Error::Remote { peer: peer(), what: why.into() };
+                    counters.into_iter().for_each(|counter| self.shared.counters().missed(counter, &error));
+                }
+                Err(error) => self.broken(Broken::Malformed(error.to_string())),
+            },
             Kind::Heartbeat => {}
             Kind::Quiet => self.leaving.heard(id),
             Kind::Goodbye if bytes.is_empty() => {
@@ -392,7 +425,7 @@ impl Connection {
         let mut activity = Activity::Idle;
         let mut failed = Vec::new();
         for (id, slot) in &mut self.channels {
-            let Slot::Open { channel, is_active } = slot else { continue };
+            let Slot::Open { channel, is_active, .. } = slot else { continue };
             if !*is_active && !look.at_all {
                 continue;
             }

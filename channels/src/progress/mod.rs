@@ -6,6 +6,7 @@
 mod command;
 mod connection;
 mod leaving;
+mod missed;
 mod pulse;
 mod run;
 mod slot;

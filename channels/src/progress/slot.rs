@@ -4,13 +4,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::channel::Channel;
+use crate::counter::written::Written;
 use crate::error::Error;
 
 /// A channel, or what has become of it.
 #[derive(Debug)]
 pub(super) enum Slot {
-    /// It is there; whether it wants to be looked at.
-    Open { channel: Box<dyn Channel>, is_active: bool },
+    /// It is there; whether it wants to be looked at; for which of the other side's counters it has written.
+    Open { channel: Box<dyn Channel>, is_active: bool, written: Written },
     /// Why it is over.
     Over(Error),
 }

@@ -1,6 +1,7 @@
 //! A connection whose other side a test plays, and a kind of channel that does as it is told.
 #![forbid(unsafe_code)]
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,16 +10,18 @@ use meshreduce_device::Device;
 use meshreduce_store::identity::Member;
 
 use super::connection::Look;
+use super::missed::Missed;
 use super::{Connection, Waker};
 use crate::channel::{
-    Activity, Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Io, Message, Offer,
-    Operation, OtherHalf, Pair, Reason, Rest, Side,
+    Activity, Batch, Channel, ChannelContext, ChannelFactory, Descriptor, Direction, Environment, Io,
+    Message, Offer, Operation, OtherHalf, Pair, Ready, Reason, RegionPart, Rest, Side,
 };
 use crate::endpoint::{EndpointFacts, Shared};
 use crate::error::Error;
-use crate::link::{Half, Kind, Link, Outgoing, Queue};
+use crate::link::{Half, Incoming, Kind, Link, Outgoing, Queue};
 use crate::meet::Hello;
 use crate::registry::{Kinds, Registry};
+use crate::transfer::{Transfer, testing::started};
 
 /// The only pair, whose channel has the number 1.
 pub(super) const PAIR: Pair = Pair { local: Device::Cpu, remote: Device::Cpu };
@@ -80,6 +83,11 @@ impl Channel for Meek {
         Ok(())
     }
 
+    fn write(&mut self, batch: Batch, _: &mut Io<'_>) -> Result<(), Error> {
+        batch.ticket.done();
+        Ok(())
+    }
+
     fn heard(&mut self, message: Message<'_>, _: &mut Io<'_>) -> Result<(), Error> {
         match message.bytes {
             b"fail" => Err(tired()),
@@ -127,6 +135,22 @@ pub(super) fn connection_to(member: Member, kinds: &Kinds, name: &str, link: Lin
     Connection::new(Arc::new(Shared::new(facts)), link)
 }
 
+/// Nothing that anybody looks at.
+#[derive(Debug)]
+struct NoRegion;
+
+impl RegionPart for NoRegion {
+    fn descriptor(&self) -> Descriptor {
+        Vec::new()
+    }
+
+    fn close(&self) {}
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 /// A connection of a meek channel, and its other side.
 pub(super) struct Played {
     pub(super) kinds: Kinds,
@@ -160,9 +184,38 @@ impl Played {
 
     /// What is said to the other side.
     pub(super) fn heard(&mut self) -> Vec<(Kind, u32)> {
+        self.take(|message| Some((message.kind, message.channel)))
+    }
+
+    /// The counters of which the other side is told that their batches do not come.
+    pub(super) fn heard_missed(&mut self) -> Vec<u32> {
+        let counters = |message: Incoming<'_>| match message.kind {
+            Kind::Missed => Some(Missed::decode(message.bytes).unwrap().counters),
+            _ => None,
+        };
+        self.take(counters).concat()
+    }
+
+    fn take<T>(&mut self, what: impl Fn(Incoming<'_>) -> Option<T>) -> Vec<T> {
         self.look();
         let _ = self.other.fill();
-        let next = || self.other.next().unwrap().map(|message| (message.kind, message.channel));
-        std::iter::from_fn(next).collect()
+        let next = || self.other.next().unwrap().map(&what);
+        std::iter::from_fn(next).flatten().collect()
+    }
+
+    /// Writes a batch for a counter of the other side's.
+    pub(super) fn write(&mut self, counter: u32) -> Transfer {
+        let (ticket, transfer) = started(Direction::Send, 0, 0);
+        let batch = Batch {
+            local: Arc::new(NoRegion),
+            remote: Vec::new().into(),
+            pages: Vec::new(),
+            bytes: 0,
+            counter,
+            ready: Ready::Now,
+            ticket,
+        };
+        self.connection.write(PAIR, batch, &self.kinds, Instant::now());
+        transfer
     }
 }

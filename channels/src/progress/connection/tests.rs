@@ -62,6 +62,44 @@ fn counters_fail_with_the_channel_on_which_their_batches_come() {
 }
 
 #[test]
+fn batches_that_are_lost_with_their_channel_are_told_of_by_their_counters() {
+    let (counted, late) = (77, 88);
+    for (kind, bytes) in [(Kind::Channel, &b"fail"[..]), (Kind::Failed, b"no")] {
+        let mut played = Played::new(Meek::default());
+        // It counts as written, whether it is there or not: the other half may be over.
+        assert!(played.write(counted).poll().unwrap());
+        assert!(played.heard_missed().is_empty());
+        played.say(kind, ID, bytes);
+        assert_eq!(played.heard_missed(), [counted], "{kind:?}");
+        // And what comes behind the end of the channel.
+        assert!(played.write(late).poll().is_err());
+        assert_eq!(played.heard_missed(), [late], "{kind:?}");
+    }
+    let mut played = Played::new(Meek { refuses: true, ..Meek::default() });
+    assert!(played.write(counted).poll().is_err());
+    assert_eq!(played.heard_missed(), [counted], "there never was a channel");
+}
+
+#[test]
+fn a_counter_whose_batches_are_missed_fails_though_it_counts_those_of_another_channel() {
+    let mut played = Played::new(Meek::default());
+    let counters = played.connection.shared().counters().clone();
+    let (missed, other) = (counters.create(), counters.create());
+    for counter in [&missed, &other] {
+        counters.arrived(ID + 1, counter.descriptor().number, 1);
+    }
+    let said = Missed { counters: vec![missed.descriptor().number], why: "the slots are on fire".into() };
+    for body in said.encode() {
+        played.say(Kind::Missed, ID, &body);
+    }
+    let failure = missed.failure();
+    assert!(failure.is_some_and(|error| error.to_string().contains("on fire")));
+    assert!(other.failure().is_none() && played.connection.shared().cause().is_none());
+    played.say(Kind::Missed, ID, &[9, 9, 9, 9]);
+    assert!(matches!(played.connection.shared().cause(), Some(Error::Protocol { .. })));
+}
+
+#[test]
 fn an_endpoint_whose_peer_takes_nothing_ends_all_the_same() {
     let mut registry = Registry::default();
     registry.allow("basic").unwrap();
