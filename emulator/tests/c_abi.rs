@@ -267,7 +267,7 @@ fn information() {
     assert!(f32::from_bits(values[0] as usize as u32) > 0.0);
 }
 
-/// Lets 64 blocks of 512 threads wait for a second and a half, then measures for two; up to ten times, because a
+/// Lets 16 blocks of 512 threads wait for a second and a half, then measures for two; up to ten times, because a
 /// machine that is busy with other things disturbs a measurement.
 fn wait() {
     let cuda = ready();
@@ -277,7 +277,7 @@ fn wait() {
     let (mut stream, params) = (0u64, [(&raw const flag).cast::<c_void>()]);
     assert_eq!(call!(cuda, cuStreamCreate(&mut stream => *mut u64, 1 => u32)), 0);
     let code = call!(cuda, cuLaunchKernel(
-        wait_for => u64, 64 => u32, 1 => u32, 1 => u32, 512 => u32, 1 => u32, 1 => u32, 0 => u32, stream => u64,
+        wait_for => u64, 16 => u32, 1 => u32, 1 => u32, 512 => u32, 1 => u32, 1 => u32, 0 => u32, stream => u64,
         params.as_ptr() => *const *const c_void, std::ptr::null() => *const *const c_void));
     assert_eq!(code, 0);
     std::thread::sleep(Duration::from_millis(1500));

@@ -229,10 +229,15 @@ fn a_reset_stops_kernels_and_what_waits_for_them_goes_on() {
     let waits = driver.stream_create(1, 0).unwrap();
     driver.stream_wait_event(waits, event, 0).unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| {
+        let (begun, wait) = std::sync::mpsc::channel();
+        let driver = &driver;
+        let waiting = scope.spawn(move || {
             driver.ctx_set_current(old).unwrap();
+            begun.send(()).unwrap();
             driver.stream_synchronize(stream)
         });
+        wait.recv().unwrap();
+        // It may as well come to wait only behind the reset.
         std::thread::sleep(Duration::from_millis(50));
         driver.primary_reset(0).unwrap();
         let answer = waiting.join().unwrap();

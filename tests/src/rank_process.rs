@@ -139,10 +139,22 @@ impl Stage {
                 store.delete(&key).expect("the store");
             }
         };
+        self.with_store(delete);
+    }
+
+    fn with_store<T>(&self, call: impl FnOnce(&dyn Store) -> T) -> T {
         match &self.meeting {
-            Meeting::Folder(folder) => delete(&FileStore::open(folder.path()).expect("the store")),
-            Meeting::Tcp(host) => delete(host),
+            Meeting::Folder(folder) => call(&FileStore::open(folder.path()).expect("the store")),
+            Meeting::Tcp(host) => call(host),
         }
+    }
+
+    /// Puts an empty value into the store, for the ranks to find.
+    ///
+    /// # Panics
+    /// If the store is lost.
+    pub fn set_key(&self, key: &str) {
+        self.with_store(|store| store.set(key, b"")).expect("the store");
     }
 
     /// Waits until a key with this text in its name is in the store.

@@ -37,10 +37,25 @@ fn raw_call(lane: &mut Lane, data: &DeviceBuffer<Bf16>, stream: &NonBlocking) ->
     unsafe { lane.all_reduce_raw(address, address, COUNT, DType::Bf16, Op::Sum, stream.raw()) }
 }
 
-/// Whether nothing runs on the stream. The driver may note that a moment after the last thing on it has ended; a kernel that
-/// waits for its peer runs for longer in these tests.
+/// Whether rank 1 makes its call, late: before that rank 0's kernel, which waits for it, cannot have ended.
+#[derive(Default)]
+struct LateCall(AtomicBool);
+
+impl LateCall {
+    /// Rank 1 calls now.
+    fn comes(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether a kernel that waits for it has ended on the stream, before this was called.
+    fn has_ended(&self, stream: &impl RawStream) -> bool {
+        self.0.load(Ordering::Acquire) && is_idle(stream)
+    }
+}
+
+/// Whether nothing runs on the stream. The driver may note that some time after the last thing on it has ended.
 fn is_idle(stream: &impl RawStream) -> bool {
-    let moment = Instant::now() + Duration::from_millis(50);
+    let moment = Instant::now() + Duration::from_secs(60);
     loop {
         // SAFETY: the stream is alive while it is borrowed.
         if unsafe { cust_raw::cuStreamQuery(stream.raw()) } == CUresult::CUDA_SUCCESS {
@@ -89,6 +104,7 @@ impl ForeignCapture {
 #[test]
 fn the_safe_call_waits_for_its_kernel_while_another_thread_captures_and_leaves_the_capture_alone() {
     let (all_are_set_up, capturing, rank_0_is_done) = (Latch::new(2), Latch::new(1), Latch::new(1));
+    let late = LateCall::default();
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
         let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
@@ -99,12 +115,13 @@ fn the_safe_call_waits_for_its_kernel_while_another_thread_captures_and_leaves_t
             capturing.come();
             lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
             assert_eq!(capture.end(), CUresult::CUDA_SUCCESS, "the capture was not spoilt");
-            assert!(is_idle(&stream), "it came back before its kernel had ended");
+            assert!(late.has_ended(&stream), "it came back before its kernel had ended");
             rank_0_is_done.come();
         } else {
             capturing.wait();
             // Rank 0's kernel runs for as long as this one does not.
             std::thread::sleep(Duration::from_millis(200));
+            late.comes();
             lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
             rank_0_is_done.wait();
         }
@@ -117,6 +134,7 @@ fn the_safe_call_waits_for_its_kernel_while_another_thread_captures_and_leaves_t
 /// Rank 0's call cannot be followed by an event; rank 1 makes its own a moment later.
 fn without_record(call: impl Fn(&mut Lane, &mut DeviceBuffer<Bf16>, &Stream) -> Result<(), Error> + Sync) {
     let (all_are_set_up, rank_0_is_done) = (Latch::new(2), Latch::new(1));
+    let late = LateCall::default();
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
         let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
@@ -129,10 +147,11 @@ fn without_record(call: impl Fn(&mut Lane, &mut DeviceBuffer<Bf16>, &Stream) -> 
                 matches!(&failed, Err(Error::Driver(error)) if error.call == "cuEventRecord"),
                 "{failed:?}"
             );
-            assert!(is_idle(&stream), "an error came back before the kernel had ended");
+            assert!(late.has_ended(&stream), "an error came back before the kernel had ended");
             rank_0_is_done.come();
         } else {
             std::thread::sleep(Duration::from_millis(200));
+            late.comes();
             call(&mut lane, &mut data, &stream).unwrap();
             rank_0_is_done.wait();
         }
@@ -165,6 +184,7 @@ fn a_call_that_answers_with_an_error_has_nothing_running() {
 
 #[test]
 fn waiting_goes_on_where_the_driver_refuses_the_event_for_a_while() {
+    let late = LateCall::default();
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
         let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
@@ -173,9 +193,10 @@ fn waiting_goes_on_where_the_driver_refuses_the_event_for_a_while() {
         fail_driver_calls("cuStreamSynchronize", UNKNOWN, 0, 1);
         if communicator.rank() == 1 {
             std::thread::sleep(Duration::from_millis(200));
+            late.comes();
         }
         lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
-        assert!(is_idle(&stream));
+        assert!(late.has_ended(&stream));
         assert_filled(&data, 2.0);
         fail_driver_calls("cuEventSynchronize", UNKNOWN, 0, 0);
         fail_driver_calls("cuStreamSynchronize", UNKNOWN, 0, 0);
@@ -188,7 +209,7 @@ fn waiting_goes_on_where_the_driver_refuses_the_event_for_a_while() {
 fn a_driver_that_refuses_to_say_is_not_taken_for_kernels_that_have_ended() {
     // Not initialised, no context, a foreign capture, a stale handle, anything.
     for code in [3, 201, 900, 400, UNKNOWN] {
-        let all_are_set_up = Latch::new(2);
+        let (all_are_set_up, late) = (Latch::new(2), LateCall::default());
         ranks(2, &config(), |communicator| {
             let mut lane = communicator.lane(0).unwrap();
             let stream = NonBlocking::new().unwrap();
@@ -196,6 +217,7 @@ fn a_driver_that_refuses_to_say_is_not_taken_for_kernels_that_have_ended() {
             all_are_set_up.meet();
             if communicator.rank() == 1 {
                 std::thread::sleep(Duration::from_millis(150));
+                late.comes();
             }
             raw_call(&mut lane, &data, &stream).unwrap();
             drop(lane);
@@ -205,7 +227,7 @@ fn a_driver_that_refuses_to_say_is_not_taken_for_kernels_that_have_ended() {
             }
             communicator.close().unwrap();
             fail_driver_calls("cuEventQuery", code, 0, 0);
-            assert!(is_idle(&stream));
+            assert!(late.has_ended(&stream));
             assert_filled(&data, 2.0);
         });
     }
@@ -281,6 +303,7 @@ fn a_context_that_was_reset_is_a_typed_error_everywhere_and_no_crash() {
 
 #[test]
 fn a_driver_that_does_not_tell_the_contexts_number_has_not_reset_it() {
+    let late = LateCall::default();
     let all_are_set_up = Latch::new(2);
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
@@ -289,6 +312,7 @@ fn a_driver_that_does_not_tell_the_contexts_number_has_not_reset_it() {
         all_are_set_up.meet();
         if communicator.rank() == 1 {
             std::thread::sleep(Duration::from_millis(150));
+            late.comes();
         }
         raw_call(&mut lane, &data, &stream).unwrap();
         drop(lane);
@@ -297,13 +321,14 @@ fn a_driver_that_does_not_tell_the_contexts_number_has_not_reset_it() {
         communicator.close().unwrap();
         fail_driver_calls("cuCtxGetId", UNKNOWN, 0, 0);
         fail_driver_calls("cuEventQuery", UNKNOWN, 0, 0);
-        assert!(is_idle(&stream));
+        assert!(late.has_ended(&stream));
         assert_filled(&data, 2.0);
     });
 }
 
 #[test]
 fn the_safe_call_waits_on_where_neither_event_stream_nor_context_answer_at_first() {
+    let late = LateCall::default();
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
         let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
@@ -314,9 +339,10 @@ fn the_safe_call_waits_on_where_neither_event_stream_nor_context_answer_at_first
             }
         } else {
             std::thread::sleep(Duration::from_millis(200));
+            late.comes();
         }
         lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
-        assert!(is_idle(&stream));
+        assert!(late.has_ended(&stream));
         assert_filled(&data, 2.0);
         for function in ["cuEventSynchronize", "cuStreamSynchronize", "cuCtxGetId"] {
             fail_driver_calls(function, UNKNOWN, 0, 0);

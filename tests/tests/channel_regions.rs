@@ -870,6 +870,10 @@ fn the_writer_stops(part: &str) {
         let id = rustix::process::Pid::from_raw(ranks[1].id() as i32).unwrap();
         stage.wait_for_key("begun");
         rustix::process::kill_process(id, rustix::process::Signal::STOP).unwrap();
+        let options = rustix::process::WaitOptions::UNTRACED;
+        let (_, status) = rustix::process::waitpid(Some(id), options).unwrap().unwrap();
+        assert!(status.stopped(), "{status:?}");
+        stage.set_key("stopped of 1");
         stage.wait_for_key("resume");
         rustix::process::kill_process(id, rustix::process::Signal::CONT).unwrap();
     };
@@ -955,8 +959,8 @@ fn writer_stops(peer: Peer, gpu: Gpu) {
     let address = region.span().address;
     let counter = peer.endpoint.counter();
     show(&peer, &region.descriptor(), &counter);
-    peer.part.hear("begun");
-    // It is stopped now, or soon: then the count stands still.
+    peer.part.hear("stopped");
+    // What it had begun comes yet: then the count stands still.
     let mut last = counter.value();
     loop {
         std::thread::sleep(Duration::from_millis(300));

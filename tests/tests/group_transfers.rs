@@ -168,7 +168,7 @@ fn lengths_that_differ_are_told_on_both_sides() {
 #[test]
 fn rank_that_waits_in_vain() {
     let Some((part, _context)) = part("vain") else { return };
-    let group = group(&part, Duration::from_secs(3));
+    let group = group(&part, LONG);
     let buffer = DeviceBuffer::from_slice(&[7_i32; 100]).unwrap();
     let (send, receive) = (
         Call::Send { input: buffer.tensor(), peer: 1 - part.rank, tag: 0 },
@@ -179,8 +179,9 @@ fn rank_that_waits_in_vain() {
     first.wait(Some(LONG)).unwrap();
     if part.rank == 0 {
         let begun = Instant::now();
+        let brief = group.with_deadline(Some(Duration::from_secs(3)));
         // SAFETY: as above.
-        let error = unsafe { group.start(&receive) }.and_then(|work| work.wait(Some(LONG))).unwrap_err();
+        let error = unsafe { brief.start(&receive) }.and_then(|work| work.wait(Some(LONG))).unwrap_err();
         match &error {
             Error::Timeout { missing, .. } => assert_eq!(*missing, [1]),
             other => panic!("{other:?}"),

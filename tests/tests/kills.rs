@@ -15,10 +15,11 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// How often a rank is killed, on each store.
 const KILLS: usize = 200;
 const RANKS: usize = 3;
-/// How long a rank waits for the others in each step.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// When a rank must have ended: each of a few steps waits once at most, on a machine that is busy with others like it.
-const IN_TIME: Duration = Duration::from_secs(30);
+/// How long a rank waits for the others in each step: longer than one that lives is ever late, on a machine that is busy with others
+/// like it.
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// When a rank must have ended: each of a few steps waits once at most.
+const IN_TIME: Duration = Duration::from_secs(90);
 
 /// Not a test of its own: what the tests below run as processes.
 #[test]

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long)]
     filter: Option<String>,
     /// Seconds that a run may take
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = 900)]
     timeout: u64,
     /// Skip, and say so, where no MPI is installed; else that is an error
     #[arg(long)]

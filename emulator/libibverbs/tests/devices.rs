@@ -11,6 +11,7 @@ use support::*;
 
 #[test]
 fn adapters_are_listed_in_the_order_of_the_description() {
+    let _alone = alone();
     let devices = library().devices().unwrap();
     let names: Vec<_> = devices.iter().map(Device::name).collect();
     assert_eq!(names, ["near", "far", "elsewhere", "band", "unplugged", "short"]);
@@ -21,12 +22,14 @@ fn adapters_are_listed_in_the_order_of_the_description() {
 
 #[test]
 fn every_function_of_the_loaders_table_is_there() {
+    let _alone = alone();
     let missing: Vec<_> = functions().iter().filter(|function| !library().has(function.name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]
 fn a_device_outlives_its_list_and_things_go_in_any_order() {
+    let _alone = alone();
     let context = { library().devices().unwrap()[0].open().unwrap() };
     let domain = context.protection_domain().unwrap();
     let queue = context.completion_queue(4).unwrap();
@@ -37,6 +40,7 @@ fn a_device_outlives_its_list_and_things_go_in_any_order() {
 
 #[test]
 fn limits_and_ports_are_those_of_the_description() {
+    let _alone = alone();
     let device = open("near").query_device().unwrap();
     assert_eq!((device.ports, device.node_guid), (1, open("near").device().guid()));
     assert!(device.max_queue_pairs > 1000 && device.max_segments >= 16);
@@ -57,6 +61,7 @@ fn limits_and_ports_are_those_of_the_description() {
 
 #[test]
 fn the_gid_table_has_its_types_and_no_empty_places() {
+    let _alone = alone();
     let gids = open("near").gids(1, Path::new("/nonexistent")).unwrap();
     let kinds: Vec<_> = gids.iter().map(|entry| (entry.index, entry.kind)).collect();
     use GidType::{RoceV1, RoceV2};
@@ -125,6 +130,7 @@ fn every_step_of_the_beginning_can_fail_with_its_reason() {
 
 #[test]
 fn what_is_no_fault_is_refused() {
+    let _alone = alone();
     for (name, argument) in [
         ("nonsense", "on"),
         ("garbage_opcode", "perhaps"),

@@ -513,8 +513,14 @@ fn a_call_that_is_late_names_who_has_not_come() {
     let (other, _) = group_over(&store, 1, 3, "cpu:open");
     let (absent, _) = group_over(&store, 2, 3, "cpu:open");
     let (mut a, mut b) = ([0.0], [0.0]);
-    let work = start(&here.with_deadline(Some(Duration::from_millis(1))), &mut a).unwrap();
     let _theirs = start(&other.with_deadline(Some(LONG)), &mut b).unwrap();
+    let begun = Instant::now();
+    // Who is late looks for what the others have told of their progress.
+    while !store.list_keys().unwrap().iter().any(|key| key.ends_with("progress/1")) {
+        assert!(begun.elapsed() < LONG, "{:?}", store.list_keys());
+        std::thread::yield_now();
+    }
+    let work = start(&here.with_deadline(Some(Duration::from_millis(1))), &mut a).unwrap();
     match work.wait(Some(LONG)).unwrap_err() {
         Error::Timeout { operation: Operation::AllReduce, sequence: 1, missing, .. } => {
             assert_eq!(missing, [2])
@@ -563,10 +569,10 @@ fn a_monitored_barrier_names_everyone_who_did_not_come() {
         group.monitored_barrier(LONG).unwrap();
         match rank {
             1 | 3 => None,
-            _ => Some(group.monitored_barrier(Duration::from_millis(20)).unwrap_err().to_string()),
+            _ => Some(group.monitored_barrier(Duration::from_secs(2)).unwrap_err().to_string()),
         }
     });
-    let expected = "ranks 1 and 3 did not come to the barrier of group world within 20ms";
+    let expected = "ranks 1 and 3 did not come to the barrier of group world within 2s";
     assert_eq!(came.into_iter().flatten().collect::<Vec<_>>(), [expected; 2]);
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }

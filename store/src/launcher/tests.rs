@@ -227,7 +227,7 @@ fn ranks_of_another_job_are_turned_away() {
         Launcher { run_id: Some("a".into()), restart_count: 1, ..launcher(1) },
         Launcher { run_id: Some("a".into()), world_size: 4, ..launcher(1) },
     ] {
-        match stranger.store(SHORT) {
+        match stranger.store(20 * SHORT) {
             Err(error @ JobError::AnotherJob { .. }) => {
                 let text = error.to_string();
                 assert!(text.contains("job a, restart 0, of 2 ranks"), "{text}");

@@ -37,10 +37,10 @@ fn a_key_that_has_been_there_is_not_waited_for_again(place: &impl Place) {
     let (a, b) = (place.rank(), place.rank());
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| a.wait(&["first", "second"], LONG));
-        // Much longer than those sleep who look again and again.
-        std::thread::sleep(Duration::from_millis(300));
+        // Much longer than those sleep who look again and again, and than one is late on a busy machine.
+        std::thread::sleep(Duration::from_millis(1000));
         b.set("first", b"1").unwrap();
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(1500));
         assert!(b.delete("first").unwrap());
         assert!(!waiting.is_finished());
         b.set("second", b"2").unwrap();

@@ -19,10 +19,11 @@ use crate::rank_process::{Part, Stage, heard};
 
 /// How many ranks there are.
 pub const RANKS: usize = 3;
-/// How long a rank waits for the others in each step.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// When a rank must have ended: each of a few steps waits once at most, on a machine that is busy with others like it.
-const IN_TIME: Duration = Duration::from_secs(30);
+/// How long a rank waits for the others in each step: longer than one that lives is ever late, on a machine that is busy with others
+/// like it.
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// When a rank must have ended: each of a few steps waits once at most.
+const IN_TIME: Duration = Duration::from_secs(90);
 /// How long the ranks go on calling.
 const BUSY: Duration = Duration::from_millis(150);
 

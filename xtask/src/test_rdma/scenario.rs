@@ -31,14 +31,14 @@ const WITH_PEERMEM: (&str, &str) = ("MESHREDUCE_SYSFS", "/sys-with-peermem");
 /// Arguments of `channel-check`: a scenario between the GPUs of two processes, and more.
 macro_rules! between_gpus {
     ($scenario:literal $(, $more:literal)*) => {
-        &["--scenario", $scenario, "--processes", "--a", "cuda:0", "--b", "cuda:1", "--nics", MAP, "--timeout", "14" $(, $more)*]
+        &["--scenario", $scenario, "--processes", "--a", "cuda:0", "--b", "cuda:1", "--nics", MAP, "--timeout", "17" $(, $more)*]
     };
 }
 
 /// As `between_gpus`, between the host memory of two processes.
 macro_rules! between_hosts {
     ($scenario:literal $(, $more:literal)*) => {
-        &["--scenario", $scenario, "--processes", "--nics", MAP, "--timeout", "14" $(, $more)*]
+        &["--scenario", $scenario, "--processes", "--nics", MAP, "--timeout", "17" $(, $more)*]
     };
 }
 

@@ -159,8 +159,8 @@ fn a_rank_whose_predecessor_still_dies_ends_the_attempt_for_all() {
             // The peer may find it first.
             other => other.map(|_| ()),
         });
-        std::thread::sleep(DYING / 5);
-        assert!(!newcomer.is_finished(), "it looks a second time");
+        // A moment after its first look, as a rule.
+        std::thread::sleep(DYING / 20);
         drop(other);
         match newcomer.join().unwrap() {
             Err(Error::RankDied { rank: 1, pid, .. }) => assert_eq!(pid, holder.process.pid),

@@ -40,7 +40,7 @@ fn all_learn_what_all_say_again_and_again_and_leave_nothing() {
 #[test]
 fn who_does_not_come_is_named_on_all_ranks_and_nothing_stays() {
     let store = MemoryStore::new();
-    for told in met(&store, &[0, 2, 3], 5, Duration::from_millis(100)) {
+    for told in met(&store, &[0, 2, 3], 5, Duration::from_secs(2)) {
         match told {
             Err(Error::RanksMissing { ranks, .. }) => assert_eq!(ranks, [1, 4]),
             other => panic!("{other:?}"),

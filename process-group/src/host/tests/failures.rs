@@ -116,6 +116,8 @@ fn a_receive_that_gets_nothing_ends_with_its_deadline() {
     for hosts in ["aa", "ab"] {
         for blocking in [true, false] {
             let errors = on_hosts(hosts, |rank| {
+                // So that connecting takes none of the time.
+                rank.barrier().unwrap();
                 let mut data = [1.0_f32; 4];
                 let call = Call::Recv { output: data.tensor_mut(), peer: Some(1 - rank.rank), tag: 3 };
                 rank.deadline.set((rank.rank == 0).then(|| Duration::from_millis(500)));
@@ -193,13 +195,17 @@ fn a_rank_that_leaves_fails_those_who_still_need_it_and_nobody_else() {
 #[test]
 fn who_does_not_shut_down_is_named() {
     for hosts in ["aab", "abc"] {
+        let (others, all) = (std::sync::Barrier::new(2), std::sync::Barrier::new(3));
         on_hosts(hosts, |rank| {
             rank.barrier().unwrap();
             if rank.rank == 1 {
-                std::thread::sleep(Duration::from_millis(300));
+                // It stays until the others have said who is missing.
+                all.wait();
                 return;
             }
-            let error = rank.backend.shutdown(Duration::from_millis(100)).unwrap_err();
+            others.wait();
+            let error = rank.backend.shutdown(Duration::from_secs(2)).unwrap_err();
+            all.wait();
             let Error::Backend { source, .. } = &error else { panic!("{error}") };
             let named = source.downcast_ref::<super::super::NotShutDown>().unwrap();
             assert_eq!(named.ranks, [1], "{error}");

@@ -112,7 +112,11 @@ fn held() -> [usize; 3] {
 
 fn nothing_stays() {
     let before = held();
-    let in_memory = || std::fs::read_dir("/dev/shm").map_or(0, Iterator::count);
+    // (Other programs have files there too.)
+    let ours = |entry: &std::io::Result<std::fs::DirEntry>| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().contains("meshreduce"))
+    };
+    let in_memory = || std::fs::read_dir("/dev/shm").map_or(0, |all| all.filter(ours).count());
     let files = in_memory();
     let seen = std::sync::Mutex::new([0; 3]);
     for round in 0..10 {
@@ -131,7 +135,12 @@ fn nothing_stays() {
             }
         });
         assert!(seen.lock().unwrap()[2] >= 3, "segments are seen while they are there");
-        assert_eq!(held(), before, "round {round}");
+        // A thread that has been joined may be seen for a moment.
+        let begun = std::time::Instant::now();
+        while held() != before {
+            assert!(begun.elapsed() < FAR, "round {round}: {:?}, and {before:?} before", held());
+            std::thread::yield_now();
+        }
     }
     assert_eq!(in_memory(), files);
 }

@@ -94,15 +94,20 @@ fn huge_waits_leave_others_their_turns() {
     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
     let wait = Requests::new().keys(Opcode::Wait, &keys).bare(Opcode::CancelWait).into_bytes();
     let (mut greedy, other, over) = (greeted(&host), client(&host), AtomicBool::new(false));
+    let (begun, wait_for_it) = std::sync::mpsc::channel();
     let done = std::thread::scope(|scope| {
-        let other = scope.spawn(|| {
+        let over = &over;
+        let other = scope.spawn(move || {
             let mut done = 0;
+            other.add("n", 1).unwrap();
+            begun.send(()).unwrap();
             while !over.load(Ordering::SeqCst) {
                 other.add("n", 1).unwrap();
                 done += 1;
             }
             done
         });
+        wait_for_it.recv().unwrap();
         for _ in 0..ROUNDS {
             greedy.write_all(&wait).unwrap();
             greedy.read_exact(&mut [0]).unwrap();
@@ -203,7 +208,7 @@ fn out_of_descriptors_a_host_goes_on_and_does_not_spin() {
     let (ran, took) = (ticks(child.0.id()) - ran, start.elapsed());
     // A hundred a second, as the system counts them.
     assert!(ran as u128 * 10 < took.as_millis() / 2, "{ran} ticks in {took:?}");
-    match TcpStore::connect(address, SHORT).map(drop) {
+    match TcpStore::connect(address, 20 * SHORT).map(drop) {
         Err(StoreError::Unreachable { source, .. }) => {
             assert!(source.to_string().contains("full"), "{source}")
         }

@@ -121,12 +121,12 @@ fn a_host_waits_for_its_clients_but_not_for_those_who_only_knock() {
     let host = host(LONG);
     let _knocking = raw(&host);
     let last = client(&host);
+    let start = Instant::now();
     std::thread::scope(|scope| {
         scope.spawn(move || {
             std::thread::sleep(SHORT);
             last.set("goodbye", b"").unwrap();
         });
-        let start = Instant::now();
         assert_eq!(host.close(LONG), 0);
         assert!(start.elapsed() >= SHORT, "the last one was still there");
         assert!(start.elapsed() < LONG, "nobody is waited for who only knocks");
