@@ -19,6 +19,7 @@ channel_scenarios!(
     devices_over_tcp,
     Cast::new("ipc", "cuda:3", "cuda:2").on_node("hgx-h100").in_processes().over("tcp")
 );
+channel_scenarios!(long, Cast::new("ipc", "cuda:0", "cuda:1").on_large_devices().in_processes(); long);
 
 const SLOT: u64 = 4096;
 const SLOTS: u16 = 4;

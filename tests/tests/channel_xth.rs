@@ -13,6 +13,7 @@ channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hg
 channel_scenarios!(devices_that_are_not_the_first, Cast::new("xth", "cuda:6", "cuda:3").on_node("hgx-h100"));
 channel_scenarios!(one_device, Cast::new("xth", "cuda:2", "cuda:2").on_node("hgx-h100"));
 channel_scenarios!(over_tcp, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100").over("tcp"));
+channel_scenarios!(long, Cast::new("xth", "cuda:0", "cuda:1").on_large_devices(); long);
 channel_scenarios!(host_memory, Cast::new("xth", "cpu", "cpu"));
 
 /// The sender records its stream's event; the receiver has its own recorded, waits for both, copies and writes a word. (No other test

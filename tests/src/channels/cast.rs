@@ -64,6 +64,19 @@ impl Cast {
         self
     }
 
+    /// On a fresh instance of an hgx-h100 whose devices have 2.5 GiB.
+    ///
+    /// # Panics
+    ///
+    /// As [`Cast::on_adapters_of`].
+    #[must_use]
+    pub fn on_large_devices(self) -> Self {
+        const NODE: &str = include_str!("../../../emulator/nodes/hgx-h100.toml");
+        let large = NODE.replace("memory_mib = 1024", "memory_mib = 2560");
+        assert_ne!(large, NODE);
+        self.on_adapters_of(&large)
+    }
+
     /// Each party, a process of its own, on a fresh instance of a node with network adapters.
     ///
     /// # Panics

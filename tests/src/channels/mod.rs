@@ -30,6 +30,18 @@ pub use party::{Party, Role};
 /// ```
 #[macro_export]
 macro_rules! channel_scenarios {
+    // A GiB each way, when it is asked for: `-- --ignored a_gibibyte`.
+    ($module:ident, $cast:expr; long) => {
+        mod $module {
+            use super::*;
+
+            #[test]
+            #[ignore = "the long form: several GiB of memory"]
+            fn a_gibibyte() {
+                $cast.play("a_gibibyte");
+            }
+        }
+    };
     ($module:ident, $cast:expr; $($scenario:ident),+ $(,)?) => {
         mod $module {
             use super::*;

@@ -39,6 +39,7 @@ scenarios![
     across_devices_and_back,
     only_the_devices_that_are_served_are_touched,
     lengths_from_a_byte_to_many,
+    a_gibibyte,
     ten_thousand_transfers,
     lengths_that_differ,
     streams_are_waited_for_and_wait,
@@ -249,6 +250,12 @@ fn lengths_from_a_byte_to_many(party: &Party) -> Result<()> {
         a_to_b(party, seed as u64, length)?;
     }
     b_to_a(party, 999, 64 << 20)
+}
+
+/// A GiB each way.
+fn a_gibibyte(party: &Party) -> Result<()> {
+    a_to_b(party, 1, 1 << 30)?;
+    b_to_a(party, 2, 1 << 30)
 }
 
 /// 10,000 transfers of changing lengths, several under way at a time, in both directions, every byte compared.
