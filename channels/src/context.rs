@@ -151,7 +151,7 @@ impl Context {
     ///
     /// As [`Context::listen`].
     pub fn connect(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
-        let with: Arc<str> = format!("whoever listens under {name}").into();
+        let with: Arc<str> = format!("whoever listens under {name:?} in the store").into();
         let deadline = Deadline::after(timeout);
         let begun = Instant::now();
         let key = key(name);
@@ -270,11 +270,14 @@ impl Inner {
             Some(context) => context.can_communicate(local, remote),
             None => Err(Reason::from("it is not known")),
         };
+        let nonce = random().map_err(|error| Error::system("there is nothing random", error))?;
+        let nonce = u64::from_ne_bytes(nonce);
         let own = Hello {
             library: env!("CARGO_PKG_VERSION").to_owned(),
             member: self.place.member.clone(),
             name: self.options.name.clone(),
             silence: self.options.silence,
+            nonce,
             offers: (*self.offers).clone(),
         };
         let deadline = Deadline::after(deadline.left().min(GREETING));
@@ -283,6 +286,7 @@ impl Inner {
             id: self.endpoints.fetch_add(1, Ordering::Relaxed),
             side,
             peer: met.peer,
+            nonce,
             silence: self.options.silence.min(met.hello.silence).max(LEAST_SILENCE),
             hello: met.hello,
             choices: met.choices,

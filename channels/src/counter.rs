@@ -27,6 +27,8 @@ pub const POISON: u64 = u64::MAX;
 pub struct Counters {
     table: Arc<Mutex<Table>>,
     peer: Arc<str>,
+    /// The endpoint, as descriptors name it.
+    endpoint: u64,
 }
 
 #[derive(Debug, Default)]
@@ -39,9 +41,9 @@ struct Table {
 }
 
 impl Counters {
-    /// For an endpoint to `peer`.
-    pub fn new(peer: Arc<str>) -> Self {
-        Self { table: Arc::default(), peer }
+    /// For an endpoint to `peer`, which descriptors of counters name by a random number.
+    pub fn new(peer: Arc<str>, endpoint: u64) -> Self {
+        Self { table: Arc::default(), peer, endpoint }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -52,7 +54,7 @@ impl Counters {
     fn find(&self, number: u32) -> Option<Arc<State>> {
         let found = self.table().counters.get(&number).and_then(Weak::upgrade);
         if found.is_none() {
-            // It may have been dropped while its batches were under way; or somebody writes for a counter of another endpoint.
+            // It was dropped while its batches were under way.
             tracing::debug!(peer = %self.peer, "a batch for counter {number:08x}, which is not there");
         }
         found
@@ -123,7 +125,8 @@ impl Counters {
 ///   have come or were written (any channel of the endpoint, if none has come yet: which one they will take is not known), or on
 ///   which the other side still tries to write some: then it counts no further, what was reached before stays reached, and whoever
 ///   waits for more gets [`Error::CountUnreachable`].
-/// - Its number is good for this endpoint alone. Batches for a counter that was dropped count nowhere.
+/// - It is good for this endpoint alone ([`Error::OtherCounter`]). Batches for a counter that was dropped count nowhere, and nobody is
+///   told: whoever drops one tells the other side before.
 ///
 /// Dropped, it ends kernels that wait at its word, as if it had failed, and then waits until the driver has freed that.
 pub struct Counter {
@@ -134,7 +137,7 @@ pub struct Counter {
 impl Counter {
     /// What the other side needs to let it go up.
     pub fn descriptor(&self) -> CounterDescriptor {
-        CounterDescriptor { number: self.state.number() }
+        CounterDescriptor { endpoint: self.counters.endpoint, number: self.state.number() }
     }
 
     /// Batches that have come since it was made, or [`Counter::reset`] was called last.
@@ -249,7 +252,7 @@ mod tests {
 
     #[test]
     fn counters_go_up_apart() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let (one, other) = (counters.create(), counters.create());
         assert_ne!(one.descriptor(), other.descriptor());
         counters.arrived(CHANNEL, one.descriptor().number, 10);
@@ -264,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_sleeping_wait_is_woken() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let counter = Arc::new(counters.create());
         let waiting = std::thread::spawn({
             let counter = Arc::clone(&counter);
@@ -277,7 +280,7 @@ mod tests {
 
     #[test]
     fn what_is_reached_stays_reached_and_more_fails_with_peer_and_bytes() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let counter = counters.create();
         counters.arrived(CHANNEL, counter.descriptor().number, 100);
         counters.end(&lost());
@@ -300,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_batch_that_was_missed_fails_its_counter_alone() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let (one, other) = (counters.create(), counters.create());
         counters.missed(one.descriptor().number, &lost());
         assert!(one.failure().is_some() && other.failure().is_none());
@@ -308,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_channel_that_ends_fails_the_counters_that_it_may_count_for() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let [own, other, both, none] = [(); 4].map(|()| counters.create());
         let arrive =
             |channel: u32, counter: &Counter| counters.arrived(channel, counter.descriptor().number, 1);
@@ -331,7 +334,7 @@ mod tests {
                 panic!("mad");
             }
         }
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let counter = counters.create();
         let mad = Arc::new(Mad).into();
         assert!(Pin::new(&mut counter.reached(1)).poll(&mut Context::from_waker(&mad)).is_pending());
@@ -341,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_reset_begins_a_new_round() {
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let counter = counters.create();
         counters.arrived(CHANNEL, counter.descriptor().number, 5);
         assert_eq!(counter.reset().unwrap(), 1);
@@ -358,7 +361,7 @@ mod tests {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        let counters = Counters::new("p".into());
+        let counters = Counters::new("p".into(), 1);
         let counter = counters.create();
         let woken = [(); 2].map(|()| Arc::new(Woken(AtomicU64::new(0))));
         let poll = |future: &mut Reached<'_>, by: usize| {

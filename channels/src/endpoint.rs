@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::meet::Hello;
 use crate::owned::{Held, Owned};
 use crate::progress::{Command, Latch, Site};
+use crate::region::CounterDescriptor;
 use crate::registry::Kinds;
 use crate::span::{Memory, Span};
 use crate::stream::After;
@@ -46,13 +47,15 @@ pub(crate) struct EndpointFacts {
     pub(crate) choices: HashMap<Pair, String>,
     pub(crate) offers: Arc<Offers>,
     pub(crate) host: Host,
+    /// What this side has said its own nonce is.
+    pub(crate) nonce: u64,
     pub(crate) silence: Duration,
 }
 
 impl Shared {
     pub(crate) fn new(facts: EndpointFacts) -> Self {
         let (cause, ended) = (OnceLock::new(), Latch::default());
-        let counters = Counters::new(Arc::clone(&facts.peer));
+        let counters = Counters::new(Arc::clone(&facts.peer), facts.nonce);
         Self { facts, counters, cause, ended, numbers: Mutex::default(), batches: AtomicU64::new(0) }
     }
 
@@ -165,7 +168,8 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// The connection with one peer process. Dropped, it is closed.
+/// The connection with one peer process. Dropped, it is closed: what is under way fails on both sides, transfers and batches that were
+/// detached too. So a side leaves when the other one has said that it has everything (a barrier in the store, or a last message).
 ///
 /// Of each pair of devices, the k-th send on one side meets the k-th receive on the other. Transfers are started in the order of
 /// the calls and end in any.
@@ -321,6 +325,14 @@ impl Endpoint {
     /// Who is on the other side.
     pub fn peer(&self) -> &Member {
         &self.shared.facts.hello.member
+    }
+
+    /// That a counter is one of the other side's for this endpoint.
+    pub(crate) fn check_counter(&self, counter: &CounterDescriptor) -> Result<(), Error> {
+        if counter.endpoint == self.shared.facts.hello.nonce {
+            return Ok(());
+        }
+        Err(Error::OtherCounter { counter: counter.number, peer: Arc::clone(self.shared.peer()) })
     }
 
     /// Who is on the other side, as errors name it.

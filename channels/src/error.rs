@@ -95,7 +95,7 @@ pub enum Error {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// The two sides did not meet.
-    #[error("no connection with {with} within {waited:?}: {last}")]
+    #[error("no connection with {with} within {:.2} s: {last}", waited.as_secs_f64())]
     NotConnected {
         /// Whom.
         with: Arc<str>,
@@ -111,14 +111,6 @@ pub enum Error {
         name: Arc<str>,
         /// Why.
         source: Arc<StoreError>,
-    },
-    /// A kind of channel that is not viable here was asked for by name.
-    #[error("channel {name} is not viable here: {reason}")]
-    NotViable {
-        /// The kind.
-        name: Arc<str>,
-        /// Why.
-        reason: Arc<str>,
     },
     /// The two sides chose different channels for a pair.
     #[error(
@@ -216,8 +208,18 @@ pub enum Error {
         /// Why no more will.
         why: Box<Error>,
     },
-    /// A range is not within its region.
-    #[error("bytes {begin}..{end} of a region of {bytes} bytes")]
+    /// Batches were to be counted by a counter that is none of the other side's for this endpoint.
+    #[error(
+        "counter {counter:08x} is not one of {peer} for this endpoint: counters are good for the endpoint that has made them"
+    )]
+    OtherCounter {
+        /// The counter's number.
+        counter: u32,
+        /// Who is on the other side of the endpoint.
+        peer: Arc<str>,
+    },
+    /// A range is not within its region, the local or the remote one.
+    #[error("bytes {begin}..{end} of a batch are beyond a region of {bytes} bytes")]
     OutOfRegion {
         /// First byte.
         begin: u64,

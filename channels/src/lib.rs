@@ -60,6 +60,57 @@
 //! told, and the memory lives until nothing uses it any more. [`Endpoint::send_raw`] and [`Endpoint::recv_raw`] take memory that
 //! the caller keeps.
 //!
+//! # Registered memory
+//!
+//! Pages of a region that the other side has registered are written without a word of its, in batches, and counted there: see
+//! [`Context::register`], [`Endpoint::write`], [`Pages`], [`Counter`]. Descriptors are plain data (serde, or bytes), to be sent by
+//! whatever there is. Host memory is registered by `basic` and `gdr`, memory of devices by all four kinds; both regions of a batch
+//! are of the kind that serves their pair, so host memory within one process takes an allow list without `xth`.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use meshreduce_channels::{Context, CounterDescriptor, Device, Pages, RegionDescriptor, Registry};
+//! use meshreduce_store::{MemoryStore, Store};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+//! const PAGE: u64 = 4096;
+//! let (store, soon) = (MemoryStore::new(), Duration::from_secs(30));
+//! let mut channels = Registry::default();
+//! channels.allow("basic")?;
+//!
+//! std::thread::scope(|scope| -> Done {
+//!     let decode = scope.spawn(|| -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+//!         let context = Context::new(&channels, &[])?;
+//!         let endpoint = context.listen(&store, "cache", soon)?;
+//!         let region = context.register(vec![0_u8; 8 * PAGE as usize])?;
+//!         let counter = endpoint.counter();
+//!         store.set("region", &region.descriptor().to_bytes())?;
+//!         store.set("counter", &counter.descriptor().to_bytes())?;
+//!         counter.wait(2, soon)?; // two batches; or a future, or a kernel at counter.word()
+//!         store.set("has it", b"")?;
+//!         Ok(region.close().wait(soon).map_err(|_| "somebody still writes")?)
+//!     });
+//!     let context = Context::new(&channels, &[])?;
+//!     let endpoint = context.connect(&store, "cache", soon)?;
+//!     let own = context.register(vec![7_u8; 8 * PAGE as usize])?;
+//!     let theirs = RegionDescriptor::from_bytes(&store.get("region", soon)?)?;
+//!     let counter = CounterDescriptor::from_bytes(&store.get("counter", soon)?)?;
+//!     for table in [[(0, 5), (1, 2)], [(2, 3), (7, 7)]] {
+//!         // Block 0 here to block 5 there, and so on, behind what a stream has to do first: here there is none.
+//!         endpoint.write(&own, &theirs, Pages::blocks(PAGE, table), &counter, None).detach();
+//!     }
+//!     // Whoever leaves now takes along what is still under way.
+//!     store.get("has it", soon)?;
+//!     let cache = decode.join().expect("it does not panic")?;
+//!     let written: Vec<usize> = (0..8).filter(|page| cache[page * PAGE as usize] == 7).collect();
+//!     assert_eq!(written, [2, 3, 5, 7]);
+//!     Ok(())
+//! })
+//! # }
+//! ```
+//!
 //! # What can go wrong
 //!
 //! Everything is an [`Error`], on both sides, and nothing waits for ever without one: a process that ends is noticed at once

@@ -110,7 +110,9 @@ impl<M: Memory> Owned<M> {
     ///
     /// # Errors
     ///
-    /// Why it has failed, with the memory; or that it goes on ([`Error::TimedOut`]), with the transfer.
+    /// Why it has failed, with the memory; or that it goes on ([`Error::TimedOut`]), with the transfer ([`Failed::into_transfer`]).
+    /// Who drops that, as `?` does where it makes an [`Error`] of it, aborts the transfer, and the one that it meets on the other side:
+    /// the next receive then gets the next send.
     pub fn wait(self, timeout: Duration) -> Result<(M, u64), Failed<M>> {
         let waited = self.transfer.wait(timeout);
         self.waited(waited)
@@ -175,6 +177,33 @@ impl<M: Memory> Failed<M> {
         match self.remains {
             Remains::Memory(memory) => Some(memory),
             Remains::GoesOn(_) | Remains::Nothing => None,
+        }
+    }
+}
+
+impl<M: Memory> Failed<M> {
+    /// The transfer, if it goes on: to be waited for again.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use meshreduce_channels::{Error, Memory, Owned};
+    /// # fn received<M: Memory>(mut transfer: Owned<M>) -> Result<M, Error> {
+    /// loop {
+    ///     match transfer.wait(Duration::from_secs(1)) {
+    ///         Ok((memory, _bytes)) => return Ok(memory),
+    ///         Err(failed) if matches!(failed.error, Error::TimedOut { .. }) => {
+    ///             let Some(goes_on) = failed.into_transfer() else { return Err(Error::Dropped) };
+    ///             transfer = goes_on; // and perhaps look at something else in between
+    ///         }
+    ///         Err(failed) => return Err(failed.error),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    pub fn into_transfer(self) -> Option<Owned<M>> {
+        match self.remains {
+            Remains::GoesOn(transfer) => Some(*transfer),
+            Remains::Memory(_) | Remains::Nothing => None,
         }
     }
 }

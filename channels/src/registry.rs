@@ -59,8 +59,14 @@ pub enum RegistryError {
         /// The name.
         name: String,
     },
+    /// An allow list allows nothing.
+    #[error("{list:?} allows no channel: names are separated by commas")]
+    EmptyList {
+        /// The list.
+        list: String,
+    },
     /// An allow list has a name that no kind has.
-    #[error("{text:?} is not a channel (in {list:?}); there are {}", known.join(", "))]
+    #[error("{text:?} is not a channel (in the allow list {list:?}); there are {}, separated by commas", known.join(", "))]
     UnknownName {
         /// The word.
         text: String,
@@ -128,12 +134,12 @@ impl Registry {
         self.factories.iter().map(|factory| factory.name()).collect()
     }
 
-    /// Allows the kinds of `list` alone, and prefers them in its order: `ipc,basic`. TensorPipe's names (`cuda_ipc`) are good
+    /// Allows the kinds of `list` alone, at least one, and prefers them in its order: `ipc,basic`. TensorPipe's names (`cuda_ipc`) are good
     /// too. Otherwise the environment variable [`ALLOWED`] tells, and else all are allowed, by descending priority.
     ///
     /// # Errors
     ///
-    /// [`RegistryError::UnknownName`].
+    /// [`RegistryError::UnknownName`], [`RegistryError::EmptyList`].
     pub fn allow(&mut self, list: &str) -> Result<(), RegistryError> {
         self.allowed = Some(self.parse(list)?);
         Ok(())
@@ -157,6 +163,9 @@ impl Registry {
             if !names.iter().any(|name| name == factory.name()) {
                 names.push(factory.name().to_owned());
             }
+        }
+        if names.is_empty() {
+            return Err(RegistryError::EmptyList { list: list.to_owned() });
         }
         Ok(names)
     }
@@ -223,7 +232,7 @@ impl Kinds {
         rows.extend(others.into_iter().map(|factory| Row {
             name: factory.name().to_owned(),
             priority: factory.priority(),
-            reason: Some("it is not allowed".to_owned()),
+            reason: Some("the allow list does not have it".to_owned()),
             devices: Vec::new(),
             details: Vec::new(),
         }));
@@ -362,7 +371,17 @@ mod tests {
         let error = registry().allow("basic,pigeon").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "\"pigeon\" is not a channel (in \"basic,pigeon\"); there are xth, ipc, basic"
+            "\"pigeon\" is not a channel (in the allow list \"basic,pigeon\"); there are xth, ipc, basic, separated by commas"
         );
+    }
+
+    #[test]
+    fn an_allow_list_that_allows_nothing_is_refused() {
+        for list in ["", ",", " , "] {
+            let error = Registry::default().allow(list).unwrap_err();
+            assert_eq!(error, RegistryError::EmptyList { list: list.to_owned() });
+        }
+        let error = Registry::default().allow("basic;ipc").unwrap_err().to_string();
+        assert!(error.contains("\"basic;ipc\" is not a channel") && error.contains("commas"), "{error}");
     }
 }

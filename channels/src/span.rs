@@ -36,6 +36,9 @@ impl fmt::Display for Span {
 ///
 /// # Safety
 ///
+/// (What is registered as a region is lent for as long as it is one: its owner looks at what others write there when a counter has
+/// told that it is there, and does not write what they may be writing.)
+///
 /// All bytes of the [`Memory::span`] are valid for reads and writes by host and devices for as long as the value lives, also when the
 /// value is moved, and nobody else reads or writes them while the value is lent to a transfer. The span is always the same.
 pub unsafe trait Memory: Send + 'static {

@@ -38,6 +38,6 @@ fn the_environment_gives_choice_and_order() {
     assert!(with("").starts_with("xth "), "an empty list is none");
     assert!(
         with("basic,pigeon")
-            .starts_with("\"pigeon\" is not a channel (in \"basic,pigeon\"); there are xth, ")
+            .starts_with("\"pigeon\" is not a channel (in the allow list \"basic,pigeon\"); there are xth, ")
     );
 }

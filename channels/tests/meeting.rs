@@ -87,7 +87,7 @@ fn nobody_who_comes_is_an_error_in_time() {
     assert!(matches!(error, Error::NotConnected { .. }));
     assert_eq!(
         error.to_string(),
-        "no connection with whoever connects to nobody within 50ms: nobody has come"
+        "no connection with whoever connects to nobody within 0.05 s: nobody has come"
     );
     assert!(!store.check(&["channels/nobody"]).unwrap());
     let error = context.connect(&store, "nobody", limit).unwrap_err();
@@ -132,10 +132,10 @@ fn a_pair_that_no_channel_serves_is_an_error_that_names_every_reason() {
     assert_eq!(
         error.to_string().replace(&**one.endpoint.peer_name(), "PEER"),
         "no channel between cpu here and cpu of PEER:\n  \
-           xth: not viable there: it is not allowed\n  \
-           ipc: not viable here: it is not allowed\n  \
-           gdr: not viable here: it is not allowed\n  \
-           basic: not viable here: it is not allowed"
+           xth: not viable there: the allow list does not have it\n  \
+           ipc: not viable here: the allow list does not have it\n  \
+           gdr: not viable here: the allow list does not have it\n  \
+           basic: not viable here: the allow list does not have it"
     );
     let failed = one.endpoint.send(vec![1_u8], CPU, None).wait(SOON).unwrap_err();
     assert!(matches!(failed.error, Error::NoChannel { .. }));
@@ -169,7 +169,7 @@ fn the_report_says_what_is_viable_and_comes_back_from_json() {
     let basic = report.rows.iter().find(|row| row.name == "basic").unwrap();
     assert_eq!((basic.priority, &basic.reason, &basic.devices[..]), (100, &None, &[CPU][..]));
     let xth = report.rows.iter().find(|row| row.name == "xth").unwrap();
-    assert_eq!((xth.priority, xth.reason.as_deref()), (400, Some("it is not allowed")));
+    assert_eq!((xth.priority, xth.reason.as_deref()), (400, Some("the allow list does not have it")));
     let text = serde_json::to_string(&report).unwrap();
     assert_eq!(serde_json::from_str::<meshreduce_channels::Report>(&text).unwrap(), report);
     assert!(report.to_string().contains("basic (100): viable for cpu\n"), "{report}");

@@ -145,3 +145,36 @@ fn a_dropped_batch_and_one_whose_owner_goes_are_errors_that_say_so() {
         close(region);
     }
 }
+
+#[test]
+fn a_counter_of_another_endpoint_or_of_this_side_is_refused_and_an_empty_region_too() {
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![0_u8; 10]).unwrap();
+        let own = writer.context.register(vec![1_u8; 10]).unwrap();
+        let (other_owner, _other_writer) = pair_of(&registry(), LINKS[0].1);
+        let (theirs, others, mine) =
+            (owner.endpoint.counter(), other_owner.endpoint.counter(), writer.endpoint.counter());
+        for wrong in [&others, &mine] {
+            let write = writer.endpoint.write(
+                &own,
+                &region.descriptor(),
+                Pages::range(0, 0, 10),
+                &wrong.descriptor(),
+                None,
+            );
+            let error = write.wait(SOON).unwrap_err();
+            assert!(matches!(error, Error::OtherCounter { .. }), "{name}: {error}");
+        }
+        let write = writer.endpoint.write(
+            &own,
+            &region.descriptor(),
+            Pages::range(0, 0, 10),
+            &theirs.descriptor(),
+            None,
+        );
+        write.wait(SOON).unwrap();
+        assert_eq!(theirs.wait(1, SOON).unwrap(), 1, "{name}");
+        let failed = owner.context.register(Vec::new()).unwrap_err();
+        assert!(failed.to_string().contains("it is empty"), "{failed}");
+    }
+}

@@ -26,7 +26,7 @@ struct Ends {
 
 impl Ends {
     fn new() -> Self {
-        Self { queue: Queue::new(false), counters: Counters::new("p".into()) }
+        Self { queue: Queue::new(false), counters: Counters::new("p".into(), 1) }
     }
 
     fn io(&mut self) -> Io<'_> {

@@ -37,7 +37,7 @@ pub(crate) struct Said {
 
 impl Default for Said {
     fn default() -> Self {
-        Self { queue: Queue::new(false), counters: Counters::new("p".into()) }
+        Self { queue: Queue::new(false), counters: Counters::new("p".into(), 1) }
     }
 }
 

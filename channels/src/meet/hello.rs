@@ -22,6 +22,8 @@ pub(crate) struct Hello {
     pub(crate) name: Option<String>,
     /// How long it takes silence for life.
     pub(crate) silence: Duration,
+    /// Random: tells this endpoint's counters from another one's.
+    pub(crate) nonce: u64,
     pub(crate) offers: Offers,
 }
 
@@ -43,6 +45,7 @@ impl Hello {
         out.flag(self.name.is_some());
         out.text(self.name.as_deref().unwrap_or_default());
         out.u64(u64::try_from(self.silence.as_millis()).unwrap_or(u64::MAX));
+        out.u64(self.nonce);
         out.list(&self.offers.devices, |out, device| out.text(&device.to_string()));
         out.list(&self.offers.kinds, |out, kind| {
             out.text(&kind.name);
@@ -71,6 +74,7 @@ impl Hello {
         let text = from.text()?;
         let name = name.then_some(text);
         let silence = Duration::from_millis(from.u64()?);
+        let nonce = from.u64()?;
         let devices = from.list(device)?;
         if devices.is_empty() {
             return Err(Malformed::wrong("it serves no device, not even host memory"));
@@ -84,7 +88,7 @@ impl Hello {
         let without = from.list(|from| Ok((from.text()?, from.text()?)))?;
         from.end()?;
         let offers = Offers { devices, kinds, without };
-        Ok(Self { library, member, name, silence, offers })
+        Ok(Self { library, member, name, silence, nonce, offers })
     }
 }
 
@@ -109,6 +113,7 @@ mod tests {
             member: Member::current().unwrap(),
             name: Some("decode 3".into()),
             silence: Duration::from_secs(30),
+            nonce: 5,
             offers,
         };
         let mut bytes = hello.encode();

@@ -127,11 +127,12 @@ pub(super) fn connection_to(member: Member, kinds: &Kinds, name: &str, link: Lin
     let offers = kinds.offers(&[Device::Cpu]);
     let host = member.host.clone();
     let silence = Duration::from_secs(30);
-    let hello = Hello { library: String::new(), member, name: None, silence, offers: offers.clone() };
+    let hello =
+        Hello { library: String::new(), member, name: None, silence, nonce: 0, offers: offers.clone() };
     let choices = HashMap::from([(PAIR, name.to_owned())]);
     let peer = "the test".into();
     let (id, side, offers) = (1, Side::Listening, Arc::new(offers));
-    let facts = EndpointFacts { id, side, peer, hello, choices, offers, host, silence };
+    let facts = EndpointFacts { id, side, peer, hello, choices, offers, host, nonce: 0, silence };
     Connection::new(Arc::new(Shared::new(facts)), link)
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::error::Error;
 
 /// The version of the layout. A reader of another one refuses it.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// What tells the bytes of a region and of a counter from each other and from anything else.
 const REGION: [u8; 3] = *b"MRr";
 const COUNTER: [u8; 3] = *b"MRc";
@@ -103,6 +103,8 @@ impl RegionDescriptor {
 /// What another process needs to let a counter of this one go up: plain data, as a [`RegionDescriptor`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CounterDescriptor {
+    /// Its endpoint, by its owner's nonce.
+    pub(crate) endpoint: u64,
     pub(crate) number: u32,
 }
 
@@ -112,6 +114,7 @@ impl CounterDescriptor {
         let mut out = Writer::new();
         out.raw(&COUNTER);
         out.u8(VERSION);
+        out.u64(self.endpoint);
         out.u32(self.number);
         out.into_bytes()
     }
@@ -122,7 +125,7 @@ impl CounterDescriptor {
     ///
     /// As [`RegionDescriptor::from_bytes`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        framed("a counter", COUNTER, bytes, |from| Ok(Self { number: from.u32()? }))
+        framed("a counter", COUNTER, bytes, |from| Ok(Self { endpoint: from.u64()?, number: from.u32()? }))
     }
 }
 
@@ -250,7 +253,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<RegionDescriptor>(&text).unwrap(), region);
         let host = RegionDescriptor { device: Device::Cpu, ..region };
         assert_eq!(RegionDescriptor::from_bytes(&host.to_bytes()).unwrap(), host);
-        let counter = CounterDescriptor { number: 7 };
+        let counter = CounterDescriptor { endpoint: 9, number: 7 };
         assert_eq!(CounterDescriptor::from_bytes(&counter.to_bytes()).unwrap(), counter);
         let text = serde_json::to_string(&counter).unwrap();
         assert_eq!(serde_json::from_str::<CounterDescriptor>(&text).unwrap(), counter);
@@ -267,15 +270,16 @@ mod tests {
         let mut bytes = region().to_bytes();
         bytes[3] = 9;
         let error = RegionDescriptor::from_bytes(&bytes).unwrap_err().to_string();
-        assert!(error.contains("version is 9, 1 is expected"), "{error}");
-        let error = RegionDescriptor::from_bytes(&CounterDescriptor { number: 1 }.to_bytes()).unwrap_err();
+        assert!(error.contains("version is 9, 2 is expected"), "{error}");
+        let error = RegionDescriptor::from_bytes(&CounterDescriptor { endpoint: 9, number: 1 }.to_bytes())
+            .unwrap_err();
         assert!(error.to_string().contains("no descriptor of a region"), "{error}");
     }
 
     proptest! {
         #[test]
         fn cut_and_random_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0_usize..100) {
-            let mut framed = b"MRr\x01".to_vec();
+            let mut framed = b"MRr\x02".to_vec();
             framed.extend(bytes);
             // Whatever they are, they are read as themselves or not at all.
             if let Ok(read) = RegionDescriptor::from_bytes(&framed) {

@@ -44,13 +44,20 @@ impl<M: Memory> Region<M> {
 
     fn parts(site: &Site, span: Span) -> Result<Parts, Error> {
         site.check_process()?;
+        if span.bytes == 0 {
+            return Err(Error::BadMemory {
+                what: format!("{span} cannot be registered: it is empty").into(),
+            });
+        }
         let (mut parts, mut reasons) = (Vec::new(), Vec::new());
         for kind in site.kinds.viable() {
             // SAFETY: the memory is valid for as long as `memory`, which is let go of only when no part is left: by `Withdrawn`, or
             // by `new`, which has just made them, if one of the calls panics.
             match unsafe { kind.register(span) } {
                 Ok(Some(part)) => parts.push((kind.name().to_owned(), part)),
-                Ok(None) => {}
+                Ok(None) => {
+                    reasons.push(format!("{}: it does not register memory of {}", kind.name(), span.device))
+                }
                 Err(error) => {
                     tracing::debug!(channel = kind.name(), %span, %error, "memory is not registered");
                     reasons.push(format!("{}: {error}", kind.name()));

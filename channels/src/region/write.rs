@@ -35,7 +35,8 @@ impl Endpoint {
     /// then the other side's `counter` goes up by one.
     ///
     /// The transfer has ended when the local pages may be written again, and everything is there, or is on its way and comes unless
-    /// the endpoint fails; it counts the bytes of all pages. Nobody need wait for it ([`Transfer::detach`]); dropped, it is aborted.
+    /// the endpoint fails, or either side closes it; it counts the bytes of all pages. Nobody need wait for it ([`Transfer::detach`]);
+    /// dropped, it is aborted. One that fails when it has begun fails the counter, for good, so that nobody waits in vain.
     /// Both regions stay for as long as the batch needs them, whatever their owners drop.
     ///
     /// Batches of a pair of devices are written in order, but are not ordered with sends, nor their own pages with each other. A
@@ -45,7 +46,7 @@ impl Endpoint {
     /// some microseconds each; pages that go on where the one before ends are one. Over `gdr` a work request for each page.
     ///
     /// What is wrong the transfer tells, and nothing is written then: [`Error::OutOfRegion`] for a page that is not within both
-    /// regions; [`Error::NotRegistered`], [`Error::NoChannel`]; [`Error::RegionGone`] if the owner has given the region up; and how
+    /// regions; [`Error::NotRegistered`], [`Error::NoChannel`]; [`Error::OtherCounter`]; [`Error::RegionGone`] if the owner has given the region up; and how
     /// the endpoint ended.
     pub fn write<'a, M: Memory>(
         &self,
@@ -61,6 +62,7 @@ impl Endpoint {
         let (ticket, transfer) = self.ticket(bytes);
         let prepared = || {
             self.check(pair)?;
+            self.check_counter(counter)?;
             if !region.is_of(self.site()) {
                 return Err(Error::BadMemory {
                     what: "the region was registered with another context".into(),

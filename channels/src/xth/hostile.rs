@@ -33,7 +33,7 @@ impl Announced {
         let memory = Box::new(7_u8);
         let address = std::ptr::from_ref(&*memory).expose_provenance() as u64;
         let span = Span { device: Device::Cpu, address, bytes: 1 };
-        let (mut queue, counters) = (Queue::new(true), Counters::new("p".into()));
+        let (mut queue, counters) = (Queue::new(true), Counters::new("p".into(), 1));
         let mut io = Io { outbox: Outbox::new(&mut queue, 1), counters: &counters, now: Instant::now() };
         let operation = Operation { direction: Direction::Send, span, ready: Ready::Now, ticket };
         channel.start(operation, &mut io).unwrap();
