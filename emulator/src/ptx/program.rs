@@ -26,8 +26,9 @@ pub struct Kernel {
     pub shared_bytes: u32,
     /// Bytes of local memory of a thread.
     pub local_bytes: u32,
-    /// The attribute NUM_REGS: the most 32-bit registers that are live at once, by a flow analysis of the text. A real
-    /// assembler may need a few more or fewer.
+    /// The attribute NUM_REGS: the most 32-bit registers that are live at once, by a flow analysis of the text as it stands;
+    /// parameters lie in constant memory and take none. A real assembler orders instructions anew and may need a few more or
+    /// many fewer.
     pub registers: u32,
     pub(crate) code: Box<[Step]>,
     /// Offset at which dynamic shared memory begins.

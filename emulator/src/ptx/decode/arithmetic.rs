@@ -13,6 +13,7 @@ impl<'a> Decoder<'a> {
         let opcode = line.instruction.opcode;
         match opcode {
             "mov" => self.mov(line),
+            "activemask" => self.active_mask(line),
             "cvta" => self.cvta(line),
             "cvt" => self.cvt(line),
             "setp" => self.setp(line),
@@ -282,6 +283,18 @@ impl<'a> Decoder<'a> {
             return Ok(Op::Ternary { f, d, a, b, c });
         }
         Ok(Op::Quaternary { f: float::general, d, a, b, c, e: code })
+    }
+
+    /// The threads of the warp that execute the instruction together (PTX ISA, "activemask"). Here every thread executes by
+    /// itself, which is one of the ways in which a warp may.
+    fn active_mask(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {
+        if line.ty()? != Type::B32 {
+            return line.unsupported();
+        }
+        let at = line.instruction.line;
+        let [d] = self.operands(line)?;
+        let d = self.destination(line, &d, Type::B32)?;
+        Ok(Op::Move { d, a: self.names.source(&Operand::Name("%lanemask_eq"), Type::B32, false, at)? })
     }
 
     fn mov(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {

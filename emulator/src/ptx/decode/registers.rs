@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 
 use super::names::Kind;
 use crate::ptx::error::At;
-use crate::ptx::program::{Access, Guard, Op, Slot, Step};
-use crate::ptx::types::{Special, Type};
+use crate::ptx::program::{Access, Guard, Load, Op, Slot, Step, Target};
+use crate::ptx::types::{Space, Special, Type};
 
 pub(super) struct Allocation {
     /// Slots for registers.
     pub(super) slots: u16,
     pub(super) constants: Vec<u64>,
     pub(super) specials: Vec<Special>,
-    /// The most 32-bit registers live at once.
+    /// The most 32-bit registers live at once, without those that hold a parameter.
     pub(super) pressure: u32,
 }
 
@@ -24,6 +24,10 @@ struct Set(Vec<u64>);
 impl Set {
     fn insert(&mut self, register: usize) {
         self.0[register / 64] |= 1 << (register % 64);
+    }
+
+    fn contains(&self, register: usize) -> bool {
+        self.0[register / 64] >> (register % 64) & 1 == 1
     }
 
     fn remove(&mut self, register: usize) {
@@ -104,7 +108,9 @@ fn lives(code: &mut [Step], kinds: &[Kind]) -> (BTreeMap<usize, (usize, usize)>,
             }
         }
     }
+    let parameters = parameters(code, kinds);
     let weight = |register: usize| match kinds[register] {
+        _ if parameters.contains(register) => 0,
         Kind::Register(Type::Pred) => 0,
         Kind::Register(ty) if ty.bits() == 64 => 2,
         _ => 1,
@@ -129,6 +135,28 @@ fn lives(code: &mut [Step], kinds: &[Kind]) -> (BTreeMap<usize, (usize, usize)>,
         }
     }
     (lives, pressure.max(1))
+}
+
+/// The registers that only ever hold a parameter. The machine has parameters in constant memory, which its instructions take
+/// as operands: such a register is a name in the text, and an assembler needs none for it.
+fn parameters(code: &mut [Step], kinds: &[Kind]) -> Set {
+    let mut loaded = Set(vec![0; kinds.len().div_ceil(64)]);
+    let mut computed = loaded.clone();
+    for step in code {
+        let is_parameter = matches!(
+            &step.op,
+            Op::Load(Load { target: Target { space: Space::Param, base, .. }, .. })
+                if matches!(kinds[usize::from(*base)], Kind::Constant(_))
+        );
+        let written = if is_parameter { &mut loaded } else { &mut computed };
+        step.visit(&mut |slot, access| {
+            if access == Access::Write {
+                written.insert(usize::from(*slot));
+            }
+        });
+    }
+    computed.iter().for_each(|register| loaded.remove(register));
+    loaded
 }
 
 fn transfer(step: &mut Step, live: &mut Set, is_register: &impl Fn(Slot) -> bool) {
@@ -217,5 +245,21 @@ mod tests {
         let kernel = module.kernel("k").unwrap();
         assert!(kernel.register_slots <= 3, "{}", kernel.register_slots);
         assert_eq!(kernel.registers, 1);
+    }
+
+    #[test]
+    fn a_parameter_takes_no_register_until_something_is_computed_with_it() {
+        let registers = |body: &str| {
+            let text = format!(
+                ".version 7.0\n.target sm_70\n.address_size 64\n.entry k(.param .u64 a, .param .u64 b) {{\n\
+                 .reg .b64 %d<4>; ld.param.u64 %d0, [a]; ld.param.u64 %d1, [b];\n\
+                 {body} st.global.u64 [%d0], %d1; st.global.u64 [%d0+8], %d1; }}"
+            );
+            Module::parse(&text).unwrap().kernel("k").unwrap().registers
+        };
+        assert_eq!(registers(""), 1, "none, but a kernel has one at least");
+        assert_eq!(registers("add.u64 %d1, %d1, 8;"), 2, "written twice: a register of its own");
+        assert_eq!(registers("add.u64 %d0, %d0, 8; add.u64 %d1, %d1, 8;"), 4);
+        assert_eq!(registers("ld.param.u64 %d2, [a]; add.u64 %d1, %d2, 8;"), 2);
     }
 }
