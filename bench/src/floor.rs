@@ -126,7 +126,7 @@ impl<'a> Probe<'a> {
                 rounds: self.rounds,
                 serves: u64::from(self.rank == 0),
                 deadline_ns: limit.as_nanos() as u64,
-                unused: 0,
+                ..Parameters::default()
             };
             // SAFETY: the module is loaded; both memories live until both ranks have met again behind the last launch.
             unsafe { self.ping_pong.launch(1, stream, &parameters) }?;

@@ -4,51 +4,58 @@
 
 mod support;
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::time::Instant;
 
 use meshreduce_emulator::exec::{Block, DirectExecutor, Executor, Launch};
 use meshreduce_emulator::ptx::Module;
 use meshreduce_wire::{
-    Algorithm, DType, Geometry, LaunchDescriptor, Op, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16,
-    segment::SegmentLayout, tree,
+    AbortWord, Algorithm, DType, ErrorRecord, Geometry, LaneParams, LaunchDescriptor, LaunchParams,
+    MAX_RANKS, Op, RecordKind, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16, counters,
+    launch::HostPage, pad, segment::SegmentLayout, tree,
 };
 use support::Memory;
 
 struct Rank {
-    context: u64,
+    /// The lane's part of the launch parameters.
+    lane: Vec<u64>,
+    pad: u64,
+    host_page: u64,
     input: u64,
     output: u64,
 }
 
+fn halves(low: usize, high: usize) -> u64 {
+    (low | high << 32) as u64
+}
+
 /// The launch parameters as the kernel's ABI lays them out, all little-endian.
-fn params(rank: &Rank, count: u64, descriptor: u64) -> Box<[u8]> {
-    let words = [rank.context, rank.input, rank.output, count, descriptor, 60_000_000_000];
-    let scale_and_flags = u64::from(1f32.to_bits());
-    words.into_iter().chain([scale_and_flags]).flat_map(u64::to_le_bytes).collect()
+fn params(rank: &Rank, launch: LaunchDescriptor, deadline_ns: u64) -> Box<[u8]> {
+    let call = [rank.input, rank.output, launch.count, launch.encode(), deadline_ns, u64::from(launch.tag())];
+    let scale = u64::from(1f32.to_bits());
+    let words = rank.lane.iter().copied().chain(call).chain([scale]);
+    let bytes: Box<[u8]> = words.flat_map(u64::to_le_bytes).collect();
+    assert_eq!(bytes.len(), size_of::<LaunchParams>());
+    bytes
 }
 
 /// `W` ranks with one lane each in one memory.
 fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
     let layout = SegmentLayout::new(1, bytes);
     let segments: [u64; W] = std::array::from_fn(|_| memory.allocate(layout.bytes() as usize));
+    let positions = (0..W as u32).map(|rank| LaneParams::rank_at(rank, rank)).sum::<u32>();
     (0..W)
         .map(|rank| {
-            let context = memory.allocate(256);
-            let host_page = memory.allocate(256);
-            for peer in 0..W {
-                memory.write_u64(context + 8 * peer as u64, segments[peer] + layout.pad(0));
-                memory.write_u64(context + 64 + 8 * peer as u64, segments[peer] + layout.staging(0));
-                memory.write_u32(context + 160 + 4 * peer as u64, peer as u32);
-            }
-            memory.write_u64(context + 128, segments[rank] + layout.pad(0));
-            memory.write_u64(context + 136, segments[rank] + layout.staging(0));
-            memory.write_u64(context + 144, layout.half_bytes());
-            memory.write_u64(context + 152, host_page);
-            for (offset, value) in [(192, rank), (196, W), (200, rank), (204, rank), (208, 0), (212, 1)] {
-                memory.write_u32(context + offset, value as u32);
-            }
-            Rank { context, input: memory.allocate(bytes as usize), output: memory.allocate(bytes as usize) }
+            let pad = segments[rank] + layout.pad(0);
+            let host_page = memory.allocate(size_of::<HostPage>());
+            let mut lane = vec![0; MAX_RANKS];
+            lane.iter_mut().zip(segments).for_each(|(pad, segment)| *pad = segment + layout.pad(0));
+            let counters = memory.allocate(counters::BYTES as usize);
+            lane.extend([pad, layout.staging(0) - layout.pad(0), layout.half_bytes(), counters, host_page]);
+            lane.extend([halves(positions as usize, rank), halves(rank, rank), halves(0, 1)]);
+            let [input, output] = [0; 2].map(|_: u64| memory.allocate(bytes as usize));
+            Rank { lane, pad, host_page, input, output }
         })
         .collect()
 }
@@ -60,7 +67,7 @@ fn all_reduce<const W: usize>(text: &str, count: u64) {
     let ranks = ranks::<W>(&memory, count * 2);
     let shape = Geometry::new(Algorithm::OneShot, count, DType::Bf16, W as u32, 16);
     let descriptor =
-        LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count }.encode();
+        LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count };
     let mut state = 0x1234_5678_9abc_def1u64;
     for call in 0..3 {
         let mut inputs: Vec<Vec<u16>> = Vec::new();
@@ -81,7 +88,7 @@ fn all_reduce<const W: usize>(text: &str, count: u64) {
                 kernel: kernel.clone(),
                 grid: [shape.blocks, 1, 1],
                 block: [shape.threads, 1, 1],
-                params: params(rank, count, descriptor),
+                params: params(rank, descriptor, 60_000_000_000),
                 dynamic_shared: 0,
             });
             blocks.extend((0..shape.blocks).map(|x| DirectExecutor.block(&launch, [x, 0, 0])));
@@ -112,4 +119,57 @@ fn two_ranks_agree_on_the_tree_sum_for_any_length() {
 #[test]
 fn eight_ranks_agree_on_the_tree_sum() {
     all_reduce::<8>(include_str!("../../host/ptx/one_shot_w8.ptx"), 64 << 10);
+}
+
+/// What rank 0 of two records, where rank 1 gives no signal and says in its pad that it launches `other` or nothing.
+fn left_alone(other: Option<LaunchDescriptor>, deadline_ns: u64) -> (RecordKind, u64, u64) {
+    let module = Module::parse(include_str!("../../host/ptx/one_shot_w2.ptx")).unwrap();
+    let memory = Memory::default();
+    let ranks = ranks::<2>(&memory, 16);
+    if let Some(other) = other {
+        let words = pad::descriptor_words(other.encode(), 0);
+        words
+            .iter()
+            .zip([0, 8])
+            .for_each(|(&word, at)| memory.write_u64(ranks[1].pad + pad::descriptor(0) + at, word));
+    }
+    let launch = Arc::new(Launch {
+        kernel: module.kernel("one_shot_bf16_sum_w2").unwrap(),
+        grid: [1; 3],
+        block: [32, 1, 1],
+        params: params(&ranks[0], LAUNCH, deadline_ns),
+        dynamic_shared: 0,
+    });
+    support::run_all(&memory, vec![DirectExecutor.block(&launch, [0; 3])]).unwrap();
+    let record = ranks[0].host_page + offset_of!(HostPage, record) as u64;
+    assert_eq!(memory.u32(record + offset_of!(ErrorRecord, valid) as u64), 1);
+    let word = AbortWord::decode(memory.u32(record + offset_of!(ErrorRecord, abort) as u64)).unwrap();
+    assert_eq!((word.culprit, word.origin), (1, 0));
+    let field = |at: usize| memory.u64(record + at as u64);
+    (word.kind, field(offset_of!(ErrorRecord, peer_launched)), field(offset_of!(ErrorRecord, waited_ns)))
+}
+
+const LAUNCH: LaunchDescriptor =
+    LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count: 8 };
+
+#[test]
+fn another_launch_that_gives_no_signal_is_told_as_such_however_short_the_deadline() {
+    // Whoever waits asks after 100 us for the first time, and then after a millisecond more: between both, and before, only
+    // because it asks before it gives up.
+    for deadline in [1_000, 20_000, 99_000, 300_000, 5_000_000, 0] {
+        let other = LaunchDescriptor { op: Op::Max, ..LAUNCH };
+        let (kind, launched, _) = left_alone(Some(other), deadline);
+        assert_eq!((kind, launched), (RecordKind::LaunchMismatch, other.encode()), "{deadline} ns");
+    }
+}
+
+#[test]
+fn a_peer_that_launches_the_same_or_nothing_and_gives_no_signal_is_told_as_a_timeout() {
+    for deadline in [1_000, 20_000, 300_000, 2_000_000] {
+        for other in [None, Some(LAUNCH)] {
+            let (kind, _, waited) = left_alone(other, deadline);
+            assert_eq!(kind, RecordKind::PeerTimeout, "{deadline} ns, {other:?}");
+            assert!(waited >= deadline, "{waited} of {deadline} ns");
+        }
+    }
 }

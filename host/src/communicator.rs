@@ -18,8 +18,8 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per lane one signal pad (17 KiB), a context (256 bytes) and two staging halves; per communicator one
-/// more pad, and the kernels. A half holds the longest
+/// Device memory: per lane one signal pad (8.5 KiB), counters (128 bytes) and two staging halves; per communicator the
+/// kernels. A half holds the longest
 /// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
 /// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
 /// memory: one page per lane.
@@ -39,8 +39,8 @@ use crate::topology::{Mesh, Topology};
 ///
 /// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing
 /// then, and nothing says so. They do no harm either: they read their input, find the lane aborted, leave their output
-/// as it is and end at once, without a word to peers that are still there. For that the kernels, the contexts and the one
-/// more pad stay for as long as the process lives, if anything was captured; the rest is freed as ever.
+/// as it is and end at once, without a word to peers that are still there. For that the kernels and the counters stay for as long as the process
+/// lives, if anything was captured; the rest is freed as ever.
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,

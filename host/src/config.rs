@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, pad};
 
 use crate::outcome::DisabledBy;
 use crate::topology::{Mesh, Topology};
@@ -168,7 +168,7 @@ impl Config {
     }
 
     /// How long a kernel waits for a peer in the first phase of a call. In the second, which two-shot and the hybrid cube
-    /// mesh have, it waits an eighth longer: the peer that it waits for there may itself be waiting, in the first phase,
+    /// mesh have, it waits an eighth and 50 us longer: the peer that it waits for there may itself be waiting, in the first phase,
     /// for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a microsecond.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
@@ -236,7 +236,7 @@ impl Config {
         self
     }
 
-    /// The number of each lane's first call, so that tests reach numbers that real programs take years for.
+    /// The number of each lane's first call, so that tests reach numbers that real programs take years for; at most 2^43.
     #[doc(hidden)]
     pub fn first_call_number(mut self, number: u64) -> Self {
         self.first_call_number = number;
@@ -260,12 +260,19 @@ impl Config {
         if longest == 0 || longest > MAX_LIMIT {
             return Err(ConfigError::Limit(longest));
         }
+        if self.first_call_number > MAX_FIRST_CALL_NUMBER {
+            return Err(ConfigError::FirstCallNumber(self.first_call_number));
+        }
         Ok(())
     }
 }
 
 /// The highest limit that can be set: 1 GiB.
 const MAX_LIMIT: u64 = 1 << 30;
+
+/// The highest number that a lane's first call can have. A call's epoch is one more than the calls before, and signals have room
+/// for [`pad::EPOCH_BITS`] bits: as many calls again may follow, at 5 us each for 1.4 years.
+const MAX_FIRST_CALL_NUMBER: u64 = 1 << (pad::EPOCH_BITS - 1);
 
 /// A configuration that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -299,6 +306,9 @@ pub enum ConfigError {
     /// All limits are 0, or one is beyond 1 GiB.
     #[error("the longest message would be {0} bytes: there must be 1 to {MAX_LIMIT}")]
     Limit(u64),
+    /// The number of the first call leaves too few for those behind it.
+    #[error("the first call's number is {0}: it must be at most {MAX_FIRST_CALL_NUMBER}")]
+    FirstCallNumber(u64),
 }
 
 #[cfg(test)]
@@ -378,6 +388,9 @@ mod tests {
         assert_eq!(none_there.check(2), Err(ConfigError::NoCommunicators));
         let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };
         assert_eq!(Config::default().limits(none).check(2), Err(ConfigError::Limit(0)));
+        let first = |number| Config::default().first_call_number(number).check(2);
+        assert_eq!(first(1 << 43), Ok(()));
+        assert_eq!(first((1 << 43) + 1), Err(ConfigError::FirstCallNumber((1 << 43) + 1)));
         let links = Mesh::from_links(2, vec![0, 1, 1, 0]);
         assert_eq!(Config::default().assume_links(links.clone()).check(2), Ok(()));
         let wrong = ConfigError::Links { ranks: 2, world_size: 3 };

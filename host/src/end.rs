@@ -15,7 +15,7 @@
 //!
 //! *This rank's kernels have ended* is said only by an event or a stream that has passed, or by a driver that has lost the
 //! context: any other error says nothing about kernels. If calls were captured into graphs, the kernels' code and the
-//! contexts stay in any case, see [`crate::contexts`].
+//! counters stay in any case, see [`crate::counters`].
 #![forbid(unsafe_code)]
 
 /// A state of a communicator's end.

@@ -62,8 +62,8 @@
 mod algorithms;
 mod communicator;
 mod config;
-mod contexts;
 mod control;
+mod counters;
 #[cfg(feature = "cust")]
 mod cust;
 mod element;

@@ -17,7 +17,7 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Allocates a segment and initialises its pads: signals start at `first_call`, all else is 0.
+    /// Allocates a segment and initialises its pads: signals start at the epoch `first_call`, all else is 0.
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         layout: SegmentLayout,
@@ -27,11 +27,11 @@ impl Segment {
     ) -> Result<Self, DriverError> {
         let memory = DeviceMemory::new(context, layout.bytes())?;
         let mut bytes = vec![0; pad::BYTES as usize];
+        // The epoch of the call before the first.
+        let before = pad::signal_word(first_call, 0);
         for signal in bytes[..pad::SIGNAL_BYTES as usize].chunks_exact_mut(8) {
-            signal.copy_from_slice(&first_call.to_le_bytes());
+            signal.copy_from_slice(&before.to_le_bytes());
         }
-        let number = pad::CALL_NUMBER as usize;
-        bytes[number..number + 8].copy_from_slice(&first_call.to_le_bytes());
         for lane in 0..lanes {
             memory.write(layout.pad(lane), &bytes, stream)?;
             // The abort is sent by such a call while kernels run. The first one may make the driver load what it

@@ -11,8 +11,8 @@ use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};
 
 use crate::config::Config;
-use crate::contexts::{Contexts, lane_context};
 use crate::control::{Control, Heard, Message};
+use crate::counters::{Counters, lane_params};
 use crate::end::{Event, Leak, State};
 use crate::error::{Error, Ranks};
 use crate::kernels::Kernels;
@@ -58,8 +58,8 @@ pub(crate) struct Shared {
     pages: Pages,
     timeout: Duration,
     layout: SegmentLayout,
-    /// The lanes' contexts; read by kernels.
-    contexts: Arc<Contexts>,
+    /// The lanes' counters.
+    counters: Arc<Counters>,
     /// Segments by rank; `None` where there is no link, or once unmapped.
     mappings: Vec<Option<Mapping>>,
     control: Arc<Control>,
@@ -84,13 +84,12 @@ impl Shared {
         let control = Arc::new(control);
         let page = |_| MappedHost::new(&context, HostPage::default());
         let pages: Pages = (0..config.lanes).map(page).collect::<Result<_, _>>()?;
-        let mut contexts = Contexts::new(&context, config.lanes)?;
+        let counters = Counters::new(&context, config.lanes, config.first_call_number, &stream)?;
         let mut lanes = Vec::new();
         for index in 0..config.lanes {
-            let address = contexts.address(index);
-            let page = pages[index as usize].device();
-            contexts.push(lane_context(&mappings, layout, &mesh, rank, index, page), &stream)?;
-            lanes.push(Arc::new(LaneState::new(&context, index, address, rank, &pages, &control)));
+            let page = &pages[index as usize];
+            let params = lane_params(&mappings, layout, &mesh, rank, index, &counters, page);
+            lanes.push(Arc::new(LaneState::new(&context, index, params, &pages, &control)));
         }
         Ok(Self {
             rank,
@@ -104,7 +103,7 @@ impl Shared {
             pages,
             timeout: config.timeout,
             layout,
-            contexts: Arc::new(contexts),
+            counters: Arc::new(counters),
             mappings,
             control,
             processes,
@@ -157,16 +156,22 @@ impl Shared {
             return;
         }
         let rank = self.rank as u32;
+        let word = |lane| AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane };
+        let lanes = || self.lanes.iter().map(|lane| lane.index);
+        // Kernels read the word with strong accesses; one 32-bit store by the device is seen whole. Others may still be
+        // told where one cannot.
+        let tell = |told: Result<(), DriverError>| {
+            if let Err(error) = told {
+                tracing::debug!(%error, rank, "the abort could not be sent");
+            }
+        };
+        for lane in lanes() {
+            tell(self.counters.abort(lane, word(lane), &self.stream));
+        }
         for mapping in self.mappings.iter().flatten() {
-            for lane in &self.lanes {
-                let lane = lane.index;
-                let word = AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane };
-                // Kernels read the word with strong accesses; one 32-bit store by the device is seen whole.
+            for lane in lanes() {
                 let place = self.layout.pad(lane) + pad::ABORT;
-                // Others may still be told where one cannot.
-                if let Err(error) = mapping.set(place, word.encode(), &self.stream) {
-                    tracing::debug!(%error, lane, "the abort could not be sent");
-                }
+                tell(mapping.set(place, word(lane).encode(), &self.stream));
             }
         }
     }
@@ -273,9 +278,9 @@ impl Shared {
         if !self.has_captures() {
             return Ok(true);
         }
-        // Takes everything but the kernels and the contexts from the replays to come.
+        // Takes everything but the kernels and the counters from the replays to come.
         let drained = || self.context.finish(left().max(GRACE));
-        match self.contexts.bury(self.rank, &self.stream, drained) {
+        match self.counters.bury(self.rank, &self.stream, drained) {
             Ok(drained) => Ok(drained),
             Err(error) if error.loses_context() => Err(error),
             Err(error) => {
@@ -360,7 +365,7 @@ impl Shared {
         }
         if everything || self.has_captures() {
             std::mem::forget(Arc::clone(&self.kernels));
-            std::mem::forget(Arc::clone(&self.contexts));
+            std::mem::forget(Arc::clone(&self.counters));
         }
     }
 }

@@ -5,8 +5,6 @@
 //! reduction tree. They stay in fp32, are combined lower quad first on every rank, and are rounded once: the bits are
 //! those of every other algorithm. No rank touches memory of a rank that is not its neighbour.
 
-use core::array::from_fn;
-
 use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 
 use crate::{
@@ -35,18 +33,17 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let mut share = Share::of_thread(vectors);
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
-    let call = Call::enter(params);
+    let call = Call::<MAX_RANKS>::enter(params);
     let partials = geometry::second_region(vectors as u64);
 
     let position = call.position();
     let relay = call.relay();
     let quad = position & QUAD as u32;
-    let staging: [u64; QUAD] = from_fn(|member| call.staging(quad + member as u32));
     let own_partials = call.own_staging() + partials;
     // Threads 0 to 3 stand for the quad, thread 4 for the relay, in both phases.
     let thread = thread_idx_x();
     let neighbour = if thread < QUAD as u32 { quad + thread } else { relay };
-    let peer = call.peer(if thread <= QUAD as u32 { Some(call.rank_at(neighbour)) } else { None });
+    let peer = call.peer((thread <= QUAD as u32).then_some(neighbour));
 
     while let Some((index, vector)) = next {
         next = share.next().map(|index| (index, message.load::<E>(index)));
@@ -55,18 +52,20 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         }
     }
 
-    if !call.meet(0, peer) {
+    if !call.meet(peer) {
         return;
     }
 
-    // Not earlier: with its address and the quad's there are no registers left for the wait. Here nothing waits for it.
-    let relay_partials = call.staging(call.relay()) + partials;
+    let glance = call.glance(peer);
     for index in Share::of_thread(vectors) {
-        let inputs = staging.map(|half| load_vector(vector_address(half, index)));
+        let inputs = call.load_part::<QUAD>(quad != 0, index);
         store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs));
     }
 
-    if !call.meet(1, if thread == QUAD as u32 { peer } else { None }) {
+    let agrees = call.compare(peer, glance);
+    // Not earlier: there would be no registers left for the quad's vectors. Nothing waits for it yet.
+    let relay_partials = call.staging(call.relay()) + partials;
+    if !call.hand_over(if thread == QUAD as u32 { peer } else { None }, agrees) {
         return;
     }
 
@@ -77,7 +76,6 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         let sums = [combine_pair::<R>(low[0], high[0]), combine_pair::<R>(low[1], high[1])];
         message.store::<E>(index, round::<E, R>(sums, params.scale));
     }
-    call.leave();
 }
 
 #[inline(always)]

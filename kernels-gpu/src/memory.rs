@@ -6,8 +6,7 @@
 //! | [`load_vector_nc`] | `ld.global.nc.v4.u32` |
 //! | [`store_vector`] | `st.global.v4.u32` |
 //! | [`store_vector_cs`] | `st.global.cs.v4.u32` |
-//! | [`load_u16`], [`load_u32`], [`load_u64`] | `ld.global.u16`, `.u32`, `.u64` |
-//! | [`load_u32_nc`], [`load_u64_nc`] | `ld.global.nc.u32`, `.u64` |
+//! | [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u16`, `.u32`, `.v2.u64` |
 //! | [`store_u32`], [`store_u64`] | `st.global.u32`, `.u64` |
 //! | [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u16`, `.u32` |
 //!
@@ -15,7 +14,7 @@
 //! object lies behind them.
 //!
 //! `.nc` (PTX ISA, "ld.global.nc") is not covered by the memory consistency model. It is for what nobody writes
-//! during the launch: the lane's context, and the input of a call that is out of place. `.cs` (PTX ISA, "Cache
+//! during the launch: the input of a call that is out of place. `.cs` (PTX ISA, "Cache
 //! Operators") says that a result will not be read again soon; it changes no ordering.
 //!
 //! # Safety
@@ -89,36 +88,15 @@ pub unsafe fn load_u32(address: u64) -> u32 {
     value
 }
 
-/// `ld.global.u64`, weak (PTX ISA, "ld").
+/// `ld.global.v2.u64`, weak (PTX ISA, "ld").
 #[inline(always)]
-pub unsafe fn load_u64(address: u64) -> u64 {
-    let value;
-    asm!("ld.global.u64 {}, [{}];", out(reg64) value, in(reg64) address, options(nostack, preserves_flags));
-    value
-}
-
-/// `ld.global.nc.u32` (PTX ISA, "ld.global.nc") at `base` plus a constant; in addition to the module's rules, nobody
-/// writes the memory during the launch.
-#[inline(always)]
-pub unsafe fn load_u32_nc<const OFFSET: usize>(base: u64) -> u32 {
-    let value;
+pub unsafe fn load_u64_pair(address: u64) -> [u64; 2] {
+    let (low, high);
     asm!(
-        "ld.global.nc.u32 {}, [{}+{}];",
-        out(reg32) value, in(reg64) base, const OFFSET, options(nostack, preserves_flags)
+        "ld.global.v2.u64 {{{}, {}}}, [{}];",
+        out(reg64) low, out(reg64) high, in(reg64) address, options(nostack, preserves_flags)
     );
-    value
-}
-
-/// `ld.global.nc.u64` (PTX ISA, "ld.global.nc") at `base` plus a constant; in addition to the module's rules, nobody
-/// writes the memory during the launch.
-#[inline(always)]
-pub unsafe fn load_u64_nc<const OFFSET: usize>(base: u64) -> u64 {
-    let value;
-    asm!(
-        "ld.global.nc.u64 {}, [{}+{}];",
-        out(reg64) value, in(reg64) base, const OFFSET, options(nostack, preserves_flags)
-    );
-    value
+    [low, high]
 }
 
 /// `st.global.u32`, weak (PTX ISA, "st").

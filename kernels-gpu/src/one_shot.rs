@@ -5,7 +5,7 @@ use meshreduce_wire::LaunchParams;
 use crate::{
     barrier::Call,
     element::{Bf16, Element, F16, F32},
-    memory::{load_vector, store_vector},
+    memory::store_vector,
     message::{Message, Share, vector_address},
     reduction::{Max, Min, Reduction, Sum, combine, round},
     thread::thread_idx_x,
@@ -27,8 +27,7 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     let mut share = Share::of_thread(message.vectors());
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
-    let call = Call::enter(params);
-    let staging = call.staging_of_all::<W>();
+    let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
     while let Some((index, vector)) = next {
@@ -38,15 +37,16 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(0, peer) {
+    if !call.meet(peer) {
         return;
     }
 
+    let glance = call.glance(peer);
     for index in Share::of_thread(message.vectors()) {
-        let vectors = staging.map(|half| load_vector(vector_address(half, index)));
+        let vectors = call.load_all(0, index);
         message.store::<E>(index, round::<E, R>(combine::<E, R, W>(vectors), params.scale));
     }
-    call.leave();
+    call.compare(peer, glance);
 }
 
 macro_rules! entries {

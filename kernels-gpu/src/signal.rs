@@ -1,12 +1,13 @@
-//! Accesses through which ranks signal one another: all *strong*, at system scope, with the ordering in the name.
+//! Accesses through which ranks signal one another: all *strong*, with scope and ordering in the name.
 //!
 //! | operation | PTX |
 //! |---|---|
 //! | [`load_acquire_sys_u64`] | `ld.acquire.sys.global.u64` |
-//! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64`] | `ld.relaxed.sys.global.u32`, `.u64` |
+//! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64_pair`] | `ld.relaxed.sys.global.u32`, `.v2.u64` |
 //! | [`store_release_sys_u32`], [`store_release_sys_u64`] | `st.release.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u32`], [`store_relaxed_sys_u64`] | `st.relaxed.sys.global.u32`, `.u64` |
-//! | [`atomic_add_acq_rel_sys_u32`] | `atom.acq_rel.sys.global.add.u32` |
+//! | [`store_relaxed_sys_u64_pair`] | `st.relaxed.sys.global.v2.u64` |
+//! | [`atomic_inc_acq_rel_gpu_u32`] | `atom.acq_rel.gpu.global.inc.u32` |
 //! | [`atomic_cas_acq_rel_sys_u32`] | `atom.acq_rel.sys.global.cas.b32` |
 //!
 //! A release and the acquire that reads it form a synchronises-with edge between devices because both have system
@@ -16,7 +17,7 @@
 //! # Safety
 //! Of every function here: the address is in global memory that this device may access, aligned to the width of the
 //! access, and all accesses of any device to it that are not ordered by happens-before are strong, at system scope
-//! and of the same width.
+//! and of the same width; of the one function with gpu scope: all such accesses are of this device, at that scope.
 
 use core::arch::asm;
 
@@ -43,15 +44,15 @@ pub unsafe fn load_relaxed_sys_u32(address: u64) -> u32 {
     value
 }
 
-/// `ld.relaxed.sys.global.u64` (PTX ISA, "ld").
+/// `ld.relaxed.sys.global.v2.u64` (PTX ISA, "ld"): two reads, each whole, in no order.
 #[inline(always)]
-pub unsafe fn load_relaxed_sys_u64(address: u64) -> u64 {
-    let value;
+pub unsafe fn load_relaxed_sys_u64_pair(address: u64) -> [u64; 2] {
+    let (low, high);
     asm!(
-        "ld.relaxed.sys.global.u64 {}, [{}];",
-        out(reg64) value, in(reg64) address, options(nostack, preserves_flags)
+        "ld.relaxed.sys.global.v2.u64 {{{}, {}}}, [{}];",
+        out(reg64) low, out(reg64) high, in(reg64) address, options(nostack, preserves_flags)
     );
-    value
+    [low, high]
 }
 
 /// `st.release.sys.global.u32` (PTX ISA, "st"): who acquires the value sees all that this thread, and before the last block
@@ -92,13 +93,22 @@ pub unsafe fn store_relaxed_sys_u64(address: u64, value: u64) {
     );
 }
 
-/// `atom.acq_rel.sys.global.add.u32` (PTX ISA, "atom"); returns the value from before.
+/// `st.relaxed.sys.global.v2.u64` (PTX ISA, "st"): two writes, each whole, in no order.
 #[inline(always)]
-pub unsafe fn atomic_add_acq_rel_sys_u32(address: u64, value: u32) -> u32 {
+pub unsafe fn store_relaxed_sys_u64_pair(address: u64, [low, high]: [u64; 2]) {
+    asm!(
+        "st.relaxed.sys.global.v2.u64 [{}], {{{}, {}}};",
+        in(reg64) address, in(reg64) low, in(reg64) high, options(nostack, preserves_flags)
+    );
+}
+
+/// `atom.acq_rel.gpu.global.inc.u32` (PTX ISA, "atom"); returns the value from before. From `last` it goes back to 0.
+#[inline(always)]
+pub unsafe fn atomic_inc_acq_rel_gpu_u32(address: u64, last: u32) -> u32 {
     let before;
     asm!(
-        "atom.acq_rel.sys.global.add.u32 {}, [{}], {};",
-        out(reg32) before, in(reg64) address, in(reg32) value, options(nostack, preserves_flags)
+        "atom.acq_rel.gpu.global.inc.u32 {}, [{}], {};",
+        out(reg32) before, in(reg64) address, in(reg32) last, options(nostack, preserves_flags)
     );
     before
 }

@@ -6,9 +6,10 @@
 //! | [`block_idx_x`] | `mov.u32 %ctaid.x` |
 //! | [`block_dim_x`] | `mov.u32 %ntid.x` |
 //! | [`grid_dim_x`] | `mov.u32 %nctaid.x` |
-//! | [`sync_threads`] | `bar.sync 0` |
 //! | [`sync_threads_or`] | `bar.red.or.pred 0` |
-//! | [`decide_here`] | none |
+//! | [`leads_warp`] | `activemask.b32`, `mov.u32 %lanemask_lt` |
+//! | [`select`] | `selp.b64` |
+//! | [`decide_here`], [`compute_here`] | none |
 //!
 //! The compiler's own intrinsics, not `asm!`: inline assembly is not marked convergent, and a barrier that is
 //! duplicated into two branches deadlocks.
@@ -45,24 +46,25 @@ pub unsafe fn grid_dim_x() -> u32 {
     nvptx::_grid_dim_x() as u32
 }
 
-/// Waits for all threads of the block and orders their memory accesses before it with those behind it. `bar.sync 0`
-/// (PTX ISA, "Parallel Synchronization and Communication Instructions").
+/// Waits for all threads of the block, orders their memory accesses before it with those behind it, and tells every thread
+/// whether any of the block came with a true predicate. `bar.red.or.pred 0` (PTX ISA, "Parallel Synchronization and
+/// Communication Instructions").
 ///
 /// # Safety
 /// Every thread of the block must reach it, or none.
 #[inline(always)]
-pub unsafe fn sync_threads() {
-    nvptx::_syncthreads();
-}
-
-/// Waits like [`sync_threads`], and tells every thread whether any of the block came with a true predicate.
-/// `bar.red.or.pred 0` (PTX ISA, "Parallel Synchronization and Communication Instructions").
-///
-/// # Safety
-/// As for [`sync_threads`].
-#[inline(always)]
 pub unsafe fn sync_threads_or(predicate: bool) -> bool {
     barrier_red_or(0, predicate)
+}
+
+/// Whether the calling thread is the lowest of those of its warp that execute this with it: of any threads of a warp at least
+/// one is told so. `activemask.b32` (PTX ISA, "activemask") and `%lanemask_lt` ("Special Registers").
+#[inline(always)]
+pub unsafe fn leads_warp() -> bool {
+    let (active, lower): (u32, u32);
+    asm!("activemask.b32 {};", out(reg32) active, options(nostack, preserves_flags));
+    asm!("mov.u32 {}, %lanemask_lt;", out(reg32) lower, options(nostack, preserves_flags, nomem, pure));
+    active & lower == 0
 }
 
 /// The value, of which the compiler knows nothing at this place: what is decided by it is decided here. A decision that
@@ -72,4 +74,29 @@ pub fn decide_here(mut value: u32) -> u32 {
     // SAFETY: there is no instruction; the value stays as it is.
     unsafe { asm!("// {0}", inout(reg32) value, options(nostack, preserves_flags)) };
     value
+}
+
+/// The value, of which the compiler knows nothing at this place: what is computed from it is computed here. A sum of which
+/// one part is the same in every turn of a loop would else be taken before the loop and hold registers throughout.
+#[inline(always)]
+pub fn compute_here(mut value: u64) -> u64 {
+    // SAFETY: there is no instruction; the value stays as it is.
+    unsafe { asm!("// {0}", inout(reg64) value, options(nostack, preserves_flags)) };
+    value
+}
+
+/// One of two values, chosen here and without a jump: of a chain of choices the compiler would make a table of jumps.
+/// `selp.b64` (PTX ISA, "selp").
+#[inline(always)]
+pub fn select(condition: bool, yes: u64, no: u64) -> u64 {
+    let chosen;
+    // SAFETY: the instructions touch no memory; the predicate is their own.
+    unsafe {
+        asm!(
+            "{{ .reg .pred chosen; setp.ne.u32 chosen, {}, 0; selp.b64 {}, {}, {}, chosen; }}",
+            in(reg32) condition as u32, lateout(reg64) chosen, in(reg64) yes, in(reg64) no,
+            options(nostack, preserves_flags, nomem)
+        );
+    }
+    chosen
 }

@@ -18,14 +18,11 @@ use crate::{
 
 /// The kernel, over `W` ranks.
 ///
-/// The addresses of staging are read in every step rather than kept: on sm_70 there are no registers left for them, and
-/// after the first time they are in the cache.
-///
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
 pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
-    let call = Call::enter(params);
+    let call = Call::<W>::enter(params);
     let message = Message::new::<E>(params);
     let vectors = message.vectors();
     let slice = geometry::slice_vectors(vectors as u64, W as u32) as u32;
@@ -53,29 +50,30 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         }
     }
 
-    if !call.meet(0, peer) {
+    if !call.meet(peer) {
         return;
     }
 
     for offset in Share::of_thread(slice) {
         let index = first + offset;
         if index < vectors {
-            let inputs = call.staging_of_all::<W>().map(|half| load_vector(vector_address(half, index)));
+            let inputs = call.load_all(0, index);
             let reduced = round::<E, R>(combine::<E, R, W>(inputs), params.scale);
-            store_vector(vector_address(call.own_staging() + results, offset), reduced);
+            // The second region begins behind the vectors of the first.
+            store_vector(call.own_vector(vectors + offset), reduced);
         }
     }
 
-    if !call.meet(1, peer) {
+    // Descriptors are compared behind it: all ranks meet here, so each finds out by itself, and none late.
+    if !call.hand_over(peer, true) {
         return;
     }
 
+    let glance = call.glance(peer);
     // A rank's own slice is gathered like the others', from its own memory.
     for offset in Share::of_thread(slice) {
         if message.is_whole(last::<W>(slice, offset)) {
-            let results = call.staging_of_all::<W>().map(|half| half + results);
-            let parts = results.map(|slice| load_vector(vector_address(slice, offset)));
-            message.store_each(offset, slice, parts);
+            message.store_each(offset, slice, call.load_all(results, offset));
         } else {
             let mut index = offset;
             let mut position = 0;
@@ -87,7 +85,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
             }
         }
     }
-    call.leave();
+    call.compare(peer, glance);
 }
 
 /// The index of the vector at `offset` of the last slice.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod abort;
+mod late;
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
@@ -21,14 +22,15 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::{HostPage, IN_PLACE};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    Algorithm, DType, ErrorRecord, LaneContext, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, VECTOR_BYTES,
-    geometry, pad,
+    Algorithm, DType, ErrorRecord, LaneParams, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, VECTOR_BYTES,
+    counters, geometry, pad,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use crate::{inputs, reference};
-pub use abort::Abort;
+use crate::{inputs, params, reference};
+pub use abort::{Abort, Teller};
+pub use late::Late;
 
 /// Lanes of the communicator: one is played, and the other hears of its failures.
 const LANES: u32 = 2;
@@ -64,6 +66,8 @@ pub struct Scenario {
     pub calls: Vec<Call>,
     /// Who is told to give up, if anyone is.
     pub abort: Option<Abort>,
+    /// Who begins a call late, if anyone does.
+    pub late: Option<Late>,
 }
 
 /// One all-reduce.
@@ -191,12 +195,15 @@ impl Kernels {
             }
             _ => (0..ranks).collect(),
         };
-        let abort = (draw.below(3) == 0).then(|| Abort::draw(&mut draw, ranks));
+        let abort = (draw.below(2) == 0).then(|| Abort::draw(&mut draw, ranks));
         // What a failed call leaves in a buffer is not known, so no call may go on from there.
         let in_place = draw.below(2) == 0 && abort.is_none();
         let most = if ranks > 4 { 3 } else { 4 };
-        let calls = (0..2 + draw.below(most))
-            .map(|_| {
+        let mut calls: Vec<Call> = Vec::new();
+        for _ in 0..2 + draw.below(most) {
+            // The same once more: its signals differ from the last ones in nothing but the epoch.
+            let again = calls.last().copied().filter(|_| draw.below(3) == 0);
+            calls.push(again.unwrap_or_else(|| {
                 let threads = draw.of(&[8, 8, 16, 32]);
                 let blocks = draw.of(&[1, 1, 2, 3]);
                 let per_vector = VECTOR_BYTES / dtype.size();
@@ -208,10 +215,11 @@ impl Kernels {
                 };
                 let offset = if draw.below(4) == 0 { 1 + draw.below(per_vector - 1) } else { 0 };
                 Call { count, offset, blocks, threads, in_place }
-            })
-            .collect();
+            }));
+        }
         let (first_call, lane) = (draw.below(3) as u64, draw.below(LANES as usize) as u32);
-        Scenario { dtype, op, positions, relays, lane, first_call, calls, abort }
+        let late = (draw.below(4) == 0).then(|| Late::draw(&mut draw, ranks, calls.len()));
+        Scenario { dtype, op, positions, relays, lane, first_call, calls, abort, late }
     }
 
     /// Runs what `seed` stands for.
@@ -287,8 +295,11 @@ struct Rank {
     pad: u64,
     /// The pad of the other lane.
     other_pad: u64,
-    context: u64,
+    counters: u64,
+    /// The counters of the other lane.
+    other_counters: u64,
     host_page: u64,
+    params: LaneParams,
 }
 
 /// An output, and the bytes that it must have in the end.
@@ -313,21 +324,33 @@ impl<'a> Stage<'a> {
             devices.iter().map(|&device| session.allocate(device, layout.bytes())).collect();
         let mut ranks = Vec::new();
         for (rank, &device) in devices.iter().enumerate() {
-            let context = session.allocate(device, size_of::<LaneContext>() as u64);
+            let all_counters = session.allocate(device, u64::from(LANES) * counters::BYTES);
             let host_page = session.allocate_host(size_of::<HostPage>() as u64);
-            let pad = segments[rank] + layout.pad(lane);
-            let other_pad = segments[rank] + layout.pad((lane + 1) % LANES);
-            name(&mut session, rank, pad, segments[rank] + layout.staging(lane), layout.half_bytes());
+            let (pad, counters) = (segments[rank] + layout.pad(lane), all_counters + offset_of_lane(lane));
+            let other = (lane + 1) % LANES;
+            let (other_pad, other_counters) =
+                (segments[rank] + layout.pad(other), all_counters + offset_of_lane(other));
+            name(
+                &mut session,
+                rank,
+                (pad, counters),
+                segments[rank] + layout.staging(lane),
+                layout.half_bytes(),
+            );
             session.label(other_pad + pad::ABORT, 4, &format!("rank {rank}'s abort word of the other lane"));
-            session.label(context, size_of::<LaneContext>() as u64, &format!("rank {rank}'s context"));
+            session.label(
+                other_counters + counters::ABORT,
+                4,
+                &format!("rank {rank}'s own abort word of the other lane"),
+            );
             session.label(host_page, size_of::<HostPage>() as u64, &format!("rank {rank}'s host page"));
             let first = scenario.first_call;
-            session.write(pad, &first.to_le_bytes().repeat(pad::SIGNAL_BYTES as usize / 8));
-            session.write(pad + pad::CALL_NUMBER, &first.to_le_bytes());
-            ranks.push(Rank { device, pad, other_pad, context, host_page });
-        }
-        for (number, rank) in ranks.iter().enumerate() {
-            context(&mut session, kernels, scenario, layout, &segments, rank, number);
+            let signals = pad::signal_word(first, 0).to_le_bytes().repeat(pad::SIGNAL_BYTES as usize / 8);
+            session.write(pad, &signals);
+            session.write(counters + counters::BARRIER_CALLS, &first.to_le_bytes());
+            session.write(counters + counters::PACKET_CALLS, &first.to_le_bytes());
+            let params = lane_params(kernels, scenario, layout, &segments, rank, (counters, host_page));
+            ranks.push(Rank { device, pad, other_pad, counters, other_counters, host_page, params });
         }
         Self { session, kernels, scenario, kernel, ranks }
     }
@@ -370,6 +393,10 @@ impl<'a> Stage<'a> {
                     expected.push(Expected { rank, call: number, address: output, bytes: result.clone() });
                     (input, output)
                 };
+                if let Some(late) = self.scenario.late.filter(|late| (late.rank, late.call) == (rank, number))
+                {
+                    late.launch(&mut self.session, self.ranks[rank].device);
+                }
                 if !(uneven && rank == 0 && number + 1 == calls.len()) {
                     self.enqueue(rank, call, input, output);
                 }
@@ -394,24 +421,24 @@ impl<'a> Stage<'a> {
         let Scenario { dtype, op, .. } = *self.scenario;
         let algorithm = self.kernels.algorithm;
         let count = call.count as u64;
-        let descriptor = LaunchDescriptor { algorithm, dtype, op, count }.encode();
-        let scale: f32 = if op == Op::Avg { 1.0 / self.ranks.len() as f32 } else { 1.0 };
-        let flags = if input == output { IN_PLACE } else { 0 };
-        let mut params = vec![0; size_of::<LaunchParams>()];
-        let mut set = |at: usize, value: &[u8]| params[at..at + value.len()].copy_from_slice(value);
-        set(offset_of!(LaunchParams, context), &self.ranks[rank].context.to_le_bytes());
-        set(offset_of!(LaunchParams, input), &input.to_le_bytes());
-        set(offset_of!(LaunchParams, output), &output.to_le_bytes());
-        set(offset_of!(LaunchParams, count), &count.to_le_bytes());
-        set(offset_of!(LaunchParams, descriptor), &descriptor.to_le_bytes());
-        set(offset_of!(LaunchParams, deadline_ns), &DEADLINE_NS.to_le_bytes());
-        set(offset_of!(LaunchParams, scale), &scale.to_le_bytes());
-        set(offset_of!(LaunchParams, flags), &flags.to_le_bytes());
+        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+        let params = LaunchParams {
+            lane: self.ranks[rank].params,
+            input,
+            output,
+            count,
+            descriptor: descriptor.encode(),
+            deadline_ns: DEADLINE_NS,
+            tag: descriptor.tag(),
+            flags: if input == output { IN_PLACE } else { 0 },
+            scale: if op == Op::Avg { 1.0 / self.ranks.len() as f32 } else { 1.0 },
+            reserved: 0,
+        };
         let launch = Launch {
             kernel: self.kernel.clone(),
             grid: [call.blocks, 1, 1],
             block: [call.threads, 1, 1],
-            params: params.into(),
+            params: params::bytes(&params),
             dynamic_shared: 0,
         };
         self.session.launch(self.ranks[rank].device, launch);
@@ -439,16 +466,34 @@ impl<'a> Stage<'a> {
                 let text = format!("rank {number}: {record:?}");
                 return Err(Failure::GaveUp { text, interleaving: last() });
             }
+            let own = word(rank.counters + counters::ABORT) as u32;
+            let told_by_lane =
+                self.scenario.abort.is_some_and(|abort| (abort.rank, abort.by) == (number, Teller::Lane));
+            // If another lane raised it behind the last call, nobody has seen it.
+            if own == 0 && (valid != 0 || told_by_lane) || own != 0 && valid == 0 && !told_by_lane {
+                return wrong(format!(
+                    "rank {number}'s own abort word is {own:#x}, its record's valid {valid}"
+                ));
+            }
             let told = word(rank.other_pad + pad::ABORT) as u32;
+            let own = word(rank.other_counters + counters::ABORT) as u32;
+            if (valid != 0) != (own != 0) {
+                return wrong(format!("rank {number}'s own abort word of the other lane is {own:#x}"));
+            }
             if valid != 0 && told == 0 || self.scenario.abort.is_none() && told != 0 {
                 return wrong(format!("rank {number}'s other lane has the abort word {told:#x}"));
             }
-            let at = word(rank.pad + pad::CALL_NUMBER);
-            let gave_up = valid != 0 && abort != 0 && at < first + all;
+            // A call that fails behind its first barrier is counted all the same: what the record says was the last one.
+            let at = word(rank.counters + counters::BARRIER_CALLS);
+            let ended_well = match valid {
+                0 => at,
+                _ => word(record + offset_of!(ErrorRecord, epoch_wanted) as u64) - 1,
+            };
+            let gave_up = valid != 0 && abort != 0 && [ended_well, ended_well + 1].contains(&at);
             if at != first + all && !gave_up {
-                return wrong(format!("rank {number}'s call number is {at}, must be {}", first + all));
+                return wrong(format!("rank {number} counts {at} calls, must be {}", first + all));
             }
-            ended.push(at - first);
+            ended.push(ended_well - first);
         }
         let (least, most) = (ended.iter().min().copied(), ended.iter().max().copied());
         if most > least.map(|least| least + 1) {
@@ -475,47 +520,50 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Writes a rank's context.
-fn context(
-    session: &mut Session,
+/// Bytes from the counters of lane 0 to those of another.
+fn offset_of_lane(lane: u32) -> u64 {
+    u64::from(lane) * counters::BYTES
+}
+
+/// What a rank's kernels are given of the lane.
+fn lane_params(
     kernels: &Kernels,
     scenario: &Scenario,
     layout: SegmentLayout,
     segments: &[u64],
-    own: &Rank,
     rank: usize,
-) {
-    let mut bytes = vec![0; size_of::<LaneContext>()];
-    let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    (counters, host_page): (u64, u64),
+) -> LaneParams {
     let lane = scenario.lane;
     let own_position = scenario.positions.iter().position(|&at| at == rank).unwrap_or(0);
+    let mut params = LaneParams {
+        pads: [0; MAX_RANKS],
+        own_pad: segments[rank] + layout.pad(lane),
+        staging: layout.staging(lane) - layout.pad(lane),
+        half_bytes: layout.half_bytes(),
+        counters,
+        host_page,
+        ranks: 0,
+        rank: rank as u32,
+        position: own_position as u32,
+        relay: scenario.relays[own_position] as u32,
+        lane,
+        lanes: LANES,
+    };
     for (position, &peer) in scenario.positions.iter().enumerate() {
+        params.ranks |= LaneParams::rank_at(position as u32, peer as u32);
         let mapped = kernels.algorithm != Algorithm::HybridCubeMesh
             || position / 4 == own_position / 4
             || position == scenario.relays[own_position];
-        let (pad, staging) = match mapped {
-            true => (segments[peer] + layout.pad(lane), segments[peer] + layout.staging(lane)),
-            false => (0, 0),
-        };
-        set(offset_of!(LaneContext, pads) + 8 * peer, &pad.to_le_bytes());
-        set(offset_of!(LaneContext, staging) + 8 * position, &staging.to_le_bytes());
-        set(offset_of!(LaneContext, ranks) + 4 * position, &(peer as u32).to_le_bytes());
+        if mapped {
+            params.pads[position] = segments[peer] + layout.pad(lane);
+        }
     }
-    set(offset_of!(LaneContext, own_pad), &own.pad.to_le_bytes());
-    set(offset_of!(LaneContext, own_staging), &(segments[rank] + layout.staging(lane)).to_le_bytes());
-    set(offset_of!(LaneContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
-    set(offset_of!(LaneContext, host_page), &own.host_page.to_le_bytes());
-    set(offset_of!(LaneContext, rank), &(rank as u32).to_le_bytes());
-    set(offset_of!(LaneContext, world_size), &(kernels.world_size as u32).to_le_bytes());
-    set(offset_of!(LaneContext, position), &(own_position as u32).to_le_bytes());
-    set(offset_of!(LaneContext, relay), &(scenario.relays[own_position] as u32).to_le_bytes());
-    set(offset_of!(LaneContext, lane), &lane.to_le_bytes());
-    set(offset_of!(LaneContext, lanes), &LANES.to_le_bytes());
-    session.write(own.context, &bytes);
+    params
 }
 
-/// Names the parts of a rank's segment.
-fn name(session: &mut Session, rank: usize, pad: u64, staging: u64, half_bytes: u64) {
+/// Names the parts of a rank's segment and counters.
+fn name(session: &mut Session, rank: usize, (pad, counters): (u64, u64), staging: u64, half_bytes: u64) {
     for half in 0..2 {
         let text = format!("rank {rank}'s staging half {half}");
         session.label(staging + half * half_bytes, half_bytes, &text);
@@ -523,23 +571,28 @@ fn name(session: &mut Session, rank: usize, pad: u64, staging: u64, half_bytes: 
     for block in 0..3 {
         for source in 0..MAX_RANKS as u32 {
             for phase in 0..pad::PHASES {
-                let text = format!("rank {rank}'s signal (phase {phase}, block {block}, from rank {source})");
-                session.label(pad + pad::signal(phase, block, source), 8, &text);
-            }
-            for parity in 0..2 {
                 let text =
-                    format!("rank {rank}'s descriptor (parity {parity}, block {block}, from rank {source})");
-                session.label(pad + pad::descriptor(parity, block, source), 8, &text);
+                    format!("rank {rank}'s signal (phase {phase}, block {block}, from position {source})");
+                session.label(pad + pad::signal(phase, block, source), 8, &text);
             }
         }
     }
+    for parity in 0..2 {
+        session.label(
+            pad + pad::descriptor(parity),
+            16,
+            &format!("rank {rank}'s descriptor (parity {parity})"),
+        );
+    }
+    session.label(pad + pad::ABORT, 4, &format!("rank {rank}'s abort word"));
     for (at, bytes, what) in [
-        (pad::ABORT, 4, "abort word"),
-        (pad::CALL_NUMBER, 8, "call number"),
-        (pad::EXITED, 4, "count of exits"),
-        (pad::RECORD_CLAIM, 4, "claim"),
+        (counters::BARRIER_CALLS, 8, "count of barrier calls"),
+        (counters::PACKET_CALLS, 8, "count of packet calls"),
+        (counters::ABORT, 4, "own abort word"),
+        (counters::EXITED, 4, "count of blocks"),
+        (counters::RECORD_CLAIM, 4, "claim"),
     ] {
-        session.label(pad + at, bytes, &format!("rank {rank}'s {what}"));
+        session.label(counters + at, bytes, &format!("rank {rank}'s {what}"));
     }
 }
 

@@ -27,6 +27,7 @@ pub mod launched;
 pub mod mutants;
 pub mod network;
 pub mod on_nccl;
+pub mod params;
 pub mod path;
 pub mod plan;
 pub mod probe;

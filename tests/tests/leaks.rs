@@ -54,9 +54,9 @@ fn holdings(store: &std::path::Path) -> Holdings {
     }
 }
 
-/// What a communicator with captured calls leaves on each device: the context of its lane, and a signal pad.
+/// What a communicator with captured calls leaves on each device: the counters of its lane.
 fn left_by_captures(communicators: usize) -> usize {
-    communicators * (256 + meshreduce_wire::pad::BYTES).next_multiple_of(GRANULARITY) as usize
+    communicators * meshreduce_wire::counters::BYTES.next_multiple_of(GRANULARITY) as usize
 }
 
 /// Device memory is given out in multiples of this.

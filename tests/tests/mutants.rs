@@ -86,13 +86,15 @@ fn the_text_without_a_change_is_right() {
 
 #[test]
 fn reading_one_peers_staging_twice_is_noticed() {
-    // Offset 80 of the context is the staging of position 2, 72 that of position 1.
-    assert_killed(|kernel| replace(kernel, "+80];", 1, |line| line.replace("+80];", "+72];")));
+    // Offset 16 of the parameters is the pad of position 2, before its staging; 8 that of position 1.
+    assert_killed(|kernel| replace(kernel, "_param_0+16];", 1, |line| line.replace("+16];", "+8];")));
 }
 
 #[test]
 fn reading_the_wrong_peers_staging_is_noticed() {
-    assert_killed(|kernel| replace(kernel, "+64];", 1, |line| line.replace("+64];", "+80];")));
+    assert_killed(|kernel| {
+        replace(kernel, "_param_0];", 1, |line| line.replace("_param_0];", "_param_0+16];"))
+    });
 }
 
 #[test]
@@ -114,16 +116,17 @@ fn a_signal_of_the_call_before_is_noticed() {
     assert_killed(|kernel| {
         replace(kernel, "st.release.sys.global.u64", 1, |line| {
             let value = line.rsplit(", ").next().expect("an operand").trim_end_matches(';');
-            format!("\tsub.s64 {value}, {value}, 1;\n{line}\n\tadd.s64 {value}, {value}, 1;")
+            let step = 1 << 20; // below is the tag
+            format!("\tsub.s64 {value}, {value}, {step};\n{line}\n\tadd.s64 {value}, {value}, {step};")
         })
     });
 }
 
 #[test]
 fn a_call_number_that_stands_still_is_noticed() {
-    // The last 64-bit weak store of the kernel advances the call number.
+    // The first 64-bit weak store of the kernel counts the call.
     assert_killed(|kernel| {
-        let last = kernel.rfind("\tst.global.u64").expect("the store of the call number");
+        let last = kernel.find("\tst.global.u64").expect("the store of the number of calls");
         let end = last + kernel[last..].find('\n').expect("the line's end");
         format!("{}{}", &kernel[..last], &kernel[end..])
     });

@@ -101,7 +101,8 @@ fn without_a_deadline_a_dead_peer_is_waited_for_for_ever() {
 
 #[test]
 fn a_deadline_twice_as_long_is_noticed_in_either_phase() {
-    assert_killed("deadline-doubled", 30, &["wrong result"]);
+    // Or the session has lost patience by then.
+    assert_killed("deadline-doubled", 30, &["wrong result", "different barrier counts", "starvation"]);
     assert_killed("deadline-of-phase-0", 30, &["wrong result"]);
 }
 
@@ -114,12 +115,13 @@ fn a_lane_that_is_not_told_of_another_lanes_failure_is_noticed() {
 
 #[test]
 fn relays_that_do_not_meet_in_the_first_phase_are_noticed() {
-    assert_killed("relay-not-met-in-phase-0", 30, &["wrong result", "data race"]);
+    let by = ["wrong result", "data race", "starvation", "different barrier counts"];
+    assert_killed("relay-not-met-in-phase-0", 30, &by);
 }
 
 #[test]
 fn an_equivalent_mutant_survives() {
-    for verdict in judge("exits-reset-weak", 20) {
+    for verdict in judge("claim-relaxed", 20) {
         assert!(verdict.equivalent && verdict.is_expected(), "{}: {}", verdict.name, verdict.story);
     }
 }

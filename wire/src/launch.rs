@@ -1,6 +1,9 @@
-//! What a kernel is given: one parameter struct per launch and one context per lane.
+//! What a kernel is given: one parameter struct per launch.
+//!
+//! Addresses come as parameters, which kernels read from constant memory, and not through a table in device memory, which
+//! would put one more dependent access on the way of the first signal.
 
-use crate::{Algorithm, DType, MAX_RANKS, Op};
+use crate::{Algorithm, DType, MAX_RANKS, Op, pad};
 
 /// The single parameter of every kernel entry, passed by value.
 ///
@@ -9,8 +12,8 @@ use crate::{Algorithm, DType, MAX_RANKS, Op};
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LaunchParams {
-    /// Device address of the lane's [`LaneContext`].
-    pub context: u64,
+    /// What does not change between the calls of a lane.
+    pub lane: LaneParams,
     /// Device address of the input, aligned to one element.
     pub input: u64,
     /// Device address of the output, aligned to one element. Equal to `input`, or not overlapping it.
@@ -19,48 +22,44 @@ pub struct LaunchParams {
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
-    /// Nanoseconds of waiting after which a peer is given up; 0: never. In phase 1 it is an eighth more: whoever waits
-    /// there waits for a peer that has begun the call, perhaps in vain for a third rank in phase 0, and gives it the time
-    /// to name that one first.
+    /// Nanoseconds of waiting after which block 0 gives up a peer in phase 0; 0: never. Before, it asks what the peer launches.
+    /// Other blocks, which do not ask, have a sixteenth and 25 us more, so that what block 0 finds is told first. In phase 1
+    /// all have twice that more: whoever waits there waits for a peer that has begun the call, perhaps in vain for a third
+    /// rank in phase 0, and gives it the time to name that one first.
     pub deadline_ns: u64,
-    /// What the sum is multiplied by before rounding: 1 for sum, RN(1/W) for avg. Unused by min and max.
-    pub scale: f32,
+    /// [`LaunchDescriptor::tag`] of this launch.
+    pub tag: u32,
     /// [`IN_PLACE`] or 0.
     pub flags: u32,
+    /// What the sum is multiplied by before rounding: 1 for sum, RN(1/W) for avg. Unused by min and max.
+    pub scale: f32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-/// Flag of [`LaunchParams::flags`]: input and output are the same memory, so the input is written by this launch.
-pub const IN_PLACE: u32 = 1;
-
-/// Most vectors of [`crate::VECTOR_BYTES`] (32 GiB) that a launch can have: kernels count them in 32 bits, with room for
-/// one step of the whole grid beyond the end.
-pub const MAX_VECTORS: u64 = 1 << 31;
-
-/// What does not change between the calls of a lane, in device memory that no kernel writes.
+/// What a kernel is given of its lane. All tables are by *position* in the reduction tree; positions are a permutation of the
+/// ranks, equal on all of them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct LaneContext {
-    /// By *rank*: address of that rank's signal pad of this lane, as mapped on this device. 0 where it is not mapped.
-    /// Those of the rank's other lanes lie before and behind it, [`crate::pad::BYTES`] apart.
+pub struct LaneParams {
+    /// By position: address of that rank's signal pad of this lane, as mapped on this device. 0 where it is not mapped.
+    /// Those of the rank's other lanes lie before and behind it, [`pad::BYTES`] apart.
     pub pads: [u64; MAX_RANKS],
-    /// By *position* in the reduction tree: address of the first staging half of the rank there. 0 where not mapped.
-    pub staging: [u64; MAX_RANKS],
-    /// This rank's own entry of `pads`, once more: every call begins with it, and a look-up by `rank` would put one
-    /// more memory access on the way of the first signal.
+    /// This rank's own entry of `pads`, once more.
     pub own_pad: u64,
-    /// This rank's own entry of `staging`, once more, likewise.
-    pub own_staging: u64,
+    /// Bytes from a rank's pad to its first staging half of this lane, the same for all ranks.
+    pub staging: u64,
     /// Bytes from one staging half to the other.
-    pub staging_half_bytes: u64,
+    pub half_bytes: u64,
+    /// Address of the lane's counters ([`crate::counters`]); those of this rank's other lanes lie beside them.
+    pub counters: u64,
     /// Address of the lane's [`HostPage`], as mapped on this device.
     pub host_page: u64,
-    /// By *position*: the rank there. Positions are a permutation of the ranks, equal on all of them.
-    pub ranks: [u32; MAX_RANKS],
+    /// The rank at each position, four bits each, that at position 0 lowest.
+    pub ranks: u32,
     /// This rank.
     pub rank: u32,
-    /// Ranks of the communicator.
-    pub world_size: u32,
-    /// This rank's position: `ranks[position] == rank`.
+    /// This rank's position.
     pub position: u32,
     /// The position of the relay neighbour in a hybrid cube mesh, where positions 0 to 3 are one quad and 4 to 7 the
     /// other; elsewhere this rank's own position.
@@ -70,6 +69,20 @@ pub struct LaneContext {
     /// Lanes of the communicator.
     pub lanes: u32,
 }
+
+impl LaneParams {
+    /// The entry of [`Self::ranks`] for `rank` at `position`.
+    pub const fn rank_at(position: u32, rank: u32) -> u32 {
+        rank << (4 * position)
+    }
+}
+
+/// Flag of [`LaunchParams::flags`]: input and output are the same memory, so the input is written by this launch.
+pub const IN_PLACE: u32 = 1;
+
+/// Most vectors of [`crate::VECTOR_BYTES`] (32 GiB) that a launch can have: kernels count them in 32 bits, with room for
+/// one step of the whole grid beyond the end.
+pub const MAX_VECTORS: u64 = 1 << 31;
 
 /// Page-locked host memory, mapped on the device: the way between a running kernel and the host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -108,6 +121,13 @@ impl LaunchDescriptor {
         self.count | (self.algorithm as u64) << 40 | (self.dtype as u64) << 48 | (self.op as u64) << 56
     }
 
+    /// What travels with every signal, [`pad::TAG_BITS`] bits: algorithm, dtype and op exactly (7 bits), and 13 bits of a
+    /// checksum of the count. Where two counts have the same one, the comparison of descriptors tells them apart.
+    pub const fn tag(self) -> u32 {
+        let kind = (self.algorithm as u32) << 4 | (self.dtype as u32) << 2 | (self.op as u32 - 1);
+        kind << CHECK_BITS | checksum(self.count)
+    }
+
     /// Reads a word back; `None` if no launch encodes to it.
     pub const fn decode(word: u64) -> Option<Self> {
         let algorithm = Algorithm::from_repr((word >> 40) as u8);
@@ -121,6 +141,46 @@ impl LaunchDescriptor {
         }
     }
 }
+
+/// Bits of [`checksum`].
+const CHECK_BITS: u32 = 13;
+
+const _: () = assert!(CHECK_BITS + 7 == pad::TAG_BITS);
+
+/// The CRC-13 (x^13 + x^12 + x^11 + x^10 + x^7 + x^6 + x^5 + x^4 + x^2 + 1) of a count's 40 bits: two counts that differ
+/// in up to 13 neighbouring bits never have the same.
+const fn checksum(count: u64) -> u32 {
+    let mut check = 0;
+    let mut shift = 40;
+    while shift > 0 {
+        shift -= 8;
+        let byte = (count >> shift) as u32 & 0xff;
+        check = (check << 8 ^ CHECKSUMS[((check >> (CHECK_BITS - 8)) ^ byte) as usize & 0xff] as u32)
+            & ((1 << CHECK_BITS) - 1);
+    }
+    check
+}
+
+/// The CRC of every byte.
+static CHECKSUMS: [u16; 256] = {
+    const POLYNOMIAL: u32 = 0x1cf5;
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut check = (byte as u32) << (CHECK_BITS - 8);
+        let mut bit = 0;
+        while bit < 8 {
+            check <<= 1;
+            if check >> CHECK_BITS != 0 {
+                check ^= 1 << CHECK_BITS | POLYNOMIAL;
+            }
+            bit += 1;
+        }
+        table[byte] = check as u16;
+        byte += 1;
+    }
+    table
+};
 
 impl core::fmt::Display for LaunchDescriptor {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -152,9 +212,45 @@ mod tests {
     }
 
     #[test]
+    fn tags_tell_kinds_apart_and_counts_that_are_near() {
+        let mut kinds = std::collections::BTreeSet::new();
+        for algorithm in Algorithm::ALL {
+            for dtype in DType::ALL {
+                for op in Op::ALL {
+                    let tag = LaunchDescriptor { algorithm, dtype, op, count: 4096 }.tag();
+                    assert!(tag < 1 << pad::TAG_BITS);
+                    assert!(kinds.insert(tag >> CHECK_BITS), "a kind of its own");
+                }
+            }
+        }
+        for count in [1, 4096, 12_345_678, LaunchDescriptor::MAX_COUNT] {
+            for change in 1..8192u64 {
+                for shift in [0, 5, 13, 27] {
+                    assert_ne!(
+                        checksum(count),
+                        checksum(count ^ change << shift),
+                        "{count} {change} {shift}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn counts_with_one_tag_have_descriptors_of_their_own() {
+        let launch =
+            |count| LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::F16, op: Op::Sum, count };
+        // The checksum's polynomial apart, 14 bits wide: as near as two such counts can be.
+        for (one, other) in [(4096, 4096 ^ 0x3cf5), (1 << 20, 1 << 20 ^ 0x3cf5 << 7)] {
+            assert_eq!(launch(one).tag(), launch(other).tag(), "{one} {other}");
+            assert_ne!(launch(one).encode(), launch(other).encode());
+        }
+    }
+
+    #[test]
     fn layouts_have_no_hidden_padding() {
-        assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (56, 8));
-        assert_eq!((size_of::<LaneContext>(), align_of::<LaneContext>()), (216, 8));
+        assert_eq!((size_of::<LaneParams>(), align_of::<LaneParams>()), (128, 8));
+        assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (184, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

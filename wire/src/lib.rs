@@ -1,7 +1,7 @@
 //! What the host library and the device kernels must agree on.
 //!
 //! Both sides compile this crate, so nothing in it is written twice: the layout of the memory that ranks share
-//! ([`pad`], [`segment`]), what a kernel is given ([`launch`]) and leaves behind on failure ([`record`]), how a
+//! ([`pad`], [`segment`]) and what a rank keeps to itself ([`counters`]), what a kernel is given ([`launch`]) and leaves behind on failure ([`record`]), how a
 //! message is cut into blocks and threads ([`geometry`]), and the arithmetic that makes every algorithm give the
 //! same bits ([`tree`], [`convert`], [`pack`]).
 //!
@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod convert;
+pub mod counters;
 pub mod geometry;
 pub mod launch;
 pub mod pack;
@@ -20,7 +21,7 @@ pub mod tree;
 pub mod types;
 
 pub use geometry::Geometry;
-pub use launch::{LaneContext, LaunchDescriptor, LaunchParams};
+pub use launch::{LaneParams, LaunchDescriptor, LaunchParams};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
 pub use types::{Algorithm, DType, Op};
 

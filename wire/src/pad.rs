@@ -1,18 +1,20 @@
 //! The signal pad: the part of a lane's memory through which ranks signal one another.
 //!
-//! Every rank owns one pad per lane; its peers write into it, it reads. All offsets are in bytes from the start
-//! of the pad.
+//! Every rank owns one pad per lane; its peers write into it and read its descriptors. All offsets are in bytes from the
+//! start of the pad. Sources are told by *position* in the reduction tree, as in all that a kernel is given.
 //!
 //! | part | slots | written by | read by |
 //! |---|---|---|---|
-//! | signals | phase x block x source rank, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
-//! | descriptors | call parity x block x source rank, u64 | the source, before its first signal of the call | the owner, after it |
-//! | abort | one u32 ([`crate::AbortWord`]) | any lane of any rank | the owner, in every spin |
-//! | call number, exit count, claim | | the owner's kernels | the owner's kernels |
+//! | signals | phase x block x source, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
+//! | descriptors | parity of n x 2, u64 | block 0 of the owner, in every call, relaxed | its peers, relaxed |
+//! | abort | one u32 ([`crate::AbortWord`]) | any lane of any rank | the owner, while it waits |
 //!
-//! A signal's value is the call's *epoch*: its number in the lane plus one. Epochs are 64 bits wide and never
-//! reset. (With 32 bits, the slot of a block that sat out 2^31 calls, three hours of small messages, would compare
-//! as already signalled.)
+//! A signal is a word of the call's *epoch* (upper 44 bits) and its *tag* (lower 20,
+//! [`crate::LaunchDescriptor::tag`]). The epoch is one more than the lane's number b of barrier calls before and never
+//! reset: at 5 us a call it lasts 2.8 years.
+//!
+//! A rank says what it launches as its lane's call n in two words, each with half of the descriptor above and
+//! [`call_mark`] below. Both carry the call, so they need no order: a reader believes them when both say n.
 //!
 //! The eight slots of a phase and block lie side by side, 64 bytes, so that the threads that wait read two sectors.
 
@@ -21,39 +23,61 @@ use crate::{MAX_BLOCKS, MAX_RANKS};
 /// Phases of the longest algorithm. Phase 0 opens every call; phase 1 is two-shot's gather and the relay's exchange.
 pub const PHASES: u32 = 2;
 
+/// Bits of a signal that are the tag; the epoch is above.
+pub const TAG_BITS: u32 = 20;
+
+/// Bits of a signal that are the epoch.
+pub const EPOCH_BITS: u32 = u64::BITS - TAG_BITS;
+
 /// Offset of the abort word, u32.
-pub const ABORT: u64 = DESCRIPTORS + 2 * PHASE_BYTES;
-/// Offset of the lane's call number, u64; owner only.
-pub const CALL_NUMBER: u64 = ABORT + 128;
-/// Offset of the count of blocks that have left the running call, u32; owner only.
-pub const EXITED: u64 = CALL_NUMBER + 8;
-/// Offset of the claim on the error record, u32, 0 until claimed; owner only.
-pub const RECORD_CLAIM: u64 = CALL_NUMBER + 16;
+pub const ABORT: u64 = DESCRIPTORS + 128;
 /// Bytes of one pad.
-pub const BYTES: u64 = CALL_NUMBER + 128;
+pub const BYTES: u64 = ABORT + 128;
 
 const PHASE_BYTES: u64 = MAX_BLOCKS as u64 * MAX_RANKS as u64 * 8;
 const SIGNALS: u64 = 0;
 const DESCRIPTORS: u64 = SIGNALS + PHASES as u64 * PHASE_BYTES;
 
-/// Bytes from the start of the pad that hold signals: all of them start at the lane's first call number.
+/// Bytes from the start of the pad that hold signals: all of them start at the lane's first epoch.
 pub const SIGNAL_BYTES: u64 = DESCRIPTORS;
 
-/// Offset of the signal slot of `block` in `phase` that rank `source` writes.
+/// Offset of the signal slot of `block` in `phase` that the rank at position `source` writes.
 #[inline(always)]
 pub const fn signal(phase: u32, block: u32, source: u32) -> u64 {
-    SIGNALS + phase as u64 * PHASE_BYTES + slot(block, source)
+    SIGNALS + phase as u64 * PHASE_BYTES + (block as u64 * MAX_RANKS as u64 + source as u64) * 8
 }
 
-/// Offset of the launch-descriptor slot of `block`, for calls whose number has `parity`, that rank `source` writes.
+/// The signal of a call with this epoch and tag.
 #[inline(always)]
-pub const fn descriptor(parity: u32, block: u32, source: u32) -> u64 {
-    DESCRIPTORS + parity as u64 * PHASE_BYTES + slot(block, source)
+pub const fn signal_word(epoch: u64, tag: u32) -> u64 {
+    debug_assert!(epoch >> EPOCH_BITS == 0 && tag >> TAG_BITS == 0);
+    epoch << TAG_BITS | tag as u64
 }
 
+/// Offset of the two words, 16 bytes, that say what the owner launches as its lane's call `n`.
 #[inline(always)]
-const fn slot(block: u32, source: u32) -> u64 {
-    (block as u64 * MAX_RANKS as u64 + source as u64) * 8
+pub const fn descriptor(n: u64) -> u64 {
+    DESCRIPTORS + (n & 1) * 16
+}
+
+/// The lower half of both descriptor words of call `n`: never 0, and within a parity as good as n's lower 32 bits.
+#[inline(always)]
+pub const fn call_mark(n: u64) -> u32 {
+    n as u32 | 1
+}
+
+/// The two words that say that `descriptor` is launched as call `n`.
+#[inline(always)]
+pub const fn descriptor_words(descriptor: u64, n: u64) -> [u64; 2] {
+    let mark = call_mark(n) as u64;
+    [descriptor << 32 | mark, descriptor & !0xffff_ffff | mark]
+}
+
+/// What [`descriptor_words`] were made of, if both are of call `n`.
+#[inline(always)]
+pub const fn descriptor_of([low, high]: [u64; 2], n: u64) -> Option<u64> {
+    let mark = call_mark(n);
+    if low as u32 == mark && high as u32 == mark { Some(high & !0xffff_ffff | low >> 32) } else { None }
 }
 
 #[cfg(test)]
@@ -73,15 +97,33 @@ mod tests {
         for block in 0..MAX_BLOCKS {
             for source in 0..MAX_RANKS as u32 {
                 (0..PHASES).for_each(|phase| add(signal(phase, block, source)));
-                (0..2).for_each(|parity| add(descriptor(parity, block, source)));
             }
         }
-        [ABORT, CALL_NUMBER, EXITED, RECORD_CLAIM].into_iter().for_each(add);
+        for parity in 0..2 {
+            assert_eq!(descriptor(parity) % 16, 0, "both words in one access");
+            add(descriptor(parity));
+            add(descriptor(parity) + 8);
+        }
+        add(ABORT);
         assert_eq!(BYTES % 128, 0);
     }
 
     #[test]
     fn signals_come_first_and_fill_their_part() {
         assert_eq!(signal(PHASES - 1, MAX_BLOCKS - 1, MAX_RANKS as u32 - 1) + 8, SIGNAL_BYTES);
+    }
+
+    #[test]
+    fn descriptor_words_are_believed_for_their_call_alone() {
+        for descriptor in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            for n in [0, 1, 2, 7, 1 << 32, u64::MAX - 1] {
+                let words = descriptor_words(descriptor, n);
+                assert_eq!(descriptor_of(words, n), Some(descriptor));
+                assert_eq!(descriptor_of(words, n.wrapping_add(2)), None);
+                let torn = [words[0], descriptor_words(descriptor, n.wrapping_sub(2))[1]];
+                assert_eq!(descriptor_of(torn, n), None);
+            }
+        }
+        assert_eq!(descriptor_of([0, 0], 0), None, "nothing is there yet");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! `[pad of lane 0 .. pad of lane C-1][staging of lane 0: half 0, half 1] .. [staging of lane C-1]`
 //!
-//! A lane's staging has two halves. A call uses the half of its call number's parity, so that the opening barrier
-//! of the next call hands the half back before the call after next writes it.
+//! A lane's staging has two halves. A call by barriers uses the half of the parity of the number of such calls
+//! before it, so that the opening barrier of the next one hands the half back before the one after next writes it.
 
 use crate::{VECTOR_BYTES, pad};
 

@@ -3,9 +3,9 @@
 //! The rules keep a change of compiler or source from silently undoing what the memory model, exact arithmetic and
 //! launch bounds need. They look at one line at a time, except [`Rule::NonCoherent`], which follows addresses.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, mem::offset_of};
 
-use meshreduce_wire::LaunchParams;
+use meshreduce_wire::{LaneParams, LaunchParams};
 
 use crate::ptx_text::{EntryName, FLOOR, LAUNCH_BOUNDS};
 
@@ -22,11 +22,12 @@ pub(crate) enum Rule {
     Local,
     /// `.volatile` and `.mmio` accesses are relaxed and order nothing.
     Volatile,
-    /// Atomics and fences say their ordering and have system scope.
+    /// Atomics and fences say their ordering and have system scope; only the count of blocks, which no other device touches,
+    /// has gpu scope.
     Scope,
     /// Strong loads and stores have system scope (block scope in shared memory).
     StrongScope,
-    /// `ld.global.nc` only where the address comes from the launch's context or input.
+    /// `ld.global.nc` only where the address comes from the launch's input.
     NonCoherent,
     /// Additions and multiplications of floats are fp32, round to nearest even and keep subnormals.
     Rounding,
@@ -50,7 +51,7 @@ impl fmt::Display for Rule {
             Rule::Volatile => "volatile and mmio accesses order nothing",
             Rule::Scope => "an atomic or fence must state its ordering and `.sys`",
             Rule::StrongScope => "a strong access must have `.sys` (`.cta` in shared memory)",
-            Rule::NonCoherent => "ld.global.nc is for the launch's context and input alone",
+            Rule::NonCoherent => "ld.global.nc is for the launch's input alone",
             Rule::Rounding => "float arithmetic must be fp32 with `.rn` and without `.ftz`",
             Rule::Contraction => "no fused multiply-add",
             Rule::Barrier => "no block barrier but `bar.sync 0` and `bar.red.or.pred` of barrier 0",
@@ -119,6 +120,9 @@ struct Line<'a> {
     text: &'a str,
 }
 
+/// The count of blocks.
+const COUNT: &str = "atom.acq_rel.gpu.global.inc.u32";
+
 /// The rules that a line breaks whatever surrounds it.
 fn rules_of_line(line: &str) -> Vec<Rule> {
     let mut broken = Vec::new();
@@ -151,7 +155,7 @@ fn rules_of_line(line: &str) -> Vec<Rule> {
         }
         "atom" | "red" | "fence" => {
             let ordered = strong || has("acq_rel") || has("sc");
-            if !(ordered && has("sys")) {
+            if !(ordered && has("sys") || instruction == COUNT) {
                 broken.push(Rule::Scope);
             }
         }
@@ -183,9 +187,9 @@ fn is_block_barrier(line: &str) -> bool {
 /// Where a value comes from, as far as [`Rule::NonCoherent`] cares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Origin {
-    /// The launch's context or input pointer.
+    /// The launch's input pointer.
     readable: bool,
-    /// The output pointer, or something that was itself loaded from memory: perhaps a peer's address.
+    /// Another pointer among the parameters, or something that was itself loaded from memory.
     foreign: bool,
 }
 
@@ -261,12 +265,11 @@ impl<'a> Entry<'a> {
                 let Some((results, sources)) = split_results(instruction, &operands) else { continue };
                 let origin = match instruction.split('.').collect::<Vec<_>>().as_slice() {
                     ["ld", "param", ..] => match line.text.split_once(&param) {
-                        Some((_, rest)) if rest.starts_with(']') || rest.starts_with("+8]") => {
+                        Some((_, rest)) if rest.starts_with(&format!("+{INPUT}]")) => {
                             Origin { readable: true, foreign: false }
                         }
-                        Some((_, rest)) if rest.starts_with("+16]") => {
-                            Origin { readable: false, foreign: true }
-                        }
+                        // The lane's memory, ranks' memory, the output.
+                        Some((_, rest)) if is_foreign(rest) => Origin { readable: false, foreign: true },
                         _ => Origin::default(),
                     },
                     // A count or index that was loaded moves an address, but an address that was loaded is foreign.
@@ -295,6 +298,17 @@ impl<'a> Entry<'a> {
             }
         }
     }
+}
+
+/// Where the input pointer is in the parameters.
+const INPUT: usize = offset_of!(LaunchParams, input);
+
+/// Whether a parameter, given as what follows its name, is a pointer that is not the input's.
+fn is_foreign(rest: &str) -> bool {
+    let offset =
+        rest.strip_prefix('+').and_then(|rest| rest.split_once(']')?.0.parse::<usize>().ok()).unwrap_or(0);
+    let host_page = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, host_page);
+    offset <= host_page || offset == offset_of!(LaunchParams, output)
 }
 
 /// An instruction and the registers among its operands, in order.
@@ -330,7 +344,7 @@ mod tests {
     fn text_with(body: &str) -> String {
         format!(
             ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry one_shot_bf16_sum_w8(\n\
-             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[56]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
+             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[184]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
         )
     }
 
@@ -347,6 +361,7 @@ mod tests {
     fn a_clean_text_has_no_findings() {
         for line in [
             "\tatom.acq_rel.sys.global.add.u32 %r1, [%rd1], %r2;",
+            "\tatom.acq_rel.gpu.global.inc.u32 %r1, [%rd1], %r2;",
             "\tld.acquire.sys.global.u64 %rd1, [%rd2];",
             "\tst.release.sys.global.u32 [%rd2], %r1;",
             "\tst.relaxed.cta.shared.u32 [flags], %r1;",
@@ -443,7 +458,7 @@ mod tests {
         assert_eq!(rules(&text.replace("512", "1024")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace(".maxnreg 66\n", "")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace("_sum_", "_product_")), [(4, Rule::Entry)]);
-        assert_eq!(rules(&text.replace("[56]", "[64]")), [(4, Rule::Entry)]);
+        assert_eq!(rules(&text.replace("[184]", "[192]")), [(4, Rule::Entry)]);
         assert_eq!(rules(&text.replace("sm_70", "sm_90")), [(1, Rule::Target)]);
     }
 
@@ -451,17 +466,18 @@ mod tests {
     fn non_coherent_loads_of_what_was_loaded_or_is_written_are_found() {
         let rules =
             |body: &str| lint(&text_with(body)).into_iter().map(|f| (f.line, f.rule)).collect::<Vec<_>>();
-        let context = "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0];\n";
-        let clean = format!("{context}\tadd.s64 %rd2, %rd1, 64;\n\tld.global.nc.u64 %rd3, [%rd2];");
-        assert_eq!(rules(&clean), []);
-        let input = "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+8];\n\
+        let input = "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+128];\n\
                      \tmad.wide.u32 %rd2, %r1, 16, %rd1;\n\tld.global.nc.v4.u32 {%r2, %r3, %r4, %r5}, [%rd2];";
         assert_eq!(rules(input), []);
+        let loaded =
+            "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+128];\n\tld.global.nc.u64 %rd3, [%rd1];";
+        assert_eq!(rules(loaded), []);
         let peer = format!(
-            "{clean}\n\tadd.s64 %rd4, %rd3, %rd9;\n\tld.global.nc.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd4];"
+            "{loaded}\n\tadd.s64 %rd4, %rd3, %rd9;\n\tld.global.nc.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd4];"
         );
-        assert_eq!(rules(&peer), [(14, Rule::NonCoherent)]);
-        let output = clean.replace("_param_0]", "_param_0+16]");
-        assert_eq!(rules(&output), [(12, Rule::NonCoherent)]);
+        assert_eq!(rules(&peer), [(13, Rule::NonCoherent)]);
+        for other in ["_param_0]", "_param_0+56]", "_param_0+64]", "_param_0+88]", "_param_0+136]"] {
+            assert_eq!(rules(&input.replace("_param_0+128]", other)), [(12, Rule::NonCoherent)], "{other}");
+        }
     }
 }

@@ -219,17 +219,20 @@ impl Lane {
         let count = count as u64;
         let world_size = shared.world_size() as u32;
         let geometry = Geometry::new(algorithm, count, dtype, world_size, shared.block_cap);
+        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
         let params = LaunchParams {
-            context: state.address,
+            lane: state.params,
             input,
             output,
             count,
-            descriptor: LaunchDescriptor { algorithm, dtype, op, count }.encode(),
+            descriptor: descriptor.encode(),
             deadline_ns: shared
                 .deadline
                 .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
-            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            tag: descriptor.tag(),
             flags: if input == output { IN_PLACE } else { 0 },
+            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            reserved: 0,
         };
 
         let stream = order.stream;
@@ -255,8 +258,9 @@ impl Lane {
         let event = observed.then(|| state.event()).transpose().map_err(|error| self.refusal(error))?;
         context
             .on_stream(stream, || {
-                // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; its context
-                // lives as long as `shared`; both outlive `shared` if this is captured. The caller vouches for the
+                // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it
+                // leads to lives as long as `shared`, and the counters, without which nothing of it is touched, outlive it
+                // with the module if this is captured. The caller vouches for the
                 // pointers and the stream.
                 unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
             })

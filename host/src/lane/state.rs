@@ -7,6 +7,7 @@ use std::time::Duration;
 use meshreduce_device::{
     ContextState, DriverError, Event, LastCalls, MappedHost, Pool, PrimaryContext, RawStream,
 };
+use meshreduce_wire::LaneParams;
 use meshreduce_wire::launch::HostPage;
 
 use super::order::LastCall;
@@ -24,8 +25,8 @@ pub(crate) struct LaneState {
     pub(crate) index: u32,
     pub(crate) taken: AtomicBool,
     pages: Pages,
-    /// Device address of the lane's context.
-    pub(crate) address: u64,
+    /// What its kernels are given of it.
+    pub(crate) params: LaneParams,
     rank: usize,
     context: Arc<PrimaryContext>,
     /// Gone with the communicator.
@@ -43,8 +44,7 @@ impl LaneState {
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         index: u32,
-        address: u64,
-        rank: usize,
+        params: LaneParams,
         pages: &Pages,
         control: &Arc<Control>,
     ) -> Self {
@@ -52,8 +52,8 @@ impl LaneState {
             index,
             taken: AtomicBool::new(false),
             pages: Arc::clone(pages),
-            address,
-            rank,
+            rank: params.rank as usize,
+            params,
             context: Arc::clone(context),
             control: Arc::downgrade(control),
             events: Pool::default(),

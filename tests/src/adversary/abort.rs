@@ -7,19 +7,30 @@ use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::Session;
 use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
-use meshreduce_wire::{AbortWord, RecordKind, pad};
+use meshreduce_wire::{AbortWord, RecordKind, counters, pad};
 
-use super::{Draw, Rank, Scenario};
+use super::{Draw, LANES, Rank, Scenario};
 
 /// Who is told to give up, and when.
 #[derive(Clone, Copy, Debug)]
 pub struct Abort {
     /// The rank.
     pub rank: usize,
-    /// By an abort word in its pad, as from a peer; else by its host.
-    pub from_peer: bool,
+    /// By whom.
+    pub by: Teller,
     /// Turns of an idle loop before.
     pub turns: u32,
+}
+
+/// By whom a rank is told to give up, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Teller {
+    /// A peer, by the abort word in the rank's pad: whoever waits looks there.
+    Peer,
+    /// Its host, in the host page.
+    Host,
+    /// A kernel of another of its lanes, by the abort word beside its counters: whoever begins a call looks there.
+    Lane,
 }
 
 /// Stores a word after some turns of a loop.
@@ -46,22 +57,24 @@ $L_now:
 impl Abort {
     pub(super) fn draw(draw: &mut Draw, ranks: usize) -> Self {
         let rank = draw.below(ranks);
-        let from_peer = draw.below(4) != 0;
+        let by = draw.of(&[Teller::Peer, Teller::Peer, Teller::Lane, Teller::Host]);
         // Most of what goes wrong does so when a call begins, and calls are short beside the turns of hundreds of threads.
         let turns = draw.of(&[0, 1, 2, 4, 8, 16, 32, 64]) as u32;
-        Self { rank, from_peer, turns: turns + draw.below(8) as u32 }
+        Self { rank, by, turns: turns + draw.below(8) as u32 }
     }
 
     /// Launches the kernel that does it, on a device of its own.
     pub(super) fn launch(self, session: &mut Session, scenario: &Scenario, ranks: &[Rank]) {
         let Some(kernel) = KERNEL.clone() else { return };
-        let origin = ((self.rank + 1) % ranks.len()) as u32;
-        let (place, word) = if self.from_peer {
-            let lane = scenario.lane;
-            let word = AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin, lane }.encode();
-            (ranks[self.rank].pad + pad::ABORT, word)
-        } else {
-            (ranks[self.rank].host_page + offset_of!(HostPage, abort) as u64, 1)
+        let rank = &ranks[self.rank];
+        let word = |origin: usize, lane| {
+            let origin = origin as u32;
+            AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin, lane }.encode()
+        };
+        let (place, word) = match self.by {
+            Teller::Peer => (rank.pad + pad::ABORT, word((self.rank + 1) % ranks.len(), scenario.lane)),
+            Teller::Host => (rank.host_page + offset_of!(HostPage, abort) as u64, 1),
+            Teller::Lane => (rank.counters + counters::ABORT, word(self.rank, (scenario.lane + 1) % LANES)),
         };
         let params = [&place.to_le_bytes()[..], &word.to_le_bytes(), &self.turns.to_le_bytes()].concat();
         let launch = Launch { kernel, grid: [1; 3], block: [1; 3], params: params.into(), dynamic_shared: 0 };

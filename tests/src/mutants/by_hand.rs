@@ -1,7 +1,9 @@
 //! What was wrong in known kernels of this family, done to ours.
 
+use std::mem::offset_of;
+
 use anyhow::{Context, Result};
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams};
 
 use super::operators::Maker;
 use super::text::Edit;
@@ -67,7 +69,6 @@ impl Maker<'_> {
         let count = self.ranks;
         let loads: Vec<usize> = roles.staging_loads.iter().copied().take(count).collect();
         // On rank 0 the last of the positions comes first, and all others one later.
-        let rank = entry.operands(roles.rank)[0].to_owned();
         let words: Vec<Vec<String>> = loads
             .iter()
             .map(|&at| {
@@ -76,7 +77,7 @@ impl Maker<'_> {
             })
             .collect();
         let last = *loads.last().context("loads of staging")?;
-        let mut rotate = vec![format!("\tsetp.eq.u32 %mp0, {rank}, 0;")];
+        let mut rotate = vec![self.rank(), "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned()];
         for lane in 0..4 {
             let registers: Vec<&String> = words.iter().map(|words| &words[lane]).collect();
             rotate.push(format!("\tmov.b32 %mr0, {};", registers[count - 1]));
@@ -125,13 +126,20 @@ impl Maker<'_> {
             let slot = entry.operands(phase.looks[0])[1].to_owned();
             let cleared =
                 ["\tmov.b64 %md0, 0;".to_owned(), format!("\tst.relaxed.sys.global.u64 {slot}, %md0;")];
-            let waited = match phase.descriptor_read {
-                Some(read) => entry.before(read, "add.s64", 4)?,
-                None => entry.target(entry.next(phase.looks[0], "bra", 6)?)?,
-            };
+            // Behind the wait, in each of the two places where one ends well.
+            let waited = phase.looks.map(|look| -> Result<Edit> {
+                let seen = entry.operands(look)[0];
+                let word = entry.operands(phase.signal)[1];
+                let lines = [
+                    format!("\tsetp.eq.u64 %mp0, {seen}, {word};"),
+                    cleared[0].clone(),
+                    format!("\t@%mp0 {}", cleared[1].trim()),
+                ];
+                Ok(entry.followed(look, &lines))
+            });
             self.add(
                 format!("known-5-{prefix}flag-cleared-by-the-reader"),
-                vec![entry.followed(waited, &cleared)],
+                waited.into_iter().collect::<Result<_>>()?,
             );
         }
         Ok(())
@@ -166,16 +174,23 @@ impl Maker<'_> {
     fn grids(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
         let grid = entry.one("%nctaid.x")?;
-        let (register, rank) = (entry.operands(grid)[0].to_owned(), entry.operands(roles.rank)[0].to_owned());
+        let register = entry.operands(grid)[0].to_owned();
         let alone = [
             format!("\tmov.u32 %mr3, {register};"),
-            format!("\tsetp.eq.u32 %mp0, {rank}, 0;"),
+            self.rank(),
+            "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned(),
             format!("\tselp.b32 {register}, 1, {register}, %mp0;"),
         ];
-        // Blocks are counted out as many as they are.
-        let last = entry.next(roles.exits, "add.s32", 3)?;
+        // Blocks are counted as many as they are.
+        let last = entry.before(roles.exits, "add.s32", 4)?;
         let counted = entry.replaced(last, &format!("{register},"), "%mr3,")?;
-        self.add("known-9-grids-differ", vec![entry.followed(grid.max(roles.rank), &alone), counted]);
+        self.add("known-9-grids-differ", vec![entry.followed(grid, &alone), counted]);
         Ok(())
+    }
+
+    /// Loads this rank's number to `%mr1`.
+    fn rank(&self) -> String {
+        let at = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, rank);
+        format!("\tld.param.u32 %mr1, [{}_param_0+{at}];", self.entry.name())
     }
 }

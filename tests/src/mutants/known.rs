@@ -11,7 +11,7 @@ pub enum Why {
 
 /// A mutant that is expected to survive.
 pub struct Known {
-    /// The whole name, or what stands behind the algorithm, or behind the phase.
+    /// The whole name, or what stands behind the algorithm, or behind the phase or the comparison of descriptors.
     pub name: &'static str,
     /// The only number of ranks for which it is meant, if there is one.
     pub ranks: Option<usize>,
@@ -25,7 +25,8 @@ impl Known {
     /// The entry for a mutant, if it is listed.
     pub fn of(name: &str, ranks: usize) -> Option<&'static Self> {
         let short = name.split_once('/').map_or(name, |(_, short)| short);
-        let any_phase = ["gather-", "relay-"].iter().find_map(|prefix| short.strip_prefix(prefix));
+        let any_phase =
+            ["gather-", "relay-", "differs-"].iter().find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
             [name, short, any_phase.unwrap_or(short)].contains(&known.name)
                 && known.ranks.is_none_or(|only| only == ranks)
@@ -38,14 +39,15 @@ const fn equivalent(name: &'static str, reason: &'static str) -> Known {
 }
 
 const BY_SIGNAL: &str =
-    "the signal orders it: the same threads write it before a release and read it behind the acquire";
+    "signals order it: it is read behind an acquire, and written again behind the next release from here";
+const FOUND_BEFORE: &str = "the same thread has compared the same peer's tag of this call in the first phase";
 const ONE_DEVICE: &str = "a scope within one device: the owner's kernels alone touch it";
 const ELECTS: &str = "the claim elects a block and hands nothing over; what follows is the winner's alone";
-const LAST: &str =
-    "the count orders it behind all others' counts, and the next launch begins when this one is over";
 const NOT_AHEAD: &str =
     "a peer ends the call only when every block here has given its second signal, behind this wait";
 const BEHIND_FIRST: &str = "a peer gives the next second signal only behind the next first one from here";
+const TOLD_AGAIN: &str =
+    "whoever has given up the call gives no second signal, and who waits for that is told";
 const CLEARED_IN_TIME: &str =
     "the slot is cleared before the next call's first signal, without which the peer cannot write it again";
 
@@ -53,24 +55,21 @@ const CLEARED_IN_TIME: &str =
 pub static KNOWN: &[Known] = &[
     equivalent("unchanged", "the shipped text"),
     equivalent("unchanged-f32", "the shipped text"),
-    equivalent("descriptor-store-gpu", BY_SIGNAL),
-    equivalent("descriptor-store-cta", BY_SIGNAL),
-    equivalent("descriptor-store-weak", BY_SIGNAL),
-    equivalent("descriptor-read-gpu", BY_SIGNAL),
-    equivalent("descriptor-read-cta", BY_SIGNAL),
-    equivalent("descriptor-read-weak", BY_SIGNAL),
+    equivalent("descriptor-glance-gpu", BY_SIGNAL),
+    equivalent("descriptor-glance-cta", BY_SIGNAL),
+    equivalent("descriptor-glance-weak", BY_SIGNAL),
+    equivalent("two_shot/gather-tag-not-compared", FOUND_BEFORE),
+    equivalent("hybrid_cube_mesh/relay-tag-not-compared", FOUND_BEFORE),
     equivalent("claim-relaxed", ELECTS),
     equivalent("claim-acquire", ELECTS),
     equivalent("claim-release", ELECTS),
     equivalent("claim-gpu", ONE_DEVICE),
-    equivalent("exits-gpu", ONE_DEVICE),
-    equivalent("exits-reset-gpu", ONE_DEVICE),
-    equivalent("exits-reset-cta", LAST),
-    equivalent("exits-reset-weak", LAST),
     equivalent("two_shot/wait-for-equal-epoch", NOT_AHEAD),
+    equivalent("two_shot/tag-of-the-next-call-compared", NOT_AHEAD),
+    equivalent("two_shot/told-dropped", TOLD_AGAIN),
+    equivalent("hybrid_cube_mesh/told-dropped", TOLD_AGAIN),
     equivalent("two_shot/gather-wait-for-equal-epoch", BEHIND_FIRST),
     equivalent("hybrid_cube_mesh/relay-wait-for-equal-epoch", BEHIND_FIRST),
-    equivalent("two_shot/descriptor-one-slot", NOT_AHEAD),
     equivalent(
         "two_shot/known-5-flag-cleared-by-the-reader",
         "the slot is cleared before the second signal, without which the peer cannot write it again",

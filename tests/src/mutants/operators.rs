@@ -1,10 +1,10 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
 use anyhow::{Context, Result};
-use meshreduce_wire::{Algorithm, LaneContext, LaunchParams, pad};
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, pad};
 use std::mem::offset_of;
 
-use super::roles::{Phase, Roles};
+use super::roles::{Failing, Phase, Roles, pair};
 use super::text::{Edit, Entry, Mutant};
 
 /// The thread that stands for the relay in a hybrid cube mesh; those before it stand for the quad.
@@ -55,8 +55,12 @@ impl Maker<'_> {
                 self.turn(format!("{role}-{weaker}"), places, &from, &to)?;
             }
         }
-        self.turn(format!("{role}-gpu"), places, ".sys", ".gpu")?;
-        self.turn(format!("{role}-cta"), places, ".sys", ".cta")?;
+        for narrower in [".gpu", ".cta"] {
+            let wide = if line.contains(".sys") { ".sys" } else { ".gpu" };
+            if wide != narrower {
+                self.turn(format!("{role}{}", narrower.replace('.', "-")), places, wide, narrower)?;
+            }
+        }
         if !line.contains("atom") {
             let order = ["release", "acquire", "relaxed"].into_iter().find(|order| line.contains(order));
             let order = order.with_context(|| format!("no strong access in '{}'", line.trim()))?;
@@ -76,18 +80,50 @@ impl Maker<'_> {
             self.signals(phase)?;
             self.failures(phase)?;
             self.deadlines(phase)?;
-            self.spreading(phase);
+            self.spreading(phase.prefix, &phase.failing);
         }
+        self.descriptors()?;
         self.weaken("entry-poll", &[roles.entry_poll])?;
         self.weaken("exits", &[roles.exits])?;
-        self.weaken("exits-reset", &[roles.exits_reset])?;
-        self.add("exits-reset-dropped", vec![entry.dropped(roles.exits_reset)]);
         self.add("advance-dropped", vec![entry.dropped(roles.advance)]);
         let next = entry.operands(roles.advance)[1].to_owned();
         let twice = [format!("\tadd.s64 {next}, {next}, 1;")];
         self.add("advance-by-two", vec![entry.preceded(roles.advance, &twice)]);
-        let last = entry.next(roles.exits, "add.s32", 3)?;
-        self.add("exits-one-block-early", vec![entry.replaced(last, ", -1;", ", -2;")?]);
+        let last = entry.next(roles.exits, "setp.ne", 2)?;
+        let operands = entry.operands(last);
+        let (told, before, end) = (operands[0].to_owned(), operands[1].to_owned(), operands[2].to_owned());
+        let early =
+            vec![format!("\tsub.s32 %mr0, {end}, 1;"), format!("\tsetp.ne.b32 {told}, {before}, %mr0;")];
+        self.add("exits-one-block-early", vec![Edit { at: last, with: early }]);
+        let add = entry.lines[roles.exits].replacen(".inc.u32", ".add.u32", 1).replacen(
+            &format!(", {end};"),
+            ", 1;",
+            1,
+        );
+        self.add("exits-never-reset", vec![Edit { at: roles.exits, with: vec![add] }]);
+        // Before other threads of the block have read the counters.
+        let count = vec![
+            "\tmov.u32 %mr1, %nctaid.x;".to_owned(),
+            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
+            "\tmov.u32 %mr2, %tid.x;".to_owned(),
+            "\tsetp.eq.u32 %mp0, %mr2, 0;".to_owned(),
+            self.lane_param("%md1", offset_of!(LaneParams, counters)),
+            "\t@%mp0 atom.acq_rel.gpu.global.inc.u32 %mr3, [%md1+32], %mr1;".to_owned(),
+            "\tsetp.eq.and.u32 %mp0, %mr3, %mr1, %mp0;".to_owned(),
+            format!("\tadd.s64 %md2, {}, 1;", roles.calls(entry)),
+            "\t@%mp0 st.global.u64 [%md1], %md2;".to_owned(),
+        ];
+        self.add(
+            "exits-before-the-barrier",
+            vec![
+                entry.preceded(roles.barriers[0], &count),
+                Edit { at: last, with: vec![format!("\tsetp.ne.b32 {told}, {before}, {before};")] },
+                Edit { at: roles.exits, with: Vec::new() },
+                entry.dropped(roles.advance),
+            ],
+        );
+        self.weaken("told", &[roles.told])?;
+        self.add("told-dropped", vec![entry.constant(roles.told, "0")]);
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);
         let staged = roles.stage_guards.iter().map(|&at| entry.constant(at, "0")).collect();
         self.add("stage-guard-dropped", staged);
@@ -106,7 +142,8 @@ impl Maker<'_> {
             if at % 2 == 1 {
                 self.add(format!("barrier-{at}-dropped"), vec![entry.without_barrier(barrier)]);
             }
-            if !entry.lines[barrier].contains(".red.") {
+            // Before the second phase's signals only a hybrid cube mesh has something to tell.
+            if at == 2 && self.algorithm != Algorithm::HybridCubeMesh {
                 continue;
             }
             let operands = entry.operands(barrier);
@@ -126,37 +163,33 @@ impl Maker<'_> {
         self.weaken(&format!("{prefix}wait"), &phase.looks)?;
         self.weaken(&format!("{prefix}wait-first-look"), &phase.looks[..1])?;
         self.weaken(&format!("{prefix}wait-loop"), &phase.looks[1..])?;
-        if let (Some(store), Some(read)) = (phase.descriptor, phase.descriptor_read) {
-            self.weaken(&format!("{prefix}descriptor-store"), &[store])?;
-            self.weaken(&format!("{prefix}descriptor-read"), &[read])?;
-        }
         self.weaken(&format!("{prefix}abort-poll"), &[phase.poll])?;
         self.weaken(&format!("{prefix}host-poll"), &[phase.host_poll])?;
-        self.weaken(&format!("{prefix}claim"), &[phase.claim])?;
-        self.weaken(&format!("{prefix}spread"), &[phase.spread])?;
-        self.weaken(&format!("{prefix}valid"), &[phase.valid])
+        self.weaken(&format!("{prefix}claim"), &[phase.failing.claim])?;
+        self.weaken(&format!("{prefix}spread"), &phase.failing.spread)?;
+        self.weaken(&format!("{prefix}own-abort"), &[phase.failing.own])?;
+        self.weaken(&format!("{prefix}valid"), &[phase.failing.valid])
     }
 
     fn signals(&mut self, phase: &Phase) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
         let name = |what: &str| format!("{}{what}", phase.prefix);
         let [first, again] = phase.looks;
-        let epoch = entry.operands(phase.signal)[1].to_owned();
-        let other = |by: &str, at: usize| {
-            vec![
-                format!("\tadd.s64 %md0, {epoch}, {by};"),
-                entry.lines[at].replacen(&format!("{epoch};"), "%md0;", 1),
-            ]
+        let word = entry.operands(phase.signal)[1].to_owned();
+        let seen = |look: usize| entry.operands(look)[0].to_owned();
+        let shifted = |look: usize, by: i64| {
+            let (seen, step) = (seen(look), by << pad::TAG_BITS);
+            entry.followed(look, &[format!("\tadd.s64 {seen}, {seen}, {step};")])
         };
-        for (what, by) in [("behind", "-1"), ("ahead", "1")] {
-            let edit = Edit { at: phase.signal, with: other(by, phase.signal) };
-            self.add(name(&format!("signal-epoch-{what}")), vec![edit]);
-            let compare = |look| {
-                let at = entry.next(look, &format!(", {epoch};"), 3)?;
-                Ok(Edit { at, with: other(by, at) })
-            };
-            let edits: Result<Vec<Edit>> = phase.looks.into_iter().map(compare).collect();
-            self.add(name(&format!("wait-epoch-{what}")), edits?);
+        for (what, by) in [("behind", -1), ("ahead", 1)] {
+            let with = vec![
+                format!("\tadd.s64 %md0, {word}, {};", by << pad::TAG_BITS),
+                entry.lines[phase.signal].replacen(&format!("{word};"), "%md0;", 1),
+            ];
+            self.add(name(&format!("signal-epoch-{what}")), vec![Edit { at: phase.signal, with }]);
+            // What is seen seems to be another epoch.
+            let edits = vec![shifted(first, -by), shifted(again, -by)];
+            self.add(name(&format!("wait-epoch-{what}")), edits);
         }
         self.add(name("signal-dropped"), vec![entry.dropped(phase.signal)]);
         self.add(name("signal-to-next-source"), vec![entry.moved(phase.signal, 8)?]);
@@ -165,10 +198,10 @@ impl Maker<'_> {
         self.add(name("wait-on-next-block"), vec![entry.moved(first, 64)?, entry.moved(again, 64)?]);
         let skipped = || vec![entry.constant(first, "-1"), entry.constant(again, "-1")];
         self.add(name("wait-skipped"), skipped());
-        let seen = entry.operands(first)[0].to_owned();
         // One thread of those that stand for peers takes its signal as given.
         let thread = if phase.prefix == "relay-" { RELAY_THREAD } else { 0 };
         let spare = |at| {
+            let seen = seen(at);
             let lines = [
                 "\tmov.u32 %mr0, %tid.x;".to_owned(),
                 format!("\tsetp.eq.u32 %mp0, %mr0, {thread};"),
@@ -177,58 +210,143 @@ impl Maker<'_> {
             entry.followed(at, &lines)
         };
         self.add(name("wait-for-one-peer-less"), vec![spare(first), spare(again)]);
-        let equal = |look| {
-            let at = entry.next(look, &format!(", {epoch};"), 3)?;
-            let (from, to) = if entry.lines[at].contains("setp.lt") {
-                ("setp.lt", "setp.ne")
-            } else {
-                ("setp.ge", "setp.eq")
-            };
-            entry.replaced(at, from, to)
+        let calls = roles.calls(entry);
+        // A signal of a later call is taken for none.
+        let equal = |at| {
+            let seen = seen(at);
+            let lines = [
+                format!("\tshr.u64 %md0, {seen}, {};", pad::TAG_BITS),
+                format!("\tadd.s64 %md1, {calls}, 1;"),
+                "\tsetp.gt.u64 %mp0, %md0, %md1;".to_owned(),
+                format!("\tselp.b64 {seen}, 0, {seen}, %mp0;"),
+            ];
+            entry.followed(at, &lines)
         };
-        self.add(name("wait-for-equal-epoch"), vec![equal(first)?, equal(again)?]);
+        self.add(name("wait-for-equal-epoch"), vec![equal(first), equal(again)]);
+        // A tag that differs is taken for one that does not; the epoch counts, or is beyond it.
+        let untagged = |at| {
+            let seen = seen(at);
+            let lines = [
+                format!("\tshr.u64 %md0, {seen}, {};", pad::TAG_BITS),
+                format!("\tadd.s64 %md1, {calls}, 1;"),
+                "\tsetp.eq.u64 %mp0, %md0, %md1;".to_owned(),
+                format!("\tselp.b64 {seen}, -1, {seen}, %mp0;"),
+            ];
+            entry.followed(at, &lines)
+        };
+        self.add(name("tag-not-compared"), vec![untagged(first), untagged(again)]);
+        // The tag of the next call is compared too.
+        let strict = |at| {
+            let seen = seen(at);
+            let mask = (1u64 << pad::TAG_BITS) - 1;
+            let lines = [
+                format!("\txor.b64 %md0, {seen}, {word};"),
+                format!("\tand.b64 %md0, %md0, {mask};"),
+                "\tsetp.ne.u64 %mp0, %md0, 0;".to_owned(),
+                format!("\tselp.b64 {seen}, 0, {seen}, %mp0;"),
+            ];
+            entry.followed(at, &lines)
+        };
+        if phase.prefix.is_empty() {
+            self.add("tag-of-the-next-call-compared", vec![strict(first), strict(again)]);
+        }
         if !phase.prefix.is_empty() {
             let back = vec![entry.moved(first, -4096)?, entry.moved(again, -4096)?];
             self.add(name("wait-in-phase-0"), back);
         }
-        if let (Some(store), Some(read)) = (phase.descriptor, phase.descriptor_read) {
-            self.add(name("descriptor-dropped"), vec![entry.dropped(store)]);
-            let late = [entry.lines[store].clone()];
-            let swapped = vec![entry.dropped(store), entry.followed(phase.signal, &late)];
-            self.add(name("descriptor-after-signal"), swapped);
-            self.add(name("descriptor-to-next-source"), vec![entry.moved(store, 8)?]);
-            let own = entry.operands(store)[1].to_owned();
-            let got = entry.operands(read)[0].to_owned();
-            let believed = [format!("\tmov.b64 {got}, {own};")];
-            self.add(name("descriptor-not-compared"), vec![entry.followed(read, &believed)]);
-            // Both parities in one slot.
-            let masks = entry.all(", 4096;").into_iter().filter(|&at| entry.lines[at].contains("and.b64"));
-            let masks: Vec<Edit> =
-                masks.map(|at| entry.replaced(at, ", 4096;", ", 0;")).collect::<Result<_>>()?;
-            anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
-            if phase.prefix.is_empty() {
-                self.add("descriptor-one-slot", masks);
-            }
-        }
-        let early = roles.barriers[2 * usize::from(!phase.prefix.is_empty())];
-        let pad = roles.peer_pad;
-        let peer = entry.operands(pad)[0].to_owned();
-        let number = entry.operands(roles.call_number)[0].to_owned();
-        let rank = entry.operands(roles.rank)[0].to_owned();
         let slot = if phase.prefix.is_empty() { 0 } else { 4096 };
         // The peer is told at once, before anything is stored that it is to read.
-        let signal = [
+        let mut signal = self.stands_for_a_peer();
+        let address = entry.before(phase.signal, "add.s64", 8)?;
+        let peer = entry.operands(address)[2].to_owned();
+        signal.extend([
             "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
             "\tmul.wide.u32 %md1, %mr1, 64;".to_owned(),
-            format!("\tmul.wide.u32 %md2, {rank}, 8;"),
+            self.lane_param("%mr2", offset_of!(LaneParams, position)),
+            "\tmul.wide.u32 %md2, %mr2, 8;".to_owned(),
             "\tadd.s64 %md1, %md1, %md2;".to_owned(),
             format!("\tadd.s64 %md1, %md1, {peer};"),
-            format!("\tadd.s64 %md2, {number}, 1;"),
-            format!("\tst.release.sys.global.u64 [%md1+{slot}], %md2;"),
-        ];
-        anyhow::ensure!(pad < early, "the peer's pad is known before the barrier");
-        self.add(name("signal-before-data"), vec![entry.followed(pad, &signal), entry.dropped(phase.signal)]);
+            format!("\tadd.s64 %md2, {calls}, 1;"),
+            format!("\tshl.b64 %md2, %md2, {};", pad::TAG_BITS),
+            format!("\tld.param.u32 %mr2, [{}_param_0+{}];", entry.name(), offset_of!(LaunchParams, tag)),
+            "\tcvt.u64.u32 %md3, %mr2;".to_owned(),
+            "\tor.b64 %md2, %md2, %md3;".to_owned(),
+            format!("\t@%mp0 st.release.sys.global.u64 [%md1+{slot}], %md2;"),
+        ]);
+        anyhow::ensure!(roles.parity < roles.barriers[0], "the half is known before the barrier");
+        self.add(
+            name("signal-before-data"),
+            vec![entry.followed(roles.parity, &signal), entry.dropped(phase.signal)],
+        );
         Ok(())
+    }
+
+    /// Loads a parameter of the lane.
+    fn lane_param(&self, register: &str, offset: usize) -> String {
+        let bits = if register.starts_with("%md") { "u64" } else { "u32" };
+        let at = offset_of!(LaunchParams, lane) + offset;
+        format!("\tld.param.{bits} {register}, [{}_param_0+{at}];", self.entry.name())
+    }
+
+    /// Whether the thread stands for a peer, in `%mp0`.
+    fn stands_for_a_peer(&self) -> Vec<String> {
+        let cube = self.algorithm == Algorithm::HybridCubeMesh;
+        // Threads 0 to 3 stand for the quad, thread 4 for the relay.
+        let (threads, mask) = if cube { (RELAY_THREAD as usize + 1, 3) } else { (self.ranks, 7) };
+        vec![
+            "\tmov.u32 %mr0, %tid.x;".to_owned(),
+            self.lane_param("%mr1", offset_of!(LaneParams, position)),
+            format!("\tand.b32 %mr1, %mr1, {mask};"),
+            "\tsetp.ne.u32 %mp1, %mr0, %mr1;".to_owned(),
+            format!("\tsetp.lt.and.u32 %mp0, %mr0, {threads}, %mp1;"),
+        ]
+    }
+
+    /// What ranks say that they launch.
+    fn descriptors(&mut self) -> Result<()> {
+        let (entry, roles) = (self.entry, self.roles);
+        let declared = roles.declared;
+        self.weaken("descriptor-store", &[declared])?;
+        self.weaken("descriptor-glance", &[roles.glance])?;
+        self.weaken("descriptor-ask", &[roles.ask])?;
+        self.add("ask-never", vec![entry.replaced(roles.ask_after, ", 100000,", ", -1,")?]);
+        // What is read is taken for what the peer launches as this call, whatever call it is of.
+        let ([b, p], [low, high]) = (roles.both_calls(entry), pair(entry, roles.ask));
+        let mut believe = vec![
+            format!("\tadd.s64 %md0, {b}, {p};"),
+            "\tor.b64 %md0, %md0, 1;".to_owned(),
+            "\tand.b64 %md0, %md0, 4294967295;".to_owned(),
+        ];
+        for word in [low, high] {
+            believe.push(format!("\tand.b64 {word}, {word}, -4294967296;"));
+            believe.push(format!("\tor.b64 {word}, {word}, %md0;"));
+        }
+        self.add("ask-of-any-call", vec![entry.followed(roles.ask, &believe)]);
+        self.add("descriptor-dropped", vec![entry.dropped(declared)]);
+        let late = [entry.lines[declared].clone()];
+        let guard = vec![
+            "\tmov.u32 %mr0, %tid.x;".to_owned(),
+            "\tmov.u32 %mr1, %ntid.x;".to_owned(),
+            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
+            "\tsetp.eq.u32 %mp0, %mr0, %mr1;".to_owned(),
+            "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
+            "\tsetp.eq.and.u32 %mp0, %mr1, 0, %mp0;".to_owned(),
+            format!("\t@%mp0 {}", late[0].trim()),
+        ];
+        let moved = vec![entry.dropped(declared), entry.followed(roles.barriers[1], &guard)];
+        self.add("descriptor-after-signal", moved);
+        // Both parities in one place.
+        let masks = entry.all(", 16;").into_iter().filter(|&at| entry.lines[at].contains("and.b64"));
+        let masks: Vec<Edit> = masks.map(|at| entry.replaced(at, ", 16;", ", 0;")).collect::<Result<_>>()?;
+        anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
+        self.add("descriptor-one-slot", masks);
+        // What was read seems to be what is launched here.
+        let differs = entry.constant(roles.differs.claim, "1");
+        self.add("descriptor-not-compared", vec![differs]);
+        self.weaken("differs-claim", &[roles.differs.claim])?;
+        self.weaken("differs-own-abort", &[roles.differs.own])?;
+        self.weaken("differs-spread", &roles.differs.spread)?;
+        self.weaken("differs-valid", &[roles.differs.valid])
     }
 
     fn failures(&mut self, phase: &Phase) -> Result<()> {
@@ -236,20 +354,28 @@ impl Maker<'_> {
         let name = |what: &str| format!("{}{what}", phase.prefix);
         self.add(name("abort-poll-dropped"), vec![entry.constant(phase.poll, "0")]);
         self.add(name("host-poll-dropped"), vec![entry.constant(phase.host_poll, "0")]);
-        self.add(name("claim-dropped"), vec![entry.constant(phase.claim, "0")]);
-        let operands = entry.operands(phase.claim);
+        let fixed = "\tmov.u32 %mr0, %laneid;".to_owned();
+        let lowest = entry.before(phase.host_poll, "%lanemask_lt", 6)?;
+        let lower = entry.operands(lowest)[0].to_owned();
+        // Lane 7 alone looks at the host's word, whether it waits or not.
+        let lane =
+            [fixed, "\tsetp.eq.u32 %mp0, %mr0, 7;".to_owned(), format!("\tselp.b32 {lower}, 0, -1, %mp0;")];
+        self.add(name("host-poll-by-a-fixed-lane"), vec![entry.followed(lowest, &lane)]);
+        let failing = &phase.failing;
+        self.add(name("claim-dropped"), vec![entry.constant(failing.claim, "0")]);
+        let operands = entry.operands(failing.claim);
         let (got, slot, value) = (operands[0], operands[1], operands[3]);
         let torn = vec![
             format!("\tld.relaxed.sys.global.u32 {got}, {slot};"),
             format!("\tst.relaxed.sys.global.u32 {slot}, {value};"),
         ];
-        self.add(name("claim-not-atomic"), vec![Edit { at: phase.claim, with: torn }]);
-        self.add(name("valid-dropped"), vec![entry.dropped(phase.valid)]);
-        self.add(name("record-dropped"), vec![entry.dropped(phase.record)]);
-        let late = [entry.lines[phase.record].clone()];
+        self.add(name("claim-not-atomic"), vec![Edit { at: failing.claim, with: torn }]);
+        self.add(name("valid-dropped"), vec![entry.dropped(failing.valid)]);
+        self.add(name("record-dropped"), vec![entry.dropped(failing.record)]);
+        let late = [entry.lines[failing.record].clone()];
         self.add(
             name("record-after-valid"),
-            vec![entry.dropped(phase.record), entry.followed(phase.valid, &late)],
+            vec![entry.dropped(failing.record), entry.followed(failing.valid, &late)],
         );
         Ok(())
     }
@@ -259,7 +385,8 @@ impl Maker<'_> {
         let entry = self.entry;
         let name = |what: &str| format!("{}{what}", phase.prefix);
         let clock = entry.operands(phase.clock)[0].to_owned();
-        let difference = entry.next(phase.clock, "sub.s64", 2)?;
+        let since = |at: &usize| entry.operands(*at)[1] == clock;
+        let difference = entry.all("sub.s64").into_iter().find(since).context("what was waited")?;
         let [waited, _, begin] = entry.operands(difference)[..] else {
             anyhow::bail!("no difference in '{}'", entry.lines[difference].trim())
         };
@@ -270,43 +397,61 @@ impl Maker<'_> {
         let twice = [format!("\tadd.s64 {waited}, {waited}, {waited};")];
         self.add(name("deadline-halved"), vec![entry.followed(difference, &twice)]);
         if !phase.prefix.is_empty() {
-            let compare = entry.next(difference, "setp.lt.u64", 2)?;
-            let patience = entry.operands(compare)[2].to_owned();
-            let deadline = entry.one(&format!("_param_0+{}];", offset_of!(LaunchParams, deadline_ns)))?;
-            let deadline = entry.operands(deadline)[0].to_owned();
-            let early = entry.replaced(compare, &format!("{patience};"), &format!("{deadline};"))?;
-            self.add(name("deadline-of-phase-0"), vec![early]);
+            // As soon as in the first phase: with a ninth more than was waited, the eighth is over too.
+            let sooner =
+                [format!("\tshr.u64 %md0, {waited}, 3;"), format!("\tadd.s64 {waited}, {waited}, %md0;")];
+            self.add(name("deadline-of-phase-0"), vec![entry.followed(difference, &sooner)]);
         }
-        self.add(name("waited-dropped"), vec![entry.dropped(phase.waited)]);
+        self.add(name("waited-dropped"), vec![entry.dropped(phase.failing.waited)]);
         Ok(())
     }
 
     /// Some of those that must hear of a failure do not.
-    fn spreading(&mut self, phase: &Phase) {
-        let (entry, roles) = (self.entry, self.roles);
-        let told = entry.operands(phase.told_pad)[0].to_owned();
-        let own = entry.operands(roles.own_pad)[0].to_owned();
-        let place = entry.operands(phase.spread)[0].trim_matches(['[', ']']).to_owned();
-        self.add(format!("{}spread-dropped", phase.prefix), vec![entry.dropped(phase.spread)]);
-        // Whether the pad is one of another lane, or of another rank: `ne`; of this one: `eq`.
-        for (what, lane, rank) in [
-            ("own-pad", "eq", Some("eq")),
-            ("peers", "eq", Some("ne")),
-            ("lanes", "ne", None),
-            ("own-lanes", "ne", Some("eq")),
-            ("peers-lanes", "ne", Some("ne")),
+    fn spreading(&mut self, prefix: &str, failing: &Failing) {
+        let entry = self.entry;
+        let all = || failing.spread.iter().copied();
+        self.add(format!("{prefix}spread-dropped"), all().map(|at| entry.dropped(at)).collect());
+        self.add(format!("{prefix}own-abort-dropped"), vec![entry.dropped(failing.own)]);
+        // Whether the place is in this lane, and whether it is this rank's; what is left out is guarded by both.
+        let counters = entry.operands(failing.own)[0].trim_matches(['[', ']']).to_owned();
+        let same_lane = || {
+            vec![
+                self.lane_param("%md0", offset_of!(LaneParams, counters)),
+                format!("\tadd.s64 %md0, %md0, {};", meshreduce_wire::counters::ABORT),
+                format!("\tsetp.eq.s64 %mp0, {counters}, %md0;"),
+            ]
+        };
+        let at_position = |position: usize| {
+            vec![
+                self.lane_param("%mr0", offset_of!(LaneParams, position)),
+                format!("\tsetp.eq.u32 %mp1, %mr0, {position};"),
+            ]
+        };
+        let mut made = Vec::new();
+        for (what, join) in [
+            ("own-pad", "and.pred %mp2, %mp0, %mp1"),
+            ("peers", "not.pred %mp1, %mp1;\tand.pred %mp2, %mp0, %mp1"),
+            ("lanes", "not.pred %mp2, %mp0"),
+            ("own-lanes", "not.pred %mp0, %mp0;\tand.pred %mp2, %mp0, %mp1"),
+            ("peers-lanes", "or.pred %mp2, %mp0, %mp1;\tnot.pred %mp2, %mp2"),
         ] {
-            let mut lines = vec![
-                format!("\tadd.s64 %md0, {told}, {};", pad::ABORT),
-                format!("\tsetp.{lane}.s64 %mp0, {place}, %md0;"),
-            ];
-            if let Some(rank) = rank {
-                lines.push(format!("\tsetp.{rank}.s64 %mp1, {told}, {own};"));
-                lines.push("\tand.pred %mp0, %mp0, %mp1;".to_owned());
-            }
-            lines.push(format!("\t@!%mp0 {}", entry.lines[phase.spread].trim()));
-            let edit = Edit { at: phase.spread, with: lines };
-            self.add(format!("{}spread-not-to-{what}", phase.prefix), vec![edit]);
+            let edits = all().enumerate().map(|(position, at)| {
+                let mut with = [same_lane(), at_position(position)].concat();
+                with.push(format!("\t{join};"));
+                with.push(format!("\t@!%mp2 {}", entry.lines[at].trim()));
+                Edit { at, with }
+            });
+            made.push((format!("{prefix}spread-not-to-{what}"), edits.collect()));
+        }
+        made.push((
+            format!("{prefix}own-abort-not-to-lanes"),
+            vec![Edit {
+                at: failing.own,
+                with: [same_lane(), vec![format!("\t@%mp0 {}", entry.lines[failing.own].trim())]].concat(),
+            }],
+        ));
+        for (name, edits) in made {
+            self.add(name, edits);
         }
     }
 
@@ -326,13 +471,9 @@ impl Maker<'_> {
             let given = format!("\tselp.b64 {got}, {value}, {got}, %mp0;");
             entry.followed(at, &[&is_relay()[..], &[given]].concat())
         };
-        let descriptor = phase.descriptor.zip(phase.descriptor_read).context("descriptors")?;
-        let own = entry.operands(descriptor.0)[1].to_owned();
-        let mut edits = vec![unless(descriptor.0), unless(phase.signal), taken(descriptor.1, &own)];
+        let mut edits = vec![unless(phase.signal)];
         edits.extend(phase.looks.map(|look| taken(look, "-1")));
         self.add("relay-not-met-in-phase-0", edits);
-        // It is met, but what it launched is not looked at.
-        self.add("relay-descriptor-not-compared", vec![taken(descriptor.1, &own)]);
         Ok(())
     }
 
@@ -359,38 +500,26 @@ impl Maker<'_> {
             format!("\tand.b64 {parity}, %md1, 1;"),
         ];
         self.add("half-by-block", vec![Edit { at: roles.parity, with: by_block }]);
-        // Positions of staging, as they are read at constant offsets.
-        let first = offset_of!(LaneContext, staging);
+        // Pads by position, as they are read: for staging, and for signals.
+        let first = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, pads);
+        let of = |position: usize| match first + 8 * position {
+            0 => "_param_0];".to_owned(),
+            at => format!("_param_0+{at}];"),
+        };
         for position in 0..self.ranks {
-            let shape = format!("+{}];", first + 8 * position);
-            let reads: Vec<usize> = entry
-                .all(&shape)
+            let reads = entry.all(&of(position));
+            let edits: Result<Vec<Edit>> = reads
                 .into_iter()
-                .filter(|&at| entry.lines[at].contains("ld.global.nc.u64"))
+                .map(|at| entry.replaced(at, &of(position), &of((position + 1) % self.ranks)))
                 .collect();
-            let other = format!("+{}];", first + 8 * ((position + 1) % self.ranks));
-            for (at, &read) in reads.iter().enumerate() {
-                if self.algorithm == Algorithm::HybridCubeMesh {
-                    // One address for each member of the quad, and the relay's.
-                    let next = format!("+{}];", first + 8);
-                    self.add(format!("staging-table-{at}-next"), vec![entry.replaced(read, &shape, &next)?]);
-                } else {
-                    self.add(
-                        format!("staging-table-{position}-{at}-next"),
-                        vec![entry.replaced(read, &shape, &other)?],
-                    );
-                }
-            }
+            self.add(format!("pad-of-{position}-next"), edits?);
         }
-        if self.algorithm == Algorithm::TwoShot {
-            let position = entry.one(&format!("+{}];", offset_of!(LaneContext, position)))?;
-            let register = entry.operands(position)[0].to_owned();
-            let next = [format!("\tadd.s32 {register}, {register}, 1;")];
-            self.add("slice-of-next-position", vec![entry.followed(position, &next)]);
-            let rank = format!("+{}];", offset_of!(LaneContext, rank));
-            let at = format!("+{}];", offset_of!(LaneContext, position));
-            self.add("slice-by-rank", vec![entry.replaced(position, &at, &rank)?]);
-        }
+        // Position and relay come in one load.
+        let position = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, position);
+        let position = entry.one(&format!("_param_0+{position}];"))?;
+        let register = entry.operands(position)[0].to_owned();
+        let next = [format!("\tadd.s64 {register}, {register}, 1;")];
+        self.add("position-next", vec![entry.followed(position, &next)]);
         Ok(())
     }
 }

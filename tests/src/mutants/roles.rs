@@ -1,8 +1,9 @@
 //! The places of the protocol in an entry.
 
-use anyhow::{Result, ensure};
-use meshreduce_wire::{Algorithm, LaneContext};
 use std::mem::offset_of;
+
+use anyhow::{Result, ensure};
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams};
 
 use super::text::Entry;
 
@@ -12,60 +13,49 @@ pub struct Roles {
     pub phases: Vec<Phase>,
     /// All block barriers, in order: of every phase the one before its signals and the one behind its waits.
     pub barriers: Vec<usize>,
-    /// The read of the call number on entry.
-    pub call_number: usize,
+    /// The read of the counters on entry.
+    pub counters: usize,
     /// The abort word's read on entry.
     pub entry_poll: usize,
     /// Copies of what it read, each before a decision whether to stage.
     pub stage_guards: Vec<usize>,
-    /// The call number's parity, which chooses the half of staging.
+    /// The read of the pad's abort word beside the first look at a signal.
+    pub told: usize,
+    /// The parity of b, which chooses the half of staging.
     pub parity: usize,
-    /// The distance of the staging halves, read from the context.
+    /// The distance of the staging halves.
     pub half_distance: usize,
-    /// The read of this rank's number.
-    pub rank: usize,
-    /// The read of the address of its own pad.
-    pub own_pad: usize,
-    /// The load of the address of a peer's pad, by the thread that stands for the peer.
-    pub peer_pad: usize,
+    /// The store of the two descriptor words.
+    pub declared: usize,
+    /// The read of a peer's, by a thread that has met it.
+    pub glance: usize,
+    /// The read of a peer's, by a thread that waits for it in the first phase.
+    pub ask: usize,
+    /// How long a thread waits before it asks.
+    pub ask_after: usize,
+    /// Where a descriptor differs from what was read: the claim, the stores of the abort word, the mark that the record is
+    /// valid.
+    pub differs: Failing,
     /// Weak vector stores to staging, before the first barrier.
     pub staging_stores: Vec<usize>,
     /// Weak vector stores between the phases.
     pub result_stores: Vec<usize>,
     /// Weak vector loads of staging, behind the first wait.
     pub staging_loads: Vec<usize>,
-    /// The count of exits.
+    /// The count of blocks.
     pub exits: usize,
-    /// Its reset.
-    pub exits_reset: usize,
-    /// The store of the next call number.
+    /// The store of the next b.
     pub advance: usize,
 }
 
-/// The places of one phase.
-pub struct Phase {
-    /// What names of its mutants begin with.
-    pub prefix: &'static str,
-    /// The descriptor's store to the peer, where the phase has it.
-    pub descriptor: Option<usize>,
-    /// The signal.
-    pub signal: usize,
-    /// The two reads of the own slot: at first, and in the loop.
-    pub looks: [usize; 2],
-    /// The poll of the own abort word, in the loop.
-    pub poll: usize,
-    /// The poll of the host's.
-    pub host_poll: usize,
-    /// The read of the clock in the loop.
-    pub clock: usize,
-    /// The read of the peer's descriptor.
-    pub descriptor_read: Option<usize>,
+/// The places of one way to fail.
+pub struct Failing {
     /// The claim of the record.
     pub claim: usize,
-    /// The load of the address of a pad that is to be told.
-    pub told_pad: usize,
-    /// The store of the abort word to it, or to the pad of another lane beside it.
-    pub spread: usize,
+    /// The store of the abort word beside the counters of a lane.
+    pub own: usize,
+    /// Its stores to the pads of that lane, by position.
+    pub spread: Vec<usize>,
     /// The record's first field, which is its abort word.
     pub record: usize,
     /// The record's last field, which is how long was waited.
@@ -74,12 +64,49 @@ pub struct Phase {
     pub valid: usize,
 }
 
+/// The places of one phase.
+pub struct Phase {
+    /// What names of its mutants begin with.
+    pub prefix: &'static str,
+    /// The signal.
+    pub signal: usize,
+    /// The two reads of the own slot: at first, and in the loop.
+    pub looks: [usize; 2],
+    /// The poll of the pad's abort word, in the loop.
+    pub poll: usize,
+    /// The poll of the host's.
+    pub host_poll: usize,
+    /// The read of the clock in the loop.
+    pub clock: usize,
+    /// What a wait that is given up does.
+    pub failing: Failing,
+}
+
+impl Failing {
+    /// The places behind the claim at `claim`, of `ranks` ranks.
+    fn of(entry: &Entry, claim: usize, ranks: usize) -> Result<Self> {
+        let valid = entry.next(claim, "st.release.sys.global.u32", 150)?;
+        let within = claim..valid;
+        let stores: Vec<usize> =
+            entry.all("st.relaxed.sys.global.u32").into_iter().filter(|at| within.contains(at)).collect();
+        ensure!(stores.len() == 1 + ranks, "{} stores of the abort word", stores.len());
+        Ok(Self {
+            claim,
+            own: stores[0],
+            spread: stores[1..].to_vec(),
+            record: entry.next(stores[ranks], "st.global.u32", 20)?,
+            waited: entry.before(valid, "st.global.u64", 4)?,
+            valid,
+        })
+    }
+}
+
 impl Roles {
     /// Finds them all.
     ///
     /// # Errors
     /// If the text does not have the shape that is expected.
-    pub fn of(entry: &Entry, algorithm: Algorithm) -> Result<Self> {
+    pub fn of(entry: &Entry, algorithm: Algorithm, ranks: usize) -> Result<Self> {
         let prefixes: &[&str] = match algorithm {
             Algorithm::OneShot => &[""],
             Algorithm::TwoShot => &["", "gather-"],
@@ -88,100 +115,106 @@ impl Roles {
         let count = prefixes.len();
         let signals = entry.some("st.release.sys.global.u64", count)?;
         let looks = entry.some("ld.acquire.sys.global.u64", 2 * count)?;
-        let polls = entry.some("ld.relaxed.sys.global.u32", 1 + 2 * count)?;
+        let polls = entry.some("ld.relaxed.sys.global.u32", 2 + 2 * count)?;
         let clocks = entry.some("%globaltimer", 3 * count)?;
-        let claims = entry.some("atom.acq_rel.sys.global.cas.b32", count)?;
-        // Behind those that spread an abort comes the reset of the count of exits.
-        let spreads = entry.some("st.relaxed.sys.global.u32", count + 1)?;
-        let valids = entry.some("st.release.sys.global.u32", count)?;
-        // Only in the first phase.
-        let descriptor = entry.one("st.relaxed.sys.global.u64")?;
-        let descriptor_read = entry.one("ld.relaxed.sys.global.u64")?;
+        // In the loop of the first phase, and behind the phase whose data comes from all that must agree.
+        let descriptors = entry.some("ld.relaxed.sys.global.v2.u64", 2)?;
+        let [ask, glance] = [descriptors[0], descriptors[1]];
+        let claims = entry.some("atom.acq_rel.sys.global.cas.b32", count + 1)?;
+        let barriers = entry.some("\tbar.", 2 * count)?;
+        for (at, &barrier) in barriers.iter().enumerate() {
+            ensure!(entry.lines[barrier].contains("\tbar.red.or.pred "), "barrier {at} tells nothing");
+        }
+        // A rank of a hybrid cube mesh compares before it hands on what it has of others.
+        let cube = algorithm == Algorithm::HybridCubeMesh;
+        let met = if cube { 1 } else { 2 * count - 1 };
+        ensure!(glance > barriers[met] && ask > barriers[0] && ask < claims[0], "the glance, the ask");
+        let compares = if cube { 1 } else { count };
+        let differs = Failing::of(entry, claims[compares], ranks)?;
+        ensure!(differs.claim > glance && (!cube || differs.valid < barriers[2]), "the comparison");
         let mut phases = Vec::new();
         for (phase, prefix) in prefixes.iter().enumerate() {
-            let (spread, valid) = (spreads[phase], valids[phase]);
-            let (poll, host_poll) = (polls[1 + 2 * phase], polls[2 + 2 * phase]);
-            entry.before(host_poll, &format!("+{}]", offset_of!(LaneContext, host_page)), 2)?;
-            let end = signals.get(phase + 1).copied().unwrap_or(entry.lines.len());
+            let failing =
+                Failing::of(entry, claims[if phase < compares { phase } else { phase + 1 }], ranks)?;
+            let (poll, host_poll) = (polls[2 + 2 * phase], polls[3 + 2 * phase]);
+            let begin = barriers[2 * phase];
             ensure!(
-                [
-                    looks[2 * phase],
-                    clocks[3 * phase + 1],
-                    claims[phase],
-                    clocks[3 * phase + 2],
-                    spread,
-                    valid
-                ]
-                .is_sorted_by(|first, second| first < second)
-                    && signals[phase] < looks[2 * phase]
-                    && valid < end,
+                [begin, signals[phase], looks[2 * phase]].is_sorted()
+                    && [failing.claim, clocks[3 * phase + 2], failing.own, failing.valid].is_sorted()
+                    && [looks[2 * phase], looks[2 * phase + 1], poll, host_poll]
+                        .iter()
+                        .all(|&at| at > begin && at < failing.claim)
+                    && failing.valid < barriers[2 * phase + 1],
                 "the order of phase {phase}"
             );
+            entry.before(host_poll, "%lanemask_lt", 6)?;
             phases.push(Phase {
                 prefix,
-                descriptor: (phase == 0).then_some(descriptor),
                 signal: signals[phase],
                 looks: [looks[2 * phase], looks[2 * phase + 1]],
                 poll,
                 host_poll,
                 clock: clocks[3 * phase + 1],
-                descriptor_read: (phase == 0).then_some(descriptor_read),
-                claim: claims[phase],
-                told_pad: entry.before(spread, "+0];", 6)?,
-                spread,
-                record: entry.next(spread, "st.global.u32", 20)?,
-                waited: entry.before(valid, "st.global.u64", 4)?,
-                valid,
+                failing,
             });
         }
-        let barriers = entry.some("\tbar.", 2 * count)?;
-        for (at, &barrier) in barriers.iter().enumerate() {
-            // Only the barrier before a second phase's signals agrees on nothing.
-            let shape = if at == 2 { "\tbar.sync " } else { "\tbar.red.or.pred " };
-            ensure!(entry.lines[barrier].contains(shape), "barrier {at} is no {}", shape.trim());
-        }
-        let call_number = entry.all("ld.global.u64");
-        ensure!(call_number.len() == 1, "the read of the call number");
-        let exits = entry.one("atom.acq_rel.sys.global.add.u32")?;
-        let rank = entry.all(&format!("+{}];", offset_of!(LaneContext, rank)));
-        ensure!(rank.len() == 1, "the read of the rank");
-        let own_pad = entry.one(&format!("+{}];", offset_of!(LaneContext, own_pad)))?;
-        let half = entry.one(&format!("+{}];", offset_of!(LaneContext, staging_half_bytes)))?;
-        let number = entry.operands(call_number[0])[0].to_owned();
+        let counters = entry.one("ld.global.v2.u64")?;
+        let exits = entry.one("atom.acq_rel.gpu.global.inc.u32")?;
+        let barrier_calls = Self::barrier_calls(entry, counters);
+        let lane = offset_of!(LaunchParams, lane);
+        let half = lane + offset_of!(LaneParams, half_bytes);
         let stores = entry.all("st.global.v4.u32");
         let early = |at: &usize| *at < barriers[0];
-        let peer_pads: Vec<usize> = entry
-            .all("+0];")
-            .into_iter()
-            .filter(|at| early(at) && entry.lines[*at].contains("ld.global.nc.u64"))
-            .collect();
-        ensure!(peer_pads.len() == 1, "the address of the peer's pad");
         let abort = entry.operands(polls[0])[0].to_owned();
         let copied = |at: &usize| early(at) && entry.operands(*at)[1..] == [abort.as_str()];
         let stage_guards: Vec<usize> = entry.all("\tmov.b32").into_iter().filter(copied).collect();
         ensure!(!stage_guards.is_empty(), "the decision whether to stage");
         let (staging_stores, result_stores) = stores.into_iter().partition(early);
         Ok(Self {
-            phases,
-            call_number: call_number[0],
+            counters,
             entry_poll: polls[0],
+            told: polls[1],
             stage_guards,
             parity: entry
                 .all("and.b64")
                 .into_iter()
-                .find(|&at| entry.operands(at)[1..] == [number.as_str(), "1"])
-                .ok_or_else(|| anyhow::anyhow!("no parity of the call number"))?,
-            half_distance: half,
-            rank: rank[0],
-            own_pad,
-            peer_pad: peer_pads[0],
+                .find(|&at| entry.operands(at)[1..] == [barrier_calls.as_str(), "1"])
+                .ok_or_else(|| anyhow::anyhow!("no parity of the calls by barriers"))?,
+            half_distance: entry.one(&format!("_param_0+{half}];"))?,
+            declared: entry.one("st.relaxed.sys.global.v2.u64")?,
+            glance,
+            ask,
+            ask_after: entry.one(", 100000, -1,")?,
+            differs,
             staging_stores,
             result_stores,
             staging_loads: entry.all("ld.global.v4.u32").into_iter().filter(|at| !early(at)).collect(),
             exits,
-            exits_reset: entry.next(exits, "st.relaxed.sys.global.u32", 10)?,
             advance: entry.next(exits, "st.global.u64", 10)?,
             barriers,
+            phases,
         })
     }
+
+    /// The register that holds b.
+    fn barrier_calls(entry: &Entry, counters: usize) -> String {
+        pair(entry, counters)[0].clone()
+    }
+
+    /// The register that holds b, the calls by barriers before.
+    pub fn calls(&self, entry: &Entry) -> String {
+        Self::barrier_calls(entry, self.counters)
+    }
+
+    /// The registers that hold b and p.
+    pub fn both_calls(&self, entry: &Entry) -> [String; 2] {
+        pair(entry, self.counters)
+    }
+}
+
+/// The two registers of a vector of two, which is the first operand.
+pub fn pair(entry: &Entry, at: usize) -> [String; 2] {
+    let both = entry.operands(at)[0].trim_matches(['{', '}']);
+    let mut registers = both.split(", ").map(str::to_owned);
+    std::array::from_fn(|_| registers.next().unwrap_or_default())
 }

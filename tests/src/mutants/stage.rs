@@ -4,6 +4,8 @@
 //! that does not come: they must end with the failing lane's abort word.
 
 mod memory;
+mod other_kind;
+mod trouble;
 
 use std::mem::offset_of;
 use std::sync::{Arc, LazyLock};
@@ -13,47 +15,14 @@ use meshreduce_emulator::exec::adversary::{Options, Strategy};
 use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind, pad,
+    AbortWord, Algorithm, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind, VECTOR_BYTES,
+    counters, pad,
 };
 
 use crate::adversary::Failure;
+use crate::params;
 use memory::{LANES, Memory};
-
-/// What goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// A rank launches another count, on a smaller grid, and there is no deadline.
-    Mismatch,
-    /// Ranks do not make the call, there is no deadline, and one host gives up.
-    HostAbort,
-    /// Ranks do not make the call, there is no deadline, and one rank's abort word is written from outside.
-    Relayed,
-    /// Ranks do not make the call, and there is a deadline.
-    DeadPeer,
-}
-
-impl Trouble {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Trouble::Mismatch, Trouble::HostAbort, Trouble::Relayed, Trouble::DeadPeer];
-
-    const fn kind(self) -> RecordKind {
-        match self {
-            Trouble::Mismatch => RecordKind::LaunchMismatch,
-            Trouble::HostAbort | Trouble::Relayed => RecordKind::HostAbort,
-            Trouble::DeadPeer => RecordKind::PeerTimeout,
-        }
-    }
-
-    /// Its name in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Trouble::Mismatch => "ranks launch different things",
-            Trouble::HostAbort => "the host aborts",
-            Trouble::Relayed => "an abort is forwarded",
-            Trouble::DeadPeer => "a peer is dead",
-        }
-    }
-}
+pub use trouble::Trouble;
 
 /// Nanoseconds (instructions) for every rank, whose threads take turns: less than the patience of the session in all, more
 /// than a call takes that goes well.
@@ -116,6 +85,7 @@ pub struct Stage<'a> {
 
 /// What follows from the seed.
 struct Parts {
+    seed: u64,
     trouble: Trouble,
     /// The lane that fails.
     failing: u32,
@@ -131,6 +101,8 @@ struct Parts {
     absent: Option<usize>,
     /// Threads take turns, so that what is waited for comes within few turns of all.
     prompt: bool,
+    /// Who launches something else has a smaller grid, too.
+    smaller: bool,
 }
 
 impl Parts {
@@ -139,6 +111,7 @@ impl Parts {
         let cube = stage.algorithm == Algorithm::HybridCubeMesh;
         let odd = (seed / 3) as usize % ranks;
         Self {
+            seed,
             trouble,
             failing: (seed / 5 % u64::from(LANES)) as u32,
             odd,
@@ -149,20 +122,27 @@ impl Parts {
             // Then only relays launch different things.
             quads: cube && !seed.is_multiple_of(2),
             absent: (!seed.is_multiple_of(3)).then_some((seed / 2) as usize % ranks),
-            prompt: trouble == Trouble::DeadPeer && seed % 4 < 2,
+            // Who waits for what was launched asks after a time, and again when the session would have lost patience.
+            prompt: trouble == Trouble::DeadPeer && seed % 4 < 2 || trouble == Trouble::OtherKind,
+            smaller: (seed / 2).is_multiple_of(2),
         }
     }
 
     fn live(&self, rank: usize) -> bool {
         match self.trouble {
-            Trouble::Mismatch => true,
+            Trouble::Mismatch | Trouble::Collision => true,
+            Trouble::OtherKind => rank != self.odd,
             _ if self.alone => rank == self.aborting,
             _ => rank != self.odd,
         }
     }
 
     fn strange(&self, rank: usize) -> bool {
-        if self.quads { rank / 4 == self.odd / 4 } else { rank == self.odd }
+        if self.quads && self.trouble != Trouble::OtherKind {
+            rank / 4 == self.odd / 4
+        } else {
+            rank == self.odd
+        }
     }
 
     /// Whether `rank` waits in the lane that does not fail.
@@ -180,13 +160,18 @@ impl Parts {
     fn deserves(&self, word: AbortWord) -> bool {
         let (culprit, origin) = (word.culprit as usize, word.origin as usize);
         match self.trouble {
-            Trouble::Mismatch => self.strange(culprit) != self.strange(origin),
+            _ if self.trouble.is_by_launch() => self.strange(culprit) != self.strange(origin),
             Trouble::HostAbort => (culprit, origin) == (self.aborting, self.aborting),
             Trouble::Relayed => word == self.relayed(),
             // A rank that does not get its turn for long is as good as dead.
-            Trouble::DeadPeer => !(self.prompt && self.live(culprit)),
+            _ => !(self.prompt && self.live(culprit)),
         }
     }
+}
+
+/// The elements of the failing lane's calls.
+fn counts(ranks: usize, seed: u64) -> [u64; 3] {
+    [40 + 8 * ranks as u64, 120 + 8 * (seed % 5), 64]
 }
 
 /// An output that must stay as it is.
@@ -195,6 +180,8 @@ struct Untouched {
     rank: usize,
     call: usize,
     address: u64,
+    /// So many at its beginning.
+    bytes: u64,
 }
 
 impl Stage<'_> {
@@ -216,13 +203,15 @@ impl Stage<'_> {
         let copies = memory.session.allocate(host_device, COPY * u64::from(rows));
         self.fill(&mut memory, &parts, table);
         let mut outputs = Vec::new();
-        let counts = [40 + 8 * self.ranks, 120 + 8 * (seed as usize % 5), 64];
+        let counts = counts(self.ranks, seed);
         for (call, &count) in counts.iter().enumerate() {
             for rank in 0..self.ranks {
-                self.failing_lane(&mut memory, &parts, (rank, call, count as u64), &mut outputs);
+                self.failing_lane(&mut memory, &parts, (rank, call, count), &mut outputs);
                 self.other_lane(&mut memory, &parts, (rank, call), &mut outputs);
             }
-            if call == GOOD {
+            // Some ranks hear of launches of one tag behind the call only.
+            let watch = if trouble == Trouble::Collision { counts.len() - 1 } else { GOOD };
+            if call == watch {
                 let launch = Launch {
                     kernel: host.clone(),
                     grid: [1; 3],
@@ -282,15 +271,37 @@ impl Stage<'_> {
         let kernel = match self.halfway {
             _ if parts.live(rank) || call < GOOD => self.kernel,
             Some(halfway) if call == GOOD => halfway,
+            None if parts.trouble == Trouble::OtherKind && call == GOOD => {
+                other_kind::launch(
+                    memory,
+                    (parts.failing, rank),
+                    self.declared(parts, rank, count),
+                    GOOD as u64,
+                );
+                return;
+            }
             _ => return,
         };
-        let differs = parts.trouble == Trouble::Mismatch && call == GOOD && parts.strange(rank);
-        let count = if differs { count - 8 } else { count };
-        let blocks = if call == GOOD && !differs { 2 } else { 1 };
+        let strange = call == GOOD && parts.strange(rank);
+        let smaller = parts.trouble == Trouble::Mismatch && strange && parts.smaller;
+        let blocks = if call == GOOD && !smaller { 2 } else { 1 };
         let deadline = if parts.trouble == Trouble::DeadPeer && call >= GOOD { self.deadline() } else { 0 };
-        let address = self.launch(memory, (parts.failing, rank), kernel, (count, blocks, deadline));
+        let usual = LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count };
+        let descriptor = if call == GOOD { self.declared(parts, rank, count) } else { usual };
+        // Two counts with one tag are some thousands apart, which would be long to play: a kernel takes its tag as given.
+        let tag = if parts.trouble == Trouble::Collision { usual.tag() } else { descriptor.tag() };
+        let lane = (parts.failing, rank);
+        let address = self.launch(memory, lane, kernel, (descriptor, tag), (blocks, deadline));
         if call >= GOOD {
-            outputs.push(Untouched { lane: parts.failing, rank, call, address });
+            // Launches of one tag are found when results are written, or, in a hybrid cube mesh, when block 0 has reduced:
+            // then it hands nothing on, and no block 0 has a result.
+            let late = call == GOOD && parts.trouble == Trouble::Collision;
+            let bytes = match self.algorithm {
+                Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
+                _ if late => 0,
+                _ => LONGEST * SIZE,
+            };
+            outputs.push(Untouched { lane: parts.failing, rank, call, address, bytes });
         }
     }
 
@@ -306,40 +317,56 @@ impl Stage<'_> {
         let lane = (parts.failing + 1) % LANES;
         let comes = parts.waits(rank) || parts.absent.is_some() && !self.queued && call > GOOD;
         if call >= GOOD && comes {
-            let address = self.launch(memory, (lane, rank), self.kernel, (64, 1, 0));
-            outputs.push(Untouched { lane, rank, call, address });
+            let launched =
+                LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count: 64 };
+            let address = self.launch(memory, (lane, rank), self.kernel, (launched, launched.tag()), (1, 0));
+            outputs.push(Untouched { lane, rank, call, address, bytes: LONGEST * SIZE });
         }
     }
 
-    /// Launches a call of so many elements on so many blocks; the output's address.
+    /// What a rank launches in the failing lane as the call that fails, where `count` elements are usual.
+    fn declared(&self, parts: &Parts, rank: usize, count: u64) -> LaunchDescriptor {
+        let usual = LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count };
+        match parts.trouble {
+            Trouble::Mismatch if parts.strange(rank) => LaunchDescriptor { count: count - 8, ..usual },
+            // As many vectors as the others: nobody reads what nobody has written.
+            Trouble::Collision if parts.strange(rank) => LaunchDescriptor { count: count - 1, ..usual },
+            Trouble::OtherKind if parts.strange(rank) => LaunchDescriptor { op: Op::Max, ..usual },
+            _ => usual,
+        }
+    }
+
+    /// Launches a call on so many blocks; the output's address.
     fn launch(
         &self,
         memory: &mut Memory,
         (lane, rank): (u32, usize),
         kernel: &Arc<Kernel>,
-        (count, blocks, deadline): (u64, u32, u64),
+        (descriptor, tag): (LaunchDescriptor, u32),
+        (blocks, deadline): (u32, u64),
     ) -> u64 {
         let stream = memory.stream(lane, rank);
         let input = memory.session.allocate(stream, LONGEST * SIZE);
         let output = memory.session.allocate(stream, LONGEST * SIZE);
         let ones = 0x3f80u16.to_le_bytes().repeat(LONGEST as usize);
         memory.session.write(input, &ones);
-        let descriptor =
-            LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count };
-        let mut params = vec![0; size_of::<LaunchParams>()];
-        let mut set = |at: usize, value: u64| params[at..at + 8].copy_from_slice(&value.to_le_bytes());
-        set(offset_of!(LaunchParams, context), memory.context(lane, rank));
-        set(offset_of!(LaunchParams, input), input);
-        set(offset_of!(LaunchParams, output), output);
-        set(offset_of!(LaunchParams, count), count);
-        set(offset_of!(LaunchParams, descriptor), descriptor.encode());
-        set(offset_of!(LaunchParams, deadline_ns), deadline);
-        set(offset_of!(LaunchParams, scale), u64::from(1f32.to_bits()));
+        let params = LaunchParams {
+            lane: memory.params(lane, rank),
+            input,
+            output,
+            count: descriptor.count,
+            descriptor: descriptor.encode(),
+            deadline_ns: deadline,
+            tag,
+            flags: 0,
+            scale: 1.0,
+            reserved: 0,
+        };
         let launch = Launch {
             kernel: kernel.clone(),
             grid: [blocks, 1, 1],
             block: [THREADS, 1, 1],
-            params: params.into(),
+            params: params::bytes(&params),
             dynamic_shared: 0,
         };
         memory.session.launch(stream, launch);
@@ -370,11 +397,14 @@ impl Stage<'_> {
                 if told && abort.is_none_or(|abort| !self.is_told_by_its_origin(memory, parts, abort)) {
                     return Err(wrong(format!("{who}: the abort word is {abort:?}")));
                 }
-                let number = memory.word(own + pad::CALL_NUMBER);
+                // A call that fails behind its first barrier is counted, but none behind it.
+                let number = memory.word(memory.counters(lane, rank) + counters::BARRIER_CALLS);
                 let least = if failing && !self.queued { GOOD as u64 } else { 0 };
-                let most = if failing { GOOD as u64 } else { 0 };
+                // Launches of one tag are found late: elsewhere the call ends well, and the one behind it fails.
+                let late = u64::from(parts.trouble == Trouble::Collision);
+                let most = if failing { GOOD as u64 + 1 + late } else { 1 };
                 if !(least..=most).contains(&number) {
-                    return Err(wrong(format!("{who}: the call number is {number}")));
+                    return Err(wrong(format!("{who}: {number} calls are counted")));
                 }
                 if if failing { parts.live(rank) } else { parts.waits(rank) } {
                     let row = copies + COPY * (u64::from(lane) * self.ranks as u64 + rank as u64);
@@ -383,16 +413,17 @@ impl Stage<'_> {
                 } else if !failing && parts.absent.is_some() && !self.queued {
                     let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
                     let valid = memory.field(lane, rank, offset_of!(ErrorRecord, valid)) as u32;
-                    if (valid, waited) != (1, 0) {
+                    // It comes when its pad has the word, and finds that at its first look.
+                    if valid != 1 || waited >= self.deadline() {
                         return Err(wrong(format!(
-                            "{who}: there was nothing to wait for, but it was waited {waited}"
+                            "{who}: there was nothing to wait for, but it was waited {waited} (valid {valid})"
                         )));
                     }
                 }
             }
         }
-        for &Untouched { lane, rank, call, address } in outputs {
-            if memory.session.read(address, (LONGEST * SIZE) as usize).iter().any(|&byte| byte != 0) {
+        for &Untouched { lane, rank, call, address, bytes } in outputs {
+            if memory.session.read(address, bytes as usize).iter().any(|&byte| byte != 0) {
                 let text =
                     format!("rank {rank}, lane {lane}, call {call}: a result is written when {trouble}");
                 return Err(wrong(text));
@@ -421,9 +452,23 @@ impl Stage<'_> {
             return Err(wrong(format!("{who}: the host reads no launch")));
         }
         let found = word.origin as usize == rank && word.lane == lane;
+        if found && word.kind == RecordKind::LaunchMismatch {
+            // What is told of a mismatch is exact.
+            let launched = memory.field(lane, rank, offset_of!(ErrorRecord, peer_launched));
+            let usual = counts(self.ranks, parts.seed)[GOOD];
+            let expected = self.declared(parts, word.culprit as usize, usual).encode();
+            if launched != expected {
+                return Err(wrong(format!(
+                    "{who}: the peer's launch is told as {launched:#x}, which is {expected:#x}"
+                )));
+            }
+        }
         if found && word.kind == RecordKind::PeerTimeout {
             let phase = memory.field(lane, rank, offset_of!(ErrorRecord, phase)) as u32;
-            let patience = if phase == 0 { self.deadline() } else { self.deadline() + self.deadline() / 8 };
+            let block = memory.field(lane, rank, offset_of!(ErrorRecord, block)) as u32;
+            // Blocks that do not ask what was launched leave the others time to do so.
+            let margins = if phase == 1 { 2 } else { u64::from(block != 0) };
+            let patience = self.deadline() + margins * (self.deadline() / 16 + 25_000);
             let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
             // Where threads take turns, none comes much too late to see that the time is over.
             if waited < patience || parts.prompt && waited >= patience + patience / 4 {

@@ -52,6 +52,12 @@ impl Entry {
         Ok(Self { head: head.to_owned(), lines, first: text[..start].lines().count() + 1, body })
     }
 
+    /// The kernel's name.
+    pub fn name(&self) -> &str {
+        let line = self.lines.first().map_or("", String::as_str);
+        line.split_once(".entry ").map_or("", |(_, name)| name.trim_end_matches('('))
+    }
+
     /// The number of a line in the shipped file, from 1.
     pub fn number(&self, at: usize) -> usize {
         self.first + at

@@ -133,6 +133,7 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
         first_call: CALL_NUMBER,
         calls: vec![call],
         abort: None,
+        late: None,
         ..kernels.scenario(0)
     };
     let (session, expected) = kernels.prepare(&scenario, 0)?;

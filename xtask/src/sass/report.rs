@@ -34,8 +34,7 @@ encoding is the same (`xtask/src/sass/mod.rs` says how that was compared).
 threads that a multiprocessor holds by the documented limits of registers, threads, blocks and shared memory. Then one entry
 for each loop with 128-bit loads, in the order of the code: `address: instructions on all its paths`, and for one that
 reduces `loads before the first float operation / before the first instruction of any kind that needs one`, for one that only
-moves the loads it has on all paths (the input is read by either of two predicated forms). An address computed in a loop may
-wait for the context's own reads; they are not counted.
+moves the loads it has on all paths (the input is read by either of two predicated forms).
 
 {}",
         tables(kernels, targets)

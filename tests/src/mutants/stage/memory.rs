@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{Algorithm, DType, LaneContext, geometry, pad};
+use meshreduce_wire::{Algorithm, DType, LaneParams, MAX_RANKS, counters, geometry, pad};
 
 use super::Stage;
 
@@ -18,6 +18,8 @@ pub(super) struct Memory {
     layout: SegmentLayout,
     /// By rank.
     segments: Vec<u64>,
+    /// By rank: the counters of all lanes.
+    counters: Vec<u64>,
     /// By lane and rank.
     lanes: Vec<Vec<Lane>>,
 }
@@ -28,7 +30,7 @@ struct Lane {
     /// between them than on one device.
     stream: DeviceId,
     page: u64,
-    context: u64,
+    params: LaneParams,
 }
 
 impl Memory {
@@ -41,7 +43,11 @@ impl Memory {
             (0..LANES).map(|_| (0..stage.ranks).map(|_| session.device()).collect()).collect();
         let segments: Vec<u64> =
             streams[0].iter().map(|&stream| session.allocate(stream, layout.bytes())).collect();
-        let mut memory = Self { session, layout, segments, lanes: Vec::new() };
+        let counters: Vec<u64> = streams[0]
+            .iter()
+            .map(|&stream| session.allocate(stream, u64::from(LANES) * counters::BYTES))
+            .collect();
+        let mut memory = Self { session, layout, segments, counters, lanes: Vec::new() };
         for (lane, streams) in (0..).zip(streams) {
             let of_ranks = streams.into_iter().enumerate();
             let of_ranks = of_ranks.map(|(rank, stream)| memory.lane(stage, lane, rank, stream)).collect();
@@ -52,53 +58,52 @@ impl Memory {
 
     fn lane(&mut self, stage: &Stage<'_>, lane: u32, rank: usize, stream: DeviceId) -> Lane {
         let page = self.session.allocate(stream, size_of::<HostPage>() as u64);
-        let context = self.session.allocate(stream, size_of::<LaneContext>() as u64);
-        let bytes = self.context_bytes(stage, lane, rank, page);
-        self.session.write(context, &bytes);
+        let params = self.params_of(stage, lane, rank, page);
         let own = self.pad(lane, rank);
+        self.session.label(own + pad::ABORT, 4, &format!("rank {rank}'s abort word of lane {lane}"));
+        let counters = self.counters(lane, rank);
         for (at, bytes, what) in [
-            (pad::ABORT, 4, "abort word"),
-            (pad::CALL_NUMBER, 8, "call number"),
-            (pad::RECORD_CLAIM, 4, "claim"),
+            (counters::BARRIER_CALLS, 8, "count of barrier calls"),
+            (counters::ABORT, 4, "own abort word"),
+            (counters::RECORD_CLAIM, 4, "claim"),
         ] {
-            self.session.label(own + at, bytes, &format!("rank {rank}'s {what} of lane {lane}"));
+            self.session.label(counters + at, bytes, &format!("rank {rank}'s {what} of lane {lane}"));
         }
         let name = format!("rank {rank}'s host page of lane {lane}");
         self.session.label(page, size_of::<HostPage>() as u64, &name);
-        Lane { stream, page, context }
+        Lane { stream, page, params }
     }
 
-    /// The bytes of a lane's context: ranks are positions, a relay is across.
-    fn context_bytes(&self, stage: &Stage<'_>, lane: u32, rank: usize, page: u64) -> Vec<u8> {
+    /// What a lane's kernels are given of it: ranks are positions, a relay is across.
+    fn params_of(&self, stage: &Stage<'_>, lane: u32, rank: usize, page: u64) -> LaneParams {
         let layout = self.layout;
         let relayed = stage.algorithm == Algorithm::HybridCubeMesh;
-        let relay = if relayed { (rank + 4) % 8 } else { rank };
-        let mut bytes = vec![0; size_of::<LaneContext>()];
-        let mut set = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        for (peer, segment) in self.segments.iter().enumerate() {
-            let mapped = stage.maps(rank, peer);
-            let (pad, staging) =
-                if mapped { (segment + layout.pad(lane), segment + layout.staging(lane)) } else { (0, 0) };
-            set(offset_of!(LaneContext, pads) + 8 * peer, &pad.to_le_bytes());
-            set(offset_of!(LaneContext, staging) + 8 * peer, &staging.to_le_bytes());
-            set(offset_of!(LaneContext, ranks) + 4 * peer, &(peer as u32).to_le_bytes());
+        let mut params = LaneParams {
+            pads: [0; MAX_RANKS],
+            own_pad: self.pad(lane, rank),
+            staging: layout.staging(lane) - layout.pad(lane),
+            half_bytes: layout.half_bytes(),
+            counters: self.counters(lane, rank),
+            host_page: page,
+            ranks: 0,
+            rank: rank as u32,
+            position: rank as u32,
+            relay: if relayed { (rank + 4) % 8 } else { rank } as u32,
+            lane,
+            lanes: LANES,
+        };
+        for peer in 0..self.segments.len() {
+            params.ranks |= LaneParams::rank_at(peer as u32, peer as u32);
+            if stage.maps(rank, peer) {
+                params.pads[peer] = self.pad(lane, peer);
+            }
         }
-        let own = self.segments[rank];
-        set(offset_of!(LaneContext, own_pad), &(own + layout.pad(lane)).to_le_bytes());
-        set(offset_of!(LaneContext, own_staging), &(own + layout.staging(lane)).to_le_bytes());
-        set(offset_of!(LaneContext, staging_half_bytes), &layout.half_bytes().to_le_bytes());
-        set(offset_of!(LaneContext, host_page), &page.to_le_bytes());
-        for (at, value) in [
-            (offset_of!(LaneContext, rank), rank as u32),
-            (offset_of!(LaneContext, world_size), stage.ranks as u32),
-            (offset_of!(LaneContext, position), rank as u32),
-            (offset_of!(LaneContext, relay), relay as u32),
-            (offset_of!(LaneContext, lane), lane),
-            (offset_of!(LaneContext, lanes), LANES),
-        ] {
-            set(at, &value.to_le_bytes());
-        }
-        bytes
+        params
+    }
+
+    /// A lane's counters.
+    pub(super) fn counters(&self, lane: u32, rank: usize) -> u64 {
+        self.counters[rank] + u64::from(lane) * counters::BYTES
     }
 
     pub(super) fn pad(&self, lane: u32, rank: usize) -> u64 {
@@ -113,8 +118,8 @@ impl Memory {
         self.lanes[lane as usize][rank].page
     }
 
-    pub(super) fn context(&self, lane: u32, rank: usize) -> u64 {
-        self.lanes[lane as usize][rank].context
+    pub(super) fn params(&self, lane: u32, rank: usize) -> LaneParams {
+        self.lanes[lane as usize][rank].params
     }
 
     pub(super) fn record(&self, lane: u32, rank: usize) -> u64 {
