@@ -27,11 +27,6 @@ impl<T> LastCalls<T> {
         self.plain.as_ref()
     }
 
-    /// Forgets the last one outside of captures: what comes next need not run behind it.
-    pub fn forget_plain(&mut self) {
-        self.plain = None;
-    }
-
     /// The last one in the capture with this number, or outside of captures.
     pub fn last(&self, capture: Option<u64>) -> Option<&T> {
         match capture {
@@ -40,17 +35,17 @@ impl<T> LastCalls<T> {
         }
     }
 
-    /// Notes a call that was made.
-    pub fn note(&mut self, call: T, capture: Option<u64>) {
+    /// Notes a call that was made; the one that is forgotten for it.
+    pub fn note(&mut self, call: T, capture: Option<u64>) -> Option<T> {
         match capture {
-            None => self.plain = Some(call),
+            None => self.plain.replace(call),
             Some(this) => match self.captured.iter_mut().find(|(that, _)| *that == this) {
-                Some((_, last)) => *last = call,
+                Some((_, last)) => Some(std::mem::replace(last, call)),
                 None => {
-                    if self.captured.len() == CAPTURES {
-                        self.captured.pop_front();
-                    }
+                    let is_full = self.captured.len() == CAPTURES;
+                    let oldest = if is_full { self.captured.pop_front() } else { None };
                     self.captured.push_back((this, call));
+                    oldest.map(|(_, call)| call)
                 }
             },
         }
@@ -64,21 +59,20 @@ mod tests {
     #[test]
     fn captures_are_apart_from_one_another_and_from_what_is_outside() {
         let mut calls = LastCalls::default();
-        calls.note("plain", None);
-        calls.note("first", Some(1));
+        assert_eq!((calls.note("plain", None), calls.note("first", Some(1))), (None, None));
         assert_eq!(
             (calls.last(None), calls.last(Some(1)), calls.last(Some(2))),
             (Some(&"plain"), Some(&"first"), None)
         );
-        calls.note("second", Some(1));
-        calls.forget_plain();
-        assert_eq!((calls.plain(), calls.last(Some(1))), (None, Some(&"second")));
+        assert_eq!(calls.note("second", Some(1)), Some("first"));
+        assert_eq!((calls.plain(), calls.last(Some(1))), (Some(&"plain"), Some(&"second")));
     }
 
     #[test]
     fn of_very_many_captures_the_oldest_are_forgotten() {
         let mut calls = LastCalls::default();
-        (0..=CAPTURES as u64).for_each(|capture| calls.note(capture, Some(capture)));
+        let forgotten = (0..=CAPTURES as u64).filter_map(|capture| calls.note(capture, Some(capture)));
+        assert_eq!(forgotten.collect::<Vec<_>>(), [0]);
         assert_eq!((calls.last(Some(0)), calls.last(Some(1))), (None, Some(&1)));
     }
 }

@@ -49,7 +49,7 @@ pub use memory::{
 pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};
 pub use peer_process::peer_process_id;
-pub use pool::Pool;
+pub use pool::{Pool, Reused};
 pub use registered::RegisteredHost;
 pub use stream::{RawStream, Stream, StreamIdentity};
 pub use target::{Device, DeviceType, UnknownName};

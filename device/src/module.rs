@@ -27,7 +27,7 @@ unsafe impl Send for Module {}
 unsafe impl Sync for Module {}
 
 /// A function of a module that is still loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Function(CUfunction);
 
 // SAFETY: the driver API takes function handles from any thread.

@@ -2,17 +2,72 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many values are looked at before a new one is made. Those at the front have been out the longest: unless the user
 /// keeps them, the first is free.
 const LOOKS: usize = 8;
 
-/// Shared values. One is free when nobody but the pool holds it.
+/// Shared values of one owner, which are not in use as far as it knows. One is free when nobody else holds it.
+#[derive(Debug)]
+pub struct Reused<T> {
+    /// In the order in which they were given back.
+    values: VecDeque<Arc<T>>,
+}
+
+impl<T> Default for Reused<T> {
+    fn default() -> Self {
+        Self { values: VecDeque::new() }
+    }
+}
+
+impl<T> Reused<T> {
+    /// A value that nobody else holds: one that was given back, or a new one of `make`. Nobody makes weak references to it.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use meshreduce_device::Reused;
+    ///
+    /// let mut values = Reused::default();
+    /// let first = values.take(|| Ok::<_, ()>([1]))?;
+    /// let (address, kept) = (first.as_ptr(), Arc::clone(&first));
+    /// values.give_back(first);
+    /// assert_eq!(*values.take(|| Ok([2]))?, [2]);
+    /// drop(kept);
+    /// assert_eq!(values.take(|| Ok([3]))?.as_ptr(), address);
+    /// # Ok::<(), ()>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `make`.
+    #[inline]
+    pub fn take<E>(&mut self, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        for _ in 0..LOOKS.min(self.values.len()) {
+            let Some(value) = self.values.pop_front() else { break };
+            // Nobody can become a holder after this: only a holder makes another one.
+            if Arc::strong_count(&value) == 1 {
+                // What the last holder did is before what the next one does (as `Arc` itself has it when it frees a value).
+                fence(Ordering::Acquire);
+                return Ok(value);
+            }
+            self.values.push_back(value);
+        }
+        make().map(Arc::new)
+    }
+
+    /// Gives one back, whoever else still holds it.
+    pub fn give_back(&mut self, value: Arc<T>) {
+        self.values.push_back(value);
+    }
+}
+
+/// Shared values of several owners. One is free when nobody but the pool holds it.
 #[derive(Debug)]
 pub struct Pool<T> {
-    /// In the order in which they were given out.
-    values: Mutex<VecDeque<Arc<T>>>,
+    values: Mutex<Reused<T>>,
 }
 
 impl<T> Default for Pool<T> {
@@ -42,18 +97,12 @@ impl<T> Pool<T> {
     /// Those of `make`.
     pub fn take<E>(&self, make: impl FnOnce() -> Result<T, E>, renew: impl Fn(&mut T)) -> Result<Arc<T>, E> {
         let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..LOOKS.min(values.len()) {
-            let Some(mut value) = values.pop_front() else { break };
-            let taken = Arc::get_mut(&mut value).map(&renew).map(|()| Arc::clone(&value));
-            values.push_back(value);
-            if let Some(value) = taken {
-                return Ok(value);
-            }
+        let mut value = values.take(make)?;
+        // Nobody else holds it.
+        if let Some(value) = Arc::get_mut(&mut value) {
+            renew(value);
         }
-        let mut value = make()?;
-        renew(&mut value);
-        let value = Arc::new(value);
-        values.push_back(Arc::clone(&value));
+        values.give_back(Arc::clone(&value));
         Ok(value)
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use meshreduce_wire::{Algorithm, DType, Op};
 
@@ -109,7 +109,7 @@ impl Communicator {
     /// All-reduces of this communicator that took an intra-node algorithm, on all lanes. A captured one counts when
     /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
-        self.shared.launches.load(Ordering::Relaxed)
+        self.shared.lanes().iter().map(|lane| lane.launches().get()).sum()
     }
 
     /// Whether the kernels that have ended did so without failure, on all lanes: what a work object would say,
@@ -197,14 +197,6 @@ impl From<CloseError> for Error {
     fn from(error: CloseError) -> Self {
         error.0.error
     }
-}
-
-/// All-reduces of this process that took an intra-node algorithm.
-pub(crate) static LAUNCHES: AtomicU64 = AtomicU64::new(0);
-
-/// All-reduces of this process that took an intra-node algorithm, over all communicators.
-pub fn launches() -> u64 {
-    LAUNCHES.load(Ordering::Relaxed)
 }
 
 const _: () = {

@@ -1,6 +1,5 @@
 //! The PTX texts and the kernels loaded from them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use meshreduce_device::{ComputeCapability, DriverError, Function, Module, PrimaryContext};
@@ -168,10 +167,30 @@ impl Loaded {
     }
 }
 
+/// Functions by what they do. (The average is the sum's, scaled.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Functions([[[Option<Function>; Op::ALL.len()]; DType::ALL.len()]; Algorithm::ALL.len()]);
+
+/// Where an operation's kernel is found.
+const fn kernel_of(op: Op) -> usize {
+    let op = if matches!(op, Op::Avg) { Op::Sum } else { op };
+    op as usize - 1
+}
+
+impl Functions {
+    fn get(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Function> {
+        self.0[algorithm as usize - 1][dtype as usize - 1][kernel_of(op)]
+    }
+
+    fn set(&mut self, algorithm: Algorithm, dtype: DType, op: Op, function: Function) {
+        self.0[algorithm as usize - 1][dtype as usize - 1][kernel_of(op)] = Some(function);
+    }
+}
+
 /// The kernels of one communicator, all loaded: a module that is loaded behind a spinning kernel would wait for it.
 #[derive(Debug)]
 pub(crate) struct Kernels {
-    functions: HashMap<(Algorithm, DType, &'static str), Function>,
+    functions: Functions,
     /// Blocks of the largest size that fit a multiprocessor, of the kernel that needs most.
     occupancy: u32,
     /// Unloaded with the kernels.
@@ -187,7 +206,7 @@ impl Kernels {
         world_size: usize,
     ) -> Result<Self, Error> {
         let mut modules = Vec::new();
-        let mut functions = HashMap::new();
+        let mut functions = Functions::default();
         let mut occupancy = u32::MAX;
         for text in texts {
             // A text that cannot be used here costs a compilation for nothing.
@@ -205,14 +224,14 @@ impl Kernels {
                             // SAFETY: its module was loaded just now, in this context.
                             let fits = unsafe { function.occupancy(context, MAX_THREADS) }?;
                             occupancy = occupancy.min(fits);
-                            functions.insert((description.algorithm, dtype, op.kernel_name()), function);
+                            functions.set(description.algorithm, dtype, op, function);
                         }
                     }
                 }
             }
             modules.push(module);
         }
-        if functions.is_empty() {
+        if functions == Functions::default() {
             let algorithm = ground.algorithms().next().map_or(Algorithm::OneShot, |first| first.algorithm);
             let name = texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Error::KernelMissing {
@@ -224,7 +243,7 @@ impl Kernels {
     }
 
     pub(crate) fn function(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Function> {
-        self.functions.get(&(algorithm, dtype, op.kernel_name())).copied()
+        self.functions.get(algorithm, dtype, op)
     }
 
     pub(crate) fn occupancy(&self) -> u32 {
@@ -255,6 +274,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn every_kernel_has_a_place_of_its_own() {
+        let all = || {
+            Algorithm::ALL.into_iter().flat_map(|algorithm| {
+                DType::ALL.into_iter().flat_map(move |dtype| Op::ALL.map(|op| (algorithm, dtype, op)))
+            })
+        };
+        // SAFETY: they are not launched.
+        let functions =
+            (1..).map(|number| unsafe { Function::from_raw(std::ptr::without_provenance_mut(number)) });
+        let named = all().filter(|(.., op)| *op != Op::Avg).zip(functions);
+        let mut table = Functions::default();
+        for ((algorithm, dtype, op), function) in named.clone() {
+            assert_eq!(table.get(algorithm, dtype, op), None);
+            table.set(algorithm, dtype, op, function);
+        }
+        for ((algorithm, dtype, op), function) in named {
+            assert_eq!(table.get(algorithm, dtype, op), Some(function));
+        }
+        assert!(all().all(|(algorithm, dtype, op)| {
+            let same = |other: Op| other.kernel_name() == op.kernel_name();
+            let (_, first) = (algorithm, Op::ALL.into_iter().find(|other| same(*other)).unwrap());
+            table.get(algorithm, dtype, op) == table.get(algorithm, dtype, first)
+        }));
     }
 
     #[test]

@@ -71,6 +71,7 @@ mod end;
 mod error;
 mod kernels;
 mod lane;
+mod launches;
 mod outcome;
 mod record;
 pub mod rendezvous;
@@ -81,7 +82,7 @@ mod shared;
 pub mod topology;
 mod work;
 
-pub use communicator::{CloseError, Communicator, launches};
+pub use communicator::{CloseError, Communicator};
 pub use config::{Config, ConfigError, Limits, MAX_LANES};
 pub use element::Element;
 #[cfg(feature = "cust")]
@@ -89,6 +90,7 @@ pub use element::{Bf16, F16};
 pub use error::{CudaVersion, DriverError, Error, SharedNamespaces};
 pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::{Lane, StreamOrder};
+pub use launches::launches;
 pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
 pub use meshreduce_store as store;
 pub use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};

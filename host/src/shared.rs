@@ -1,7 +1,6 @@
 //! What a communicator and its lanes share, and its end.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use meshreduce_device::{ContextState, DriverError, MappedHost, PrimaryContext, Stream};
@@ -16,7 +15,7 @@ use crate::counters::{Counters, lane_params};
 use crate::end::{Event, Leak, State};
 use crate::error::{Error, Ranks};
 use crate::kernels::Kernels;
-use crate::lane::{LaneState, Pages};
+use crate::lane::{Calls, LaneState, Pages};
 use crate::record;
 use crate::residency::Residency;
 use crate::segment::Mapping;
@@ -49,12 +48,14 @@ pub(crate) struct Parts {
 pub(crate) struct Shared {
     pub(crate) rank: usize,
     pub(crate) kernels: Arc<Kernels>,
-    pub(crate) deadline: Option<Duration>,
+    /// 0: none.
+    pub(crate) deadline_ns: u64,
     pub(crate) block_cap: u32,
-    pub(crate) launches: AtomicU64,
     context: Arc<PrimaryContext>,
     selector: Selector,
     lanes: Vec<Arc<LaneState>>,
+    /// By lane, while nobody has it.
+    calls: Vec<Mutex<Calls>>,
     pages: Pages,
     timeout: Duration,
     layout: SegmentLayout,
@@ -94,11 +95,13 @@ impl Shared {
         Ok(Self {
             rank,
             kernels: Arc::new(kernels),
-            deadline: config.deadline,
+            deadline_ns: config
+                .deadline
+                .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
             block_cap,
-            launches: AtomicU64::new(0),
             context,
             selector,
+            calls: lanes.iter().map(|_| Mutex::default()).collect(),
             lanes,
             pages,
             timeout: config.timeout,
@@ -132,6 +135,20 @@ impl Shared {
 
     pub(crate) fn lanes(&self) -> &[Arc<LaneState>] {
         &self.lanes
+    }
+
+    fn calls(&self, lane: u32) -> MutexGuard<'_, Calls> {
+        self.calls[lane as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a lane's calls to its new owner.
+    pub(crate) fn lend(&self, lane: u32) -> Calls {
+        std::mem::take(&mut *self.calls(lane))
+    }
+
+    /// Takes them back.
+    pub(crate) fn take_back(&self, lane: u32, calls: Calls) {
+        *self.calls(lane) = calls;
     }
 
     pub(crate) fn select(&self, bytes: u64, dtype: DType, op: Op) -> Result<Algorithm, Error> {
@@ -258,7 +275,9 @@ impl Shared {
             drop(self.context.enter()?);
         }
         for lane in &self.lanes {
-            if !lane.drain(left())? {
+            // Its owner has given it back: every lane holds the communicator.
+            let last = self.calls(lane.index).last_event();
+            if !lane.drain(last.as_ref().map(|recorded| &recorded.event), left())? {
                 return Ok(false);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use meshreduce_device::{DriverError, Event, RawStream};
 
 use crate::error::Error;
-use crate::lane::LaneState;
+use crate::lane::{LaneState, Recorded};
 
 /// An all-reduce that was enqueued.
 ///
@@ -14,30 +14,51 @@ use crate::lane::LaneState;
 /// current.
 #[derive(Clone, Debug)]
 pub struct Work {
-    state: Arc<LaneState>,
-    /// `None`: nothing was launched.
-    event: Option<Arc<Event>>,
-    /// It went into a graph, so that there is nothing that the host could wait for.
-    captured: bool,
+    call: Call,
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    /// Nothing was launched.
+    Nothing(Arc<LaneState>),
+    Launched {
+        /// Behind it.
+        recorded: Arc<Recorded>,
+        /// Its number on its lane.
+        number: u64,
+        /// It went into a graph, so that there is nothing that the host could wait for.
+        captured: bool,
+    },
 }
 
 impl Work {
-    pub(crate) fn new(state: Arc<LaneState>, event: Arc<Event>, captured: bool) -> Self {
-        Self { state, event: Some(event), captured }
+    pub(crate) fn new(recorded: Arc<Recorded>, number: u64, captured: bool) -> Self {
+        Self { call: Call::Launched { recorded, number, captured } }
     }
 
     pub(crate) fn done(state: Arc<LaneState>) -> Self {
-        Self { state, event: None, captured: false }
+        Self { call: Call::Nothing(state) }
     }
 
-    /// The event to ask; `None` if nothing was launched. A captured one is not asked, because the driver would
-    /// invalidate the capture.
-    fn event(&self) -> Result<Option<&Arc<Event>>, Error> {
-        if self.captured { Err(Error::Capturing) } else { Ok(self.event.as_ref()) }
+    fn state(&self) -> &LaneState {
+        match &self.call {
+            Call::Nothing(state) => state,
+            Call::Launched { recorded, .. } => &recorded.lane,
+        }
+    }
+
+    /// The event to ask and the call's number; `None` if nothing was launched. A captured one is not asked, because the driver
+    /// would invalidate the capture.
+    fn event(&self) -> Result<Option<(&Event, u64)>, Error> {
+        match &self.call {
+            Call::Nothing(_) => Ok(None),
+            Call::Launched { captured: true, .. } => Err(Error::Capturing),
+            Call::Launched { recorded, number, .. } => Ok(Some((&recorded.event, *number))),
+        }
     }
 
     fn refusal(&self, error: DriverError) -> Error {
-        Error::of_driver(error, self.state.context())
+        Error::of_driver(error, self.state().context())
     }
 
     /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
@@ -52,12 +73,12 @@ impl Work {
     ///
     /// [`Error::Driver`] if the driver refuses.
     pub unsafe fn wait_raw(&self, stream: impl Into<RawStream>) -> Result<(), Error> {
-        match &self.event {
-            Some(event) => {
+        match &self.call {
+            Call::Launched { recorded, .. } => {
                 // SAFETY: the caller vouches for the stream.
-                unsafe { event.wait_on(stream.into()) }.map_err(|error| self.refusal(error))
+                unsafe { recorded.event.wait_on(stream.into()) }.map_err(|error| self.refusal(error))
             }
-            None => Ok(()),
+            Call::Nothing(_) => Ok(()),
         }
     }
 
@@ -71,11 +92,11 @@ impl Work {
     /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::ContextReset`];
     /// [`Error::Capturing`] if the call was captured into a graph (the capture goes on undisturbed).
     pub fn synchronize(&self) -> Result<(), Error> {
-        if let Some(event) = self.event()? {
+        if let Some((event, number)) = self.event()? {
             event.synchronize().map_err(|error| self.refusal(error))?;
-            self.state.note_ended(event);
+            self.state().note_ended(number);
         }
-        self.state.status()
+        self.state().status()
     }
 
     /// Whether the all-reduce has ended, without blocking.
@@ -84,13 +105,13 @@ impl Work {
     ///
     /// As [`Work::synchronize`].
     pub fn is_finished(&self) -> Result<bool, Error> {
-        if let Some(event) = self.event()? {
+        if let Some((event, number)) = self.event()? {
             if !event.has_passed().map_err(|error| self.refusal(error))? {
                 return Ok(false);
             }
-            self.state.note_ended(event);
+            self.state().note_ended(number);
         }
-        self.state.status().map(|()| true)
+        self.state().status().map(|()| true)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Lanes: where all-reduces are launched.
 
+mod calls;
 mod order;
+mod plan;
 mod state;
 
 use std::cell::Cell;
@@ -8,16 +10,17 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use meshreduce_device::{self as device, DriverError, Event};
+use meshreduce_device::{self as device, DriverError};
 use meshreduce_wire::launch::IN_PLACE;
-use meshreduce_wire::{DType, Geometry, LaunchDescriptor, LaunchParams, Op};
+use meshreduce_wire::{DType, LaunchParams, Op};
 
-use crate::communicator::LAUNCHES;
 use crate::error::Error;
 use crate::shared::Shared;
 use crate::work::Work;
 use order::{LastCall, WaitFor};
+use plan::{Kind, Plan};
 
+pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
 pub(crate) use state::{LaneState, Pages};
 
@@ -35,6 +38,8 @@ pub(crate) use state::{LaneState, Pages};
 pub struct Lane {
     shared: Arc<Shared>,
     state: Arc<LaneState>,
+    /// Given back to the communicator at the end.
+    calls: Calls,
     /// Not `Sync`.
     _one_thread: PhantomData<Cell<()>>,
 }
@@ -56,7 +61,9 @@ enum Enqueued {
     /// It runs, or will.
     Launched {
         /// Behind it, if there was to be one.
-        event: Option<Arc<Event>>,
+        event: Option<Arc<Recorded>>,
+        /// Its number on the lane.
+        number: u64,
         /// It went into a graph.
         captured: bool,
     },
@@ -64,7 +71,8 @@ enum Enqueued {
 
 impl Lane {
     pub(crate) fn new(shared: Arc<Shared>, state: Arc<LaneState>) -> Self {
-        Self { shared, state, _one_thread: PhantomData }
+        let calls = shared.lend(state.index);
+        Self { shared, state, calls, _one_thread: PhantomData }
     }
 
     /// The lane's number, equal on all ranks.
@@ -154,10 +162,9 @@ impl Lane {
     ) -> Result<Work, Error> {
         // SAFETY: the caller vouches for all of it.
         let enqueued = unsafe { self.enqueue(message, order, true) }?;
-        let state = Arc::clone(&self.state);
         Ok(match enqueued {
-            Enqueued::Launched { event: Some(event), captured } => Work::new(state, event, captured),
-            Enqueued::Launched { event: None, .. } | Enqueued::Nothing => Work::done(state),
+            Enqueued::Launched { event: Some(event), number, captured } => Work::new(event, number, captured),
+            Enqueued::Launched { event: None, .. } | Enqueued::Nothing => Work::done(Arc::clone(&self.state)),
         })
     }
 
@@ -183,13 +190,12 @@ impl Lane {
             Enqueued::Nothing => Ok(()),
             // A capture of the stream began meanwhile, on another thread.
             Enqueued::Launched { captured: true, .. } => Err(Error::Capturing),
-            Enqueued::Launched { event, captured: false } => {
+            Enqueued::Launched { event, number, captured: false } => {
                 // SAFETY: the launch has shown that it is a stream of this context.
-                let settled = unsafe { self.state.settle(stream, event.as_deref()) };
+                let settled =
+                    unsafe { self.state.settle(stream, event.as_ref().map(|recorded| &recorded.event)) };
                 settled.map_err(|error| self.refusal(error))?;
-                if let Some(event) = &event {
-                    self.state.note_ended(event);
-                }
+                self.state.note_ended(number);
                 self.state.status()
             }
         }
@@ -209,29 +215,18 @@ impl Lane {
         }
         let bytes = (count as u64).saturating_mul(dtype.size() as u64);
         check_addresses(input, output, bytes, dtype)?;
-        let shared = &*self.shared;
-        let algorithm = shared.select(bytes, dtype, op)?;
-        let function = shared.kernels.function(algorithm, dtype, op).ok_or(Error::Unsupported {
-            algorithm,
-            dtype,
-            op,
-        })?;
-        let count = count as u64;
-        let world_size = shared.world_size() as u32;
-        let geometry = Geometry::new(algorithm, count, dtype, world_size, shared.block_cap);
-        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+        let Plan { function, geometry, descriptor, tag, scale } =
+            self.calls.plans.of(Kind { count, dtype, op }, bytes, &self.shared)?;
         let params = LaunchParams {
             lane: state.params,
             input,
             output,
-            count,
-            descriptor: descriptor.encode(),
-            deadline_ns: shared
-                .deadline
-                .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
-            tag: descriptor.tag(),
+            count: count as u64,
+            descriptor,
+            deadline_ns: self.shared.deadline_ns,
+            tag,
             flags: if input == output { IN_PLACE } else { 0 },
-            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            scale,
             reserved: 0,
         };
 
@@ -241,13 +236,15 @@ impl Lane {
         let capture = unsafe { device::capture_id(context, stream) }.map_err(|error| self.refusal(error))?;
         // SAFETY: as above.
         let identity = unsafe { stream.identity(context, capture) }.map_err(|error| self.refusal(error))?;
-        let mut last = state.last();
-        if let Some(wait) = order.wait_for(last.last(capture), identity, state.index)? {
+        // What has ended orders nothing any more. (Of captured calls nobody knows.)
+        let orders = |last: &&LastCall| capture.is_some() || !state.is_known_to_have_ended(last);
+        let last = self.calls.last(capture).filter(orders);
+        if let Some(wait) = order.wait_for(last, identity, state.index)? {
             let waits = match &wait {
                 // SAFETY: the caller vouches for the stream and the event.
                 WaitFor::Given(event) => unsafe { event.wait_on(context, stream) },
                 // SAFETY: the caller vouches for the stream.
-                WaitFor::Own(event) => unsafe { event.wait_on(stream) },
+                WaitFor::Own(recorded) => unsafe { recorded.event.wait_on(stream) },
             };
             waits.map_err(|error| self.refusal(error))?;
         }
@@ -255,24 +252,26 @@ impl Lane {
             // Before there is anything that could run or be replayed.
             state.note_unobserved(capture.is_some());
         }
-        let event = observed.then(|| state.event()).transpose().map_err(|error| self.refusal(error))?;
-        context
-            .on_stream(stream, || {
-                // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it
-                // leads to lives as long as `shared`, and the counters, without which nothing of it is touched, outlive it
-                // with the module if this is captured. The caller vouches for the
-                // pointers and the stream.
-                unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
-            })
-            .map_err(|error| self.refused_launch(error))?;
-        shared.launches.fetch_add(1, Ordering::Relaxed);
-        LAUNCHES.fetch_add(1, Ordering::Relaxed);
+        let event = observed.then(|| self.calls.event(&self.state)).transpose();
+        let event = event.map_err(|error| self.refusal(error))?;
+        let launched = context.on_stream(stream, || {
+            // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it
+            // leads to lives as long as `shared`, and the counters, without which nothing of it is touched, outlive it
+            // with the module if this is captured. The caller vouches for the
+            // pointers and the stream.
+            unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
+        });
+        if let Err(error) = launched {
+            event.into_iter().for_each(|event| self.calls.give_back(event));
+            return Err(self.refused_launch(error));
+        }
+        state.launches().add();
+        let number = self.calls.count();
         // SAFETY: the caller vouches for the stream, and the launch has shown that it is one of this context.
-        let recorded = event.as_ref().map_or(Ok(()), |event| unsafe { event.record(stream) });
+        let recorded = event.as_ref().map_or(Ok(()), |recorded| unsafe { recorded.event.record(stream) });
         // A call whose event was not recorded is followed by none that could wait for it.
         let event = event.filter(|_| recorded.is_ok());
-        last.note(LastCall { stream: identity, event: event.clone() }, capture);
-        drop(last);
+        self.calls.note(LastCall { stream: identity, event: event.clone(), number }, capture);
         if let Err(error) = recorded {
             if capture.is_none() {
                 // The caller learns of an error, so nothing may run behind it.
@@ -281,7 +280,7 @@ impl Lane {
             }
             return Err(self.refusal(error));
         }
-        Ok(Enqueued::Launched { event, captured: capture.is_some() })
+        Ok(Enqueued::Launched { event, number, captured: capture.is_some() })
     }
 
     /// Checks that `address` lies in memory of the communicator's device.
@@ -320,6 +319,7 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        self.shared.take_back(self.state.index, std::mem::take(&mut self.calls));
         self.state.taken.store(false, Ordering::Release);
     }
 }

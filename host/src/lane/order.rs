@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use meshreduce_device::{Event, RawEvent, RawStream, StreamIdentity};
+use meshreduce_device::{RawEvent, RawStream, StreamIdentity};
 
+use super::calls::Recorded;
 use crate::error::Error;
 
 /// The stream of a raw call, and what orders it behind the lane's last call if that was on another stream.
@@ -90,7 +91,7 @@ pub(crate) enum WaitFor {
     /// The caller's event.
     Given(RawEvent),
     /// The last call's.
-    Own(Arc<Event>),
+    Own(Arc<Recorded>),
 }
 
 /// A call that was made.
@@ -98,5 +99,7 @@ pub(crate) enum WaitFor {
 pub(crate) struct LastCall {
     pub(crate) stream: StreamIdentity,
     /// Recorded behind it, unless it was made without.
-    pub(crate) event: Option<Arc<Event>>,
+    pub(crate) event: Option<Arc<Recorded>>,
+    /// Its number on the lane, from 1.
+    pub(crate) number: u64,
 }

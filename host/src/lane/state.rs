@@ -1,18 +1,17 @@
 //! What a lane's work objects, and the end of its communicator, share with it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use meshreduce_device::{
-    ContextState, DriverError, Event, LastCalls, MappedHost, Pool, PrimaryContext, RawStream,
-};
+use meshreduce_device::{ContextState, DriverError, Event, MappedHost, PrimaryContext, RawStream};
 use meshreduce_wire::LaneParams;
 use meshreduce_wire::launch::HostPage;
 
 use super::order::LastCall;
 use crate::control::Control;
 use crate::error::Error;
+use crate::launches::Launches;
 use crate::record;
 use meshreduce_store::clock::Pause;
 
@@ -31,13 +30,14 @@ pub(crate) struct LaneState {
     context: Arc<PrimaryContext>,
     /// Gone with the communicator.
     control: Weak<Control>,
-    /// For its calls.
-    events: Pool<Event>,
     /// A graph has kernels of this lane.
     captured: AtomicBool,
     /// There are calls without an event: captured ones, whose replays nobody tells, and those that were to have none.
     unobserved: AtomicBool,
-    last: Mutex<LastCalls<LastCall>>,
+    /// The number of the last call that is known to have ended.
+    ended: AtomicU64,
+    /// All-reduces that took an intra-node algorithm. Only the lane's owner adds to it.
+    launches: Launches,
 }
 
 impl LaneState {
@@ -56,10 +56,10 @@ impl LaneState {
             params,
             context: Arc::clone(context),
             control: Arc::downgrade(control),
-            events: Pool::default(),
             captured: AtomicBool::new(false),
             unobserved: AtomicBool::new(false),
-            last: Mutex::new(LastCalls::default()),
+            ended: AtomicU64::new(0),
+            launches: Launches::new(),
         }
     }
 
@@ -71,22 +71,19 @@ impl LaneState {
         &self.pages[self.index as usize]
     }
 
-    pub(crate) fn last(&self) -> MutexGuard<'_, LastCalls<LastCall>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn launches(&self) -> &Launches {
+        &self.launches
     }
 
-    /// An event that nobody else holds.
-    pub(crate) fn event(&self) -> Result<Arc<Event>, DriverError> {
-        self.events.take(|| Event::new(&self.context), |_| {})
+    /// Notes that the call of this number has ended, as the host now knows: what is enqueued from now on runs behind it, on whatever
+    /// stream.
+    pub(crate) fn note_ended(&self, number: u64) {
+        self.ended.fetch_max(number, Ordering::AcqRel);
     }
 
-    /// Notes that a call has ended, as the host now knows: what is enqueued from now on runs behind it, on whatever stream.
-    pub(crate) fn note_ended(&self, event: &Arc<Event>) {
-        let mut last = self.last();
-        let known = last.plain().and_then(|last| last.event.as_ref());
-        if known.is_some_and(|known| Arc::ptr_eq(known, event)) {
-            last.forget_plain();
-        }
+    /// Whether a call is known to have ended.
+    pub(crate) fn is_known_to_have_ended(&self, call: &LastCall) -> bool {
+        call.number <= self.ended.load(Ordering::Acquire)
     }
 
     /// What the kernels have left behind, on this lane or on another: a failure ends all of them.
@@ -125,16 +122,15 @@ impl LaneState {
         record::abort_flag(self.page()).store(1, Ordering::Release);
     }
 
-    /// Waits at most `limit` for the last launch, and as long for what has no event. `Ok(true)`: no kernel of the lane runs;
+    /// Waits at most `limit` for the last launch, behind which is the `event`, and as long for what has no event. `Ok(true)`: no kernel of the lane runs;
     /// `Ok(false)`: one may.
     ///
     /// # Errors
     ///
     /// The context is lost, with the driver's word for it: no kernel runs either.
-    pub(crate) fn drain(&self, limit: Duration) -> Result<bool, DriverError> {
-        let event = self.last().plain().and_then(|last| last.event.clone());
+    pub(crate) fn drain(&self, event: Option<&Event>, limit: Duration) -> Result<bool, DriverError> {
         let ended = match event {
-            Some(event) => self.has_ended(&event, limit)?,
+            Some(event) => self.has_ended(event, limit)?,
             None => Some(true),
         };
         match ended {

@@ -1,0 +1,79 @@
+//! How a call is launched, remembered for the kinds of call that came last: an engine makes the same few again and again.
+#![forbid(unsafe_code)]
+
+use meshreduce_device::Function;
+use meshreduce_wire::{DType, Geometry, LaunchDescriptor, Op};
+
+use crate::error::Error;
+use crate::shared::Shared;
+
+/// How many are remembered. (Two of a layer, for two batch sizes.)
+const KEPT: usize = 4;
+
+/// What of a call its plan depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) count: usize,
+    pub(crate) dtype: DType,
+    pub(crate) op: Op,
+}
+
+/// How calls of a kind are launched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) function: Function,
+    pub(crate) geometry: Geometry,
+    /// [`LaunchDescriptor::encode`] and [`LaunchDescriptor::tag`].
+    pub(crate) descriptor: u64,
+    pub(crate) tag: u32,
+    pub(crate) scale: f32,
+}
+
+impl Plan {
+    fn new(kind: Kind, bytes: u64, shared: &Shared) -> Result<Self, Error> {
+        let Kind { count, dtype, op } = kind;
+        let algorithm = shared.select(bytes, dtype, op)?;
+        let function = shared.kernels.function(algorithm, dtype, op).ok_or(Error::Unsupported {
+            algorithm,
+            dtype,
+            op,
+        })?;
+        let (count, world_size) = (count as u64, shared.world_size() as u32);
+        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+        Ok(Self {
+            function,
+            geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap),
+            descriptor: descriptor.encode(),
+            tag: descriptor.tag(),
+            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+        })
+    }
+}
+
+/// The plans of one lane.
+#[derive(Debug, Default)]
+pub(crate) struct Plans {
+    kept: [Option<(Kind, Plan)>; KEPT],
+    /// The one that has been kept for longest.
+    oldest: usize,
+}
+
+impl Plans {
+    /// The plan for calls of a kind, of so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// No kernel takes them.
+    #[inline]
+    pub(crate) fn of(&mut self, kind: Kind, bytes: u64, shared: &Shared) -> Result<Plan, Error> {
+        for (kept, plan) in self.kept.iter().flatten() {
+            if *kept == kind {
+                return Ok(*plan);
+            }
+        }
+        let plan = Plan::new(kind, bytes, shared)?;
+        self.kept[self.oldest] = Some((kind, plan));
+        self.oldest = (self.oldest + 1) % KEPT;
+        Ok(plan)
+    }
+}
