@@ -20,6 +20,7 @@ const RELAXED: i32 = 2;
 ///
 /// The driver's. For a legacy default stream it refuses while another stream is being captured, because a call there
 /// would spoil that capture.
+#[inline]
 pub unsafe fn is_capturing(context: &PrimaryContext, stream: RawStream) -> Result<bool, DriverError> {
     let mut status = NONE;
     context.on_stream(stream, || {
@@ -38,6 +39,7 @@ pub unsafe fn is_capturing(context: &PrimaryContext, stream: RawStream) -> Resul
 /// # Errors
 ///
 /// As [`is_capturing`].
+#[inline]
 pub unsafe fn capture_id(context: &PrimaryContext, stream: RawStream) -> Result<Option<u64>, DriverError> {
     // SAFETY: the caller vouches for the stream.
     if !unsafe { is_capturing(context, stream) }? {

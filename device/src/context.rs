@@ -101,7 +101,16 @@ impl PrimaryContext {
     }
 
     /// Whether handles of this context may be given to the driver, as far as this was looked at before.
+    #[inline]
     pub(crate) fn usable(&self) -> Result<(), DriverError> {
+        if self.process.is_current() && !self.reset.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Err(self.unusable())
+    }
+
+    #[cold]
+    fn unusable(&self) -> DriverError {
         let refused = |code: CUresult, name: &str, description: &str| DriverError {
             call: "cuCtxPushCurrent",
             code: code.0,
@@ -110,13 +119,10 @@ impl PrimaryContext {
         };
         if !self.process.is_current() {
             let why = "the driver belongs to the process that this one was forked from";
-            return Err(refused(CUresult::NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", why));
+            return refused(CUresult::NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", why);
         }
-        if self.reset.load(Ordering::Relaxed) {
-            let why = "the primary context was reset";
-            return Err(refused(CUresult::CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", why));
-        }
-        Ok(())
+        let why = "the primary context was reset";
+        refused(CUresult::CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", why)
     }
 
     /// Makes the context current on this thread until the guard is dropped, which restores what was current before. What
@@ -142,6 +148,7 @@ impl PrimaryContext {
     /// # Errors
     ///
     /// The call's.
+    #[inline]
     pub fn on_stream(
         &self,
         stream: RawStream,
@@ -150,10 +157,17 @@ impl PrimaryContext {
         if !stream.is_special() {
             self.usable()?;
             match call() {
+                Ok(()) => return Ok(()),
                 Err(error) if error.wants_context() => {}
-                answer => return answer,
+                Err(error) => return Err(error),
             }
         }
+        self.in_context(&mut call)
+    }
+
+    /// Makes a call in this context.
+    #[cold]
+    fn in_context(&self, call: &mut dyn FnMut() -> Result<(), DriverError>) -> Result<(), DriverError> {
         let _current = self.push()?;
         call()
     }

@@ -160,11 +160,13 @@ pub fn initialise() -> Result<(), Error> {
 }
 
 /// A driver's answer as a `Result`.
+#[inline]
 pub(crate) fn check(call: &'static str, answer: CUresult) -> Result<(), DriverError> {
     if answer == CUresult::SUCCESS { Ok(()) } else { Err(failure(call, answer)) }
 }
 
 /// An answer that is not success, with the driver's words for it.
+#[cold]
 pub(crate) fn failure(call: &'static str, answer: CUresult) -> DriverError {
     DriverError {
         call,

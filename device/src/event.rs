@@ -105,6 +105,7 @@ impl Event {
     /// # Errors
     ///
     /// The driver's.
+    #[inline]
     pub unsafe fn record(&self, stream: RawStream) -> Result<(), DriverError> {
         self.context.on_stream(stream, || {
             // SAFETY: the event is alive; the caller vouches for the stream.

@@ -31,6 +31,7 @@ impl Generation {
     }
 
     /// Whether this process is the one that it was taken in.
+    #[inline]
     pub(crate) fn is_current(self) -> bool {
         FORKS.load(Ordering::Relaxed) == self.0
     }

@@ -42,6 +42,7 @@ impl<T: Copy> MappedHost<T> {
     }
 
     /// Where the host sees the value.
+    #[inline]
     pub fn host(&self) -> NonNull<T> {
         self.registered.host().cast()
     }

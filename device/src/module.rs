@@ -125,6 +125,7 @@ impl Function {
     /// # Errors
     ///
     /// The driver's.
+    #[inline]
     pub unsafe fn launch<T>(
         self,
         blocks: u32,

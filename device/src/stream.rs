@@ -61,11 +61,13 @@ pub struct StreamIdentity {
 
 impl RawStream {
     /// The driver's handle.
+    #[inline]
     pub fn get(self) -> CUstream {
         self.0
     }
 
     /// Whether it is a default stream: of the context, or of the thread, that is current.
+    #[inline]
     pub fn is_special(self) -> bool {
         self.0.addr() <= PER_THREAD
     }
@@ -94,6 +96,7 @@ impl RawStream {
     /// # Errors
     ///
     /// The driver's.
+    #[inline]
     pub unsafe fn identity(
         self,
         context: &PrimaryContext,

@@ -31,11 +31,18 @@ pub(crate) const fn empty() -> AtomicPtr<c_void> {
 }
 
 /// The address of the driver's function `name`, from `cache` after the first time.
+#[inline(always)]
 pub(crate) fn resolve(cache: &AtomicPtr<c_void>, name: &str) -> Result<NonNull<c_void>, Absent> {
     // Acquire pairs with the release below: whoever sees the address sees the opened library behind it.
-    if let Some(address) = NonNull::new(cache.load(Ordering::Acquire)) {
-        return Ok(address);
+    match NonNull::new(cache.load(Ordering::Acquire)) {
+        Some(address) => Ok(address),
+        None => find(cache, name),
     }
+}
+
+/// The address of a function that is not in its cache.
+#[cold]
+fn find(cache: &AtomicPtr<c_void>, name: &str) -> Result<NonNull<c_void>, Absent> {
     let missing = || if crate::status().is_err() { Absent::Driver } else { Absent::Function };
     let address = crate::symbol(name).ok_or_else(missing)?;
     cache.store(address.as_ptr(), Ordering::Release);

@@ -13,16 +13,18 @@ use crate::error::Error;
 
 /// The record in a lane's host page, if a kernel has left one.
 pub(crate) fn read(page: &MappedHost<HostPage>) -> Option<ErrorRecord> {
-    let record = record(page);
+    // SAFETY: after the acquire nobody writes the record any more; it is plain data.
+    is_there(page).then(|| unsafe { record(page).read() })
+}
+
+/// Whether a kernel has left a record in a lane's host page. (Acquire.)
+#[inline]
+fn is_there(page: &MappedHost<HostPage>) -> bool {
     // SAFETY: the page is mapped for as long as `page`, the word is aligned, and while kernels run it is only
     // accessed as a word.
-    let valid = unsafe { AtomicU32::from_ptr((&raw mut (*record.as_ptr()).valid).cast()) };
+    let valid = unsafe { AtomicU32::from_ptr((&raw mut (*record(page).as_ptr()).valid).cast()) };
     // The kernel fills the record and then stores `valid` with st.release.sys; it never changes it again.
-    if valid.load(Ordering::Acquire) == 0 {
-        return None;
-    }
-    // SAFETY: after the acquire above nobody writes the record any more; it is plain data.
-    Some(unsafe { record.read() })
+    valid.load(Ordering::Acquire) != 0
 }
 
 fn record(page: &MappedHost<HostPage>) -> NonNull<ErrorRecord> {
@@ -76,7 +78,16 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, lane: u32) -> Error {
 
 /// The failure of a communicator as its rank's lane `lane` tells it: this lane's record if there is one, else another's,
 /// because a failure ends all lanes.
+#[inline]
 pub(crate) fn first_failure(pages: &[MappedHost<HostPage>], lane: u32, rank: usize) -> Option<Error> {
+    if pages.iter().all(|page| !is_there(page)) {
+        return None;
+    }
+    failure(pages, lane, rank)
+}
+
+#[cold]
+fn failure(pages: &[MappedHost<HostPage>], lane: u32, rank: usize) -> Option<Error> {
     let lanes = pages.len() as u32;
     let mut all = [lane].into_iter().chain((0..lanes).filter(|other| *other != lane));
     let (found_in, found) = all.find_map(|lane| Some((lane, read(&pages[lane as usize])?)))?;
