@@ -10,7 +10,7 @@ static ALLOCATOR: Counting = Counting;
 fn no_call_allocates_once_the_lane_has_its_events() {
     let mut subject = Subject::new().unwrap();
     for operation in OPERATIONS {
-        for _ in 0..4 {
+        for _ in 0..16 {
             (operation.run)(&mut subject).unwrap();
         }
         let before = allocations();

@@ -81,8 +81,8 @@ fn every_call_makes_the_driver_calls_that_it_needs_and_no_other() {
     let mut subject = Subject::new().unwrap();
     for (operation, (name, expected)) in OPERATIONS.into_iter().zip(EXPECTED) {
         assert_eq!(operation.name, name);
-        // The first calls create the events of the lane's pool.
-        for _ in 0..4 {
+        // The first calls create the events of the lane's pool: also those that the watchdog of a group looks at.
+        for _ in 0..16 {
             (operation.run)(&mut subject).unwrap();
         }
         for _ in 0..100 {

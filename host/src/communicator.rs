@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use meshreduce_wire::{Algorithm, DType, Op};
 
 use crate::error::Error;
-use crate::lane::Lane;
+use crate::lane::{Lane, LaneState};
 use crate::shared::Shared;
 use crate::topology::{Mesh, Topology};
 
@@ -127,6 +127,11 @@ impl Communicator {
         self.shared.abort();
     }
 
+    /// What ends [`Communicator::close`] from another thread.
+    pub fn closer(&self) -> Closer {
+        Closer { lanes: self.shared.lanes().to_vec(), given_up: Arc::clone(self.shared.given_up()) }
+    }
+
     /// Closes the communicator in order: waits for this rank's all-reduces, then for the other ranks to come here
     /// too, then unmaps their memory and frees its own. All ranks must call it, each from a thread of its own; no context
     /// need be current there.
@@ -148,6 +153,29 @@ impl Communicator {
                 Err(CloseError::new(error, Some(Self { shared })))
             }
         }
+    }
+}
+
+/// Ends the closing of a communicator that waits for this rank's all-reduces or for other ranks.
+#[derive(Clone)]
+pub struct Closer {
+    lanes: Vec<Arc<LaneState>>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Closer {
+    /// [`Communicator::close`] waits no longer, now or whenever it comes to that: it ends this rank's all-reduces, and gives
+    /// [`Error::CloseTimeout`] with the ranks that have not come. Does nothing else before, and nothing after.
+    pub fn give_up(&self) {
+        if !self.given_up.swap(true, Ordering::AcqRel) {
+            self.lanes.iter().for_each(|lane| lane.ask_to_end());
+        }
+    }
+}
+
+impl fmt::Debug for Closer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closer").field("given_up", &self.given_up).finish_non_exhaustive()
     }
 }
 

@@ -82,7 +82,7 @@ mod shared;
 pub mod topology;
 mod work;
 
-pub use communicator::{CloseError, Communicator};
+pub use communicator::{CloseError, Closer, Communicator};
 pub use config::{Config, ConfigError, Limits, MAX_LANES};
 pub use element::Element;
 #[cfg(feature = "cust")]

@@ -1,5 +1,6 @@
 //! What a communicator and its lanes share, and its end.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     /// For what the library itself sends to devices.
     stream: Stream,
     residency: Option<Residency>,
+    /// Closing it waits for nobody, from now on.
+    given_up: Arc<AtomicBool>,
     state: State,
 }
 
@@ -113,12 +116,18 @@ impl Shared {
             mesh,
             stream,
             residency: Some(residency),
+            given_up: Arc::default(),
             state: State::Open,
         })
     }
 
     pub(crate) fn context(&self) -> &Arc<PrimaryContext> {
         &self.context
+    }
+
+    /// Whether closing it waits for nobody.
+    pub(crate) fn given_up(&self) -> &Arc<AtomicBool> {
+        &self.given_up
     }
 
     pub(crate) fn world_size(&self) -> usize {
@@ -330,16 +339,22 @@ impl Shared {
         });
         let mut said = Ok(());
         if closes {
-            let missing = self.control.wait(limit, Heard::is_quiet, |rank| self.has_died(rank));
+            let start = Instant::now();
+            let has_given_up = || self.given_up.load(Ordering::Acquire);
+            let excused = |rank| self.has_died(rank) || has_given_up();
+            let mut missing = self.control.wait(limit, Heard::is_quiet, excused);
             let others = || (0..self.world_size()).filter(|rank| *rank != self.rank);
             let heard = |rank: &usize| self.control.heard(*rank);
             let quiet = |rank: &usize| heard(rank).is_quiet();
+            if has_given_up() {
+                missing = others().filter(|rank| !quiet(rank) && !self.has_died(*rank)).collect();
+            }
             let died: Vec<_> = others().filter(|rank| !quiet(rank) && !missing.contains(rank)).collect();
             let dropped: Vec<_> = others().filter(|rank| heard(rank).drops()).collect();
             said = if !died.is_empty() {
                 Err(Error::RanksDied { ranks: died })
             } else if !missing.is_empty() {
-                Err(Error::CloseTimeout { ranks: missing, waited: limit })
+                Err(Error::CloseTimeout { ranks: missing, waited: limit.min(start.elapsed()) })
             } else if !dropped.is_empty() {
                 Err(Error::RanksDropped { ranks: dropped })
             } else {

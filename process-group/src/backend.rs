@@ -1,9 +1,10 @@
 //! Backends: what makes the calls of a group on one kind of device.
 
+mod ending;
 mod registry;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use meshreduce::RawStream;
@@ -48,9 +49,24 @@ pub struct BackendContext {
     pub forbid_fallback: bool,
     /// All backends, for those that are made of others.
     pub registry: Registry,
+    /// Why the group takes no calls any more.
+    pub(crate) end: Arc<OnceLock<Error>>,
 }
 
 impl BackendContext {
+    /// Why the group takes no calls any more, once that is so: whoever makes a backend need not go on then.
+    pub fn ended(&self) -> Option<&Error> {
+        self.end.get()
+    }
+
+    /// This with a store in which waits end when the group does, and [`BackendContext::meet`] too, so that the other ranks hear of it.
+    /// For those who would make a backend that has nothing else to tell them by.
+    #[must_use]
+    pub fn until_end(&self) -> Self {
+        let store = ending::UntilEnd::new(Arc::clone(&self.store), Arc::clone(&self.end));
+        Self { store: Arc::new(store), ..self.clone() }
+    }
+
     /// All ranks meet: gives all of them all `payload`s, by rank. Every rank's backend calls this equally often. It leaves no
     /// keys behind.
     ///

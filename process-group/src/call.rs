@@ -109,6 +109,43 @@ pub enum Call<'a> {
     Batch(&'a [Call<'a>]),
 }
 
+/// The other ranks of sends and receives, each once, as far as they are few.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Peers {
+    ranks: [u32; Peers::MOST],
+    count: u8,
+    are_more: bool,
+}
+
+impl Peers {
+    const MOST: usize = 8;
+
+    fn known(&self) -> &[u32] {
+        if self.are_more { &[] } else { &self.ranks[..usize::from(self.count)] }
+    }
+
+    fn add(&mut self, rank: usize) {
+        let rank = rank as u32;
+        if self.ranks[..usize::from(self.count)].contains(&rank) {
+            return;
+        }
+        match self.ranks.get_mut(usize::from(self.count)) {
+            Some(place) => {
+                *place = rank;
+                self.count += 1;
+            }
+            None => self.are_more = true,
+        }
+    }
+
+    /// In ascending order; none if they are more than are kept.
+    pub(crate) fn to_vec(self) -> Vec<usize> {
+        let mut ranks: Vec<usize> = self.known().iter().map(|rank| *rank as usize).collect();
+        ranks.sort_unstable();
+        ranks
+    }
+}
+
 impl Call<'_> {
     /// What it does.
     #[inline]
@@ -168,6 +205,19 @@ impl Call<'_> {
             Call::Recv { peer, .. } => *peer,
             _ => None,
         }
+    }
+
+    /// The other ranks of sends and receives, those of a batch too.
+    pub(crate) fn peers(&self) -> Peers {
+        let mut peers = Peers::default();
+        match self {
+            Call::Batch(calls) if self.is_point_to_point() => {
+                calls.iter().filter_map(Call::peer).for_each(|peer| peers.add(peer));
+            }
+            Call::Batch(_) => {}
+            call => call.peer().into_iter().for_each(|peer| peers.add(peer)),
+        }
+        peers
     }
 
     /// What it reads, by rank or by call.
@@ -237,13 +287,31 @@ impl Call<'_> {
         self.first().map(|tensor| tensor.dtype)
     }
 
-    /// Where its tensors are: whose backend takes it. `None`: it is an empty batch.
+    /// Where its tensors are: whose backend takes it. (Those with elements; of others nobody can tell more than the kind of device.)
+    /// `None`: it is an empty batch.
     #[inline]
     pub fn device(&self) -> Option<Device> {
         match self {
             Call::Barrier { device } => Some(*device),
-            call => call.first().map(|tensor| tensor.device),
+            call => match call.first() {
+                Some(tensor) if tensor.count > 0 => Some(tensor.device),
+                None => None,
+                Some(tensor) => Some(call.first_with_elements().unwrap_or(tensor).device),
+            },
         }
+    }
+
+    #[cold]
+    fn first_with_elements(&self) -> Option<&Tensor> {
+        match self {
+            Call::Batch(calls) => calls.iter().find_map(Call::first_with_elements),
+            call => call.inputs().iter().chain(call.outputs()).find(|tensor| tensor.count > 0),
+        }
+    }
+
+    /// Whether none of its tensors has an element. A barrier, which has no tensors, is on the device that it names.
+    pub(crate) fn is_empty(&self) -> bool {
+        !matches!(self, Call::Barrier { .. }) && self.first_with_elements().is_none()
     }
 
     /// Bytes of the longest of its tensors.
@@ -331,10 +399,14 @@ impl Call<'_> {
 
     /// One device and type, aligned.
     fn check_tensors(&self) -> Result<(), CallError> {
-        let Some(first) = self.first() else { return Ok(()) };
+        let (Some(first), Some(device)) = (self.first(), self.device()) else { return Ok(()) };
         for tensor in self.inputs().iter().chain(self.outputs()) {
-            if tensor.device != first.device {
-                return Err(CallError::DevicesDiffer { devices: (first.device, tensor.device) });
+            let is_there = match tensor.count {
+                0 => tensor.device.kind() == device.kind(),
+                _ => tensor.device == device,
+            };
+            if !is_there {
+                return Err(CallError::DevicesDiffer { devices: (device, tensor.device) });
             }
             if tensor.dtype != first.dtype {
                 return Err(CallError::TypesDiffer { dtypes: (first.dtype, tensor.dtype) });
@@ -456,6 +528,8 @@ fn check_parts(parts: &Parts<'_>, world_size: usize) -> Result<(), CallError> {
 
 fn check_batch(calls: &[Call<'_>], rank: usize, world_size: usize) -> Result<(), CallError> {
     let Some(first) = calls.first() else { return Ok(()) };
+    let with_elements = calls.iter().find(|call| !call.is_empty()).unwrap_or(first);
+    let device = with_elements.device();
     for call in calls {
         let operation = call.operation();
         let is_like_first = match first.is_point_to_point() {
@@ -465,10 +539,11 @@ fn check_batch(calls: &[Call<'_>], rank: usize, world_size: usize) -> Result<(),
         if matches!(call, Call::Batch(_) | Call::Barrier { .. }) || !is_like_first {
             return Err(CallError::MixedBatch { operations: (first.operation(), operation) });
         }
-        if let (Some(one), Some(other)) = (first.device(), call.device())
-            && one != other
-        {
-            return Err(CallError::DevicesDiffer { devices: (one, other) });
+        if let (Some(one), Some(other)) = (device, call.device()) {
+            let are_alike = if call.is_empty() { one.kind() == other.kind() } else { one == other };
+            if !are_alike {
+                return Err(CallError::DevicesDiffer { devices: (one, other) });
+            }
         }
         call.check(rank, world_size)?;
     }

@@ -6,10 +6,11 @@ use crate::tensor::{Buffer, BufferMut, Element, Tensor};
 use crate::types::Device;
 
 /// A slice's tensor. Which device it is on the driver knows; what it does not know is on none that a group could be for, and is
-/// refused.
+/// refused. One without elements is an address that says nothing: null, or the end of something else.
 fn tensor<T: Element + DeviceCopy>(slice: &DeviceSlice<T>) -> Tensor {
     let address = slice.as_device_ptr().as_raw();
-    let ordinal = meshreduce_device::ordinal_of(address).unwrap_or(u32::MAX);
+    let known = if slice.is_empty() { None } else { meshreduce_device::ordinal_of(address) };
+    let ordinal = known.unwrap_or(u32::MAX);
     Tensor { address, count: slice.len(), dtype: T::DTYPE, device: Device::Cuda(ordinal) }
 }
 

@@ -12,6 +12,9 @@ use crate::flight_recorder::SettingsError;
 use crate::types::{DType, Device, DeviceType, Operation, ReduceOp};
 
 /// Why a group could not be made, or a call failed. Cheap to clone: everything pending on a group fails with the same cause.
+///
+/// Its text is whole: it has that of the cause within it, which is therefore no [`source`](std::error::Error::source) that a report would
+/// print again. The cause itself is the variant's field, and another crate's error in it to be had by [`Cause::downcast_ref`].
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,7 +23,7 @@ pub enum Error {
     Config(#[from] ConfigError),
     /// A variable of the flight recorder's makes no sense.
     #[error("the flight recorder's variable {0}")]
-    Recording(#[from] SettingsError),
+    Recording(SettingsError),
     /// The rank is not one of the world's.
     #[error("rank {rank} is not one of {world_size} ranks")]
     InvalidRank {
@@ -93,7 +96,7 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
         /// What is wrong.
-        source: CallError,
+        r#source: CallError,
     },
     /// A backend was to be made while the stream is being captured into a graph.
     #[error(
@@ -122,7 +125,7 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
         /// Why.
-        source: Cause,
+        r#source: Cause,
     },
     /// A call did not end within its deadline. The group is over.
     #[error(
@@ -194,6 +197,13 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
     },
+    /// This process was forked from the one that the group belongs to, and has no part in it: nothing was touched. A child that is to
+    /// have groups is started anew (`exec`).
+    #[error("group {group} belongs to the process that this one was forked from")]
+    Forked {
+        /// The group.
+        group: Arc<str>,
+    },
     /// There is no default group, or there is one already.
     #[error("{0}")]
     Default(&'static str),
@@ -203,7 +213,7 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
         /// What it says.
-        source: Arc<StoreError>,
+        r#source: Arc<StoreError>,
     },
     /// A launcher's environment variables, or its store, will not do.
     #[error("{0}")]
@@ -216,8 +226,14 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
         /// What it says.
-        source: Cause,
+        r#source: Cause,
     },
+}
+
+impl From<SettingsError> for Error {
+    fn from(error: SettingsError) -> Self {
+        Self::Recording(error)
+    }
 }
 
 /// Another crate's error, shared.
@@ -454,3 +470,6 @@ impl fmt::Display for Ranks<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

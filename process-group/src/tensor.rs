@@ -112,6 +112,9 @@ impl Parts<'_> {
 mod sealed {
     /// Backends read and write as many bytes as [`super::Element::DTYPE`] says, so nobody else may say it.
     pub trait Sealed {}
+
+    /// What a root has is borrowed for as long as the value lives, which nobody else may say.
+    pub trait Root {}
 }
 
 /// A type that tensors can be of. It is sealed: its size is what backends go by.
@@ -234,6 +237,69 @@ host_buffers! {
     [T: Element] Vec<T>,
     [T: Element] Box<[T]>,
     [T: Element, const N: usize] [T; N],
+}
+
+pub(crate) fn tensors<B: Buffer>(buffers: &[B]) -> Vec<Tensor> {
+    buffers.iter().map(Buffer::tensor).collect()
+}
+
+pub(crate) fn tensors_mut<B: BufferMut>(buffers: &mut [B]) -> Vec<Tensor> {
+    buffers.iter_mut().map(BufferMut::tensor_mut).collect()
+}
+
+/// A buffer for every rank's part, by rank, on the root of a [gather](crate::ProcessGroup::gather): `&mut` a slice, a vector or an array
+/// of buffers. `()` on the other ranks. It is sealed.
+pub trait RootOutputs: sealed::Root {
+    /// The memory.
+    #[doc(hidden)]
+    fn tensors_mut(&mut self) -> Vec<Tensor>;
+}
+
+/// A buffer with every rank's part, by rank, on the root of a [scatter](crate::ProcessGroup::scatter): `&` a slice, a vector or an array
+/// of buffers. `()` on the other ranks. It is sealed.
+pub trait RootInputs: sealed::Root {
+    /// The memory.
+    #[doc(hidden)]
+    fn tensors(&self) -> Vec<Tensor>;
+}
+
+impl sealed::Root for () {}
+
+impl RootOutputs for () {
+    fn tensors_mut(&mut self) -> Vec<Tensor> {
+        Vec::new()
+    }
+}
+
+impl RootInputs for () {
+    fn tensors(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+}
+
+macro_rules! root_buffers {
+    ($([$($generics:tt)*] $type:ty),* $(,)?) => {$(
+        impl<B: Buffer, $($generics)*> sealed::Root for &$type {}
+        impl<B: BufferMut, $($generics)*> sealed::Root for &mut $type {}
+
+        impl<B: Buffer, $($generics)*> RootInputs for &$type {
+            fn tensors(&self) -> Vec<Tensor> {
+                tensors(&self[..])
+            }
+        }
+
+        impl<B: BufferMut, $($generics)*> RootOutputs for &mut $type {
+            fn tensors_mut(&mut self) -> Vec<Tensor> {
+                tensors_mut(&mut self[..])
+            }
+        }
+    )*};
+}
+
+root_buffers! {
+    [] [B],
+    [] Vec<B>,
+    [const N: usize] [B; N],
 }
 
 #[cfg(test)]

@@ -143,6 +143,10 @@ impl Work {
     ///
     /// How it failed; why the group is over, if it is.
     pub fn result(&self) -> Result<Option<Outcome>, Error> {
+        if let Progress::Done(outcome) = &self.progress {
+            return Ok(Some(*outcome));
+        }
+        self.own_process()?;
         let ended = match &self.progress {
             Progress::Done(outcome) => return Ok(Some(*outcome)),
             Progress::Mesh { work, group } => work
@@ -162,6 +166,11 @@ impl Work {
     /// [`Error::StillRunning`]; how the call failed; why the group is over, if it is.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let Some(timeout) = timeout else { return self.finish() };
+        if let Progress::Done(outcome) = &self.progress {
+            return Ok(*outcome);
+        }
+        self.own_process()?;
+        let _span = self.span().entered();
         let end = Instant::now().checked_add(timeout);
         let ended = match &self.progress {
             Progress::Done(outcome) => return Ok(*outcome),
@@ -181,6 +190,11 @@ impl Work {
 
     /// Waits for the end of the call.
     pub(crate) fn finish(&self) -> Result<Outcome, Error> {
+        if let Progress::Done(outcome) = &self.progress {
+            return Ok(*outcome);
+        }
+        self.own_process()?;
+        let _span = self.span().entered();
         let ended = match &self.progress {
             Progress::Done(outcome) => return Ok(*outcome),
             Progress::Mesh { work, group } => work
@@ -208,6 +222,7 @@ impl Work {
     /// How the call failed, or what the driver refuses.
     pub unsafe fn wait_on(&self, stream: impl Into<RawStream>) -> Result<(), Error> {
         let stream = stream.into();
+        self.own_process()?;
         match &self.progress {
             Progress::Done(_) => Ok(()),
             Progress::Mesh { work, group } => {
@@ -217,6 +232,23 @@ impl Work {
             // SAFETY: the caller vouches for the stream.
             Progress::Other(completion) => unsafe { completion.wait_on(stream) },
         }
+    }
+
+    /// In a forked child there is no call.
+    fn own_process(&self) -> Result<(), Error> {
+        self.site.as_ref().map_or(Ok(()), |site| site.group.own_process())
+    }
+
+    /// The wait for a call, for who traces.
+    fn span(&self) -> tracing::Span {
+        let Some(Site { group, operation }) = &self.site else { return tracing::Span::none() };
+        tracing::debug_span!(
+            "wait",
+            group = &*group.info.name,
+            rank = group.info.rank,
+            operation = operation.name(),
+            sequence = self.sequence
+        )
     }
 
     /// Where the group or its backend is over, the cause says more than what the end has made of one call.

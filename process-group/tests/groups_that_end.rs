@@ -177,3 +177,47 @@ fn groups_of_other_ranks_may_have_the_same_name() {
         }
     });
 }
+
+/// The states of the threads of this process with that name, as the system has them: `S` for one that sleeps.
+fn states(name: &str) -> Vec<char> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let state = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("stat")).ok()?;
+        let (start, rest) = text.rsplit_once(") ")?;
+        start.ends_with(&format!("({name}")).then(|| rest.chars().next())?
+    };
+    tasks.filter_map(state).collect()
+}
+
+#[test]
+fn a_rank_that_was_shut_down_sleeps_until_it_is_dropped() {
+    // No other test has so many ranks, and so a thread of this name.
+    const RANKS: usize = 9;
+    let (store, barrier) = (Arc::default(), std::sync::Barrier::new(RANKS));
+    on_ranks(RANKS, |rank| {
+        let group = builder(&store, rank, RANKS, false).build().unwrap();
+        group.barrier(Device::Cpu).unwrap();
+        if rank == RANKS - 1 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| group.shutdown().unwrap());
+                while group.error().is_none() {
+                    std::thread::yield_now();
+                }
+                // It is the first to be down.
+                std::thread::sleep(Duration::from_millis(50));
+                barrier.wait();
+            });
+            let begun = std::time::Instant::now();
+            let mut sleeps = 0;
+            while sleeps < 20 {
+                assert!(begun.elapsed() < FAR, "it never sleeps");
+                sleeps = if states("host-8") == ['S'] { sleeps + 1 } else { 0 };
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        } else {
+            barrier.wait();
+            group.shutdown().unwrap();
+        }
+        barrier.wait();
+    });
+}

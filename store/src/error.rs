@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::limits::{MAX_KEY, MAX_VALUE};
 
-/// Why a store failed.
+/// Why a store failed. Its text has that of what it comes from within it, so that is no
+/// [`source`](std::error::Error::source) that a report would print again, but a field.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -36,7 +37,7 @@ pub enum StoreError {
         /// What it was reached by.
         place: String,
         /// What happened.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The store is there, and does not do what it was asked to: it is full, for example.
     #[error("the store {place} refused: {problem}")]
@@ -52,7 +53,7 @@ pub enum StoreError {
         /// The folder.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// Something in the file system that a store does not touch: it is somebody else's, or not what a store makes.
     #[error("{} is not used as a store: {problem}", path.display())]
@@ -100,7 +101,7 @@ pub enum StoreError {
         /// The address.
         place: String,
         /// The system's answer.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// No store could be reached at an address.
     #[error("no store at {place} within {waited:?}: {source}")]
@@ -110,7 +111,7 @@ pub enum StoreError {
         /// How long it was tried.
         waited: Duration,
         /// What the last attempt came to.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

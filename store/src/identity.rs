@@ -16,7 +16,7 @@ pub struct Unreadable {
     /// What was to be read.
     pub path: String,
     /// The system's answer.
-    pub source: std::io::Error,
+    pub r#source: std::io::Error,
 }
 
 /// The environment variable that says which host this is, in place of the kernel's boot id.

@@ -189,7 +189,7 @@ fn rank_that_does_not_wait() {
     let group = builder(&part, registry);
     let stream = cust::stream::Stream::new(cust::stream::StreamFlags::NON_BLOCKING, None).unwrap();
     // SAFETY: the stream is one of the group's device and outlives the handle.
-    let group = unsafe { group.on_stream(stream.as_inner()) };
+    let group = unsafe { group.on_stream(&stream) };
     let buffer = DeviceBuffer::from_slice(&[part.rank as f32 + 1.0; 100]).unwrap();
     let tensor = meshreduce_process_group::Buffer::tensor(&buffer);
     let call = meshreduce_process_group::Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };

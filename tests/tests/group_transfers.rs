@@ -106,7 +106,7 @@ fn rank_of_a_pipeline() {
     let group = group(&part, LONG);
     let stream = Stream::new(StreamFlags::NON_BLOCKING, None).unwrap();
     // SAFETY: the stream is one of the group's device and outlives the handle.
-    let group = unsafe { group.on_stream(stream.as_inner()) };
+    let group = unsafe { group.on_stream(&stream) };
     let (rank, ranks) = (part.rank, part.world_size);
     let mut buffer = DeviceBuffer::from_slice(&numbers(0, 0, 5000)).unwrap();
     let tensor = buffer.tensor();

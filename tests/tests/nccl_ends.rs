@@ -22,11 +22,13 @@ fn failure(work: &Work) -> Error {
 
 #[test]
 fn an_abort_from_another_thread_fails_what_is_pending_with_its_cause_on_this_rank_and_soon_on_the_others() {
-    let told = Latch::new(1);
+    let (made, told) = (Latch::new(2), Latch::new(1));
     groups(
         2,
         |builder| builder,
         |group| {
+            // Rank 1 may still be making its communicators when rank 0 has made its own.
+            made.meet();
             let numbers = Numbers::new(group.rank(), COUNT, 1.0);
             let other = Numbers::new(group.rank(), COUNT, 1.0);
             if group.rank() == 0 {
@@ -54,8 +56,9 @@ fn an_abort_from_another_thread_fails_what_is_pending_with_its_cause_on_this_ran
                 told.come();
             } else {
                 told.wait();
-                let error =
-                    start(&group, &numbers.all_reduce()).and_then(|work| work.wait(None)).unwrap_err();
+                // Rank 0 may have sent its share of the first one before it was aborted, and of no other.
+                let sum = |_| start(&group, &numbers.all_reduce()).and_then(|work| work.wait(None)).err();
+                let error = (0..2).find_map(sum).expect("a call that rank 0 does not make");
                 assert!(error.to_string().contains("ncclRemoteError"), "{error}");
                 assert!(group.shutdown().is_err());
             }

@@ -53,8 +53,33 @@ struct Ring {
     next: u64,
     /// Where that one's entry goes.
     next_place: usize,
-    groups: Vec<RecordedGroup>,
+    groups: Vec<Place>,
+    /// How many have been made.
+    made: u64,
+    /// Places of groups that are gone, as are their calls.
+    free: Vec<u32>,
 }
+
+/// A group's place, which entries name.
+#[derive(Debug)]
+struct Place {
+    group: RecordedGroup,
+    /// Its number, in the order in which they were made.
+    number: u64,
+    state: Presence,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    There,
+    /// It makes no calls any more.
+    Gone,
+    /// Nor is any of its calls kept.
+    Free,
+}
+
+/// As many groups that are gone are kept without a look at whether their calls still are.
+const GONE: usize = 64;
 
 /// A recorded call, by which its recorder finds it again, for as long as it is among the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +132,15 @@ impl FlightRecorder {
         let entries = Vec::with_capacity(capacity);
         Self {
             rank,
-            ring: Mutex::new(Ring { capacity, entries, next: 0, next_place: 0, groups: Vec::new() }),
+            ring: Mutex::new(Ring {
+                capacity,
+                entries,
+                next: 0,
+                next_place: 0,
+                groups: Vec::new(),
+                made: 0,
+                free: Vec::new(),
+            }),
         }
     }
 
@@ -117,14 +150,36 @@ impl FlightRecorder {
 
     /// Adds a group whose members are, by rank, these ranks of the group of all ranks; returns its index.
     pub fn add_group(&self, name: &Arc<str>, description: &str, ranks: &Arc<[usize]>) -> u32 {
-        let mut ring = self.ring();
-        ring.groups.push(RecordedGroup {
+        let group = RecordedGroup {
             name: Arc::clone(name),
             description: description.into(),
             ranks: Arc::clone(ranks),
             status: Status::default(),
-        });
-        (ring.groups.len() - 1) as u32
+        };
+        let mut ring = self.ring();
+        ring.sweep();
+        let (number, state) = (ring.made, Presence::There);
+        ring.made += 1;
+        let place = Place { group, number, state };
+        match ring.free.pop() {
+            Some(at) => {
+                ring.groups[at as usize] = place;
+                at
+            }
+            None => {
+                ring.groups.push(place);
+                (ring.groups.len() - 1) as u32
+            }
+        }
+    }
+
+    /// A group makes no calls any more: it is kept as long as one of its calls is.
+    pub fn remove_group(&self, group: u32) {
+        if let Some(place) = self.ring().groups.get_mut(group as usize)
+            && place.state == Presence::There
+        {
+            place.state = Presence::Gone;
+        }
     }
 
     /// Records a call that a backend is about to get. Allocates nothing but, once a thread, what its name takes.
@@ -137,7 +192,7 @@ impl FlightRecorder {
         let collective = (!is_p2p).then_some(begun.collective_sequence);
         let mut ring = self.ring();
         if let Some(sequence) = collective {
-            let status = &mut ring.groups[begun.group as usize].status;
+            let status = &mut ring.groups[begun.group as usize].group.status;
             status.last_enqueued = status.last_enqueued.max(sequence);
         }
         let (record, place) = (ring.next, ring.next_place);
@@ -160,7 +215,21 @@ impl FlightRecorder {
             entry.started.get_or_insert(at);
         }
         if let Some(sequence) = id.collective {
-            ring.groups[id.group as usize].status.has_started(sequence);
+            ring.groups[id.group as usize].group.status.has_started(sequence);
+        }
+    }
+
+    /// Another backend has taken it than the one that was to get it.
+    pub(crate) fn taken_by(&self, id: EntryId, backend: &Arc<str>) {
+        if let Some(entry) = self.ring().entry(id) {
+            entry.backend = Arc::clone(backend);
+        }
+    }
+
+    /// A receive from any rank was from this one.
+    pub(crate) fn received_from(&self, id: EntryId, rank: usize) {
+        if let Some(entry) = self.ring().entry(id) {
+            entry.peer = Some(rank);
         }
     }
 
@@ -169,7 +238,7 @@ impl FlightRecorder {
         let mut ring = self.ring();
         let is_first = ring.entry(id).is_none_or(|entry| entry.end(well, at));
         if let Some(sequence) = id.collective.filter(|_| well && is_first) {
-            ring.groups[id.group as usize].status.has_completed(sequence);
+            ring.groups[id.group as usize].group.status.has_completed(sequence);
         }
     }
 
@@ -193,7 +262,7 @@ impl FlightRecorder {
     ) {
         let mut ring = self.ring();
         let Ring { entries, groups, .. } = &mut *ring;
-        let status = &mut groups[group as usize].status;
+        let status = &mut groups[group as usize].group.status;
         for entry in entries.iter_mut() {
             let is_meant = entry.group == group
                 && !entry.is_p2p
@@ -212,7 +281,7 @@ impl FlightRecorder {
     ///
     /// If there is no such group.
     pub fn status(&self, group: u32) -> Status {
-        self.ring().groups[group as usize].status
+        self.ring().groups[group as usize].group.status
     }
 
     /// Everything, now.
@@ -220,8 +289,15 @@ impl FlightRecorder {
         let ring = self.ring();
         let mut entries = ring.entries.clone();
         let moment = (Instant::now(), SystemTime::now());
-        let groups = ring.groups.clone();
+        let mut order: Vec<usize> =
+            (0..ring.groups.len()).filter(|at| ring.groups[*at].state != Presence::Free).collect();
+        order.sort_by_key(|at| ring.groups[*at].number);
+        let groups: Vec<_> = order.iter().map(|at| ring.groups[*at].group.clone()).collect();
         drop(ring);
+        for entry in &mut entries {
+            let index = order.iter().position(|at| *at == entry.group as usize);
+            entry.group = index.expect("a group is kept as long as its calls are") as u32;
+        }
         entries.sort_by_key(|entry| entry.record);
         Snapshot { rank: self.rank, groups, entries, moment }
     }
@@ -355,6 +431,22 @@ impl Status {
 }
 
 impl Ring {
+    /// Frees the places of groups that are gone with all their calls.
+    fn sweep(&mut self) {
+        let is_gone = |place: &Place| place.state == Presence::Gone;
+        if self.groups.iter().filter(|place| is_gone(place)).count() <= GONE {
+            return;
+        }
+        let mut is_used = vec![false; self.groups.len()];
+        self.entries.iter().for_each(|entry| is_used[entry.group as usize] = true);
+        for (at, place) in self.groups.iter_mut().enumerate() {
+            if place.state == Presence::Gone && !is_used[at] {
+                place.state = Presence::Free;
+                self.free.push(at as u32);
+            }
+        }
+    }
+
     /// An entry that is still there.
     fn entry(&mut self, id: EntryId) -> Option<&mut Entry> {
         self.entries.get_mut(id.place).filter(|entry| entry.record == id.record)

@@ -5,7 +5,7 @@ use std::panic::Location;
 use super::ProcessGroup;
 use crate::call::Call;
 use crate::error::Error;
-use crate::tensor::{Buffer, BufferMut, Parts, Tensor};
+use crate::tensor::{Buffer, BufferMut, Parts, RootInputs, RootOutputs, Tensor, tensors, tensors_mut};
 use crate::types::{Device, ReduceOp};
 use crate::work::Outcome;
 
@@ -115,28 +115,51 @@ impl ProcessGroup {
         self.call(&Call::AllGather { input: input.tensor(), outputs: Parts::List(&outputs) })
     }
 
-    /// On the root `outputs[r]` becomes rank r's `input`; elsewhere `outputs` is empty: `group.gather::<Vec<f32>>(&input, &mut [], 0)`.
+    /// On the root `outputs[r]` becomes rank r's `input`; the others have no outputs: `()`.
+    ///
+    /// ```
+    /// # use meshreduce_process_group::{ProcessGroup, store::MemoryStore};
+    /// # use std::sync::Arc;
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # std::thread::scope(|scope| {
+    /// #     for rank in 0..2 {
+    /// #         let store = Arc::clone(&store);
+    /// #         scope.spawn(move || {
+    /// #             let group = ProcessGroup::builder(store, rank, 2).build()?;
+    /// let own = [group.rank() as f32; 2];
+    /// if group.rank() == 0 {
+    ///     let mut all = vec![[0.0_f32; 2]; group.world_size()];
+    ///     group.gather(&own, &mut all, 0)?;
+    ///     assert_eq!(all, [[0.0; 2], [1.0; 2]]);
+    /// } else {
+    ///     group.gather(&own, (), 0)?;
+    /// }
+    /// #             group.shutdown()
+    /// #         });
+    /// #     }
+    /// # });
+    /// ```
     #[track_caller]
-    pub fn gather<B: BufferMut>(
+    pub fn gather(
         &self,
         input: &(impl Buffer + ?Sized),
-        outputs: &mut [B],
+        mut outputs: impl RootOutputs,
         root: usize,
     ) -> Result<(), Error> {
-        let outputs = tensors_mut(outputs);
+        let outputs = outputs.tensors_mut();
         let outputs = (!outputs.is_empty()).then_some(Parts::List(&outputs));
         self.call(&Call::Gather { input: input.tensor(), outputs, root })
     }
 
-    /// `output` becomes the root's `inputs[rank]`; elsewhere `inputs` is empty.
+    /// `output` becomes the root's `inputs[rank]`; the others have no inputs: `()`.
     #[track_caller]
-    pub fn scatter<B: Buffer>(
+    pub fn scatter(
         &self,
-        inputs: &[B],
+        inputs: impl RootInputs,
         output: &mut (impl BufferMut + ?Sized),
         root: usize,
     ) -> Result<(), Error> {
-        let inputs = tensors(inputs);
+        let inputs = inputs.tensors();
         let inputs = (!inputs.is_empty()).then_some(Parts::List(&inputs));
         self.call(&Call::Scatter { inputs, output: output.tensor_mut(), root })
     }
@@ -223,12 +246,4 @@ impl ProcessGroup {
     pub fn barrier(&self, device: Device) -> Result<(), Error> {
         self.call(&Call::Barrier { device })
     }
-}
-
-fn tensors<B: Buffer>(buffers: &[B]) -> Vec<Tensor> {
-    buffers.iter().map(Buffer::tensor).collect()
-}
-
-fn tensors_mut<B: BufferMut>(buffers: &mut [B]) -> Vec<Tensor> {
-    buffers.iter_mut().map(BufferMut::tensor_mut).collect()
 }

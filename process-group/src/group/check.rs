@@ -25,6 +25,8 @@ impl Shared {
         let (rank, world_size) = (self.info.rank, self.info.world_size);
         let store = self.store_below("calls")?;
         let key = |sequence: u64, rank: usize| format!("{sequence}/{rank}");
+        // Who leaves is to know that this rank is there, and reads texts.
+        self.publish_first_progress();
         let own = call.fingerprint();
         let of_store = |error| self.of_store(error);
         store.set(&key(sequence, rank), own.as_bytes()).map_err(of_store)?;
@@ -75,17 +77,15 @@ impl Shared {
         Err(error)
     }
 
-    /// Takes back what this rank has said of its last collective.
-    pub(super) fn forget_calls(&self) {
+    /// Deletes what a rank has said of its last collectives. It is at the same one as this rank, or one before or behind it.
+    pub(super) fn forget_calls(&self, rank: usize) -> Result<(), StoreError> {
         let (last, _) = self.sequence_numbers();
-        if self.settings.check_calls && last > 0 {
-            let taken = self.store_below("calls").map(|store| {
-                (last.saturating_sub(1)..=last)
-                    .all(|sequence| store.delete(&format!("{sequence}/{}", self.info.rank)).is_ok())
-            });
-            if !taken.unwrap_or(false) {
-                tracing::debug!(group = &*self.info.name, "a key stays in the store");
-            }
+        if !self.settings.check_calls || last == 0 {
+            return Ok(());
         }
+        for sequence in last.saturating_sub(2)..=last + 1 {
+            self.store.delete(&format!("calls/{sequence}/{rank}"))?;
+        }
+        Ok(())
     }
 }

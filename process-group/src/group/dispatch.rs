@@ -9,7 +9,7 @@ use meshreduce::RawStream;
 use meshreduce_device::{ContextState, PrimaryContext};
 
 use super::site::Site;
-use super::slot::Watched;
+use super::watch::Watched;
 use super::{ProcessGroup, Shared};
 use crate::backend::{Backend, Request};
 use crate::call::Call;
@@ -23,6 +23,8 @@ use crate::work::{Outcome, Progress, Work};
 #[derive(Clone, Copy)]
 pub(super) struct Way {
     pub(super) blocking: bool,
+    /// The memory is somebody's again as soon as the call has failed.
+    pub(super) lent: bool,
     pub(super) location: &'static Location<'static>,
 }
 
@@ -36,7 +38,7 @@ impl ProcessGroup {
     /// # use meshreduce_process_group::{BufferMut, Call, Error, ProcessGroup, ReduceOp};
     /// # fn step(group: &ProcessGroup, activations: &mut impl BufferMut, stream: *mut std::ffi::c_void) -> Result<(), Error> {
     /// // SAFETY: a stream of the primary context of the group's device, and it outlives the handle.
-    /// let group = unsafe { group.on_stream(stream) }; // of cust's streams `stream.as_inner()`
+    /// let group = unsafe { group.on_stream(stream) }; // of the crate cust: `&stream`
     /// let tensor = activations.tensor_mut();
     /// // SAFETY: only kernels on this stream use the activations until it has been waited for.
     /// unsafe { group.start(&Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum }) }?;
@@ -64,7 +66,7 @@ impl ProcessGroup {
     #[track_caller]
     pub unsafe fn start(&self, call: &Call<'_>) -> Result<Work, Error> {
         // SAFETY: the caller vouches for the tensors, and did for the stream when it was set.
-        unsafe { self.make_call(call, Way { blocking: false, location: Location::caller() }) }
+        unsafe { self.make_call(call, Way { blocking: false, lent: false, location: Location::caller() }) }
     }
 
     /// Makes a call and waits for its end; gives what is wanted of what came of it.
@@ -79,26 +81,31 @@ impl ProcessGroup {
         location: &'static Location<'static>,
         wanted: impl FnOnce(&Outcome) -> T,
     ) -> Result<T, Error> {
-        if let Some(Device::Cuda(ordinal)) = call.device()
-            && self.shared.settings.cuda_device == Some(ordinal)
-            && is_captured(ordinal, self.stream)
-        {
-            let (operation, group) = (call.operation(), Arc::clone(&self.shared.info.name));
-            return Err(Error::WaitInCapture { operation, group });
-        }
+        self.outside_of_captures(call)?;
         // SAFETY: the caller vouches for the tensors.
-        let started = unsafe { self.make_call(call, Way { blocking: true, location }) };
+        let started = unsafe { self.make_call(call, Way { blocking: true, lent: true, location }) };
         // Looked at where it is: moving it takes longer than the rest.
         if let Ok(Work { progress: Progress::Done(outcome), .. }) = &started {
             return Ok(wanted(outcome));
         }
-        let outcome = started.and_then(|work| work.finish());
-        if outcome.is_err()
-            && let Some(Device::Cuda(ordinal)) = call.device()
-        {
-            drain(ordinal);
+        let outcome = started?.finish();
+        if outcome.is_err() {
+            self.shared.drain(call.device());
         }
         outcome.map(|outcome| wanted(&outcome))
+    }
+
+    /// Refuses a call whose memory is only lent, while its stream is being captured: a graph keeps it.
+    #[inline]
+    pub(super) fn outside_of_captures(&self, call: &Call<'_>) -> Result<(), Error> {
+        let Some(Device::Cuda(_)) = call.device() else { return Ok(()) };
+        match self.shared.settings.cuda_device {
+            Some(ordinal) if is_captured(ordinal, self.stream) => {
+                let (operation, group) = (call.operation(), Arc::clone(&self.shared.info.name));
+                Err(Error::WaitInCapture { operation, group })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// # Safety
@@ -122,13 +129,13 @@ impl ProcessGroup {
         let slot = shared.slot(device.kind());
         let backend = match slot.made() {
             Some(backend) => {
-                shared.check_device(device)?;
+                shared.check_device(call, device)?;
                 backend
             }
             None => {
                 // In the order in which a caller would ask: is there a backend, is it for this device, can it be made.
                 shared.context(device.kind())?;
-                shared.check_device(device)?;
+                shared.check_device(call, device)?;
                 shared.make(device.kind(), Some((self.stream, deadline)))?
             }
         };
@@ -156,24 +163,49 @@ impl ProcessGroup {
             location: way.location,
         });
         let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
+        let span = tracing::debug_span!(
+            "call",
+            group = &*info.name,
+            rank = info.rank,
+            operation = operation.name(),
+            sequence,
+            backend = &**backend.name()
+        );
+        let within = span.enter();
         // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
         // The stream is one of that device's primary context, as who set it vouched.
         let mut started = unsafe { backend.start(call, &request) };
+        drop(within);
         match &mut started {
             Ok(work) => {
                 work.sequence = Some(sequence);
                 if let Progress::Done(_) = work.progress {
+                    if is_p2p {
+                        shared.note_source(entry, call, work);
+                    }
                     recorder.ended(entry, true, clock::now());
                     shared.completed(operation, sequence);
                 } else {
+                    let is_own = Arc::ptr_eq(work.backend(), backend.name());
+                    if !is_own {
+                        recorder.taken_by(entry, work.backend());
+                    }
                     recorder.started(entry, start);
-                    let (its, peer) = (work.clone(), call.peer());
-                    let watched = Watched { work: its, entry, operation, sequence, peer, start, deadline };
-                    slot.watch().follow(watched, is_p2p);
+                    let (its, peers, end) = (work.clone(), call.peers(), request.end());
+                    let watched = Watched { work: its, entry, operation, sequence, peers, start, end };
+                    let mut watch = slot.watch();
+                    match is_p2p {
+                        true => watch.messages.push(watched),
+                        false => {
+                            let names = shared.hooks.want_completions();
+                            watch.lines[usize::from(!is_own)].follow(watched, names);
+                        }
+                    }
+                    drop(watch);
                     work.site = Some(Site { group: Arc::clone(&self.shared), operation });
                 }
             }
-            Err(_) => shared.not_started(entry, &mut started),
+            Err(_) => shared.not_started(entry, &mut started, way.lent.then_some(device)),
         }
         // As it came: it is not small.
         started
@@ -181,14 +213,47 @@ impl ProcessGroup {
 }
 
 impl Shared {
+    /// Of a receive from any rank that has ended: whom it was from.
+    fn note_source(&self, entry: EntryId, call: &Call<'_>, work: &Work) {
+        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) })) =
+            (call, &work.progress)
+        {
+            self.family.recorder.received_from(entry, *source);
+        }
+    }
+
     /// The backend did not take a call.
     #[cold]
-    fn not_started(&self, entry: EntryId, started: &mut Result<Work, Error>) {
+    fn not_started(&self, entry: EntryId, started: &mut Result<Work, Error>, lent: Option<Device>) {
         self.family.recorder.ended(entry, false, clock::now());
         if let Err(error) = started {
+            if may_have_been_enqueued(error) {
+                self.drain(lent);
+            }
             *error = self.failed(error.clone());
         }
     }
+
+    /// Returns when nothing runs any more that could touch a failed call's memory on this device. (Backends of host memory leave
+    /// nothing behind.)
+    #[cold]
+    pub(super) fn drain(&self, device: Option<Device>) {
+        if let (Some(Device::Cuda(_)), Some(ordinal)) = (device, self.settings.cuda_device) {
+            drain(ordinal);
+        }
+    }
+}
+
+/// Whether something of a call may be on the device that its backend has refused with this error.
+fn may_have_been_enqueued(error: &Error) -> bool {
+    !matches!(
+        error,
+        Error::Unsupported { .. }
+            | Error::MadeInCapture { .. }
+            | Error::WaitInCapture { .. }
+            | Error::NotMade { .. }
+            | Error::ShutDown { .. }
+    )
 }
 
 /// That a backend does not take a call.

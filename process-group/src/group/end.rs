@@ -4,14 +4,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use super::ProcessGroup;
 use super::shared::Shared;
-use super::slot::Slot;
+use super::watchdog::look_for_the_last_time;
 use crate::backend::GroupInfo;
 use crate::error::Error;
-use crate::flight_recorder::Entry;
 use crate::types::Operation;
 
 /// A call that has ended well, as a completion hook is told.
@@ -94,6 +92,7 @@ impl ProcessGroup {
     /// case. A second call does nothing.
     pub fn shutdown(&self) -> Result<(), Error> {
         let shared = &self.shared;
+        shared.own_process()?;
         let down = Error::ShutDown { group: Arc::clone(&shared.info.name) };
         if shared.end.set(down).is_err() {
             return match shared.end.get() {
@@ -105,19 +104,12 @@ impl ProcessGroup {
         for slot in shared.slots() {
             if let Some(backend) = slot.made() {
                 let ended = backend.shutdown(shared.settings.timeout);
-                let mut watch = slot.watch();
-                if ended.is_ok()
-                    && let Some(last) = watch.last.take().or_else(|| watch.now.take())
-                {
-                    shared.ended_through(backend.name(), last.sequence);
-                }
-                *watch = Default::default();
-                drop(watch);
+                look_for_the_last_time(shared, slot, ended.is_ok());
                 result = result.and(ended);
             }
         }
         shared.take_back_progress(result.is_err());
-        shared.forget_calls();
+        shared.forget_the_unheard();
         result
     }
 }
@@ -125,6 +117,9 @@ impl ProcessGroup {
 impl Shared {
     /// Ends it with `cause`, unless it has ended.
     pub(super) fn abort(&self, cause: &Error) {
+        if self.own_process().is_err() {
+            return;
+        }
         if self.end.set(cause.clone()).is_err() {
             // Who shuts it down waits for other ranks, and for what goes on, and is not to wait any more.
             if matches!(self.end.get(), Some(Error::ShutDown { .. })) {
@@ -162,36 +157,25 @@ impl Shared {
         }
         error
     }
-
-    /// All collectives that `backend` has made, up to and with this one, have ended well.
-    pub(super) fn ended_through(&self, backend: &Arc<str>, sequence: u64) {
-        let wanted = self.hooks.want_completions();
-        let mut ended = Vec::new();
-        let note = |entry: &Entry| {
-            if wanted {
-                ended.push((entry.operation, entry.collective_sequence));
-            }
-        };
-        self.family.recorder.end_through(self.record, backend, sequence, Instant::now(), note);
-        for (operation, sequence) in ended {
-            self.completed(operation, sequence);
-        }
-    }
 }
 
 impl Shared {
-    /// The program has no handle any more: of a group that has failed nothing is to stay in the store.
+    /// The program has no handle any more, and so makes no calls: what it has told the others is taken back as far as they need it
+    /// no more. (What is pending goes on.)
     pub(super) fn left(&self) {
-        let failed = |slot: &Slot| slot.made().is_some_and(|backend| backend.error().is_some());
-        if self.end.get().is_some() || self.slots().iter().any(failed) {
-            let shut_down = matches!(self.end.get(), Some(Error::ShutDown { .. }));
-            self.take_back_progress(!shut_down);
+        if self.own_process().is_err() {
+            return;
         }
+        self.take_back_progress(!matches!(self.end.get(), Some(Error::ShutDown { .. })));
+        self.forget_the_unheard();
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.own_process().is_err() {
+            return self.leave_to_parent();
+        }
         // Nobody has a handle or a work object any more, so nobody waits.
         let dropped = "all handles were dropped before it was shut down".to_owned();
         let cause = Error::Aborted { group: Arc::clone(&self.info.name), cause: dropped };
@@ -211,6 +195,6 @@ impl Drop for Shared {
                 );
             }
         }
-        self.take_back_progress(!matches!(self.end.get(), Some(Error::ShutDown { .. })));
+        self.family.recorder.remove_group(self.record);
     }
 }

@@ -8,9 +8,12 @@ use super::shared::Shared;
 use super::watchdog::Watchdog;
 use crate::backend::Registry;
 use crate::flight_recorder::{FlightRecorder, Settings as Recording};
+use crate::forked::Generation;
 
 /// A group of all ranks and its parts.
 pub(crate) struct Family {
+    /// The process that it belongs to.
+    pub(super) process: Generation,
     pub(super) registry: Registry,
     recording: Recording,
     pub(super) recorder: Arc<FlightRecorder>,
@@ -23,6 +26,7 @@ impl Family {
     pub(super) fn new(rank: usize, registry: Registry, recording: Recording) -> Arc<Self> {
         let calls = recording.entries;
         Arc::new_cyclic(|family| Self {
+            process: Generation::current(),
             registry,
             recording,
             recorder: Arc::new(FlightRecorder::new(rank, calls)),

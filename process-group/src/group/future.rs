@@ -45,6 +45,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some((family, place)) = self.0.take()
             && let Some(family) = family.upgrade()
+            && !family.process.is_past()
         {
             family.watchdog.forget(place);
         }

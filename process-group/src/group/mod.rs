@@ -17,6 +17,7 @@ mod site;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod watchdog;
 
 use std::fmt;
@@ -168,7 +169,7 @@ impl ProcessGroup {
     }
 
     /// This group with another stream, on which calls on device memory that are made through the handle are enqueued. A stream is
-    /// given as its handle: `stream.as_inner()` of cust's.
+    /// given as its handle, a pointer of any type; with the feature `cust` also as `&stream` of that crate.
     ///
     /// # Safety
     ///

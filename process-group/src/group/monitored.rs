@@ -1,20 +1,30 @@
 //! The monitored barrier: which ranks did not come, all of them, and on all ranks that did.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use meshreduce_store::StoreError;
 use meshreduce_store::clock::Deadline;
 
-use super::ProcessGroup;
+use super::{ProcessGroup, Shared};
 use crate::error::Error;
 
 /// What all are told.
 const ALL_CAME: &str = "all came";
 /// How much longer the others wait for what rank 0 has found.
 const GRACE: Duration = Duration::from_secs(5);
+
+impl Shared {
+    /// Takes back what was told to ranks that never came.
+    pub(super) fn forget_the_unheard(&self) {
+        let keys = std::mem::take(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = keys.iter().try_for_each(|key| self.store.delete(key).map(|_| ())) {
+            tracing::debug!(%error, group = &*self.info.name, "keys stay in the store");
+        }
+    }
+}
 
 impl ProcessGroup {
     /// Waits at most `timeout` for all ranks to come, through the store and no backend; names every rank that did not. It ends
@@ -53,9 +63,15 @@ impl ProcessGroup {
                 [] => ALL_CAME.to_owned(),
                 missing => missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             };
-            for other in (1..world_size).filter(|other| !missing.contains(other)) {
+            // Those that come late are told too, as long as this rank has the group.
+            for other in 1..world_size {
                 store.set(&format!("told/{other}"), told.as_bytes()).map_err(of_store)?;
             }
+            shared
+                .unheard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(missing.iter().map(|other| format!("barrier/{number}/told/{other}")));
             for other in 1..world_size {
                 store.delete(&came(other)).map_err(of_store)?;
             }
@@ -72,7 +88,10 @@ impl ProcessGroup {
             }
             Err(error) => return Err(of_store(error)),
         };
-        store.delete(&told).map_err(of_store)?;
+        // Of one that has come late rank 0 takes back nothing any more.
+        for key in [told, came(rank)] {
+            store.delete(&key).map_err(of_store)?;
+        }
         match text.as_str() {
             ALL_CAME => Ok(()),
             ranks => Err(absent(ranks.split(' ').filter_map(|rank| rank.parse().ok()).collect())),

@@ -12,10 +12,10 @@ use super::future::Place;
 use crate::call::Call;
 use crate::error::Error;
 use crate::tensor::{BufferMut, Element, Tensor};
-use crate::types::ReduceOp;
+use crate::types::{Device, ReduceOp};
 use crate::work::{Outcome, Work};
 
-/// A buffer in host memory that a call has, and the call. It is a future of the buffer, with what came of the call.
+/// A buffer that a call has, and the call. It is a future of the buffer, with what came of the call.
 ///
 /// ```
 /// # use meshreduce_process_group::{Error, ProcessGroup, ReduceOp};
@@ -25,12 +25,13 @@ use crate::work::{Outcome, Work};
 /// }
 /// ```
 ///
-/// Dropped before the call has ended, it waits for the end, which the call's deadline bounds; a call that cannot be waited for
-/// keeps the memory for ever, and the log says so.
+/// Dropped before the call has ended, it waits for the end, which the call's deadline bounds. After a failure on device memory it
+/// also waits, as a future too, until the device has done what was enqueued on it, before anybody has the buffer again.
 #[derive(Debug)]
 #[must_use = "the buffer is in it"]
 pub struct Owned<B: BufferMut> {
     work: Work,
+    device: Option<Device>,
     place: Place,
     /// Its memory does not move with it.
     buffer: ManuallyDrop<B>,
@@ -59,6 +60,7 @@ impl<B: StableBuffer> Owned<B> {
     /// Waits for the end of the call: gives the buffer back, and what came of the call. After an error its content is anything.
     pub fn wait(mut self) -> (B, Result<Outcome, Error>) {
         let outcome = self.work.finish();
+        self.settle(outcome.is_err());
         (self.take(), outcome)
     }
 
@@ -82,14 +84,25 @@ impl<B: StableBuffer> Owned<B> {
     }
 }
 
+impl<B: BufferMut> Owned<B> {
+    /// Nothing touches the buffer any more when this returns: of a call that has ended well that is so, as backends promise. What one
+    /// that has failed has left on the device is waited for; on host memory backends leave nothing.
+    fn settle(&self, failed: bool) {
+        // A call that has not ended at once, as a failure shows, has one.
+        if let Some(site) = self.work.site.as_ref().filter(|_| failed) {
+            site.group.drain(self.device);
+        }
+    }
+}
+
 impl<B: BufferMut> Drop for Owned<B> {
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        // Whatever it says, the call is over then: backends of host memory touch no memory behind the end of a call.
         if let Err(error) = self.work.finish() {
             tracing::debug!(%error, "a call failed whose buffer was dropped");
+            self.settle(true);
         }
         self.ended = true;
         // SAFETY: as in `take`.
@@ -104,12 +117,16 @@ impl<B: StableBuffer + Unpin> Future for Owned<B> {
         let Self { work, place, .. } = &mut *self;
         match place.poll(work, context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(outcome) => Poll::Ready((self.take(), outcome)),
+            Poll::Ready(outcome) => {
+                self.settle(outcome.is_err());
+                Poll::Ready((self.take(), outcome))
+            }
         }
     }
 }
 
-/// Each of these returns at once; a call that cannot be made gives the buffer up with the error.
+/// Each of these returns at once; a call that cannot be made gives the buffer up with the error. On a stream that is being captured
+/// they are refused: a graph would keep the buffer ([`Error::WaitInCapture`]).
 impl ProcessGroup {
     fn start_owned<B: StableBuffer>(
         &self,
@@ -118,10 +135,13 @@ impl ProcessGroup {
         call: impl FnOnce(Tensor) -> Call<'static>,
     ) -> Result<Owned<B>, Error> {
         let call = call(buffer.tensor_mut());
+        self.outside_of_captures(&call)?;
         // SAFETY: the memory is the buffer's, wherever that is moved to, and the buffer is used by nobody before the call has
-        // ended: `Owned` gives it back then, and waits before it drops it. An `Owned` that is leaked leaks the memory.
-        let work = unsafe { self.make_call(&call, Way { blocking: false, location }) }?;
-        Ok(Owned { work, place: Place::default(), buffer: ManuallyDrop::new(buffer), ended: false })
+        // ended: `Owned` gives it back then, and waits before it drops it. After a failure both wait for the device too, and so does
+        // this call (`lent`); no graph keeps the memory. An `Owned` that is leaked leaks the memory.
+        let work = unsafe { self.make_call(&call, Way { blocking: false, lent: true, location }) }?;
+        let (place, buffer) = (Place::default(), ManuallyDrop::new(buffer));
+        Ok(Owned { work, device: call.device(), place, buffer, ended: false })
     }
 
     /// [`ProcessGroup::all_reduce`] that goes on.

@@ -239,7 +239,8 @@ impl ProcessGroup {
         let color = color.filter(|_| context.is_some());
         let Some(split) = backend.split(color, context.as_ref()) else { return Ok(()) };
         if let (Some(made), Some(new)) = (split?, new) {
-            new.shared.slot(device).get_or_make(|| Ok(made))?;
+            let taken = || unreachable!("nobody else has the new group");
+            new.shared.slot(device).get_or_make(None, || Ok(()), taken, || Ok(made))?;
             new.shared.family.watchdog.start();
         }
         Ok(())

@@ -1,20 +1,74 @@
 //! How far ranks have come, told through the store now and then: so that a timeout names who has not come to a call.
+//!
+//! A rank tells under a key of its own: a number, who it is, and whether it has left. One that leaves a group that has failed lets
+//! what it told stay, for those whose deadlines are still to come would else take it for one that never came. Whoever finds that all
+//! others have left, or are processes that have ended, deletes what all have told, their texts of checked calls too.
 #![forbid(unsafe_code)]
 
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use meshreduce_store::StoreError;
+use meshreduce_store::codec::{Reader, Writer};
+use meshreduce_store::identity::{Life, Member};
 
 use super::shared::Shared;
+use crate::error::Error;
 
 /// How often at most a rank tells how far it has come.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
+/// How long after a call's deadline a rank that has come to it has told so at the latest, where nothing is in its way.
+pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
 /// What nobody stores.
 const NOTHING: &[u8] = b"?";
 
 fn key(rank: usize) -> String {
     format!("progress/{rank}")
+}
+
+/// This process; `None`: the system does not tell.
+fn own() -> Option<&'static Member> {
+    static OWN: OnceLock<Option<Member>> = OnceLock::new();
+    OWN.get_or_init(|| Member::current().ok()).as_ref()
+}
+
+/// What a rank tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    /// Its last collective.
+    reached: u64,
+    has_left: bool,
+    who: Option<Member>,
+}
+
+impl Told {
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Writer::new();
+        out.u64(self.reached);
+        out.u8(self.has_left.into());
+        if let Some(who) = &self.who {
+            who.write(&mut out);
+        }
+        out.into_bytes()
+    }
+
+    /// `None`: it is nothing that a rank tells.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut from = Reader::new(bytes);
+        let (reached, has_left) = (from.u64().ok()?, from.u8().ok()? != 0);
+        Some(Self { reached, has_left, who: Member::read(&mut from).ok() })
+    }
+
+    /// Whether nothing more comes of it, as far as this process can tell.
+    fn is_gone(&self) -> bool {
+        self.has_left || self.has_died()
+    }
+
+    /// Whether its process has ended without a word, as far as this process can tell.
+    fn has_died(&self) -> bool {
+        let has_ended = |who: &Member| own().is_some_and(|own| who.life(&own.host) == Life::Ended);
+        !self.has_left && self.who.as_ref().is_some_and(has_ended)
+    }
 }
 
 /// What the store was told.
@@ -31,62 +85,118 @@ impl Shared {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
+        let told = Told { reached, has_left, who: own().cloned() };
+        self.store.set(&key(self.info.rank), &told.to_bytes())
+    }
+
+    /// What a rank has told.
+    fn told_by(&self, rank: usize) -> Result<Option<Told>, StoreError> {
+        Ok(Told::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
+    }
+
     /// Tells the number of the last collective, if there has been one since.
     pub(super) fn publish_progress(&self) {
+        self.publish(false);
+    }
+
+    /// The same, unless something has been told before.
+    pub(super) fn publish_first_progress(&self) {
+        let has_told = self.published().last != 0;
+        if !has_told {
+            self.publish(false);
+        }
+    }
+
+    fn publish(&self, again: bool) {
         let (collectives, _) = self.sequence_numbers();
         // Held while the store is told, so that nothing is told behind what is taken back.
         let mut published = self.published();
-        if published.taken_back || self.end.get().is_some() || published.last == collectives {
+        let is_known = published.last == collectives && !again;
+        if published.taken_back || self.end.get().is_some() || is_known {
             return;
         }
         published.last = collectives;
-        if let Err(error) = self.store.set(&key(self.info.rank), collectives.to_string().as_bytes()) {
+        if let Err(error) = self.tell(collectives, false) {
             tracing::debug!(%error, group = &*self.info.name, "progress could not be told");
         }
     }
 
-    /// The ranks that are not known to have come to the collective with this number. Waits a moment for those that have come and
-    /// not told yet; a store that is lost knows nobody.
-    pub(super) fn missing(&self, sequence: u64) -> Vec<usize> {
+    /// Those of `ranks` (all others, if none are given) that are not known to have come to the collective with this number. Some may
+    /// have come and not told yet, which they do within [`PATIENCE`]; a store that is lost knows nobody.
+    pub(super) fn missing(&self, ranks: Option<Vec<usize>>, sequence: u64) -> Vec<usize> {
         let reached = |rank: usize| -> Result<bool, StoreError> {
-            let told = self.store.compare_set(&key(rank), NOTHING, NOTHING)?;
-            Ok(String::from_utf8_lossy(&told).parse().unwrap_or(0_u64) >= sequence)
+            Ok(self.told_by(rank)?.is_some_and(|told| told.reached >= sequence && !told.has_died()))
         };
-        let absent = |ranks: Vec<usize>| -> Vec<usize> {
-            let looks = ranks.into_iter().filter_map(|rank| match reached(rank) {
-                Ok(true) => None,
-                Ok(false) => Some(Ok(rank)),
-                Err(error) => Some(Err(error)),
-            });
-            looks.collect::<Result<_, _>>().unwrap_or_default()
-        };
-        // Others may be looking for who is missing at this moment too, and tell nothing meanwhile.
-        self.publish_progress();
-        let others = (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect();
-        let missing = absent(others);
-        if missing.is_empty() {
-            return missing;
-        }
-        std::thread::sleep(INTERVAL + INTERVAL / 2);
-        // Who has been seen there may have left meanwhile, and taken back what it told.
-        absent(missing)
+        // Others may be looking for who is missing at this moment too.
+        self.publish(true);
+        let others = || (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect();
+        let looks = ranks.unwrap_or_else(others).into_iter().filter_map(|rank| match reached(rank) {
+            Ok(true) => None,
+            Ok(false) => Some(Ok(rank)),
+            Err(error) => Some(Err(error)),
+        });
+        looks.collect::<Result<_, _>>().unwrap_or_default()
     }
 
-    /// Deletes what this rank has told; of a group that failed also what the others have, who may be dead.
-    pub(super) fn take_back_progress(&self, of_all: bool) {
+    /// This rank leaves: deletes what it has told, or, in a group that failed, lets it stay for the others, and deletes what all have
+    /// told if they are gone.
+    pub(super) fn take_back_progress(&self, failed: bool) {
         let mut published = self.published();
-        let has_told = std::mem::take(&mut published.last) != 0;
-        published.taken_back = true;
-        let ranks = match of_all {
-            _ if !has_told => return,
-            true => 0..self.info.world_size,
-            false => self.info.rank..self.info.rank + 1,
+        if std::mem::replace(&mut published.taken_back, true) {
+            return;
+        }
+        let reached = published.last;
+        let (collectives, _) = self.sequence_numbers();
+        let has_texts = self.settings.check_calls && collectives > 0;
+        if reached == 0 && !has_texts {
+            return;
+        }
+        let taken_back = match failed {
+            true => self.leave(collectives.max(reached)),
+            false => self.forget(self.info.rank).and_then(|()| self.forget_the_gone()),
         };
-        for rank in ranks {
-            if let Err(error) = self.store.delete(&key(rank)) {
-                tracing::debug!(%error, group = &*self.info.name, "a key stays in the store");
-                return;
+        if let Err(error) = taken_back {
+            tracing::debug!(%error, group = &*self.info.name, "keys stay in the store");
+        }
+    }
+
+    /// Says that this rank is gone. The last one puts the lights out: whoever comes later of two that leave at once sees both.
+    fn leave(&self, reached: u64) -> Result<(), StoreError> {
+        self.tell(reached, true)?;
+        let died = self.known_to_be_dead();
+        for rank in (0..self.info.world_size).filter(|rank| *rank != self.info.rank && !died.contains(rank)) {
+            if self.told_by(rank)?.is_some_and(|told| !told.is_gone()) {
+                return Ok(());
             }
         }
+        (0..self.info.world_size).try_for_each(|rank| self.forget(rank))
+    }
+
+    /// Deletes what ranks have told that have left before, when nothing had failed yet.
+    fn forget_the_gone(&self) -> Result<(), StoreError> {
+        for rank in (0..self.info.world_size).filter(|rank| *rank != self.info.rank) {
+            if self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
+                self.forget(rank)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ranks that are dead, as a backend has seen: one on another host cannot be looked at from here.
+    fn known_to_be_dead(&self) -> Vec<usize> {
+        let of_backends = self.slots().iter().filter_map(|slot| slot.made()?.error());
+        let causes = self.end.get().cloned().into_iter().chain(of_backends);
+        let dead = |cause: Error| match cause {
+            Error::RankDied { rank, .. } => Some(rank),
+            _ => None,
+        };
+        causes.filter_map(dead).collect()
+    }
+
+    /// Deletes what a rank has told.
+    fn forget(&self, rank: usize) -> Result<(), StoreError> {
+        self.store.delete(&key(rank))?;
+        self.forget_calls(rank)
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshreduce::RawStream;
 use meshreduce_store::{PrefixStore, Store, StoreError};
@@ -14,6 +14,7 @@ use super::family::Family;
 use super::progress::Published;
 use super::slot::Slot;
 use crate::backend::{Backend, BackendContext, GroupInfo};
+use crate::call::Call;
 use crate::config::BackendConfig;
 use crate::error::Error;
 use crate::types::{Device, DeviceType};
@@ -55,8 +56,10 @@ pub(crate) struct Shared {
     pub(super) parts: Mutex<BTreeMap<String, u64>>,
     pub(super) splits: AtomicU64,
     pub(super) monitored_barriers: AtomicU64,
+    /// Keys with what ranks have been told that did not come to a monitored barrier.
+    pub(super) unheard: Mutex<Vec<String>>,
     /// Why it takes no calls any more.
-    pub(super) end: OnceLock<Error>,
+    pub(super) end: Arc<OnceLock<Error>>,
     pub(super) hooks: Hooks,
     /// The last collective that the store was told of.
     pub(super) published: Mutex<Published>,
@@ -89,7 +92,8 @@ impl Shared {
             parts: Mutex::default(),
             splits: AtomicU64::new(0),
             monitored_barriers: AtomicU64::new(0),
-            end: OnceLock::new(),
+            unheard: Mutex::default(),
+            end: Arc::default(),
             hooks: Hooks::default(),
             published: Mutex::default(),
             family: Arc::clone(family),
@@ -124,9 +128,28 @@ impl Shared {
 
     /// Whether it takes calls.
     pub(super) fn alive(&self) -> Result<(), Error> {
+        self.own_process()?;
         match self.end.get() {
             None => Ok(()),
             Some(error) => Err(error.clone()),
+        }
+    }
+
+    /// Whether this is the process that has made it, and not a forked child.
+    #[inline]
+    pub(crate) fn own_process(&self) -> Result<(), Error> {
+        match self.family.process.is_past() {
+            false => Ok(()),
+            true => Err(Error::Forked { group: Arc::clone(&self.info.name) }),
+        }
+    }
+
+    /// In a forked child: keeps everything that shares something with the parent, or waits for a thread that is not there, from being
+    /// dropped.
+    pub(super) fn leave_to_parent(&mut self) {
+        std::mem::forget((Arc::clone(&self.family), Arc::clone(&self.store)));
+        for slot in &mut self.slots {
+            slot.leave_to_parent();
         }
     }
 
@@ -149,10 +172,11 @@ impl Shared {
         }
     }
 
-    /// Refuses tensors on a device that is not the group's.
-    pub(super) fn check_device(&self, device: Device) -> Result<(), Error> {
+    /// Refuses a call with tensors on a device that is not the group's. Of tensors without elements only the kind counts: nobody can
+    /// tell where they are.
+    pub(super) fn check_device(&self, call: &Call<'_>, device: Device) -> Result<(), Error> {
         let expected = self.device(device.kind());
-        match expected == Some(device) {
+        match expected == Some(device) || (expected.is_some() && call.is_empty()) {
             true => Ok(()),
             false => Err(Error::WrongDevice { device, expected, group: Arc::clone(&self.info.name) }),
         }
@@ -176,6 +200,7 @@ impl Shared {
             deadline: self.settings.deadline,
             forbid_fallback: self.settings.forbid_fallback,
             registry: self.family.registry.clone(),
+            end: Arc::clone(&self.end),
         })
     }
 
@@ -200,11 +225,16 @@ impl Shared {
         {
             return Err(Error::MadeInCapture { group: Arc::clone(&self.info.name), backend: name });
         }
-        let made = slot.get_or_make(|| {
+        let waits = context.timeout;
+        let until = Instant::now().checked_add(waits);
+        let late = || context.not_made(&name, format!("after {waits:?} another thread is still at it"));
+        let made = slot.get_or_make(until, || self.alive(), late, || {
             // It may have ended while another thread was at it.
             self.alive()?;
             tracing::info!(group = &*self.info.name, backend = &*name, device = %context.device, "making a backend");
-            self.family.registry.factory(&name)?.create(context)
+            let made = self.family.registry.factory(&name)?.create(context.clone());
+            // Where the end has ended that too, it says more than what came of it.
+            made.map_err(|error| self.end.get().cloned().unwrap_or(error))
         })?;
         // An end that came meanwhile has not seen it.
         if let Some(cause) = self.end.get() {

@@ -2,58 +2,19 @@
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::watch::Watch;
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::flight_recorder::EntryId;
-use crate::types::Operation;
-use crate::work::Work;
-
-/// A call whose end the watchdog looks for.
-#[derive(Clone, Debug)]
-pub(super) struct Watched {
-    pub(super) work: Work,
-    pub(super) entry: EntryId,
-    pub(super) operation: Operation,
-    pub(super) sequence: u64,
-    /// Of a send or receive: the other rank, if that is known.
-    pub(super) peer: Option<usize>,
-    pub(super) start: Instant,
-    pub(super) deadline: Option<Duration>,
-}
-
-/// What the watchdog follows of a backend. Its collectives end in their order, so it looks at one of them at a time and takes the
-/// last one next: however many are made, two are held. Of sends and receives, which end in any order, it looks at each.
-#[derive(Debug, Default)]
-pub(super) struct Watch {
-    /// The one that is looked at.
-    pub(super) now: Option<Watched>,
-    /// The last one that was made since.
-    pub(super) last: Option<Watched>,
-    /// Sends and receives.
-    pub(super) messages: Vec<Watched>,
-}
-
-/// As many sends and receives are looked at; those beyond it only by who waits for them.
-const MOST_MESSAGES: usize = 4096;
-
-impl Watch {
-    pub(super) fn follow(&mut self, watched: Watched, is_p2p: bool) {
-        match is_p2p {
-            false => self.last = Some(watched),
-            true if self.messages.len() < MOST_MESSAGES => self.messages.push(watched),
-            true => {}
-        }
-    }
-}
+use crate::turn::Turn;
 
 /// The place of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Slot {
     name: Option<Arc<str>>,
     made: OnceLock<Arc<dyn Backend>>,
-    making: Mutex<()>,
+    making: Turn,
     watch: Mutex<Watch>,
 }
 
@@ -71,12 +32,16 @@ impl Slot {
         self.made.get()
     }
 
-    /// The backend, made by `make` if it is not there yet. A failure is not kept: the next call tries again.
+    /// The backend, made by `make` if it is not there yet. A failure is not kept: the next call tries again. While another thread
+    /// makes it, this one waits, not beyond `until`, where it gets what `late` says, and only while `goes_on` has no objection.
     pub(super) fn get_or_make(
         &self,
+        until: Option<Instant>,
+        goes_on: impl Fn() -> Result<(), Error>,
+        late: impl FnOnce() -> Error,
         make: impl FnOnce() -> Result<Arc<dyn Backend>, Error>,
     ) -> Result<&Arc<dyn Backend>, Error> {
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_one_at_a_time) = self.making.take(until, goes_on)? else { return Err(late()) };
         match self.made.get() {
             Some(backend) => Ok(backend),
             None => {
@@ -84,6 +49,12 @@ impl Slot {
                 Ok(self.made.get_or_init(|| backend))
             }
         }
+    }
+
+    /// In a forked child: the backend and its calls are not dropped.
+    pub(super) fn leave_to_parent(&mut self) {
+        std::mem::forget(self.made.take());
+        std::mem::forget(std::mem::take(self.watch.get_mut().unwrap_or_else(PoisonError::into_inner)));
     }
 
     pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {

@@ -532,6 +532,25 @@ fn a_call_that_is_late_names_who_has_not_come() {
 }
 
 #[test]
+fn a_call_that_is_late_does_not_keep_the_ends_of_other_groups_from_being_seen() {
+    let (group, notes) = group(0, 2, "cpu:open");
+    // The group is looked at before its part: who looks for rank 1 for the one must not wait there.
+    let part = group.new_group(&[0, 1], &GroupOptions::default()).unwrap().member().unwrap();
+    let seen = Arc::new(Mutex::new(None));
+    let (its, told) = (Arc::clone(&notes), Arc::clone(&seen));
+    part.on_completion(move |_| {
+        let late_goes_on = matches!(its.pending.lock().unwrap()[0].poll(), Ok(None));
+        *told.lock().unwrap() = Some(late_goes_on);
+    });
+    let late = start(&group.with_deadline(Some(Duration::from_millis(1))), &mut [0.0]).unwrap();
+    let _ends = start(&part, &mut [0.0]).unwrap();
+    notes.pending.lock().unwrap()[1].end(Ok(Outcome::default()));
+    let error = late.wait(Some(LONG)).unwrap_err();
+    assert!(matches!(&error, Error::Timeout { missing, .. } if *missing == [1]), "{error}");
+    assert_eq!(*seen.lock().unwrap(), Some(true), "the late one was waited for first");
+}
+
+#[test]
 fn checked_calls_that_differ_name_both_and_leave_nothing() {
     let store = Arc::<MemoryStore>::default();
     let errors = ranks(3, |rank| {
@@ -657,3 +676,5 @@ fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_
     assert!(folder.path().join("rank_1").exists());
     assert!(matches!(group.error(), Some(Error::RankDied { rank: 0, .. })));
 }
+
+mod ends;

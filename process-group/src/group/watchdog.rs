@@ -10,15 +10,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::family::Family;
-use super::progress::INTERVAL;
+use super::progress::{INTERVAL, PATIENCE};
 use super::shared::Shared;
-use super::slot::{Slot, Watched};
+use super::slot::Slot;
+use super::watch::{Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
-use crate::work::Work;
+use crate::types::Operation;
+use crate::work::{Outcome, Work};
 
 /// How often it looks at groups.
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 /// How long it looks at futures without a pause, after one was added or has ended.
 const SPIN: Duration = Duration::from_micros(50);
 /// Pauses between looks at futures: the first, and the longest.
@@ -149,6 +151,11 @@ fn wake(waker: Waker) {
     guarded("a waker", || waker.wake());
 }
 
+/// Whether a future's call has ended. One that panics when it is asked does so again where the future is polled.
+fn is_over(work: &Work) -> bool {
+    catch_unwind(AssertUnwindSafe(|| !matches!(work.result(), Ok(None)))).unwrap_or(true)
+}
+
 /// Looks at futures until it is to stop.
 fn wake_futures(shared: &Shares) {
     let (mut pause, mut spins_until) = (PAUSES.0, Instant::now());
@@ -169,8 +176,7 @@ fn wake_futures(shared: &Shares) {
         if state.stops {
             return;
         }
-        let ended: Vec<_> =
-            state.futures.extract_if(.., |_, (work, _)| !matches!(work.result(), Ok(None))).collect();
+        let ended: Vec<_> = state.futures.extract_if(.., |_, (work, _)| is_over(work)).collect();
         drop(state);
         if !ended.is_empty() {
             (pause, spins_until) = (PAUSES.0, Instant::now() + SPIN);
@@ -216,34 +222,8 @@ fn look_at(group: &Shared, slot: &Slot) {
     if group.end.get().is_some() {
         return;
     }
-    let mut watch = slot.watch();
-    if watch.now.is_none() {
-        watch.now = watch.last.take();
-    }
-    let watched = watch.now.clone();
-    drop(watch);
-    let done_with = |watched: &Watched| {
-        let mut watch = slot.watch();
-        if watch.now.as_ref().is_some_and(|now| now.sequence == watched.sequence) {
-            watch.now = None;
-        }
-    };
-    if let Some(watched) = watched {
-        match watched.work.result() {
-            Ok(Some(_)) => {
-                group.ended_through(backend.name(), watched.sequence);
-                done_with(&watched);
-            }
-            Ok(None) if watched.deadline.is_some_and(|deadline| watched.start.elapsed() > deadline) => {
-                expire(group, &**backend, &watched);
-                done_with(&watched);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                failed(group, &watched, error);
-                done_with(&watched);
-            }
-        }
+    for line in [0, 1] {
+        look_at_line(group, slot, &**backend, line);
     }
     look_at_messages(group, slot, &**backend);
     if let Some(error) = backend.error() {
@@ -252,23 +232,124 @@ fn look_at(group: &Shared, slot: &Slot) {
     }
 }
 
+/// Looks at the collectives that go on in a line of one backend of a group.
+fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize) {
+    /// Whoever makes calls without an end does not keep it from the others.
+    const MOST: usize = 64;
+    for _ in 0..MOST {
+        let Some(first) = slot.watch().lines[line].first().cloned() else { return };
+        match first.work.result() {
+            Ok(Some(_)) => {
+                let runs = slot.watch().lines[line].take_through(first.sequence);
+                group.ended_well(&first, &runs);
+            }
+            Err(error) => {
+                slot.watch().lines[line].forget(first.sequence);
+                failed(group, &first, error);
+            }
+            Ok(None) => {
+                let watch = slot.watch();
+                // Behind one that has not ended none has.
+                let (is_late, unknown) = (watch.lines[line].is_late(), watch.lines[line].first_number());
+                let is_first = !watch.has_expired;
+                let late =
+                    watch.lines[line].late.clone().filter(|(sequence, ..)| *sequence == first.sequence);
+                drop(watch);
+                if is_late && is_first {
+                    // Of those between, none of which is held, some may have ended: who has not come to the first of them is
+                    // certainly missing.
+                    let number = unknown.unwrap_or(first.sequence).min(first.sequence);
+                    match still_missing(group, number, late) {
+                        Look::Sure(missing) => expire(group, slot, backend, &first, missing),
+                        Look::Again(since, missing) => {
+                            slot.watch().lines[line].late = Some((first.sequence, since, missing));
+                        }
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
 /// Looks at the sends and receives that go on in one backend of a group.
 fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
     let mut ended = Vec::new();
-    let is_over = |watched: &mut Watched| {
-        let is_late = || watched.deadline.is_some_and(|deadline| watched.start.elapsed() > deadline);
-        !matches!(watched.work.result(), Ok(None)) || is_late()
-    };
+    // A backend that knows more of who is missing has had time to say so since the call's end.
+    let is_late = |watched: &Watched| watched.end.is_some_and(|end| Instant::now() > end + TICK);
+    let is_over = |watched: &mut Watched| !matches!(watched.work.result(), Ok(None)) || is_late(watched);
     ended.extend(slot.watch().messages.extract_if(.., is_over));
     for watched in ended {
         match watched.work.result() {
-            Ok(Some(_)) => {
-                group.family.recorder.ended(watched.entry, true, Instant::now());
-                group.completed(watched.operation, watched.sequence);
+            Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
+            Ok(None) => expire(group, slot, backend, &watched, watched.peers.to_vec()),
+            Err(error) => {
+                if matches!(error, Error::Timeout { .. }) {
+                    // The backend has said who is missing; as with any call that is late, it is over.
+                    backend.abort(&error);
+                }
+                failed(group, &watched, error);
             }
-            Ok(None) => expire(group, backend, &watched),
+        }
+    }
+}
+
+/// Looks at a backend once more, which was shut down, in order if `well`: everything that was called has ended then.
+pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) {
+    let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
+    for line in &mut lines {
+        while let Some(call) = if well { line.last() } else { line.first() }.cloned() {
+            let runs = line.take_through(call.sequence);
+            match call.work.result() {
+                Err(error) => failed(group, &call, error),
+                Ok(None) if !well => break,
+                Ok(_) => group.ended_well(&call, &runs),
+            }
+        }
+    }
+    for watched in messages {
+        match watched.work.result() {
+            Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
+            Ok(None) if well => group.message_ended_well(&watched, &Outcome::default()),
+            Ok(None) => {}
             Err(error) => failed(group, &watched, error),
         }
+    }
+}
+
+impl Shared {
+    /// All collectives of a line, up to and with this one, have ended well; `runs` are those of which that was not known.
+    fn ended_well(&self, last: &Watched, runs: &[Run]) {
+        let recorder = &self.family.recorder;
+        recorder.ended(last.entry, true, Instant::now());
+        let wanted = self.hooks.want_completions();
+        let mut recorded = vec![(last.sequence, last.operation)];
+        recorder.end_through(self.record, last.work.backend(), last.sequence, Instant::now(), |entry| {
+            if wanted {
+                recorded.push((entry.collective_sequence, entry.operation));
+            }
+        });
+        if !wanted {
+            return;
+        }
+        for run in runs {
+            for sequence in run.first..=run.last {
+                let of_record = || recorded.iter().find(|(its, _)| *its == sequence).map(|(_, what)| *what);
+                if let Some(operation) = run.operation.or_else(of_record) {
+                    guarded("a hook", || self.completed(operation, sequence));
+                }
+            }
+        }
+    }
+
+    /// A send or receive has ended well.
+    fn message_ended_well(&self, watched: &Watched, outcome: &Outcome) {
+        let recorder = &self.family.recorder;
+        if let (Operation::Recv, Some(source)) = (watched.operation, outcome.source) {
+            recorder.received_from(watched.entry, source);
+        }
+        recorder.ended(watched.entry, true, Instant::now());
+        guarded("a hook", || self.completed(watched.operation, watched.sequence));
     }
 }
 
@@ -278,16 +359,37 @@ fn failed(group: &Shared, watched: &Watched, error: Error) {
     group.failed(error);
 }
 
+/// Who has not come to a call.
+enum Look {
+    /// These ranks.
+    Sure(Vec<usize>),
+    /// These, or some of them, which may have come and not told yet, since then.
+    Again(Instant, Vec<usize>),
+}
+
+/// Who has not come to a collective whose time is up. It is looked twice, some time apart, in which the groups beside it are seen to.
+fn still_missing(group: &Shared, sequence: u64, late: Option<(u64, Instant, Vec<usize>)>) -> Look {
+    match late {
+        // Also where nobody is: a backend that knows more, of a rank that died on the way, has time to say so.
+        None => Look::Again(Instant::now(), group.missing(None, sequence)),
+        Some((_, since, missing)) if missing.is_empty() && since.elapsed() >= PATIENCE => {
+            Look::Sure(group.missing(None, sequence))
+        }
+        // Who has been seen there may have left meanwhile, and taken back what it told.
+        Some((_, since, missing)) if since.elapsed() >= PATIENCE => {
+            Look::Sure(group.missing(Some(missing), sequence))
+        }
+        Some((_, since, missing)) => Look::Again(since, missing),
+    }
+}
+
 /// A call's time is up.
-fn expire(group: &Shared, backend: &dyn Backend, watched: &Watched) {
-    let missing = match watched.operation.is_point_to_point() {
-        true => watched.peer.into_iter().collect(),
-        false => group.missing(watched.sequence),
-    };
+fn expire(group: &Shared, slot: &Slot, backend: &dyn Backend, watched: &Watched, missing: Vec<usize>) {
     // It may have ended while that was looked for.
     if !matches!(watched.work.result(), Ok(None)) {
         return;
     }
+    slot.watch().has_expired = true;
     let error = Error::Timeout {
         operation: watched.operation,
         sequence: watched.sequence,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::collectives::Way;
 use super::failure::{LIVING, NotShutDown, SHUT_DOWN};
 use super::shared::{Net, Shared, lock};
 use super::{progress, run, wire};
@@ -32,6 +33,8 @@ use crate::work::Work;
 pub struct HostFactory {
     pub(super) host_id: Option<String>,
     pub(super) interface: Option<String>,
+    /// How ranks of several hosts exchange, whatever pays; all ranks have the same. For tests.
+    pub(super) way: Option<Way>,
 }
 
 impl HostFactory {

@@ -5,47 +5,76 @@
 //! both are known to have read the store; strangers are dropped. Processes of an island do that over abstract unix sockets,
 //! pass their segment and the bell of their progress thread along (`SCM_RIGHTS`, unix(7)), and keep the socket: its end is the
 //! process's end. Ranks that are threads of one process find one another in a table by their cookies.
+//!
+//! Nothing here waits for one connection: all are nonblocking, and whoever connects and says nothing, or something else, is heard
+//! beside the others until it is dropped. An address that leads to somebody else is no harm either: where no right answer has come
+//! for a while the next one is tried beside it.
 #![forbid(unsafe_code)]
 
+mod pending;
+
 use std::collections::HashMap;
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
-use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meshreduce_device::peer_process_id;
 use meshreduce_store::identity::Life;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, sockopt,
-};
 
+use self::pending::{ANSWER, HELLO, Pending, Socket};
 use super::place::{Islands, Place};
 use super::segment::{Layout, Segment};
 use super::wire::Neighbour;
+use crate::error::Ranks;
 
-/// The connector's rank (u32, little-endian), the listener's cookie, its own cookie.
-const HELLO: usize = 4 + 16 + 16;
-const ANSWER: usize = 16;
 /// Connections that were accepted and have not said yet whose they are.
 const MOST_UNKNOWN: usize = 64;
-/// How long one try to connect may take.
-const TRY: Duration = Duration::from_secs(2);
+/// How long an address is waited for alone: the right answer may come after that too.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// How often those that are connected are looked at too.
+const LOOK: Duration = Duration::from_millis(50);
+/// How soon those that have failed are tried again.
+const AGAIN: Duration = Duration::from_millis(20);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a rank cannot be connected with another one.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum NotConnected {
+/// Why the backend `host` of this rank could not be connected with the others, though all had met: to be had from
+/// [`crate::Error::NotMade`] by [`crate::Cause::downcast_ref`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotConnected {
+    /// A rank's process has ended.
     #[error("rank {rank} is gone: {how}")]
-    Gone { rank: usize, how: String },
-    #[error("ranks {ranks:?} did not connect within {waited:?}{last}")]
-    Missing { ranks: Vec<usize>, waited: Duration, last: String },
+    Gone {
+        /// The rank in the group.
+        rank: usize,
+        /// How that was seen.
+        how: String,
+    },
+    /// No connection came about in time.
+    #[error("{} did not connect within {waited:?}{}", Ranks(.ranks), Last(.last))]
+    Missing {
+        /// The ranks in the group that this one is not connected with.
+        ranks: Vec<usize>,
+        /// How long was waited.
+        waited: Duration,
+        /// The last thing that went wrong, if anything has.
+        last: String,
+    },
+}
+
+struct Last<'a>(&'a str);
+
+impl fmt::Display for Last<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "; {}", self.0) }
+    }
 }
 
 /// What ranks of one process find by their cookies.
@@ -126,20 +155,6 @@ pub(super) struct Connected {
     pub(super) sockets: Vec<Option<Arc<TcpStream>>>,
 }
 
-enum Socket {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-/// A connection on which something is still to be said.
-struct Pending {
-    socket: Socket,
-    /// Whom this rank has connected to; `None`: who has connected must say who it is.
-    to: Option<usize>,
-    said: Vec<u8>,
-    files: Vec<OwnedFd>,
-}
-
 /// Connections that are being made.
 pub(super) struct Connecting<'a> {
     rank: usize,
@@ -152,8 +167,21 @@ pub(super) struct Connecting<'a> {
     controls: Vec<(usize, UnixStream)>,
     sockets: Vec<Option<Arc<TcpStream>>>,
     pending: Vec<Pending>,
+    /// By rank: how it is reached over TCP.
+    reaching: Vec<Reaching>,
+    /// When all ranks were last looked at.
+    looked: Option<Instant>,
     /// The last thing that went wrong, for the error of a timeout.
     last: String,
+}
+
+/// How a rank of another host is reached: by one of its addresses after the other.
+#[derive(Clone, Debug, Default)]
+struct Reaching {
+    /// How many times one has been tried.
+    tries: usize,
+    /// When the last one was.
+    last: Option<Instant>,
 }
 
 impl<'a> Connecting<'a> {
@@ -179,6 +207,8 @@ impl<'a> Connecting<'a> {
             controls: Vec::new(),
             sockets: places.iter().map(|_| None).collect(),
             pending: Vec::new(),
+            reaching: vec![Reaching::default(); places.len()],
+            looked: None,
             last: String::new(),
         })
     }
@@ -211,12 +241,19 @@ impl<'a> Connecting<'a> {
 
     /// Does what can be done at once; returns the ranks that are missing.
     fn advance(&mut self) -> Result<Vec<usize>, NotConnected> {
+        // One that has died after it was connected is not what the others are missing here, but why: some have given up for it.
+        let looks_at_all = self.looked.is_none_or(|looked| looked.elapsed() >= LOOK);
+        if looks_at_all {
+            self.looked = Some(Instant::now());
+        }
         for peer in 0..self.places.len() {
             if self.is_connected(peer) {
+                if looks_at_all {
+                    self.is_living(peer)?;
+                }
                 continue;
             }
             let place = &self.places[peer];
-            let is_tried = self.pending.iter().any(|pending| pending.to == Some(peer));
             if self.shares_memory(peer) && place.is_process_of(&self.places[self.rank]) {
                 let found = here().get(&place.cookie).and_then(Weak::upgrade);
                 self.neighbours[peer] = found.map(|own| Neighbour {
@@ -224,21 +261,18 @@ impl<'a> Connecting<'a> {
                     segment: Arc::clone(&own.segment),
                     bell: Arc::clone(&own.bell),
                 });
-            } else if peer < self.rank && !is_tried {
-                let reached =
-                    if self.shares_memory(peer) { self.reach_unix(peer) } else { self.reach_tcp(peer) };
+            } else if peer < self.rank {
+                let reached = match self.shares_memory(peer) {
+                    true => self.reach_unix(peer),
+                    false => self.reach_tcp(peer),
+                };
                 match reached {
-                    Ok(socket) => {
-                        let (said, files) = (Vec::new(), Vec::new());
-                        self.pending.push(Pending { socket, to: Some(peer), said, files });
-                    }
-                    Err(error) => self.last = format!("; rank {peer}: {error}"),
+                    Ok(pending) => self.pending.extend(pending),
+                    Err(error) => self.last = format!("rank {peer}: {error}"),
                 }
             }
-            if place.member.life(&self.places[self.rank].member.host) == Life::Ended
-                && !self.is_connected(peer)
-            {
-                return Err(NotConnected::Gone { rank: peer, how: "its process has ended".to_owned() });
+            if !self.is_connected(peer) {
+                self.is_living(peer)?;
             }
         }
         self.accept();
@@ -248,6 +282,14 @@ impl<'a> Connecting<'a> {
         Ok((0..self.places.len()).filter(|peer| !self.is_connected(*peer)).collect())
     }
 
+    /// That a rank's process has not ended, as far as that can be seen.
+    fn is_living(&self, rank: usize) -> Result<(), NotConnected> {
+        match self.places[rank].member.life(&self.places[self.rank].member.host) {
+            Life::Ended => Err(NotConnected::Gone { rank, how: "its process has ended".to_owned() }),
+            _ => Ok(()),
+        }
+    }
+
     fn hello(&self, peer: usize) -> Vec<u8> {
         let mut hello = (self.rank as u32).to_le_bytes().to_vec();
         hello.extend_from_slice(&self.places[peer].cookie);
@@ -255,33 +297,48 @@ impl<'a> Connecting<'a> {
         hello
     }
 
-    fn reach_unix(&self, peer: usize) -> std::io::Result<Socket> {
-        let place = &self.places[peer];
-        let socket = UnixStream::connect_addr(&UnixAddr::from_abstract_name(socket_name(&place.name))?)?;
+    /// A new connection to a rank of this island, unless there is one that has not been answered yet.
+    fn reach_unix(&self, peer: usize) -> std::io::Result<Option<Pending>> {
+        if self.pending.iter().any(|pending| pending.to == Some(peer)) {
+            return Ok(None);
+        }
+        let socket = pending::connect_unix(&socket_name(&self.places[peer].name))?;
         if !self.is_process_of(&socket, peer) {
             return Err(std::io::Error::other("another process listens there"));
         }
-        self.pass(&socket, &self.hello(peer))?;
-        socket.set_nonblocking(true)?;
-        Ok(Socket::Unix(socket))
+        pending::pass(&socket, &self.hello(peer), [&self.file, &self.own.bell])?;
+        Ok(Some(Pending::to(peer, Socket::Unix(socket))))
     }
 
-    fn reach_tcp(&self, peer: usize) -> std::io::Result<Socket> {
-        let mut last = std::io::Error::other("it has no address that leads there");
-        for address in self.places[peer].addresses_from(&self.places[self.rank]) {
-            let connect = || {
-                let socket = TcpStream::connect_timeout(&address, TRY)?;
-                prepare(&socket)?;
-                say(&socket, &self.hello(peer))?;
-                tracing::debug!(rank = self.rank, peer, %address, local = ?socket.local_addr().ok(), "connected");
-                Ok(Socket::Tcp(socket))
-            };
-            match connect() {
-                Ok(socket) => return Ok(socket),
-                Err(error) => last = error,
-            }
+    /// A new connection to a rank of another host, by the next of its addresses, if it is time for one.
+    fn reach_tcp(&mut self, peer: usize) -> std::io::Result<Option<Pending>> {
+        let is_being_tried = |address: &SocketAddr| {
+            self.pending.iter().any(|pending| pending.to == Some(peer) && pending.address == Some(*address))
+        };
+        let addresses = self.places[peer].addresses_from(&self.places[self.rank]);
+        if addresses.is_empty() {
+            return Err(std::io::Error::other("it has no address that leads there"));
         }
-        Err(last)
+        let is_tried = self.pending.iter().any(|pending| pending.to == Some(peer));
+        let is_all_tried = self.reaching[peer].tries.is_multiple_of(addresses.len());
+        let rest = if is_tried {
+            PATIENCE
+        } else if is_all_tried {
+            AGAIN
+        } else {
+            Duration::ZERO
+        };
+        if self.reaching[peer].last.is_some_and(|last| last.elapsed() < rest) {
+            return Ok(None);
+        }
+        let address = addresses[self.reaching[peer].tries % addresses.len()];
+        self.reaching[peer].tries += 1;
+        self.reaching[peer].last = Some(Instant::now());
+        if is_being_tried(&address) {
+            return Ok(None);
+        }
+        let socket = pending::connect_tcp(address)?;
+        Ok(Some(Pending { address: Some(address), ..Pending::to(peer, Socket::Tcp(socket)) }))
     }
 
     /// Whether the process at the other end is that of `peer`, as far as process ids can tell.
@@ -290,67 +347,78 @@ impl<'a> Connecting<'a> {
         process.namespace != own.namespace || peer_process_id(socket) == Some(process.pid)
     }
 
+    /// Takes connections that have come in, not more at a time than are kept. What a rank says has come with it, as a rule: so it is
+    /// heard at once, and however many strangers there are, they are not in its way.
     fn accept(&mut self) {
-        while let Ok((socket, _)) = self.listening.unix.accept() {
-            if socket.set_nonblocking(true).is_ok() {
-                self.add(Socket::Unix(socket));
+        let Listening { unix, tcp, .. } = self.listening;
+        let all: [&dyn Fn() -> std::io::Result<Socket>; 2] =
+            [&|| unix.accept().and_then(|(socket, _)| Socket::accepted_unix(socket)), &|| {
+                tcp.accept().and_then(|(socket, _)| Socket::accepted_tcp(socket))
+            }];
+        for accept in all {
+            for _ in 0..MOST_UNKNOWN {
+                match accept() {
+                    Ok(socket) => self.hear(Pending::unknown(socket)),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    // Of that one, which may be gone again, or of all: there are no descriptors left, for instance.
+                    Err(error) => {
+                        self.last = format!("no connection could be taken: {error}");
+                        break;
+                    }
+                }
             }
         }
-        while let Ok((socket, _)) = self.listening.tcp.accept() {
-            if prepare(&socket).is_ok() {
-                self.add(Socket::Tcp(socket));
-            }
-        }
-    }
-
-    fn add(&mut self, socket: Socket) {
+        // Whoever is dropped and is a rank comes again.
         let is_unknown = |pending: &Pending| pending.to.is_none();
-        if self.pending.iter().filter(|pending| is_unknown(pending)).count() >= MOST_UNKNOWN
-            && let Some(oldest) = self.pending.iter().position(is_unknown)
-        {
-            self.pending.remove(oldest);
-        }
-        self.pending.push(Pending { socket, to: None, said: Vec::new(), files: Vec::new() });
-    }
-
-    /// Passes the own segment and bell along with `bytes`.
-    fn pass(&self, socket: &UnixStream, bytes: &[u8]) -> std::io::Result<()> {
-        let files = [self.file.as_fd(), self.own.bell.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&files));
-        // An empty buffer takes it whole.
-        let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
-        if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
+        let unknown = self.pending.iter().filter(|pending| is_unknown(pending)).count();
+        let mut most = unknown.saturating_sub(MOST_UNKNOWN);
+        self.pending.retain(|pending| {
+            let goes = most > 0 && is_unknown(pending);
+            most -= usize::from(goes);
+            !goes
+        });
     }
 
     /// Hears what is said on a connection that is not known yet.
     fn hear(&mut self, mut pending: Pending) {
+        if let (Some(peer), Socket::Tcp(_)) = (pending.to, &pending.socket) {
+            match pending.introduce(|| self.hello(peer)) {
+                Ok(true) => {}
+                Ok(false) => return self.pending.push(pending),
+                Err(error) => {
+                    self.last = format!("rank {peer}: {error}");
+                    return;
+                }
+            }
+        }
         let expected = if pending.to.is_some() { ANSWER } else { HELLO };
         match pending.listen(expected) {
             Ok(false) => return self.pending.push(pending),
             Ok(true) => {}
             // Whoever it was is reached for, or reaches, again.
             Err(error) => {
-                self.last = format!("; a connection ended before it was known: {error}");
+                self.last = format!("a connection ended before it was known: {error}");
                 return;
             }
         }
         if let Some(peer) = pending.to {
-            if pending.said == self.places[peer].answer {
-                self.keep(peer, pending);
+            // It may have been reached by another address too.
+            match pending.said == self.places[peer].answer {
+                true if self.is_connected(peer) => {}
+                true => self.keep(peer, pending),
+                false => self.last = format!("rank {peer}: somebody else has answered"),
             }
             return;
         }
         let Some(peer) = self.recognise(&pending) else { return };
         let answer = self.places[self.rank].answer;
         let answered = match &pending.socket {
-            Socket::Unix(socket) => self.pass(socket, &answer),
-            Socket::Tcp(socket) => say(socket, &answer),
+            Socket::Unix(socket) => pending::pass(socket, &answer, [&self.file, &self.own.bell]),
+            Socket::Tcp(socket) => pending::say(socket, &answer),
         };
         match answered {
             Ok(()) => self.keep(peer, pending),
-            Err(error) => self.last = format!("; rank {peer}: {error}"),
+            Err(error) => self.last = format!("rank {peer}: {error}"),
         }
     }
 
@@ -373,7 +441,7 @@ impl<'a> Connecting<'a> {
             Socket::Tcp(socket) => self.sockets[peer] = Some(Arc::new(socket)),
             Socket::Unix(socket) => {
                 let Ok([file, bell]) = <[OwnedFd; 2]>::try_from(pending.files) else {
-                    self.last = format!("; rank {peer} did not pass its memory");
+                    self.last = format!("rank {peer} did not pass its memory");
                     return;
                 };
                 match Segment::open(&file, *self.own.segment.layout()) {
@@ -382,7 +450,7 @@ impl<'a> Connecting<'a> {
                         self.neighbours[peer] = Some(Neighbour { rank: peer, segment, bell });
                         self.controls.push((peer, socket));
                     }
-                    Err(error) => self.last = format!("; rank {peer}'s memory: {error}"),
+                    Err(error) => self.last = format!("rank {peer}'s memory: {error}"),
                 }
             }
         }
@@ -395,70 +463,16 @@ impl<'a> Connecting<'a> {
             PollFd::new(&self.listening.tcp, PollFlags::IN),
         ];
         for pending in &self.pending {
+            let what = if pending.is_introduced { PollFlags::IN } else { PollFlags::OUT };
             watched.push(match &pending.socket {
                 Socket::Unix(socket) => PollFd::new(socket, PollFlags::IN),
-                Socket::Tcp(socket) => PollFd::new(socket, PollFlags::IN),
+                Socket::Tcp(socket) => PollFd::new(socket, what),
             });
         }
         let moment = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
         // Interrupted: looked at again.
         let _ = rustix::event::poll(&mut watched, Some(&moment));
     }
-}
-
-impl Pending {
-    /// Hears on; whether all is said that is expected.
-    fn listen(&mut self, expected: usize) -> std::io::Result<bool> {
-        let mut bytes = [0; HELLO];
-        while self.said.len() < expected {
-            let room = &mut bytes[..expected - self.said.len()];
-            let got = match &mut self.socket {
-                Socket::Tcp(socket) => socket.read(room),
-                Socket::Unix(socket) => receive(socket, room, &mut self.files),
-            };
-            match got {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.said.extend_from_slice(&bytes[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
-    }
-}
-
-/// A connection between hosts: nothing waits in it for more, and a host that is gone without a word is missed.
-fn prepare(socket: &TcpStream) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    socket.set_nonblocking(true)?;
-    sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, Duration::from_secs(10))?;
-    sockopt::set_tcp_keepintvl(socket, Duration::from_secs(5))?;
-    Ok(sockopt::set_tcp_keepcnt(socket, 3)?)
-}
-
-/// Says a few bytes, for which a new connection has room.
-fn say(socket: &TcpStream, bytes: &[u8]) -> std::io::Result<()> {
-    let sent = rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?;
-    if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
-}
-
-/// Reads, and takes the descriptors that come along.
-fn receive(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> std::io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(passed) = message {
-            files.extend(passed);
-        }
-    }
-    if files.len() > 2 {
-        return Err(std::io::Error::other("too many descriptors"));
-    }
-    Ok(message.bytes)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::segment::Ended;
 use crate::error::{Error, Ranks};
+use crate::types::UnknownName;
 
 /// It goes on.
 pub(super) const LIVING: u32 = 0;
@@ -18,6 +19,9 @@ pub(super) const SHUT_DOWN: u32 = 1;
 pub(super) const DROPPED: u32 = 2;
 /// It has failed, as its record says.
 pub(super) const FAILED: u32 = 3;
+
+/// Most ranks of those that have not come to a call that are told on.
+const MOST_MISSING: usize = 64;
 
 /// Ranks that did not come to the end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +55,13 @@ pub(super) fn encode(error: &Error) -> Vec<u8> {
             out.u8(3);
             out.text(&shorten(cause));
         }
+        // A send or receive is two ranks' own business, by numbers of their own.
+        Error::Timeout { operation, sequence, missing, .. } if !operation.is_point_to_point() => {
+            out.u8(5);
+            out.text(operation.name());
+            out.u64(*sequence);
+            out.list(&missing[..missing.len().min(MOST_MISSING)], |out, rank| out.rank(*rank));
+        }
         other => {
             out.u8(4);
             out.text(&shorten(&other.to_string()));
@@ -79,6 +90,14 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
                 let cause = from_bytes.text()?;
                 let cause = if cause.starts_with("rank ") { cause } else { format!("rank {from}: {cause}") };
                 Error::Aborted { group, cause }
+            }
+            5 => {
+                let operation = from_bytes.text()?.parse();
+                let operation =
+                    operation.map_err(|error: UnknownName| Malformed::wrong(error.to_string()))?;
+                let (sequence, missing) = (from_bytes.u64()?, from_bytes.list(Reader::rank)?);
+                // How long the other one waited does not matter here.
+                Error::Timeout { operation, sequence, group, waited: Duration::ZERO, missing }
             }
             _ => Error::Aborted { group, cause: format!("rank {from}: {}", from_bytes.text()?) },
         })
@@ -130,6 +149,7 @@ pub(super) fn died(rank: usize, group: &Arc<str>, how: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Operation;
 
     #[test]
     fn failures_are_told_as_they_are() {
@@ -147,5 +167,20 @@ mod tests {
             matches!(decode(&encode(&aborted), 5, &group), Error::Aborted { cause, .. } if cause.starts_with("rank 5: x"))
         );
         assert!(matches!(decode(&[9, 9], 5, &group), Error::Aborted { .. }));
+        let late = |missing: Vec<usize>, operation| Error::Timeout {
+            operation,
+            sequence: 7,
+            group: Arc::clone(&group),
+            waited: Duration::from_secs(3),
+            missing,
+        };
+        let told = encode(&late((0..5000).collect(), Operation::ReduceScatter));
+        assert!(told.len() <= Ended::MOST);
+        let told = decode(&told, 2, &group);
+        let Error::Timeout { operation, sequence: 7, missing, .. } = &told else { panic!("{told}") };
+        assert_eq!((*operation, missing), (Operation::ReduceScatter, &(0..MOST_MISSING).collect()));
+        assert_eq!(decode(&encode(&told), 3, &group).to_string(), told.to_string(), "the first says it");
+        let told = decode(&encode(&late(vec![1], Operation::Recv)), 2, &group);
+        assert!(matches!(&told, Error::Aborted { cause, .. } if cause.starts_with("rank 2: recv number 7")));
     }
 }

@@ -7,8 +7,8 @@ use super::stamp::Stamp;
 
 /// Bytes of a header over TCP, and what a message is counted with in a window.
 pub(super) const HEADER: usize = 64;
-/// Most bytes of data in a frame.
-pub(super) const MOST_DATA: usize = 64 << 10;
+/// Most bytes of data in a frame: of a connection, where each costs a call of the system at both ends. (A ring takes fewer.)
+pub(super) const MOST_DATA: usize = 1 << 20;
 /// Longest message that is sent without being asked for.
 pub(super) const EAGER: usize = 16 << 10;
 

@@ -42,5 +42,6 @@ mod wait;
 mod wire;
 
 pub use backend::HostFactory;
+pub use connect::NotConnected;
 pub use failure::NotShutDown;
 pub use place::{NoInterface, SOCKET_IFNAME};

@@ -148,6 +148,10 @@ pub(super) struct Islands {
     pub(super) all: Vec<Vec<usize>>,
     /// By rank: its island, and its place there.
     pub(super) of: Vec<(usize, usize)>,
+    /// All ranks.
+    pub(super) everybody: Vec<usize>,
+    /// By place: the rank that has it in each island, by island, as far as all islands have it.
+    pub(super) columns: Vec<Vec<usize>>,
 }
 
 impl Islands {
@@ -163,7 +167,15 @@ impl Islands {
             of.push((at, all[at].len()));
             all[at].push(rank);
         }
-        Self { all, of }
+        let shortest = all.iter().map(Vec::len).min().unwrap_or(0);
+        let column = |place: usize| all.iter().map(|island| island[place]).collect();
+        let columns = (0..shortest).map(column).collect();
+        Self { all, of, everybody: (0..places.len()).collect(), columns }
+    }
+
+    /// Whether all islands have equally many ranks.
+    pub(super) fn are_equal(&self) -> bool {
+        self.all.iter().all(|island| island.len() == self.all[0].len())
     }
 
     /// Whether islands are blocks of the reduction tree: runs of ranks, equally many, a power of two.
@@ -241,9 +253,12 @@ mod tests {
         };
         let two = islands("abab");
         assert_eq!((&two.all, two.of[3]), (&vec![vec![0, 2], vec![1, 3]], (1, 1)));
-        assert!(!two.are_blocks());
+        assert!(!two.are_blocks() && two.are_equal());
+        assert_eq!((&two.columns, &two.everybody), (&vec![vec![0, 1], vec![2, 3]], &vec![0, 1, 2, 3]));
+        assert_eq!(islands("aab").columns, [[0, 2]]);
         assert!(islands("aabb").are_blocks() && islands("abc").are_blocks() && islands("aaa").all.len() == 1);
         assert!(!islands("aaabbb").are_blocks() && !islands("aab").are_blocks());
+        assert!(islands("aaabbb").are_equal() && !islands("aab").are_equal());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
+use meshreduce_store::PrefixStore;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::collectives::Engine;
@@ -34,6 +35,9 @@ const SPIN: Duration = Duration::from_micros(50);
 /// How long the end waits for what is still to be said to be taken.
 const FLUSH: Duration = Duration::from_millis(200);
 
+/// How long a rank that could not be connected waits for the others to tell them.
+const GIVEN_UP: Duration = Duration::from_secs(3);
+
 /// All that the progress thread does.
 pub(super) fn main(shared: &Shared, context: &BackendContext, factory: &HostFactory) {
     match connect(shared, context, factory) {
@@ -55,6 +59,9 @@ pub(super) fn main(shared: &Shared, context: &BackendContext, factory: &HostFact
             }
             shared.abandon();
             let _ = shared.pump(net);
+            if !shared.has_failed() {
+                shared.note_ends(net);
+            }
             let _ = sleep(shared, net, ASLEEP, LONGEST, &mut || false);
             continue;
         }
@@ -82,9 +89,17 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     }
     let connected = Connecting::new(rank, &listening, &places, &islands)
         .and_then(|connecting| Ok(connecting.finish(shared.timeout)?));
-    // One that was aborted meanwhile goes on to here, where it can say so. Nobody begins, or gives up what the others reach it by, before all are connected or know why not.
+    // One that was aborted meanwhile goes on to here, where it can say so. Nobody begins, or gives up what the others reach it by,
+    // before all are connected or know why not. They meet where nobody but those who have met before knows to come: another group
+    // may be made over the same keys at the same time.
     let said = connected.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let said = shared.failure().map_or(said, |error| error.to_string());
+    let first: String = places[0].name.iter().map(|byte| format!("{byte:02x}")).collect();
+    let below = PrefixStore::new(&format!("connected/{first}"), Arc::clone(&context.store));
+    let below = below.map_err(|error| context.not_made(&shared.backend, error))?;
+    // Where it has failed, who is missing there too has died: not much longer than the others take to hear of it is waited for them.
+    let timeout = if connected.is_ok() { context.timeout } else { context.timeout.min(GIVEN_UP) };
+    let context = &BackendContext { store: Arc::new(below), timeout, ..context.clone() };
     let told = context.meet(&shared.backend, said.as_bytes());
     let connected = connected.map_err(not_made)?;
     if let Some((rank, why)) = told?.iter().enumerate().find(|(_, why)| !why.is_empty()) {
@@ -104,7 +119,7 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let wires = (0..places.len()).map(wire).collect();
     let mailbox = Mailbox::new(rank, Arc::clone(shared.name()), wires);
     let island = Island::new(connected.island.clone(), islands.of[rank].1);
-    let engine = Engine::new(island, rank, places.len(), islands.are_blocks());
+    let engine = Engine::new(island, rank, places.len(), islands.are_blocks(), factory.way);
     let fits = place::fits(&places, rank);
     Ok(Net::new(connected, islands, fits, mailbox, engine))
 }
@@ -161,7 +176,11 @@ fn end(shared: &Shared, net: &Net, error: &Error) {
     }
     let mut mailbox = net.mailbox();
     match error {
-        Error::ShutDown { .. } => mailbox.leave(SHUT_DOWN),
+        Error::ShutDown { .. } => {
+            // What was begun at that very moment.
+            mailbox.fail_all(error);
+            mailbox.leave(SHUT_DOWN);
+        }
         _ => mailbox.end(error),
     }
     drop(mailbox);

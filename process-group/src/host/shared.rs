@@ -250,9 +250,10 @@ impl Shared {
             Ok(moved) => Ok(moved),
             Err(error) => {
                 let error = self.fail(error);
-                // Who was shut down still hears how the others leave, whatever becomes of one of them.
-                if !matches!(error, Error::ShutDown { .. }) {
-                    mailbox.end(&error);
+                match error {
+                    // Who was shut down still hears how the others leave, whatever becomes of one of them.
+                    Error::ShutDown { .. } => mailbox.fail_all(&error),
+                    _ => mailbox.end(&error),
                 }
                 Err(error)
             }
@@ -285,6 +286,21 @@ impl Shared {
                 && ended.state.load(Ordering::Acquire) != LIVING
                 && !mailbox.is_gone(neighbour.rank)
         })
+    }
+
+    /// Notes which ranks of the island have ended, for one that was shut down: it needs nothing of them, and is not to look again.
+    pub(super) fn note_ends(&self, net: &Net) {
+        for neighbour in net.island.iter().filter(|neighbour| neighbour.rank != self.rank()) {
+            let state = neighbour.segment.control().ended.0.state.load(Ordering::Acquire);
+            let mut mailbox = net.mailbox();
+            if state == LIVING || mailbox.is_gone(neighbour.rank) {
+                continue;
+            }
+            if let Err(error) = mailbox.neighbour_left(neighbour.rank, state, &self.history) {
+                tracing::debug!(%error, rank = self.rank(), "what a rank sent before it ended was of no use");
+                mailbox.note_left(neighbour.rank, state);
+            }
+        }
     }
 
     /// Looks how the ranks of the island are: one that has failed ends this one too, and one that has left ends what still

@@ -5,6 +5,7 @@ mod failures;
 mod messages;
 mod processes;
 mod resources;
+mod ways;
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
     let group = Arc::new(GroupInfo { name: "test".into(), rank, world_size, ranks });
     let (device, registry) = (Device::Cpu, Registry::empty());
     let deadline = Some(FAR);
-    BackendContext { group, device, store, timeout: FAR, deadline, forbid_fallback: false, registry }
+    let end = Arc::default();
+    BackendContext { group, device, store, timeout: FAR, deadline, forbid_fallback: false, registry, end }
 }
 
 /// The end of a call.
@@ -98,6 +100,11 @@ impl Rank {
 
 /// Runs `body` on as many ranks as `hosts` has letters, each letter a host.
 fn on_hosts<R: Send>(hosts: &str, body: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
+    on_hosts_with(&HostFactory::new(), hosts, body)
+}
+
+/// The same, with other options.
+fn on_hosts_with<R: Send>(factory: &HostFactory, hosts: &str, body: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
     let world = hosts.len();
     std::thread::scope(|scope| {
@@ -107,7 +114,7 @@ fn on_hosts<R: Send>(hosts: &str, body: impl Fn(&Rank) -> R + Sync) -> Vec<R> {
             .map(|(rank, host)| {
                 let (store, body) = (Arc::clone(&store), &body);
                 scope.spawn(move || {
-                    let factory = HostFactory::new().host_id(host);
+                    let factory = factory.clone().host_id(host);
                     let own = Rank::new(store, rank, world, &factory);
                     let result = body(&own);
                     // Those who fail leave without the others.
@@ -152,6 +159,21 @@ impl Data {
         }
         data.trim();
         data
+    }
+
+    /// Floats as they are, but within a factor of 16 from one another, so that it shows in which order they are added and whether what
+    /// is between was rounded.
+    fn tamed(mut self) -> Self {
+        let (signs, exponents) = match self.dtype {
+            DType::F32 => (0x81ff_ffff_81ff_ffff, 0x3e00_0000_3e00_0000),
+            DType::F64 => (0x803f_ffff_ffff_ffff, 0x3fc0_0000_0000_0000),
+            DType::F16 => (0x8fff_8fff_8fff_8fff, 0x3000_3000_3000_3000),
+            DType::Bf16 => (0x81ff_81ff_81ff_81ff, 0x3e00_3e00_3e00_3e00),
+            _ => return self,
+        };
+        self.words.iter_mut().for_each(|word| *word = *word & signs | exponents);
+        self.trim();
+        self
     }
 
     /// Nothing behind the last element.

@@ -1,7 +1,7 @@
 //! Wires: what carries frames from one rank to another, a pair of rings in shared memory or a TCP connection.
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, IoSlice, Read};
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub(super) struct Tcp {
 /// Bytes that are read ahead.
 const AHEAD: usize = 64 << 10;
 /// Longer reads go past what is read ahead.
-const LONG: usize = 32 << 10;
+const LONG: usize = 16 << 10;
 
 /// A way from this rank to another one and back.
 #[derive(Debug)]
@@ -101,9 +101,10 @@ impl Tcp {
         Self { stream, ahead: vec![0; AHEAD].into(), from: 0, to: 0 }
     }
 
-    fn fetch(&self, bytes: &mut [u8]) -> Result<usize, Broken> {
+    /// Reads what has come into one after the other; 0: nothing has.
+    fn fetch(&self, into: &mut [IoSliceMut<'_>]) -> Result<usize, Broken> {
         loop {
-            match (&*self.stream).read(bytes) {
+            match (&*self.stream).read_vectored(into) {
                 Ok(0) => return Err(Broken::Closed),
                 Ok(count) => return Ok(count),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
@@ -116,13 +117,18 @@ impl Tcp {
     /// Takes what has come, as much as fits; says how much.
     pub(super) fn read(&mut self, bytes: &mut [u8]) -> Result<usize, Broken> {
         if self.from == self.to {
-            if bytes.len() >= LONG {
-                return self.fetch(bytes);
-            }
             let mut ahead = std::mem::take(&mut self.ahead);
-            let got = self.fetch(&mut ahead);
+            // Long data go straight to where they belong, and with them the header behind them, for which nothing more need be asked.
+            let direct = if bytes.len() >= LONG { bytes.len() } else { 0 };
+            let most = if direct > 0 { HEADER } else { AHEAD };
+            let got =
+                self.fetch(&mut [IoSliceMut::new(&mut bytes[..direct]), IoSliceMut::new(&mut ahead[..most])]);
             self.ahead = ahead;
-            (self.from, self.to) = (0, got?);
+            let got = got?;
+            (self.from, self.to) = (0, got.saturating_sub(direct));
+            if direct > 0 {
+                return Ok(got.min(direct));
+            }
         }
         let count = bytes.len().min(self.to - self.from);
         bytes[..count].copy_from_slice(&self.ahead[self.from..self.from + count]);

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use meshreduce::{Communicator, Config, Lane, Outcome, PrefixStore, StreamOrder, rendezvous};
+use meshreduce::{Closer, Communicator, Config, Lane, Outcome, PrefixStore, StreamOrder, rendezvous};
 use meshreduce_channels::Registry;
 use meshreduce_device::{self as device, DeviceMemory, PrimaryContext, Stream};
 
@@ -18,6 +18,7 @@ use super::transfers::{Transfers, Untaken};
 use crate::backend::{Backend, BackendContext, Request, Usage};
 use crate::call::Call;
 use crate::error::{Cause, Error};
+use crate::turn::{Taken, Turn};
 use crate::types::{DType, Device, ReduceOp};
 use crate::work::Work;
 
@@ -26,6 +27,8 @@ use crate::work::Work;
 struct Mesh {
     /// Until the end.
     communicator: RwLock<Option<Communicator>>,
+    /// Ends the closing of it that waits.
+    closer: Closer,
     lane: Mutex<Option<Lane>>,
     /// One number, for barriers.
     token: DeviceMemory,
@@ -57,8 +60,12 @@ pub(super) struct MeshBackend {
     nodes: OnceLock<Nodes>,
     channels: Registry,
     transfers: OnceLock<Transfers>,
-    making: Mutex<()>,
+    /// What those ranks agreed on when this was made, and no others ever have.
+    generation: String,
+    making: Turn,
     end: OnceLock<Error>,
+    /// Why whoever shuts it down waits no longer.
+    aborted: Arc<OnceLock<Error>>,
     own: AtomicU64,
     fallback: AtomicU64,
     /// Why calls were left to the one behind, each of which was logged.
@@ -83,7 +90,7 @@ impl MeshBackend {
         };
         device::initialise().map_err(not_made)?;
         let primary = PrimaryContext::retain(ordinal).map_err(not_made)?;
-        let ground = find_ground(&name, &context, &primary, config)?;
+        let (ground, generation) = find_ground(&name, &context.until_end(), &primary, config)?;
         match &ground {
             Ground::None(reason) => {
                 tracing::info!(
@@ -105,8 +112,10 @@ impl MeshBackend {
             nodes: OnceLock::new(),
             channels: channels.unwrap_or_default(),
             transfers: OnceLock::new(),
-            making: Mutex::default(),
+            generation,
+            making: Turn::default(),
             end: OnceLock::new(),
+            aborted: Arc::default(),
             own: AtomicU64::new(0),
             fallback: AtomicU64::new(0),
             told: Mutex::default(),
@@ -125,13 +134,22 @@ impl MeshBackend {
         }
     }
 
+    /// This thread's turn to make something, for which it waits no longer than a call may take.
+    fn turn(&self, request: Option<&Request>) -> Result<Taken<'_>, Error> {
+        let turn = self.making.take(request.and_then(Request::end), || self.alive())?;
+        turn.ok_or_else(|| {
+            self.context
+                .not_made(&super::BEHIND.into(), "the call's time is up, and another thread is still at it")
+        })
+    }
+
     /// The backend for what the mesh does not take, made if need be; not within a capture.
     fn behind(&self, request: Option<&Request>) -> Result<&Arc<dyn Backend>, Error> {
         if let Some(behind) = self.behind.get() {
             return Ok(behind);
         }
         self.outside_of_captures(request)?;
-        let _one_at_a_time = lock(&self.making);
+        let _one_at_a_time = self.turn(request)?;
         if self.behind.get().is_none() {
             let context =
                 self.context.part(super::BEHIND, &(0..self.context.group.world_size).collect::<Vec<_>>())?;
@@ -149,7 +167,7 @@ impl MeshBackend {
             return Ok(nodes);
         }
         self.outside_of_captures(request)?;
-        let _one_at_a_time = lock(&self.making);
+        let _one_at_a_time = self.turn(request)?;
         if self.nodes.get().is_none() {
             let _ = self.nodes.set(Nodes::new(&self.context, placement)?);
         }
@@ -164,10 +182,10 @@ impl MeshBackend {
         if let Some(transfers) = self.transfers.get() {
             return Ok(transfers);
         }
-        let _one_at_a_time = lock(&self.making);
+        let _one_at_a_time = self.turn(Some(request))?;
         if self.transfers.get().is_none() {
-            let ordinal = self.primary.ordinal();
-            let made = Transfers::new(&self.name, &self.context, ordinal, &self.channels)?;
+            let (ordinal, generation) = (self.primary.ordinal(), &self.generation);
+            let made = Transfers::new(&self.name, &self.context, ordinal, &self.channels, generation)?;
             let _ = self.transfers.set(made);
         }
         self.made_in_time()?;
@@ -210,6 +228,17 @@ impl MeshBackend {
             transfers.abort(cause);
         }
         self.others().for_each(|backend| backend.abort(cause));
+    }
+
+    /// Waits for the other ranks to come to the end too, where neither a mesh nor what is behind one does.
+    fn meet_at_the_end(&self, timeout: Duration) -> Result<(), Error> {
+        let group = &self.context.group;
+        let all: Vec<usize> = (0..group.world_size).collect();
+        // The group has ended; what ends this is an abort.
+        let context = BackendContext { end: Arc::clone(&self.aborted), ..self.context.part("end", &all)? };
+        let store = context.until_end().store;
+        let met = meshreduce::rendezvous::meet(&*store, group.rank, group.world_size, &[], timeout);
+        met.map(|_| ()).map_err(|error| convert(error, &self.name, &group.name, &[], None))
     }
 
     /// Whether channels take a call; `None`: it is no send and no receive.
@@ -290,12 +319,22 @@ fn find_ground(
     context: &BackendContext,
     primary: &Arc<PrimaryContext>,
     config: &Config,
+) -> Result<(Ground, String), Error> {
+    if context.group.world_size == 1 {
+        return Ok((Ground::Alone, String::new()));
+    }
+    let (placement, generation) = Placement::find(context, name)?;
+    Ok((find_mesh(name, context, primary, config, placement)?, generation))
+}
+
+fn find_mesh(
+    name: &Arc<str>,
+    context: &BackendContext,
+    primary: &Arc<PrimaryContext>,
+    config: &Config,
+    placement: Placement,
 ) -> Result<Ground, Error> {
     let group = &context.group;
-    if group.world_size == 1 {
-        return Ok(Ground::Alone);
-    }
-    let placement = Placement::find(context, name)?;
     let (node, place) = placement.of_rank(group.rank);
     let ranks = placement.nodes[node].clone();
     let several = placement.nodes.len() > 1;
@@ -341,8 +380,9 @@ impl Mesh {
         let token = DeviceMemory::new(primary, 4)?;
         let stream = Stream::new(primary)?;
         token.write(0, &[0; 4], &stream)?;
+        let closer = communicator.closer();
         let (communicator, lane) = (RwLock::new(Some(communicator)), Mutex::new(Some(lane)));
-        Ok(Self { communicator, lane, token, ranks })
+        Ok(Self { communicator, closer, lane, token, ranks })
     }
 
     fn status(&self) -> Result<(), meshreduce::Error> {
@@ -393,7 +433,12 @@ impl Backend for MeshBackend {
         let by_channels = self.by_channels(call);
         if let Some(Ok(())) = by_channels {
             // SAFETY: the caller vouches for the tensors and the stream, which is not captured.
-            let work = unsafe { self.transfers(request)?.start(call, request) }?;
+            let work = unsafe { self.transfers(request)?.start(call, request) }.inspect_err(|error| {
+                // As with any call that is late, the group's backend is over.
+                if matches!(error, Error::Timeout { .. }) {
+                    self.abort(error);
+                }
+            })?;
             self.own.fetch_add(1, Ordering::Relaxed);
             return Ok(work);
         }
@@ -477,13 +522,19 @@ impl Backend for MeshBackend {
     }
 
     fn abort(&self, cause: &Error) {
-        if self.end.set(cause.clone()).is_err() {
+        let is_first = self.end.set(cause.clone()).is_ok();
+        // Whoever shuts it down waits for other ranks, and for what goes on, and is not to wait any more.
+        let ends_shutdown = || {
+            matches!(self.end.get(), Some(Error::ShutDown { .. })) && self.aborted.set(cause.clone()).is_ok()
+        };
+        if !is_first && !ends_shutdown() {
             return;
         }
-        if let Some(mesh) = self.ground.mesh()
-            && let Some(communicator) = &*mesh.communicator.read().unwrap_or_else(PoisonError::into_inner)
-        {
-            communicator.abort();
+        if let Some(mesh) = self.ground.mesh() {
+            match &*mesh.communicator.read().unwrap_or_else(PoisonError::into_inner) {
+                Some(communicator) => communicator.abort(),
+                None => mesh.closer.give_up(),
+            }
         }
         self.abort_others(cause);
     }
@@ -498,21 +549,33 @@ impl Backend for MeshBackend {
     }
 
     fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
+        let begun = Instant::now();
+        let left = || timeout.saturating_sub(begun.elapsed());
         let group = Arc::clone(&self.context.group.name);
         let was_over = self.end.set(Error::ShutDown { group }).is_err();
         let mut result = Ok(());
         if let Some(transfers) = self.transfers.get() {
-            transfers.shutdown(timeout);
+            result = transfers.shutdown(left());
         }
         if let Some(mesh) = self.ground.mesh() {
             drop(lock(&mesh.lane).take());
             let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(communicator) = communicator {
-                result = communicator.close().map_err(|error| self.of_mesh(mesh, error.into()));
+                // It may have been aborted between the two.
+                if self.aborted.get().is_some() {
+                    mesh.closer.give_up();
+                }
+                result = result.and(communicator.close().map_err(|error| self.of_mesh(mesh, error.into())));
             }
         }
+        if !was_over && matches!(self.ground, Ground::None(_)) && self.others().next().is_none() {
+            result = result.and(self.meet_at_the_end(left()));
+        }
         for other in self.others() {
-            result = result.and(other.shutdown(timeout));
+            result = result.and(other.shutdown(left()));
+        }
+        if let Some(cause) = self.aborted.get() {
+            return Err(cause.clone());
         }
         match was_over {
             true => self.end.get().map_or(result, |cause| Err(cause.clone())),

@@ -1,12 +1,23 @@
 //! Which ranks are on which node.
 #![forbid(unsafe_code)]
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use meshreduce_store::identity::Host;
 
 use crate::backend::BackendContext;
 use crate::error::Error;
+
+/// Characters of a nonce.
+const NONCE: usize = 16;
+
+/// A number that no other process, and this one at no other time, comes upon.
+fn nonce() -> u64 {
+    // Its keys are the system's random numbers.
+    RandomState::new().hash_one((std::process::id(), SystemTime::now()))
+}
 
 /// The ranks of each node, in ascending order; nodes in the order of their first ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,13 +26,21 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Found out by meeting.
-    pub(super) fn find(context: &BackendContext, backend: &Arc<str>) -> Result<Self, Error> {
+    /// Found out by meeting, and with it a text that these ranks agree on, and no others that meet over the same store.
+    pub(super) fn find(context: &BackendContext, backend: &Arc<str>) -> Result<(Self, String), Error> {
         let host = Host::current().map_err(|error| context.not_made(backend, error))?;
-        Ok(Self::of(&context.meet(backend, host.id.as_bytes())?))
+        let told = context.meet(backend, format!("{:016x}{}", nonce(), host.id).as_bytes())?;
+        let mut hosts = told.iter().map(|told| told.split_at_checked(NONCE));
+        // Rank 0's.
+        let generation = hosts.clone().next().flatten().map(|(nonce, _)| nonce).unwrap_or_default();
+        let generation = String::from_utf8_lossy(generation).into_owned();
+        let hosts: Option<Vec<&[u8]>> = hosts.by_ref().map(|told| told.map(|(_, host)| host)).collect();
+        let unlike =
+            || context.not_made(backend, "a rank does not say where it is: is it of another version?");
+        Ok((Self::of(&hosts.ok_or_else(unlike)?), generation))
     }
 
-    fn of(hosts: &[Vec<u8>]) -> Self {
+    fn of(hosts: &[&[u8]]) -> Self {
         let mut nodes: Vec<(&[u8], Vec<usize>)> = Vec::new();
         for (rank, host) in hosts.iter().enumerate() {
             match nodes.iter_mut().find(|(id, _)| id == host) {
@@ -56,7 +75,7 @@ mod tests {
     use super::*;
 
     fn of(hosts: &str) -> Placement {
-        Placement::of(&hosts.bytes().map(|host| vec![host]).collect::<Vec<_>>())
+        Placement::of(&hosts.as_bytes().chunks(1).collect::<Vec<_>>())
     }
 
     #[test]

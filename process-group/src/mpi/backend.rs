@@ -78,6 +78,13 @@ impl MpiBackend {
     }
 }
 
+/// Whether MPI, which counts in C's int, can count what the call reads and writes on this rank.
+fn fits(call: &Call<'_>) -> Result<(), String> {
+    let count = |tensors: &[Tensor]| tensors.iter().fold(0_usize, |sum, one| sum.saturating_add(one.count));
+    let count = count(call.inputs()).max(count(call.outputs()));
+    int(count).map(|_| ()).map_err(|error| error.to_string())
+}
+
 impl Backend for MpiBackend {
     fn name(&self) -> &Arc<str> {
         &self.shared.name
@@ -100,28 +107,34 @@ impl Backend for MpiBackend {
                 self.max_tag()
             ));
         }
-        let count =
-            |tensors: &[Tensor]| tensors.iter().fold(0_usize, |sum, one| sum.saturating_add(one.count));
-        let count = count(call.inputs()).max(count(call.outputs()));
-        int(count).map(|_| ()).map_err(|error| error.to_string())
+        match call {
+            // How much there is of these not all ranks know: where it is too much, `start` ends the call for all.
+            Call::Gather { .. } | Call::Scatter { .. } | Call::AllToAll { .. } => Ok(()),
+            call => fits(call),
+        }
     }
 
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
-        if let Err(why) = self.supports(call) {
-            return Err(Error::Unsupported {
-                backend: Arc::clone(&self.shared.name),
-                operation: call.operation(),
-                dtype: call.dtype(),
-                op: call.op(),
-                group: Arc::clone(&self.shared.group.name),
-                device: call.device().unwrap_or(Device::Cpu),
-                why,
-            });
-        }
+        let unsupported = |why| Error::Unsupported {
+            backend: Arc::clone(&self.shared.name),
+            operation: call.operation(),
+            dtype: call.dtype(),
+            op: call.op(),
+            group: Arc::clone(&self.shared.group.name),
+            device: call.device().unwrap_or(Device::Cpu),
+            why,
+        };
+        self.supports(call).map_err(unsupported)?;
         let calls = match call {
             Call::Batch(calls) => calls,
             call => std::slice::from_ref(call),
         };
+        if let Err(why) = calls.iter().try_for_each(fits) {
+            let error = unsupported(why);
+            // Others may have come to the call, which this rank leaves.
+            self.shared.fail(&error);
+            return Err(error);
+        }
         // SAFETY: the caller vouches for the calls.
         let jobs = unsafe { self.shared.start(calls) }?;
         // SAFETY: the caller vouches for the outputs until the end of the call.

@@ -11,7 +11,7 @@ use super::communicator::{Stop, poll};
 use super::core::Core;
 use super::failure::NcclFailure;
 use crate::backend::Request;
-use crate::call::Call;
+use crate::call::{Call, Peers};
 use crate::error::Error;
 use crate::types::Operation;
 use crate::work::{Completion, Outcome};
@@ -28,6 +28,8 @@ pub(super) struct What {
     pub(super) end: Option<Instant>,
     /// Of a send or receive.
     pub(super) peer: Option<usize>,
+    /// The same, of a batch of them too.
+    peers: Peers,
     pub(super) is_recv: bool,
     pub(super) is_pair: bool,
     pub(super) captured: bool,
@@ -44,6 +46,7 @@ impl What {
             // A replay has none.
             end: request.end().filter(|_| !captured),
             peer: call.peer(),
+            peers: call.peers(),
             is_recv: matches!(call, Call::Recv { .. }),
             is_pair: call.is_point_to_point(),
             captured,
@@ -58,7 +61,7 @@ impl What {
             sequence: self.sequence,
             group: Arc::clone(&core.group.name),
             waited: self.start.elapsed(),
-            missing: self.peer.into_iter().collect(),
+            missing: self.peers.to_vec(),
         }
     }
 }
@@ -171,9 +174,11 @@ impl Completion for Pending {
             Err(error) => Err(Stop::GivenUp(error)),
         });
         waited.map_err(|stop| {
-            let error = core.stopped(stop);
+            let mut error = core.stopped(stop);
             if !self.what.captured {
                 core.fail(&error);
+                // Another thread may have ended it meanwhile, for another reason.
+                error = core.ended().err().unwrap_or(error);
                 if self.what.blocking {
                     self.settle();
                 }

@@ -156,7 +156,7 @@ impl Core {
             Stop::Failed(failure) => return self.failure(failure),
         };
         self.fail(&error);
-        error
+        self.ended().err().unwrap_or(error)
     }
 
     /// An error of NCCL's; where a rank's process has ended, that.
@@ -185,8 +185,9 @@ impl Core {
     pub(super) fn look(self: &Arc<Self>, pending: bool) -> Result<(), Error> {
         self.ended()?;
         let Some(error) = self.wrong(pending) else { return Ok(()) };
+        // An abort of another thread may be what has made NCCL say so, since it was asked for above: the first cause counts.
         self.fail(&error);
-        Err(error)
+        self.ended()
     }
 
     /// Whether something that was begun goes on being waited for: not beyond `end`, which has the error `late`, and not after the

@@ -39,7 +39,7 @@ pub enum NcclFailure {
         /// The rank.
         rank: usize,
         /// What is wrong with it.
-        source: Malformed,
+        r#source: Malformed,
     },
     /// Ranks have opened different versions of NCCL, which do not work together.
     #[error("rank {} has NCCL {}, rank {} has {}", .ranks.0, .versions.0, .ranks.1, .versions.1)]
@@ -72,7 +72,7 @@ pub enum NcclFailure {
     Captured,
     /// The system starts no thread.
     #[error("no thread can be started: {0}")]
-    NoThread(#[source] std::io::Error),
+    NoThread(std::io::Error),
     /// The communicator was ended by another thread.
     #[error("the communicator has ended")]
     Ended,

@@ -34,7 +34,7 @@ pub(super) fn make(context: &BackendContext) -> Result<Arc<NcclBackend>, Error> 
         Err(error) => Told(Err(error.to_string())),
     };
     // All ranks come here, also those that cannot take part: so the others need not wait for them.
-    let told = context.meet(&name, &told.to_bytes());
+    let told = context.until_end().meet(&name, &told.to_bytes());
     let (device, _) = own.map_err(not_made)?;
     let (id, members) = compare(&told?).map_err(not_made)?;
     let barrier = Core::number(&device).map_err(not_made)?;
@@ -99,6 +99,9 @@ impl Connecting<'_> {
     fn patience(&self, what: &'static str) -> impl FnMut() -> Result<(), Error> {
         let mut next_look = Instant::now() + LOOK;
         move || {
+            if let Some(cause) = self.context.ended() {
+                return Err(cause.clone());
+            }
             let waited = self.start.elapsed();
             if waited >= self.context.timeout {
                 return Err(self.context.not_made(self.name, NcclFailure::TimedOut { what, waited }));

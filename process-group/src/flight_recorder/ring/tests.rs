@@ -226,3 +226,35 @@ fn many_threads_record_at_once_and_nothing_is_lost() {
     assert!(by_thread.values().all(|sequences| sequences.is_sorted() && sequences.len() as u64 == EACH));
     assert_eq!(calls.status(), (THREADS * EACH, THREADS * EACH, THREADS * EACH - 1));
 }
+
+#[test]
+fn groups_that_are_gone_go_with_their_calls_and_dumps_name_the_others_as_before() {
+    let recorder = FlightRecorder::new(0, 4);
+    let add = |name: &str| recorder.add_group(&name.into(), "", &Arc::from([0]));
+    let call = |group: u32| {
+        recorder.begin(&Begun {
+            group,
+            backend: &"host".into(),
+            call: &BARRIER,
+            collective_sequence: 1,
+            p2p_sequence: 0,
+            created: now(),
+            deadline: None,
+            location: Location::caller(),
+        });
+    };
+    let world = add("world");
+    for number in 0..1000 {
+        let part = add(&format!("part {number}"));
+        call(part);
+        recorder.remove_group(part);
+    }
+    let last = add("last");
+    call(world);
+    call(last);
+    assert!(recorder.ring().groups.len() < 2 * GONE, "{}", recorder.ring().groups.len());
+    let Snapshot { groups, entries, .. } = recorder.snapshot();
+    let names: Vec<&str> = entries.iter().map(|entry| &*groups[entry.group as usize].name).collect();
+    assert_eq!(names, ["part 998", "part 999", "world", "last"]);
+    assert_eq!((&*groups[0].name, &*groups[groups.len() - 1].name), ("world", "last"));
+}

@@ -1,22 +1,46 @@
 //! Collectives of several islands: by messages, where it pays by steps within each.
 
 use super::exchange::Exchange;
-use super::{Engine, STAGING, copy, slice};
+use super::recursive::MOST_MEMBERS;
+use super::{Engine, STAGING, at_least, copy, slice};
 use crate::error::Error;
 use crate::host::arithmetic::{Form, Reduction};
 use crate::host::wait::Wait;
 
 /// Longest input, in bytes, that every rank sends to every other one.
 const ONE_SHOT: usize = 8 << 10;
+/// Fewest ranks that exchange with one after the other: fewer save less by it than the rounds take.
+const RECURSIVE: usize = 8;
+/// Longest input, in bytes, that is halved and doubled: beyond, passes over memory cost more than messages; of one that is half
+/// as wide as its partial results, so much less.
+const HALVING: usize = 4 << 20;
+const HALVING_NARROW: usize = 256 << 10;
+/// Longest output, in bytes, of an all-gather that doubles.
+const DOUBLING: usize = 4 << 20;
 /// Bytes that go down a broadcast's tree at a time.
 const BROADCAST: usize = 1 << 20;
 
 /// A run of ranks that reduce and gather among themselves: all of them, or those of one place of each island.
-struct Column {
-    ranks: Vec<usize>,
-    own: usize,
+pub(super) struct Column<'a> {
+    pub(super) ranks: &'a [usize],
+    pub(super) own: usize,
     /// Of what they have.
-    form: Form,
+    pub(super) form: Form,
+}
+
+impl<'a> Column<'a> {
+    fn of_all(wait: &Wait<'a>, own: usize) -> Self {
+        Self { ranks: &wait.net.islands.everybody, own, form: Form::Elements }
+    }
+}
+
+/// How ranks exchange what they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Way {
+    /// Each with each other one, all at once.
+    Direct,
+    /// With one after the other, twice as far each time: see [`super::recursive`]. Of a power of two of ranks, else directly.
+    Recursive,
 }
 
 impl Engine {
@@ -34,7 +58,7 @@ impl Engine {
         root: Option<usize>,
         wait: &Wait<'_>,
     ) -> Result<(), Error> {
-        let column = Column { ranks: (0..self.world_size).collect(), own: self.rank, form: Form::Elements };
+        let column = Column::of_all(wait, self.rank);
         let size = reduction.dtype.size();
         let chunk = STAGING / size;
         for index in 0..count.div_ceil(chunk).max(1) {
@@ -67,13 +91,16 @@ impl Engine {
     ) -> Result<(), Error> {
         let Some(output) = output else { return Ok(()) };
         let (places, own) = (self.island.len(), self.island.place());
-        let ranks: Vec<usize> = wait.net.islands.all.iter().map(|island| island[own]).collect();
-        let column = Column { ranks, own: wait.net.islands.of[self.rank].0, form: Form::Partial };
+        let column = Column {
+            ranks: &wait.net.islands.columns[own],
+            own: wait.net.islands.of[self.rank].0,
+            form: Form::Partial,
+        };
         let size = reduction.dtype.size();
         let wide = reduction.bytes(Form::Partial);
         let chunk = STAGING / size;
-        let mut partial = vec![0_u64; (slice(count.min(chunk), size, places, 0).1 * wide).div_ceil(8)];
-        let partial = partial.as_mut_ptr().cast::<u8>();
+        let mut room = std::mem::take(&mut self.partial);
+        let partial = at_least(&mut room, slice(count.min(chunk), size, places, 0).1 * wide);
         for index in 0..count.div_ceil(chunk).max(1) {
             let done = index * chunk;
             let length = chunk.min(count - done);
@@ -99,6 +126,7 @@ impl Engine {
                 self.all_gather_within(mine, &gathered, wait)?;
             }
         }
+        self.partial = room;
         Ok(())
     }
 
@@ -112,7 +140,7 @@ impl Engine {
     unsafe fn column(
         &mut self,
         reduction: Reduction,
-        column: &Column,
+        column: &Column<'_>,
         step: u32,
         input: *const u8,
         output: Option<*mut u8>,
@@ -123,6 +151,17 @@ impl Engine {
         let members = column.ranks.len();
         let (size, wide) = (reduction.dtype.size(), reduction.bytes(column.form));
         let is_short = count * wide <= ONE_SHOT;
+        if self.way(reduction, column, count, root) == Way::Recursive {
+            // SAFETY: the caller's promise.
+            return unsafe {
+                match output {
+                    Some(output) if is_short && root.is_none() => {
+                        self.double_all(reduction, column, step, (input, count), output, wait)
+                    }
+                    _ => self.halve_and_gather(reduction, column, step, input, output, count, root, wait),
+                }
+            };
+        }
         // What this rank reduces, and what others do.
         let share = |place: usize| match (is_short, root) {
             (true, None) => (0, count),
@@ -195,6 +234,24 @@ impl Engine {
         exchange.finish()
     }
 
+    /// Which way a column reduces; equal on all its ranks.
+    fn way(&self, reduction: Reduction, column: &Column<'_>, count: usize, root: Option<usize>) -> Way {
+        let members = column.ranks.len();
+        // With two it is the same.
+        if !members.is_power_of_two() || members == 2 || members > MOST_MEMBERS {
+            return Way::Direct;
+        }
+        if let Some(way) = self.force {
+            return way;
+        }
+        let (wide, partial) = (reduction.bytes(column.form), reduction.bytes(Form::Partial));
+        let bytes = count * wide;
+        let longest = if wide < partial { HALVING_NARROW } else { HALVING };
+        // All that there is goes to a root alone if it is short.
+        let pays = bytes <= longest && (root.is_none() || bytes > ONE_SHOT);
+        if members >= RECURSIVE && pays { Way::Recursive } else { Way::Direct }
+    }
+
     /// `part` tells, by rank, the input for it and its elements.
     ///
     /// # Safety
@@ -254,7 +311,7 @@ impl Engine {
         Ok(())
     }
 
-    /// `part` tells, by rank, where that rank's part goes and its bytes.
+    /// `part` tells, by rank, where that rank's part goes and its bytes; `is_run` that they lie one behind the other.
     ///
     /// # Safety
     ///
@@ -263,12 +320,57 @@ impl Engine {
         &mut self,
         input: *const u8,
         part: &dyn Fn(usize) -> (*mut u8, usize),
+        is_run: bool,
         wait: &Wait<'_>,
     ) -> Result<(), Error> {
-        let (own, bytes) = part(self.rank);
+        let (islands, place) = (&wait.net.islands, self.island.place());
+        if self.island.len() > 1 && islands.are_equal() {
+            // What ranks of the same place have, then in each island what its ranks have got: every part goes between two hosts once.
+            let own = islands.of[self.rank].0;
+            // SAFETY: the caller's promise.
+            unsafe { self.exchange_all(&islands.columns[place], own, input, part, wait)? };
+            for island in &islands.all {
+                let theirs = |place: usize| part(island[place]);
+                // SAFETY: the caller's promise: in place, of what has just come.
+                unsafe { self.all_gather_within(theirs(place).0, &theirs, wait)? };
+            }
+            return Ok(());
+        }
+        let column = Column::of_all(wait, self.rank);
+        let total: usize = column.ranks.iter().map(|rank| part(*rank).1).sum();
+        let may_double = is_run && column.ranks.len().is_power_of_two() && column.ranks.len() <= MOST_MEMBERS;
+        let pays = self.world_size >= RECURSIVE && total <= DOUBLING;
+        let doubles = self.force.map_or(pays, |way| way == Way::Recursive);
+        if !may_double || !doubles {
+            // SAFETY: the caller's promise.
+            return unsafe { self.exchange_all(column.ranks, self.rank, input, part, wait) };
+        }
+        let (begin, (mine, bytes)) = (part(0).0, part(self.rank));
+        let end = |place: usize| -> usize { (0..=place).map(|rank| part(rank).1).sum() };
+        // SAFETY: the caller's promise.
+        unsafe {
+            copy(input, mine, bytes);
+            self.gather_doubling(&column, begin, &end, wait)
+        }
+    }
+
+    /// Sends this rank's part, the one at `own`, to all of `ranks` and gets theirs, directly.
+    ///
+    /// # Safety
+    ///
+    /// As [`Engine::all_gather_within`], by rank.
+    unsafe fn exchange_all(
+        &mut self,
+        ranks: &[usize],
+        own: usize,
+        input: *const u8,
+        part: &dyn Fn(usize) -> (*mut u8, usize),
+        wait: &Wait<'_>,
+    ) -> Result<(), Error> {
+        let (mine, bytes) = part(ranks[own]);
         let exchange = Exchange::new(wait, &self.ticket);
-        for distance in 1..self.world_size {
-            let rank = (self.rank + distance) % self.world_size;
+        for distance in 1..ranks.len() {
+            let rank = ranks[(own + distance) % ranks.len()];
             let (to, length) = part(rank);
             // SAFETY: the caller's promise; the exchange ends before this returns.
             unsafe {
@@ -277,7 +379,7 @@ impl Engine {
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { copy(input, own, bytes) };
+        unsafe { copy(input, mine, bytes) };
         exchange.finish()
     }
 

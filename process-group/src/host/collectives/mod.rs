@@ -2,30 +2,33 @@
 //!
 //! | operation | one island | several |
 //! |---|---|---|
-//! | all_reduce, short | everybody reads all inputs and reduces for itself | the same, by messages |
-//! | all_reduce, long | rank r reduces slice r, then all gather the slices; chunk by chunk, the gathering of a chunk in the step of the next one | the same, by messages; where islands are blocks of the tree, within each island to partial results, then between ranks of the same place, then within again |
+//! | all_reduce, short | everybody reads all inputs and reduces for itself | the same, by messages; of eight ranks and more, if they are a power of two, by doubling |
+//! | all_reduce, long | rank r reduces slice r, then all gather the slices; chunk by chunk, the gathering of a chunk in the step of the next one | the same, by messages; of eight ranks and more, if they are a power of two and it is not very long, by halving and doubling; where islands are blocks of the tree, within each island to partial results, then so between ranks of the same place, then within again |
 //! | reduce | as all_reduce, only the root reads the results | reduce-scatter, then to the root |
 //! | reduce_scatter | everybody reads its part of all inputs | everybody gets its part of all inputs |
-//! | all_gather | everybody reads all | everybody sends to all |
+//! | all_gather | everybody reads all | where islands are equal, between ranks of the same place, then within each; else everybody sends to all, or by doubling, as all_reduce |
 //! | broadcast | all read the root's slot | a binomial tree over islands, chunk by chunk, and within each |
 //! | barrier | one step | a step, dissemination between islands, a step |
 //! | gather, scatter, all_to_all | messages | messages |
 //!
 //! All reductions combine values in the one tree over ranks, so which way is taken does not show in results; it is chosen by
 //! size and placement, equally on all ranks. The two-phase all-reduce is Rabenseifner's (R. Rabenseifner, "Optimization of
-//! collective reduction operations", 2004), with direct exchange in both phases in place of recursive halving, which keeps the
-//! tree for any number of ranks and needs two rounds; on several hosts in the levels of W. Gropp and others (see R. Thakur, R.
-//! Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH", 2005, also for the binomial
-//! broadcast); dissemination is that of D. Hensgen, R. Finkel, U. Manber, "Two algorithms for barrier synchronization", 1988.
+//! collective reduction operations", 2004), where direct exchange in both phases, in two rounds, keeps the tree for any number of
+//! ranks, and halving and doubling ([`recursive`]) for powers of two with fewer messages; on several hosts in the levels of W.
+//! Gropp and others (see R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of collective communication operations in MPICH",
+//! 2005, also for the binomial broadcast); dissemination is that of D. Hensgen, R. Finkel, U. Manber, "Two algorithms for barrier
+//! synchronization", 1988.
 
 mod across;
 mod exchange;
 mod messages;
+mod recursive;
 mod stream;
 mod within;
 
 use std::sync::Arc;
 
+pub(super) use across::Way;
 pub(super) use stream::{copy_behind_flags, copy_to_slot};
 
 use super::arithmetic::Reduction;
@@ -36,6 +39,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::tensor::{Parts, Tensor};
 use crate::types::{DType, ReduceOp};
+use across::Column;
 
 /// Memory of its own that a collective between islands uses at most, about.
 const STAGING: usize = 4 << 20;
@@ -48,6 +52,8 @@ pub(super) struct Engine {
     world_size: usize,
     several: bool,
     are_blocks: bool,
+    /// In place of the way that would be chosen.
+    force: Option<Way>,
     /// Of messages of the collective that runs: those that it waits for first, and sends that may go on meanwhile.
     ticket: Arc<Ticket>,
     sends: Arc<Ticket>,
@@ -55,6 +61,8 @@ pub(super) struct Engine {
     sources: Vec<*const u8>,
     /// Aligned memory for what others send.
     staging: Vec<u64>,
+    /// The same for what is between two steps of one call; whoever uses it takes it meanwhile.
+    partial: Vec<u64>,
 }
 
 // SAFETY: the pointers are those of one call, and left over from it; they are not used after it.
@@ -82,8 +90,23 @@ fn slice(count: usize, size: usize, parts: usize, place: usize) -> (usize, usize
     (first, each.min(count - first))
 }
 
+/// At least so many bytes of memory, aligned to 8.
+fn at_least(memory: &mut Vec<u64>, bytes: usize) -> *mut u8 {
+    let words = bytes.div_ceil(8);
+    if memory.len() < words {
+        memory.resize(words, 0);
+    }
+    memory.as_mut_ptr().cast()
+}
+
 impl Engine {
-    pub(super) fn new(island: Island, rank: usize, world_size: usize, are_blocks: bool) -> Self {
+    pub(super) fn new(
+        island: Island,
+        rank: usize,
+        world_size: usize,
+        are_blocks: bool,
+        force: Option<Way>,
+    ) -> Self {
         let several = island.len() < world_size;
         Self {
             island,
@@ -91,10 +114,12 @@ impl Engine {
             world_size,
             several,
             are_blocks,
+            force,
             ticket: Arc::new(Ticket::new(0)),
             sends: Arc::new(Ticket::new(0)),
             sources: Vec::with_capacity(world_size),
             staging: Vec::new(),
+            partial: Vec::new(),
         }
     }
 
@@ -104,11 +129,7 @@ impl Engine {
 
     /// At least so many bytes of memory, aligned to 8.
     fn stage(&mut self, bytes: usize) -> *mut u8 {
-        let words = bytes.div_ceil(8);
-        if self.staging.len() < words {
-            self.staging.resize(words, 0);
-        }
-        self.staging.as_mut_ptr().cast()
+        at_least(&mut self.staging, bytes)
     }
 
     /// Makes one collective that is no batch.
@@ -182,7 +203,10 @@ impl Engine {
         // SAFETY: the promise of `run`.
         unsafe {
             match self.several {
-                true => self.all_gather_across(pointer(input), &part, wait),
+                true => {
+                    let is_run = !matches!(outputs, Parts::List(_));
+                    self.all_gather_across(pointer(input), &part, is_run, wait)
+                }
                 // The island's places are the ranks.
                 false => self.all_gather_within(pointer(input), &part, wait),
             }

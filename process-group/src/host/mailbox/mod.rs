@@ -101,7 +101,7 @@ impl Mailbox {
         };
         let (peer, header) = (self.arrivals[at].peer, self.arrivals[at].header);
         if !op.agrees(&header) {
-            return Err(self.mismatch(&op, peer, &header));
+            return Err(self.mismatch(&op.post.stamp, op.post.span.bytes, peer, &header));
         }
         let id = self.ops.add(op);
         self.assign(id, peer, &header);
@@ -182,11 +182,7 @@ impl Mailbox {
         if std::mem::replace(&mut self.is_over, true) {
             return;
         }
-        for id in self.ops.ids(None) {
-            if let Some(op) = self.drop_op(id) {
-                op.post.ticket.fail(error.clone());
-            }
-        }
+        self.fail_all(error);
         self.arrivals.clear();
         if matches!(error, Error::ShutDown { .. }) {
             return;
@@ -194,6 +190,14 @@ impl Mailbox {
         let record = failure::encode(error);
         let header = Header::short(Kind::Failed, record.len() as u64);
         self.tell_connections(header, &record);
+    }
+
+    /// All pending ops fail with `error`.
+    pub(super) fn fail_all(&mut self, error: &Error) {
+        // Ops of a batch have one ticket, and the memory of all of them is the caller's again as soon as it has failed: none of it
+        // is used from then on.
+        let dropped: Vec<Op> = self.ops.ids(None).into_iter().filter_map(|id| self.drop_op(id)).collect();
+        dropped.iter().for_each(|op| op.post.ticket.fail(error.clone()));
     }
 
     /// Says to the peers behind connections how this rank leaves.
@@ -282,9 +286,9 @@ impl Mailbox {
         differ(&self.group, (self.rank, peer), own, other)
     }
 
-    /// That a message is not what a receive expects.
-    fn mismatch(&self, op: &Op, peer: usize, header: &Header) -> Error {
-        let own = op.post.stamp;
+    /// That a message is not what a receive of the call `own`, of so many bytes, expects.
+    fn mismatch(&self, own: &Stamp, bytes: usize, peer: usize, header: &Header) -> Error {
+        let own = *own;
         if header.channel == Channel::Group && own != header.stamp {
             return self.differ(&own, peer, &header.stamp);
         }
@@ -292,7 +296,7 @@ impl Mailbox {
             let at = (stamp.what >> 8 & 0xff) as usize;
             at.checked_sub(1).and_then(|at| crate::types::DType::ALL.get(at)).map_or(1, |dtype| dtype.size())
         };
-        let (sent, taken) = (header.bytes as usize / size(&header.stamp), op.post.span.bytes / size(&own));
+        let (sent, taken) = (header.bytes as usize / size(&header.stamp), bytes / size(&own));
         let takes = format!("{}, taking it from rank {peer}", own.with_elements(taken));
         let sends = format!("{}, sending it to rank {}", header.stamp.with_elements(sent), self.rank);
         Error::Mismatch {
@@ -403,3 +407,6 @@ pub(super) fn differ(group: &Arc<str>, ranks: (usize, usize), own: &Stamp, other
     }
     Error::Mismatch { sequence: own.sequence, group: Arc::clone(group), ranks, calls }
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,12 +222,9 @@ impl Mailbox {
             if let Some(op) = self.ops.get(id)
                 && !op.agrees(header)
             {
-                // The error is made of what it was to be.
-                if let Some(op) = self.ops.remove(id) {
-                    let error = self.mismatch(&op, peer, header);
-                    op.post.ticket.fail(error.clone());
-                    return Err(error);
-                }
+                // It ends with all others: a batch's other ops still use its caller's memory.
+                let (own, bytes) = (op.post.stamp, op.post.span.bytes);
+                return Err(self.mismatch(&own, bytes, peer, header));
             }
             self.posted.remove(at);
             self.assign(id, peer, header);
@@ -310,6 +307,11 @@ impl Mailbox {
             self.links[peer].left = Some(state);
         }
         self.needs_none_of(peer)
+    }
+
+    /// A peer has left, and what it has sent before is of no interest.
+    pub(in super::super) fn note_left(&mut self, peer: usize, state: u32) {
+        self.links[peer].left.get_or_insert(state);
     }
 
     /// A peer has left: whether anything still waits for it.

@@ -26,7 +26,7 @@ const PLACEMENTS: [&str; 14] = [
 const COUNTS: [usize; 6] = [0, 1, 7, 1000, 20_011, 150_001];
 
 /// The reduction of all ranks' inputs, made in one place.
-fn reduced(dtype: DType, op: ReduceOp, inputs: &[Data], count: usize) -> Data {
+pub(super) fn reduced(dtype: DType, op: ReduceOp, inputs: &[Data], count: usize) -> Data {
     let mut output = Data::zeros(dtype, count);
     if count > 0 {
         let sources: Vec<*const u8> = inputs.iter().map(|input| input.words.as_ptr().cast()).collect();
@@ -39,7 +39,7 @@ fn reduced(dtype: DType, op: ReduceOp, inputs: &[Data], count: usize) -> Data {
     output
 }
 
-fn inputs(dtype: DType, count: usize, world: usize, seed: usize) -> Vec<Data> {
+pub(super) fn inputs(dtype: DType, count: usize, world: usize, seed: usize) -> Vec<Data> {
     (0..world).map(|rank| Data::any(dtype, count, (seed * 100 + rank + 1) as u64)).collect()
 }
 

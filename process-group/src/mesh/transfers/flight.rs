@@ -151,7 +151,19 @@ impl Flight {
     }
 
     fn error(&self, error: ChannelError, leg: Option<&Leg>) -> Error {
-        convert(error, &self.backend, &self.group, leg, self.operation, &self.request)
+        let with = leg.map(|leg| (leg.peer, leg.is_send));
+        convert(error, &self.backend, &self.group, with, self.operation, &self.request)
+    }
+
+    /// That it has not ended, or why it was ended by the group.
+    pub(super) fn unended(&self) -> Option<Error> {
+        let mut missing: Vec<usize> =
+            self.legs.iter().filter(|leg| leg.goes_on()).map(|leg| leg.peer).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        let cause = self.cause.get().cloned();
+        let late = || late(self.operation, &self.group, &self.request, missing.clone());
+        cause.or_else(|| (!missing.is_empty()).then(late))
     }
 
     /// What came of it, if all have ended. What can no longer end well is ended early.
@@ -258,17 +270,17 @@ fn late(operation: Operation, group: &GroupInfo, request: &Request, missing: Vec
     }
 }
 
-/// A failure of a channel as one of the group.
+/// A failure of a channel as one of the group; `with`: the rank that it is with, and whether this one sends.
 pub(super) fn convert(
     error: ChannelError,
     backend: &Arc<str>,
     group: &GroupInfo,
-    leg: Option<&Leg>,
+    with: Option<(usize, bool)>,
     operation: Operation,
     request: &Request,
 ) -> Error {
     let name = || Arc::clone(&group.name);
-    let rank = leg.map(|leg| leg.peer);
+    let rank = with.map(|(rank, _)| rank);
     match (&error, rank) {
         (ChannelError::PeerLost { .. } | ChannelError::ClosedByPeer { .. }, Some(rank)) => {
             Error::RankDied { rank, group: name(), how: error.to_string() }
@@ -279,10 +291,26 @@ pub(super) fn convert(
         (ChannelError::LengthsDiffer { sent, expected, .. }, Some(rank)) => {
             let (send, receive) =
                 (format!("a send of {sent} bytes"), format!("a receive of {expected} bytes"));
-            let calls = if leg.is_some_and(|leg| leg.is_send) { (send, receive) } else { (receive, send) };
+            let calls =
+                if with.is_some_and(|(_, is_send)| is_send) { (send, receive) } else { (receive, send) };
             Error::Mismatch { sequence: request.sequence, group: name(), ranks: (group.rank, rank), calls }
         }
         (ChannelError::ContextClosed | ChannelError::Closed { .. }, _) => Error::ShutDown { group: name() },
         _ => Error::Backend { backend: Arc::clone(backend), group: name(), source: Cause::new(error) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_that_does_not_connect_is_named() {
+        let ranks: Arc<[usize]> = Arc::from([0, 1, 2]);
+        let group = GroupInfo { name: "world".into(), rank: 0, world_size: 3, ranks };
+        let of =
+            |error| convert(error, &"mesh".into(), &group, Some((2, true)), Operation::Send, &Request::new());
+        let late = of(ChannelError::TimedOut { what: "a connection".into(), waited: Duration::ZERO });
+        assert!(matches!(&late, Error::Timeout { missing, .. } if *missing == [2]), "{late}");
     }
 }

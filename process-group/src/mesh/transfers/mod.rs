@@ -45,20 +45,25 @@ pub(crate) struct Transfers {
     flights: Mutex<Vec<Arc<Flight>>>,
 }
 
+/// How long the end waits at least for what still uses the memory of transfers, whatever time is left.
+const LEAST: Duration = Duration::from_secs(2);
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Transfers {
-    /// The channels of `registry` for the device with this ordinal. Other ranks are met when there is something for them.
+    /// The channels of `registry` for the device with this ordinal. Other ranks are met when there is something for them; they all
+    /// have the same `generation`, which no others have that ever meet over the same store.
     pub(super) fn new(
         backend: &Arc<str>,
         context: &BackendContext,
         ordinal: u32,
         registry: &Registry,
+        generation: &str,
     ) -> Result<Self, Error> {
-        let peers =
-            Peers::new(context, ordinal, registry).map_err(|error| context.not_made(backend, error))?;
+        let peers = Peers::new(context, ordinal, registry, generation)
+            .map_err(|error| context.not_made(backend, error))?;
         Ok(Self {
             backend: Arc::clone(backend),
             context: context.clone(),
@@ -88,18 +93,21 @@ impl Transfers {
     pub(super) unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
         let mut steps = Vec::new();
         collect(call, &mut steps);
-        let until = request.end().unwrap_or_else(|| request.start + self.context.timeout);
+        let until = request.end().or_else(|| request.start.checked_add(self.context.timeout));
         // First all that can fail or wait: from the first step on, the memory is in use.
         let peers = steps
             .iter()
-            .map(|step| self.peers.connected(step.peer, until))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| self.not_connected(error, call, request))?;
+            .map(|step| {
+                let connected = self.peers.connected(step.peer, until);
+                connected.map_err(|error| self.not_connected(error, step, call, request))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
         // SAFETY: the caller vouches for the stream, and that it is not captured.
         let stream = unsafe { OnStream::raw(self.ordinal, request.stream) };
         let mut legs = Vec::with_capacity(steps.len());
         for (step, peer) in steps.iter().zip(&peers) {
-            let Tensor { address, device, .. } = step.tensor;
+            // The device is the group's; of a tensor without elements its own may be anything.
+            let (address, device) = (step.tensor.address, Device::Cuda(self.ordinal));
             let span = Span { device, address, bytes: step.tensor.bytes() as u64 };
             let remote = Device::Cuda(peer.ordinal);
             // SAFETY: the caller's memory stays until the work has ended, which is when this transfer has, or it is for ever
@@ -141,17 +149,31 @@ impl Transfers {
         self.peers.close();
     }
 
-    /// Waits, at most `timeout`, for what goes on, and ends.
-    pub(super) fn shutdown(&self, timeout: Duration) {
+    /// Waits, at most `timeout`, for what goes on, and ends. An abort ends it sooner.
+    ///
+    /// # Errors
+    ///
+    /// A call that has not ended by itself, with the ranks that did not come to it.
+    pub(super) fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
         let end = Instant::now().checked_add(timeout);
-        let flights = std::mem::take(&mut *lock(&self.flights));
+        // They stay where an abort finds them.
+        let flights = lock(&self.flights).clone();
         flights.iter().for_each(|flight| flight.settle(end));
+        let unended = flights.iter().find_map(|flight| flight.unended());
         self.peers.close();
-        self.peers.join(timeout);
+        self.peers.join(end.map_or(timeout, |end| end.saturating_duration_since(Instant::now()).max(LEAST)));
+        unended.map_or(Ok(()), Err)
     }
 
-    fn not_connected(&self, error: meshreduce_channels::Error, call: &Call<'_>, request: &Request) -> Error {
-        flight::convert(error, &self.backend, &self.context.group, None, call.operation(), request)
+    fn not_connected(
+        &self,
+        error: meshreduce_channels::Error,
+        step: &Step,
+        call: &Call<'_>,
+        request: &Request,
+    ) -> Error {
+        let with = Some((step.peer, step.is_send));
+        flight::convert(error, &self.backend, &self.context.group, with, call.operation(), request)
     }
 }
 

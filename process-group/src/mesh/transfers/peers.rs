@@ -22,6 +22,9 @@ const TURN: Duration = Duration::from_secs(3600);
 /// How long it may take at the end to tell that thread.
 const WAKE: Duration = Duration::from_secs(2);
 
+/// How long a rank that was refused waits for the other one's connection before it connects again itself.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+
 /// Who connects, or what the other side answers: a rank or a verdict, and the sender's device (u32 each, little-endian).
 const WORDS: usize = 8;
 const TAKEN: u32 = 1;
@@ -40,6 +43,8 @@ struct Slot {
     peer: Option<Arc<Peer>>,
     /// This rank is about to connect.
     connecting: bool,
+    /// When the other rank has refused that, since its own connection was on its way.
+    refused: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -48,6 +53,8 @@ pub(super) struct Shared {
     rank: usize,
     ordinal: u32,
     store: GroupStore,
+    /// What the keys of this group begin with: of one that was killed they stay, and are none of this one's.
+    generation: String,
     slots: Mutex<Vec<Slot>>,
     changed: Condvar,
     closed: AtomicBool,
@@ -70,12 +77,17 @@ pub(super) struct Peers {
     accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
-fn key(rank: usize) -> String {
-    format!("transfers/{rank}")
+fn key(generation: &str, rank: usize) -> String {
+    format!("transfers/{generation}/{rank}")
 }
 
 impl Peers {
-    pub(super) fn new(context: &BackendContext, ordinal: u32, registry: &Registry) -> Result<Self, Error> {
+    pub(super) fn new(
+        context: &BackendContext,
+        ordinal: u32,
+        registry: &Registry,
+        generation: &str,
+    ) -> Result<Self, Error> {
         let group = &context.group;
         let name = Some(format!("rank {} of group {}", group.rank, group.name));
         let options = Options { name, ..Options::default() };
@@ -87,6 +99,7 @@ impl Peers {
             rank: group.rank,
             ordinal,
             store: GroupStore(Arc::clone(&context.store)),
+            generation: generation.to_owned(),
             slots: Mutex::new((0..group.world_size).map(|_| Slot::default()).collect()),
             changed: Condvar::new(),
             closed: AtomicBool::new(false),
@@ -99,12 +112,13 @@ impl Peers {
         let peers = Self { shared, address, accepting: Mutex::new(Some(thread)) };
         let text = peers.address.to_string();
         let store = &peers.shared.store.0;
-        store.set(&key(group.rank), text.as_bytes()).map_err(|error| of_store(group.rank, error))?;
+        let key = key(generation, group.rank);
+        store.set(&key, text.as_bytes()).map_err(|error| of_store(&key, error))?;
         Ok(peers)
     }
 
     /// The endpoint to `rank`, connected now if need be.
-    pub(super) fn connected(&self, rank: usize, until: Instant) -> Result<Arc<Peer>, Error> {
+    pub(super) fn connected(&self, rank: usize, until: Option<Instant>) -> Result<Arc<Peer>, Error> {
         let shared = &*self.shared;
         let mut slots = shared.lock();
         loop {
@@ -114,14 +128,23 @@ impl Peers {
             if let Some(peer) = &slots[rank].peer {
                 return Ok(Arc::clone(peer));
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let left = left(until);
             if left.is_zero() {
                 let what = format!("the connection with rank {rank}").into();
                 return Err(Error::TimedOut { what, waited: Duration::ZERO });
             }
             if slots[rank].connecting {
-                // Another thread does, or the other rank's connection is on its way.
-                slots = shared.changed.wait_timeout(slots, left).unwrap_or_else(PoisonError::into_inner).0;
+                // Another thread does, or the other rank's connection is on its way: which may fail there, and then this rank's turn
+                // comes again.
+                let patience = slots[rank].refused.map_or(left, |since| {
+                    (since + REFUSED_FOR).saturating_duration_since(Instant::now()).min(left)
+                });
+                if patience.is_zero() {
+                    slots[rank] = Slot::default();
+                    continue;
+                }
+                slots =
+                    shared.changed.wait_timeout(slots, patience).unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
             slots[rank].connecting = true;
@@ -134,7 +157,7 @@ impl Peers {
                     slots[rank].peer.get_or_insert_with(|| Arc::new(peer));
                 }
                 // It is about to come from there: `connecting` stays, so that it is taken.
-                Ok(None) => {}
+                Ok(None) => slots[rank].refused = Some(Instant::now()),
                 Err(error) => {
                     slots[rank].connecting = false;
                     shared.changed.notify_all();
@@ -165,7 +188,11 @@ impl Peers {
         let _ = self.shared.context.join(timeout);
         let thread = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return };
-        let _ = self.shared.store.0.delete(&key(self.shared.rank));
+        // Ranks that have died cannot take back where they were.
+        let dead = self.shared.lost().map(|(rank, _)| rank);
+        for rank in dead.into_iter().chain([self.shared.rank]) {
+            let _ = self.shared.store.0.delete(&key(&self.shared.generation, rank));
+        }
         self.shared.wake(&self.address);
         if thread.join().is_err() {
             tracing::error!("the thread that accepts connections of transfers has panicked");
@@ -196,8 +223,8 @@ impl Shared {
     }
 
     /// Connects with `rank`; `None` if the rank's own connection is on its way.
-    fn connect(&self, rank: usize, until: Instant) -> Result<Option<Peer>, Error> {
-        let left = || until.saturating_duration_since(Instant::now());
+    fn connect(&self, rank: usize, until: Option<Instant>) -> Result<Option<Peer>, Error> {
+        let left = || left(until);
         let found = self.find(rank, until)?;
         let Some(address) = found else { return Err(Error::ContextClosed) };
         let endpoint = self.context.connect_to(&address, left())?;
@@ -212,10 +239,10 @@ impl Shared {
     }
 
     /// Where `rank` listens, when it does; `None`: this side has been closed.
-    fn find(&self, rank: usize, until: Instant) -> Result<Option<Address>, Error> {
+    fn find(&self, rank: usize, until: Option<Instant>) -> Result<Option<Address>, Error> {
         const LOOK: Duration = Duration::from_millis(200);
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = left(until);
             if self.closed.load(Ordering::Acquire) {
                 return Ok(None);
             }
@@ -226,7 +253,7 @@ impl Shared {
                     waited: Duration::ZERO,
                 });
             }
-            match self.store.0.get(&key(rank), LOOK.min(left)) {
+            match self.store.0.get(&key(&self.generation, rank), LOOK.min(left)) {
                 Ok(text) => {
                     let text = String::from_utf8_lossy(&text).into_owned();
                     return text.parse().map(Some).map_err(|error: meshreduce_channels::NotAnAddress| {
@@ -241,7 +268,7 @@ impl Shared {
                     let what = format!("rank {rank}, which has not sent or received anything yet").into();
                     return Err(Error::TimedOut { what, waited: Duration::ZERO });
                 }
-                Err(error) => return Err(of_store(rank, error)),
+                Err(error) => return Err(of_store(&key(&self.generation, rank), error)),
             }
         }
     }
@@ -321,6 +348,11 @@ fn read(words: &[u8]) -> (u32, u32) {
     (at(0), at(4))
 }
 
-fn of_store(rank: usize, error: StoreError) -> Error {
-    Error::Store { name: key(rank).into(), source: Arc::new(error) }
+/// How long there is still; an hour, to begin with, where there is no end.
+fn left(until: Option<Instant>) -> Duration {
+    until.map_or(TURN, |until| until.saturating_duration_since(Instant::now()))
+}
+
+fn of_store(key: &str, error: StoreError) -> Error {
+    Error::Store { name: key.into(), source: Arc::new(error) }
 }

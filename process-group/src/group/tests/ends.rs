@@ -1,0 +1,292 @@
+//! Who hears of the ends of calls and groups, in which words, and what is left of them.
+
+use super::*;
+use crate::Tensor;
+use crate::backend::BackendContext;
+use crate::tensor::{Buffer as _, BufferMut as _, Parts};
+
+const SHORT: Option<Duration> = Some(Duration::from_millis(1));
+
+/// Waits until `is_so`.
+fn until(is_so: impl Fn() -> bool) {
+    let limit = Instant::now() + LONG;
+    while !is_so() {
+        assert!(Instant::now() < limit, "it never comes to that");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn late(work: &Work) -> (u64, Vec<usize>) {
+    match work.wait(Some(LONG)).unwrap_err() {
+        Error::Timeout { sequence, missing, .. } => (sequence, missing),
+        error => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_deadline_is_not_lost_behind_a_later_call_without_one() {
+    let (group, _) = group(0, 2, "cpu:open");
+    let (mut a, mut b) = ([0.0], [0.0]);
+    let first = start(&group.with_deadline(SHORT), &mut a).unwrap();
+    let _second = start(&group.with_deadline(None), &mut b).unwrap();
+    assert_eq!(late(&first), (1, vec![1]));
+}
+
+#[test]
+fn a_deadline_is_not_lost_behind_an_earlier_call_with_a_longer_one() {
+    let (group, _) = group(0, 2, "cpu:open");
+    let (mut a, mut b) = ([0.0], [0.0]);
+    let first = start(&group.with_deadline(None), &mut a).unwrap();
+    // The watching thread has come to the first one.
+    std::thread::sleep(Duration::from_millis(200));
+    let _second = start(&group.with_deadline(SHORT), &mut b).unwrap();
+    assert_eq!(late(&first), (1, vec![1]));
+}
+
+#[test]
+fn ranks_that_wait_in_the_first_call_that_has_not_ended_are_not_missing() {
+    let store = Arc::<MemoryStore>::default();
+    let (here, notes) = group_over(&store, 0, 3, "cpu:open");
+    let (other, _) = group_over(&store, 1, 3, "cpu:open");
+    let mut data = [[0.0]; 11];
+    let [theirs, second, ours @ ..] = &mut data;
+    let theirs = [start(&other, theirs).unwrap(), start(&other, second).unwrap()];
+    let here = here.with_deadline(Some(Duration::from_millis(200)));
+    let ours: Vec<_> = ours.iter_mut().map(|data| start(&here, data).unwrap()).collect();
+    notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
+    // The other rank is in the second call, as this one is, whatever this one has called since.
+    assert_eq!(late(&ours[1]), (2, vec![2]));
+    drop((theirs, ours));
+}
+
+#[test]
+fn a_late_batch_of_sends_and_receives_names_its_peers_and_no_others() {
+    let (group, _) = group(0, 5, "cpu:open");
+    let (out, mut inn) = ([0.0_f32], [0.0_f32]);
+    let calls = exchange(&out, &mut inn);
+    // SAFETY: the backend of these tests touches no memory.
+    let work = unsafe { group.with_deadline(SHORT).start(&Call::Batch(&calls)) }.unwrap();
+    assert_eq!(late(&work), (1, vec![1, 3]));
+}
+
+/// The two calls of a batch.
+fn exchange(out: &[f32], inn: &mut [f32]) -> [Call<'static>; 2] {
+    [
+        Call::Send { input: out.tensor(), peer: 3, tag: 0 },
+        Call::Recv { output: inn.tensor_mut(), peer: Some(1), tag: 0 },
+    ]
+}
+
+#[test]
+fn sends_and_receives_that_have_ended_are_told_before_a_shutdown_returns() {
+    let (group, notes) = group(0, 4, "cpu:open");
+    let told = Arc::<Mutex<Vec<(Operation, u64)>>>::default();
+    let note = Arc::clone(&told);
+    group.on_completion(move |call| note.lock().unwrap().push((call.operation, call.sequence)));
+    let (out, mut inn) = ([0.0_f32], [0.0_f32]);
+    for call in exchange(&out, &mut inn) {
+        // SAFETY: the backend of these tests touches no memory.
+        drop(unsafe { group.start(&call) }.unwrap());
+    }
+    notes.pending.lock().unwrap().iter().for_each(|pending| pending.end(Ok(Outcome::default())));
+    group.shutdown().unwrap();
+    let mut told = told.lock().unwrap().clone();
+    told.sort_unstable_by_key(|(_, sequence)| *sequence);
+    assert_eq!(told, [(Operation::Send, 1), (Operation::Recv, 2)]);
+    let entries = group.flight_recorder().snapshot().entries;
+    assert!(entries.iter().all(|entry| entry.state == State::Completed), "{entries:?}");
+}
+
+#[test]
+fn completions_are_told_and_counted_without_a_flight_recorder() {
+    let (registry, notes) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 1)
+        .backend("cpu:open".parse().unwrap())
+        .registry(registry)
+        .recorded_calls(0)
+        .build()
+        .unwrap();
+    let told = Arc::<Mutex<Vec<u64>>>::default();
+    let note = Arc::clone(&told);
+    group.on_completion(move |call| note.lock().unwrap().push(call.sequence));
+    let mut data = [[0.0]; 20];
+    data.iter_mut().for_each(|data| drop(start(&group, data).unwrap()));
+    notes.pending.lock().unwrap().iter().for_each(|pending| pending.end(Ok(Outcome::default())));
+    until(|| group.status().last_completed == 20);
+    until(|| told.lock().unwrap().len() == 20);
+    assert_eq!(*told.lock().unwrap(), (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn whom_a_receive_from_any_rank_was_from_is_recorded_with_its_end() {
+    let (group, notes) = group(0, 4, "cpu:open");
+    let owned = group.recv_owned(vec![0.0_f32], None, 0).unwrap();
+    let peer = || group.flight_recorder().snapshot().entries[0].peer;
+    assert_eq!(peer(), None);
+    notes.pending.lock().unwrap()[0].end(Ok(Outcome::from_rank(2)));
+    until(|| peer() == Some(2));
+    owned.wait().1.unwrap();
+}
+
+#[test]
+fn texts_of_checked_calls_go_with_the_last_rank_of_a_group_that_was_aborted_or_dropped() {
+    for aborts in [true, false] {
+        let store = Arc::<MemoryStore>::default();
+        ranks(3, |rank| {
+            let (registry, _) = registry();
+            let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+                .backend("cpu:done".parse().unwrap())
+                .registry(registry)
+                .check_calls(true)
+                .dump_to(None)
+                .build()
+                .unwrap();
+            for _ in 0..3 {
+                group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
+            }
+            if aborts {
+                group.abort("the engine stops");
+            }
+        });
+        assert_eq!(store.list_keys().unwrap(), Vec::<String>::new(), "aborted: {aborts}");
+    }
+}
+
+#[test]
+fn a_rank_that_has_given_up_a_call_and_left_is_not_missing_for_those_who_give_it_up_later() {
+    let store = Arc::<MemoryStore>::default();
+    let (first, _) = group_over(&store, 0, 3, "cpu:open");
+    let (second, _) = group_over(&store, 1, 3, "cpu:open");
+    let (mut a, mut b, mut c) = ([0.0], [0.0], [0.0]);
+    let theirs = start(&second.with_deadline(None), &mut b).unwrap();
+    let work = start(&first.with_deadline(SHORT), &mut a).unwrap();
+    assert_eq!(late(&work), (1, vec![2]));
+    drop((work, first));
+    let last = start(&second.with_deadline(SHORT), &mut c).unwrap();
+    assert_eq!(late(&theirs), (1, vec![2]));
+    drop((theirs, last, second));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_rank_that_comes_too_late_to_a_monitored_barrier_is_told_who_was_missing() {
+    let store = Arc::<MemoryStore>::default();
+    let (zero, _) = group_over(&store, 0, 3, "cpu:done");
+    let (late, _) = group_over(&store, 2, 3, "cpu:done");
+    let text =
+        |group: &ProcessGroup| group.monitored_barrier(Duration::from_millis(20)).unwrap_err().to_string();
+    let expected = "ranks 1 and 2 did not come to the barrier of group world within 20ms";
+    assert_eq!([text(&zero), text(&late)], [expected; 2]);
+    drop((zero, late));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+/// A backend that is made when all ranks have met.
+struct Meets(Mutex<std::sync::mpsc::Sender<()>>);
+
+impl BackendFactory for Meets {
+    fn name(&self) -> &str {
+        "meets"
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &DeviceType::ALL
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        let name = self.name().into();
+        self.0.lock().unwrap().send(()).unwrap();
+        context.until_end().meet(&name, &[])?;
+        Err(context.not_made(&name, "all have met"))
+    }
+}
+
+#[test]
+fn an_abort_ends_the_making_of_a_backend_and_others_wait_for_it_no_longer_than_their_calls_may() {
+    let (making, is_made) = std::sync::mpsc::channel();
+    let mut registry = Registry::empty();
+    registry.register(Meets(Mutex::new(making))).unwrap();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 2)
+        .backend("cpu:meets".parse().unwrap())
+        .registry(registry)
+        .timeout(Duration::from_secs(3600))
+        .dump_to(None)
+        .build()
+        .unwrap();
+    std::thread::scope(|scope| {
+        let connects = scope.spawn(|| group.connect(DeviceType::Cpu).unwrap_err());
+        is_made.recv().unwrap();
+        let error = group.with_deadline(SHORT).barrier(Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("another thread is still at it"), "{error}");
+        let waits = scope.spawn(|| group.barrier(Device::Cpu).unwrap_err());
+        group.abort("nobody comes");
+        for error in [connects.join().unwrap(), waits.join().unwrap()] {
+            assert_eq!(error.to_string(), "group world was aborted: nobody comes");
+        }
+    });
+}
+
+/// A call that panics whenever it is asked.
+#[derive(Debug)]
+struct Panics;
+
+impl Completion for Panics {
+    fn poll(&self) -> Result<Option<Outcome>, Error> {
+        panic!("on purpose")
+    }
+
+    fn wait(&self, _: Option<Instant>) -> Result<Option<Outcome>, Error> {
+        panic!("on purpose")
+    }
+
+    unsafe fn wait_on(&self, _: RawStream) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn futures_are_woken_after_a_call_of_a_backend_has_panicked() {
+    let (group, notes) = group(0, 1, "cpu:open");
+    let mut data = [0.0];
+    let work = start(&group, &mut data).unwrap();
+    let watchdog = &group.shared.family.watchdog;
+    let panics = Work::pending(&"open".into(), Arc::new(Panics));
+    watchdog.wake_when_ended(None, &panics, Waker::noop());
+    until(|| watchdog.waiting() == 0);
+    std::thread::scope(|scope| {
+        let woken = scope.spawn(move || block_on(work.into_future()));
+        until(|| watchdog.waiting() == 1 || woken.is_finished());
+        notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
+        woken.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_rank_whose_part_is_empty_makes_the_call_as_all_others_do() {
+    let (registry, _) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 2)
+        .backend("cuda:done".parse().unwrap())
+        .registry(registry)
+        .cuda_device(1)
+        .build()
+        .unwrap();
+    let of =
+        |address, count, ordinal| Tensor { address, count, dtype: DType::F32, device: Device::Cuda(ordinal) };
+    // Where memory without elements is, no driver knows.
+    let (nowhere, parts) = (of(0, 0, u32::MAX), of(4096, 8, 1));
+    let start = |call: &Call<'_>| {
+        // SAFETY: the backend of these tests touches no memory.
+        unsafe { group.start(call) }.map(|work| work.sequence())
+    };
+    let counts = [0, 8];
+    let gather =
+        |tensor| Call::AllGather { input: nowhere, outputs: Parts::Split { tensor, counts: &counts } };
+    assert_eq!(start(&gather(parts)).unwrap(), Some(1));
+    let all_reduce = Call::AllReduce { input: nowhere, output: nowhere, op: ReduceOp::Sum };
+    assert_eq!(start(&all_reduce).unwrap(), Some(2));
+    // Memory with elements is where it is.
+    assert!(matches!(start(&gather(of(4096, 8, 0))), Err(Error::WrongDevice { .. })));
+    let on_host = Tensor { device: Device::Cpu, ..nowhere };
+    let mixed = Call::AllGather { input: on_host, outputs: Parts::Split { tensor: parts, counts: &counts } };
+    assert!(matches!(start(&mixed), Err(Error::Call { .. })));
+}

@@ -1,0 +1,249 @@
+//! The calls of a backend whose ends the watchdog looks for.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::watchdog::TICK;
+use crate::call::Peers;
+use crate::flight_recorder::EntryId;
+use crate::types::Operation;
+use crate::work::Work;
+
+/// A call whose end the watchdog looks for.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    pub(super) work: Work,
+    pub(super) entry: EntryId,
+    pub(super) operation: Operation,
+    pub(super) sequence: u64,
+    /// Of sends and receives: the other ranks, as far as they are known.
+    pub(super) peers: Peers,
+    pub(super) start: Instant,
+    /// When it must have ended; `None`: never.
+    pub(super) end: Option<Instant>,
+}
+
+impl Watched {
+    pub(super) fn is_late(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() > end)
+    }
+}
+
+/// As many calls of a line are looked at one by one. Backends keep an event for each that is held: hundreds would not do.
+const HELD: usize = 4;
+
+/// Calls with consecutive numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// What they do; `None`: different things.
+    pub(super) operation: Option<Operation>,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// A call that is held, and when the first of those must have ended that it stands for.
+#[derive(Debug)]
+struct Held {
+    call: Watched,
+    first_end: Option<Instant>,
+}
+
+/// Collectives that end in the order in which they are made.
+///
+/// Since they end in order, one that has ended stands for all before it, and so a few are held, however many are made: the first
+/// ones, and behind them the last one of each tick's worth of deadlines.
+#[derive(Debug, Default)]
+pub(super) struct Line {
+    held: VecDeque<Held>,
+    /// All that are not known to have ended.
+    runs: VecDeque<Run>,
+    /// The time of one is up: the first that had not ended then, since when that is known, and the ranks that had not come to it.
+    pub(super) late: Option<(u64, Instant, Vec<usize>)>,
+}
+
+impl Line {
+    /// Whether `call` may stand for one that it follows, whose end is looked for by `first_end`: it is late no later than that.
+    fn stands_for(call: &Watched, first_end: Option<Instant>) -> bool {
+        match (call.end, first_end) {
+            (None, _) => first_end.is_none(),
+            (Some(_), None) => true,
+            (Some(end), Some(first_end)) => end <= first_end + TICK,
+        }
+    }
+
+    /// `names`: somebody wants to hear of each call what it was.
+    pub(super) fn follow(&mut self, call: Watched, names: bool) {
+        let operation = Some(call.operation);
+        match self.runs.back_mut() {
+            Some(run) if run.last + 1 == call.sequence && (run.operation == operation || !names) => {
+                run.last = call.sequence;
+                if run.operation != operation {
+                    run.operation = None;
+                }
+            }
+            _ => self.runs.push_back(Run { operation, first: call.sequence, last: call.sequence }),
+        }
+        let mut first_end = call.end;
+        while self.held.len() >= HELD
+            && let Some(last) = self.held.back()
+            && Self::stands_for(&call, last.first_end)
+        {
+            if last.first_end.is_some_and(|its| first_end.is_none_or(|first_end| its < first_end)) {
+                first_end = last.first_end;
+            }
+            self.held.pop_back();
+        }
+        self.held.push_back(Held { call, first_end });
+    }
+
+    /// The first that is held.
+    pub(super) fn first(&self) -> Option<&Watched> {
+        self.held.front().map(|held| &held.call)
+    }
+
+    /// The last that was made.
+    pub(super) fn last(&self) -> Option<&Watched> {
+        self.held.back().map(|held| &held.call)
+    }
+
+    /// Whether the time of one is up.
+    pub(super) fn is_late(&self) -> bool {
+        self.held.iter().any(|held| held.call.is_late())
+    }
+
+    /// The number of the first one that is not known to have ended.
+    pub(super) fn first_number(&self) -> Option<u64> {
+        self.runs.front().map(|run| run.first)
+    }
+
+    /// All up to and with this one have ended; gives those of which that was not known.
+    pub(super) fn take_through(&mut self, sequence: u64) -> Vec<Run> {
+        while self.first().is_some_and(|first| first.sequence <= sequence) {
+            self.held.pop_front();
+        }
+        let mut taken = Vec::new();
+        while let Some(run) = self.runs.front_mut().filter(|run| run.first <= sequence) {
+            let last = run.last.min(sequence);
+            taken.push(Run { last, ..*run });
+            if last < run.last {
+                run.first = last + 1;
+                break;
+            }
+            self.runs.pop_front();
+        }
+        taken
+    }
+
+    /// This one has not ended well, and says nothing of others.
+    pub(super) fn forget(&mut self, sequence: u64) {
+        self.held.retain(|held| held.call.sequence != sequence);
+        let Some(at) = self.runs.iter().position(|run| (run.first..=run.last).contains(&sequence)) else {
+            return;
+        };
+        let run = self.runs[at];
+        let parts = [Run { last: sequence - 1, ..run }, Run { first: sequence + 1, ..run }];
+        self.runs.remove(at);
+        for part in parts.into_iter().rev().filter(|part| part.first <= part.last) {
+            self.runs.insert(at, part);
+        }
+    }
+}
+
+/// What the watchdog follows of a backend.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Collectives: the backend's own, and those that it has left to one behind it. Calls of two backends on two streams are not
+    /// ordered.
+    pub(super) lines: [Line; 2],
+    /// Sends and receives, which end in any order.
+    pub(super) messages: Vec<Watched>,
+    /// A call was late, and everything pending was ended for that.
+    pub(super) has_expired: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::Location;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Call;
+    use crate::flight_recorder::{Begun, FlightRecorder};
+    use crate::types::Device;
+    use crate::work::Outcome;
+
+    fn call(sequence: u64, operation: Operation, start: Instant, limit: Option<Duration>) -> Watched {
+        let recorder = FlightRecorder::new(0, 0);
+        let backend: Arc<str> = "host".into();
+        let entry = recorder.begin(&Begun {
+            group: recorder.add_group(&"0".into(), "", &Arc::from([0])),
+            backend: &backend,
+            call: &Call::Barrier { device: Device::Cpu },
+            collective_sequence: sequence,
+            p2p_sequence: 0,
+            created: start,
+            deadline: limit,
+            location: Location::caller(),
+        });
+        let work = Work::done(&backend, Outcome::default());
+        let end = limit.map(|limit| start + limit);
+        Watched { work, entry, operation, sequence, peers: Peers::default(), start, end }
+    }
+
+    fn numbers(line: &Line) -> Vec<u64> {
+        line.held.iter().map(|held| held.call.sequence).collect()
+    }
+
+    #[test]
+    fn however_many_calls_are_made_at_once_the_first_ones_and_the_last_are_held() {
+        let (mut line, now) = (Line::default(), Instant::now());
+        let limit = Some(Duration::from_secs(60));
+        (1..=1000).for_each(|sequence| {
+            line.follow(call(sequence, Operation::Barrier, now, limit), true);
+        });
+        assert_eq!(numbers(&line), [1, 2, 3, 1000]);
+        assert_eq!(line.runs.len(), 1);
+    }
+
+    #[test]
+    fn no_deadline_is_lost_behind_calls_with_longer_ones() {
+        let (mut line, now) = (Line::default(), Instant::now());
+        let of = |seconds: u64| Some(Duration::from_secs(seconds));
+        for (sequence, limit) in [(1, None), (2, None), (3, None), (4, of(1)), (5, of(60)), (6, None)] {
+            line.follow(call(sequence, Operation::Barrier, now, limit), true);
+        }
+        assert_eq!(numbers(&line), [1, 2, 3, 4, 5, 6]);
+        // What must end sooner stands for those before it.
+        line.follow(call(7, Operation::Barrier, now, of(1)), true);
+        assert_eq!(numbers(&line), [1, 2, 3, 7]);
+        // Calls that are made one after the other for long: one for each tick.
+        let mut line = Line::default();
+        (1..=1000_u32).for_each(|sequence| {
+            let start = now + TICK * sequence / 100;
+            line.follow(call(sequence.into(), Operation::Barrier, start, of(60)), true);
+        });
+        assert!((10..20).contains(&line.held.len()), "{:?}", numbers(&line));
+    }
+
+    #[test]
+    fn what_has_ended_is_told_by_operation_and_number_and_what_failed_is_not() {
+        let (mut line, now) = (Line::default(), Instant::now());
+        let operations = [Operation::Barrier, Operation::Barrier, Operation::AllReduce, Operation::Barrier];
+        for (sequence, operation) in (1..).zip(operations) {
+            line.follow(call(sequence, operation, now, None), true);
+        }
+        line.forget(2);
+        assert_eq!((line.first_number(), numbers(&line)), (Some(1), vec![1, 3, 4]));
+        let run = |operation, number| Run { operation: Some(operation), first: number, last: number };
+        assert_eq!(line.take_through(3), [run(Operation::Barrier, 1), run(Operation::AllReduce, 3)]);
+        assert_eq!((line.first_number(), numbers(&line)), (Some(4), vec![4]));
+        // Where nobody asks for operations, calls of all kinds are one run.
+        let mut line = Line::default();
+        for (sequence, operation) in (1..).zip(operations) {
+            line.follow(call(sequence, operation, now, None), false);
+        }
+        assert_eq!(line.take_through(4), [Run { operation: None, first: 1, last: 4 }]);
+    }
+}

@@ -1,0 +1,126 @@
+//! When the memory of a batch's sends and receives is its caller's again.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use rustix::net::sockopt;
+
+use super::super::frame::EAGER;
+use super::*;
+use crate::call::Call;
+use crate::tensor::{Buffer, BufferMut};
+
+/// Rank 0 of two, and the other end of its connection, between which little fits.
+fn connected() -> (Mailbox, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    sockopt::set_socket_recv_buffer_size(&listener, 4096).unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    sockopt::set_socket_send_buffer_size(&near, 4096).unwrap();
+    near.set_nonblocking(true).unwrap();
+    let far = listener.accept().unwrap().0;
+    let wires = vec![Wire::Nowhere, Wire::Tcp(super::super::wire::Tcp::new(Arc::new(near)))];
+    (Mailbox::new(0, "test".into(), wires), far)
+}
+
+/// A send or a receive of a batch.
+fn post(call: &Call<'_>, ticket: &Arc<Ticket>) -> Post {
+    let (sends, tensor, tag) = match *call {
+        Call::Send { input, tag, .. } => (true, input, tag),
+        Call::Recv { output, tag, .. } => (false, output, tag),
+        _ => unreachable!("these tests exchange messages"),
+    };
+    Post {
+        sends,
+        peer: Some(1),
+        channel: Channel::Peer,
+        tag,
+        stamp: Stamp::of(call, 1, 0, 2),
+        span: Span::of(&tensor),
+        ticket: Arc::clone(ticket),
+        end: None,
+    }
+}
+
+fn aborted() -> Error {
+    Error::Aborted { group: "test".into(), cause: "on purpose".to_owned() }
+}
+
+#[test]
+fn what_a_batch_still_owes_the_peer_at_the_end_was_read_before_its_caller_hears_of_the_end() {
+    /// So many that the caller has time to write into its memory before the last of them is dropped.
+    const RECEIVES: usize = 4000;
+    const SENDS: usize = 12;
+    let (mut mailbox, mut far) = connected();
+    let ticket = Arc::new(Ticket::new(RECEIVES + SENDS));
+    let mut inn = [0_u8; 1];
+    let mut out = vec![7_u8; EAGER];
+    let receive = Call::Recv { output: inn.tensor_mut(), peer: Some(1), tag: 9 };
+    let send = Call::Send { input: out.tensor(), peer: 1, tag: 0 };
+    for call in std::iter::repeat_n(&receive, RECEIVES).chain(std::iter::repeat_n(&send, SENDS)) {
+        // SAFETY: both vectors are there until the end, and used only once the ticket has ended.
+        unsafe { mailbox.post(post(call, &ticket)) }.unwrap();
+    }
+    let history = History::new();
+    while mailbox.pump(&history).unwrap() {}
+    assert!(mailbox.links[1].has_output(), "all of it fits between the ends");
+    std::thread::scope(|scope| {
+        let caller = scope.spawn(|| {
+            while matches!(ticket.result(), Ok(None)) {
+                std::hint::spin_loop();
+            }
+            out.fill(0xff);
+        });
+        mailbox.end(&aborted());
+        caller.join().unwrap();
+    });
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        far.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    while !mailbox.flush() {
+        std::thread::yield_now();
+    }
+    drop(mailbox);
+    let bytes = reader.join().unwrap().unwrap();
+    let (mut at, mut messages) = (0, 0);
+    while at < bytes.len() {
+        let header = Header::decode(bytes[at..at + HEADER].try_into().unwrap()).unwrap();
+        let data = &bytes[at + HEADER..at + HEADER + header.data()];
+        if header.kind == Kind::Eager {
+            messages += 1;
+            assert!(data.iter().all(|byte| *byte == 7), "memory was read that is the caller's again");
+        }
+        at += HEADER + header.data();
+    }
+    assert!((1..SENDS).contains(&messages), "{messages}");
+}
+
+#[test]
+fn a_message_that_a_batch_does_not_expect_ends_it_only_with_everything_that_uses_its_memory() {
+    let (mut mailbox, mut far) = connected();
+    let ticket = Arc::new(Ticket::new(2));
+    let (mut one, mut other) = ([0_u8; 4], [0_u8; 4]);
+    let calls =
+        [&mut one, &mut other].map(|inn| Call::Recv { output: inn.tensor_mut(), peer: Some(1), tag: 0 });
+    for call in &calls {
+        // SAFETY: both are there until the end.
+        unsafe { mailbox.post(post(call, &ticket)) }.unwrap();
+    }
+    let sent = [1_u8; 5];
+    let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+    let header = Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 5) };
+    far.write_all(&header.encode()).unwrap();
+    far.write_all(&sent).unwrap();
+    let history = History::new();
+    let error = loop {
+        match mailbox.pump(&history) {
+            Ok(_) => std::thread::yield_now(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    assert!(ticket.result().unwrap().is_none(), "the second receive still uses its memory");
+    mailbox.end(&error);
+    assert!(matches!(ticket.result(), Err(Error::Mismatch { .. })));
+    assert!(!mailbox.is_busy());
+}
