@@ -1,6 +1,8 @@
 //! Backends: what makes the calls of a group on one kind of device.
 
 mod ending;
+
+pub(crate) use ending::UntilEnd;
 mod registry;
 
 use std::fmt;
@@ -63,7 +65,7 @@ impl BackendContext {
     /// For those who would make a backend that has nothing else to tell them by.
     #[must_use]
     pub fn until_end(&self) -> Self {
-        let store = ending::UntilEnd::new(Arc::clone(&self.store), Arc::clone(&self.end));
+        let store = UntilEnd::new(Arc::clone(&self.store), Arc::clone(&self.end));
         Self { store: Arc::new(store), ..self.clone() }
     }
 
@@ -168,7 +170,8 @@ impl Request {
 /// [`BackendFactory`].
 ///
 /// Calls of a group come in the same order on all ranks, but for sends and receives, which match by peer and tag. They may come
-/// from several threads.
+/// from several threads. Collectives that end well end in the order in which they were made, as far as their works tell: the group
+/// takes one that has ended for the end of all before it. (Those that a backend leaves to another one have an order of their own.)
 pub trait Backend: Send + Sync + fmt::Debug {
     /// Its name, as in a configuration.
     fn name(&self) -> &Arc<str>;

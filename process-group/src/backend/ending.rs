@@ -15,14 +15,14 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// A store of a group's. Whoever waits in it when the group ends gets [`StoreError::Timeout`] soon, and whoever looks at keys again and
 /// again, as ranks that meet do, is refused one look: what he does then, to tell the others above all, works.
-pub(super) struct UntilEnd {
+pub(crate) struct UntilEnd {
     store: Arc<dyn Store>,
     end: Arc<OnceLock<Error>>,
     has_refused: AtomicBool,
 }
 
 impl UntilEnd {
-    pub(super) fn new(store: Arc<dyn Store>, end: Arc<OnceLock<Error>>) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, end: Arc<OnceLock<Error>>) -> Self {
         Self { store, end, has_refused: AtomicBool::new(false) }
     }
 

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meshreduce_store::StoreError;
+use meshreduce_store::{Store as _, StoreError};
 
 use super::shared::Shared;
+use crate::backend::UntilEnd;
 use crate::call::Call;
 use crate::error::Error;
 
@@ -23,7 +24,8 @@ impl Shared {
     ) -> Result<(), Error> {
         let start = Instant::now();
         let (rank, world_size) = (self.info.rank, self.info.world_size);
-        let store = self.store_below("calls")?;
+        // An abort ends the wait for the others.
+        let store = UntilEnd::new(self.store_below("calls")?, Arc::clone(&self.end));
         let key = |sequence: u64, rank: usize| format!("{sequence}/{rank}");
         // Who leaves is to know that this rank is there, and reads texts.
         self.publish_first_progress();
@@ -36,7 +38,12 @@ impl Shared {
         let texts = match store.multi_get(&keys, timeout) {
             Ok(texts) => texts,
             Err(StoreError::Timeout { keys: absent, .. }) => {
-                let missing = (0..world_size).filter(|rank| absent.contains(&key(sequence, *rank))).collect();
+                if let Some(cause) = self.end.get() {
+                    return Err(cause.clone());
+                }
+                // Those who have come, given up and taken their texts back have told so before. So does this rank now.
+                let absent = (0..world_size).filter(|rank| absent.contains(&key(sequence, *rank))).collect();
+                let missing = self.missing(Some(absent), sequence);
                 let error = Error::Timeout {
                     operation: call.operation(),
                     sequence,
@@ -85,6 +92,18 @@ impl Shared {
         }
         for sequence in last.saturating_sub(2)..=last + 1 {
             self.store.delete(&format!("calls/{sequence}/{rank}"))?;
+        }
+        Ok(())
+    }
+
+    /// Deletes how many ranks have seen that their calls differ, where some that were to see it are gone.
+    pub(super) fn forget_differences(&self) -> Result<(), StoreError> {
+        let (last, _) = self.sequence_numbers();
+        if !self.settings.check_calls || last == 0 {
+            return Ok(());
+        }
+        for sequence in last.saturating_sub(2)..=last + 1 {
+            self.store.delete(&format!("calls/{sequence}/seen"))?;
         }
         Ok(())
     }

@@ -139,6 +139,18 @@ impl Shared {
         looks.collect::<Result<_, _>>().unwrap_or_default()
     }
 
+    /// Those of all others that are furthest behind, if they are not known to have come to the collective with this number; nobody is
+    /// if all have.
+    pub(super) fn furthest_behind(&self, sequence: u64) -> Vec<usize> {
+        let reached = |rank: usize| -> Result<(usize, u64), StoreError> {
+            Ok((rank, self.told_by(rank)?.map_or(0, |told| told.reached)))
+        };
+        let others = (0..self.info.world_size).filter(|rank| *rank != self.info.rank);
+        let reached: Vec<_> = others.map(reached).collect::<Result<_, _>>().unwrap_or_default();
+        let least = reached.iter().map(|(_, reached)| *reached).min().filter(|least| *least < sequence);
+        reached.into_iter().filter(|(_, reached)| Some(*reached) == least).map(|(rank, _)| rank).collect()
+    }
+
     /// This rank leaves: deletes what it has told, or, in a group that failed, lets it stay for the others, and deletes what all have
     /// told if they are gone.
     pub(super) fn take_back_progress(&self, failed: bool) {
@@ -170,7 +182,8 @@ impl Shared {
                 return Ok(());
             }
         }
-        (0..self.info.world_size).try_for_each(|rank| self.forget(rank))
+        (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
+        self.forget_differences()
     }
 
     /// Deletes what ranks have told that have left before, when nothing had failed yet.
@@ -183,15 +196,17 @@ impl Shared {
         Ok(())
     }
 
-    /// Ranks that are dead, as a backend has seen: one on another host cannot be looked at from here.
+    /// Ranks that are dead, as a backend has seen, or did not come to the call that ended everything: one on another host cannot be
+    /// looked at from here.
     fn known_to_be_dead(&self) -> Vec<usize> {
         let of_backends = self.slots().iter().filter_map(|slot| slot.made()?.error());
         let causes = self.end.get().cloned().into_iter().chain(of_backends);
         let dead = |cause: Error| match cause {
-            Error::RankDied { rank, .. } => Some(rank),
-            _ => None,
+            Error::RankDied { rank, .. } => vec![rank],
+            Error::Timeout { missing, .. } => missing,
+            _ => Vec::new(),
         };
-        causes.filter_map(dead).collect()
+        causes.flat_map(dead).collect()
     }
 
     /// Deletes what a rank has told.

@@ -20,13 +20,13 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// A call that the test ends.
 #[derive(Debug, Default)]
-struct Pending {
+pub(super) struct Pending {
     end: Mutex<Option<Result<Outcome, Error>>>,
     changed: Condvar,
 }
 
 impl Pending {
-    fn end(&self, result: Result<Outcome, Error>) {
+    pub(super) fn end(&self, result: Result<Outcome, Error>) {
         self.end.lock().unwrap().get_or_insert(result);
         self.changed.notify_all();
     }
@@ -61,6 +61,9 @@ struct Notes {
     failures_to_make: AtomicUsize,
     calls: Mutex<Vec<String>>,
     pending: Mutex<Vec<Arc<Pending>>>,
+    /// How often one was asked what has gone wrong, and how often one was aborted.
+    asked: AtomicUsize,
+    aborts: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -97,11 +100,15 @@ impl Backend for Fake {
     }
 
     fn abort(&self, cause: &Error) {
+        self.notes.aborts.fetch_add(1, SeqCst);
         self.own.lock().unwrap().iter().for_each(|pending| pending.end(Err(cause.clone())));
     }
 
     fn error(&self) -> Option<Error> {
-        self.own.lock().unwrap().iter().find_map(|pending| pending.poll().err())
+        self.notes.asked.fetch_add(1, SeqCst);
+        // A call that it has only refused is no end of it.
+        let ends = |error: &Error| !matches!(error, Error::Default(_));
+        self.own.lock().unwrap().iter().find_map(|pending| pending.poll().err().filter(ends))
     }
 
     fn shutdown(&self, _timeout: Duration) -> Result<(), Error> {

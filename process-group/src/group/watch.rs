@@ -88,6 +88,8 @@ impl Line {
         while self.held.len() >= HELD
             && let Some(last) = self.held.back()
             && Self::stands_for(&call, last.first_end)
+            // Nobody else may hear of a failure.
+            && last.call.work.result().is_ok()
         {
             if last.first_end.is_some_and(|its| first_end.is_none_or(|first_end| its < first_end)) {
                 first_end = last.first_end;
@@ -110,6 +112,12 @@ impl Line {
     /// Whether the time of one is up.
     pub(super) fn is_late(&self) -> bool {
         self.held.iter().any(|held| held.call.is_late())
+    }
+
+    /// Those that are held and whose time is up.
+    pub(super) fn late_ones(&self) -> Vec<Watched> {
+        let late = self.held.iter().filter(|held| held.call.is_late());
+        late.map(|held| held.call.clone()).collect()
     }
 
     /// The number of the first one that is not known to have ended.
@@ -170,7 +178,9 @@ mod tests {
 
     use super::*;
     use crate::Call;
+    use crate::error::Error;
     use crate::flight_recorder::{Begun, FlightRecorder};
+    use crate::group::tests::Pending;
     use crate::types::Device;
     use crate::work::Outcome;
 
@@ -225,6 +235,19 @@ mod tests {
             line.follow(call(sequence.into(), Operation::Barrier, start, of(60)), true);
         });
         assert!((10..20).contains(&line.held.len()), "{:?}", numbers(&line));
+    }
+
+    #[test]
+    fn a_call_that_has_failed_is_held_until_somebody_has_heard_of_it() {
+        let (mut line, now) = (Line::default(), Instant::now());
+        let of = |sequence| call(sequence, Operation::Barrier, now, None);
+        (1..=5).for_each(|sequence| line.follow(of(sequence), true));
+        assert_eq!(numbers(&line), [1, 2, 3, 5]);
+        let failed = Arc::new(Pending::default());
+        failed.end(Err(Error::Default("on purpose")));
+        line.follow(Watched { work: Work::pending(&"host".into(), failed), ..of(6) }, true);
+        (7..=9).for_each(|sequence| line.follow(of(sequence), true));
+        assert_eq!(numbers(&line), [1, 2, 3, 6, 9]);
     }
 
     #[test]

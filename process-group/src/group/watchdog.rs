@@ -226,7 +226,8 @@ fn look_at(group: &Shared, slot: &Slot) {
         look_at_line(group, slot, &**backend, line);
     }
     look_at_messages(group, slot, &**backend);
-    if let Some(error) = backend.error() {
+    // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
+    if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
         backend.abort(&error);
     }
@@ -248,6 +249,14 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
                 failed(group, &first, error);
             }
             Ok(None) => {
+                // One that has failed by itself is late no more, and says nothing of the first.
+                let late = slot.watch().lines[line].late_ones();
+                for watched in late.into_iter().filter(|late| late.sequence != first.sequence) {
+                    if let Err(error) = watched.work.result() {
+                        slot.watch().lines[line].forget(watched.sequence);
+                        failed(group, &watched, error);
+                    }
+                }
                 let watch = slot.watch();
                 // Behind one that has not ended none has.
                 let (is_late, unknown) = (watch.lines[line].is_late(), watch.lines[line].first_number());
@@ -260,6 +269,11 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
                     // certainly missing.
                     let number = unknown.unwrap_or(first.sequence).min(first.sequence);
                     match still_missing(group, number, late) {
+                        // All have come to the first of many, and some to no more than the next ones.
+                        Look::Sure(missing) if missing.is_empty() => {
+                            let behind = group.furthest_behind(first.sequence);
+                            expire(group, slot, backend, &first, behind);
+                        }
                         Look::Sure(missing) => expire(group, slot, backend, &first, missing),
                         Look::Again(since, missing) => {
                             slot.watch().lines[line].late = Some((first.sequence, since, missing));

@@ -35,7 +35,8 @@ const SPIN: Duration = Duration::from_micros(50);
 /// How long the end waits for what is still to be said to be taken.
 const FLUSH: Duration = Duration::from_millis(200);
 
-/// How long a rank that could not be connected waits for the others to tell them.
+/// How long a rank that could not be connected waits for the others to tell them, where all are processes that this one can look at:
+/// elsewhere one that has died cannot be told from a slow one.
 const GIVEN_UP: Duration = Duration::from_secs(3);
 
 /// All that the progress thread does.
@@ -98,7 +99,8 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let below = PrefixStore::new(&format!("connected/{first}"), Arc::clone(&context.store));
     let below = below.map_err(|error| context.not_made(&shared.backend, error))?;
     // Where it has failed, who is missing there too has died: not much longer than the others take to hear of it is waited for them.
-    let timeout = if connected.is_ok() { context.timeout } else { context.timeout.min(GIVEN_UP) };
+    let has_failed = connected.is_err() && islands.all.len() == 1;
+    let timeout = if has_failed { context.timeout.min(GIVEN_UP) } else { context.timeout };
     let context = &BackendContext { store: Arc::new(below), timeout, ..context.clone() };
     let told = context.meet(&shared.backend, said.as_bytes());
     let connected = connected.map_err(not_made)?;

@@ -197,10 +197,14 @@ impl Wire {
     }
 
     /// Nothing more comes from this end.
-    pub(super) fn close(&self) {
+    pub(super) fn close(&mut self) {
         if let Wire::Tcp(tcp) = self {
             // It may be broken already.
             let _ = tcp.stream.shutdown(std::net::Shutdown::Write);
+            // A socket that is closed with something unread in it resets the connection, and what was said last may get lost with
+            // it (RFC 1122, 4.2.2.13).
+            let mut scratch = [0; 4096];
+            while matches!(tcp.read(&mut scratch), Ok(1..)) {}
         }
     }
 }

@@ -62,7 +62,10 @@ pub(super) struct MeshBackend {
     transfers: OnceLock<Transfers>,
     /// What those ranks agreed on when this was made, and no others ever have.
     generation: String,
+    /// What all ranks make together, and so in one order.
     making: Turn,
+    /// Transfers, which two ranks make by themselves, while the others may still be on their way to what all make.
+    making_transfers: Turn,
     end: OnceLock<Error>,
     /// Why whoever shuts it down waits no longer.
     aborted: Arc<OnceLock<Error>>,
@@ -114,6 +117,7 @@ impl MeshBackend {
             transfers: OnceLock::new(),
             generation,
             making: Turn::default(),
+            making_transfers: Turn::default(),
             end: OnceLock::new(),
             aborted: Arc::default(),
             own: AtomicU64::new(0),
@@ -135,11 +139,10 @@ impl MeshBackend {
     }
 
     /// This thread's turn to make something, for which it waits no longer than a call may take.
-    fn turn(&self, request: Option<&Request>) -> Result<Taken<'_>, Error> {
-        let turn = self.making.take(request.and_then(Request::end), || self.alive())?;
+    fn turn<'a>(&self, making: &'a Turn, what: &str, request: Option<&Request>) -> Result<Taken<'a>, Error> {
+        let turn = making.take(request.and_then(Request::end), || self.alive())?;
         turn.ok_or_else(|| {
-            self.context
-                .not_made(&super::BEHIND.into(), "the call's time is up, and another thread is still at it")
+            self.context.not_made(&what.into(), "the call's time is up, and another thread is still at it")
         })
     }
 
@@ -149,7 +152,7 @@ impl MeshBackend {
             return Ok(behind);
         }
         self.outside_of_captures(request)?;
-        let _one_at_a_time = self.turn(request)?;
+        let _one_at_a_time = self.turn(&self.making, super::BEHIND, request)?;
         if self.behind.get().is_none() {
             let context =
                 self.context.part(super::BEHIND, &(0..self.context.group.world_size).collect::<Vec<_>>())?;
@@ -167,7 +170,7 @@ impl MeshBackend {
             return Ok(nodes);
         }
         self.outside_of_captures(request)?;
-        let _one_at_a_time = self.turn(request)?;
+        let _one_at_a_time = self.turn(&self.making, super::BEHIND, request)?;
         if self.nodes.get().is_none() {
             let _ = self.nodes.set(Nodes::new(&self.context, placement)?);
         }
@@ -182,7 +185,7 @@ impl MeshBackend {
         if let Some(transfers) = self.transfers.get() {
             return Ok(transfers);
         }
-        let _one_at_a_time = self.turn(Some(request))?;
+        let _one_at_a_time = self.turn(&self.making_transfers, &self.name, Some(request))?;
         if self.transfers.get().is_none() {
             let (ordinal, generation) = (self.primary.ordinal(), &self.generation);
             let made = Transfers::new(&self.name, &self.context, ordinal, &self.channels, generation)?;

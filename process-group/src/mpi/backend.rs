@@ -136,9 +136,9 @@ impl Backend for MpiBackend {
             return Err(error);
         }
         // SAFETY: the caller vouches for the calls.
-        let jobs = unsafe { self.shared.start(calls) }?;
+        let started = unsafe { self.shared.start(calls) }?;
         // SAFETY: the caller vouches for the outputs until the end of the call.
-        let pending = unsafe { Pending::new(&self.shared, call.operation(), request, jobs) };
+        let pending = unsafe { Pending::new(&self.shared, call.operation(), request, started) };
         let outcome = match request.blocking {
             true => pending.wait(None)?,
             false => pending.poll()?,

@@ -22,6 +22,8 @@ pub(super) struct Pending {
     pub(super) sequence: u64,
     deadline: Option<Duration>,
     end: Option<Instant>,
+    /// Of a collective: its place among all.
+    place: Option<u64>,
     state: Mutex<State>,
 }
 
@@ -39,7 +41,7 @@ impl Pending {
         shared: &Arc<Shared>,
         operation: Operation,
         request: &Request,
-        jobs: Vec<Job>,
+        (jobs, place): (Vec<Job>, Option<u64>),
     ) -> Self {
         Self {
             shared: Arc::clone(shared),
@@ -47,6 +49,7 @@ impl Pending {
             sequence: request.sequence,
             deadline: request.deadline,
             end: request.end(),
+            place,
             state: Mutex::new(State::Running { jobs, outcome: Outcome::default() }),
         }
     }
@@ -75,7 +78,7 @@ impl Pending {
             Ok(())
         });
         let error = match tested {
-            Ok(()) if jobs.is_empty() => {
+            Ok(()) if jobs.is_empty() && self.place.is_none_or(|place| self.shared.all_through(place)) => {
                 *state = State::Ended(Ok(*outcome));
                 return true;
             }

@@ -1,5 +1,6 @@
 //! What a backend and its calls have in common.
 
+use std::collections::BTreeSet;
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::num::NonZero;
@@ -29,13 +30,36 @@ pub(super) struct Shared {
     /// `None` once the group was closed.
     communicator: RwLock<Option<Communicator>>,
     reductions: Reductions,
-    /// Held while a call is started, so that MPI gets calls of several threads one after the other.
-    order: Mutex<()>,
+    /// How many collectives were started. Held while a call is, so that MPI gets calls of several threads one after the other.
+    order: Mutex<u64>,
+    ends: Mutex<Ends>,
     failure: OnceLock<Error>,
     /// By rank, who closes the group. Held while messages of the backend's own are received.
     closing: Mutex<Vec<bool>>,
     /// Calls that nobody waits for any more, but MPI may still be busy with.
     left: Mutex<Vec<Job>>,
+}
+
+/// Which collectives MPI has ended.
+#[derive(Debug, Default)]
+struct Ends {
+    /// All up to this one.
+    through: u64,
+    /// And these behind it.
+    beyond: BTreeSet<u64>,
+}
+
+impl Ends {
+    /// This one has ended; gives whether all before it have.
+    fn note(&mut self, place: u64) -> bool {
+        if place > self.through {
+            self.beyond.insert(place);
+            while self.beyond.remove(&(self.through + 1)) {
+                self.through += 1;
+            }
+        }
+        place <= self.through
+    }
 }
 
 pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,6 +84,7 @@ impl Shared {
             communicator: RwLock::new(Some(communicator)),
             reductions,
             order: Mutex::default(),
+            ends: Mutex::default(),
             failure: OnceLock::new(),
             closing: Mutex::new((0..world_size.get()).map(|rank| rank == group.rank).collect()),
             left: Mutex::default(),
@@ -89,16 +114,17 @@ impl Shared {
         self.failure.get()
     }
 
-    /// Starts calls that belong together, in order.
+    /// Starts calls that belong together, in order. Gives the place of collectives among all, from 1 on; `None`: they are sends and
+    /// receives.
     ///
     /// # Safety
     ///
     /// As [`Job::start`].
-    pub(super) unsafe fn start(&self, calls: &[Call<'_>]) -> Result<Vec<Job>, Error> {
+    pub(super) unsafe fn start(&self, calls: &[Call<'_>]) -> Result<(Vec<Job>, Option<u64>), Error> {
         if let Some(failure) = self.failure() {
             return Err(failure.clone());
         }
-        let _order = lock(&self.order);
+        let mut order = lock(&self.order);
         let communicator = self.communicator();
         let Some(communicator) = &*communicator else {
             return Err(Error::ShutDown { group: Arc::clone(&self.group.name) });
@@ -118,7 +144,11 @@ impl Shared {
             })
         });
         match started {
-            Ok(()) => Ok(jobs),
+            Ok(()) => {
+                let is_collective = !calls.iter().any(Call::is_point_to_point);
+                *order += u64::from(is_collective);
+                Ok((jobs, is_collective.then_some(*order)))
+            }
             Err(error) => {
                 self.leave(jobs);
                 let error = self.error(error);
@@ -164,6 +194,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// MPI has ended the collective of this place; gives whether it has ended all before it too. A backend's collectives end in order,
+    /// MPI's in any: a broadcast's root, for instance, waits for nobody.
+    pub(super) fn all_through(&self, place: u64) -> bool {
+        lock(&self.ends).note(place)
     }
 
     /// Keeps calls that MPI may still be busy with.
@@ -249,5 +285,18 @@ fn receive(communicator: &Communicator, tag: c_int) -> Result<Option<(usize, Vec
         let received = ffi::MPI_Recv(to, count, kind, status.MPI_SOURCE, tag, comm, ignore);
         check("MPI_Recv", received)?;
         Ok(Some((usize::try_from(status.MPI_SOURCE).unwrap_or(usize::MAX), bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ends;
+
+    #[test]
+    fn a_collective_has_ended_when_all_before_it_have() {
+        let mut ends = Ends::default();
+        assert!(!ends.note(2) && !ends.note(3) && !ends.note(5));
+        assert!(ends.note(1) && ends.note(2) && ends.note(3) && !ends.note(5));
+        assert!(ends.note(4) && ends.note(5) && ends.beyond.is_empty());
     }
 }

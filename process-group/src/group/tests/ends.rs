@@ -60,6 +60,103 @@ fn ranks_that_wait_in_the_first_call_that_has_not_ended_are_not_missing() {
 }
 
 #[test]
+fn of_many_calls_at_once_those_who_have_come_to_the_fewest_are_named() {
+    let store = Arc::<MemoryStore>::default();
+    let (here, notes) = group_over(&store, 0, 4, "cpu:open");
+    let (some, _) = group_over(&store, 1, 4, "cpu:open");
+    let (fewer, _) = group_over(&store, 2, 4, "cpu:open");
+    let (all, _) = group_over(&store, 3, 4, "cpu:open");
+    let mut data = [[0.0]; 50];
+    let (mut calls, mut left) = (Vec::new(), &mut data[..]);
+    for (group, count) in [(&some, 12), (&fewer, 8), (&all, 15)] {
+        let (own, others) = left.split_at_mut(count);
+        calls.extend(own.iter_mut().map(|data| start(group, data).unwrap()));
+        left = others;
+    }
+    let here = here.with_deadline(Some(Duration::from_millis(200)));
+    let ours: Vec<_> = left.iter_mut().map(|data| start(&here, data).unwrap()).collect();
+    // The first ones, which are looked at one by one, have ended, and then only the last is.
+    notes.pending.lock().unwrap()[..3].iter().for_each(|pending| pending.end(Ok(Outcome::default())));
+    assert_eq!(late(&ours[14]), (15, vec![2]));
+    drop((calls, ours));
+}
+
+#[test]
+fn a_call_that_has_failed_is_not_late_and_does_not_make_the_first_one_so() {
+    let (group, notes) = group(0, 2, "cpu:open");
+    let (mut a, mut b) = ([0.0], [0.0]);
+    let first = start(&group.with_deadline(None), &mut a).unwrap();
+    let second = start(&group.with_deadline(SHORT), &mut b).unwrap();
+    notes.pending.lock().unwrap()[1].end(Err(Error::Default("refused")));
+    let late_ones = || group.shared.slot(DeviceType::Cpu).watch().lines[0].late_ones().len();
+    until(|| second.is_completed().is_err() && late_ones() == 0);
+    assert!(!first.is_completed().unwrap());
+}
+
+#[test]
+fn a_shutdown_that_is_seen_by_the_watching_thread_is_no_failure() {
+    let (group, notes) = group(0, 2, "cpu:open");
+    let (mut a, mut b) = ([0.0], [0.0]);
+    let [first, _second] = [&mut a, &mut b].map(|data| start(&group, data).unwrap());
+    // It looks at a backend that is being shut down, having looked at the group a moment before.
+    let down = Error::ShutDown { group: "world".into() };
+    notes.pending.lock().unwrap()[1].end(Err(down));
+    let asked = notes.asked.load(SeqCst);
+    until(|| notes.asked.load(SeqCst) >= asked + 2);
+    assert_eq!(notes.aborts.load(SeqCst), 0);
+    assert!(!first.is_completed().unwrap());
+}
+
+#[test]
+fn an_abort_ends_a_checked_call_that_waits_for_the_others() {
+    let store = Arc::<MemoryStore>::default();
+    let (registry, _) = registry();
+    let group = ProcessGroup::builder(Arc::clone(&store) as _, 0, 2)
+        .backend("cpu:done".parse().unwrap())
+        .registry(registry)
+        .check_calls(true)
+        .dump_to(None)
+        .build()
+        .unwrap();
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| group.with_deadline(None).barrier(Device::Cpu).unwrap_err());
+        until(|| store.check(&["calls/1/0"]).unwrap());
+        group.abort("nobody comes");
+        assert_eq!(waits.join().unwrap().to_string(), "group world was aborted: nobody comes");
+    });
+    drop(group);
+}
+
+#[test]
+fn ranks_that_came_to_a_checked_call_and_gave_up_are_not_missing_for_those_who_give_it_up_later() {
+    let store = Arc::<MemoryStore>::default();
+    let checked = |rank| {
+        let (registry, _) = registry();
+        ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+            .backend("cpu:done".parse().unwrap())
+            .registry(registry)
+            .check_calls(true)
+            .dump_to(None)
+            .build()
+            .unwrap()
+    };
+    let (first, second) = (checked(0), checked(1));
+    let missing = |group: &ProcessGroup, limit| match group
+        .with_deadline(Some(Duration::from_millis(limit)))
+        .barrier(Device::Cpu)
+        .unwrap_err()
+    {
+        Error::Timeout { sequence: 1, missing, .. } => missing,
+        error => panic!("{error}"),
+    };
+    assert_eq!(missing(&first, 50), [1, 2]);
+    // It comes when the first has given up.
+    assert_eq!(missing(&second, 50), [2]);
+    drop((first, second));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_late_batch_of_sends_and_receives_names_its_peers_and_no_others() {
     let (group, _) = group(0, 5, "cpu:open");
     let (out, mut inn) = ([0.0_f32], [0.0_f32]);

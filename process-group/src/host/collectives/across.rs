@@ -311,7 +311,8 @@ impl Engine {
         Ok(())
     }
 
-    /// `part` tells, by rank, where that rank's part goes and its bytes; `is_run` that they lie one behind the other.
+    /// `part` tells, by rank, where that rank's part goes and its bytes; `is_run` that they lie one behind the other, which is this
+    /// rank's affair alone: the others' may not.
     ///
     /// # Safety
     ///
@@ -338,20 +339,40 @@ impl Engine {
         }
         let column = Column::of_all(wait, self.rank);
         let total: usize = column.ranks.iter().map(|rank| part(*rank).1).sum();
-        let may_double = is_run && column.ranks.len().is_power_of_two() && column.ranks.len() <= MOST_MEMBERS;
+        let may_double = column.ranks.len().is_power_of_two() && column.ranks.len() <= MOST_MEMBERS;
         let pays = self.world_size >= RECURSIVE && total <= DOUBLING;
         let doubles = self.force.map_or(pays, |way| way == Way::Recursive);
         if !may_double || !doubles {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_all(column.ranks, self.rank, input, part, wait) };
         }
-        let (begin, (mine, bytes)) = (part(0).0, part(self.rank));
         let end = |place: usize| -> usize { (0..=place).map(|rank| part(rank).1).sum() };
-        // SAFETY: the caller's promise.
+        let (mine, bytes) = part(self.rank);
+        let mut room = Vec::new();
+        let begin = match is_run {
+            true => part(0).0,
+            false => {
+                room = std::mem::take(&mut self.partial);
+                at_least(&mut room, total)
+            }
+        };
+        // SAFETY: the caller's promise; of the room, as long as all parts, likewise. Where it is the output, the own part of it is
+        // the one that `part` tells.
         unsafe {
-            copy(input, mine, bytes);
-            self.gather_doubling(&column, begin, &end, wait)
+            copy(input, begin.add(end(self.rank) - bytes), bytes);
+            self.gather_doubling(&column, begin, &end, wait)?;
         }
+        if !is_run {
+            for rank in (0..self.world_size).filter(|rank| *rank != self.rank) {
+                let (to, bytes) = part(rank);
+                // SAFETY: as above; parts and the room are apart.
+                unsafe { copy(begin.add(end(rank) - bytes), to, bytes) };
+            }
+            // SAFETY: the caller's promise.
+            unsafe { copy(input, mine, bytes) };
+            self.partial = room;
+        }
+        Ok(())
     }
 
     /// Sends this rank's part, the one at `own`, to all of `ranks` and gets theirs, directly.

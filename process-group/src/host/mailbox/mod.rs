@@ -230,8 +230,8 @@ impl Mailbox {
     }
 
     /// Nothing more comes from this rank.
-    pub(super) fn close(&self) {
-        self.links.iter().for_each(|link| link.wire.close());
+    pub(super) fn close(&mut self) {
+        self.links.iter_mut().for_each(|link| link.wire.close());
     }
 
     /// Whether sends and receives go on.

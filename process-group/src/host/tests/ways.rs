@@ -129,6 +129,37 @@ fn every_way_gives_the_bits_of_the_plain_reference() {
 }
 
 #[test]
+fn ranks_that_gather_into_a_list_and_others_into_one_tensor_take_one_way() {
+    // By itself too: eight ranks double what is short.
+    for way in [None, Some(Way::Direct), Some(Way::Recursive)] {
+        let factory = HostFactory { way, ..HostFactory::new() };
+        on_hosts_with(&factory, "abcdefgh", |rank| {
+            for lists in [0x55_u32, 0x0f, 0x80, 0xff] {
+                let counts: Vec<usize> = (0..rank.world).map(|rank| rank * 700 % 1900).collect();
+                let first = |of: usize| counts[..of].iter().sum();
+                let all = Data::any(DType::U8, first(rank.world), u64::from(lists));
+                let (mut source, mut whole) = (all.clone(), Data::zeros(DType::U8, first(rank.world)));
+                let mut apart: Vec<_> = counts.iter().map(|count| Data::zeros(DType::U8, *count)).collect();
+                let list: Vec<_> = apart.iter_mut().map(Data::tensor).collect();
+                let input = source.tensor().slice(first(rank.rank), counts[rank.rank]);
+                let has_list = lists >> rank.rank & 1 == 1;
+                let outputs = match has_list {
+                    true => Parts::List(&list),
+                    false => Parts::Split { tensor: whole.tensor(), counts: &counts },
+                };
+                rank.call(&Call::AllGather { input, outputs }).unwrap();
+                match has_list {
+                    false => assert_eq!(whole, all),
+                    true => apart.iter().enumerate().for_each(|(of, part)| {
+                        assert_eq!(part.elements(0, counts[of]), all.elements(first(of), counts[of]));
+                    }),
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn chunks_of_a_long_reduction_are_halved_one_after_the_other() {
     let factory = HostFactory { way: Some(Way::Recursive), ..HostFactory::new() };
     for (hosts, dtype) in [("abcd", DType::F32), ("abcd", DType::Bf16), ("aabbccdd", DType::F16)] {

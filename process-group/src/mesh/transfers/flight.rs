@@ -45,6 +45,8 @@ pub(super) struct Flight {
     late: AtomicBool,
     /// Why the group ended it.
     cause: OnceLock<Error>,
+    /// Whoever waited for it has heard how it failed.
+    told: AtomicBool,
     /// When it was seen that a peer had left.
     left: OnceLock<Instant>,
     peers: Arc<Shared>,
@@ -94,6 +96,7 @@ impl Flight {
             ordinal,
             late: AtomicBool::new(false),
             cause: OnceLock::new(),
+            told: AtomicBool::new(false),
             left: OnceLock::new(),
             peers: Arc::clone(peers),
         }
@@ -166,6 +169,27 @@ impl Flight {
         cause.or_else(|| (!missing.is_empty()).then(late))
     }
 
+    /// Of one that has ended: whether all is known, and told, of it.
+    ///
+    /// # Errors
+    ///
+    /// Its failure, if nobody who waited has heard of it.
+    pub(super) fn untold(&self) -> Result<bool, Error> {
+        match self.outcome() {
+            Ok(ended) => Ok(ended.is_some()),
+            Err(_) if self.told.load(Ordering::Acquire) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same, waiting until it is known, or until `end`.
+    pub(super) fn wait_untold(&self, end: Option<Instant>) -> Option<Error> {
+        if self.told.load(Ordering::Acquire) {
+            return None;
+        }
+        self.ended(end).err()
+    }
+
     /// What came of it, if all have ended. What can no longer end well is ended early.
     fn outcome(&self) -> Result<Option<Outcome>, Error> {
         let (mut goes_on, mut failed) = (false, None);
@@ -231,6 +255,18 @@ impl Completion for Flight {
     }
 
     fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
+        self.ended(end).inspect_err(|_| self.told.store(true, Ordering::Release))
+    }
+
+    unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error> {
+        // SAFETY: the caller vouches for the stream.
+        self.enqueue_waits(unsafe { OnStream::raw(self.ordinal, stream) })
+    }
+}
+
+impl Flight {
+    /// Waits at most until `end` for its end.
+    fn ended(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
         loop {
             match self.outcome()? {
                 None => {}
@@ -252,11 +288,6 @@ impl Completion for Flight {
             let left = until.map_or(longest, |until| until.saturating_duration_since(now).min(longest));
             self.look(leg, left);
         }
-    }
-
-    unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error> {
-        // SAFETY: the caller vouches for the stream.
-        self.enqueue_waits(unsafe { OnStream::raw(self.ordinal, stream) })
     }
 }
 

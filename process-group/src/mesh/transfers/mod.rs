@@ -3,7 +3,7 @@
 mod flight;
 mod peers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use meshreduce_channels::{OnStream, Registry, Span, Transfer};
@@ -43,6 +43,8 @@ pub(crate) struct Transfers {
     peers: Peers,
     /// What has not ended, as far as it is known: a call goes on when nobody waits for it.
     flights: Mutex<Vec<Arc<Flight>>>,
+    /// Of those that have ended since: the first failure that nobody was told who waited.
+    untold: OnceLock<Error>,
 }
 
 /// How long the end waits at least for what still uses the memory of transfers, whatever time is left.
@@ -70,6 +72,7 @@ impl Transfers {
             ordinal,
             peers,
             flights: Mutex::default(),
+            untold: OnceLock::new(),
         })
     }
 
@@ -132,7 +135,7 @@ impl Transfers {
         // Before anybody waits: sends and receives of a batch may wait for one another.
         let enqueued = flight.enqueue_waits(stream);
         let mut flights = lock(&self.flights);
-        flights.retain(|flight| !flight.has_ended());
+        flights.retain(|flight| !self.is_over(flight));
         flights.push(Arc::clone(&flight));
         drop(flights);
         if let Err(error) = enqueued {
@@ -141,6 +144,20 @@ impl Transfers {
             return Err(error);
         }
         Ok(Work::pending(&self.backend, flight))
+    }
+
+    /// Whether a flight has ended and there is nothing more to say of it.
+    fn is_over(&self, flight: &Flight) -> bool {
+        if !flight.has_ended() {
+            return false;
+        }
+        match flight.untold() {
+            Ok(is_over) => is_over,
+            Err(error) => {
+                let _ = self.untold.set(error);
+                true
+            }
+        }
     }
 
     /// Ends everything that goes on, with `cause`.
@@ -153,16 +170,18 @@ impl Transfers {
     ///
     /// # Errors
     ///
-    /// A call that has not ended by itself, with the ranks that did not come to it.
+    /// A call that has not ended by itself, with the ranks that did not come to it; one that failed while nobody waited for it.
     pub(super) fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
         let end = Instant::now().checked_add(timeout);
         // They stay where an abort finds them.
         let flights = lock(&self.flights).clone();
         flights.iter().for_each(|flight| flight.settle(end));
         let unended = flights.iter().find_map(|flight| flight.unended());
+        let failed = || flights.iter().find_map(|flight| flight.wait_untold(end));
+        let failure = unended.or_else(|| self.untold.get().cloned()).or_else(failed);
         self.peers.close();
         self.peers.join(end.map_or(timeout, |end| end.saturating_duration_since(Instant::now()).max(LEAST)));
-        unended.map_or(Ok(()), Err)
+        failure.map_or(Ok(()), Err)
     }
 
     fn not_connected(

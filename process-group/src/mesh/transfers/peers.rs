@@ -53,7 +53,7 @@ pub(super) struct Shared {
     rank: usize,
     ordinal: u32,
     store: GroupStore,
-    /// What the keys of this group begin with: of one that was killed they stay, and are none of this one's.
+    /// What stands before addresses of this group: those of one that was killed stay, and are none of this one's.
     generation: String,
     slots: Mutex<Vec<Slot>>,
     changed: Condvar,
@@ -77,8 +77,9 @@ pub(super) struct Peers {
     accepting: Mutex<Option<JoinHandle<()>>>,
 }
 
-fn key(generation: &str, rank: usize) -> String {
-    format!("transfers/{generation}/{rank}")
+/// Where a rank tells a generation and an address. (Of one that was killed it is written over by the next group's.)
+fn key(rank: usize) -> String {
+    format!("transfers/{rank}")
 }
 
 impl Peers {
@@ -110,9 +111,9 @@ impl Peers {
             .spawn(move || accepting.accept(&listener))
             .map_err(|source| Error::System { what: "no thread".into(), source: Arc::new(source) })?;
         let peers = Self { shared, address, accepting: Mutex::new(Some(thread)) };
-        let text = peers.address.to_string();
+        let text = format!("{generation} {}", peers.address);
         let store = &peers.shared.store.0;
-        let key = key(generation, group.rank);
+        let key = key(group.rank);
         store.set(&key, text.as_bytes()).map_err(|error| of_store(&key, error))?;
         Ok(peers)
     }
@@ -191,7 +192,7 @@ impl Peers {
         // Ranks that have died cannot take back where they were.
         let dead = self.shared.lost().map(|(rank, _)| rank);
         for rank in dead.into_iter().chain([self.shared.rank]) {
-            let _ = self.shared.store.0.delete(&key(&self.shared.generation, rank));
+            self.shared.take_back(rank);
         }
         self.shared.wake(&self.address);
         if thread.join().is_err() {
@@ -238,9 +239,30 @@ impl Shared {
         Ok((verdict == TAKEN).then_some(Peer { endpoint, ordinal }))
     }
 
+    /// The address in what a rank of this group has told.
+    fn of_this_generation<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let (generation, address) = text.split_once(' ')?;
+        (generation == self.generation).then_some(address)
+    }
+
+    /// Deletes where a rank of this group was; not what one of the next group has told since.
+    fn take_back(&self, rank: usize) {
+        const NOTHING: &[u8] = b"?";
+        let store = &self.store.0;
+        let told = store.compare_set(&key(rank), NOTHING, NOTHING).unwrap_or_default();
+        if self.of_this_generation(&String::from_utf8_lossy(&told)).is_some() {
+            let _ = store.delete(&key(rank));
+        }
+    }
+
     /// Where `rank` listens, when it does; `None`: this side has been closed.
     fn find(&self, rank: usize, until: Option<Instant>) -> Result<Option<Address>, Error> {
         const LOOK: Duration = Duration::from_millis(200);
+        const AGAIN: Duration = Duration::from_millis(20);
+        let absent = || {
+            let what = format!("rank {rank}, which has not sent or received anything yet").into();
+            Error::TimedOut { what, waited: Duration::ZERO }
+        };
         loop {
             let left = left(until);
             if self.closed.load(Ordering::Acquire) {
@@ -253,10 +275,18 @@ impl Shared {
                     waited: Duration::ZERO,
                 });
             }
-            match self.store.0.get(&key(&self.generation, rank), LOOK.min(left)) {
+            match self.store.0.get(&key(rank), LOOK.min(left)) {
                 Ok(text) => {
                     let text = String::from_utf8_lossy(&text).into_owned();
-                    return text.parse().map(Some).map_err(|error: meshreduce_channels::NotAnAddress| {
+                    let Some(address) = self.of_this_generation(&text) else {
+                        // Another group's, whose rank was killed: the own one's is still to come.
+                        std::thread::sleep(AGAIN.min(left));
+                        if left > AGAIN {
+                            continue;
+                        }
+                        return Err(absent());
+                    };
+                    return address.parse().map(Some).map_err(|error: meshreduce_channels::NotAnAddress| {
                         Error::Protocol {
                             peer: format!("rank {rank}").into(),
                             what: error.to_string().into(),
@@ -264,11 +294,8 @@ impl Shared {
                     });
                 }
                 Err(StoreError::Timeout { .. }) if left > LOOK => {}
-                Err(StoreError::Timeout { .. }) => {
-                    let what = format!("rank {rank}, which has not sent or received anything yet").into();
-                    return Err(Error::TimedOut { what, waited: Duration::ZERO });
-                }
-                Err(error) => return Err(of_store(&key(&self.generation, rank), error)),
+                Err(StoreError::Timeout { .. }) => return Err(absent()),
+                Err(error) => return Err(of_store(&key(rank), error)),
             }
         }
     }
