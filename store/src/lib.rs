@@ -5,7 +5,7 @@
 //! [`Store`]. [`PrefixStore`] gives each communicator its own keys in a shared one, and [`Launcher`] finds the store of
 //! the job that this process was started for.
 //!
-//! There is no CUDA in this crate. [`identity`] says who a process is, [`codec`] how what ranks write for one another is
+//! There is no CUDA in this crate. [`identity`] says who a process is, [`interface`] where its host is reached, [`codec`] how what ranks write for one another is
 //! laid out in bytes, [`clock`] how everything here waits.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -16,6 +16,7 @@ mod error;
 mod file;
 mod forward;
 pub mod identity;
+pub mod interface;
 mod launcher;
 mod limits;
 mod memory;

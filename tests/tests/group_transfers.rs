@@ -264,3 +264,107 @@ fn rank_that_asks_for_too_much() {
 fn tags_and_any_source_are_refused_by_name() {
     run_well(&Stage::new("rank_that_asks_for_too_much", 2), 2, "too much");
 }
+
+/// Transfers are made between two ranks while a third thing, which all ranks make, waits for one of them.
+#[test]
+fn rank_that_comes_later_to_what_all_make() {
+    let Some((part, _context)) = part("later") else { return };
+    let store: Arc<dyn meshreduce::Store> = Arc::from(Part::of_this_process().unwrap().store);
+    let group = ProcessGroup::builder(store, part.rank, part.world_size)
+        .backend("mesh".parse().unwrap())
+        .cuda_device(part.rank as u32)
+        .timeout(LONG)
+        .deadline(Some(Duration::from_secs(30)))
+        .build()
+        .unwrap();
+    let mut buffer = DeviceBuffer::from_slice(&[1.0_f32; 4]).unwrap();
+    group.all_reduce(&mut buffer, ReduceOp::Sum).unwrap();
+    std::thread::scope(|scope| {
+        if part.rank == 0 {
+            // What is behind the mesh, which rank 1 comes to when it has received.
+            scope.spawn(|| group.connect(DeviceType::Cuda).unwrap());
+            // Where that has not come to it yet, this test shows less.
+            std::thread::sleep(Duration::from_millis(300));
+            group.send(&buffer, 1, 0).unwrap();
+        } else {
+            group.recv(&mut buffer, 0, 0).unwrap();
+            group.connect(DeviceType::Cuda).unwrap();
+        }
+    });
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn two_ranks_send_and_receive_while_one_waits_for_the_other_to_make_what_is_behind_the_mesh() {
+    let stage = Stage::new("rank_that_comes_later_to_what_all_make", 2);
+    let rank = |rank| {
+        let mut command = stage.command_as(rank, "later");
+        command.env("NCCL_SOCKET_IFNAME", "lo").spawn().unwrap()
+    };
+    let heard: Vec<_> = [0, 1].map(rank).into_iter().map(heard).collect();
+    assert!(heard.iter().all(|(_, well)| *well), "{heard:?}");
+    assert_eq!(stage.keys(), Vec::<String>::new());
+}
+
+/// Lengths that differ, in a call that nobody waits for.
+#[test]
+fn rank_that_does_not_wait_for_a_transfer() {
+    let Some((part, _context)) = part("unheard") else { return };
+    let group = group(&part, LONG);
+    let buffer = DeviceBuffer::from_slice(&[7_i32; 100]).unwrap();
+    let start = |count| {
+        let tensor = Tensor { count, ..buffer.tensor() };
+        let call = match part.rank {
+            0 => Call::Send { input: tensor, peer: 1, tag: 0 },
+            _ => Call::Recv { output: tensor, peer: Some(0), tag: 0 },
+        };
+        // SAFETY: the buffer lives until the works have ended, which is looked for below.
+        unsafe { group.start(&call) }.unwrap()
+    };
+    let failed = start(if part.rank == 0 { 100 } else { 60 });
+    while matches!(failed.is_completed(), Ok(false)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // One that comes behind it, and is waited for, ends well or not: the first one's failure is told.
+    let _ = start(50).wait(Some(LONG));
+    let error = group.shutdown().unwrap_err();
+    assert!(matches!(error, Error::Mismatch { ranks: (0, 1) | (1, 0), .. }), "{error:?}");
+}
+
+#[test]
+fn a_transfer_that_failed_while_nobody_waited_for_it_is_told_by_the_shutdown() {
+    let stage = Stage::new("rank_that_does_not_wait_for_a_transfer", 2);
+    let heard = run(&stage, 2, "unheard");
+    assert!(heard.iter().all(|(_, well)| *well), "{heard:?}");
+}
+
+/// A group over the keys of one whose ranks were killed.
+#[test]
+fn rank_of_the_next_group() {
+    let Some((part, _context)) = part("next") else { return };
+    let store = Part::of_this_process().unwrap().store;
+    // As one would have left it that listened there.
+    let key = format!("backend/cuda/mesh/transfers/{}", part.rank);
+    store.set(&key, b"0123456789abcdef nowhere").unwrap();
+    store.set(&format!("is set/{}", part.rank), b"").unwrap();
+    let others: Vec<_> = (0..part.world_size).map(|rank| format!("is set/{rank}")).collect();
+    store.wait(&others.iter().map(String::as_str).collect::<Vec<_>>(), LONG).unwrap();
+    let group = group(&part, LONG);
+    let mut buffer = DeviceBuffer::from_slice(&[part.rank as i32; 4]).unwrap();
+    match part.rank {
+        // It looks for rank 1 before that has told where it is.
+        0 => group.send(&buffer, 1, 0).unwrap(),
+        _ => {
+            std::thread::sleep(Duration::from_millis(100));
+            group.recv(&mut buffer, 0, 0).unwrap();
+            assert_eq!(read(&buffer), [0; 4]);
+        }
+    }
+    group.shutdown().unwrap();
+    store.delete(&format!("is set/{}", part.rank)).unwrap();
+}
+
+#[test]
+fn where_a_rank_was_that_was_killed_does_not_lead_the_next_group_astray() {
+    run_well(&Stage::new("rank_of_the_next_group", 2), 2, "next");
+}

@@ -1,8 +1,7 @@
 //! Where a listener is found.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::net::SocketAddr;
 use std::str::FromStr;
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
@@ -10,9 +9,6 @@ use meshreduce_store::identity::{Member, namespace};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-
-/// The environment variable that names the network interface (or several, with commas) for connections between hosts.
-pub const SOCKET_IFNAME: &str = "MESHREDUCE_SOCKET_IFNAME";
 
 /// The layout of an [`Address`].
 const VERSION: u16 = 1;
@@ -162,52 +158,6 @@ pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// The addresses of this host under which others may reach it, the best first.
-///
-/// Those of the interfaces that are named by [`SOCKET_IFNAME`]; otherwise of all that are up, first the one from which the route to
-/// the store's host (`MASTER_ADDR`, as launchers set it) begins. Never what the host's name resolves to.
-pub(crate) fn own_addresses() -> Result<Vec<IpAddr>, String> {
-    let given = std::env::var(SOCKET_IFNAME).ok().filter(|names| !names.trim().is_empty());
-    addresses_of(given.as_deref())
-}
-
-fn addresses_of(interfaces: Option<&str>) -> Result<Vec<IpAddr>, String> {
-    let mut by_name: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
-    for found in if_addrs::get_if_addrs().unwrap_or_default() {
-        let ip = found.ip();
-        let is_link_local = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        if !is_link_local {
-            by_name.entry(found.name).or_default().push(ip);
-        }
-    }
-    if let Some(names) = interfaces {
-        let mut addresses = Vec::new();
-        for name in names.split(',').map(str::trim) {
-            let Some(found) = by_name.get(name) else {
-                let known: Vec<_> = by_name.keys().map(String::as_str).collect();
-                let known = known.join(", ");
-                return Err(format!("no network interface {name:?} with an address: there are {known}"));
-            };
-            addresses.extend(found);
-        }
-        return Ok(addresses);
-    }
-    let mut addresses: Vec<IpAddr> = by_name.into_values().flatten().collect();
-    let store = route_to_store();
-    addresses.sort_by_key(|ip| (ip.is_loopback(), Some(*ip) != store, ip.is_ipv6()));
-    Ok(addresses)
-}
-
-/// The address from which packets to the store's host go. (Connecting a datagram socket sends nothing.)
-fn route_to_store() -> Option<IpAddr> {
-    let host = std::env::var("MASTER_ADDR").ok()?;
-    let target = (host.trim(), 9).to_socket_addrs().ok()?.next()?;
-    let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0_u16; 8], 0).into() };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(target).ok()?;
-    socket.local_addr().ok().map(|address| address.ip())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,12 +186,5 @@ mod tests {
         far.network += 1;
         assert_eq!(near.tcp_from(&near.place).len(), 2);
         assert_eq!(near.tcp_from(&far), [near.tcp[0]]);
-    }
-
-    #[test]
-    fn an_interface_that_is_not_there_is_named_with_those_that_are() {
-        let error = addresses_of(Some("nowhere0")).unwrap_err();
-        assert!(error.contains("nowhere0") && error.contains("lo"), "{error}");
-        assert!(addresses_of(Some("lo")).unwrap()[0].is_loopback());
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use meshreduce_store::clock::Deadline;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::address::{Address, Place, own_addresses, random};
+use super::address::{Address, Place, random};
 use super::here::Door;
 use super::{Links, PREAMBLE, preamble};
 use crate::error::Error;
@@ -110,7 +110,7 @@ impl Doors {
         }
         let mut tcp = None;
         if links.tcp {
-            let addresses = own_addresses().map_err(io::Error::other)?;
+            let addresses = meshreduce_store::interface::own_addresses(None).map_err(io::Error::other)?;
             // One for both families, where the system has both.
             let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
             listener.set_nonblocking(true)?;

@@ -11,12 +11,13 @@ mod hello;
 mod here;
 mod listener;
 
-pub use address::{Address, NotAnAddress, SOCKET_IFNAME};
+pub use address::{Address, NotAnAddress};
 pub(crate) use address::{Place, random};
 pub(crate) use dial::reach;
 pub(crate) use greet::greet;
 pub(crate) use hello::Hello;
 pub(crate) use listener::Doors;
+pub use meshreduce_store::interface::SOCKET_IFNAME;
 
 /// Bytes that one who connects says first.
 const PREAMBLE: usize = 24;

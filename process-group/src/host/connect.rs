@@ -122,7 +122,7 @@ impl Listening {
         let mut place = Place::current(host_id)?;
         let unix = UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket_name(&place.name))?)?;
         unix.set_nonblocking(true)?;
-        let addresses = super::place::own_addresses(interface)?;
+        let addresses = meshreduce_store::interface::own_addresses(interface)?;
         // One for both families, where the system has both.
         let tcp = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
         tcp.set_nonblocking(true)?;

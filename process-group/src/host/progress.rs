@@ -211,6 +211,11 @@ fn leave(shared: &Shared, net: &Net) {
         std::thread::sleep(Duration::from_millis(1));
     }
     net.mailbox().close();
+    // A socket that is closed with something unread in it, or gets something later, resets the connection (RFC 1122, 4.2.2.13), and a
+    // reset may overtake what was said last: the other rank would take this one for dead.
+    while !net.mailbox().is_delivered() && begun.elapsed() < FLUSH {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Sleeps until something comes, or `ready`, at most `most`; may return earlier. `depth` says what wakes it.

@@ -10,6 +10,7 @@ use std::sync::atomic::{Ordering, fence};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
+use super::delivered::is_delivered;
 use super::frame::{HEADER, Header, MOST_DATA};
 use super::ring::{Corrupt, Reader, Writer};
 use super::segment::{AWAKE, IN_STEP, Segment};
@@ -197,14 +198,18 @@ impl Wire {
     }
 
     /// Nothing more comes from this end.
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&self) {
         if let Wire::Tcp(tcp) = self {
             // It may be broken already.
             let _ = tcp.stream.shutdown(std::net::Shutdown::Write);
-            // A socket that is closed with something unread in it resets the connection, and what was said last may get lost with
-            // it (RFC 1122, 4.2.2.13).
-            let mut scratch = [0; 4096];
-            while matches!(tcp.read(&mut scratch), Ok(1..)) {}
+        }
+    }
+
+    /// Whether the other end has all that was said, as far as that can be told.
+    pub(super) fn is_delivered(&self) -> bool {
+        match self {
+            Wire::Tcp(tcp) => is_delivered(&*tcp.stream),
+            _ => true,
         }
     }
 }

@@ -32,6 +32,8 @@ pub(super) use short::Now;
 const WINDOW: usize = 256 << 10;
 /// Offers that a peer may have open.
 const MOST_OFFERS: usize = 1 << 20;
+/// As many messages that nobody had asked for leave their memory to others.
+const MOST_SPARE: usize = 16;
 /// Bytes that are taken from a peer in one go before others have their turn.
 const TURN: usize = 1 << 20;
 
@@ -47,6 +49,8 @@ pub(super) struct Mailbox {
     posted: VecDeque<u64>,
     /// Messages that have no receive yet, in order.
     arrivals: VecDeque<Arrival>,
+    /// Memory of such messages that others of them get again.
+    spare: Vec<Vec<u8>>,
     serial: u64,
     is_over: bool,
 }
@@ -60,6 +64,7 @@ impl Mailbox {
             ops: Ops::default(),
             posted: VecDeque::new(),
             arrivals: VecDeque::new(),
+            spare: Vec::new(),
             serial: 0,
             is_over: false,
         }
@@ -109,7 +114,7 @@ impl Mailbox {
             self.arrivals.remove(at);
         } else if self.arrivals[at].is_complete() {
             if let Some(arrival) = self.arrivals.remove(at) {
-                self.hand_over(id, &arrival);
+                self.hand_over(id, arrival);
             }
         } else {
             self.arrivals[at].claimed = Some(id);
@@ -134,12 +139,15 @@ impl Mailbox {
     }
 
     /// Gives a receive the message that has come before it.
-    fn hand_over(&mut self, id: u64, arrival: &Arrival) {
+    fn hand_over(&mut self, id: u64, arrival: Arrival) {
         if let Some(op) = self.ops.get(id) {
             // SAFETY: the promise of `post`: it has not ended.
             unsafe { op.post.span.write(0, arrival.data.len()) }.copy_from_slice(&arrival.data);
         }
         self.took(arrival.peer, arrival.data.len());
+        if arrival.data.capacity() > 0 && self.spare.len() < MOST_SPARE {
+            self.spare.push(arrival.data);
+        }
         self.finish(id);
     }
 
@@ -230,8 +238,13 @@ impl Mailbox {
     }
 
     /// Nothing more comes from this rank.
-    pub(super) fn close(&mut self) {
-        self.links.iter_mut().for_each(|link| link.wire.close());
+    pub(super) fn close(&self) {
+        self.links.iter().for_each(|link| link.wire.close());
+    }
+
+    /// Whether all that this rank has said, and that it has closed, has come to the other ends.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.links.iter().all(|link| link.broken || link.wire.is_delivered())
     }
 
     /// Whether sends and receives go on.

@@ -251,7 +251,10 @@ impl Mailbox {
         }
         self.serial += 1;
         let serial = self.serial;
-        let data = Vec::with_capacity(header.data());
+        // A rank that is a message ahead would else cost memory in every other round.
+        let mut data = if header.data() > 0 { self.spare.pop().unwrap_or_default() } else { Vec::new() };
+        data.clear();
+        data.reserve_exact(header.data());
         self.arrivals.push_back(Arrival { serial, peer, header: *header, data, claimed: None });
         Ok(match header.kind {
             Kind::Eager => Target::Arrival { serial },
@@ -279,7 +282,7 @@ impl Mailbox {
                     && let Some(id) = self.arrivals[at].claimed
                     && let Some(arrival) = self.arrivals.remove(at)
                 {
-                    self.hand_over(id, &arrival);
+                    self.hand_over(id, arrival);
                 }
             }
             Target::Own(bytes) => {

@@ -124,3 +124,29 @@ fn a_message_that_a_batch_does_not_expect_ends_it_only_with_everything_that_uses
     assert!(matches!(ticket.result(), Err(Error::Mismatch { .. })));
     assert!(!mailbox.is_busy());
 }
+
+#[test]
+fn messages_that_nobody_has_asked_for_get_the_memory_of_those_before_them() {
+    let (mut mailbox, mut far) = connected();
+    let history = History::new();
+    let mut places = Vec::new();
+    for round in 0..3 {
+        let sent = [round; 300];
+        let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+        let header =
+            Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 300) };
+        far.write_all(&header.encode()).unwrap();
+        far.write_all(&sent).unwrap();
+        while !mailbox.arrivals.front().is_some_and(Arrival::is_complete) {
+            mailbox.pump(&history).unwrap();
+        }
+        places.push(mailbox.arrivals[0].data.as_ptr());
+        let (ticket, mut inn) = (Arc::new(Ticket::new(1)), [9_u8; 300]);
+        let receive = Call::Recv { output: inn.tensor_mut(), peer: Some(1), tag: 0 };
+        // SAFETY: the memory is there until the receive has ended, which is here.
+        unsafe { mailbox.post(post(&receive, &ticket)) }.unwrap();
+        assert!(ticket.result().unwrap().is_some());
+        assert_eq!(inn, sent);
+    }
+    assert!(places[1..].iter().all(|place| *place == places[0]), "{places:?}");
+}
