@@ -328,6 +328,35 @@ fn calls_that_go_on_end_in_any_order_of_waiting_and_without_being_waited_for() {
 }
 
 #[test]
+fn a_collective_that_mpi_has_done_with_has_not_ended_before_those_before_it() {
+    let group = group("in order");
+    if group.world_size() == 1 {
+        return;
+    }
+    if group.rank() == 0 {
+        // A reduction that the others have not come to, and a broadcast whose root sends a byte and waits for nobody.
+        let reduction = group.all_reduce_owned(vec![1_i32], ReduceOp::Sum).unwrap();
+        let byte = [7_u8];
+        let call = Call::Broadcast { tensor: byte.tensor(), root: 0 };
+        // SAFETY: the byte is there until the call has ended, which is waited for.
+        let broadcast = unsafe { group.start(&call) }.unwrap();
+        assert!(matches!(broadcast.wait(Some(SHORT)), Err(Error::StillRunning { .. })));
+        (1..group.world_size()).for_each(|rank| group.send(&[0_u8], rank, 0).unwrap());
+        broadcast.wait(None).unwrap();
+        let (sum, ended) = reduction.wait();
+        ended.unwrap();
+        assert_eq!(sum, [group.world_size() as i32]);
+    } else {
+        let (mut byte, mut one) = ([0_u8], [1_i32]);
+        group.recv(&mut byte, 0, 0).unwrap();
+        group.all_reduce(&mut one, ReduceOp::Sum).unwrap();
+        group.broadcast(&mut byte, 0).unwrap();
+        assert_eq!((one, byte), ([group.world_size() as i32], [7]));
+    }
+    group.shutdown().unwrap();
+}
+
+#[test]
 fn types_that_mpi_lacks_are_refused() {
     let group = group("types");
     let text = |error: Error| {
