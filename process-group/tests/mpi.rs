@@ -427,12 +427,15 @@ fn an_abort_ends_what_waits_on_all_ranks() {
     group.barrier(Device::Cpu).unwrap();
     if group.world_size() > 1 {
         if group.rank() == 0 {
+            // All others are through the barrier, which an abort would end too.
+            (1..group.world_size()).for_each(|rank| group.recv(&mut [0_u8], rank, 0).unwrap());
             let waiting = group.clone();
             let waiter = thread::spawn(move || waiting.recv(&mut [0_u8; 4], 1, 0).unwrap_err());
             group.abort("the test wants it");
             let error = waiter.join().unwrap();
             assert!(matches!(error, Error::Aborted { .. }), "{error:?}");
         } else {
+            group.send(&[0_u8], 0, 0).unwrap();
             // Rank 0 never comes to this.
             let error = group.all_reduce(&mut [1_i32; 3], ReduceOp::Sum).unwrap_err();
             assert!(error.to_string().contains("the test wants it"), "{error}");
