@@ -158,6 +158,15 @@ impl Work {
         self.judge(ended)
     }
 
+    /// Whether it has failed, and its backend may not say so.
+    pub(crate) fn has_failed_alone(&self) -> bool {
+        match &self.progress {
+            // What fails on the mesh ends the mesh. (This is on the way of every call, and a look at the device is long.)
+            Progress::Done(_) | Progress::Mesh { .. } => false,
+            Progress::Other(completion) => completion.poll().is_err(),
+        }
+    }
+
     /// Waits at most `timeout` for the end of the call; without one as long as it takes, which is bounded by the call's deadline.
     /// A wait that ends early changes nothing: the call goes on.
     ///

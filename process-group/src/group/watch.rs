@@ -89,7 +89,7 @@ impl Line {
             && let Some(last) = self.held.back()
             && Self::stands_for(&call, last.first_end)
             // Nobody else may hear of a failure.
-            && last.call.work.result().is_ok()
+            && !last.call.work.has_failed_alone()
         {
             if last.first_end.is_some_and(|its| first_end.is_none_or(|first_end| its < first_end)) {
                 first_end = last.first_end;
