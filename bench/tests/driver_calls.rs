@@ -121,3 +121,49 @@ fn a_captured_call_asks_for_the_capture_and_not_for_the_stream_whose_id_is_not_t
         .unwrap();
     subject.close().unwrap();
 }
+
+/// (A process of two ranks: each thread counts its own calls.)
+#[test]
+fn kernels_are_loaded_once_for_the_communicators_of_a_device() {
+    use meshreduce::{Config, MemoryStore, Outcome, Topology, rendezvous};
+
+    meshreduce_bench::noop_driver::open().unwrap();
+    let stores = [MemoryStore::new(), MemoryStore::new(), MemoryStore::new()];
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let stores = &stores;
+            scope.spawn(move || {
+                let config = Config::default()
+                    .force_topology(Some(Topology::FullyConnected))
+                    .communicators_per_device(2);
+                let make = |store: &MemoryStore| {
+                    let mut made = None;
+                    let calls = calls_of(|| {
+                        // Devices that no other test of this process has.
+                        made = Some(rendezvous(store, rank, 2, rank as u32 + 4, &config)?);
+                        Ok(())
+                    });
+                    let loads =
+                        calls.unwrap().into_iter().filter(|(name, _)| name.starts_with("cuModuleLoad"));
+                    match made {
+                        Some(Outcome::Ready(communicator)) => {
+                            (communicator, loads.map(|(_, count)| count).sum::<u64>())
+                        }
+                        _ => panic!("the driver that does nothing has two devices"),
+                    }
+                };
+                let (first, loads) = make(&stores[0]);
+                assert!(loads > 0 && first.kernels_took().is_some());
+                let (second, again) = make(&stores[1]);
+                assert_eq!((again, second.kernels_took()), (0, None));
+                first.close().unwrap();
+                second.close().unwrap();
+                // Nobody has them any more.
+                let (third, again) = make(&stores[2]);
+                assert_eq!(again, loads);
+                assert!(third.kernels_took().is_some());
+                third.close().unwrap();
+            });
+        }
+    });
+}

@@ -96,7 +96,7 @@ impl PrimaryContext {
     }
 
     /// The driver's number of the context, never given out again; `None` where the driver (before CUDA 12.0) has none.
-    pub(crate) fn id(&self) -> Option<u64> {
+    pub fn id(&self) -> Option<u64> {
         self.id
     }
 

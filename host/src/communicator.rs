@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use meshreduce_wire::{Algorithm, DType, Op};
 
@@ -110,6 +111,12 @@ impl Communicator {
     /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
         self.shared.lanes().iter().map(|lane| lane.launches().get()).sum()
+    }
+
+    /// How long the driver took to compile and load the kernels; `None` if another communicator of this process, which is still
+    /// there, had loaded them on this device before.
+    pub fn kernels_took(&self) -> Option<Duration> {
+        self.shared.kernels_took
     }
 
     /// Whether the kernels that have ended did so without failure, on all lanes: what a work object would say,

@@ -285,7 +285,7 @@ mod tests {
         };
         // SAFETY: they are not launched.
         let functions =
-            (1..).map(|number| unsafe { Function::from_raw(std::ptr::without_provenance_mut(number)) });
+            (1..).map(|number| unsafe { Function::from_raw(std::ptr::without_provenance_mut::<()>(number)) });
         let named = all().filter(|(.., op)| *op != Op::Avg).zip(functions);
         let mut table = Functions::default();
         for ((algorithm, dtype, op), function) in named.clone() {

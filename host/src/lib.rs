@@ -72,6 +72,7 @@ mod error;
 mod kernels;
 mod lane;
 mod launches;
+mod loaded;
 mod outcome;
 mod record;
 pub mod rendezvous;

@@ -17,6 +17,7 @@ use crate::end::{Event, Leak, State};
 use crate::error::{Error, Ranks};
 use crate::kernels::Kernels;
 use crate::lane::{Calls, LaneState, Pages};
+use crate::loaded::Loaded;
 use crate::record;
 use crate::residency::Residency;
 use crate::segment::Mapping;
@@ -33,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(10);
 pub(crate) struct Parts {
     pub(crate) context: Arc<PrimaryContext>,
     pub(crate) stream: Stream,
-    pub(crate) kernels: Kernels,
+    pub(crate) loaded: Loaded,
     /// By rank.
     pub(crate) mappings: Vec<Option<Mapping>>,
     pub(crate) control: Control,
@@ -49,6 +50,8 @@ pub(crate) struct Parts {
 pub(crate) struct Shared {
     pub(crate) rank: usize,
     pub(crate) kernels: Arc<Kernels>,
+    /// How long the driver took to compile them, if it was for this communicator.
+    pub(crate) kernels_took: Option<Duration>,
     /// 0: none.
     pub(crate) deadline_ns: u64,
     pub(crate) block_cap: u32,
@@ -83,7 +86,7 @@ impl Shared {
         block_cap: u32,
         config: &Config,
     ) -> Result<Self, Error> {
-        let Parts { context, stream, kernels, mappings, control, selector, processes, mesh, residency } =
+        let Parts { context, stream, loaded, mappings, control, selector, processes, mesh, residency } =
             parts;
         let control = Arc::new(control);
         let page = |_| MappedHost::new(&context, HostPage::default());
@@ -97,7 +100,8 @@ impl Shared {
         }
         Ok(Self {
             rank,
-            kernels: Arc::new(kernels),
+            kernels: loaded.kernels,
+            kernels_took: loaded.took,
             deadline_ns: config
                 .deadline
                 .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),

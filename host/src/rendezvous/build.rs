@@ -19,6 +19,7 @@ use crate::control::Control;
 use crate::control::connect::Listener;
 use crate::error::Error;
 use crate::kernels::{KernelText, Kernels};
+use crate::loaded::Loaded;
 use crate::residency::Residency;
 use crate::segment::{Listed, Mapping, Segment};
 use crate::select::Selector;
@@ -67,7 +68,8 @@ impl Assembly {
             device: context.identity()?,
         };
         let capability = context.compute_capability()?;
-        let settings = settings(config, world_size, &KernelText::digest(&texts));
+        let digest = KernelText::digest(&texts);
+        let settings = settings(config, world_size, &digest);
 
         let first = session.exchange(Step::First, &First { identity, capability, settings })?;
         let needed = KernelText::needed(&texts);
@@ -92,9 +94,9 @@ impl Assembly {
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
-            let kernels = Kernels::load(&context, &texts, ground, world_size)?;
+            let loaded = Loaded::get(&context, &texts, &digest, ground, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
-            let share = Share::of(&kernels, &context, sharers, config)?;
+            let share = Share::of(&loaded.kernels, &context, sharers, config)?;
             own.block_cap = share.block_cap;
             let residency = share.take(devices[rank].uuid, config)?;
             let half = ground.staging_half_bytes(&config.limits, world_size);
@@ -107,7 +109,7 @@ impl Assembly {
             self.listed = Some(Listed::new(session.generation(), rank, &segment));
             self.exported = processes.iter().any(|other| *other != process);
             self.segment = Some(Arc::clone(&segment));
-            made = Some(Made { kernels, residency, layout, stream, segment, listener });
+            made = Some(Made { loaded, residency, layout, stream, segment, listener });
         }
 
         let second = session.exchange(Step::Second, &own)?;
@@ -120,7 +122,7 @@ impl Assembly {
             let message = "it offers no segment".to_owned();
             return Err(Stop::Local(Error::RankFailed { rank, message }));
         };
-        let Made { kernels, mut residency, layout, stream, segment, listener } = made;
+        let Made { loaded, mut residency, layout, stream, segment, listener } = made;
         let neighbours = own.mesh.neighbours(own.topology, rank);
         let mut mappings = Vec::with_capacity(world_size);
         for (peer, offer) in offers.iter().enumerate() {
@@ -154,7 +156,7 @@ impl Assembly {
         residency.shrink(block_cap * config.lanes);
         let mesh = own.mesh;
         let parts =
-            Parts { context, stream, kernels, mappings, control, selector, processes, mesh, residency };
+            Parts { context, stream, loaded, mappings, control, selector, processes, mesh, residency };
         let shared = Shared::new(parts, layout, rank, block_cap, config)?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
             Ok(_) => Ok(shared),
@@ -270,7 +272,7 @@ fn dies_soon(process: &Process) -> bool {
 
 /// What a rank makes of its own before it knows the others'.
 struct Made {
-    kernels: Kernels,
+    loaded: Loaded,
     residency: Residency,
     layout: SegmentLayout,
     stream: Stream,
