@@ -1,5 +1,5 @@
 //! `cargo xtask sass`: what the assembler makes of the kernels, read from the machine code: registers, instructions,
-//! loops, loads in flight, occupancy. `docs/sass.md` is its output.
+//! loops, loads in flight, fences, occupancy. `docs/sass.md` is its output.
 
 use std::{
     collections::BTreeMap,
@@ -22,14 +22,16 @@ use crate::{
 };
 
 mod disassembly;
+mod fences;
 mod flow;
 mod loads;
 mod occupancy;
 mod report;
 
+use fences::Fences;
 use loads::VectorLoop;
 
-/// Read the kernels' machine code: loads in flight, loops, registers, occupancy.
+/// Read the kernels' machine code: loads in flight, loops, fences, registers, occupancy.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Change nothing; fail when docs/sass.md is stale or a kernel breaks a rule.
@@ -55,6 +57,8 @@ struct Examined {
     blocks_per_multiprocessor: u32,
     /// Loops with 128-bit loads, in the order of addresses.
     loops: Vec<VectorLoop>,
+    /// Where it waits for memory.
+    fences: Fences,
     /// Rules that it breaks.
     broken: Vec<String>,
 }
@@ -170,7 +174,7 @@ fn examine(shell: &Shell, tools: &Tools, files: &[PathBuf], targets: &[String]) 
             for kernel in assembled {
                 let code =
                     code.get(&kernel.kernel).with_context(|| format!("no code of {}", kernel.kernel))?;
-                kernels.push(Examined::new(kernel, loads::vector_loops(code))?);
+                kernels.push(Examined::new(kernel, loads::vector_loops(code), Fences::of(code))?);
             }
             progress.inc(1);
         }
@@ -207,7 +211,7 @@ fn relabel(cubin: &mut [u8]) -> Result<()> {
 }
 
 impl Examined {
-    fn new(assembled: Assembled, loops: Vec<VectorLoop>) -> Result<Self> {
+    fn new(assembled: Assembled, loops: Vec<VectorLoop>, fences: Fences) -> Result<Self> {
         let name = &assembled.kernel;
         let entry = EntryName::parse(name).with_context(|| format!("{name} is no kernel's name"))?;
         let blocks_per_multiprocessor =
@@ -220,7 +224,7 @@ impl Examined {
         if blocks_per_multiprocessor < 2 {
             broken.push("two blocks do not fit a multiprocessor".to_owned());
         }
-        Ok(Self { assembled, blocks_per_multiprocessor, loops, broken })
+        Ok(Self { assembled, blocks_per_multiprocessor, loops, fences, broken })
     }
 }
 

@@ -34,7 +34,8 @@ encoding is the same (`xtask/src/sass/mod.rs` says how that was compared).
 threads that a multiprocessor holds by the documented limits of registers, threads, blocks and shared memory. Then one entry
 for each loop with 128-bit loads, in the order of the code: `address: instructions on all its paths`, and for one that
 reduces `loads before the first float operation / before the first instruction of any kind that needs one`, for one that only
-moves the loads it has on all paths (the input is read by either of two predicated forms).
+moves the loads it has on all paths (the input is read by either of two predicated forms). Then the addresses of the fences, by
+scope, also of those that only a call which fails comes through; [path.md](path.md) counts those on the way to the result.
 
 {}",
         tables(kernels, targets)
@@ -50,8 +51,8 @@ pub(super) fn tables(kernels: &[Examined], targets: &[String]) -> String {
         let _ = write!(
             text,
             "{}## {target}\n\n\
-             | kernel | registers | stack + spills | shared | instructions | blocks | loops that reduce | loops that move |\n\
-             |---|---|---|---|---|---|---|---|\n{lines}",
+             | kernel | registers | stack + spills | shared | instructions | blocks | loops that reduce | loops that move | system fences | GPU fences |\n\
+             |---|---|---|---|---|---|---|---|---|---|\n{lines}",
             if text.is_empty() { "" } else { "\n" }
         );
     }
@@ -67,9 +68,20 @@ fn line(kernel: &Examined) -> String {
     let moving = joined(&moving, |found| found.loads.to_string());
     let mark = if kernel.broken.is_empty() { "" } else { " **broken**" };
     format!(
-        "| {}{mark} | {} | {spilled} | {} | {} | {} | {reducing} | {moving} |\n",
-        of.kernel, of.registers, of.shared_bytes, of.sass_instructions, kernel.blocks_per_multiprocessor
+        "| {}{mark} | {} | {spilled} | {} | {} | {} | {reducing} | {moving} | {} | {} |\n",
+        of.kernel,
+        of.registers,
+        of.shared_bytes,
+        of.sass_instructions,
+        kernel.blocks_per_multiprocessor,
+        addresses(&kernel.fences.system),
+        addresses(&kernel.fences.gpu)
     )
+}
+
+fn addresses(all: &[u32]) -> String {
+    let all: Vec<String> = all.iter().map(|address| format!("{address:#x}")).collect();
+    all.join(", ")
 }
 
 fn joined(loops: &[&VectorLoop], loads: impl Fn(&VectorLoop) -> String) -> String {
