@@ -61,12 +61,10 @@ struct Receiving {
     is_wanted: bool,
     /// Bytes of which the copies were enqueued.
     enqueued: u64,
-    /// Bytes that are there.
-    copied: u64,
-    /// How it ends, once its copies are done.
+    /// Bytes of which the copies are over, whatever was in the slots.
+    passed: u64,
+    /// How it fails, once its copies are over. That is final: from now on its chunks go on unfilled, and bring anything.
     fate: Option<Error>,
-    /// Some of it was not copied.
-    has_failed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -82,8 +80,19 @@ struct Chunk {
     bytes: u64,
     slot: u16,
     filled: u32,
-    is_filled: bool,
+    state: State,
     turn: u32,
+}
+
+/// Whether a chunk may be copied, and what that brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The stream waits until the slot is filled.
+    Awaited,
+    /// It was filled before the stream went on: what is copied are the sender's bytes.
+    Filled,
+    /// Nobody wants it any more, and the stream went on without looking: what is copied may be anything.
+    Unfilled,
 }
 
 impl Receives {
@@ -95,8 +104,7 @@ impl Receives {
     pub(super) fn start(&mut self, operation: Operation, here: &Here) {
         let number = operation.ticket.number();
         self.next = number + 1;
-        let (fate, has_failed) = (None, false);
-        let receiving = Receiving { operation, is_wanted: false, enqueued: 0, copied: 0, fate, has_failed };
+        let receiving = Receiving { operation, is_wanted: false, enqueued: 0, passed: 0, fate: None };
         self.waiting.insert(number, receiving);
         if let Some(fate) = self.fates.remove(&number) {
             self.end_as(number, fate, here);
@@ -188,8 +196,8 @@ impl Receives {
         }
         let turn = way.turn.wrapping_add(1);
         let see = |words: &SeenWords| has_reached(words.value(slot), filled);
-        let is_filled =
-            way.words.as_ref().is_some_and(see) && self.chunks.iter().all(|chunk| chunk.is_filled);
+        let nobody_waits = self.chunks.iter().all(|chunk| chunk.state != State::Awaited);
+        let is_filled = nobody_waits && way.words.as_ref().is_some_and(see);
         let (context, stream) = (&here.used.context, way.stream.raw());
         let from = way.source.address() + u64::from(slot) * way.stride;
         way.is_unmarked = true;
@@ -214,9 +222,10 @@ impl Receives {
         if let Err(error) = copied {
             // It concerns this transfer alone. The slot is given back as if it had been copied.
             io.send(Message::ReceiveFailed { number, what: error.to_string() }.to_bytes());
-            (receiving.fate, receiving.has_failed) = (Some(error.into()), true);
+            receiving.fate = Some(error.into());
         }
-        self.chunks.push_back(Chunk { number, bytes, slot, filled, is_filled, turn });
+        let state = if is_filled { State::Filled } else { State::Awaited };
+        self.chunks.push_back(Chunk { number, bytes, slot, filled, state, turn });
         Ok(())
     }
 
@@ -227,7 +236,9 @@ impl Receives {
         let Some(at) = self.chunks.iter_mut().find(told).map(|chunk| chunk.turn) else { return };
         if let Some(way) = &self.way {
             // In the order of the sender's stream: those before it are filled too.
-            let_go(&mut self.chunks, &way.go, |chunk| chunk.turn.wrapping_sub(at) as i32 <= 0);
+            let_go(&mut self.chunks, &way.go, |chunk| {
+                if chunk.turn.wrapping_sub(at) as i32 <= 0 { State::Filled } else { State::Awaited }
+            });
         }
     }
 
@@ -268,15 +279,16 @@ impl Receives {
     }
 
     /// Ends it if it is to end and none of its copies is under way.
+    ///
+    /// Without a fate all bytes that have passed are the sender's: a chunk goes on unfilled only behind a fate.
     fn settle(&mut self, number: u64) {
         let Some(receiving) = self.waiting.get(&number) else { return };
-        let is_all = receiving.copied == receiving.operation.span.bytes && receiving.copied > 0;
-        let is_done = is_all && !receiving.has_failed;
-        if receiving.copied < receiving.enqueued || !(is_done || receiving.fate.is_some()) {
+        let is_all = receiving.passed > 0 && receiving.passed == receiving.operation.span.bytes;
+        if receiving.passed < receiving.enqueued || !(is_all || receiving.fate.is_some()) {
             return;
         }
         let Some(Receiving { operation, fate, .. }) = self.waiting.remove(&number) else { return };
-        match fate.filter(|_| !is_done) {
+        match fate {
             Some(error) => operation.into_ticket().fail(error),
             None => operation.into_ticket().done(),
         }
@@ -309,6 +321,9 @@ impl Receives {
             }
             activity = Activity::Waiting;
         }
+        // First what is there already: that has ended before it was given up.
+        self.see();
+        activity = activity.max(self.take(io));
         let mut dropped = Vec::new();
         for (number, receiving) in &mut self.waiting {
             if receiving.fate.is_none() && receiving.operation.ticket.is_aborted() {
@@ -330,11 +345,9 @@ impl Receives {
             self.settle(number);
             activity = Activity::Moved;
         }
-        self.see();
-        while let Some(chunk) = self.next_copied() {
-            activity = Activity::Moved;
-            io.send(Message::Taken { slot: chunk.slot }.to_bytes());
-            self.count(&chunk);
+        if activity == Activity::Moved {
+            // Those of transfers that have just been given up.
+            self.see();
         }
         let under_way = if self.chunks.is_empty() { Activity::Idle } else { Activity::Waiting };
         let stands_still = !self.chunks.is_empty() && activity != Activity::Moved;
@@ -344,13 +357,28 @@ impl Receives {
         Ok(activity.max(under_way))
     }
 
+    /// Gives slots back that were copied away.
+    fn take(&mut self, io: &mut Io<'_>) -> Activity {
+        let mut activity = Activity::Idle;
+        while let Some(chunk) = self.next_copied() {
+            activity = Activity::Moved;
+            io.send(Message::Taken { slot: chunk.slot }.to_bytes());
+            self.count(&chunk);
+        }
+        activity
+    }
+
     /// Lets chunks go on that are there, or that nobody wants any more.
     fn see(&mut self) {
         let (Some(way), waiting) = (&self.way, &self.waiting) else { return };
         let_go(&mut self.chunks, &way.go, |chunk| {
             let is_filled = |words: &SeenWords| has_reached(words.value(chunk.slot), chunk.filled);
             let is_wanted = waiting.get(&chunk.number).is_some_and(|receiving| receiving.fate.is_none());
-            !is_wanted || way.words.as_ref().is_some_and(is_filled)
+            match way.words.as_ref().is_some_and(is_filled) {
+                true => State::Filled,
+                false if is_wanted => State::Awaited,
+                false => State::Unfilled,
+            }
         });
     }
 
@@ -361,8 +389,8 @@ impl Receives {
 
     fn count(&mut self, chunk: &Chunk) {
         if let Some(receiving) = self.waiting.get_mut(&chunk.number) {
-            receiving.copied += chunk.bytes;
-            if !receiving.has_failed {
+            receiving.passed += chunk.bytes;
+            if chunk.state == State::Filled && receiving.fate.is_none() {
                 receiving.operation.ticket.progress(chunk.bytes);
             }
             self.settle(chunk.number);
@@ -380,7 +408,7 @@ impl Receives {
     pub(super) fn is_idle(&mut self) -> bool {
         while let Some(chunk) = self.next_copied() {
             // What was let go at the end has not come from the sender.
-            if chunk.is_filled {
+            if chunk.state != State::Awaited {
                 self.count(&chunk);
             }
         }
@@ -413,17 +441,101 @@ impl Receives {
     }
 }
 
-/// Lets chunks go on, in the order of the stream, as long as they `may`.
-fn let_go(chunks: &mut VecDeque<Chunk>, go: &Word, may: impl Fn(&Chunk) -> bool) {
+/// Lets chunks go on, in the order of the stream, up to the first that is to be awaited still.
+fn let_go(chunks: &mut VecDeque<Chunk>, go: &Word, found: impl Fn(&Chunk) -> State) {
+    if let Some(turn) = pass(chunks, found) {
+        go.set(turn);
+    }
+}
+
+/// The same without the word: the last turn that may be copied now, if there is a new one.
+fn pass(chunks: &mut VecDeque<Chunk>, found: impl Fn(&Chunk) -> State) -> Option<u32> {
     let mut last = None;
-    for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_filled) {
-        if !may(chunk) {
+    for chunk in chunks.iter_mut().filter(|chunk| chunk.state == State::Awaited) {
+        chunk.state = found(chunk);
+        if chunk.state == State::Awaited {
             break;
         }
-        chunk.is_filled = true;
         last = Some(chunk.turn);
     }
-    if let Some(turn) = last {
-        go.set(turn);
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use meshreduce_device::Device;
+
+    use super::*;
+    use crate::channel::{Direction, Ready};
+    use crate::span::Span;
+    use crate::transfer::Transfer;
+    use crate::transfer::testing::started;
+
+    fn chunk(turn: u32, state: State) -> Chunk {
+        Chunk { number: u64::from(turn) % 2, bytes: 10, slot: turn as u16, filled: 1, state, turn }
+    }
+
+    /// Receive 0 of 20 bytes, both chunks of which are under way.
+    fn under_way(fate: Option<Error>) -> (Receives, Transfer) {
+        let (ticket, transfer) = started(Direction::Receive, 0, 20);
+        let span = Span { device: Device::Cpu, address: 0, bytes: 20 };
+        let operation = Operation { direction: Direction::Receive, span, ready: Ready::Now, ticket };
+        let receiving = Receiving { operation, is_wanted: true, enqueued: 20, passed: 0, fate };
+        (Receives { waiting: BTreeMap::from([(0, receiving)]), next: 1, ..Receives::default() }, transfer)
+    }
+
+    #[test]
+    fn a_receive_is_done_when_all_of_its_chunks_have_come() {
+        let (mut receives, transfer) = under_way(None);
+        receives.count(&chunk(0, State::Filled));
+        assert_eq!((transfer.poll().unwrap(), transfer.moved()), (false, 10));
+        receives.count(&chunk(2, State::Filled));
+        assert_eq!((transfer.poll().unwrap(), transfer.moved()), (true, 20));
+    }
+
+    #[test]
+    fn a_receive_with_a_fate_is_never_done_whatever_its_chunks_brought() {
+        use State::{Filled, Unfilled};
+        for states in [[Filled, Filled], [Filled, Unfilled], [Unfilled, Filled], [Unfilled, Unfilled]] {
+            let (mut receives, transfer) = under_way(Some(Error::Dropped));
+            receives.count(&chunk(0, states[0]));
+            assert!(!transfer.poll().unwrap(), "the second copy is under way");
+            receives.count(&chunk(2, states[1]));
+            assert!(matches!(transfer.poll(), Err(Error::Dropped)), "{states:?}");
+            assert_eq!(transfer.moved(), 0);
+        }
+    }
+
+    #[test]
+    fn a_fate_between_two_chunks_is_final_and_what_came_before_it_is_counted() {
+        let (mut receives, transfer) = under_way(None);
+        receives.count(&chunk(0, State::Filled));
+        receives.waiting.get_mut(&0).unwrap().fate = Some(Error::Dropped);
+        receives.settle(0);
+        assert!(!transfer.poll().unwrap(), "the second copy is under way");
+        receives.count(&chunk(2, State::Unfilled));
+        assert!(matches!(transfer.poll(), Err(Error::Dropped)));
+        assert_eq!(transfer.moved(), 10);
+    }
+
+    #[test]
+    fn chunks_go_on_in_order_and_say_whether_they_were_filled() {
+        // Of 1 nobody wants the bytes; 0 comes late.
+        let mut chunks: VecDeque<_> = (0..6).map(|turn| chunk(turn, State::Awaited)).collect();
+        let see = |filled: &[u32]| {
+            let filled = filled.to_vec();
+            move |chunk: &Chunk| match filled.contains(&chunk.turn) {
+                true => State::Filled,
+                false if chunk.number == 1 => State::Unfilled,
+                false => State::Awaited,
+            }
+        };
+        let states = |chunks: &VecDeque<Chunk>| chunks.iter().map(|chunk| chunk.state).collect::<Vec<_>>();
+        assert_eq!(pass(&mut chunks, see(&[2])), None, "behind one that is awaited nothing goes on");
+        assert_eq!(states(&chunks), [State::Awaited; 6]);
+        assert_eq!(pass(&mut chunks, see(&[0, 2, 3])), Some(3));
+        assert_eq!(pass(&mut chunks, see(&[0, 1, 2, 3])), None, "what went on unfilled stays so");
+        use State::{Awaited, Filled, Unfilled};
+        assert_eq!(states(&chunks), [Filled, Unfilled, Filled, Filled, Awaited, Awaited]);
     }
 }

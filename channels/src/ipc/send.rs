@@ -64,10 +64,8 @@ struct Sending {
     waits: bool,
     /// What was enqueued there before is known to be done.
     is_ready: bool,
-    /// How it ends, once its copies are done.
+    /// How it fails, once its copies are done. That is final: what the receiver gives back from now on it may not have copied.
     fate: Option<Error>,
-    /// Some of it will not come, whatever is taken.
-    has_failed: bool,
 }
 
 #[derive(Debug)]
@@ -101,9 +99,8 @@ impl Sends {
         let number = operation.ticket.number();
         self.next = number + 1;
         let is_ready = matches!(operation.ready, Ready::Now);
-        let (fate, has_failed) = (None, false);
-        let sending =
-            Sending { operation, staged: 0, filled: 0, taken: 0, waits: false, is_ready, fate, has_failed };
+        let (waits, fate) = (false, None);
+        let sending = Sending { operation, staged: 0, filled: 0, taken: 0, waits, is_ready, fate };
         self.waiting.insert(number, sending);
         // Behind that: if there is no room for a ring the transfer fails as all others of the channel do, with its memory.
         if self.way.is_none() {
@@ -141,14 +138,7 @@ impl Sends {
 
     /// It has failed on the receiver's side.
     pub(super) fn receive_failed(&mut self, number: u64, what: &str, here: &Here) {
-        self.fail_one(number, here.remote_error(&format!("receive {number} has failed: {what}")));
-    }
-
-    fn fail_one(&mut self, number: u64, error: Error) {
-        if let Some(sending) = self.waiting.get_mut(&number) {
-            sending.has_failed = true;
-        }
-        self.give_up(number, error);
+        self.give_up(number, here.remote_error(&format!("receive {number} has failed: {what}")));
     }
 
     fn matched(&mut self, number: u64, expected: u64, here: &Here, io: &mut Io<'_>) {
@@ -182,13 +172,12 @@ impl Sends {
     fn settle(&mut self, number: u64) {
         let Some(sending) = self.waiting.get(&number) else { return };
         // What was only staged would be lost if the sender closed the endpoint now.
-        let is_done =
-            !sending.has_failed && sending.taken > 0 && sending.taken == sending.operation.span.bytes;
+        let is_done = sending.taken > 0 && sending.taken == sending.operation.span.bytes;
         if sending.filled < sending.staged || !(is_done || sending.fate.is_some()) {
             return;
         }
         let Some(Sending { operation, fate, .. }) = self.waiting.remove(&number) else { return };
-        match fate.filter(|_| !is_done) {
+        match fate {
             Some(error) => operation.into_ticket().fail(error),
             None => operation.into_ticket().done(),
         }
@@ -209,8 +198,10 @@ impl Sends {
             None => give_back(&way.ring, slot, here),
         }
         if let Some(sending) = self.waiting.get_mut(&number) {
-            sending.taken += bytes;
-            sending.operation.ticket.progress(bytes);
+            if sending.fate.is_none() {
+                sending.taken += bytes;
+                sending.operation.ticket.progress(bytes);
+            }
             self.settle(number);
         }
         Ok(())
@@ -359,7 +350,7 @@ impl Sends {
                     }
                     give_back(&way.ring, slot, here);
                     io.send(Message::SendFailed { number, what: error.to_string() }.to_bytes());
-                    self.fail_one(number, error.into());
+                    self.give_up(number, error.into());
                     return Ok(Activity::Moved);
                 }
             };

@@ -385,9 +385,18 @@ impl Channel for XthChannel {
         if !self.lanes.are_idle() {
             return Rest::Busy;
         }
-        for Copying { operation, taken, .. } in self.copies.drain(..) {
-            taken.done();
-            operation.ticket.fail(cause.clone());
+        for Copying { operation, taken, how } in self.copies.drain(..) {
+            // The send's side learns by this alone whether its data are there. A lane whose context is lost is idle as well.
+            match how {
+                How::Device(mark) if self.lanes.has_passed(mark) => {
+                    taken.done();
+                    operation.ticket.done();
+                }
+                How::Device(_) | How::Host { .. } => {
+                    taken.give_up();
+                    operation.ticket.fail(cause.clone());
+                }
+            }
         }
         if has_sent { Rest::Over } else { Rest::Busy }
     }
