@@ -1,0 +1,197 @@
+//! The channel `ipc`, when one side gives up a transfer whose chunks are under way: no side ever says that it went well unless every
+//! byte has come.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use meshreduce_channels::{Error, Failed, Ipc, Registry};
+use meshreduce_device::{Device, DeviceMemory, Word, Words};
+use meshreduce_tests::channel_peer::{Gpu, LONG, Peer, data, eventually};
+use meshreduce_tests::in_process::all_driver_calls;
+use meshreduce_tests::rank_process::{Part, Stage, heard};
+
+const SLOT: u64 = 4096;
+/// Of which half are given to streams that are not ready.
+const SLOTS: u16 = 4;
+/// What the receiver asks of the driver for a chunk: to wait for it, to copy it, to say so.
+const CALLS_FOR_A_CHUNK: u64 = 3;
+
+fn channels(sees_words: bool) -> Registry {
+    let mut registry = Registry::empty();
+    registry.register(Ipc::default().slots(SLOTS).slot_bytes(SLOT).sees_words(sees_words)).unwrap();
+    registry
+}
+
+/// Both ranks, each of which ends well, where the receiver sees what is filled and where it is told.
+fn play(part: &str) {
+    for part in [part.to_owned(), format!("{part}, by messages")] {
+        let stage = Stage::new("rank", 2);
+        let ranks = [0, 1].map(|rank| stage.start(rank, &part));
+        for (rank, child) in ranks.into_iter().enumerate() {
+            let (said, well) = heard(child);
+            assert!(well, "rank {rank} of {part}: {said:?}");
+        }
+    }
+}
+
+/// Not a test of its own: what the tests below run as processes.
+#[test]
+fn rank() {
+    let Some(part) = Part::of_this_process() else { return };
+    let (name, sees_words) = match part.name.strip_suffix(", by messages") {
+        Some(name) => (name.to_owned(), false),
+        None => (part.name.clone(), true),
+    };
+    let peer = Peer::meet(part, &channels(sees_words), &[Device::Cuda(0), Device::Cuda(1)]);
+    match name.as_str() {
+        "the send is dropped" => held(&peer, Dropped::Send),
+        "the receive is dropped" => held(&peer, Dropped::Receive),
+        "at any moment" => at_any_moment(&peer),
+        other => panic!("there is no part {other}"),
+    }
+    peer.end();
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dropped {
+    Send,
+    Receive,
+}
+
+/// Transfers that go well, in both directions.
+fn go_well(peer: &Peer, gpu: &Gpu, number: u64) {
+    let rank = peer.part.rank as u64;
+    let remote = Device::Cuda(1 - rank as u32);
+    let received = peer.endpoint.recv(gpu.empty(5 * SLOT), remote, None);
+    let sent = peer.endpoint.send(gpu.memory(&data(2 * number + rank, 5 * SLOT)), remote, None);
+    let (memory, _) = received.wait(LONG).unwrap();
+    gpu.assert_holds(memory.address(), 2 * number + 1 - rank, 5 * SLOT);
+    sent.wait(LONG).unwrap();
+}
+
+/// Stops a device's stream until it is told to go on, also if the test fails.
+struct Gate(Word);
+
+impl Gate {
+    fn shut(gpu: &Gpu) -> Self {
+        let word = Words::new(&gpu.context).unwrap().take().unwrap();
+        // SAFETY: the stream is alive and not captured.
+        unsafe { word.enqueue_wait(1, gpu.stream.raw()) }.unwrap();
+        Self(word)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.set(1);
+    }
+}
+
+fn is_remote(failed: &Failed<DeviceMemory>, expected: &str) -> bool {
+    matches!(&failed.error, Error::Remote { what, .. } if what.contains(expected))
+}
+
+/// Rank 0 sends behind a stream that stands still, and all chunks of it are with the receiver when one of the two drops it. The
+/// stream goes on only when the receive has ended.
+fn held(peer: &Peer, dropped: Dropped) {
+    let gpu = Gpu::new(peer.part.rank as u32);
+    go_well(peer, &gpu, 0);
+    for (round, chunks) in [1, 2].into_iter().enumerate() {
+        let bytes = chunks * SLOT;
+        if peer.part.rank == 0 {
+            let held = Gpu::new(0);
+            let memory = held.memory(&data(99, bytes));
+            let gate = Gate::shut(&held);
+            let sent = peer.endpoint.send(memory, Device::Cuda(1), &held.stream);
+            peer.part.hear(&format!("all of {round} is staged"));
+            if dropped == Dropped::Send {
+                sent.abort();
+            }
+            peer.part.hear(&format!("{round} has failed"));
+            drop(gate);
+            let failed = sent.wait(LONG).expect_err("nothing has come");
+            let is_it = match dropped {
+                Dropped::Send => matches!(failed.error, Error::Dropped),
+                Dropped::Receive => is_remote(&failed, "the receive was dropped"),
+            };
+            assert!(is_it && failed.into_memory().is_some());
+        } else {
+            let memory = gpu.empty(bytes);
+            let before = all_driver_calls();
+            let received = peer.endpoint.recv(memory, Device::Cuda(0), None);
+            let all = before + chunks * CALLS_FOR_A_CHUNK;
+            eventually("the chunks are announced", || all_driver_calls() >= all);
+            peer.part.tell(&format!("all of {round} is staged"), b"");
+            if dropped == Dropped::Receive {
+                received.abort();
+            }
+            let failed = received.wait(LONG).expect_err("nothing has come");
+            let is_it = match dropped {
+                Dropped::Send => is_remote(&failed, "the send was dropped"),
+                Dropped::Receive => matches!(failed.error, Error::Dropped),
+            };
+            assert!(is_it && failed.into_memory().is_some());
+            peer.part.tell(&format!("{round} has failed"), b"");
+        }
+        go_well(peer, &gpu, 1 + round as u64);
+    }
+}
+
+#[test]
+fn a_receive_whose_send_is_dropped_while_its_chunks_are_awaited_fails_on_both_sides() {
+    play("the send is dropped");
+}
+
+#[test]
+fn a_receive_that_is_dropped_while_its_chunks_are_awaited_fails_on_both_sides() {
+    play("the receive is dropped");
+}
+
+/// Transfers of some slots that one side drops, or both do, at many moments. What went well on the receiver's side has every byte; what
+/// went well on the sender's side did so on the receiver's.
+fn at_any_moment(peer: &Peer) {
+    const ROUNDS: usize = 600;
+    let gpu = Gpu::new(peer.part.rank as u32);
+    let mut well = Vec::new();
+    for round in 0..ROUNDS {
+        let bytes = [100, SLOT, 3 * SLOT + 5, 9 * SLOT][round % 4];
+        let (send_is_dropped, receive_is_dropped) =
+            [(false, false), (true, false), (false, true), (true, true)][round / 4 % 4];
+        let memory = match peer.part.rank {
+            0 => gpu.memory(&data(round as u64, bytes)),
+            _ => gpu.empty(bytes),
+        };
+        let (transfer, is_dropped) = match peer.part.rank {
+            0 => (peer.endpoint.send(memory, Device::Cuda(1), &gpu.stream), send_is_dropped),
+            _ => (peer.endpoint.recv(memory, Device::Cuda(0), &gpu.stream), receive_is_dropped),
+        };
+        if is_dropped {
+            (0..round * 7919 % 30_000).for_each(|_| std::hint::spin_loop());
+            transfer.abort();
+        }
+        match transfer.wait(LONG) {
+            Ok((memory, _)) => {
+                if peer.part.rank == 1 {
+                    gpu.assert_holds(memory.address(), round as u64, bytes);
+                }
+                well.push(b'+');
+            }
+            Err(failed) => {
+                let is_known = matches!(failed.error, Error::Dropped | Error::Remote { .. });
+                assert!(is_known && (send_is_dropped || receive_is_dropped), "{round}: {failed}");
+                well.push(b'-');
+            }
+        }
+    }
+    if peer.part.rank == 0 {
+        peer.part.tell("outcome", &well);
+    } else {
+        let sent = peer.part.hear("outcome");
+        let lost = (0..ROUNDS).find(|round| sent[*round] == b'+' && well[*round] == b'-');
+        assert_eq!(lost, None, "sent well, and not received");
+    }
+}
+
+#[test]
+fn what_is_dropped_at_any_moment_goes_well_only_if_every_byte_has_come() {
+    play("at any moment");
+}
