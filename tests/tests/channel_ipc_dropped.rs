@@ -45,9 +45,12 @@ fn rank() {
     match name.as_str() {
         "the send is dropped" => held(&peer, Dropped::Send),
         "the receive is dropped" => held(&peer, Dropped::Receive),
+        "closed" => closed(&peer),
         "at any moment" => at_any_moment(&peer),
         other => panic!("there is no part {other}"),
     }
+    // Whoever closes takes along what the other one has under way.
+    peer.meet_at("the end");
     peer.end();
 }
 
@@ -144,6 +147,49 @@ fn a_receive_whose_send_is_dropped_while_its_chunks_are_awaited_fails_on_both_si
 #[test]
 fn a_receive_that_is_dropped_while_its_chunks_are_awaited_fails_on_both_sides() {
     play("the receive is dropped");
+}
+
+/// Rank 0 closes the endpoint while a send of it is staged behind a stream that stands still.
+fn closed(peer: &Peer) {
+    let gpu = Gpu::new(peer.part.rank as u32);
+    go_well(peer, &gpu, 0);
+    let remote = Device::Cuda(1 - peer.part.rank as u32);
+    if peer.part.rank == 0 {
+        let held = Gpu::new(0);
+        let [staged, unstaged] = [99, 98].map(|number| held.memory(&data(number, SLOT)));
+        let empty = gpu.empty(SLOT);
+        let gate = Gate::shut(&held);
+        let staged = peer.endpoint.send(staged, remote, &held.stream);
+        peer.part.hear("it is staged");
+        let unstaged = peer.endpoint.send(unstaged, remote, &held.stream);
+        let received = peer.endpoint.recv(empty, remote, None);
+        peer.endpoint.close();
+        // Those of which nothing is enqueued end without the stream, and give their memory back.
+        let ended = [unstaged.wait(LONG), received.wait(LONG)];
+        assert!(!staged.poll().unwrap(), "its memory is still to be read");
+        peer.part.hear("it has failed");
+        drop(gate);
+        for failed in ended.into_iter().chain([staged.wait(LONG)]) {
+            let failed = failed.unwrap_err();
+            assert!(matches!(failed.error, Error::Closed { .. }), "{failed}");
+            assert!(failed.into_memory().is_some());
+        }
+    } else {
+        let memory = gpu.empty(SLOT);
+        let before = all_driver_calls();
+        let received = peer.endpoint.recv(memory, remote, None);
+        eventually("the chunk is announced", || all_driver_calls() >= before + CALLS_FOR_A_CHUNK);
+        peer.part.tell("it is staged", b"");
+        let failed = received.wait(LONG).expect_err("nothing has come");
+        assert!(matches!(failed.error, Error::ClosedByPeer { .. }), "{failed}");
+        assert!(failed.into_memory().is_some());
+        peer.part.tell("it has failed", b"");
+    }
+}
+
+#[test]
+fn an_endpoint_that_is_closed_ends_all_but_what_is_enqueued_behind_a_stream_that_stands_still() {
+    play("closed");
 }
 
 /// Transfers of some slots that one side drops, or both do, at many moments. What went well on the receiver's side has every byte; what

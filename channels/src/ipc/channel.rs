@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_device::Device;
 
-use super::imports::Closing;
+use super::imports::{Closing, Imported};
 use super::lend::Lent;
 use super::message;
 use super::place::Place;
@@ -74,6 +74,8 @@ pub(super) struct IpcChannel {
 #[derive(Debug)]
 struct End {
     cause: Error,
+    /// What nothing here uses any more of the other side's.
+    opened: Vec<Arc<Imported>>,
     /// What was opened is being closed; `None`: copies are still under way.
     closing: Option<Vec<Closing>>,
     is_over: bool,
@@ -160,10 +162,10 @@ impl Channel for IpcChannel {
     }
 
     fn end(&mut self, cause: &Error) {
-        self.sends.end(&self.here);
+        self.sends.end(cause, &self.here);
         self.receives.end();
-        self.end =
-            Some(End { cause: cause.clone(), closing: None, is_over: false, looked: None, waits: None });
+        let (opened, closing, looked, waits) = Default::default();
+        self.end = Some(End { cause: cause.clone(), opened, closing, is_over: false, looked, waits });
     }
 
     fn linger(&mut self, other: OtherHalf) -> Rest {
@@ -175,15 +177,22 @@ impl Channel for IpcChannel {
         let closing = match &mut end.closing {
             Some(closing) => closing,
             none => {
-                // All are asked: each notes what of it is done.
+                // All are asked: each notes what of it is done. None waits for the others' streams.
                 let idle = [self.sends.is_idle(here), self.receives.is_idle(), self.writes.is_idle(here)];
+                if idle[0] {
+                    self.sends.fail(&end.cause);
+                }
+                if idle[1] {
+                    end.opened.extend(self.receives.fail(&end.cause));
+                }
+                if idle[2] {
+                    end.opened.extend(self.writes.fail(&end.cause));
+                }
                 if idle.contains(&false) {
                     return Rest::Busy;
                 }
-                self.sends.fail(&end.cause);
-                let mut opened = self.receives.fail(&end.cause);
-                opened.extend(self.writes.fail(&end.cause));
                 let mut closing = self.writes.closing();
+                let opened = std::mem::take(&mut end.opened);
                 closing.push(Closing::begin(opened, here.home.waker.clone()));
                 none.insert(closing)
             }
@@ -228,8 +237,16 @@ impl Drop for IpcChannel {
             return;
         }
         // Whoever drops it waits no longer. What is lent stays allocated, and what is borrowed stays open: only that is safe.
-        let leaked =
-            [self.sends.leak(&self.here), self.lent.leak(), self.receives.leak(), self.writes.leak()];
+        let opened = self.end.as_mut().map(|end| std::mem::take(&mut end.opened)).unwrap_or_default();
+        let is_open = !opened.is_empty();
+        std::mem::forget(opened);
+        let leaked = [
+            self.sends.leak(&self.here),
+            self.lent.leak(),
+            self.receives.leak(),
+            self.writes.leak(),
+            is_open,
+        ];
         if leaked.contains(&true) {
             tracing::error!(
                 peer = %self.here.peer,

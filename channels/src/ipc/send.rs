@@ -374,10 +374,17 @@ impl Sends {
         Ok(activity)
     }
 
-    /// The end: it wants no slots any more.
-    pub(super) fn end(&mut self, here: &Here) {
-        if let Some(way) = &self.way {
-            need_none(&way.ring, here);
+    /// The end: it wants no slots any more, and whatever has nothing under way fails at once.
+    pub(super) fn end(&mut self, cause: &Error, here: &Here) {
+        self.line.clear();
+        let Some(way) = &self.way else { return };
+        need_none(&way.ring, here);
+        if way.taking.is_some() {
+            // Something may be enqueued that is not in the books.
+            return;
+        }
+        for number in self.waiting.keys().copied().collect::<Vec<_>>() {
+            self.give_up(number, cause.clone());
         }
     }
 
