@@ -114,6 +114,8 @@ impl Outgoing {
         let sensible = sending.state.going.is_none()
             && lanes.iter().all(|lane| connections.pair(lane.pair).is_some())
             && lanes.is_empty() == (span.bytes == 0)
+            // Who receives nothing waits for the sender all the same.
+            && (span.bytes > 0 || sending.state.told)
             && piece <= u64::from(u32::MAX);
         let plan = Plan::told(span.bytes, piece, lanes.len().max(1)).filter(|_| sensible);
         let Some(plan) = plan else {
@@ -278,8 +280,8 @@ impl Outgoing {
                 io.send(Notice::Withdrawn { number }.encode());
                 Ok(())
             }
-            // It is done sooner than it could be taken back.
-            Some(going) if going.begun => Ok(()),
+            // It is done sooner than it could be taken back; of what has no bytes the receiver is done already.
+            Some(going) if going.begun || going.lanes.is_empty() => Ok(()),
             Some(_) => self.cancel(number, format!("send {number} was dropped"), Error::Dropped, io),
         }
     }
@@ -414,6 +416,43 @@ mod tests {
         sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap();
         sends.poll(&mut near, &mut here.io()).unwrap();
         assert!(sent.poll().unwrap());
+    }
+
+    #[test]
+    fn a_send_without_bytes_that_is_dropped_when_the_receiver_has_answered_cancels_nothing() {
+        let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
+        let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
+        let (mut sends, mut receives) =
+            (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
+        let (send, sent) = operation(Direction::Send, 0);
+        let (receive, received) = operation(Direction::Receive, 0);
+        sends.start(send, &mut here.io());
+        assert_eq!(here.take().len(), 1, "it is announced");
+        receives.start(receive, &mut there.io());
+        receives.announced(0, 0, &[1], &mut there.io()).unwrap();
+        receives.poll(&mut far, &mut there.io()).unwrap();
+        assert!(received.poll().unwrap());
+        // The answer is heard, and before the send is looked at again it is dropped.
+        sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap();
+        sent.abort();
+        sends.poll(&mut near, &mut here.io()).unwrap();
+        assert!(here.take().is_empty(), "there is nothing to cancel: it has been received");
+        assert!(sent.poll().unwrap());
+    }
+
+    #[test]
+    fn a_receiver_of_nothing_cannot_be_ready_before_the_sender_is() {
+        let (hub, mut said) = (hub(), Said::default());
+        let (mut sends, mut near) =
+            (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
+        let (send, sent) = operation(Direction::Send, 0);
+        sends.start(send, &mut said.io());
+        sends.sends.get_mut(0).unwrap().state.told = false;
+        let error = sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap_err();
+        assert!(error.to_string().contains("makes no sense"), "{error}");
+        sends.end(&error);
+        sends.settle();
+        assert!(matches!(sent.poll(), Err(Error::Protocol { .. })));
     }
 
     /// A send of which the receiver has not heard yet that it was withdrawn.
