@@ -32,6 +32,12 @@ pub struct Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u32);
 
+#[cfg(test)]
+impl Mark {
+    /// One that no lane has passed which has nothing enqueued.
+    pub(crate) const FIRST: Mark = Mark(1);
+}
+
 /// What came of [`Lane::attempt`].
 #[derive(Clone, Debug)]
 #[must_use]

@@ -12,6 +12,8 @@
 mod channel;
 mod chunks;
 #[cfg(test)]
+mod dropped;
+#[cfg(test)]
 mod hostile;
 mod lent;
 mod owner;

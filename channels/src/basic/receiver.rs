@@ -224,24 +224,26 @@ impl Receiver {
         Ok(())
     }
 
-    /// The other side does not want to send what it has announced.
+    /// The other side does not want to send what it has announced, or would announce next.
     pub(super) fn withdrawn(&mut self, number: u64, io: &mut Io<'_>) -> Result<(), Error> {
-        if number >= self.next {
-            return Err(self.protocol(format!("send {number} is withdrawn, which was not announced")));
-        }
         self.gone(number, self.receives.withdrawn_by_peer(number), io)
     }
 
-    /// A send that was announced has failed.
+    /// A send that was announced, or would be next, has failed.
     pub(super) fn failed(&mut self, number: u64, what: &str, io: &mut Io<'_>) -> Result<(), Error> {
-        if number >= self.next {
-            return Err(self.protocol(format!("send {number} has failed, which was not announced")));
-        }
         let what = format!("send {number} has failed: {what}").into();
         self.gone(number, Error::Remote { peer: Arc::clone(&self.peer), what }, io)
     }
 
     fn gone(&mut self, number: u64, error: Error, io: &mut Io<'_>) -> Result<(), Error> {
+        if number > self.next {
+            return Err(self.protocol(format!("send {number} does not come, and {} is the next", self.next)));
+        }
+        if number == self.next {
+            // It is over on the other side, which waits for no answer.
+            self.next += 1;
+            return self.receives.announced_as_gone(number, error);
+        }
         if let Some(receiving) = self.of_number(number) {
             // It is answered when it has failed.
             receiving.failed.get_or_insert(error);
@@ -254,6 +256,7 @@ impl Receiver {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         self.receives.drop_aborted();
+        self.give_up();
         let activity = self.place()?.max(self.finish(io));
         if let Some(chunks) = self.chunks.tell_many(self.shape.slots) {
             io.send(Said::Freed { chunks }.encode());
@@ -262,20 +265,23 @@ impl Receiver {
         Ok(activity)
     }
 
-    /// Copies what has come to where it belongs: by the host at most one slot's bytes.
-    fn place(&mut self) -> Result<Activity, Error> {
-        let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+    /// Frees the slots of receives that have failed or are not wanted any more, whatever those before them wait for.
+    fn give_up(&mut self) {
         for receiving in &mut self.current {
             if receiving.operation.ticket.is_aborted() {
                 receiving.failed.get_or_insert(Error::Dropped);
             }
             if receiving.failed.is_some() {
-                for held in receiving.held.drain(..) {
-                    self.chunks.done(held.chunk);
-                }
-                continue;
+                receiving.held.drain(..).for_each(|held| self.chunks.done(held.chunk));
             }
+        }
+    }
+
+    /// Copies what has come to where it belongs: by the host at most one slot's bytes.
+    fn place(&mut self) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        let mut left = self.shape.bytes as u64;
+        for receiving in self.current.iter_mut().filter(|receiving| receiving.failed.is_none()) {
             let span = receiving.operation.span;
             match self.lanes.pass(&mut receiving.gate, &receiving.operation.ready) {
                 Ok(true) => {}

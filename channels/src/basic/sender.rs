@@ -27,7 +27,8 @@ pub(super) struct Sender {
     freed: u64,
     /// Those of which the link may still read the slots.
     linked: VecDeque<(u64, Arc<Lent>)>,
-    /// The numbers of sends of which something is left to begin.
+    /// The numbers of sends of which something is left to begin. One that `sends` does not have was withdrawn before it was
+    /// announced: its ticket has ended, and the other side is told in its turn.
     queue: VecDeque<u64>,
     sends: Sends<Sent>,
     /// Chunks on their way to the other side, which is told of them in order.
@@ -44,8 +45,9 @@ struct Sent {
     gate: Gate,
     /// Bytes that have been begun.
     begun: u64,
+    /// Its first chunk has been begun. (Before that nothing of it is under way, nor reads its memory.)
     is_announced: bool,
-    /// Chunks that read its memory or are to be told of.
+    /// Its chunks that read its memory or are to be told of.
     under_way: u32,
     /// What the link reads from its memory.
     lent: Vec<Arc<Lent>>,
@@ -136,7 +138,8 @@ impl Sender {
         self.freed(chunks)?;
         let mut sending = self.sends.remove(number)?;
         let is_read = sending.state.under_way > 0 || sending.state.is_lent();
-        if sending.state.begun < sending.operation.span.bytes || is_read {
+        let has_begun = sending.state.is_announced && sending.state.begun == sending.operation.span.bytes;
+        if !has_begun || is_read {
             // Its memory may still be read.
             self.ending
                 .push((sending, Error::protocol(&self.peer, format!("send {number} cannot have come"))));
@@ -151,6 +154,10 @@ impl Sender {
 
     /// The other side does not want a send.
     pub(super) fn refused(&mut self, number: u64, refusal: Refusal) -> Result<(), Error> {
+        if self.sends.get_mut(number).is_some_and(|sending| !sending.state.is_announced) {
+            let what = format!("send {number} is refused, which was not announced");
+            return Err(Error::protocol(&self.peer, what));
+        }
         let (mut sending, error) = self.sends.refused(number, refusal)?;
         self.queue.retain(|queued| *queued != number);
         let error = sending.state.failed.take().unwrap_or(error);
@@ -171,24 +178,29 @@ impl Sender {
         Ok(activity)
     }
 
-    /// Tells the other side that a send is not wanted any more. (Of one of which it does not know it is told first.)
+    /// A send is not wanted any more, or has failed. The other side is told behind whatever was begun of it, before what was begun of
+    /// others. Of one that was not announced it is told in its turn, since it counts them, and has nothing to answer.
     fn withdraw(&mut self, number: u64) {
         let Some(sending) = self.sends.get_mut(number) else { return };
         if std::mem::replace(&mut sending.state.is_withdrawn, true) {
             return;
         }
-        if !sending.state.is_announced {
-            sending.state.is_announced = true;
-            let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
-            self.chunks.push_back(Chunk { piece, source: Source::Nowhere });
-            sending.state.under_way += 1;
-        }
-        self.queue.retain(|queued| *queued != number);
-        // Behind the chunks that it has begun, which the other side waits for in order.
         let piece = Piece { number, total: sending.operation.span.bytes, offset: 0, bytes: 0 };
         let how = sending.state.failed.as_ref().map(Error::to_string);
-        self.chunks.push_back(Chunk { piece, source: Source::Withdrawn(how) });
-        sending.state.under_way += 1;
+        let withdrawn = Chunk { piece, source: Source::Withdrawn(how) };
+        if sending.state.is_announced {
+            self.queue.retain(|queued| *queued != number);
+            let last = self.chunks.iter().rposition(|chunk| chunk.piece.number == number);
+            self.chunks.insert(last.map_or(0, |last| last + 1), withdrawn);
+            return;
+        }
+        if self.queue.front() == Some(&number) {
+            self.queue.pop_front();
+            self.chunks.push_back(withdrawn);
+        }
+        if let Ok(Sending { operation, state, .. }) = self.sends.remove(number) {
+            operation.ticket.fail(state.failed.unwrap_or(Error::Dropped));
+        }
     }
 
     /// A send fails by what concerns it alone; what does not is the channel's end.
@@ -210,6 +222,9 @@ impl Sender {
         while let Some(number) = self.queue.front().copied() {
             let Some(Sending { operation, state, .. }) = self.sends.get_mut(number) else {
                 self.queue.pop_front();
+                let piece = Piece { number, total: 0, offset: 0, bytes: 0 };
+                self.chunks.push_back(Chunk { piece, source: Source::Withdrawn(None) });
+                activity = Activity::Moved;
                 continue;
             };
             let span = operation.span;
@@ -313,10 +328,14 @@ impl Sender {
                     }
                 }
             }
-            let number = piece.number;
-            let bytes = piece.bytes;
+            let Piece { number, bytes, .. } = *piece;
+            let is_withdrawal = matches!(source, Source::Withdrawn(_));
             self.told += u64::from(bytes > 0);
             self.chunks.pop_front();
+            activity = Activity::Moved;
+            if is_withdrawal {
+                continue;
+            }
             let ending = self.ending.iter_mut().map(|(sending, _)| sending);
             let all = self.sends.get_mut(number).into_iter().chain(ending);
             if let Some(sending) = all.into_iter().find(|sending| sending.operation.ticket.number() == number)
@@ -324,7 +343,6 @@ impl Sender {
                 sending.state.under_way -= 1;
                 sending.operation.ticket.progress(bytes);
             }
-            activity = Activity::Moved;
         }
         activity
     }
@@ -391,4 +409,38 @@ fn slots(
         return Err(Error::system("slots cannot be shown to the other side", rustix::io::Errno::NOTSUP));
     }
     Ok(Arc::clone(slots.insert(Arc::new(made))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::channel::{Direction, Ready};
+    use crate::counter::Counters;
+    use crate::link::{Outbox, Queue};
+    use crate::span::Span;
+    use crate::transfer::testing::started;
+
+    #[test]
+    fn a_dropped_send_is_told_of_at_once_though_a_device_still_copies_for_the_next_one() {
+        let (mut queue, counters) = (Queue::new(false), Counters::new("p".into(), 1));
+        let mut sender = Sender::new("p".into(), None, Shape { slots: 4, bytes: 4096 });
+        let (ticket, transfer) = started(Direction::Send, 0, 0);
+        let span = Span { device: Device::Cpu, address: 4096, bytes: 0 };
+        sender.start(Operation { direction: Direction::Send, span, ready: Ready::Now, ticket });
+        let mut poll = |sender: &mut Sender| {
+            let outbox = Outbox::new(&mut queue, 1);
+            sender.poll(&mut Io { outbox, counters: &counters, now: Instant::now() }).unwrap();
+            std::iter::from_fn(|| queue.pop()).map(|outgoing| outgoing.head).collect::<Vec<_>>()
+        };
+        assert_eq!(poll(&mut sender).len(), 1);
+        let piece = Piece { number: 1, total: 8, offset: 0, bytes: 8 };
+        sender.chunks.push_back(Chunk { piece, source: Source::Slot { chunk: 0, mark: Some(Mark::FIRST) } });
+        transfer.abort();
+        assert_eq!(poll(&mut sender), [Notice::Withdrawn { number: 0 }.encode()]);
+        // The other side had received it before it heard that.
+        sender.taken(0, 0).unwrap();
+        assert!(transfer.poll().unwrap());
+    }
 }

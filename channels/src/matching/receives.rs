@@ -48,7 +48,7 @@ pub enum Met<A> {
         /// What was announced.
         announcement: A,
     },
-    /// The send had been withdrawn, and its sender told so; the receive has failed.
+    /// The send does not come, and its sender waits for nothing; the receive, if it was not dropped, has failed.
     Nothing,
 }
 
@@ -75,6 +75,20 @@ impl<A> Receives<A> {
     ///
     /// [`Error::Protocol`] if it is not the next one, or a million wait for their receives.
     pub fn announced(&mut self, number: u64, bytes: u64, announcement: A) -> Result<Option<Met<A>>, Error> {
+        self.hear_of(number, Announced { bytes, announcement: Ok(announcement) })
+    }
+
+    /// A send was announced as one that does not come: its receive, if there will be one, fails with `why`. The sender waits for no
+    /// answer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Receives::announced`].
+    pub fn announced_as_gone(&mut self, number: u64, why: Error) -> Result<(), Error> {
+        self.hear_of(number, Announced { bytes: 0, announcement: Err(why) }).map(drop)
+    }
+
+    fn hear_of(&mut self, number: u64, announced: Announced<A>) -> Result<Option<Met<A>>, Error> {
         let expected = self.next + self.announced.len() as u64;
         if number != expected {
             let what = format!("send {number} is announced, {expected} is the next");
@@ -84,7 +98,6 @@ impl<A> Receives<A> {
             let what = format!("{MOST_AHEAD} sends are announced for which there is no receive");
             return Err(Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() });
         }
-        let announced = Announced { bytes, announcement: Ok(announcement) };
         match self.started.pop_front() {
             Some(operation) => Ok(Some(self.meet(operation, announced))),
             None => {
