@@ -71,6 +71,7 @@ macro_rules! channel_scenarios {
             streams_are_waited_for_and_wait,
             memory_freed_and_allocated_again,
             dropped_transfers,
+            dropped_at_random,
             refused_copies_fail_their_transfer_alone,
             closed_during_transfers,
             link_cut,

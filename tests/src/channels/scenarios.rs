@@ -45,6 +45,7 @@ scenarios![
     streams_are_waited_for_and_wait,
     memory_freed_and_allocated_again,
     dropped_transfers,
+    dropped_at_random,
     closed_during_transfers,
     refused_copies_fail_their_transfer_alone,
     link_cut,
@@ -435,6 +436,70 @@ fn dropped_transfers(party: &Party) -> Result<()> {
         a_to_b(party, round as u64, 5000)?;
     }
     Ok(())
+}
+
+/// Sends and receives in both directions, of which some are aborted or dropped, by either side, at once or when others are under way,
+/// and some have other lengths. What was left alone goes well, and of what has gone well every byte is compared.
+fn dropped_at_random(party: &Party) -> Result<()> {
+    const ROUNDS: usize = 10;
+    const AT_ONCE: usize = 10;
+    // From none to more than a channel keeps on the way.
+    const LENGTHS: [usize; 8] = [0, 1, 5000, 0, 70_000, 1 << 20, (3 << 20) + 1, 20 << 20];
+    const AT_ONCE_ABORTED: usize = 0;
+    const ABORTED: usize = 1;
+    const DROPPED: usize = 2;
+    // The same on both sides.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as usize % below
+    };
+    for round in 0..ROUNDS {
+        let mut under_way = Vec::new();
+        for at in 0..AT_ONCE {
+            let (is_send, length) = ((random(2) == 0) == party.is_a(), LENGTHS[random(LENGTHS.len())]);
+            let differ = random(8) == 0;
+            // Half of them are left alone.
+            let (fate, sender_ends_it) = (random(6), random(2) == 0);
+            let fate = (fate <= DROPPED).then_some(fate);
+            let seed = (round * AT_ONCE + at) as u64;
+            let transfer = if is_send {
+                party.send(party.buffer(&pattern(seed, length))?)
+            } else {
+                party.recv(party.buffer(&vec![0xa5; length + usize::from(differ)])?)
+            };
+            let own_fate = fate.filter(|_| sender_ends_it == is_send);
+            if own_fate == Some(AT_ONCE_ABORTED) {
+                transfer.abort();
+            }
+            under_way.push((seed, length, is_send, differ, fate, own_fate, transfer));
+        }
+        let mut left = Vec::new();
+        for (seed, length, is_send, differ, fate, own_fate, transfer) in under_way {
+            match own_fate {
+                Some(DROPPED) => drop(transfer),
+                Some(ABORTED) => {
+                    transfer.abort();
+                    left.push((seed, length, is_send, differ, fate, transfer));
+                }
+                _ => left.push((seed, length, is_send, differ, fate, transfer)),
+            }
+        }
+        for (seed, length, is_send, differ, fate, transfer) in left {
+            let what = format!("message {seed} of {length} bytes, sent here: {is_send}, fate {fate:?}");
+            match transfer.wait(SOON) {
+                Ok(_) if differ => bail!("{what}: it is done, and the lengths differ"),
+                Ok(_) if is_send => {}
+                Ok((buffer, _)) => compare(&what, &buffer.read()?, seed, length)?,
+                Err(Failed { error: Error::LengthsDiffer { .. }, .. }) if differ => {}
+                Err(Failed { error: Error::Dropped | Error::Remote { .. }, .. }) if fate.is_some() => {}
+                Err(failed) => bail!("{what}: {}", failed.error),
+            }
+        }
+    }
+    one_way_and_back(party)
 }
 
 /// The driver refuses a copy of one transfer, because there is less memory than was said: it fails on both sides, on one with what the
