@@ -16,7 +16,7 @@ use crate::devices::Devices;
 use crate::endpoint::{Endpoint, EndpointFacts, Shared};
 use crate::error::Error;
 use crate::link::Link;
-use crate::meet::{Address, Doors, Hello, Links, Place, greet, random, reach};
+use crate::meet::{Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, withdraw};
 use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
 use crate::registry::{Kinds, Registry, Report};
 
@@ -126,7 +126,8 @@ impl Context {
         Ok(Listener { doors, inner: Arc::clone(&self.inner) })
     }
 
-    /// Meets the process that connects under `name`, in at most `timeout`. A name is good for one meeting at a time.
+    /// Meets the process that connects under `name`, in at most `timeout`. A name is good for one meeting at a time, and for
+    /// another one, with whatever roles, when this has returned on either side; whoever listens last under a name is found.
     ///
     /// # Errors
     ///
@@ -134,14 +135,14 @@ impl Context {
     /// [`Error::Forked`].
     pub fn listen(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
         let listener = self.listener()?;
-        let key = key(name);
         let failed = |source| Error::Store { name: name.into(), source: Arc::new(source) };
-        store.set(&key, &listener.doors.address().encode()).map_err(failed)?;
+        let address = listener.doors.address().encode();
+        publish(store, name, &address).map_err(failed)?;
         let endpoint = listener.accept_for(&format!("whoever connects to {name}"), timeout);
-        // The other side has read it, or comes too late.
-        let deleted = store.delete(&key);
+        // The other side has read it, or comes too late. By now somebody else may listen under the name, the other side above all.
+        let withdrawn = withdraw(store, name, &address);
         let endpoint = endpoint?;
-        deleted.map_err(failed)?;
+        withdrawn.map_err(failed)?;
         Ok(endpoint)
     }
 
@@ -151,15 +152,16 @@ impl Context {
     ///
     /// As [`Context::listen`].
     pub fn connect(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
+        self.inner.site.check_process()?;
         let with: Arc<str> = format!("whoever listens under {name:?} in the store").into();
         let deadline = Deadline::after(timeout);
         let begun = Instant::now();
-        let key = key(name);
         let mut pause = Pause::new(timeout);
         let mut last = "nobody has listened".to_owned();
         loop {
-            match store.get(&key, deadline.left()) {
-                Ok(bytes) => match Address::decode(&bytes) {
+            match look(store, name, deadline) {
+                Ok(None) => last = "whoever has listened is leaving".to_owned(),
+                Ok(Some(bytes)) => match Address::decode(&bytes) {
                     Ok(address) => match self.inner.reach(&address, deadline) {
                         Ok(endpoint) => return Ok(endpoint),
                         Err(Attempt::Failed(error)) => last = error,
@@ -234,11 +236,6 @@ impl Drop for Context {
         // So that peers learn of it if the process ends now; not for ever, because what a device does may last.
         let _ = self.join(FAREWELL);
     }
-}
-
-/// The key under which a name is found in a store.
-fn key(name: &str) -> String {
-    format!("channels/{name}")
 }
 
 /// Why an attempt to connect has failed.

@@ -37,6 +37,45 @@ fn two_sides_meet_under_a_name_in_any_order_and_again_under_the_same_name() {
 }
 
 #[test]
+fn two_sides_meet_under_one_name_again_and_again_with_roles_swapped() {
+    const ROUNDS: usize = 20;
+    let store = MemoryStore::new();
+    let run = |own: &str, first: usize| {
+        let context = context(&registry("basic"), LINKS[1].1, own);
+        for round in 0..ROUNDS {
+            // Neither side waits for the other one between its meetings.
+            let _met = match (round + first) % 2 {
+                0 => context.listen(&store, "a name", SOON),
+                _ => context.connect(&store, "a name", SOON),
+            }
+            .unwrap_or_else(|error| panic!("{own}, round {round}: {error}"));
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| run("one", 0));
+        scope.spawn(|| run("other", 1));
+    });
+    assert!(!store.check(&["channels/a name"]).unwrap(), "an address was left behind");
+}
+
+#[test]
+fn a_listener_that_gives_up_leaves_another_one_under_its_name_alone() {
+    let store = MemoryStore::new();
+    let key = "channels/a name";
+    let [early, late, connecting] =
+        ["early", "late", "connecting"].map(|own| context(&registry("basic"), LINKS[1].1, own));
+    std::thread::scope(|scope| {
+        let giving_up = scope.spawn(|| early.listen(&store, "a name", Duration::from_millis(300)));
+        store.wait(&[key], SOON).unwrap();
+        let listening = scope.spawn(|| late.listen(&store, "a name", SOON).unwrap());
+        assert!(matches!(giving_up.join().unwrap(), Err(Error::NotConnected { .. })));
+        let met = connecting.connect(&store, "a name", SOON).unwrap();
+        assert!(met.peer_name().starts_with("late "), "{}", met.peer_name());
+        listening.join().unwrap();
+    });
+}
+
+#[test]
 fn a_context_meets_itself() {
     let context = context(&registry("xth"), Links::default(), "itself");
     let listener = context.listener().unwrap();

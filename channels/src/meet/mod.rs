@@ -10,6 +10,7 @@ mod greet;
 mod hello;
 mod here;
 mod listener;
+mod name;
 
 pub use address::{Address, NotAnAddress};
 pub(crate) use address::{Place, random};
@@ -18,6 +19,7 @@ pub(crate) use greet::greet;
 pub(crate) use hello::Hello;
 pub(crate) use listener::Doors;
 pub use meshreduce_store::interface::SOCKET_IFNAME;
+pub(crate) use name::{look, publish, withdraw};
 
 /// Bytes that one who connects says first.
 const PREAMBLE: usize = 24;

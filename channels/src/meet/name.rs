@@ -1,0 +1,131 @@
+//! Addresses under names in a store.
+//!
+//! What is under a name is the address of a listener, or the note of one that is just leaving ([`LEFT`], then its address), or
+//! nothing. A store deletes whatever is there, so a listener first puts its note in the place of its own address, in one step;
+//! and no listener puts its address in the place of a note before the note has had time to be deleted. So nobody deletes what is
+//! another's.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use meshreduce_store::clock::{Deadline, Pause};
+use meshreduce_store::{Store, StoreError};
+
+/// What the note of a listener that leaves begins with; no address does.
+const LEFT: &[u8] = b"left ";
+/// How long a note may stay. One that is there for longer was left behind by a process that ended just then.
+const NOTE: Duration = Duration::from_secs(2);
+
+/// The key under which a name is found.
+fn key(name: &str) -> String {
+    format!("channels/{name}")
+}
+
+fn note(address: &[u8]) -> Vec<u8> {
+    [LEFT, address].concat()
+}
+
+/// Puts the address of a listener under `name`, in place of any other's.
+///
+/// # Errors
+///
+/// The store's.
+pub(crate) fn publish(store: &dyn Store, name: &str, address: &[u8]) -> Result<(), StoreError> {
+    let key = key(name);
+    let mut before = Vec::new();
+    let mut pause = Pause::new(NOTE);
+    loop {
+        let there = store.compare_set(&key, &before, address)?;
+        if there == address {
+            return Ok(());
+        }
+        if there == before {
+            // It has been deleted meanwhile: nothing is there.
+            before.clear();
+        } else if there.starts_with(LEFT) && pause.again() {
+            before.clear();
+        } else {
+            before = there;
+        }
+    }
+}
+
+/// Takes the address of a listener away from under `name`, unless another's is there.
+///
+/// # Errors
+///
+/// The store's.
+pub(crate) fn withdraw(store: &dyn Store, name: &str, address: &[u8]) -> Result<(), StoreError> {
+    let (key, note) = (key(name), note(address));
+    if store.compare_set(&key, address, &note)? == note {
+        store.delete(&key)?;
+    }
+    Ok(())
+}
+
+/// What is under `name`, when something is: the address of a listener, or `None` if that listener is leaving.
+///
+/// # Errors
+///
+/// The store's; [`StoreError::Timeout`] if nothing comes.
+pub(crate) fn look(store: &dyn Store, name: &str, deadline: Deadline) -> Result<Option<Vec<u8>>, StoreError> {
+    let key = key(name);
+    store.wait(&[&key], deadline.left())?;
+    // Not `get`: it may have been deleted since.
+    let there = store.compare_set(&key, LEFT, LEFT)?;
+    Ok((!there.starts_with(LEFT)).then_some(there))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshreduce_store::MemoryStore;
+
+    const NAME: &str = "n";
+
+    fn there(store: &MemoryStore) -> Option<Vec<u8>> {
+        match look(store, NAME, Deadline::after(Duration::ZERO)) {
+            Ok(there) => there,
+            Err(StoreError::Timeout { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_listener_takes_its_own_address_away_and_no_others() {
+        let store = MemoryStore::new();
+        publish(&store, NAME, b"one").unwrap();
+        assert_eq!(there(&store).as_deref(), Some(&b"one"[..]));
+        // Another one listens before this one has left.
+        publish(&store, NAME, b"other").unwrap();
+        withdraw(&store, NAME, b"one").unwrap();
+        assert_eq!(there(&store).as_deref(), Some(&b"other"[..]));
+        withdraw(&store, NAME, b"other").unwrap();
+        assert!(!store.check(&["channels/n"]).unwrap());
+        // There is nothing of its own any more.
+        withdraw(&store, NAME, b"other").unwrap();
+    }
+
+    #[test]
+    fn who_listens_while_another_leaves_is_not_deleted_with_its_note() {
+        let store = MemoryStore::new();
+        publish(&store, NAME, b"one").unwrap();
+        assert_eq!(store.compare_set("channels/n", b"one", &note(b"one")).unwrap(), note(b"one"));
+        assert_eq!(there(&store), None, "nobody listens");
+        std::thread::scope(|scope| {
+            let publishing = scope.spawn(|| publish(&store, NAME, b"other").unwrap());
+            // The second step of leaving.
+            store.delete("channels/n").unwrap();
+            publishing.join().unwrap();
+        });
+        assert_eq!(there(&store).as_deref(), Some(&b"other"[..]));
+    }
+
+    #[test]
+    fn a_note_that_was_left_behind_keeps_nobody_out() {
+        let store = MemoryStore::new();
+        store.set("channels/n", &note(b"one")).unwrap();
+        publish(&store, NAME, b"other").unwrap();
+        assert_eq!(there(&store).as_deref(), Some(&b"other"[..]));
+    }
+}
