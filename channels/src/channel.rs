@@ -17,7 +17,8 @@ use meshreduce_device::{Device, DriverError, Event, PrimaryContext, RawStream, W
 
 use crate::counter::Counters;
 use crate::error::Error;
-use crate::link::Outbox;
+use crate::link::{Kind, Outbox};
+use crate::progress::Missed;
 use crate::span::Span;
 use crate::transfer::Ticket;
 
@@ -336,6 +337,13 @@ impl Io<'_> {
         self.counters.missed(counter, why);
     }
 
+    /// Tells the other side that a batch for one of its counters was refused and does not come: the counter fails, so that nobody
+    /// waits for it in vain. For kinds that have no message of their own for that.
+    pub fn refused(&mut self, counter: u32, why: &Error) {
+        let missed = Missed { counters: vec![counter], why: why.to_string() };
+        missed.encode().for_each(|body| self.outbox.control(Kind::Missed, body));
+    }
+
     /// The time of this call.
     pub fn now(&self) -> Instant {
         self.now
@@ -371,13 +379,14 @@ pub trait Channel: Send + fmt::Debug {
     /// What ends the channel. What ends the transfer alone goes to its ticket.
     fn start(&mut self, operation: Operation, io: &mut Io<'_>) -> Result<(), Error>;
 
-    /// Begins a batch of writes. Kinds whose contexts register no regions are never asked.
+    /// Begins a batch of writes. Kinds whose contexts register no regions are never asked. Whoever refuses one tells the other side,
+    /// whose counter waits for it: by a message of its own and [`Io::missed`] there, or by [`Io::refused`].
     ///
     /// # Errors
     ///
     /// As [`Channel::start`].
     fn write(&mut self, batch: Batch, io: &mut Io<'_>) -> Result<(), Error> {
-        let _ = io;
+        io.refused(batch.counter, &Error::NoOneSided);
         batch.ticket.fail(Error::NoOneSided);
         Ok(())
     }

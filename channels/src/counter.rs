@@ -1,6 +1,7 @@
 //! Counters: how many batches of one-sided writes have come in, seen by the host, by futures and by kernels.
 
 mod state;
+mod waiters;
 mod word;
 pub(crate) mod written;
 
@@ -29,6 +30,8 @@ pub struct Counters {
     peer: Arc<str>,
     /// The endpoint, as descriptors name it.
     endpoint: u64,
+    /// The process whose progress thread counts.
+    process: u32,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +46,7 @@ struct Table {
 impl Counters {
     /// For an endpoint to `peer`, which descriptors of counters name by a random number.
     pub fn new(peer: Arc<str>, endpoint: u64) -> Self {
-        Self { table: Arc::default(), peer, endpoint }
+        Self { table: Arc::default(), peer, endpoint, process: std::process::id() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -94,19 +97,27 @@ impl Counters {
         }
     }
 
-    /// A counter at 0.
+    /// A counter at 0. In a child that was forked from the process: one that has failed, and that nobody counts for.
     pub fn create(&self) -> Counter {
-        let mut table = self.table();
-        let number = loop {
+        let random = || {
             let mut bytes = [0; 4];
             // The system has random bytes once it has started; what has been read of four is enough to go on from.
             let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-            let number = u32::from_ne_bytes(bytes).wrapping_add(table.counters.len() as u32);
+            u32::from_ne_bytes(bytes)
+        };
+        let state = |number| Arc::new(State::new(number, Arc::clone(&self.peer), self.process));
+        if self.process != std::process::id() {
+            // Before the lock: another thread of the parent may have had it, which nobody here gives back.
+            return Counter { state: state(random()), counters: self.clone() };
+        }
+        let mut table = self.table();
+        let number = loop {
+            let number = random().wrapping_add(table.counters.len() as u32);
             if !table.counters.contains_key(&number) {
                 break number;
             }
         };
-        let state = Arc::new(State::new(number, Arc::clone(&self.peer)));
+        let state = state(number);
         if let Some(why) = &table.ended {
             state.fail(why);
         }
@@ -121,12 +132,15 @@ impl Counters {
 ///
 /// - *There* is for whom the counter tells of it: the host that has seen the value ([`Counter::wait`], [`Counter::reached`]), work
 ///   that it enqueues after that, and a kernel that has read the value from [`Counter::word`] with acquire order at system scope.
-/// - It fails when the other side is lost or closes, one of its batches fails on the way, or a channel fails on which its batches
+/// - It fails when the other side is lost or closes, one of its batches is refused or fails on the way, be it on the other side
+///   before anything of it has begun, or a channel fails on which its batches
 ///   have come or were written (any channel of the endpoint, if none has come yet: which one they will take is not known), or on
 ///   which the other side still tries to write some: then it counts no further, what was reached before stays reached, and whoever
 ///   waits for more gets [`Error::CountUnreachable`].
 /// - It is good for this endpoint alone ([`Error::OtherCounter`]). Batches for a counter that was dropped count nowhere, and nobody is
 ///   told: whoever drops one tells the other side before.
+///
+/// In a child that was forked from its process it has failed, with [`Error::Forked`], and counts 0; nothing there waits for a lock.
 ///
 /// Dropped, it ends kernels that wait at its word, as if it had failed, and then waits until the driver has freed that.
 pub struct Counter {
@@ -140,17 +154,17 @@ impl Counter {
         CounterDescriptor { endpoint: self.counters.endpoint, number: self.state.number() }
     }
 
-    /// Batches that have come since it was made, or [`Counter::reset`] was called last.
+    /// Batches that have come since it was made, or [`Counter::reset`] was called last; in a forked child 0.
     pub fn value(&self) -> u64 {
         self.state.count().batches
     }
 
-    /// Bytes of these batches.
+    /// Bytes of these batches; in a forked child 0.
     pub fn bytes(&self) -> u64 {
         self.state.count().bytes
     }
 
-    /// Why it counts no further, if it has failed.
+    /// Why it counts no further, if it has failed; in a forked child [`Error::Forked`].
     pub fn failure(&self) -> Option<Error> {
         self.state.failure()
     }
@@ -164,9 +178,10 @@ impl Counter {
         self.state.wait(expected, timeout)
     }
 
-    /// The future of [`Counter::wait`] without a limit: for any executor, or none. It is woken by the progress thread.
+    /// The future of [`Counter::wait`] without a limit: for any executor, or none. It is woken by the progress thread, by the waker
+    /// of its last poll; dropped, it keeps none.
     pub fn reached(&self, expected: u64) -> Reached<'_> {
-        Reached { state: &self.state, expected }
+        Reached { state: &self.state, expected, place: None }
     }
 
     /// The address of a 64-bit word in memory of `device` with the counter's value, for kernels to wait at; made when it is asked
@@ -181,8 +196,11 @@ impl Counter {
     ///
     /// # Errors
     ///
-    /// The driver's; [`Error::BadMemory`] if `device` is no CUDA device.
+    /// The driver's; [`Error::BadMemory`] if `device` is no CUDA device; [`Error::Forked`].
     pub fn word(&self, device: Device) -> Result<u64, Error> {
+        if self.state.is_forked() {
+            return Err(Error::Forked);
+        }
         let Device::Cuda(ordinal) = device else {
             return Err(Error::BadMemory { what: format!("no word for kernels on {device}").into() });
         };
@@ -197,7 +215,7 @@ impl Counter {
     ///
     /// # Errors
     ///
-    /// Why it has failed.
+    /// Why it has failed; [`Error::Forked`].
     pub fn reset(&self) -> Result<u64, Error> {
         self.state.reset()
     }
@@ -226,13 +244,24 @@ impl Drop for Counter {
 pub struct Reached<'a> {
     state: &'a State,
     expected: u64,
+    /// Which of those who wait it is, once it has waited.
+    place: Option<u64>,
 }
 
 impl Future for Reached<'_> {
     type Output = Result<u64, Error>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.state.poll(self.expected, context)
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { state, expected, place } = &mut *self;
+        state.poll(*expected, place, context)
+    }
+}
+
+impl Drop for Reached<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place {
+            self.state.forget(place);
+        }
     }
 }
 
@@ -340,6 +369,66 @@ mod tests {
         assert!(Pin::new(&mut counter.reached(1)).poll(&mut Context::from_waker(&mad)).is_pending());
         counters.arrived(CHANNEL, counter.descriptor().number, 1);
         assert_eq!(counter.value(), 1);
+    }
+
+    #[test]
+    fn a_future_keeps_one_waker_however_often_it_is_polled_and_none_when_it_is_dropped() {
+        struct Idle;
+        impl Wake for Idle {
+            fn wake(self: Arc<Self>) {}
+        }
+        let counters = Counters::new("p".into(), 1);
+        let counter = counters.create();
+        let poll = |future: &mut Reached<'_>| {
+            let waker = Arc::new(Idle);
+            assert!(Pin::new(future).poll(&mut Context::from_waker(&Arc::clone(&waker).into())).is_pending());
+            Arc::downgrade(&waker)
+        };
+        let mut stays = counter.reached(2);
+        let first = poll(&mut stays);
+        for _ in 0..1000 {
+            let mut dropped = counter.reached(1);
+            let its = poll(&mut dropped);
+            drop(dropped);
+            assert_eq!((counter.state.waiters(), its.strong_count()), (1, 0));
+            drop(counter.reached(1));
+        }
+        let last = poll(&mut stays);
+        assert_eq!((first.strong_count(), last.strong_count()), (0, 1), "another task has it now");
+        counters.arrived(CHANNEL, counter.descriptor().number, 1);
+        assert_eq!((counter.state.waiters(), last.strong_count()), (0, 0), "woken");
+        assert_eq!(poll(&mut stays).strong_count(), 1);
+        drop(stays);
+        assert_eq!(counter.state.waiters(), 0);
+    }
+
+    #[test]
+    fn in_a_forked_child_every_call_answers_though_all_locks_are_held() {
+        // As a child sees it whose parent had threads with these locks when it was forked.
+        let counters =
+            Counters { process: std::process::id().wrapping_add(1), ..Counters::new("p".into(), 1) };
+        let counter = counters.create();
+        let (told, answers) = std::sync::mpsc::channel();
+        let (table, inner) = (counters.table(), counter.state.hold());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut reached = counter.reached(1);
+                let polled = Pin::new(&mut reached).poll(&mut Context::from_waker(std::task::Waker::noop()));
+                let is_forked = |error: Option<Error>| matches!(error, Some(Error::Forked));
+                let _ = told.send([
+                    (counter.value(), counter.bytes()) == (0, 0),
+                    is_forked(counter.failure()),
+                    is_forked(counter.reset().err()),
+                    is_forked(counter.wait(0, LONG).err()),
+                    is_forked(counter.word(Device::Cuda(0)).err()),
+                    matches!(polled, Poll::Ready(Err(Error::Forked))),
+                    is_forked(counters.create().failure()),
+                ]);
+            });
+            let answers = answers.recv_timeout(LONG);
+            drop((table, inner));
+            assert_eq!(answers, Ok([true; 7]));
+        });
     }
 
     #[test]

@@ -283,6 +283,15 @@ impl Endpoint {
         self.site.post.send(Command::Write { endpoint, pair, batch });
     }
 
+    /// Tells the other side that a batch for one of its counters was refused before it had begun, so that nobody waits for it.
+    pub(crate) fn post_refused(&self, pair: Pair, counter: &CounterDescriptor, why: &Error) {
+        let is_told = self.site.check_process().is_ok() && self.check_counter(counter).is_ok();
+        if is_told {
+            let (endpoint, counter, why) = (Arc::clone(&self.shared), counter.number, why.clone());
+            self.site.post.send(Command::Missed { endpoint, pair, counter, why });
+        }
+    }
+
     fn home(&self) -> Home {
         let (bell, process) = (self.site.post.waker().clone(), self.site.process);
         Home { bell, process, devices: Arc::clone(&self.site.devices) }

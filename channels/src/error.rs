@@ -228,6 +228,14 @@ pub enum Error {
         /// Bytes of the region.
         bytes: u64,
     },
+    /// A batch of more pages than one may have ([`Pages::MOST`](crate::Pages::MOST)).
+    #[error("a batch of {pages} pages, {most} are the most")]
+    TooManyPages {
+        /// Pages of the batch; one more than the most if they were not counted.
+        pages: u64,
+        /// The most.
+        most: u64,
+    },
     /// The driver refused.
     #[error(transparent)]
     Driver(#[from] DriverError),

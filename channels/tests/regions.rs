@@ -6,8 +6,10 @@ mod support;
 
 use std::time::Duration;
 
-use meshreduce_channels::{Basic, CounterDescriptor, Error, Page, Pages, Region, RegionDescriptor, Registry};
-use support::{LINKS, SOON, Side, bytes, pair_of};
+use meshreduce_channels::{
+    Basic, CounterDescriptor, Error, Links, Page, Pages, Region, RegionDescriptor, Registry,
+};
+use support::{LINKS, SOON, Side, bytes, context, pair_of};
 
 /// Few and short slots, so that batches wait for them.
 fn registry() -> Registry {
@@ -113,6 +115,38 @@ fn what_is_wrong_is_refused_and_later_batches_go() {
         assert_eq!(good.wait(1, SOON).unwrap(), 1);
         let memory = close(region);
         assert!(memory[4000..] == [1; 1000], "{name}");
+    }
+}
+
+#[test]
+fn a_batch_that_is_refused_before_it_begins_fails_the_counter_that_waits_for_it() {
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(vec![0_u8; 5000]).unwrap();
+        let own = writer.context.register(vec![1_u8; 5000]).unwrap();
+        let others = context(&registry(), Links::default(), "another").register(vec![1_u8; 5000]).unwrap();
+        let most = Pages::MOST as u64;
+        let refused = [
+            ("a page beyond its region", &own, Pages::range(4999, 0, 2)),
+            ("a page beyond the other region", &own, Pages::range(0, 4999, 2)),
+            ("too many pages", &own, Pages::strided(0, 0, 0, 0, 1, most + 1)),
+            ("another context's region", &others, Pages::range(0, 0, 1)),
+        ];
+        for (what, from, pages) in refused {
+            let counter = owner.endpoint.counter();
+            let (to, there) = told(&region.descriptor(), &counter.descriptor());
+            let error = writer.endpoint.write(from, &to, pages, &there, None).wait(SOON).unwrap_err();
+            match counter.wait(1, SOON) {
+                Err(Error::CountUnreachable { batches: 0, why, .. }) => {
+                    assert!(why.to_string().contains(&error.to_string()), "{name}, {what}: {why}");
+                }
+                other => panic!("{name}, {what}: {other:?}"),
+            }
+        }
+        // The endpoint, and other counters, go on.
+        let counter = owner.endpoint.counter();
+        let (to, there) = told(&region.descriptor(), &counter.descriptor());
+        writer.endpoint.write(&own, &to, Pages::range(0, 0, 5000), &there, None).wait(SOON).unwrap();
+        assert_eq!(counter.wait(1, SOON).unwrap(), 1, "{name}");
     }
 }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use meshreduce_channels::channel::{
     Activity, Channel, ChannelContext, ChannelFactory, Descriptor, Direction, Environment, Io, Message,
-    Offer, Operation, Pair, Reason,
+    Offer, Operation, Pair, Reason, RegionPart,
 };
 use meshreduce_channels::matching::{Met, Notice, Receives, Refusal, Sends};
-use meshreduce_channels::{Device, Error, Registry, Remains};
+use meshreduce_channels::{Device, Error, Pages, Registry, Remains, Span};
 use support::{LINKS, SOON, bytes, pair_of};
 
 const CPU: Device = Device::Cpu;
@@ -70,6 +70,24 @@ impl ChannelContext for Loft {
     fn connect(&self, offer: Offer<'_>) -> Result<Box<dyn Channel>, Error> {
         let (sends, receives) = (Sends::new(Arc::clone(&offer.peer)), Receives::new(offer.peer));
         Ok(Box::new(Flight { manner: self.0, sends, receives }))
+    }
+
+    unsafe fn register(&self, _: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {
+        Ok(Some(Arc::new(Feather)))
+    }
+}
+
+/// Memory that it knows and cannot write to.
+#[derive(Debug)]
+struct Feather;
+
+impl RegionPart for Feather {
+    fn descriptor(&self) -> Descriptor {
+        vec![1]
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
     }
 }
 
@@ -186,6 +204,27 @@ fn a_kind_of_another_crate_is_chosen_by_its_priority_and_carries() {
             failed.error
         );
     }
+}
+
+#[test]
+fn a_kind_without_one_sided_writes_says_so_on_both_sides() {
+    let (one, other) = pair_of(&registry(Manner::Well), LINKS[1].1);
+    let (own, theirs) =
+        (one.context.register(vec![1_u8; 9]).unwrap(), other.context.register(vec![0_u8; 9]).unwrap());
+    let counter = other.endpoint.counter();
+    let write =
+        one.endpoint.write(&own, &theirs.descriptor(), Pages::range(0, 0, 9), &counter.descriptor(), None);
+    assert!(matches!(write.wait(SOON), Err(Error::NoOneSided)));
+    match counter.wait(1, SOON) {
+        Err(Error::CountUnreachable { why, .. }) => {
+            assert!(
+                why.to_string().ends_with("failed: this kind of channel has no one-sided writes"),
+                "{why}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(one.endpoint.cause().is_none() && other.endpoint.cause().is_none());
 }
 
 #[test]

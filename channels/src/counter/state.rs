@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use meshreduce_device::Stream;
 
 use super::POISON;
+use super::waiters::Waiters;
 use super::word::DeviceWord;
 use crate::error::Error;
 use crate::progress::unharmed;
@@ -38,7 +39,7 @@ struct Inner {
     /// The channels on which batches for it have come.
     writers: Vec<u32>,
     failure: Option<Error>,
-    wakers: Vec<Waker>,
+    waiters: Waiters,
     /// By the device's ordinal.
     words: Vec<DeviceWord>,
 }
@@ -56,21 +57,22 @@ impl Inner {
                 self.failure.get_or_insert(Error::Driver(error));
             }
         }
-        std::mem::take(&mut self.wakers)
+        self.waiters.take()
     }
 }
 
 impl State {
-    pub(super) fn new(number: u32, peer: Arc<str>) -> Self {
+    pub(super) fn new(number: u32, peer: Arc<str>, process: u32) -> Self {
         let (inner, told) = (Mutex::default(), Condvar::new());
-        Self { number, peer, process: std::process::id(), inner, told }
+        Self { number, peer, process, inner, told }
     }
 
     pub(super) fn number(&self) -> u32 {
         self.number
     }
 
-    /// Whether this is a child of the process.
+    /// Whether this is a child of the process. To be asked before any lock is taken: another thread of the parent may have had it,
+    /// which nobody here gives back.
     pub(super) fn is_forked(&self) -> bool {
         self.process != std::process::id()
     }
@@ -126,6 +128,9 @@ impl State {
     }
 
     pub(super) fn reset(&self) -> Result<u64, Error> {
+        if self.is_forked() {
+            return Err(Error::Forked);
+        }
         let mut inner = self.inner();
         if let Some(failure) = &inner.failure {
             return Err(failure.clone());
@@ -138,11 +143,11 @@ impl State {
     }
 
     pub(super) fn count(&self) -> Count {
-        self.inner().count
+        if self.is_forked() { Count::default() } else { self.inner().count }
     }
 
     pub(super) fn failure(&self) -> Option<Error> {
-        self.inner().failure.clone()
+        if self.is_forked() { Some(Error::Forked) } else { self.inner().failure.clone() }
     }
 
     /// How a wait for `expected` ends at this moment, if it does.
@@ -158,7 +163,6 @@ impl State {
 
     pub(super) fn wait(&self, expected: u64, timeout: Duration) -> Result<u64, Error> {
         if self.is_forked() {
-            // Before any lock: another thread of the parent may have had it, which nobody here gives back.
             return Err(Error::Forked);
         }
         let begun = Instant::now();
@@ -186,7 +190,13 @@ impl State {
         }
     }
 
-    pub(super) fn poll(&self, expected: u64, context: &mut Context<'_>) -> Poll<Result<u64, Error>> {
+    /// A look of the future with this place among those who wait.
+    pub(super) fn poll(
+        &self,
+        expected: u64,
+        place: &mut Option<u64>,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<u64, Error>> {
         if self.is_forked() {
             return Poll::Ready(Err(Error::Forked));
         }
@@ -194,10 +204,30 @@ impl State {
         if let Some(outcome) = self.outcome(&inner, expected) {
             return Poll::Ready(outcome);
         }
-        if !inner.wakers.iter().any(|known| known.will_wake(context.waker())) {
-            inner.wakers.push(context.waker().clone());
-        }
+        let before = inner.waiters.note(place, context.waker());
+        drop(inner);
+        drop(before);
         Poll::Pending
+    }
+
+    /// The future with this place was dropped.
+    pub(super) fn forget(&self, place: u64) {
+        if !self.is_forked() {
+            let waker = self.inner().waiters.forget(place);
+            drop(waker);
+        }
+    }
+
+    /// Its lock.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> impl Drop + '_ {
+        self.inner()
+    }
+
+    /// How many futures wait.
+    #[cfg(test)]
+    pub(super) fn waiters(&self) -> usize {
+        self.inner().waiters.len()
     }
 
     pub(super) fn word(&self, ordinal: u32, stream: &Arc<Stream>) -> Result<u64, Error> {
@@ -218,9 +248,9 @@ impl State {
         let words = {
             let mut inner = self.inner();
             inner.failure.get_or_insert(Error::Dropped);
-            // Kernels that wait at the words end before these are freed.
-            inner.show();
-            std::mem::take(&mut inner.words)
+            // Kernels that wait at the words end before these are freed. (No future waits: they borrow the counter.)
+            let wakers = inner.show();
+            (std::mem::take(&mut inner.words), wakers)
         };
         drop(words);
     }

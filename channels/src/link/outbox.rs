@@ -133,6 +133,11 @@ impl<'a> Outbox<'a> {
         Ok(())
     }
 
+    /// Says something that is the endpoint's own, of this channel.
+    pub(crate) fn control(&mut self, kind: Kind, body: Vec<u8>) {
+        self.queue.push(Outgoing::control(kind, self.channel, body));
+    }
+
     pub(crate) fn carries_files(&self) -> bool {
         self.queue.carries_files
     }

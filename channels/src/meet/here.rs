@@ -18,6 +18,7 @@ fn listeners() -> MutexGuard<'static, HashMap<[u8; 16], Weak<Door>>> {
 #[derive(Debug)]
 pub(crate) struct Door {
     cookie: [u8; 16],
+    process: u32,
     arrived: Mutex<Vec<Half>>,
     /// Readable when something may have arrived.
     pub(crate) bell: OwnedFd,
@@ -26,7 +27,7 @@ pub(crate) struct Door {
 impl Door {
     pub(crate) fn open(cookie: [u8; 16]) -> std::io::Result<Arc<Self>> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let door = Arc::new(Self { cookie, arrived: Mutex::default(), bell });
+        let door = Arc::new(Self { cookie, process: std::process::id(), arrived: Mutex::default(), bell });
         listeners().insert(cookie, Arc::downgrade(&door));
         Ok(door)
     }
@@ -51,7 +52,10 @@ impl Door {
 
 impl Drop for Door {
     fn drop(&mut self) {
-        listeners().remove(&self.cookie);
+        // In a child that was forked, another thread of the parent may have had the lock.
+        if self.process == std::process::id() {
+            listeners().remove(&self.cookie);
+        }
     }
 }
 

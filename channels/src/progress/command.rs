@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Start { endpoint: Arc<Shared>, pair: Pair, operation: Operation },
     /// Begins a batch of writes.
     Write { endpoint: Arc<Shared>, pair: Pair, batch: Batch },
+    /// Tells the other side that a batch for one of its counters was refused, and does not come.
+    Missed { endpoint: Arc<Shared>, pair: Pair, counter: u32, why: Error },
     /// Tells those who use a region that it is being given up, and frees it when they have let go.
     Withdraw(Withdrawn),
     /// Ends an endpoint.
@@ -83,8 +85,8 @@ impl Command {
             Command::Add(mut connection) => connection.end(cause, Some("")),
             Command::Start { operation, .. } => operation.ticket.fail(cause.clone()),
             Command::Write { batch, .. } => batch.ticket.fail(cause.clone()),
-            // Dropped, they see to themselves.
-            Command::Withdraw(_) | Command::Close { .. } | Command::End => {}
+            // Dropped, they see to themselves; counters learn of the end in any case.
+            Command::Missed { .. } | Command::Withdraw(_) | Command::Close { .. } | Command::End => {}
         }
     }
 }

@@ -130,11 +130,7 @@ impl Connection {
         match self.channel(pair, kinds) {
             Err(error) => {
                 // The other side may never have heard of the channel, or have made the counter when it was over.
-                self.tell_missed(
-                    self.shared.channel_of(pair).unwrap_or_default(),
-                    vec![batch.counter],
-                    &error,
-                );
+                self.refused(pair, batch.counter, &error);
                 batch.ticket.fail(error);
             }
             Ok(id) => {
@@ -144,6 +140,11 @@ impl Connection {
                 self.call(id, now, |channel, io| channel.write(batch, io));
             }
         }
+    }
+
+    /// A batch for one of the other side's counters was refused before it had begun.
+    pub(super) fn refused(&mut self, pair: Pair, counter: u32, why: &Error) {
+        self.tell_missed(self.shared.channel_of(pair).unwrap_or_default(), vec![counter], why);
     }
 
     /// Regions of this side are being given up.

@@ -1,4 +1,4 @@
-//! What an endpoint says of batches that do not come because their channel is over.
+//! What an endpoint says of batches that do not come: they were refused, or their channel is over.
 #![forbid(unsafe_code)]
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
@@ -8,14 +8,14 @@ const MOST: usize = 4096;
 
 /// `count u32 | counters u32 ... | why`: batches for these counters of the other side's do not come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Missed {
-    pub(super) counters: Vec<u32>,
-    pub(super) why: String,
+pub(crate) struct Missed {
+    pub(crate) counters: Vec<u32>,
+    pub(crate) why: String,
 }
 
 impl Missed {
     /// The bodies of the messages that say it.
-    pub(super) fn encode(&self) -> impl Iterator<Item = Vec<u8>> {
+    pub(crate) fn encode(&self) -> impl Iterator<Item = Vec<u8>> {
         self.counters.chunks(MOST).map(|counters| {
             let mut out = Writer::new();
             out.u32(counters.len() as u32);
@@ -28,7 +28,7 @@ impl Missed {
     /// # Errors
     ///
     /// What cannot be.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let from = &mut Reader::new(bytes);
         let count = from.u32()? as usize;
         if count > MOST {

@@ -16,6 +16,7 @@ mod waker;
 
 pub(crate) use command::{Command, Latch, Post, Site};
 pub(crate) use connection::Connection;
+pub(crate) use missed::Missed;
 use pulse::Pulse;
 pub(crate) use run::start;
 pub(crate) use slot::unharmed;

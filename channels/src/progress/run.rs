@@ -140,6 +140,11 @@ impl Thread {
                     Some(watched) => watched.connection.write(pair, batch, &self.site.kinds, now),
                     None => batch.ticket.fail(endpoint.over()),
                 },
+                Command::Missed { endpoint, pair, counter, why } => {
+                    if let Some(watched) = self.endpoints.get_mut(&endpoint.id()) {
+                        watched.connection.refused(pair, counter, &why);
+                    }
+                }
                 Command::Withdraw(withdrawn) => {
                     for watched in self.endpoints.values_mut() {
                         watched.connection.withdraw(withdrawn.parts(), now);

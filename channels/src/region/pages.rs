@@ -20,8 +20,20 @@ use crate::error::Error;
 /// let blocks = Pages::blocks(16 << 10, [(7, 0), (2, 1), (3, 2)]);
 /// assert_eq!((one.bytes(), rows.bytes(), blocks.bytes()), (64 << 10, 128_000, 48 << 10));
 /// ```
+///
+/// A batch has at most [`Pages::MOST`] pages. More are not kept, and refused when they are to be written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pages(Vec<Page>);
+pub struct Pages {
+    pages: Vec<Page>,
+    excess: Option<Excess>,
+}
+
+/// What is known of more pages than a batch may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Excess {
+    pages: u64,
+    bytes: u64,
+}
 
 impl Page {
     /// `bytes` bytes from `from` in the local region to `to` in the remote one.
@@ -39,45 +51,56 @@ impl Page {
 }
 
 impl Pages {
+    /// The most pages of one batch, empty ones among them: a description of 384 MiB.
+    pub const MOST: usize = 1 << 24;
+
     /// One stretch.
     pub fn range(from: u64, to: u64, bytes: u64) -> Self {
-        Self(vec![Page::new(from, to, bytes)])
+        Self { pages: vec![Page::new(from, to, bytes)], excess: None }
     }
 
     /// `count` stretches of `bytes` bytes, the beginnings of which are `from_stride` bytes apart in the local region, and
     /// `to_stride` in the remote one. Offsets that do not fit 64 bits are out of any region.
     pub fn strided(from: u64, from_stride: u64, to: u64, to_stride: u64, bytes: u64, count: u64) -> Self {
+        if count > Self::MOST as u64 {
+            let excess = Excess { pages: count, bytes: bytes.saturating_mul(count) };
+            return Self { pages: Vec::new(), excess: Some(excess) };
+        }
         let at = |begin: u64, stride: u64, row: u64| begin.saturating_add(stride.saturating_mul(row));
         let page = |row| Page::new(at(from, from_stride, row), at(to, to_stride, row), bytes);
-        Self((0..count).map(page).collect())
+        (0..count).map(page).collect()
     }
 
     /// Blocks of `bytes` bytes each: from the local block with the first number to the remote one with the second.
     pub fn blocks(bytes: u64, numbers: impl IntoIterator<Item = (u64, u64)>) -> Self {
         let page =
             |(from, to): (u64, u64)| Page::new(from.saturating_mul(bytes), to.saturating_mul(bytes), bytes);
-        Self(numbers.into_iter().map(page).collect())
+        numbers.into_iter().map(page).collect()
     }
 
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
-        self.0.iter().fold(0, |sum, page| sum.saturating_add(page.bytes))
+        let kept = self.pages.iter().fold(0_u64, |sum, page| sum.saturating_add(page.bytes));
+        self.excess.map_or(kept, |excess| excess.bytes)
     }
 
-    /// How many pages there are, empty ones among them.
+    /// How many pages there are, empty ones among them. Of an iterator with more than [`Pages::MOST`], one more than that.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.excess.map_or(self.pages.len(), |excess| usize::try_from(excess.pages).unwrap_or(usize::MAX))
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 
     /// The pages, each within a local region of `local` bytes and a remote one of `remote` bytes, without empty ones, and with
     /// those that go on where the one before ends put together.
     pub(crate) fn checked(self, local: u64, remote: u64) -> Result<Vec<Page>, Error> {
-        let mut pages = self.0;
+        if let Some(Excess { pages, .. }) = self.excess {
+            return Err(Error::TooManyPages { pages, most: Self::MOST as u64 });
+        }
+        let mut pages = self.pages;
         for page in &pages {
             Page::fits(page.from, page.bytes, local)?;
             Page::fits(page.to, page.bytes, remote)?;
@@ -96,13 +119,19 @@ impl Pages {
 
 impl From<Vec<Page>> for Pages {
     fn from(pages: Vec<Page>) -> Self {
-        Self(pages)
+        let all = Self { pages, excess: None };
+        if all.pages.len() <= Self::MOST {
+            return all;
+        }
+        let excess = Excess { pages: all.pages.len() as u64, bytes: all.bytes() };
+        Self { pages: Vec::new(), excess: Some(excess) }
     }
 }
 
 impl FromIterator<Page> for Pages {
     fn from_iter<I: IntoIterator<Item = Page>>(pages: I) -> Self {
-        Self(pages.into_iter().collect())
+        // No more are taken than show that they are too many.
+        Self::from(pages.into_iter().take(Self::MOST + 1).collect::<Vec<_>>())
     }
 }
 
@@ -132,5 +161,24 @@ mod tests {
         refused(Pages::strided(0, u64::MAX / 2, 0, 1, 1, 4), (u64::MAX / 2, u64::MAX / 2 + 1, 100));
         refused(Pages::blocks(60, [(0, 0)]), (0, 60, 50));
         refused(Pages::blocks(u64::MAX, [(1, 0)]), (u64::MAX, u64::MAX, 100));
+    }
+
+    #[test]
+    fn more_pages_than_a_batch_has_are_refused_whatever_their_number() {
+        let most = Pages::MOST as u64;
+        for count in [most + 1, 1 << 45, u64::MAX] {
+            // Pages that are nowhere, and such as would be everywhere.
+            for (stride, bytes) in [(8, 8), (0, 8), (0, 0)] {
+                let pages = Pages::strided(0, stride, 0, stride, bytes, count);
+                assert_eq!((pages.len(), pages.bytes()), (count as usize, bytes.saturating_mul(count)));
+                assert!(!pages.is_empty());
+                match pages.checked(u64::MAX, u64::MAX) {
+                    Err(Error::TooManyPages { pages, most: limit }) => {
+                        assert_eq!((pages, limit), (count, most));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
     }
 }

@@ -102,7 +102,7 @@ impl<M: Memory> Region<M> {
     /// Withdraws it, and gives the memory back when nobody writes to it, or reads from it, any more.
     pub fn close(mut self) -> Closing<M> {
         let memory = Arc::clone(&self.memory);
-        Closing { memory, over: self.withdraw() }
+        Closing { memory, over: self.withdraw(), process: self.site.process }
     }
 
     fn withdraw(&mut self) -> Arc<Latch> {
@@ -136,6 +136,7 @@ impl<M: Memory> fmt::Debug for Region<M> {
 pub struct Closing<M: Memory> {
     memory: Arc<Held<M>>,
     over: Arc<Latch>,
+    process: u32,
 }
 
 impl<M: Memory> Closing<M> {
@@ -143,9 +144,10 @@ impl<M: Memory> Closing<M> {
     ///
     /// # Errors
     ///
-    /// Itself, to be waited for again.
+    /// Itself, to be waited for again. In a forked child at once: the memory is the parent's.
     pub fn wait(self, timeout: Duration) -> Result<M, Self> {
-        if !self.over.wait(timeout) {
+        // A child takes no locks: another thread of the parent may have had them.
+        if self.process != std::process::id() || !self.over.wait(timeout) {
             return Err(self);
         }
         // It is taken once, by the only value that can.

@@ -26,7 +26,7 @@ impl Context {
 }
 
 impl Endpoint {
-    /// A counter at 0 for batches of this endpoint's other side.
+    /// A counter at 0 for batches of this endpoint's other side; in a forked child one that has failed.
     pub fn counter(&self) -> Counter {
         self.shared().counters().create()
     }
@@ -36,7 +36,9 @@ impl Endpoint {
     ///
     /// The transfer has ended when the local pages may be written again, and everything is there, or is on its way and comes unless
     /// the endpoint fails, or either side closes it; it counts the bytes of all pages. Nobody need wait for it ([`Transfer::detach`]);
-    /// dropped, it is aborted. One that fails when it has begun fails the counter, for good, so that nobody waits in vain.
+    /// dropped, it is aborted. One that fails fails the counter, for good, so that nobody waits in vain: also one that is refused
+    /// before anything of it has begun, for whatever reason but [`Error::OtherCounter`]. (Batches for the counter that are under way
+    /// then are written, and may not be counted any more.)
     /// Both regions stay for as long as the batch needs them, whatever their owners drop.
     ///
     /// Batches of a pair of devices are written in order, but are not ordered with sends, nor their own pages with each other. A
@@ -46,7 +48,8 @@ impl Endpoint {
     /// some microseconds each; pages that go on where the one before ends are one. Over `gdr` a work request for each page.
     ///
     /// What is wrong the transfer tells, and nothing is written then: [`Error::OutOfRegion`] for a page that is not within both
-    /// regions; [`Error::NotRegistered`], [`Error::NoChannel`]; [`Error::OtherCounter`]; [`Error::RegionGone`] if the owner has given the region up; and how
+    /// regions, [`Error::TooManyPages`]; [`Error::BadMemory`] for a region of another context; [`Error::NotRegistered`], [`Error::NoChannel`],
+    /// [`Error::NoOneSided`]; [`Error::OtherCounter`]; [`Error::RegionGone`] if the owner has given the region up; and how
     /// the endpoint ended.
     pub fn write<'a, M: Memory>(
         &self,
@@ -83,7 +86,10 @@ impl Endpoint {
                 let counter = counter.number;
                 self.post_batch(pair, Batch { local, remote, pages, bytes, counter, ready, ticket });
             }
-            Err(error) => ticket.fail(error),
+            Err(error) => {
+                self.post_refused(pair, counter, &error);
+                ticket.fail(error);
+            }
         }
         transfer
     }
