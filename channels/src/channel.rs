@@ -17,7 +17,7 @@ use meshreduce_device::{Device, DriverError, Event, PrimaryContext, RawStream, W
 
 use crate::counter::Counters;
 use crate::error::Error;
-use crate::link::{Kind, Outbox};
+use crate::link::{Kind, LONGEST, Outbox};
 use crate::progress::Missed;
 use crate::span::Span;
 use crate::transfer::Ticket;
@@ -163,7 +163,7 @@ pub trait RegionPart: Send + Sync + fmt::Debug {
     fn descriptor(&self) -> Descriptor;
 
     /// The region is being given up: from now on nobody else gets hold of the part. Who has it already is told by
-    /// [`Channel::withdraw`]. Called once, from any thread.
+    /// [`Channel::withdraw`]. Called once, from any thread. If it panics, or the part when it is dropped, the memory is never freed.
     fn close(&self) {}
 
     /// The part, for the kind that made it.
@@ -298,17 +298,22 @@ pub struct Io<'a> {
 }
 
 impl Io<'_> {
-    /// Sends a message to the other half, behind all that were sent before.
+    /// The longest message, in bytes: 64 MiB.
+    pub const LONGEST: usize = LONGEST;
+
+    /// Sends a message to the other half, behind all that were sent before. One of more than [`Io::LONGEST`] bytes is not sent, and
+    /// ends the channel when the call that sends it has returned, with [`Error::MessageTooLong`].
     pub fn send(&mut self, message: Vec<u8>) {
         self.outbox.send(message);
     }
 
-    /// Sends `head`, and behind it, in the same message, the `payload`, which is kept until the system has taken it.
+    /// Sends `head`, and behind it, in the same message, the `payload`, which is kept until the system has taken it. Both together
+    /// are one message of [`Io::send`].
     pub fn send_with(&mut self, head: Vec<u8>, payload: Arc<dyn Payload>) {
         self.outbox.send_with(head, payload);
     }
 
-    /// Sends a message with descriptors; `Err` gives them back if the link cannot carry any.
+    /// As [`Io::send`], with descriptors; `Err` gives them back if the link cannot carry any.
     ///
     /// # Errors
     ///
@@ -337,10 +342,18 @@ impl Io<'_> {
         self.counters.missed(counter, why);
     }
 
+    /// That nothing was too long for the link.
+    pub(crate) fn check(&self, channel: &str) -> Result<(), Error> {
+        let most = LONGEST;
+        self.outbox
+            .excess()
+            .map_or(Ok(()), |bytes| Err(Error::MessageTooLong { channel: channel.into(), bytes, most }))
+    }
+
     /// Tells the other side that a batch for one of its counters was refused and does not come: the counter fails, so that nobody
     /// waits for it in vain. For kinds that have no message of their own for that.
     pub fn refused(&mut self, counter: u32, why: &Error) {
-        let missed = Missed { counters: vec![counter], why: why.to_string() };
+        let missed = Missed { counters: vec![counter], why: why.told() };
         missed.encode().for_each(|body| self.outbox.control(Kind::Missed, body));
     }
 

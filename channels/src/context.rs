@@ -14,7 +14,7 @@ use crate::channel::{Environment, Reason, Side};
 use crate::choice::Offers;
 use crate::devices::Devices;
 use crate::endpoint::{Endpoint, EndpointFacts, Shared};
-use crate::error::Error;
+use crate::error::{Error, cut};
 use crate::link::Link;
 use crate::meet::{Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, withdraw};
 use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
@@ -25,13 +25,16 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a process that has come may take to say who it is, if there is more time than that.
 const GREETING: Duration = Duration::from_secs(30);
 
+/// Bytes of a process's name that others are told.
+const LONGEST_NAME: usize = 256;
 /// The least limit of silence: a thread that has no core for as long is no dead peer.
 const LEAST_SILENCE: Duration = Duration::from_millis(100);
 
 /// Settings of a context.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What the process calls itself in the errors of others; otherwise these name process and host.
+    /// What the process calls itself in the errors of others, of which these show the first 256 bytes; otherwise they name process
+    /// and host.
     pub name: Option<String>,
     /// How long nothing may be heard of a peer on a socket before it is taken for lost: a process that is stopped, a host that
     /// has gone without a word. (A process that ends is noticed at once.) The shorter one of both sides counts, and a tenth of a
@@ -272,7 +275,7 @@ impl Inner {
         let own = Hello {
             library: env!("CARGO_PKG_VERSION").to_owned(),
             member: self.place.member.clone(),
-            name: self.options.name.clone(),
+            name: self.options.name.as_deref().map(|name| cut(name, LONGEST_NAME).to_owned()),
             silence: self.options.silence,
             nonce,
             offers: (*self.offers).clone(),
@@ -335,5 +338,42 @@ impl Listener {
                 other => return other,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
+
+    use super::*;
+    use crate::meet::testing::{preamble, socket_name};
+
+    #[test]
+    fn a_peer_that_stops_behind_its_first_word_keeps_nobody_out() {
+        let mut registry = Registry::default();
+        registry.allow("basic").unwrap();
+        let context = || {
+            let links = Links { memory: false, unix: true, tcp: false };
+            Context::with_options(&registry, &[], Options { links, ..Options::default() }).unwrap()
+        };
+        let (one, other) = (context(), context());
+        let listener = one.listener().unwrap();
+        let address = listener.address();
+        // Less than what two who are met one behind the other may take, were each given as much as there is.
+        let limit = GREETING.mul_f32(0.8);
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| listener.accept(limit));
+            let at = SocketAddr::from_abstract_name(socket_name(&address.name)).unwrap();
+            let mut stopped = UnixStream::connect_addr(&at).unwrap();
+            stopped.write_all(&preamble(&address.cookie)).unwrap();
+            let mut answer = [0; 16];
+            stopped.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, address.answer, "it is being greeted now");
+            other.connect_to(address, limit).unwrap();
+            accepting.join().unwrap().unwrap();
+            drop(stopped);
+        });
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use meshreduce_device::{Device, DriverError};
 use meshreduce_store::StoreError;
+use rustix::io::Errno;
 
 use crate::registry::RegistryError;
 
@@ -236,6 +237,16 @@ pub enum Error {
         /// The most.
         most: u64,
     },
+    /// A channel has sent more in one message than a link carries ([`Io::send`](crate::channel::Io::send)).
+    #[error("channel {channel}: a message of {bytes} bytes, {most} are the most")]
+    MessageTooLong {
+        /// The kind.
+        channel: Arc<str>,
+        /// Bytes of the message.
+        bytes: usize,
+        /// The most.
+        most: usize,
+    },
     /// The driver refused.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -261,6 +272,16 @@ pub enum Error {
         /// What it says.
         what: Arc<str>,
     },
+}
+
+/// That this process has no room for the descriptors that have come from a peer.
+pub(crate) fn no_descriptors(peer: &str, source: Errno) -> Error {
+    Error::system(&format!("descriptors from {peer} could not be taken in (see ulimit -n)"), source)
+}
+
+/// The beginning of a text that the other side is told: at most `most` bytes, and whole characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// Each line on one of its own.
@@ -292,9 +313,20 @@ impl Error {
         matches!(self, Error::Driver(error) if !error.loses_context())
     }
 
+    /// Whether the system had no descriptor or no memory left at the moment, which concerns one transfer alone.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let short = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+        matches!(self, Error::System { source, .. } if Errno::from_io_error(source).is_some_and(|why| short.contains(&why)))
+    }
+
     /// That the other side says what makes no sense.
     pub(crate) fn protocol(peer: &Arc<str>, what: impl Into<String>) -> Self {
         Error::Protocol { peer: Arc::clone(peer), what: what.into().into() }
+    }
+
+    /// What the other side is told of it: a text that fits any message.
+    pub(crate) fn told(&self) -> String {
+        cut(&self.to_string(), 64 << 10).to_owned()
     }
 
     /// That the system has refused `what`.

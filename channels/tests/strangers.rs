@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use meshreduce_channels::Device;
-use support::{LINKS, SOON, bytes, context, registry};
+use support::{LINKS, SOON, bytes, context, listening_port, registry};
 
 #[test]
 fn strangers_do_not_push_out_who_is_waited_for() {
@@ -42,24 +42,4 @@ fn strangers_do_not_push_out_who_is_waited_for() {
     // It may be a reset.
     let _ = first.read_to_end(&mut answer);
     assert!(answer.is_empty());
-}
-
-/// The port on which this process listens.
-fn listening_port() -> u16 {
-    let own: Vec<String> = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| Some(std::fs::read_link(entry.path()).ok()?.to_str()?.to_owned()))
-        .collect();
-    for table in ["/proc/self/net/tcp6", "/proc/self/net/tcp"] {
-        for line in std::fs::read_to_string(table).unwrap_or_default().lines().skip(1) {
-            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-            let is_listening = fields[3] == "0A";
-            if is_listening && own.contains(&format!("socket:[{}]", fields[9])) {
-                let port = fields[1].rsplit_once(':').unwrap().1;
-                return u16::from_str_radix(port, 16).unwrap();
-            }
-        }
-    }
-    panic!("nobody listens");
 }

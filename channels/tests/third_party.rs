@@ -228,6 +228,25 @@ fn a_kind_without_one_sided_writes_says_so_on_both_sides() {
 }
 
 #[test]
+fn a_message_that_is_too_long_ends_its_channel_alone_and_says_how_long_it_is() {
+    for (name, links) in LINKS {
+        let (one, other) = pair_of(&registry(Manner::Well), links);
+        // Within the limit, and with the pigeon's own bytes beyond.
+        let failed = one.endpoint.send(vec![1_u8; Io::LONGEST], CPU, None).wait(SOON).unwrap_err();
+        match &failed.error {
+            Error::MessageTooLong { channel, bytes, most } => {
+                assert!(&**channel == "pigeon" && bytes > most && *most == Io::LONGEST, "{name}");
+            }
+            other => panic!("{name}: {other}"),
+        }
+        assert!(failed.into_memory().is_some(), "{name}");
+        let waiting = other.endpoint.recv(vec![0_u8; 1], CPU, None).wait(SOON).unwrap_err();
+        assert!(waiting.error.to_string().contains("67108864 are the most"), "{name}: {}", waiting.error);
+        assert!(one.endpoint.cause().is_none() && other.endpoint.cause().is_none(), "{name}");
+    }
+}
+
+#[test]
 fn a_channel_that_fails_fails_its_transfers_on_both_sides_and_no_others() {
     for manner in [Manner::Panics, Manner::Fails] {
         let (one, other) = pair_of(&registry(manner), LINKS[1].1);

@@ -206,7 +206,7 @@ impl Sender {
     /// A send fails by what concerns it alone; what does not is the channel's end.
     fn fail(&mut self, number: u64, error: Error) -> Result<(), Error> {
         match self.sends.get_mut(number) {
-            Some(sending) if error.is_refusal() => {
+            Some(sending) if error.is_refusal() || error.is_shortage() => {
                 sending.state.failed = Some(error);
                 self.withdraw(number);
                 Ok(())
@@ -268,7 +268,15 @@ impl Sender {
                 }
                 Source::Slot { chunk: self.begun, mark: Some(copied.mark) }
             } else if io.carries_files() {
-                let slots = slots(&mut self.slots, &self.lanes, self.shape, io)?;
+                let slots = match slots(&mut self.slots, &self.lanes, self.shape, io) {
+                    Ok(slots) => slots,
+                    // No descriptor or no memory is left at the moment: later transfers may find some.
+                    Err(error) => {
+                        self.fail(number, error)?;
+                        activity = Activity::Moved;
+                        continue;
+                    }
+                };
                 let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
                 // SAFETY: the send's memory is valid and nobody writes it; the slot is free, and long enough. They do not overlap:
                 // the slots are this channel's own.

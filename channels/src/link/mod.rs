@@ -11,10 +11,12 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-pub(crate) use frame::{Kind, MOST_FILES};
+pub(crate) use frame::{Kind, LONGEST, MOST_FILES};
 pub(crate) use memory::Half;
 pub(crate) use outbox::{Outbox, Outgoing, Queue};
 pub(crate) use socket::Socket;
+
+use rustix::io::Errno;
 
 use crate::progress::Waker;
 
@@ -25,6 +27,8 @@ pub(crate) enum Broken {
     Lost(String),
     /// The other side says what makes no sense.
     Malformed(String),
+    /// This process cannot take in what has come: it has as many descriptors as it may have.
+    Short(Errno),
 }
 
 /// A message that has come.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::frame::{Header, Kind};
+use super::frame::{Header, Kind, LONGEST};
 use crate::channel::Payload;
 
 /// A message that the link has not taken yet.
@@ -102,11 +102,18 @@ impl Queue {
 pub(crate) struct Outbox<'a> {
     queue: &'a mut Queue,
     channel: u32,
+    /// Bytes of a message that was too long, and was not sent.
+    excess: Option<usize>,
 }
 
 impl<'a> Outbox<'a> {
     pub(crate) fn new(queue: &'a mut Queue, channel: u32) -> Self {
-        Self { queue, channel }
+        Self { queue, channel, excess: None }
+    }
+
+    /// Bytes of the first message that was too long to be sent.
+    pub(crate) fn excess(&self) -> Option<usize> {
+        self.excess
     }
 
     pub(crate) fn channel(&self) -> u32 {
@@ -114,7 +121,13 @@ impl<'a> Outbox<'a> {
     }
 
     fn push(&mut self, head: Vec<u8>, payload: Option<Arc<dyn Payload>>, files: Vec<OwnedFd>) {
-        self.queue.push(Outgoing::new(Kind::Channel, self.channel, head, payload, files));
+        let message = Outgoing::new(Kind::Channel, self.channel, head, payload, files);
+        if message.len() > LONGEST || self.excess.is_some() {
+            // Nothing is said behind a gap either.
+            self.excess.get_or_insert(message.len());
+        } else {
+            self.queue.push(message);
+        }
     }
 
     pub(crate) fn send(&mut self, message: Vec<u8>) {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, Shutdown,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown,
 };
 
 use super::frame::{HEADER, Header};
@@ -175,10 +175,15 @@ impl Socket {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(lost(error)),
         };
+        let before = self.files.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(files) = message {
                 self.files.extend(files);
             }
+        }
+        // There was room for as many as a message may have: the system had none to give (unix(7), `SCM_RIGHTS`).
+        if received.flags.contains(ReturnFlags::CTRUNC) && self.files.len() - before < MOST_FILES {
+            return Err(Broken::Short(Errno::MFILE));
         }
         if self.files.len() > MOST_PENDING {
             return Err(Broken::Malformed(format!(

@@ -3,6 +3,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit};
+
 use super::*;
 use crate::channel::Payload;
 
@@ -89,6 +91,29 @@ fn messages_arrive_whole_and_in_order_whatever_their_lengths() {
         assert!(queue.is_empty());
         assert!(other.next().unwrap().is_none());
     }
+}
+
+#[test]
+fn descriptors_for_which_this_process_has_no_room_are_its_own_limit_and_no_fault_of_the_other_side() {
+    const ALONE: &str = "MESHREDUCE_TEST_ALONE";
+    let name = "link::tests::descriptors_for_which_this_process_has_no_room_are_its_own_limit_and_no_fault_of_the_other_side";
+    if std::env::var_os(ALONE).is_none() {
+        // In a process of its own: the limit is the process's, and other tests open files.
+        let program = std::env::current_exe().unwrap();
+        let ended =
+            std::process::Command::new(program).args([name, "--exact"]).env(ALONE, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stdout);
+        return assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+    }
+    let (mut one, mut other) = unix();
+    let mut queue = Queue::new(true);
+    Outbox::new(&mut queue, 1).send_files(vec![1], vec![file(), file()]).unwrap();
+    one.flush(&mut queue).unwrap();
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).unwrap();
+    let filled = other.fill();
+    rustix::process::setrlimit(Resource::Nofile, before).unwrap();
+    assert_eq!(filled, Err(Broken::Short(Errno::MFILE)));
 }
 
 #[test]

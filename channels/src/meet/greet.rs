@@ -13,8 +13,12 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 use super::hello::{Hello, device};
 use crate::channel::{Pair, Side};
 use crate::choice::{Judge, choose};
-use crate::error::Error;
+use crate::error::{Error, no_descriptors};
 use crate::link::{Broken, Kind, Link, Outgoing, Queue};
+
+/// How long one who has connected may take to say who it is. It does so at once, unless it was stopped just then; others wait at
+/// the door meanwhile. One who was too slow is not met, and comes again.
+const SHARE: Duration = Duration::from_secs(2);
 
 /// A side that one has met.
 #[derive(Debug)]
@@ -86,6 +90,7 @@ impl Talk {
         match broken {
             Broken::Lost(how) => Error::PeerLost { peer, how: how.into(), received: 0, bytes: 0 },
             Broken::Malformed(what) => Error::Protocol { peer, what: what.into() },
+            Broken::Short(source) => no_descriptors(&peer, source),
         }
     }
 }
@@ -112,7 +117,9 @@ pub(crate) fn greet(
             talk.hear(Kind::Hello, read)?
         }
         Side::Listening => {
+            let whole = std::mem::replace(&mut talk.deadline, Deadline::after(deadline.left().min(SHARE)));
             let hello = talk.hear(Kind::Hello, read)?;
+            talk.deadline = whole;
             talk.say(Kind::Hello, own.encode())?;
             hello
         }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_store::clock::Deadline;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::address::{Address, Place, random};
 use super::here::Door;
@@ -27,6 +28,20 @@ const MOST_STRANGERS: usize = 128;
 const GRACE: Duration = Duration::from_millis(200);
 /// How long a stranger may stay in any case.
 const LONGEST_SILENCE: Duration = Duration::from_secs(10);
+
+/// How long it sleeps when the system cannot let anybody in.
+const SHORT: Duration = Duration::from_millis(50);
+
+/// Who has come, if anybody has. One who has left before it was let in, or an address that is not reached any more, is nobody.
+fn come<T>(accepted: io::Result<T>) -> io::Result<Option<T>> {
+    match accepted {
+        Ok(come) => Ok(Some(come)),
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => Err(error),
+            _ => Ok(None),
+        },
+    }
+}
 
 /// Sockets on which a process listens, and what shows who has been told of them.
 #[derive(Debug)]
@@ -82,7 +97,7 @@ struct Stranger {
 }
 
 /// The name of an abstract socket.
-pub(super) fn socket_name(name: &[u8; 16]) -> String {
+pub(crate) fn socket_name(name: &[u8; 16]) -> String {
     let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
     format!("meshreduce/channels/{hex}")
 }
@@ -139,7 +154,10 @@ impl Doors {
             if let Some(half) = self.here.as_ref().and_then(|door| door.take()) {
                 return Ok(Link::Memory(half));
             }
-            self.let_in(&mut strangers);
+            let let_in = self.let_in(&mut strangers);
+            if let Err(error) = &let_in {
+                last = format!("a connection cannot be taken in: {error}");
+            }
             match self.hear(&mut strangers) {
                 Ok(Some(link)) => return Ok(link),
                 Ok(None) => {}
@@ -148,21 +166,26 @@ impl Doors {
             if deadline.has_passed() {
                 return Err(last);
             }
-            self.sleep(&mut strangers, deadline).map_err(|error| error.to_string())?;
+            self.sleep(&mut strangers, deadline, let_in.is_ok()).map_err(|error| error.to_string())?;
         }
     }
 
-    fn let_in(&self, strangers: &mut Vec<Stranger>) {
-        let next = || {
-            let unix = self.unix.as_ref().and_then(|listener| listener.accept().ok());
-            let unix = unix.map(|(stream, _)| Stream::Unix(stream));
-            unix.or_else(|| {
-                let (stream, _) = self.tcp.as_ref()?.accept().ok()?;
-                Some(Stream::Tcp(stream))
-            })
+    /// Lets in who waits at the door.
+    ///
+    /// # Errors
+    ///
+    /// Somebody waits, and the system has nothing to let it in with: descriptors or memory.
+    fn let_in(&self, strangers: &mut Vec<Stranger>) -> io::Result<()> {
+        let next = || -> io::Result<Option<Stream>> {
+            let unix = self.unix.as_ref().map(|listener| come(listener.accept())).transpose()?.flatten();
+            if let Some((stream, _)) = unix {
+                return Ok(Some(Stream::Unix(stream)));
+            }
+            let tcp = self.tcp.as_ref().map(|listener| come(listener.accept())).transpose()?.flatten();
+            Ok(tcp.map(|(stream, _)| Stream::Tcp(stream)))
         };
         while strangers.len() < MOST_STRANGERS {
-            let Some(stream) = next() else { return };
+            let Some(stream) = next()? else { return Ok(()) };
             let is_ready = match &stream {
                 Stream::Unix(stream) => stream.set_nonblocking(true).is_ok(),
                 Stream::Tcp(stream) => stream.set_nonblocking(true).is_ok(),
@@ -171,6 +194,7 @@ impl Doors {
                 strangers.push(Stranger { stream, said: Vec::new(), since: Instant::now() });
             }
         }
+        Ok(())
     }
 
     /// Hears what strangers say; the first who was told leaves their midst.
@@ -194,8 +218,9 @@ impl Doors {
         Ok(None)
     }
 
-    fn sleep(&self, strangers: &mut Vec<Stranger>, deadline: Deadline) -> io::Result<()> {
-        let mut most = deadline.left().min(Duration::from_secs(1));
+    /// Sleeps until somebody comes or speaks. Whoever waits and cannot be let in wakes nobody.
+    fn sleep(&self, strangers: &mut Vec<Stranger>, deadline: Deadline, lets_in: bool) -> io::Result<()> {
+        let mut most = deadline.left().min(if lets_in { Duration::from_secs(1) } else { SHORT });
         let is_full = strangers.len() >= MOST_STRANGERS;
         if is_full {
             let silent = |stranger: &Stranger| stranger.since.elapsed() >= GRACE;
@@ -211,7 +236,7 @@ impl Doors {
         if let Some(door) = &self.here {
             watched.push(PollFd::new(&door.bell, PollFlags::IN));
         }
-        if !is_full {
+        if !is_full && lets_in {
             watched.extend(self.unix.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
             watched.extend(self.tcp.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
         }

@@ -25,7 +25,7 @@ pub(crate) use name::{look, publish, withdraw};
 const PREAMBLE: usize = 24;
 
 /// What one who connects says first: what this is, and the listener's cookie.
-fn preamble(cookie: &[u8; 16]) -> [u8; PREAMBLE] {
+pub(crate) fn preamble(cookie: &[u8; 16]) -> [u8; PREAMBLE] {
     let mut bytes = [0; PREAMBLE];
     bytes[..8].copy_from_slice(b"MSHRchn1");
     bytes[8..].copy_from_slice(cookie);
@@ -48,4 +48,11 @@ impl Default for Links {
     fn default() -> Self {
         Self { memory: true, unix: true, tcp: true }
     }
+}
+
+/// For tests that play one who connects.
+#[cfg(test)]
+pub(crate) mod testing {
+    pub(crate) use super::listener::socket_name;
+    pub(crate) use super::preamble;
 }

@@ -12,7 +12,7 @@ use super::{Pulse, Waker};
 use crate::channel::{Activity, Batch, Channel, Io, Message, Offer, Operation, Pair, RegionPart};
 use crate::counter::written::Written;
 use crate::endpoint::Shared;
-use crate::error::Error;
+use crate::error::{Error, cut, no_descriptors};
 use crate::link::{Broken, Incoming, Kind, Link, Outbox, Outgoing, Queue};
 use crate::registry::Kinds;
 
@@ -208,14 +208,14 @@ impl Connection {
         let outbox = Outbox::new(&mut self.queue, id);
         let mut io = Io { outbox, counters: self.shared.counters(), now };
         let name = self.shared.name_of(id);
-        if let Err(failure) = guarded(name, || call(&mut **channel, &mut io)) {
+        if let Err(failure) = guarded(name, || call(&mut **channel, &mut io).and_then(|()| io.check(name))) {
             self.tell_failed(id, &failure.error);
             self.end_channel(id, &failure.error, failure.has_panicked);
         }
     }
 
     fn tell_failed(&mut self, id: u32, error: &Error) {
-        let text = error.to_string().into_bytes();
+        let text = error.told().into_bytes();
         self.queue.push(Outgoing::control(Kind::Failed, id, text));
     }
 
@@ -223,7 +223,7 @@ impl Connection {
     /// too, or of none yet, does not learn it from the end of this one. The end of the whole endpoint it learns in any case.
     fn tell_missed(&mut self, id: u32, counters: Vec<u32>, why: &Error) {
         if self.shared.cause().is_none() {
-            let missed = Missed { counters, why: why.to_string() };
+            let missed = Missed { counters, why: why.told() };
             missed.encode().for_each(|body| self.queue.push(Outgoing::control(Kind::Missed, id, body)));
         }
     }
@@ -266,7 +266,8 @@ impl Connection {
         }
         match farewell {
             Some(text) if self.is_linked => {
-                self.queue.push(Outgoing::control(Kind::Goodbye, 0, text.as_bytes().to_vec()));
+                let text = cut(text, 64 << 10).as_bytes().to_vec();
+                self.queue.push(Outgoing::control(Kind::Goodbye, 0, text));
             }
             _ => self.unlink(),
         }
@@ -311,6 +312,12 @@ impl Connection {
             Broken::Lost(how) => {
                 let how = if self.shared.has_ended() { "its process has ended".to_owned() } else { how };
                 self.end(&Error::PeerLost { peer, how: how.into(), received: 0, bytes: 0 }, None);
+            }
+            // Its own limit, and no fault of the other side's.
+            Broken::Short(source) => {
+                let error = no_descriptors(&peer, source);
+                let text = error.told();
+                self.end(&error, Some(&text));
             }
             Broken::Malformed(what) => {
                 self.end(&Error::Protocol { peer, what: what.clone().into() }, Some(&what));
@@ -432,7 +439,8 @@ impl Connection {
             }
             let outbox = Outbox::new(&mut self.queue, *id);
             let mut io = Io { outbox, counters: self.shared.counters(), now: look.now };
-            match guarded(self.shared.name_of(*id), || channel.poll(&mut io)) {
+            let name = self.shared.name_of(*id);
+            match guarded(name, || channel.poll(&mut io).and_then(|one| io.check(name).map(|()| one))) {
                 Ok(one) => {
                     *is_active = one != Activity::Idle;
                     activity = activity.max(one);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::channel::RegionPart;
-use crate::progress::Latch;
+use crate::progress::{Latch, unharmed};
 use crate::span::Span;
 use crate::transfer::Keep;
 
@@ -18,6 +18,8 @@ pub(crate) struct Withdrawn {
     span: Span,
     /// Whoever else holds one of them uses the memory.
     parts: Vec<Arc<dyn RegionPart>>,
+    /// All parts are closed. Of one that has panicked instead, others may get hold at any time: the memory is never freed.
+    is_closed: bool,
     memory: Option<Arc<dyn Keep>>,
     over: Arc<Latch>,
     since: Instant,
@@ -32,8 +34,15 @@ impl Withdrawn {
         memory: Arc<dyn Keep>,
         over: Arc<Latch>,
     ) -> Self {
-        parts.iter().for_each(|part| part.close());
-        Self { span, parts, memory: Some(memory), over, since: Instant::now(), is_late: false }
+        let mut closed = 0;
+        for part in &parts {
+            unharmed("closing a kind's share of a region", || {
+                part.close();
+                closed += 1;
+            });
+        }
+        let is_closed = closed == parts.len();
+        Self { span, parts, is_closed, memory: Some(memory), over, since: Instant::now(), is_late: false }
     }
 
     /// Those who have the memory in their hands are to be told.
@@ -44,14 +53,28 @@ impl Withdrawn {
     /// Lets go of the memory if nobody uses it any more; whether that is so.
     pub(crate) fn let_go(&mut self, now: Instant) -> bool {
         // Nobody gets hold of a part that is closed, so none that is this value's alone becomes another's again.
-        if self.parts.iter().any(|part| Arc::strong_count(part) > 1) {
+        if !self.is_closed || self.parts.iter().any(|part| Arc::strong_count(part) > 1) {
             if !self.is_late && now.duration_since(self.since) >= LATE {
                 self.is_late = true;
                 tracing::warn!(span = %self.span, "peers have not let go of a region that was given up: it stays allocated");
             }
             return false;
         }
-        self.parts.clear();
+        for part in std::mem::take(&mut self.parts) {
+            let mut is_dropped = false;
+            unharmed("dropping a kind's share of a region", || {
+                drop(part);
+                is_dropped = true;
+            });
+            self.is_closed &= is_dropped;
+        }
+        if !self.is_closed {
+            // Whether the registration is over is not known.
+            tracing::error!(span = %self.span, "a region is never freed: a kind of channel has panicked while it let go");
+            std::mem::forget(self.memory.take());
+            // Nothing is left to be looked at.
+            return true;
+        }
         self.over.set();
         if let Some(memory) = self.memory.take() {
             memory.let_go();
@@ -62,7 +85,7 @@ impl Withdrawn {
 
 impl Drop for Withdrawn {
     fn drop(&mut self) {
-        if self.let_go(Instant::now()) {
+        if self.memory.is_none() || self.let_go(Instant::now()) {
             return;
         }
         // Nobody looks at it any more.
@@ -90,6 +113,32 @@ mod tests {
 
     use super::*;
     use crate::channel::Descriptor;
+
+    /// Panics when it is closed, or when it is dropped.
+    #[derive(Debug)]
+    struct Mad {
+        when_closed: bool,
+    }
+
+    impl RegionPart for Mad {
+        fn descriptor(&self) -> Descriptor {
+            Vec::new()
+        }
+
+        fn close(&self) {
+            assert!(!self.when_closed, "mad");
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    impl Drop for Mad {
+        fn drop(&mut self) {
+            assert!(self.when_closed, "mad");
+        }
+    }
 
     #[derive(Debug, Default)]
     struct Part(AtomicBool);
@@ -133,6 +182,25 @@ mod tests {
         assert!(withdrawn.let_go(Instant::now()) && over.wait(Duration::ZERO));
         drop(withdrawn);
         assert_eq!(freed.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn memory_of_a_part_that_panics_is_leaked_and_its_caller_goes_on() {
+        for when_closed in [true, false] {
+            let (freed, over) = (Arc::<Freed>::default(), Arc::<Latch>::default());
+            let span = Span { device: Device::Cpu, address: 0, bytes: 9 };
+            let part = Arc::<Part>::default();
+            let parts: Vec<Arc<dyn RegionPart>> = vec![Arc::new(Mad { when_closed }), part.clone()];
+            let keep: Arc<dyn Keep> = freed.clone();
+            let mut withdrawn = Withdrawn::new(span, parts, keep, over.clone());
+            assert!(part.0.load(Ordering::SeqCst), "the others are closed all the same");
+            drop(part);
+            // One that may still be used is looked at again; of one that is gone nothing is left.
+            assert_eq!(withdrawn.let_go(Instant::now()), !when_closed);
+            drop(withdrawn);
+            assert!(!over.wait(Duration::ZERO));
+            assert_eq!(freed.0.load(Ordering::SeqCst), 0, "it may still be registered");
+        }
     }
 
     #[test]

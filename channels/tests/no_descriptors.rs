@@ -1,0 +1,56 @@
+//! A process that has as many descriptors as it may have. The only test of its program: the limit is the process's.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use meshreduce_channels::{Device, Error};
+use support::{LINKS, SOON, bytes, context, listening_port, pair, registry};
+
+/// Says how many descriptors this process may have; how many it might have before.
+fn limit(most: libc::rlim_t) -> libc::rlim_t {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the place is a limit's, and outlives the call.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
+    let before = std::mem::replace(&mut limit.rlim_cur, most);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    before
+}
+
+#[test]
+fn without_descriptors_what_needs_some_fails_alone_and_says_so_and_later_goes_on() {
+    let (one, other) = pair(LINKS[1].1);
+    let before = limit(0);
+    // A transfer, whose slots are shown to the other side by a descriptor.
+    let sent = one.endpoint.send(bytes(1, 10), Device::Cpu, None).wait(SOON);
+    limit(before);
+    let failed = sent.unwrap_err();
+    assert!(failed.error.to_string().contains("Too many open files"), "{}", failed.error);
+    assert!(other.endpoint.recv(vec![0_u8; 10], Device::Cpu, None).wait(SOON).is_err());
+    let sent = one.endpoint.send(bytes(2, 10), Device::Cpu, None);
+    assert_eq!(other.endpoint.recv(vec![0_u8; 10], Device::Cpu, None).wait(SOON).unwrap().0, bytes(2, 10));
+    sent.wait(SOON).unwrap();
+
+    // One who has come and cannot be let in.
+    let hub = context(&registry("basic"), LINKS[2].1, "hub");
+    let listener = hub.listener().unwrap();
+    let stranger = TcpStream::connect(("127.0.0.1", listening_port())).unwrap();
+    let before = limit(0);
+    let accepted = listener.accept(Duration::from_millis(200));
+    limit(before);
+    match accepted {
+        Err(Error::NotConnected { last, .. }) => assert!(last.contains("Too many open files"), "{last}"),
+        other => panic!("{other:?}"),
+    }
+    drop(stranger);
+    let guest = context(&registry("basic"), LINKS[2].1, "guest");
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| guest.connect_to(listener.address(), SOON).unwrap());
+        listener.accept(SOON).unwrap();
+        connecting.join().unwrap();
+    });
+}
