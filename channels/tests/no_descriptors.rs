@@ -7,7 +7,7 @@ mod support;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use meshreduce_channels::{Device, Error};
+use meshreduce_channels::{Counter, Device, Error, Pages};
 use support::{LINKS, SOON, bytes, context, listening_port, pair, registry};
 
 /// Says how many descriptors this process may have; how many it might have before.
@@ -34,6 +34,23 @@ fn without_descriptors_what_needs_some_fails_alone_and_says_so_and_later_goes_on
     let sent = one.endpoint.send(bytes(2, 10), Device::Cpu, None);
     assert_eq!(other.endpoint.recv(vec![0_u8; 10], Device::Cpu, None).wait(SOON).unwrap().0, bytes(2, 10));
     sent.wait(SOON).unwrap();
+
+    // A batch of writes, which has slots of its own.
+    let region = other.context.register(vec![0_u8; 10]).unwrap();
+    let own = one.context.register(bytes(3, 10)).unwrap();
+    let (missed, counter) = (other.endpoint.counter(), other.endpoint.counter());
+    let write = |counter: &Counter| {
+        let (to, counter) = (region.descriptor(), counter.descriptor());
+        one.endpoint.write(&own, &to, Pages::range(0, 0, 10), &counter, None).wait(SOON)
+    };
+    let before = limit(0);
+    let written = write(&missed);
+    limit(before);
+    let error = written.unwrap_err();
+    assert!(error.to_string().contains("Too many open files"), "{error}");
+    assert!(matches!(missed.wait(1, SOON), Err(Error::CountUnreachable { .. })));
+    write(&counter).unwrap();
+    assert_eq!(counter.wait(1, SOON).unwrap(), 1);
 
     // One who has come and cannot be let in.
     let hub = context(&registry("basic"), LINKS[2].1, "hub");

@@ -279,7 +279,7 @@ impl Writer {
 
     /// A batch fails by what concerns it alone; what does not is the channel's end.
     fn fail(&mut self, batch: u64, error: Error, mark: Option<Mark>) -> Result<(), Error> {
-        if !error.is_refusal() {
+        if !error.is_refusal() && !error.is_shortage() {
             return Err(error);
         }
         self.cut(batch, error, mark);
