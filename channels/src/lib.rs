@@ -116,15 +116,15 @@
 //! Everything is an [`Error`], on both sides, and nothing waits for ever without one: a process that ends is noticed at once
 //! ([`Error::PeerLost`], with the bytes that had come); one that is stopped, or whose host is gone, when nothing was heard of it for
 //! [`Options::silence`]; a send and a receive of different lengths fail ([`Error::LengthsDiffer`]) and those behind them go on.
-//! [`Endpoint::join`] says when nothing uses the memory of transfers any more, which is never before what their streams have to do
-//! first is done.
+//! [`Endpoint::join`] says when nothing uses the memory of transfers any more.
 //!
-//! A stream that stands still holds what a transfer has enqueued behind it. Such a transfer ends, also one that is aborted and one
-//! whose endpoint is closed, only when the stream goes on, because its memory is read or written then; and so do transfers of the
-//! same pair that are enqueued behind it. That is so for sends over `ipc` of which chunks are on their way to a receiver, for
-//! transfers between devices over `xth` of which both sides are there (behind the stream of either), and for batches
-//! ([`Endpoint::write`]) over both. Where nothing is enqueued the end waits for no stream, nor do transfers in the other direction
-//! over `ipc`, or of other pairs. A receive over `ipc` fails at once when the other side drops its send.
+//! A stream that stands still holds up the transfers that wait for it, and those behind them, until they are dropped or the endpoint
+//! is closed: `gdr` and `basic` enqueue nothing before its work is done, but for batches over `basic`. `xth` and `ipc` do, and what is
+//! enqueued behind it ends only when it goes on, also if it is aborted or the endpoint is closed, because its memory is read or
+//! written then. That is so for sends over `ipc` of which chunks are on their way to a receiver, for transfers between devices over
+//! `xth` of which both sides are there (behind the stream of either), and for batches ([`Endpoint::write`]) over both. A receive over
+//! `ipc` fails at once when the other side drops its send. [`Endpoint::join`] waits for such a stream over any kind: giving up
+//! page-locked memory makes the driver wait for the streams of its device.
 //!
 //! A child that was forked from a process with a context gets [`Error::Forked`]; CUDA does not live in such children either.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -154,6 +154,7 @@ mod registry;
 mod span;
 mod stream;
 mod transfer;
+mod watch;
 mod xth;
 
 pub use basic::Basic;

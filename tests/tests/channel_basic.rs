@@ -1,8 +1,13 @@
 //! The channel `basic`: on host memory, and on an emulated node.
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use meshreduce::store::MemoryStore;
+use meshreduce_channels::{Basic, Context, Device, Registry};
+use meshreduce_tests::channel_peer::{Gpu, LONG};
 use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
+use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
 channel_scenarios!(host_memory_of_two_processes, Cast::new("basic", "cpu", "cpu").in_processes());
 channel_scenarios!(host_memory_over_tcp, Cast::new("basic", "cpu", "cpu").in_processes().over("tcp"));
@@ -25,3 +30,43 @@ channel_scenarios!(
     from_a_device_to_the_host_over_tcp,
     Cast::new("basic", "cuda:7", "cpu").on_node("hgx-h100").in_processes().over("tcp")
 );
+channel_scenarios!(
+    streams_of_two_processes,
+    Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes();
+    streams_that_stand_still
+);
+channel_scenarios!(
+    streams_over_tcp,
+    Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes().over("tcp");
+    streams_that_stand_still
+);
+
+/// The sender records its stream's event, has another stream wait for it and write a word, copies and writes a word; the receiver's
+/// stream writes a word, and it copies and writes another. (No other test of this process calls the driver.)
+#[test]
+fn a_message_takes_five_calls_of_the_driver_to_send_and_three_to_receive() {
+    const ROUNDS: u64 = 50;
+    open_driver();
+    let mut registry = Registry::empty();
+    registry.register(Basic::default()).unwrap();
+    let store = MemoryStore::default();
+    let [a, b] = [0, 1].map(|ordinal| Context::new(&registry, &[Device::Cuda(ordinal)]).unwrap());
+    let [sends, receives] = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| b.connect(&store, "sides", LONG).unwrap());
+        [a.listen(&store, "sides", LONG).unwrap(), connecting.join().unwrap()]
+    });
+    let (from, to) = (Gpu::new(0), Gpu::new(1));
+    let (mut source, mut target) = (from.memory(&[7; 5000]), to.empty(5000));
+    // A lane that stands still for long asks the driver, so the least counts.
+    let mut least = u64::MAX;
+    for _ in 0..ROUNDS {
+        let before = all_driver_calls();
+        let sent = sends.send(source, to.device(), &from.stream);
+        let received = receives.recv(target, from.device(), &to.stream);
+        target = received.wait(LONG).unwrap().0;
+        source = sent.wait(LONG).unwrap().0;
+        least = least.min(all_driver_calls() - before);
+    }
+    assert_eq!(least, 8, "calls of the driver for a message");
+    assert_eq!(to.read(target.address(), 5000), vec![7; 5000]);
+}

@@ -25,3 +25,8 @@ channel_scenarios!(
     host_memory_of_two_nodes,
     Cast::new("gdr", "cpu", "cpu").on_two_nodes(TWO, TWO).over("tcp")
 );
+channel_scenarios!(
+    streams_of_two_processes,
+    Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
+    streams_that_stand_still
+);

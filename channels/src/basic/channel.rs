@@ -17,6 +17,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::matching::Notice;
+use crate::watch::Watch;
 
 #[derive(Debug)]
 pub(super) struct BasicChannel {
@@ -31,12 +32,11 @@ impl BasicChannel {
     pub(super) fn new(
         peer: Arc<str>,
         context: Option<Arc<PrimaryContext>>,
-        ours: Shape,
-        theirs: Shape,
-        parts: &Arc<Parts>,
+        (ours, theirs): (Shape, Shape),
+        (parts, watch): (&Arc<Parts>, &Arc<Watch>),
     ) -> Self {
-        let sender = Sender::new(Arc::clone(&peer), context.clone(), ours);
-        let receiver = Receiver::new(Arc::clone(&peer), context.clone(), theirs);
+        let sender = Sender::new(Arc::clone(&peer), context.clone(), ours, watch);
+        let receiver = Receiver::new(Arc::clone(&peer), context.clone(), theirs, watch);
         let writer = Writer::new(Arc::clone(&peer), context.clone(), ours);
         let owner = Owner::new(Arc::clone(&peer), context, theirs, Arc::clone(parts));
         Self { peer, sender, receiver, writer, owner }

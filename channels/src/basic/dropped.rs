@@ -41,7 +41,9 @@ impl Moving {
 
 impl Halves {
     fn new(carries_files: bool) -> Self {
-        let half = || BasicChannel::new("p".into(), None, SHAPE, SHAPE, &Default::default());
+        let half = || {
+            BasicChannel::new("p".into(), None, (SHAPE, SHAPE), (&Default::default(), &Default::default()))
+        };
         Self {
             channels: [half(), half()],
             said: [Queue::new(carries_files), Queue::new(carries_files)],

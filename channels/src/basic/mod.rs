@@ -36,6 +36,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::span::Span;
+use crate::watch::Watch;
 use region::Parts;
 use wire::Shape;
 
@@ -83,7 +84,13 @@ impl ChannelFactory for Basic {
                 }
             }
         }
-        Ok(Arc::new(BasicContext { shape: self.shape, devices, left_out, parts: Arc::default() }))
+        Ok(Arc::new(BasicContext {
+            shape: self.shape,
+            devices,
+            left_out,
+            parts: Arc::default(),
+            watch: Arc::default(),
+        }))
     }
 }
 
@@ -95,6 +102,7 @@ struct BasicContext {
     left_out: Vec<(String, String)>,
     /// Regions of this side.
     parts: Arc<Parts>,
+    watch: Arc<Watch>,
 }
 
 impl ChannelContext for BasicContext {
@@ -121,8 +129,8 @@ impl ChannelContext for BasicContext {
         };
         let theirs = Shape::of_descriptor(offer.remote)
             .map_err(|error| Error::protocol(&offer.peer, format!("its descriptor: {error}")))?;
-        let (ours, parts) = (self.shape, &self.parts);
-        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), ours, theirs, parts)))
+        let (shapes, of_context) = ((self.shape, theirs), (&self.parts, &self.watch));
+        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), shapes, of_context)))
     }
 
     unsafe fn register(&self, span: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use meshreduce_device::{Device, PrimaryContext, copy};
 
@@ -12,8 +13,9 @@ use super::wire::{Piece, Said, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
 use crate::lane::Mark;
-use crate::lanes::{Gate, Lanes};
+use crate::lanes::Lanes;
 use crate::matching::{Met, Notice, Receives, Refusal};
+use crate::watch::{Wait, Watch};
 
 /// Receives, in order, out of slots: the other side's, or own ones into which the link's bytes are put.
 #[derive(Debug)]
@@ -22,6 +24,7 @@ pub(super) struct Receiver {
     /// Of the other side's slots: as many chunks may be here at a time.
     shape: Shape,
     lanes: Lanes,
+    watch: Arc<Watch>,
     slots: Option<Slots>,
     chunks: Chunks,
     /// The number of the next send that is announced.
@@ -44,7 +47,8 @@ struct Held {
 #[derive(Debug)]
 struct Receiving {
     operation: Operation,
-    gate: Gate,
+    /// What its memory waits for, since it was its turn: before that nothing is enqueued, so that nothing stands still.
+    wait: Option<Wait>,
     held: VecDeque<Held>,
     /// Bytes that were heard of, that were placed or are being placed, and that are there.
     heard: u64,
@@ -57,12 +61,18 @@ struct Receiving {
 }
 
 impl Receiver {
-    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+    pub(super) fn new(
+        peer: Arc<str>,
+        context: Option<Arc<PrimaryContext>>,
+        shape: Shape,
+        watch: &Arc<Watch>,
+    ) -> Self {
         Self {
             receives: Receives::new(Arc::clone(&peer)),
             peer,
             shape,
             lanes: Lanes::new(context),
+            watch: Arc::clone(watch),
             slots: None,
             chunks: Chunks::default(),
             next: 0,
@@ -88,7 +98,7 @@ impl Receiver {
                 let heard = paired.announcement.iter().map(|held| held.bytes).sum();
                 self.current.push_back(Receiving {
                     operation: paired.operation,
-                    gate: Gate::Shut,
+                    wait: None,
                     held: paired.announcement,
                     heard,
                     placed: 0,
@@ -130,7 +140,7 @@ impl Receiver {
             if self.chunks.heard(self.shape.slots).is_none() {
                 return Err(self.protocol("more chunks than there are slots"));
             }
-            if is_carried && !self.place_at_once(piece, payload, held.chunk)? {
+            if is_carried && !self.place_at_once(piece, payload, held.chunk, io.now())? {
                 self.keep(payload, held.chunk)?;
             } else if is_carried {
                 return Ok(());
@@ -187,9 +197,15 @@ impl Receiver {
 
     /// Copies bytes that the link has brought to where they belong, if that is host memory which may be written now and nothing
     /// comes before them; whether it did.
-    fn place_at_once(&mut self, piece: Piece, payload: &[u8], chunk: u64) -> Result<bool, Error> {
+    fn place_at_once(
+        &mut self,
+        piece: Piece,
+        payload: &[u8],
+        chunk: u64,
+        now: Instant,
+    ) -> Result<bool, Error> {
         let Some(receiving) = self.current.front_mut() else { return Ok(false) };
-        let Receiving { operation, gate, heard, placed, failed, .. } = receiving;
+        let Receiving { operation, wait, heard, placed, failed, .. } = receiving;
         let is_next =
             operation.ticket.number() == piece.number && piece.offset == *heard && *placed == *heard;
         let fits = piece.bytes <= operation.span.bytes - *heard;
@@ -197,7 +213,7 @@ impl Receiver {
             return Ok(false);
         }
         // What the driver refuses here it refuses once more, when it is placed in its turn.
-        if !matches!(self.lanes.pass(gate, &operation.ready), Ok(true)) {
+        if !matches!(self.watch.is_over(wait, &operation.ready, now), Ok(true)) {
             return Ok(false);
         }
         let to =
@@ -257,7 +273,7 @@ impl Receiver {
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         self.receives.drop_aborted();
         self.give_up();
-        let activity = self.place()?.max(self.finish(io));
+        let activity = self.place(io.now())?.max(self.finish(io));
         if let Some(chunks) = self.chunks.tell_many(self.shape.slots) {
             io.send(Said::Freed { chunks }.encode());
         }
@@ -278,12 +294,12 @@ impl Receiver {
     }
 
     /// Copies what has come to where it belongs: by the host at most one slot's bytes.
-    fn place(&mut self) -> Result<Activity, Error> {
+    fn place(&mut self, now: Instant) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
         let mut left = self.shape.bytes as u64;
         for receiving in self.current.iter_mut().filter(|receiving| receiving.failed.is_none()) {
             let span = receiving.operation.span;
-            match self.lanes.pass(&mut receiving.gate, &receiving.operation.ready) {
+            match self.watch.is_over(&mut receiving.wait, &receiving.operation.ready, now) {
                 Ok(true) => {}
                 Ok(false) => return Ok(activity.max(Activity::Waiting)),
                 Err(error) if error.is_refusal() => {
@@ -356,8 +372,8 @@ impl Receiver {
                 self.chunks.done(held.chunk);
                 activity = Activity::Moved;
             }
-            let is_there =
-                receiving.done == receiving.operation.span.bytes && matches!(receiving.gate, Gate::Open);
+            let is_there = receiving.done == receiving.operation.span.bytes
+                && matches!(receiving.wait, Some(Wait::Passed));
             let is_over = receiving.failed.is_some() && receiving.under_way.is_empty();
             if !receiving.under_way.is_empty() {
                 activity = activity.max(Activity::Waiting);
@@ -393,14 +409,18 @@ impl Receiver {
     }
 
     pub(super) fn linger(&mut self) -> bool {
-        if !self.lanes.are_idle() {
-            return false;
-        }
+        let is_idle = self.lanes.are_idle();
         let cause = self.cause.clone().unwrap_or(Error::ContextClosed);
+        // Those for which a device copies wait for it.
+        let mut left = VecDeque::new();
         for receiving in self.current.drain(..) {
-            receiving.operation.ticket.fail(cause.clone());
+            match is_idle || receiving.under_way.is_empty() {
+                true => receiving.operation.ticket.fail(cause.clone()),
+                false => left.push_back(receiving),
+            }
         }
-        true
+        self.current = left;
+        is_idle
     }
 }
 

@@ -11,8 +11,9 @@ use super::wire::{Piece, Said, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
 use crate::lane::Mark;
-use crate::lanes::{Gate, Lanes};
+use crate::lanes::Lanes;
 use crate::matching::{Notice, Refusal, Sending, Sends};
+use crate::watch::{Wait, Watch};
 
 /// Sends, in order, through slots.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub(super) struct Sender {
     peer: Arc<str>,
     shape: Shape,
     lanes: Lanes,
+    watch: Arc<Watch>,
     slots: Option<Arc<Slots>>,
     /// Chunks that have got a slot, of which the other side was told, and whose slots are free again.
     begun: u64,
@@ -42,7 +44,8 @@ pub(super) struct Sender {
 /// How far a send is.
 #[derive(Debug)]
 struct Sent {
-    gate: Gate,
+    /// What its memory waits for, since it was its turn: before that nothing is enqueued, so that nothing stands still.
+    wait: Option<Wait>,
     /// Bytes that have been begun.
     begun: u64,
     /// Its first chunk has been begun. (Before that nothing of it is under way, nor reads its memory.)
@@ -85,12 +88,18 @@ enum Source {
 }
 
 impl Sender {
-    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+    pub(super) fn new(
+        peer: Arc<str>,
+        context: Option<Arc<PrimaryContext>>,
+        shape: Shape,
+        watch: &Arc<Watch>,
+    ) -> Self {
         Self {
             sends: Sends::new(Arc::clone(&peer)),
             peer,
             shape,
             lanes: Lanes::new(context),
+            watch: Arc::clone(watch),
             slots: None,
             begun: 0,
             told: 0,
@@ -106,7 +115,7 @@ impl Sender {
     pub(super) fn start(&mut self, operation: Operation) {
         self.queue.push_back(operation.ticket.number());
         let sent = Sent {
-            gate: Gate::Shut,
+            wait: None,
             begun: 0,
             is_announced: false,
             under_way: 0,
@@ -228,7 +237,7 @@ impl Sender {
                 continue;
             };
             let span = operation.span;
-            match self.lanes.pass(&mut state.gate, &operation.ready) {
+            match self.watch.is_over(&mut state.wait, &operation.ready, io.now()) {
                 Ok(true) => {}
                 Ok(false) => return Ok(activity.max(Activity::Waiting)),
                 Err(error) => {
@@ -376,9 +385,8 @@ impl Sender {
     }
 
     pub(super) fn linger(&mut self) -> bool {
-        if self.ending.is_empty() {
-            return self.lanes.are_idle();
-        }
+        // Those of which nothing is under way wait for nobody.
+        self.finish();
         if !self.lanes.are_idle() {
             return false;
         }
@@ -433,7 +441,7 @@ mod tests {
     #[test]
     fn a_dropped_send_is_told_of_at_once_though_a_device_still_copies_for_the_next_one() {
         let (mut queue, counters) = (Queue::new(false), Counters::new("p".into(), 1));
-        let mut sender = Sender::new("p".into(), None, Shape { slots: 4, bytes: 4096 });
+        let mut sender = Sender::new("p".into(), None, Shape { slots: 4, bytes: 4096 }, &Arc::default());
         let (ticket, transfer) = started(Direction::Send, 0, 0);
         let span = Span { device: Device::Cpu, address: 4096, bytes: 0 };
         sender.start(Operation { direction: Direction::Send, span, ready: Ready::Now, ticket });

@@ -21,8 +21,8 @@ use crate::gdr::message::Message;
 use crate::gdr::pages::Stretch;
 use crate::gdr::queue_pair::{Owner, Write};
 use crate::gdr::region::{Region, Target};
-use crate::gdr::watch::Wait;
 use crate::gdr::work::{IMMEDIATES, Immediate};
+use crate::watch::Wait;
 
 /// Receives that are asked for at a time.
 const GRANT: u32 = 8;

@@ -16,9 +16,9 @@ use crate::gdr::descriptor::Port;
 use crate::gdr::nic::Nic;
 use crate::gdr::region::Region;
 use crate::gdr::served::Served;
-use crate::gdr::watch::Watch;
 use crate::gdr::work::{CHANNELS, WorkId};
 use crate::progress::Waker;
+use crate::watch::Watch;
 
 /// Completions that are taken from a NIC before it is another one's turn.
 const TURN: usize = 64;

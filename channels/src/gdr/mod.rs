@@ -57,7 +57,6 @@ mod target;
 #[cfg(test)]
 mod testing;
 mod visible;
-mod watch;
 mod work;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};

@@ -20,9 +20,9 @@ use crate::gdr::message::{Lane, Message};
 use crate::gdr::mutant::Mutant;
 use crate::gdr::parting::Parting;
 use crate::gdr::target::{ReceiveLane, Target, has_plenty, most_receives};
-use crate::gdr::watch::Wait;
 use crate::gdr::work::widen;
 use crate::matching::{Met, Notice, Paired, Receives, Refusal};
+use crate::watch::Wait;
 
 /// The receives of a channel.
 #[derive(Debug)]

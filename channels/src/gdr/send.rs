@@ -16,9 +16,9 @@ use crate::gdr::message::{Lane, Message};
 use crate::gdr::parting::Parting;
 use crate::gdr::plan::Plan;
 use crate::gdr::queue_pair::{Owner, Write};
-use crate::gdr::watch::Wait;
 use crate::gdr::work::Immediate;
 use crate::matching::{Notice, Refusal, Sends};
+use crate::watch::Wait;
 
 /// Writes that one transfer posts on a queue pair before it is another's turn.
 const TURN: u32 = 64;

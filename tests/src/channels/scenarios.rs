@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use meshreduce_channels::{Device, Error, Failed, Memory as _, Owned, Remains, Span};
-use meshreduce_device::{Stream, Words};
+use meshreduce_device::{Stream, Word, Words};
 
 use super::memory::Buffer;
 use super::party::{Party, SOON, compare, pattern};
@@ -43,6 +43,7 @@ scenarios![
     ten_thousand_transfers,
     lengths_that_differ,
     streams_are_waited_for_and_wait,
+    streams_that_stand_still,
     memory_freed_and_allocated_again,
     dropped_transfers,
     dropped_at_random,
@@ -370,6 +371,62 @@ fn streams_are_waited_for_and_wait(party: &Party) -> Result<()> {
     for (round, result) in results.iter().enumerate().filter(|_| !party.is_a()) {
         ensure!(result.read()? == words_of(round, length(round)), "round {round}");
     }
+    Ok(())
+}
+
+/// Streams stand still on both sides. Transfers behind them that are aborted end, and those that come later go on; closing ends what
+/// is left. (Of kinds that enqueue nothing behind a caller's stream.)
+///
+/// Everything is allocated before and freed behind, as above.
+fn streams_that_stand_still(party: &Party) -> Result<()> {
+    /// Whatever happens, the stream goes on before memory is freed.
+    struct GoesOn<'a>(&'a Word);
+    impl Drop for GoesOn<'_> {
+        fn drop(&mut self) {
+            self.0.set(1);
+        }
+    }
+    // Both channels are there, with what they need.
+    one_way_and_back(party)?;
+    let Some(context) = party.cuda()? else { bail!("host memory has no streams") };
+    let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
+    let (own, other) = if party.is_a() { (1, 2) } else { (2, 1) };
+    let mut memory = (0..6).map(|_| party.buffer(&pattern(own, 70_000))).collect::<Result<Vec<_>>>()?;
+    let (mut next, mut back) = (|| memory.pop().context("there is enough"), Vec::new());
+    party.sync()?;
+    let goes_on = GoesOn(&gate);
+    // SAFETY: the stream is alive.
+    unsafe { gate.enqueue_wait(1, stream.raw()) }?;
+    let held_send = party.endpoint.send(next()?, party.remote, &stream);
+    let held_receive = party.endpoint.recv(next()?, party.remote, &stream);
+    let (send, receive) = (party.send(next()?), party.recv(next()?));
+    for held in [held_send, held_receive] {
+        held.abort();
+        match held.wait(SOON) {
+            Err(failed) if matches!(failed.error, Error::Dropped | Error::Remote { .. }) => back.push(failed),
+            other => bail!("it was aborted: {other:?}"),
+        }
+    }
+    let (received, _) = receive.wait(SOON)?;
+    let sent = send.wait(SOON)?;
+    let held_send = party.endpoint.send(next()?, party.remote, &stream);
+    let held_receive = party.endpoint.recv(next()?, party.remote, &stream);
+    party.sync()?;
+    party.endpoint.close();
+    for held in [held_send, held_receive] {
+        match held.wait(SOON) {
+            Err(failed) if matches!(failed.error, Error::Closed { .. } | Error::ClosedByPeer { .. }) => {
+                back.push(failed);
+            }
+            other => bail!("the endpoint was closed: {other:?}"),
+        }
+    }
+    drop(goes_on);
+    stream.synchronize()?;
+    // (Giving up what is registered waits for streams too.)
+    party.endpoint.join(SOON)?;
+    compare("what was not held", &received.read()?, other, 70_000)?;
+    drop((sent, back));
     Ok(())
 }
 

@@ -33,7 +33,7 @@ struct Lanes {
     without: bool,
 }
 
-/// A wait for an event.
+/// A wait for what the memory of a transfer has to wait for.
 #[derive(Debug)]
 pub(crate) enum Wait {
     /// It is over.
@@ -77,6 +77,23 @@ impl Watch {
                 lanes.without |= error.is_unsupported();
                 if lanes.without { Ok(Wait::Event(Arc::clone(event))) } else { Err(error.into()) }
             }
+        }
+    }
+
+    /// Whether what is to be waited for is over; the wait begins with the first question.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub(crate) fn is_over(
+        self: &Arc<Self>,
+        wait: &mut Option<Wait>,
+        ready: &Ready,
+        now: Instant,
+    ) -> Result<bool, Error> {
+        match wait {
+            Some(wait) => wait.is_over(now),
+            none => none.insert(self.begin(ready)?).is_over(now),
         }
     }
 
