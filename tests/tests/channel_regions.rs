@@ -500,6 +500,8 @@ fn in_use(peer: Peer, gpu: Gpu) {
         let region = peer.context.register(memory).unwrap();
         let counter = peer.endpoint.counter();
         show(&peer, &region.descriptor(), &counter);
+        counter.wait(1, LONG).unwrap();
+        peer.meet_at("opened");
         peer.meet_at("under way");
         let closing = region.close().wait(BRIEF).unwrap_err();
         assert!(ordinal_of(address).is_some());
@@ -530,6 +532,8 @@ fn in_use(peer: Peer, gpu: Gpu) {
         // The first one opens the region.
         let first = peer.endpoint.write(&region, &to, Pages::range(0, 0, 1), &counter, &gpu.stream);
         first.wait(LONG).unwrap();
+        // Nor does the other side, which may be of this process, call the driver any more for what is made once.
+        peer.meet_at("opened");
         let (before, own) = (all_driver_calls(), driver_calls());
         let begun = peer.endpoint.write(&region, &to, all.clone(), &counter, &held_up.stream);
         // The record of an event, which is made if the first one's has not come back yet. (Asking is a call of its own.)
