@@ -27,8 +27,8 @@ impl Description {
     }
 }
 
-/// The shipped algorithms, the one for the shortest messages first.
-pub(crate) const SHIPPED: &[Description] =
+/// The shipped algorithms, the one for the shortest messages first. (No constant: every use of that would bring the texts along once more.)
+pub(crate) static SHIPPED: &[Description] =
     &[one_shot::DESCRIPTION, two_shot::DESCRIPTION, hybrid_cube_mesh::DESCRIPTION];
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
