@@ -19,7 +19,7 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per lane one signal pad (8.5 KiB), counters (128 bytes) and two staging halves; per communicator the
+/// Device memory: per lane one signal pad (8.5 KiB), counters (128 bytes) and two staging halves; per device the
 /// kernels. A half holds the longest
 /// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
 /// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
