@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meshreduce_driver_loader::sys::{self, CUfunction, CUmodule, CUresult};
 
 use crate::error::{DriverError, check};
-use crate::{PrimaryContext, RawStream};
+use crate::{ContextState, PrimaryContext, RawStream};
 
 /// `CU_JIT_ERROR_LOG_BUFFER` and `CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES`.
 const ERROR_LOG: [i32; 2] = [5, 6];
@@ -156,6 +156,11 @@ impl Function {
 
 impl Drop for Module {
     fn drop(&mut self) {
+        // The driver is asked, also where nothing has failed yet: kernels are shared, and whoever drops them last may not have
+        // used the context since it was reset. A module that went with it must not be unloaded from one that came after.
+        if self.context.state() != ContextState::Alive {
+            return;
+        }
         self.context.release(|| {
             // SAFETY: whoever drops the module sees to it that none of its kernels runs or will be launched.
             check("cuModuleUnload", unsafe { sys::cuModuleUnload(self.raw) })

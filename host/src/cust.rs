@@ -9,7 +9,7 @@ use cust::error::CudaError;
 use cust::memory::{DeviceCopy, DeviceSlice};
 use cust::module::Module;
 use cust::stream::Stream;
-use meshreduce_device::{DriverError, Function, PrimaryContext};
+use meshreduce_device::{ContextState, DriverError, Function, PrimaryContext};
 use meshreduce_wire::Op;
 
 use crate::element::{Bf16, Element, F16};
@@ -161,6 +161,10 @@ impl CustModule {
 impl Drop for CustModule {
     fn drop(&mut self) {
         let Some(module) = self.module.take() else { return };
+        // As with modules that the library loads itself: the driver is asked whether the context is still what it was.
+        if self.context.state() != ContextState::Alive {
+            return std::mem::forget(module);
+        }
         match self.context.enter() {
             Ok(_entered) => {
                 if let Err((error, module)) = Module::drop(module) {

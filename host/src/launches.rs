@@ -21,31 +21,38 @@ fn all() -> MutexGuard<'static, All> {
 
 /// One lane's count. Only one thread at a time adds to it, so adding costs no more than to a plain number.
 #[derive(Debug)]
-pub(crate) struct Launches(Arc<AtomicU64>);
+pub(crate) struct Launches {
+    count: Arc<AtomicU64>,
+    /// The process that counts. Its forked child has a copy, and perhaps the lock as another thread held it.
+    process: u32,
+}
 
 impl Launches {
     /// None so far.
     pub(crate) fn new() -> Self {
         let count = Arc::<AtomicU64>::default();
         all().lanes.push(Arc::clone(&count));
-        Self(count)
+        Self { count, process: std::process::id() }
     }
 
     /// One more. Nobody else adds to it at the same time.
     pub(crate) fn add(&self) {
-        self.0.store(self.0.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.count.store(self.count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     /// How many there were.
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.count.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Launches {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            return;
+        }
         let mut all = all();
-        all.lanes.retain(|lane| !Arc::ptr_eq(lane, &self.0));
+        all.lanes.retain(|lane| !Arc::ptr_eq(lane, &self.count));
         all.gone += self.get();
     }
 }

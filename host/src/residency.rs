@@ -21,6 +21,8 @@ fn in_use() -> MutexGuard<'static, BTreeMap<[u8; 16], u32>> {
 pub(crate) struct Residency {
     device: [u8; 16],
     blocks: u32,
+    /// The process whose device it is of. Its forked child has a copy, and perhaps the lock as another thread held it.
+    process: u32,
 }
 
 impl Residency {
@@ -32,7 +34,7 @@ impl Residency {
         match taken.checked_add(blocks) {
             Some(sum) if sum <= resident => {
                 *taken = sum;
-                Ok(Self { device, blocks })
+                Ok(Self { device, blocks, process: std::process::id() })
             }
             _ => Err(*taken),
         }
@@ -48,6 +50,9 @@ impl Residency {
 
 impl Drop for Residency {
     fn drop(&mut self) {
+        if std::process::id() != self.process {
+            return;
+        }
         give_back(self.device, self.blocks);
     }
 }

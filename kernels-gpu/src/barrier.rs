@@ -201,16 +201,13 @@ impl<'a, const W: usize> Call<'a, W> {
         if !dead && is_last_thread() {
             self.count();
         }
-        let outcome = match peer {
-            // Whoever saw it reports it: there is one at least, so the block is told again below.
-            _ if dead && aborted => {
-                let (abort, peer) = (self.abort, self.params.lane.rank);
-                Err(Failure { abort, phase: 0, peer, epoch_seen: 0, peer_launched: 0, begin: 0 })
-            }
-            Some(peer) if !dead => self.signal_and_await(0, peer),
-            _ => Ok(()),
+        // In a dead block whoever saw it tells it: there is one at least, so the block is told again below.
+        let concerned = if dead { aborted.then_some(self.myself()) } else { peer };
+        let met = match concerned {
+            Some(peer) => self.signal_and_await(0, peer, if dead { self.abort } else { 0 }),
+            None => true,
         };
-        self.is_well(outcome)
+        !sync_threads_or(!met)
     }
 
     /// Phase 1, if the algorithm has it: publishes and waits as [`Self::meet`] does. False: the block must leave.
@@ -226,28 +223,17 @@ impl<'a, const W: usize> Call<'a, W> {
         if sync_threads_or(!agrees) {
             return false;
         }
-        let outcome = match peer {
-            Some(peer) => self.signal_and_await(1, peer),
-            None => Ok(()),
+        let met = match peer {
+            Some(peer) => self.signal_and_await(1, peer, 0),
+            None => true,
         };
-        self.is_well(outcome)
+        !sync_threads_or(!met)
     }
 
+    /// This rank, as whom a thread tells that the lane had failed before.
     #[inline(always)]
-    unsafe fn signal_and_await(&self, phase: u32, peer: Peer) -> Result<(), Failure> {
-        let slot = pad::signal(phase, block_idx_x(), self.position());
-        store_release_sys_u64(peer.pad + slot, self.signal());
-        self.await_peer(phase, peer)
-    }
-
-    /// Tells every thread whether all of the block have met their peers, and the host and the other ranks if not.
-    #[inline(always)]
-    unsafe fn is_well(&self, outcome: Result<(), Failure>) -> bool {
-        let failed = outcome.is_err();
-        if let Err(failure) = outcome {
-            self.fail(failure);
-        }
-        !sync_threads_or(failed)
+    fn myself(&self) -> Peer {
+        Peer { position: self.position(), pad: self.params.lane.own_pad }
     }
 
     /// Says in the own pad what this rank launches. One block does it, before its first barrier: whoever has met that block
@@ -308,30 +294,46 @@ impl<'a, const W: usize> Call<'a, W> {
         false
     }
 
+    /// Signals the peer and waits for its signal, unless it is known already that the call has failed. Who gives up tells it
+    /// here, on its way out of the loop: the threads of its warp that still wait, perhaps without end, are met again only
+    /// behind.
     #[inline(always)]
-    unsafe fn await_peer(&self, phase: u32, peer: Peer) -> Result<(), Failure> {
+    unsafe fn signal_and_await(&self, phase: u32, peer: Peer, mut abort: u32) -> bool {
         let slot = self.params.lane.own_pad + pad::signal(phase, block_idx_x(), peer.position);
-        // Beside the first look at the signal: a rank that comes late finds that the others have given up, though they signalled.
         let first = phase == 0;
-        let told = if first { load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT) } else { 0 };
-        let mut seen = load_acquire_sys_u64(slot);
-        if told != 0 {
-            let (peer, epoch_seen) = (self.rank_at(peer.position), seen >> TAG_BITS);
-            return Err(Failure { abort: told, phase, peer, epoch_seen, peer_launched: 0, begin: 0 });
+        let mut seen = 0;
+        if abort == 0 {
+            store_release_sys_u64(peer.pad + pad::signal(phase, block_idx_x(), self.position()), self.signal());
+            if first {
+                // Beside the first look at the signal: a rank that comes late finds that the others have given up, though
+                // they signalled.
+                abort = load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT);
+            }
+            seen = load_acquire_sys_u64(slot);
         }
-        if self.is_met(seen) {
-            return Ok(());
-        }
-        let begin = globaltimer();
+        let mut peer_launched = 0;
+        let mut begin = 0;
         let mut polls = 0u32;
         let mut ask_after = if block_idx_x() == 0 { ASK_AFTER_NS } else { u64::MAX };
         loop {
+            let rank = self.rank_at(peer.position);
+            if abort != 0 {
+                let epoch_seen = seen >> TAG_BITS;
+                self.fail(Failure { abort, phase, peer: rank, epoch_seen, peer_launched, begin });
+                return false;
+            }
+            if self.is_met(seen) {
+                return true;
+            }
+            if polls == 0 {
+                begin = globaltimer();
+            }
+            // The second look at the signal comes before the first at anything else: most waits need no third.
+            polls = polls.wrapping_add(1);
             if polls % POLLS_PER_LOOK == 0 {
-                let rank = self.rank_at(peer.position);
-                let mut abort = load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT);
+                abort = load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT);
                 let waited = globaltimer().wrapping_sub(begin);
                 let is_over = waited >= self.patience(phase);
-                let mut peer_launched = 0;
                 // Block 0 asks before it gives up, so that another launch is never told as a timeout. A tag that differs says
                 // that the descriptors do; they say how. In phase 1 they have been found equal.
                 let asks = waited >= ask_after || is_over && block_idx_x() == 0;
@@ -355,15 +357,9 @@ impl<'a, const W: usize> Call<'a, W> {
                 if abort == 0 && is_over {
                     abort = self.finding(RecordKind::PeerTimeout, rank);
                 }
-                if abort != 0 {
-                    let epoch_seen = seen >> TAG_BITS;
-                    return Err(Failure { abort, phase, peer: rank, epoch_seen, peer_launched, begin });
-                }
             }
-            polls = polls.wrapping_add(1);
-            seen = load_acquire_sys_u64(slot);
-            if self.is_met(seen) {
-                return Ok(());
+            if abort == 0 {
+                seen = load_acquire_sys_u64(slot);
             }
         }
     }
@@ -434,12 +430,15 @@ impl<'a, const W: usize> Call<'a, W> {
             let counters = self.counters().wrapping_add(away.wrapping_mul(counters::BYTES));
             store_relaxed_sys_u32(counters + counters::ABORT, abort);
             let offset = away.wrapping_mul(pad::BYTES);
-            let _: [(); W] = from_fn(|position| {
-                let pad = own.pads[position];
+            // One position after the other, and not unrolled: the addresses of all would be in registers from lane to lane.
+            let mut position = 0;
+            while position < decide_here(W as u32) {
+                let pad = self.pad(position);
                 if pad != 0 {
                     store_relaxed_sys_u32(pad.wrapping_add(offset) + pad::ABORT, abort);
                 }
-            });
+                position += 1;
+            }
             told += 1;
             lane = if lane + 1 == own.lanes { 0 } else { lane + 1 };
         }

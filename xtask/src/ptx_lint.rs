@@ -456,7 +456,7 @@ mod tests {
         let text = text_with("");
         assert_eq!(rules(&text.replace(".maxntid 512, 1, 1\n", "")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace("512", "1024")), [(4, Rule::LaunchBound)]);
-        assert_eq!(rules(&text.replace(".maxnreg 66\n", "")), [(4, Rule::LaunchBound)]);
+        assert_eq!(rules(&text.replace(".maxnreg 64\n", "")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace("_sum_", "_product_")), [(4, Rule::Entry)]);
         assert_eq!(rules(&text.replace("[184]", "[192]")), [(4, Rule::Entry)]);
         assert_eq!(rules(&text.replace("sm_70", "sm_90")), [(1, Rule::Target)]);

@@ -110,7 +110,7 @@ impl Set {
     ) -> Result<Self> {
         let name = format!("{}_{dtype}_sum_w{ranks}", algorithm.kernel_name());
         let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks)?, &name)?;
-        let roles = Roles::of(&entry, algorithm, ranks).with_context(|| format!("the shape of {name}"))?;
+        let roles = Roles::of(&entry, algorithm).with_context(|| format!("the shape of {name}"))?;
         let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
         make(&mut maker).with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;

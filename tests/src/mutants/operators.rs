@@ -166,7 +166,7 @@ impl Maker<'_> {
         self.weaken(&format!("{prefix}abort-poll"), &[phase.poll])?;
         self.weaken(&format!("{prefix}host-poll"), &[phase.host_poll])?;
         self.weaken(&format!("{prefix}claim"), &[phase.failing.claim])?;
-        self.weaken(&format!("{prefix}spread"), &phase.failing.spread)?;
+        self.weaken(&format!("{prefix}spread"), &[phase.failing.spread])?;
         self.weaken(&format!("{prefix}own-abort"), &[phase.failing.own])?;
         self.weaken(&format!("{prefix}valid"), &[phase.failing.valid])
     }
@@ -345,7 +345,7 @@ impl Maker<'_> {
         self.add("descriptor-not-compared", vec![differs]);
         self.weaken("differs-claim", &[roles.differs.claim])?;
         self.weaken("differs-own-abort", &[roles.differs.own])?;
-        self.weaken("differs-spread", &roles.differs.spread)?;
+        self.weaken("differs-spread", &[roles.differs.spread])?;
         self.weaken("differs-valid", &[roles.differs.valid])
     }
 
@@ -409,8 +409,7 @@ impl Maker<'_> {
     /// Some of those that must hear of a failure do not.
     fn spreading(&mut self, prefix: &str, failing: &Failing) {
         let entry = self.entry;
-        let all = || failing.spread.iter().copied();
-        self.add(format!("{prefix}spread-dropped"), all().map(|at| entry.dropped(at)).collect());
+        self.add(format!("{prefix}spread-dropped"), vec![entry.dropped(failing.spread)]);
         self.add(format!("{prefix}own-abort-dropped"), vec![entry.dropped(failing.own)]);
         // Whether the place is in this lane, and whether it is this rank's; what is left out is guarded by both.
         let counters = entry.operands(failing.own)[0].trim_matches(['[', ']']).to_owned();
@@ -421,12 +420,18 @@ impl Maker<'_> {
                 format!("\tsetp.eq.s64 %mp0, {counters}, %md0;"),
             ]
         };
-        let at_position = |position: usize| {
-            vec![
-                self.lane_param("%mr0", offset_of!(LaneParams, position)),
-                format!("\tsetp.eq.u32 %mp1, %mr0, {position};"),
-            ]
-        };
+        // A rank's pads lie as far from one another as its counters, times a number.
+        let pad = entry.operands(failing.spread)[0].trim_matches(['[', ']']).to_owned();
+        let (pad, offset) = pad.split_once('+').unwrap_or((&pad, "0"));
+        let own_pad = vec![
+            format!("\tsub.s64 %md0, {counters}, %md0;"),
+            format!("\tmul.lo.s64 %md0, %md0, {};", pad::BYTES / meshreduce_wire::counters::BYTES),
+            self.lane_param("%md1", offset_of!(LaneParams, own_pad)),
+            "\tadd.s64 %md0, %md0, %md1;".to_owned(),
+            format!("\tadd.s64 %md1, {pad}, {offset};"),
+            format!("\tsub.s64 %md1, %md1, {};", pad::ABORT),
+            "\tsetp.eq.s64 %mp1, %md1, %md0;".to_owned(),
+        ];
         let mut made = Vec::new();
         for (what, join) in [
             ("own-pad", "and.pred %mp2, %mp0, %mp1"),
@@ -435,13 +440,10 @@ impl Maker<'_> {
             ("own-lanes", "not.pred %mp0, %mp0;\tand.pred %mp2, %mp0, %mp1"),
             ("peers-lanes", "or.pred %mp2, %mp0, %mp1;\tnot.pred %mp2, %mp2"),
         ] {
-            let edits = all().enumerate().map(|(position, at)| {
-                let mut with = [same_lane(), at_position(position)].concat();
-                with.push(format!("\t{join};"));
-                with.push(format!("\t@!%mp2 {}", entry.lines[at].trim()));
-                Edit { at, with }
-            });
-            made.push((format!("{prefix}spread-not-to-{what}"), edits.collect()));
+            let mut with = [same_lane(), own_pad.clone()].concat();
+            with.push(format!("\t{join};"));
+            with.push(format!("\t@!%mp2 {}", entry.lines[failing.spread].trim()));
+            made.push((format!("{prefix}spread-not-to-{what}"), vec![Edit { at: failing.spread, with }]));
         }
         made.push((
             format!("{prefix}own-abort-not-to-lanes"),

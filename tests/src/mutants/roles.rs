@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use meshreduce_wire::{Algorithm, LaneParams, LaunchParams};
 
 use super::text::Entry;
@@ -54,8 +54,8 @@ pub struct Failing {
     pub claim: usize,
     /// The store of the abort word beside the counters of a lane.
     pub own: usize,
-    /// Its stores to the pads of that lane, by position.
-    pub spread: Vec<usize>,
+    /// Its store to the pads of that lane, one after the other.
+    pub spread: usize,
     /// The record's first field, which is its abort word.
     pub record: usize,
     /// The record's last field, which is how long was waited.
@@ -83,18 +83,19 @@ pub struct Phase {
 }
 
 impl Failing {
-    /// The places behind the claim at `claim`, of `ranks` ranks.
-    fn of(entry: &Entry, claim: usize, ranks: usize) -> Result<Self> {
-        let valid = entry.next(claim, "st.release.sys.global.u32", 150)?;
+    /// The places behind the claim at `claim`.
+    fn of(entry: &Entry, claim: usize) -> Result<Self> {
+        // The loop that was left may lie between them.
+        let valid = entry.next(claim, "st.release.sys.global.u32", 300)?;
         let within = claim..valid;
         let stores: Vec<usize> =
             entry.all("st.relaxed.sys.global.u32").into_iter().filter(|at| within.contains(at)).collect();
-        ensure!(stores.len() == 1 + ranks, "{} stores of the abort word", stores.len());
+        let [own, spread] = stores[..] else { bail!("{} stores of the abort word", stores.len()) };
         Ok(Self {
             claim,
-            own: stores[0],
-            spread: stores[1..].to_vec(),
-            record: entry.next(stores[ranks], "st.global.u32", 20)?,
+            own,
+            spread,
+            record: entry.next(spread, "st.global.u32", 300)?,
             waited: entry.before(valid, "st.global.u64", 4)?,
             valid,
         })
@@ -106,7 +107,7 @@ impl Roles {
     ///
     /// # Errors
     /// If the text does not have the shape that is expected.
-    pub fn of(entry: &Entry, algorithm: Algorithm, ranks: usize) -> Result<Self> {
+    pub fn of(entry: &Entry, algorithm: Algorithm) -> Result<Self> {
         let prefixes: &[&str] = match algorithm {
             Algorithm::OneShot => &[""],
             Algorithm::TwoShot => &["", "gather-"],
@@ -128,23 +129,23 @@ impl Roles {
         // A rank of a hybrid cube mesh compares before it hands on what it has of others.
         let cube = algorithm == Algorithm::HybridCubeMesh;
         let met = if cube { 1 } else { 2 * count - 1 };
-        ensure!(glance > barriers[met] && ask > barriers[0] && ask < claims[0], "the glance, the ask");
+        ensure!(glance > barriers[met] && ask > barriers[0] && ask < barriers[1], "the glance, the ask");
         let compares = if cube { 1 } else { count };
-        let differs = Failing::of(entry, claims[compares], ranks)?;
+        let differs = Failing::of(entry, claims[compares])?;
         ensure!(differs.claim > glance && (!cube || differs.valid < barriers[2]), "the comparison");
         let mut phases = Vec::new();
         for (phase, prefix) in prefixes.iter().enumerate() {
             let failing =
-                Failing::of(entry, claims[if phase < compares { phase } else { phase + 1 }], ranks)?;
+                Failing::of(entry, claims[if phase < compares { phase } else { phase + 1 }])?;
             let (poll, host_poll) = (polls[2 + 2 * phase], polls[3 + 2 * phase]);
             let begin = barriers[2 * phase];
             ensure!(
                 [begin, signals[phase], looks[2 * phase]].is_sorted()
-                    && [failing.claim, clocks[3 * phase + 2], failing.own, failing.valid].is_sorted()
-                    && [looks[2 * phase], looks[2 * phase + 1], poll, host_poll]
+                    && [failing.claim, failing.own, failing.spread, failing.valid].is_sorted()
+                    && [looks[2 * phase + 1], poll, host_poll, failing.claim, failing.valid]
                         .iter()
-                        .all(|&at| at > begin && at < failing.claim)
-                    && failing.valid < barriers[2 * phase + 1],
+                        .chain(&clocks[3 * phase..3 * phase + 3])
+                        .all(|&at| at > looks[2 * phase] && at < barriers[2 * phase + 1]),
                 "the order of phase {phase}"
             );
             entry.before(host_poll, "%lanemask_lt", 6)?;
@@ -154,7 +155,7 @@ impl Roles {
                 looks: [looks[2 * phase], looks[2 * phase + 1]],
                 poll,
                 host_poll,
-                clock: clocks[3 * phase + 1],
+                clock: entry.next(poll, "%globaltimer", 4)?,
                 failing,
             });
         }

@@ -27,7 +27,9 @@ mod flow;
 mod loads;
 mod occupancy;
 mod report;
+mod waits;
 
+use disassembly::Instruction;
 use fences::Fences;
 use loads::VectorLoop;
 
@@ -120,7 +122,7 @@ impl Args {
         }
         if !self.json {
             println!(
-                "{} kernels x targets issue every load that a reduction needs before its first float operation",
+                "{} kernels x targets issue every load that a reduction needs before its first float operation, and tell of another launch before they meet",
                 kernels.len()
             );
         }
@@ -174,7 +176,7 @@ fn examine(shell: &Shell, tools: &Tools, files: &[PathBuf], targets: &[String]) 
             for kernel in assembled {
                 let code =
                     code.get(&kernel.kernel).with_context(|| format!("no code of {}", kernel.kernel))?;
-                kernels.push(Examined::new(kernel, loads::vector_loops(code), Fences::of(code))?);
+                kernels.push(Examined::new(kernel, code)?);
             }
             progress.inc(1);
         }
@@ -211,7 +213,8 @@ fn relabel(cubin: &mut [u8]) -> Result<()> {
 }
 
 impl Examined {
-    fn new(assembled: Assembled, loops: Vec<VectorLoop>, fences: Fences) -> Result<Self> {
+    fn new(assembled: Assembled, code: &[Instruction]) -> Result<Self> {
+        let (loops, fences) = (loads::vector_loops(code), Fences::of(code));
         let name = &assembled.kernel;
         let entry = EntryName::parse(name).with_context(|| format!("{name} is no kernel's name"))?;
         let blocks_per_multiprocessor =
@@ -220,6 +223,10 @@ impl Examined {
         let mut broken = broken(entry, &loops);
         if !assembled.ok {
             broken.push("too many registers, a stack, or spills".to_owned());
+        }
+        let late = waits::late(code);
+        if !late.is_empty() {
+            broken.push(format!("who gives up a wait meets others before telling it: loops at {late:x?}"));
         }
         if blocks_per_multiprocessor < 2 {
             broken.push("two blocks do not fit a multiprocessor".to_owned());
