@@ -263,6 +263,19 @@ impl Inner {
         }
     }
 
+    /// What this process says of itself to one whom it meets.
+    fn hello(&self) -> Result<Hello, Error> {
+        let nonce = random().map_err(|error| Error::system("there is nothing random", error))?;
+        Ok(Hello {
+            library: env!("CARGO_PKG_VERSION").to_owned(),
+            member: self.place.member.clone(),
+            name: self.options.name.as_deref().map(|name| cut(name, LONGEST_NAME).to_owned()),
+            silence: self.options.silence,
+            nonce: u64::from_ne_bytes(nonce),
+            offers: (*self.offers).clone(),
+        })
+    }
+
     /// Greets who is at the other end of a link, and hands both to the thread.
     fn meet(&self, link: Link, side: Side, deadline: Deadline) -> Result<Endpoint, Error> {
         let kinds = &self.site.kinds;
@@ -270,16 +283,8 @@ impl Inner {
             Some(context) => context.can_communicate(local, remote),
             None => Err(Reason::from("it is not known")),
         };
-        let nonce = random().map_err(|error| Error::system("there is nothing random", error))?;
-        let nonce = u64::from_ne_bytes(nonce);
-        let own = Hello {
-            library: env!("CARGO_PKG_VERSION").to_owned(),
-            member: self.place.member.clone(),
-            name: self.options.name.as_deref().map(|name| cut(name, LONGEST_NAME).to_owned()),
-            silence: self.options.silence,
-            nonce,
-            offers: (*self.offers).clone(),
-        };
+        let own = self.hello()?;
+        let nonce = own.nonce;
         let deadline = Deadline::after(deadline.left().min(GREETING));
         let met = greet(link, side, &own, &judge, deadline)?;
         let facts = EndpointFacts {
@@ -348,16 +353,19 @@ mod tests {
     use std::os::unix::net::{SocketAddr, UnixStream};
 
     use super::*;
+    use crate::link::{Kind, Outgoing, Queue};
     use crate::meet::testing::{preamble, socket_name};
+
+    const LINKS: Links = Links { memory: false, unix: true, tcp: false };
+
+    fn context() -> Context {
+        let mut registry = Registry::default();
+        registry.allow("basic").unwrap();
+        Context::with_options(&registry, &[], Options { links: LINKS, ..Options::default() }).unwrap()
+    }
 
     #[test]
     fn a_peer_that_stops_behind_its_first_word_keeps_nobody_out() {
-        let mut registry = Registry::default();
-        registry.allow("basic").unwrap();
-        let context = || {
-            let links = Links { memory: false, unix: true, tcp: false };
-            Context::with_options(&registry, &[], Options { links, ..Options::default() }).unwrap()
-        };
         let (one, other) = (context(), context());
         let listener = one.listener().unwrap();
         let address = listener.address();
@@ -374,6 +382,51 @@ mod tests {
             other.connect_to(address, limit).unwrap();
             accepting.join().unwrap().unwrap();
             drop(stopped);
+        });
+    }
+
+    #[test]
+    fn a_peer_that_stops_before_its_verdict_keeps_nobody_out_and_is_not_connected() {
+        let (one, other, stopped) = (context(), context(), context());
+        let listener = one.listener().unwrap();
+        let address = listener.address();
+        let limit = GREETING.mul_f32(0.8);
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| listener.accept(limit));
+            let mut link = reach(address, &stopped.inner.place, LINKS, Deadline::after(limit)).unwrap();
+            let mut queue = Queue::new(link.carries_files());
+            queue.push(Outgoing::control(Kind::Hello, 0, stopped.inner.hello().unwrap().encode()));
+            let mut heard = Vec::new();
+            let mut hear = |until: Kind| {
+                while !heard.contains(&until) {
+                    link.flush(&mut queue).unwrap();
+                    match link.next().unwrap().map(|message| message.kind) {
+                        Some(kind) => heard.push(kind),
+                        None if link.fill().unwrap() => {}
+                        None => link.wait(!queue.is_empty(), limit).unwrap(),
+                    }
+                }
+                heard.len()
+            };
+            hear(Kind::Choices);
+            // It stands still here, and the other one comes.
+            other.connect_to(address, limit).unwrap();
+            accepting.join().unwrap().unwrap();
+            // What it says now finds nobody, and nobody has bidden it welcome.
+            queue.push(Outgoing::control(Kind::Verdict, 0, vec![0]));
+            let _ = link.flush(&mut queue);
+            loop {
+                match link.next() {
+                    Ok(Some(message)) => panic!("{:?}", message.kind),
+                    Ok(None) => {}
+                    Err(_) => break,
+                }
+                match link.fill() {
+                    Ok(true) => {}
+                    Ok(false) => link.wait(false, limit).unwrap(),
+                    Err(_) => break,
+                }
+            }
         });
     }
 }

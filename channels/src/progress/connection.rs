@@ -423,7 +423,7 @@ impl Connection {
                 let what = String::from_utf8_lossy(bytes).into();
                 self.end_all(&Error::Remote { peer: peer(), what });
             }
-            Kind::Hello | Kind::Choices | Kind::Verdict => {
+            Kind::Hello | Kind::Choices | Kind::Verdict | Kind::Welcome => {
                 self.broken(Broken::Malformed(format!("{kind:?} among other messages")));
             }
         }
