@@ -16,7 +16,9 @@ use crate::devices::Devices;
 use crate::endpoint::{Endpoint, EndpointFacts, Shared};
 use crate::error::{Error, cut};
 use crate::link::Link;
-use crate::meet::{Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, withdraw};
+use crate::meet::{
+    Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, restore, withdraw,
+};
 use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
 use crate::registry::{Kinds, Registry, Report};
 
@@ -24,6 +26,9 @@ use crate::registry::{Kinds, Registry, Report};
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a process that has come may take to say who it is, if there is more time than that.
 const GREETING: Duration = Duration::from_secs(30);
+
+/// How often one who listens under a name looks whether its address is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes of a process's name that others are told.
 const LONGEST_NAME: usize = 256;
@@ -140,8 +145,21 @@ impl Context {
         let listener = self.listener()?;
         let failed = |source| Error::Store { name: name.into(), source: Arc::new(source) };
         let address = listener.doors.address().encode();
-        publish(store, name, &address).map_err(failed)?;
-        let endpoint = listener.accept_for(&format!("whoever connects to {name}"), timeout);
+        let with = format!("whoever connects to {name}");
+        let (begun, deadline) = (Instant::now(), Deadline::after(timeout));
+        match publish(store, name, &address, deadline) {
+            Err(StoreError::Timeout { .. }) => {
+                let last = "others meet under the name".into();
+                return Err(Error::NotConnected { with: with.into(), waited: begun.elapsed(), last });
+            }
+            published => published.map_err(failed)?,
+        }
+        let endpoint = listener.accept_for(&with, timeout, deadline, LOOK, || {
+            // A store that has failed need not keep one away who has read the address before.
+            if let Err(error) = restore(store, name, &address) {
+                tracing::debug!(name, %error, "the store does not say whether the address is still there");
+            }
+        });
         // The other side has read it, or comes too late. By now somebody else may listen under the name, the other side above all.
         let withdrawn = withdraw(store, name, &address);
         let endpoint = endpoint?;
@@ -324,18 +342,34 @@ impl Listener {
     ///
     /// As [`Context::listen`].
     pub fn accept(&self, timeout: Duration) -> Result<Endpoint, Error> {
-        self.accept_for("whoever connects", timeout)
+        self.accept_for("whoever connects", timeout, Deadline::after(timeout), Duration::MAX, || {})
     }
 
-    fn accept_for(&self, with: &str, timeout: Duration) -> Result<Endpoint, Error> {
-        let deadline = Deadline::after(timeout);
-        let mut last = None;
+    /// Meets the next one that comes; while nobody does, `meanwhile` is called every so often.
+    fn accept_for(
+        &self,
+        with: &str,
+        timeout: Duration,
+        deadline: Deadline,
+        often: Duration,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Endpoint, Error> {
+        // Of one who was met and was not the one, and of one who could not be let in.
+        let (mut last, mut at_door) = (None, None);
         loop {
             self.inner.site.check_process()?;
-            let link = self.doors.accept(deadline).map_err(|error| {
-                let last = last.take().unwrap_or(error).into();
-                Error::NotConnected { with: with.into(), waited: timeout, last }
-            })?;
+            let link = match self.doors.accept(Deadline::after(deadline.left().min(often))) {
+                Ok(link) => link,
+                Err(error) => {
+                    at_door = error.or(at_door);
+                    if !deadline.has_passed() {
+                        meanwhile();
+                        continue;
+                    }
+                    let last = last.or(at_door).unwrap_or_else(|| "nobody has come".to_owned()).into();
+                    return Err(Error::NotConnected { with: with.into(), waited: timeout, last });
+                }
+            };
             match self.inner.meet(link, Side::Listening, deadline) {
                 Err(error @ (Error::PeerLost { .. } | Error::NotConnected { .. })) => {
                     last = Some(error.to_string());
@@ -351,6 +385,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixStream};
+
+    use meshreduce_store::MemoryStore;
 
     use super::*;
     use crate::link::{Kind, Outgoing, Queue};
@@ -428,5 +464,21 @@ mod tests {
                 }
             }
         });
+    }
+
+    #[test]
+    fn a_listener_whose_address_was_deleted_by_a_late_leaver_is_found_all_the_same() {
+        let (one, other) = (context(), context());
+        let store = MemoryStore::new();
+        let limit = Duration::from_secs(20);
+        std::thread::scope(|scope| {
+            let listening = scope.spawn(|| one.listen(&store, "n", limit));
+            store.wait(&["channels/n"], limit).unwrap();
+            // The second step of one that was stopped behind its first.
+            store.delete("channels/n").unwrap();
+            other.connect(&store, "n", limit).unwrap();
+            listening.join().unwrap().unwrap();
+        });
+        assert!(!store.check(&["channels/n"]).unwrap(), "the address was left behind");
     }
 }
