@@ -144,7 +144,7 @@ impl<M: Memory> Closing<M> {
     ///
     /// # Errors
     ///
-    /// Itself, to be waited for again. In a forked child at once: the memory is the parent's.
+    /// Itself, to be waited for again. At once if the memory does not come back ([`Closing::is_lost`]).
     pub fn wait(self, timeout: Duration) -> Result<M, Self> {
         // A child takes no locks: another thread of the parent may have had them.
         if self.process != std::process::id() || !self.over.wait(timeout) {
@@ -152,6 +152,12 @@ impl<M: Memory> Closing<M> {
         }
         // It is taken once, by the only value that can.
         self.memory.take().ok_or(self)
+    }
+
+    /// Whether the memory never comes back: the context was closed while somebody used it, or a kind of channel has panicked when it
+    /// was to give it up, so that something may write to it for ever. Also in a forked child: the memory is the parent's.
+    pub fn is_lost(&self) -> bool {
+        self.process != std::process::id() || self.over.is_given_up()
     }
 }
 
