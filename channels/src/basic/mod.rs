@@ -11,8 +11,11 @@
 
 mod channel;
 mod chunks;
+mod departure;
 #[cfg(test)]
 mod dropped;
+mod emptying;
+mod filling;
 #[cfg(test)]
 mod hostile;
 mod lent;
@@ -35,8 +38,10 @@ use crate::channel::{
     Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Reason, RegionPart,
 };
 use crate::error::Error;
+use crate::progress::Waker;
 use crate::span::Span;
 use crate::watch::Watch;
+use departure::Departures;
 use region::Parts;
 use wire::Shape;
 
@@ -90,6 +95,7 @@ impl ChannelFactory for Basic {
             left_out,
             parts: Arc::default(),
             watch: Arc::default(),
+            bell: environment.waker.clone(),
         }))
     }
 }
@@ -103,6 +109,8 @@ struct BasicContext {
     /// Regions of this side.
     parts: Arc<Parts>,
     watch: Arc<Watch>,
+    /// Of the progress thread.
+    bell: Waker,
 }
 
 impl ChannelContext for BasicContext {
@@ -130,7 +138,8 @@ impl ChannelContext for BasicContext {
         let theirs = Shape::of_descriptor(offer.remote)
             .map_err(|error| Error::protocol(&offer.peer, format!("its descriptor: {error}")))?;
         let (shapes, of_context) = ((self.shape, theirs), (&self.parts, &self.watch));
-        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), shapes, of_context)))
+        let departures = Departures::new(self.bell.clone());
+        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), shapes, of_context, departures)))
     }
 
     unsafe fn register(&self, span: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {

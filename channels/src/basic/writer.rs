@@ -1,16 +1,15 @@
 //! The writing side of one-sided writes: pages out of a region into slots, which the owner of the other region copies them from.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, Rows, copy, copy_rows};
 
-use super::lent::Lent;
+use super::departure::Departures;
+use super::filling::Filling;
 use super::packing::{Packing, Run};
 use super::page_wire::{Pages, Said, Why};
 use super::region::{self, Part};
-use super::slots::Slots;
 use super::wire::Shape;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
@@ -23,15 +22,8 @@ use crate::transfer::Ticket;
 #[derive(Debug)]
 pub(super) struct Writer {
     peer: Arc<str>,
-    shape: Shape,
     lanes: Lanes,
-    slots: Option<Arc<Slots>>,
-    /// Chunks that have got a slot, those of them that the other side was told of, and those whose slots are free again.
-    begun: u64,
-    told: u64,
-    freed: u64,
-    /// Those of which the link may still read the slots.
-    linked: VecDeque<(u64, Arc<Lent>)>,
+    filling: Filling,
     /// The number of the next batch.
     next: u64,
     /// Batches of which something is left to be packed.
@@ -96,16 +88,16 @@ impl Chunk {
 }
 
 impl Writer {
-    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+    pub(super) fn new(
+        peer: Arc<str>,
+        context: Option<Arc<PrimaryContext>>,
+        shape: Shape,
+        departures: &Departures,
+    ) -> Self {
         Self {
+            filling: Filling::new(Arc::clone(&peer), shape, departures),
             peer,
-            shape,
             lanes: Lanes::new(context),
-            slots: None,
-            begun: 0,
-            told: 0,
-            freed: 0,
-            linked: VecDeque::new(),
             next: 0,
             line: VecDeque::new(),
             chunks: VecDeque::new(),
@@ -150,18 +142,7 @@ impl Writer {
 
     /// The other side has done with as many chunks, of all that there were.
     pub(super) fn freed(&mut self, chunks: u64) -> Result<(), Error> {
-        if chunks < self.freed || chunks > self.told {
-            let what = format!("{chunks} chunks of pages are done with, of {} to {}", self.freed, self.told);
-            return Err(Error::protocol(&self.peer, what));
-        }
-        while let Some((chunk, lent)) = self.linked.pop_front_if(|(chunk, _)| *chunk < chunks) {
-            if Arc::strong_count(&lent) > 1 {
-                let what = format!("chunk {chunk} of pages is done with, which was not sent yet");
-                return Err(Error::protocol(&self.peer, what));
-            }
-        }
-        self.freed = chunks;
-        Ok(())
+        self.filling.freed(chunks)
     }
 
     /// A batch is there.
@@ -224,7 +205,7 @@ impl Writer {
     /// Packs as many chunks as there is room for, by copies of the host at most one slot's bytes.
     fn pack(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+        let mut left = self.filling.slot_bytes();
         while let Some(writing) = self.line.front_mut() {
             let batch = writing.batch;
             match self.lanes.pass(&mut writing.gate, &writing.ready) {
@@ -238,12 +219,12 @@ impl Writer {
             }
             // A batch without bytes is told of, too.
             let is_empty = writing.packing.is_over();
-            if !is_empty && self.begun - self.freed >= u64::from(self.shape.slots) {
+            if !is_empty && !self.filling.has_room() {
                 // The other side says when there is room again.
                 return Ok(activity);
             }
             let (from, region) = (writing.from, writing.region);
-            let runs = writing.packing.chunk(self.shape.bytes as u64);
+            let runs = writing.packing.chunk(self.filling.slot_bytes());
             let is_last = writing.packing.is_over();
             let place = match is_empty {
                 true => Ok(None),
@@ -288,8 +269,8 @@ impl Writer {
 
     /// Copies rows into the next slot, which is free: which one, and when they are there.
     fn fill(&mut self, from: Span, runs: &[Run], io: &mut Io<'_>) -> Result<(u64, Option<Mark>), Unfilled> {
-        let slots = self.slots(io)?;
-        let chunk = self.begun;
+        let slots = self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io)?;
+        let chunk = self.filling.next();
         let mark = if from.device == Device::Cpu {
             let mut to = slots.host(chunk).as_ptr();
             for run in runs {
@@ -337,22 +318,8 @@ impl Writer {
             }
             Some(copied.mark)
         };
-        self.begun += 1;
+        self.filling.begin();
         Ok((chunk, mark))
-    }
-
-    /// The slots, made and shown to the other side when they are first needed.
-    fn slots(&mut self, io: &mut Io<'_>) -> Result<Arc<Slots>, Error> {
-        if let Some(slots) = &self.slots {
-            return Ok(Arc::clone(slots));
-        }
-        let (made, file) = Slots::create(self.shape, self.lanes.context())?;
-        let files: Vec<OwnedFd> = vec![file];
-        if io.carries_files() && io.send_files(Said::Slots.encode(), files).is_err() {
-            let source = rustix::io::Errno::NOTSUP;
-            return Err(Error::system("slots cannot be shown to the other side", source));
-        }
-        Ok(Arc::clone(self.slots.insert(Arc::new(made))))
     }
 
     /// Tells the other side of the chunks that are where it finds them.
@@ -381,18 +348,17 @@ impl Writer {
                     let (batch, region, counter, is_last) = (*batch, *region, waiting.counter, *is_last);
                     let pages = Pages { batch, region, counter, is_last, runs: runs.clone(), payload: &[] };
                     let head = Said::Pages(pages).encode();
-                    if let Some((chunk, _)) = place {
-                        self.told = chunk + 1;
-                    }
-                    match (place, &self.slots) {
-                        (Some((slot, _)), Some(slots)) if !io.carries_files() => {
-                            // SAFETY: the copies into the slot are done, and the next ones come when the owner has freed it, which is
-                            // believed only when the link does not have the value any more (`freed`).
-                            let lent = Arc::new(unsafe { Lent::of_slot(slots, *slot, bytes) });
-                            self.linked.push_back((*slot, Arc::clone(&lent)));
-                            io.send_with(head, lent);
+                    let mut lent = None;
+                    if let Some((slot, _)) = place {
+                        self.filling.tell();
+                        if !io.carries_files() {
+                            // SAFETY: the copies into the slot are done, and the next ones come when the owner has freed it.
+                            lent = unsafe { self.filling.lend(*slot, bytes) };
                         }
-                        _ => io.send(head),
+                    }
+                    match lent {
+                        Some(lent) => io.send_with(head, lent),
+                        None => io.send(head),
                     }
                     waiting.ticket.progress(bytes);
                 }
@@ -421,6 +387,7 @@ impl Writer {
         for Waiting { ticket, fate, .. } in std::mem::take(&mut self.batches).into_values() {
             ticket.fail(fate.unwrap_or_else(|| cause.clone()));
         }
+        self.filling.give_up();
         true
     }
 }
@@ -428,7 +395,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if self.lanes.leak_if_busy() {
-            std::mem::forget(self.slots.take());
+            self.filling.leak();
             let batches = std::mem::take(&mut self.batches);
             // The tickets end here, if in no good way.
             batches.into_values().for_each(|waiting| std::mem::forget(waiting.local));
