@@ -2,7 +2,9 @@
 //!
 //! A stream of this library's own waits for the event and then writes a word in host memory, which the progress thread reads. Events
 //! pass in any order, and one may wait for what another transfer brings, so every event has a stream to itself for as long as it
-//! takes; beyond a bound, and where streams cannot write words, the event is asked for.
+//! takes; beyond a bound, and where streams cannot write words, the event is asked for. A stream whose transfer ended before its
+//! event counts until the event has passed: so a caller's stream that stands still ties up a bounded number of them, whatever is
+//! started behind it and dropped.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -27,6 +29,8 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct Lanes {
     free: Vec<Lane>,
+    /// Those that still wait for an event of which nobody wants to know any more, and the marks behind it.
+    left: Vec<(Lane, Mark)>,
     /// All of them, those in use too.
     made: usize,
     /// Whether the device's streams cannot write words.
@@ -103,6 +107,10 @@ impl Watch {
         if let Some(lane) = lanes.free.pop() {
             return Some(lane);
         }
+        lanes.take_back();
+        if let Some(lane) = lanes.free.pop() {
+            return Some(lane);
+        }
         if lanes.without || lanes.made >= MOST {
             return None;
         }
@@ -121,6 +129,14 @@ impl Watch {
 
     fn devices(&self) -> MutexGuard<'_, HashMap<u32, Lanes>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lanes {
+    /// Takes back those that were left waiting and wait no more.
+    fn take_back(&mut self) {
+        let passed = self.left.extract_if(.., |(lane, mark)| lane.has_passed(*mark));
+        self.free.extend(passed.map(|(lane, _)| lane));
     }
 }
 
@@ -163,8 +179,8 @@ impl Drop for Waiting {
         if lane.has_passed(self.mark) {
             lanes.free.push(lane);
         } else {
-            // Its transfer has come to an end before the event. The driver keeps the stream until it is done.
-            lanes.made -= 1;
+            // Its transfer has come to an end before the event.
+            lanes.left.push((lane, self.mark));
         }
     }
 }
