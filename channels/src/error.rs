@@ -220,12 +220,14 @@ pub enum Error {
         peer: Arc<str>,
     },
     /// A range is not within its region, the local or the remote one.
-    #[error("bytes {begin}..{end} of a batch are beyond a region of {bytes} bytes")]
+    #[error("{length} bytes from {offset} on are beyond the region of {whose}, which has {bytes} bytes")]
     OutOfRegion {
-        /// First byte.
-        begin: u64,
-        /// Behind the last byte.
-        end: u64,
+        /// Whose region: `this side`, or the peer's name.
+        whose: Arc<str>,
+        /// Where the range begins in the region, in bytes.
+        offset: u64,
+        /// Bytes of the range.
+        length: u64,
         /// Bytes of the region.
         bytes: u64,
     },
@@ -273,6 +275,9 @@ pub enum Error {
         what: Arc<str>,
     },
 }
+
+/// Whose a region is that the process has itself.
+pub(crate) const THIS_SIDE: &str = "this side";
 
 /// That this process has no room for the descriptors that have come from a peer.
 pub(crate) fn no_descriptors(peer: &str, source: Errno) -> Error {

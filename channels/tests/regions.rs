@@ -103,7 +103,12 @@ fn what_is_wrong_is_refused_and_later_batches_go() {
         let lying = RegionDescriptor::from_bytes(&lying).unwrap();
         let write = writer.endpoint.write(&own, &lying, Pages::range(0, 0, 40_000), &bad_there, None);
         let error = write.wait(SOON).unwrap_err();
-        assert!(matches!(error, Error::OutOfRegion { bytes: 5000, .. }), "{name}: {error}");
+        match &error {
+            Error::OutOfRegion { whose, offset: 0, length, bytes: 5000 } => {
+                assert_eq!((whose, *length), (writer.endpoint.peer_name(), 40_000), "{name}");
+            }
+            other => panic!("{name}: {other}"),
+        }
         assert!(matches!(bad.wait(1, SOON), Err(Error::CountUnreachable { batches: 0, .. })));
         // One that was given up.
         let other = owner.context.register(vec![0_u8; 5000]).unwrap();

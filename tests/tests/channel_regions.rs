@@ -441,7 +441,9 @@ fn out_of_range(peer: Peer, gpu: Gpu) {
             (0..100).map(|page| Page::new(0, 10 * page, 11)).collect(),
         ] {
             let error = fails(&to, pages);
-            assert!(matches!(error, Error::OutOfRegion { bytes: 1000, .. }), "{error}");
+            let Error::OutOfRegion { whose, offset, length, bytes: 1000 } = &error else { panic!("{error}") };
+            assert!([&**peer.endpoint.peer_name(), "this side"].contains(&&**whose), "{error}");
+            assert!(offset.checked_add(*length).is_none_or(|end| end > 1000), "{error}");
         }
         // What a descriptor says that is greater than the region, its owner knows better.
         let mut lying = to.to_bytes();
@@ -450,7 +452,12 @@ fn out_of_range(peer: Peer, gpu: Gpu) {
         assert_eq!(lying.bytes(), 2000);
         let other = CounterDescriptor::from_bytes(&peer.part.hear("other counter")).unwrap();
         let write = peer.endpoint.write(&region, &lying, Pages::range(0, 1500, 100), &other, None);
-        assert!(matches!(write.wait(LONG), Err(Error::OutOfRegion { end: 1600, bytes: 1000, .. })));
+        match write.wait(LONG) {
+            Err(Error::OutOfRegion { whose, offset: 1500, length: 100, bytes: 1000 }) => {
+                assert_eq!(whose, *peer.endpoint.peer_name());
+            }
+            other => panic!("{other:?}"),
+        }
         // Another version.
         let mut other = to.to_bytes();
         other[3] += 1;

@@ -13,7 +13,7 @@ use super::page_wire::{Pages, Said, Why};
 use super::region::{Part, Parts};
 use super::wire::Shape;
 use crate::channel::{Activity, Io, RegionPart};
-use crate::error::Error;
+use crate::error::{Error, THIS_SIDE};
 use crate::lane::Mark;
 use crate::lanes::Lanes;
 
@@ -119,13 +119,12 @@ impl Owner {
         landing.bytes += bytes;
         if let (Some(part), None) = (&landing.part, &landing.declined) {
             let room = part.span().bytes;
-            let ends = runs.iter().map(end_of);
-            // What has no end is behind every end.
-            let end = ends.fold(0, |last, end| last.max(end.unwrap_or(u64::MAX)));
-            if end > room {
-                // The descriptor says otherwise than the owner.
-                let error = Error::OutOfRegion { begin: 0, end, bytes: room };
-                landing.declined = Some((Why::OutOfRegion { end, bytes: room }, error));
+            if let Some(run) = runs.iter().find(|run| end_of(run).is_none_or(|end| end > room)) {
+                // The descriptor says otherwise than the owner. (What has no end is behind every end.)
+                let (offset, length) = (run.to, end_of(run).map_or(u64::MAX, |end| end - run.to));
+                let whose = THIS_SIDE.into();
+                let error = Error::OutOfRegion { whose, offset, length, bytes: room };
+                landing.declined = Some((Why::OutOfRegion { offset, length, bytes: room }, error));
             }
         }
         if let Some(chunk) = chunk {

@@ -12,7 +12,7 @@ use super::doubt::Doubt;
 use super::imports::{Closing, Imported};
 use super::message::{Message, RegionOffer};
 use super::region::{self, Part};
-use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
+use crate::channel::{Activity, Batch, Io, Page, Ready, RegionPart};
 use crate::error::Error;
 use crate::region::Copies;
 use crate::transfer::Ticket;
@@ -80,8 +80,8 @@ struct Told {
 struct Writing {
     target: u64,
     from: u64,
-    /// Behind the last byte in the target.
-    end: u64,
+    /// That which reaches furthest in the target.
+    furthest: Option<Page>,
     copies: Copies,
     ready: Ready,
     has_begun: bool,
@@ -158,9 +158,9 @@ impl Writes {
                 io.send(Message::Open { region: target }.to_bytes());
             }
         }
-        let end = pages.iter().map(|page| page.to.saturating_add(page.bytes)).max().unwrap_or(0);
+        let furthest = pages.iter().max_by_key(|page| page.to.saturating_add(page.bytes)).copied();
         let copies = Copies::new(pages);
-        self.line.push_back(Writing { target, from, end, copies, ready, has_begun: false, told });
+        self.line.push_back(Writing { target, from, furthest, copies, ready, has_begun: false, told });
         Ok(())
     }
 
@@ -246,7 +246,7 @@ impl Writes {
                 writing.told.fate = Some(Error::Dropped);
             }
         }
-        activity = activity.max(self.enqueue(io)?);
+        activity = activity.max(self.enqueue(here, io)?);
         self.closing.retain(|(number, closing)| {
             let goes_on = !closing.is_done();
             if !goes_on {
@@ -284,7 +284,7 @@ impl Writes {
     }
 
     /// Enqueues some copies of the first batch.
-    fn enqueue(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+    fn enqueue(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let Some(way) = &mut self.way else { return Ok(Activity::Idle) };
         let Some(mut writing) = self.line.pop_front() else { return Ok(Activity::Idle) };
         let Some(target) = self.targets.get_mut(&writing.target) else {
@@ -302,9 +302,10 @@ impl Writes {
             self.line.push_front(writing);
             return Ok(Activity::Idle);
         };
-        if writing.end > open.bytes {
-            // The descriptor says otherwise than the owner.
-            writing.told.fate = Some(Error::OutOfRegion { begin: 0, end: writing.end, bytes: open.bytes });
+        // The descriptor may say otherwise than the owner.
+        let fits = writing.furthest.map_or(Ok(()), |page| page.check_target(&here.peer, open.bytes));
+        if let Err(error) = fits {
+            writing.told.fate = Some(error);
             writing.told.end(Some(io));
             return Ok(Activity::Moved);
         }

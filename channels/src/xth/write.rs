@@ -94,11 +94,11 @@ impl Writes {
             Ok(target) => target.ok_or_else(gone),
             Err(error) => Err(Error::BadDescriptor { what: error.to_string().into() }),
         };
-        let end = pages.iter().map(|page| page.to.saturating_add(page.bytes)).max().unwrap_or(0);
         let target = found.and_then(|target| {
             let room = target.span().bytes;
-            // The descriptor says otherwise than the owner.
-            if end > room { Err(Error::OutOfRegion { begin: 0, end, bytes: room }) } else { Ok(target) }
+            // The descriptor may say otherwise than the owner.
+            pages.iter().try_for_each(|page| page.check_target(&self.peer, room))?;
+            Ok(target)
         });
         match target {
             Ok(target) => {
