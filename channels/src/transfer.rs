@@ -154,6 +154,8 @@ impl Ticket {
 
     /// Whether nobody wants it any more. The channel then ends it as soon as it can, with [`Error::Dropped`].
     pub fn is_aborted(&self) -> bool {
+        #[cfg(test)]
+        testing::LOOKS.set(testing::LOOKS.get() + 1);
         self.state.aborted.load(Ordering::Acquire)
     }
 
@@ -195,6 +197,34 @@ impl Drop for Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket").field("state", &self.state).field("keeps", &self.keep.is_some()).finish()
+    }
+}
+
+/// Whether transfers of a channel may have been aborted since it looked: so that it need not ask each of them whenever it is looked
+/// at, of which there may be tens of thousands.
+#[derive(Debug, Default)]
+pub(crate) struct Aborts {
+    /// The one of the context, which all of the channel's transfers are of; `None`: it has had none.
+    bell: Option<progress::Waker>,
+    /// What it said. `None`: they are to be asked in any case.
+    seen: Option<u64>,
+}
+
+impl Aborts {
+    /// The channel has got a transfer, and asks it in future.
+    pub(crate) fn watch(&mut self, ticket: &Ticket) {
+        self.bell.get_or_insert_with(|| ticket.state.home.bell.clone());
+        // If it is aborted behind this look, that is counted behind what was seen.
+        if ticket.is_aborted() {
+            self.seen = None;
+        }
+    }
+
+    /// Whether its transfers are to be asked.
+    pub(crate) fn any(&mut self) -> bool {
+        let Some(bell) = &self.bell else { return false };
+        let now = Some(bell.aborts());
+        std::mem::replace(&mut self.seen, now) != now
     }
 }
 
@@ -302,7 +332,7 @@ impl Transfer {
     /// Ends it early, with [`Error::Dropped`] on this side, unless it has ended by then. Its end is still to be waited for.
     pub fn abort(&self) {
         if !self.state.ended.load(Ordering::Acquire) && !self.state.aborted.swap(true, Ordering::AcqRel) {
-            self.state.home.bell.wake();
+            self.state.home.bell.wake_for_abort();
         }
     }
 
@@ -355,11 +385,22 @@ impl Drop for Transfer {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use std::cell::Cell;
+
     use super::*;
 
+    thread_local! {
+        /// How often transfers were asked on this thread whether they were aborted.
+        pub(crate) static LOOKS: Cell<u64> = const { Cell::new(0) };
+        static HOME: Home = {
+            let devices = Devices::new(&[]).unwrap().into();
+            Home { bell: progress::Waker::new().unwrap(), process: std::process::id(), devices }
+        };
+    }
+
+    /// That of the test's transfers.
     pub(crate) fn home() -> Home {
-        let devices = Devices::new(&[]).unwrap().into();
-        Home { bell: progress::Waker::new().unwrap(), process: std::process::id(), devices }
+        HOME.with(Home::clone)
     }
 
     pub(crate) fn started(direction: Direction, number: u64, bytes: u64) -> (Ticket, Transfer) {

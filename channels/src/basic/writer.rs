@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
 use crate::span::Span;
-use crate::transfer::Ticket;
+use crate::transfer::{Aborts, Ticket};
 
 /// Batches, in order, through slots of their own: sends that nobody receives hold none of these.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub(super) struct Writer {
     chunks: VecDeque<Chunk>,
     /// Batches that the other side has not answered, or whose memory is still read.
     batches: BTreeMap<u64, Waiting>,
+    aborts: Aborts,
     /// The channel is over.
     cause: Option<Error>,
 }
@@ -102,6 +103,7 @@ impl Writer {
             line: VecDeque::new(),
             chunks: VecDeque::new(),
             batches: BTreeMap::new(),
+            aborts: Aborts::default(),
             cause: None,
         }
     }
@@ -116,6 +118,7 @@ impl Writer {
             (Ok(_), None) => Err(Error::BadMemory { what: "the local region is another kind's".into() }),
             (Err(error), _) => Err(Error::BadDescriptor { what: error.to_string().into() }),
         };
+        self.aborts.watch(&ticket);
         let waiting = Waiting { ticket, counter, under_way: 0, is_whole: false, fate: None, local };
         self.batches.insert(number, waiting);
         match found {
@@ -189,8 +192,13 @@ impl Writer {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let is_aborted = |waiting: &Waiting| waiting.fate.is_none() && waiting.ticket.is_aborted();
-        let aborted: Vec<u64> =
-            self.batches.iter().filter(|(_, waiting)| is_aborted(waiting)).map(|(batch, _)| *batch).collect();
+        let aborted: Vec<u64> = match self.aborts.any() {
+            true => {
+                let all = self.batches.iter();
+                all.filter(|(_, waiting)| is_aborted(waiting)).map(|(batch, _)| *batch).collect()
+            }
+            false => Vec::new(),
+        };
         for batch in aborted {
             // One that is whole comes all the same, and its end is told.
             if self.batches.get(&batch).is_some_and(|waiting| !waiting.is_whole) {

@@ -15,7 +15,7 @@ use super::region::{self, Part};
 use crate::channel::{Activity, Batch, Io, Page, Ready, RegionPart};
 use crate::error::Error;
 use crate::region::Copies;
-use crate::transfer::Ticket;
+use crate::transfer::{Aborts, Ticket};
 
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -24,6 +24,7 @@ pub(super) struct Writes {
     targets: HashMap<u64, Target>,
     /// Batches that were not enqueued in whole, in order.
     line: VecDeque<Writing>,
+    aborts: Aborts,
     /// Those that were, as they are in the stream.
     flying: VecDeque<Flying>,
     /// Targets that are being closed.
@@ -119,6 +120,7 @@ impl Told {
 impl Writes {
     pub(super) fn start(&mut self, batch: Batch, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
+        self.aborts.watch(&ticket);
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
         let mut told = Told { ticket, counter, bytes, fate: None, local: ManuallyDrop::new(local) };
         let number = match (region::number(&remote), from) {
@@ -241,9 +243,11 @@ impl Writes {
 
     pub(super) fn poll(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = self.land(here, Some(io));
-        for writing in &mut self.line {
-            if writing.told.fate.is_none() && writing.told.ticket.is_aborted() {
-                writing.told.fate = Some(Error::Dropped);
+        if self.aborts.any() {
+            for writing in &mut self.line {
+                if writing.told.fate.is_none() && writing.told.ticket.is_aborted() {
+                    writing.told.fate = Some(Error::Dropped);
+                }
             }
         }
         activity = activity.max(self.enqueue(here, io)?);

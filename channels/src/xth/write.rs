@@ -14,7 +14,7 @@ use crate::lane::Mark;
 use crate::lanes::Lanes;
 use crate::matching::FIRST_OWN_TAG;
 use crate::region::Copies;
-use crate::transfer::Ticket;
+use crate::transfer::{Aborts, Ticket};
 
 /// That a batch has landed, and that one will not.
 pub(super) const LANDED: u8 = FIRST_OWN_TAG + 1;
@@ -29,6 +29,7 @@ pub(super) struct Writes {
     /// The other device, if this one has no access to it.
     apart: Option<Arc<PrimaryContext>>,
     line: VecDeque<Writing>,
+    aborts: Aborts,
     flying: VecDeque<Flying>,
 }
 
@@ -81,11 +82,19 @@ impl Writes {
         own: Option<Arc<PrimaryContext>>,
         apart: Option<Arc<PrimaryContext>>,
     ) -> Self {
-        Self { peer, lanes: Lanes::new(own), apart, line: VecDeque::new(), flying: VecDeque::new() }
+        Self {
+            peer,
+            lanes: Lanes::new(own),
+            apart,
+            line: VecDeque::new(),
+            aborts: Aborts::default(),
+            flying: VecDeque::new(),
+        }
     }
 
     pub(super) fn start(&mut self, batch: Batch, io: &mut Io<'_>) {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
+        self.aborts.watch(&ticket);
         let gone = || Error::RegionGone {
             peer: Arc::clone(&self.peer),
             what: "its owner has given it up, or it is another process's".into(),
@@ -121,9 +130,11 @@ impl Writes {
             told.end(Some(io));
             activity = Activity::Moved;
         }
-        for Writing { told, .. } in &mut self.line {
-            if told.fate.is_none() && told.ticket.is_aborted() {
-                told.fate = Some(Error::Dropped);
+        if self.aborts.any() {
+            for Writing { told, .. } in &mut self.line {
+                if told.fate.is_none() && told.ticket.is_aborted() {
+                    told.fate = Some(Error::Dropped);
+                }
             }
         }
         if !self.line.is_empty() {
