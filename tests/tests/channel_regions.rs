@@ -454,7 +454,7 @@ fn out_of_range(peer: Peer, gpu: Gpu) {
         let write = peer.endpoint.write(&region, &lying, Pages::range(0, 1500, 100), &other, None);
         match write.wait(LONG) {
             Err(Error::OutOfRegion { whose, offset: 1500, length: 100, bytes: 1000 }) => {
-                assert_eq!(whose, *peer.endpoint.peer_name());
+                assert_eq!(&whose, peer.endpoint.peer_name());
             }
             other => panic!("{other:?}"),
         }
