@@ -279,6 +279,14 @@ pub enum Error {
 /// Whose a region is that the process has itself.
 pub(crate) const THIS_SIDE: &str = "this side";
 
+/// What the system says if this process, or all of them, have as many descriptors as they may have at the moment.
+pub(crate) fn shortage() -> Option<Errno> {
+    match rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) {
+        Err(why @ (Errno::MFILE | Errno::NFILE)) => Some(why),
+        _ => None,
+    }
+}
+
 /// That this process has no room for the descriptors that have come from a peer.
 pub(crate) fn no_descriptors(peer: &str, source: Errno) -> Error {
     Error::system(&format!("descriptors from {peer} could not be taken in (see ulimit -n)"), source)
