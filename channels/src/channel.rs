@@ -200,7 +200,7 @@ impl Ready {
     pub fn has_come(&self) -> Result<bool, DriverError> {
         match self {
             Ready::Now => Ok(true),
-            Ready::Behind(event) => event.has_passed(),
+            Ready::Behind(event) => event.has_passed().map_err(|error| event.context().cause_of(error)),
             Ready::Told(word, value) => Ok(word.has_reached(*value)),
         }
     }
@@ -218,7 +218,9 @@ impl Ready {
         match self {
             Ready::Now => Ok(()),
             // SAFETY: the caller vouches for the stream.
-            Ready::Behind(event) => unsafe { event.wait_on(stream) },
+            Ready::Behind(event) => {
+                unsafe { event.wait_on(stream) }.map_err(|error| event.context().cause_of(error))
+            }
             Ready::Told(word, value) if word.has_reached(*value) => Ok(()),
             // SAFETY: as above.
             Ready::Told(word, value) => unsafe { word.enqueue_wait(*value, stream) },

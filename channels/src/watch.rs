@@ -180,7 +180,7 @@ impl Wait {
         let over = match self {
             Self::Passed => return Ok(true),
             Self::Lane(waiting) => waiting.is_over(now)?,
-            Self::Event(event) => event.has_passed()?,
+            Self::Event(event) => event.has_passed().map_err(|error| event.context().cause_of(error))?,
             Self::Told(word, value) => word.has_reached(*value),
         };
         if over {

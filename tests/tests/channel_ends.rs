@@ -89,6 +89,10 @@ fn reset(ordinal: u32) {
     assert_eq!(unsafe { reset(ordinal as i32) }, 0);
 }
 
+fn names_the_cause(text: &str) -> bool {
+    text.contains("CUDA_ERROR_CONTEXT_IS_DESTROYED")
+}
+
 /// Transfers are under way in both directions, and waited for by a stream, when the context of one of the two devices is reset: all
 /// end with the cause, on both sides, and give their memory back; other pairs of the endpoint go on; and everything can be closed.
 fn context_is_reset(kind: &str, [from, lost]: [u32; 2]) {
@@ -111,18 +115,20 @@ fn context_is_reset(kind: &str, [from, lost]: [u32; 2]) {
     for failed in [waiting.wait(LONG), under_way.wait(LONG)] {
         // What the stream had done by then may have been sent.
         let Err(failed) = failed else { continue };
-        eprintln!("{kind}, there: {}", failed.error);
-        assert!(matches!(failed.error, Error::Driver(_)), "{kind}: {}", failed.error);
+        assert!(names_the_cause(&failed.error.to_string()), "{kind}: {}", failed.error);
+        assert!(
+            matches!(failed.error, Error::Driver(_) | Error::Remote { .. }),
+            "{kind}: {:?}",
+            failed.error
+        );
         assert!(failed.into_memory().is_some(), "{kind}: the memory comes back");
     }
     let failed = sent_there.wait(LONG).unwrap_err();
-    eprintln!("{kind}, here: {}", failed.error);
-    assert!(matches!(&failed.error, Error::Remote { .. }), "{kind}: {}", failed.error);
+    // Over xth this side may have met the other one's context itself.
+    assert!(matches!(failed.error, Error::Driver(_) | Error::Remote { .. }), "{kind}: {:?}", failed.error);
+    assert!(names_the_cause(&failed.error.to_string()), "{kind}: {}", failed.error);
     assert!(failed.into_memory().is_some());
     drop(received_here.wait(LONG));
-    // Later ones learn of it at once.
-    let late = far.send(vec![0; 10], gpus[0].device(), None).wait(LONG);
-    drop(late);
     host_to_host(&sides, 5);
     for endpoint in &sides {
         endpoint.close();
