@@ -16,6 +16,7 @@ use crate::channel::{Activity, Io, RegionPart};
 use crate::error::{Error, THIS_SIDE};
 use crate::lane::Mark;
 use crate::lanes::Lanes;
+use crate::shared_copy;
 
 /// Batches that come, in order.
 #[derive(Debug)]
@@ -216,9 +217,9 @@ impl Owner {
                             let to = std::ptr::with_exposed_provenance_mut::<u8>(address);
                             // SAFETY: the rows lie in the region (checked when they came), which the landing keeps, and in the
                             // slot, which the writer fills again only when it is told that it is free. Who has registered memory
-                            // does not touch it while others may write there, or sees to the races.
+                            // looks at it meanwhile by such copies alone (`Region::read`), or sees to the races.
                             unsafe {
-                                from.copy_to_nonoverlapping(to, run.bytes as usize);
+                                shared_copy::copy(from, to, run.bytes as usize);
                                 from = from.add(run.bytes as usize);
                             }
                         }

@@ -15,6 +15,7 @@ use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
+use crate::shared_copy;
 use crate::span::Span;
 use crate::transfer::{Aborts, Ticket};
 
@@ -288,7 +289,7 @@ impl Writer {
                     // SAFETY: the rows lie in the local region (the endpoint has checked that), which the batch keeps; all of them
                     // have room in the slot, which is free. They do not overlap: the slots are this channel's own.
                     unsafe {
-                        row.copy_to_nonoverlapping(to, run.bytes as usize);
+                        shared_copy::copy(row, to, run.bytes as usize);
                         to = to.add(run.bytes as usize);
                     }
                 }

@@ -1,4 +1,5 @@
-//! One-sided writes within a process: copies by the writer's stream into memory that the region's owner keeps meanwhile.
+//! One-sided writes within a process: copies by the writer's stream, or of host memory by its progress thread, into memory that the
+//! region's owner keeps meanwhile.
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
@@ -11,14 +12,18 @@ use super::region::{Part, find};
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
-use crate::lanes::Lanes;
+use crate::lanes::{Gate, Lanes};
 use crate::matching::FIRST_OWN_TAG;
 use crate::region::Copies;
+use crate::shared_copy;
 use crate::transfer::{Aborts, Ticket};
 
 /// That a batch has landed, and that one will not.
 pub(super) const LANDED: u8 = FIRST_OWN_TAG + 1;
 pub(super) const MISSED: u8 = FIRST_OWN_TAG + 2;
+
+/// Bytes that the host copies before others have their turn.
+const TURN: u64 = 1 << 20;
 
 /// The batches of a channel, in order.
 #[derive(Debug)]
@@ -50,6 +55,8 @@ struct Writing {
     copies: Copies,
     ready: Ready,
     has_begun: bool,
+    /// Of host memory, which waits for no stream.
+    gate: Gate,
     told: Told,
 }
 
@@ -113,7 +120,13 @@ impl Writes {
             Ok(target) => {
                 let (local, target) = (ManuallyDrop::new(local), ManuallyDrop::new(target));
                 let told = Told { ticket, counter, bytes, fate: None, local, target };
-                self.line.push_back(Writing { copies: Copies::new(pages), ready, has_begun: false, told });
+                self.line.push_back(Writing {
+                    copies: Copies::new(pages),
+                    ready,
+                    has_begun: false,
+                    gate: Gate::Shut,
+                    told,
+                });
             }
             Err(error) => {
                 io.send(missed(counter, &error));
@@ -138,8 +151,11 @@ impl Writes {
             }
         }
         if !self.line.is_empty() {
-            self.enqueue(io)?;
-            activity = Activity::Moved;
+            let step = match self.lanes.context() {
+                Some(_) => self.enqueue(io).map(|()| Activity::Moved),
+                None => self.copy_by_host(io),
+            };
+            activity = activity.max(step?);
         }
         self.lanes.check(io.now())?;
         let under_way = if self.flying.is_empty() { Activity::Idle } else { Activity::Waiting };
@@ -199,6 +215,49 @@ impl Writes {
             self.flying.push_back(Flying { mark: attempt.mark, told: writing.told });
         }
         Ok(())
+    }
+
+    /// Copies some pages of the first batch, if its memory is there.
+    fn copy_by_host(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let Some(Writing { copies, ready, gate, told, .. }) = self.line.front_mut() else {
+            return Ok(Activity::Idle);
+        };
+        let local = told.local.as_any().downcast_ref::<Part>().map(Part::span);
+        let mut is_all = told.fate.is_some();
+        match (local, self.lanes.pass(gate, ready)) {
+            (None, _) => {
+                told.fate = Some(Error::BadMemory { what: "the local region is another kind's".into() });
+                is_all = true;
+            }
+            (Some(_), Ok(false)) if !is_all => return Ok(Activity::Waiting),
+            (Some(_), Err(error)) if error.is_refusal() => {
+                told.fate.get_or_insert(error);
+                is_all = true;
+            }
+            (Some(_), Err(error)) => return Err(error),
+            (Some(local), Ok(_)) => {
+                let (from, to) = (local.address, told.target.span().address);
+                let mut left = TURN;
+                while !is_all && left > 0 {
+                    let Some(page) = copies.next_of(left) else {
+                        is_all = true;
+                        break;
+                    };
+                    left -= page.bytes;
+                    let from = std::ptr::with_exposed_provenance::<u8>((from + page.from) as usize);
+                    let to = std::ptr::with_exposed_provenance_mut::<u8>((to + page.to) as usize);
+                    // SAFETY: the page lies in the local region (the endpoint has checked that) and in the target (checked at the
+                    // start), both kept by the batch. Who has registered memory looks at it meanwhile by such copies alone
+                    // (`Region::read`), or sees to the races. If they overlap, a region is written into itself, to anybody's cost.
+                    unsafe { shared_copy::copy(from, to, page.bytes as usize) };
+                    told.ticket.progress(page.bytes);
+                }
+            }
+        }
+        if is_all && let Some(writing) = self.line.pop_front() {
+            writing.told.end(Some(io));
+        }
+        Ok(Activity::Moved)
     }
 
     /// Behind the end: fails everything when nothing is copied any more; whether that is so.
