@@ -217,9 +217,10 @@ impl Ready {
     pub unsafe fn wait_on(&self, stream: RawStream) -> Result<(), DriverError> {
         match self {
             Ready::Now => Ok(()),
-            // SAFETY: the caller vouches for the stream.
             Ready::Behind(event) => {
-                unsafe { event.wait_on(stream) }.map_err(|error| event.context().cause_of(error))
+                // SAFETY: the caller vouches for the stream.
+                let waits = unsafe { event.wait_on(stream) };
+                waits.map_err(|error| event.context().cause_of(error))
             }
             Ready::Told(word, value) if word.has_reached(*value) => Ok(()),
             // SAFETY: as above.

@@ -9,7 +9,6 @@ use super::departure::Departures;
 use super::owner::Owner;
 use super::page_wire::{self, Said as SaidOfPages};
 use super::receiver::Receiver;
-use super::region::Parts;
 use super::sender::Sender;
 use super::wire::{Said, Shape};
 use super::writer::Writer;
@@ -18,6 +17,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::matching::Notice;
+use crate::region::share::Parts;
 use crate::watch::Watch;
 
 #[derive(Debug)]

@@ -23,7 +23,6 @@ mod owner;
 mod packing;
 mod page_wire;
 mod receiver;
-mod region;
 mod sender;
 mod slots;
 mod wire;
@@ -39,10 +38,10 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::progress::Waker;
+use crate::region::share::Parts;
 use crate::span::Span;
 use crate::watch::Watch;
 use departure::Departures;
-use region::Parts;
 use wire::Shape;
 
 /// The kind `basic`. See the module of the same name in the documentation of [`Registry`](crate::Registry).

@@ -10,12 +10,12 @@ use super::departure::Departures;
 use super::emptying::Emptying;
 use super::packing::Run;
 use super::page_wire::{Pages, Said, Why};
-use super::region::{Part, Parts};
 use super::wire::Shape;
 use crate::channel::{Activity, Io, RegionPart};
 use crate::error::{Error, THIS_SIDE};
 use crate::lane::Mark;
 use crate::lanes::Lanes;
+use crate::region::share::{Part, Parts};
 use crate::shared_copy;
 
 /// Batches that come, in order.

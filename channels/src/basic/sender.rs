@@ -314,9 +314,9 @@ impl Sender {
                     if mark.is_some_and(|mark| !self.lanes.has_passed(mark)) {
                         return activity.max(Activity::Waiting);
                     }
-                    // SAFETY: the copy into the slot is done, and the next one comes when the other side has freed it.
                     let lent = match io.carries_files() {
                         true => None,
+                        // SAFETY: the copy into the slot is done, and the next one comes when the other side has freed it.
                         false => unsafe { self.filling.lend(*chunk, piece.bytes) },
                     };
                     match lent {

@@ -9,12 +9,12 @@ use super::departure::Departures;
 use super::filling::Filling;
 use super::packing::{Packing, Run};
 use super::page_wire::{Pages, Said, Why};
-use super::region::{self, Part};
 use super::wire::Shape;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
+use crate::region::share::{self, Part};
 use crate::shared_copy;
 use crate::span::Span;
 use crate::transfer::{Aborts, Ticket};
@@ -114,7 +114,7 @@ impl Writer {
         let number = self.next;
         self.next += 1;
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
-        let found = match (region::number(&remote), from) {
+        let found = match (share::number("basic", &remote), from) {
             (Ok(region), Some(from)) => Ok((region, from)),
             (Ok(_), None) => Err(Error::BadMemory { what: "the local region is another kind's".into() }),
             (Err(error), _) => Err(Error::BadDescriptor { what: error.to_string().into() }),

@@ -128,7 +128,7 @@ impl ChannelContext for XthContext {
         if !self.devices.contains_key(&span.device) || span.bytes == 0 {
             return Ok(None);
         }
-        Ok(Some(region::Part::new(span)?))
+        Ok(Some(region::register(span)?))
     }
 
     fn report(&self) -> Vec<(String, String)> {

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use meshreduce_device::{PrimaryContext, copy_between};
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 
-use super::region::{Part, find};
+use super::region::find;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
 use crate::matching::FIRST_OWN_TAG;
 use crate::region::Copies;
+use crate::region::share::Part;
 use crate::shared_copy;
 use crate::transfer::{Aborts, Ticket};
 

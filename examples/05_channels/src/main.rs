@@ -97,7 +97,7 @@ fn main() -> Result<()> {
         initialise()?;
     }
     let context = Context::new(&Registry::default(), devices)?;
-    let (rank, world_size) = (launcher.rank as usize, launcher.world_size as usize);
+    let (rank, world_size) = (launcher.rank, launcher.world_size);
     let mesh = context.connect_all(&store, "ring", rank, world_size, timeout)?;
     let ring = Ring { mesh: &mesh, bytes: arguments.bytes, timeout };
     let kind = match arguments.host {
