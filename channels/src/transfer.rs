@@ -4,6 +4,8 @@
 //! its memory into the ticket's care, so that it outlives whatever the user drops.
 #![forbid(unsafe_code)]
 
+mod aborts;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,6 +21,7 @@ use crate::devices::Devices;
 use crate::error::Error;
 use crate::progress;
 use crate::stream::OnStream;
+pub(crate) use aborts::Aborts;
 
 /// How long a wait looks before it sleeps: what a small message takes within a host, and less than a sleep costs twice.
 const SPIN: Duration = Duration::from_micros(20);
@@ -197,34 +200,6 @@ impl Drop for Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ticket").field("state", &self.state).field("keeps", &self.keep.is_some()).finish()
-    }
-}
-
-/// Whether transfers of a channel may have been aborted since it looked: so that it need not ask each of them whenever it is looked
-/// at, of which there may be tens of thousands.
-#[derive(Debug, Default)]
-pub(crate) struct Aborts {
-    /// The one of the context, which all of the channel's transfers are of; `None`: it has had none.
-    bell: Option<progress::Waker>,
-    /// What it said. `None`: they are to be asked in any case.
-    seen: Option<u64>,
-}
-
-impl Aborts {
-    /// The channel has got a transfer, and asks it in future.
-    pub(crate) fn watch(&mut self, ticket: &Ticket) {
-        self.bell.get_or_insert_with(|| ticket.state.home.bell.clone());
-        // If it is aborted behind this look, that is counted behind what was seen.
-        if ticket.is_aborted() {
-            self.seen = None;
-        }
-    }
-
-    /// Whether its transfers are to be asked.
-    pub(crate) fn any(&mut self) -> bool {
-        let Some(bell) = &self.bell else { return false };
-        let now = Some(bell.aborts());
-        std::mem::replace(&mut self.seen, now) != now
     }
 }
 
