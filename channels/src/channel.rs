@@ -200,7 +200,7 @@ impl Ready {
     pub fn has_come(&self) -> Result<bool, DriverError> {
         match self {
             Ready::Now => Ok(true),
-            Ready::Behind(event) => event.has_passed(),
+            Ready::Behind(event) => event.has_passed().map_err(|error| event.context().cause_of(error)),
             Ready::Told(word, value) => Ok(word.has_reached(*value)),
         }
     }
@@ -217,8 +217,11 @@ impl Ready {
     pub unsafe fn wait_on(&self, stream: RawStream) -> Result<(), DriverError> {
         match self {
             Ready::Now => Ok(()),
-            // SAFETY: the caller vouches for the stream.
-            Ready::Behind(event) => unsafe { event.wait_on(stream) },
+            Ready::Behind(event) => {
+                // SAFETY: the caller vouches for the stream.
+                let waits = unsafe { event.wait_on(stream) };
+                waits.map_err(|error| event.context().cause_of(error))
+            }
             Ready::Told(word, value) if word.has_reached(*value) => Ok(()),
             // SAFETY: as above.
             Ready::Told(word, value) => unsafe { word.enqueue_wait(*value, stream) },

@@ -16,7 +16,9 @@ use crate::devices::Devices;
 use crate::endpoint::{Endpoint, EndpointFacts, Shared};
 use crate::error::{Error, cut};
 use crate::link::Link;
-use crate::meet::{Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, withdraw};
+use crate::meet::{
+    Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, restore, withdraw,
+};
 use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
 use crate::registry::{Kinds, Registry, Report};
 
@@ -24,6 +26,9 @@ use crate::registry::{Kinds, Registry, Report};
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How long a process that has come may take to say who it is, if there is more time than that.
 const GREETING: Duration = Duration::from_secs(30);
+
+/// How often one who listens under a name looks whether its address is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes of a process's name that others are told.
 const LONGEST_NAME: usize = 256;
@@ -140,8 +145,21 @@ impl Context {
         let listener = self.listener()?;
         let failed = |source| Error::Store { name: name.into(), source: Arc::new(source) };
         let address = listener.doors.address().encode();
-        publish(store, name, &address).map_err(failed)?;
-        let endpoint = listener.accept_for(&format!("whoever connects to {name}"), timeout);
+        let with = format!("whoever connects to {name}");
+        let (begun, deadline) = (Instant::now(), Deadline::after(timeout));
+        match publish(store, name, &address, deadline) {
+            Err(StoreError::Timeout { .. }) => {
+                let last = "others meet under the name".into();
+                return Err(Error::NotConnected { with: with.into(), waited: begun.elapsed(), last });
+            }
+            published => published.map_err(failed)?,
+        }
+        let endpoint = listener.accept_for(&with, timeout, deadline, LOOK, || {
+            // A store that has failed need not keep one away who has read the address before.
+            if let Err(error) = restore(store, name, &address) {
+                tracing::debug!(name, %error, "the store does not say whether the address is still there");
+            }
+        });
         // The other side has read it, or comes too late. By now somebody else may listen under the name, the other side above all.
         let withdrawn = withdraw(store, name, &address);
         let endpoint = endpoint?;
@@ -263,6 +281,19 @@ impl Inner {
         }
     }
 
+    /// What this process says of itself to one whom it meets.
+    fn hello(&self) -> Result<Hello, Error> {
+        let nonce = random().map_err(|error| Error::system("there is nothing random", error))?;
+        Ok(Hello {
+            library: env!("CARGO_PKG_VERSION").to_owned(),
+            member: self.place.member.clone(),
+            name: self.options.name.as_deref().map(|name| cut(name, LONGEST_NAME).to_owned()),
+            silence: self.options.silence,
+            nonce: u64::from_ne_bytes(nonce),
+            offers: (*self.offers).clone(),
+        })
+    }
+
     /// Greets who is at the other end of a link, and hands both to the thread.
     fn meet(&self, link: Link, side: Side, deadline: Deadline) -> Result<Endpoint, Error> {
         let kinds = &self.site.kinds;
@@ -270,16 +301,8 @@ impl Inner {
             Some(context) => context.can_communicate(local, remote),
             None => Err(Reason::from("it is not known")),
         };
-        let nonce = random().map_err(|error| Error::system("there is nothing random", error))?;
-        let nonce = u64::from_ne_bytes(nonce);
-        let own = Hello {
-            library: env!("CARGO_PKG_VERSION").to_owned(),
-            member: self.place.member.clone(),
-            name: self.options.name.as_deref().map(|name| cut(name, LONGEST_NAME).to_owned()),
-            silence: self.options.silence,
-            nonce,
-            offers: (*self.offers).clone(),
-        };
+        let own = self.hello()?;
+        let nonce = own.nonce;
         let deadline = Deadline::after(deadline.left().min(GREETING));
         let met = greet(link, side, &own, &judge, deadline)?;
         let facts = EndpointFacts {
@@ -319,18 +342,34 @@ impl Listener {
     ///
     /// As [`Context::listen`].
     pub fn accept(&self, timeout: Duration) -> Result<Endpoint, Error> {
-        self.accept_for("whoever connects", timeout)
+        self.accept_for("whoever connects", timeout, Deadline::after(timeout), Duration::MAX, || {})
     }
 
-    fn accept_for(&self, with: &str, timeout: Duration) -> Result<Endpoint, Error> {
-        let deadline = Deadline::after(timeout);
-        let mut last = None;
+    /// Meets the next one that comes; while nobody does, `meanwhile` is called every so often.
+    fn accept_for(
+        &self,
+        with: &str,
+        timeout: Duration,
+        deadline: Deadline,
+        often: Duration,
+        mut meanwhile: impl FnMut(),
+    ) -> Result<Endpoint, Error> {
+        // Of one who was met and was not the one, and of one who could not be let in.
+        let (mut last, mut at_door) = (None, None);
         loop {
             self.inner.site.check_process()?;
-            let link = self.doors.accept(deadline).map_err(|error| {
-                let last = last.take().unwrap_or(error).into();
-                Error::NotConnected { with: with.into(), waited: timeout, last }
-            })?;
+            let link = match self.doors.accept(Deadline::after(deadline.left().min(often))) {
+                Ok(link) => link,
+                Err(error) => {
+                    at_door = error.or(at_door);
+                    if !deadline.has_passed() {
+                        meanwhile();
+                        continue;
+                    }
+                    let last = last.or(at_door).unwrap_or_else(|| "nobody has come".to_owned()).into();
+                    return Err(Error::NotConnected { with: with.into(), waited: timeout, last });
+                }
+            };
             match self.inner.meet(link, Side::Listening, deadline) {
                 Err(error @ (Error::PeerLost { .. } | Error::NotConnected { .. })) => {
                     last = Some(error.to_string());
@@ -347,17 +386,22 @@ mod tests {
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixStream};
 
+    use meshreduce_store::MemoryStore;
+
     use super::*;
+    use crate::link::{Kind, Outgoing, Queue};
     use crate::meet::testing::{preamble, socket_name};
+
+    const LINKS: Links = Links { memory: false, unix: true, tcp: false };
+
+    fn context() -> Context {
+        let mut registry = Registry::default();
+        registry.allow("basic").unwrap();
+        Context::with_options(&registry, &[], Options { links: LINKS, ..Options::default() }).unwrap()
+    }
 
     #[test]
     fn a_peer_that_stops_behind_its_first_word_keeps_nobody_out() {
-        let mut registry = Registry::default();
-        registry.allow("basic").unwrap();
-        let context = || {
-            let links = Links { memory: false, unix: true, tcp: false };
-            Context::with_options(&registry, &[], Options { links, ..Options::default() }).unwrap()
-        };
         let (one, other) = (context(), context());
         let listener = one.listener().unwrap();
         let address = listener.address();
@@ -375,5 +419,66 @@ mod tests {
             accepting.join().unwrap().unwrap();
             drop(stopped);
         });
+    }
+
+    #[test]
+    fn a_peer_that_stops_before_its_verdict_keeps_nobody_out_and_is_not_connected() {
+        let (one, other, stopped) = (context(), context(), context());
+        let listener = one.listener().unwrap();
+        let address = listener.address();
+        let limit = GREETING.mul_f32(0.8);
+        std::thread::scope(|scope| {
+            let accepting = scope.spawn(|| listener.accept(limit));
+            let mut link = reach(address, &stopped.inner.place, LINKS, Deadline::after(limit)).unwrap();
+            let mut queue = Queue::new(link.carries_files());
+            queue.push(Outgoing::control(Kind::Hello, 0, stopped.inner.hello().unwrap().encode()));
+            let mut heard = Vec::new();
+            let mut hear = |until: Kind| {
+                while !heard.contains(&until) {
+                    link.flush(&mut queue).unwrap();
+                    match link.next().unwrap().map(|message| message.kind) {
+                        Some(kind) => heard.push(kind),
+                        None if link.fill().unwrap() => {}
+                        None => link.wait(!queue.is_empty(), limit).unwrap(),
+                    }
+                }
+                heard.len()
+            };
+            hear(Kind::Choices);
+            // It stands still here, and the other one comes.
+            other.connect_to(address, limit).unwrap();
+            accepting.join().unwrap().unwrap();
+            // What it says now finds nobody, and nobody has bidden it welcome.
+            queue.push(Outgoing::control(Kind::Verdict, 0, vec![0]));
+            let _ = link.flush(&mut queue);
+            loop {
+                match link.next() {
+                    Ok(Some(message)) => panic!("{:?}", message.kind),
+                    Ok(None) => {}
+                    Err(_) => break,
+                }
+                match link.fill() {
+                    Ok(true) => {}
+                    Ok(false) => link.wait(false, limit).unwrap(),
+                    Err(_) => break,
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_listener_whose_address_was_deleted_by_a_late_leaver_is_found_all_the_same() {
+        let (one, other) = (context(), context());
+        let store = MemoryStore::new();
+        let limit = Duration::from_secs(20);
+        std::thread::scope(|scope| {
+            let listening = scope.spawn(|| one.listen(&store, "n", limit));
+            store.wait(&["channels/n"], limit).unwrap();
+            // The second step of one that was stopped behind its first.
+            store.delete("channels/n").unwrap();
+            other.connect(&store, "n", limit).unwrap();
+            listening.join().unwrap().unwrap();
+        });
+        assert!(!store.check(&["channels/n"]).unwrap(), "the address was left behind");
     }
 }

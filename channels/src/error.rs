@@ -220,12 +220,14 @@ pub enum Error {
         peer: Arc<str>,
     },
     /// A range is not within its region, the local or the remote one.
-    #[error("bytes {begin}..{end} of a batch are beyond a region of {bytes} bytes")]
+    #[error("{length} bytes from {offset} on are beyond the region of {whose}, which has {bytes} bytes")]
     OutOfRegion {
-        /// First byte.
-        begin: u64,
-        /// Behind the last byte.
-        end: u64,
+        /// Whose region: `this side`, or the peer's name.
+        whose: Arc<str>,
+        /// Where the range begins in the region, in bytes.
+        offset: u64,
+        /// Bytes of the range.
+        length: u64,
         /// Bytes of the region.
         bytes: u64,
     },
@@ -272,6 +274,17 @@ pub enum Error {
         /// What it says.
         what: Arc<str>,
     },
+}
+
+/// Whose a region is that the process has itself.
+pub(crate) const THIS_SIDE: &str = "this side";
+
+/// What the system says if this process, or all of them, have as many descriptors as they may have at the moment.
+pub(crate) fn shortage() -> Option<Errno> {
+    match rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC) {
+        Err(why @ (Errno::MFILE | Errno::NFILE)) => Some(why),
+        _ => None,
+    }
 }
 
 /// That this process has no room for the descriptors that have come from a peer.

@@ -72,7 +72,7 @@ impl Lane {
     /// The driver's.
     pub fn wait_for(&mut self, ready: &Ready) -> Result<(), DriverError> {
         // SAFETY: the stream is alive, and is not captured.
-        unsafe { ready.wait_on(self.stream.raw()) }
+        unsafe { ready.wait_on(self.stream.raw()) }.map_err(|error| self.context().cause_of(error))
     }
 
     /// Enqueues work by `enqueue`, which is given the stream and its context, and a number behind it. One call of the driver beside
@@ -89,10 +89,12 @@ impl Lane {
             self.moved = Instant::now();
         }
         self.is_unmarked = true;
-        enqueue(self.stream.context(), self.stream.raw())?;
+        let context = self.stream.context();
+        enqueue(context, self.stream.raw()).map_err(|error| context.cause_of(error))?;
         let next = self.last.wrapping_add(1);
         // SAFETY: the stream is this lane's own and is not captured; numbers only grow.
-        unsafe { self.word.enqueue_write(next, self.stream.raw()) }?;
+        let written = unsafe { self.word.enqueue_write(next, self.stream.raw()) };
+        written.map_err(|error| context.cause_of(error))?;
         self.last = next;
         self.is_unmarked = false;
         Ok(Mark(next))
@@ -109,12 +111,14 @@ impl Lane {
         enqueue: impl FnOnce(&PrimaryContext, RawStream) -> Result<(), DriverError>,
     ) -> Result<Attempt, DriverError> {
         let mut refused = None;
-        let mark = self.enqueue(|context, stream| match enqueue(context, stream) {
-            Err(error) if !error.loses_context() => {
-                refused = Some(error);
-                Ok(())
+        let mark = self.enqueue(|context, stream| {
+            match enqueue(context, stream).map_err(|error| context.cause_of(error)) {
+                Err(error) if !error.loses_context() => {
+                    refused = Some(error);
+                    Ok(())
+                }
+                other => other,
             }
-            other => other,
         })?;
         Ok(Attempt { mark, refused })
     }
@@ -139,7 +143,7 @@ impl Lane {
             (self.seen, self.moved) = (value, now);
         } else if now.duration_since(self.moved) > DOUBT {
             self.moved = now;
-            self.stream.finish(Duration::ZERO)?;
+            self.stream.finish(Duration::ZERO).map_err(|error| self.context().cause_of(error))?;
         }
         Ok(())
     }

@@ -123,8 +123,8 @@
 //! enqueued behind it ends only when it goes on, also if it is aborted or the endpoint is closed, because its memory is read or
 //! written then. That is so for sends over `ipc` of which chunks are on their way to a receiver, for transfers between devices over
 //! `xth` of which both sides are there (behind the stream of either), and for batches ([`Endpoint::write`]) over both. A receive over
-//! `ipc` fails at once when the other side drops its send. [`Endpoint::join`] waits for such a stream over any kind: giving up
-//! page-locked memory makes the driver wait for the streams of its device.
+//! `ipc` fails at once when the other side drops its send. Giving up page-locked memory makes the driver wait for all streams of its
+//! device, too: threads of their own do that, and neither other endpoints nor [`Endpoint::join`] wait for them.
 //!
 //! A child that was forked from a process with a context gets [`Error::Forked`]; CUDA does not live in such children either.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -140,17 +140,20 @@ mod devices;
 mod endpoint;
 mod error;
 pub mod gdr;
+mod host_memory;
 mod ipc;
 mod lane;
 mod lanes;
 mod link;
 pub mod matching;
 mod meet;
+mod mesh;
 mod owned;
 pub mod pci;
 pub mod progress;
 mod region;
 mod registry;
+mod shared_copy;
 mod span;
 mod stream;
 mod transfer;
@@ -163,9 +166,11 @@ pub use context::{Context, Listener, Options};
 pub use counter::{Counter, Counters, POISON, Reached};
 pub use endpoint::Endpoint;
 pub use error::Error;
+pub use host_memory::HostMemory;
 pub use ipc::Ipc;
 pub use lane::{Attempt, Lane, Mark};
 pub use meet::{Address, Links, NotAnAddress, SOCKET_IFNAME};
+pub use mesh::Mesh;
 pub use meshreduce_device::{Device, DeviceType};
 pub use owned::{Failed, Owned, Remains};
 pub use region::{Closing, CounterDescriptor, Pages, Region, RegionDescriptor};

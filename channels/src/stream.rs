@@ -59,7 +59,7 @@ impl After<'_> {
         let Some(OnStream { stream, ordinal, .. }) = self.0 else { return Ok(Ready::Now) };
         let event = devices.event(ordinal)?;
         // SAFETY: whoever has made the value vouches for the stream, which is of the device's primary context, as the event is.
-        unsafe { event.record(stream) }?;
+        unsafe { event.record(stream) }.map_err(|error| event.context().cause_of(error))?;
         Ok(Ready::Behind(Arc::clone(&event)))
     }
 }

@@ -4,6 +4,8 @@
 //! its memory into the ticket's care, so that it outlives whatever the user drops.
 #![forbid(unsafe_code)]
 
+mod aborts;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -19,6 +21,7 @@ use crate::devices::Devices;
 use crate::error::Error;
 use crate::progress;
 use crate::stream::OnStream;
+pub(crate) use aborts::Aborts;
 
 /// How long a wait looks before it sleeps: what a small message takes within a host, and less than a sleep costs twice.
 const SPIN: Duration = Duration::from_micros(20);
@@ -154,6 +157,8 @@ impl Ticket {
 
     /// Whether nobody wants it any more. The channel then ends it as soon as it can, with [`Error::Dropped`].
     pub fn is_aborted(&self) -> bool {
+        #[cfg(test)]
+        testing::LOOKS.set(testing::LOOKS.get() + 1);
         self.state.aborted.load(Ordering::Acquire)
     }
 
@@ -302,7 +307,7 @@ impl Transfer {
     /// Ends it early, with [`Error::Dropped`] on this side, unless it has ended by then. Its end is still to be waited for.
     pub fn abort(&self) {
         if !self.state.ended.load(Ordering::Acquire) && !self.state.aborted.swap(true, Ordering::AcqRel) {
-            self.state.home.bell.wake();
+            self.state.home.bell.wake_for_abort();
         }
     }
 
@@ -355,11 +360,22 @@ impl Drop for Transfer {
 
 #[cfg(test)]
 pub(crate) mod testing {
+    use std::cell::Cell;
+
     use super::*;
 
+    thread_local! {
+        /// How often transfers were asked on this thread whether they were aborted.
+        pub(crate) static LOOKS: Cell<u64> = const { Cell::new(0) };
+        static HOME: Home = {
+            let devices = Devices::new(&[]).unwrap().into();
+            Home { bell: progress::Waker::new().unwrap(), process: std::process::id(), devices }
+        };
+    }
+
+    /// That of the test's transfers.
     pub(crate) fn home() -> Home {
-        let devices = Devices::new(&[]).unwrap().into();
-        Home { bell: progress::Waker::new().unwrap(), process: std::process::id(), devices }
+        HOME.with(Home::clone)
     }
 
     pub(crate) fn started(direction: Direction, number: u64, bytes: u64) -> (Ticket, Transfer) {

@@ -2,7 +2,9 @@
 //!
 //! A stream of this library's own waits for the event and then writes a word in host memory, which the progress thread reads. Events
 //! pass in any order, and one may wait for what another transfer brings, so every event has a stream to itself for as long as it
-//! takes; beyond a bound, and where streams cannot write words, the event is asked for.
+//! takes; beyond a bound, and where streams cannot write words, the event is asked for. A stream whose transfer ended before its
+//! event counts until the event has passed: so a caller's stream that stands still ties up a bounded number of them, whatever is
+//! started behind it and dropped.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -26,11 +28,56 @@ pub(crate) struct Watch {
 
 #[derive(Debug, Default)]
 struct Lanes {
-    free: Vec<Lane>,
-    /// All of them, those in use too.
-    made: usize,
+    pool: Pool<Lane>,
     /// Whether the device's streams cannot write words.
     without: bool,
+}
+
+/// At most [`MOST`] of something, each of which waits for one thing at a time.
+#[derive(Debug)]
+struct Pool<T> {
+    free: Vec<T>,
+    /// Those that wait for what nobody wants to know any more, and the marks behind it.
+    left: Vec<(T, Mark)>,
+    /// All of them, those in use too.
+    made: usize,
+}
+
+/// What a pool has.
+#[derive(Debug)]
+enum Taken<T> {
+    Free(T),
+    /// One may be made, and counts already.
+    ToMake,
+    Nothing,
+}
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self { free: Vec::new(), left: Vec::new(), made: 0 }
+    }
+}
+
+impl<T> Pool<T> {
+    fn take(&mut self, has_passed: impl Fn(&T, Mark) -> bool) -> Taken<T> {
+        if self.free.is_empty() {
+            let passed = self.left.extract_if(.., |(one, mark)| has_passed(one, *mark));
+            self.free.extend(passed.map(|(one, _)| one));
+        }
+        match self.free.pop() {
+            Some(one) => Taken::Free(one),
+            None if self.made < MOST => {
+                self.made += 1;
+                Taken::ToMake
+            }
+            None => Taken::Nothing,
+        }
+    }
+
+    /// One that was in use has gone, or was not made.
+    fn lose(&mut self) {
+        self.made -= 1;
+    }
 }
 
 /// A wait for what the memory of a transfer has to wait for.
@@ -73,7 +120,7 @@ impl Watch {
                 // Not to be used again: nobody knows what it waits for.
                 let mut devices = self.devices();
                 let lanes = devices.entry(event.context().ordinal()).or_default();
-                lanes.made -= 1;
+                lanes.pool.lose();
                 lanes.without |= error.is_unsupported();
                 if lanes.without { Ok(Wait::Event(Arc::clone(event))) } else { Err(error.into()) }
             }
@@ -100,22 +147,21 @@ impl Watch {
     fn take(&self, context: &Arc<PrimaryContext>) -> Option<Lane> {
         let mut devices = self.devices();
         let lanes = devices.entry(context.ordinal()).or_default();
-        if let Some(lane) = lanes.free.pop() {
-            return Some(lane);
-        }
-        if lanes.without || lanes.made >= MOST {
+        if lanes.without {
             return None;
         }
-        match Lane::new(context) {
-            Ok(lane) => {
-                lanes.made += 1;
-                Some(lane)
-            }
-            Err(error) => {
-                tracing::debug!(%error, "events are asked for");
-                lanes.without = true;
-                None
-            }
+        match lanes.pool.take(|lane, mark| lane.has_passed(mark)) {
+            Taken::Free(lane) => Some(lane),
+            Taken::Nothing => None,
+            Taken::ToMake => match Lane::new(context) {
+                Ok(lane) => Some(lane),
+                Err(error) => {
+                    tracing::debug!(%error, "events are asked for");
+                    lanes.pool.lose();
+                    lanes.without = true;
+                    None
+                }
+            },
         }
     }
 
@@ -134,7 +180,7 @@ impl Wait {
         let over = match self {
             Self::Passed => return Ok(true),
             Self::Lane(waiting) => waiting.is_over(now)?,
-            Self::Event(event) => event.has_passed()?,
+            Self::Event(event) => event.has_passed().map_err(|error| event.context().cause_of(error))?,
             Self::Told(word, value) => word.has_reached(*value),
         };
         if over {
@@ -161,10 +207,40 @@ impl Drop for Waiting {
         let mut devices = self.watch.devices();
         let lanes = devices.entry(lane.context().ordinal()).or_default();
         if lane.has_passed(self.mark) {
-            lanes.free.push(lane);
+            lanes.pool.free.push(lane);
         } else {
-            // Its transfer has come to an end before the event. The driver keeps the stream until it is done.
-            lanes.made -= 1;
+            // Its transfer has come to an end before the event.
+            lanes.pool.left.push((lane, self.mark));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_that_were_left_behind_one_that_stands_still_are_bounded_and_come_back() {
+        let mut pool = Pool::default();
+        let mut made = 0;
+        // Transfers that are started and dropped, whose events do not pass.
+        for _ in 0..10 * MOST {
+            match pool.take(|_, _| false) {
+                Taken::Free(one) => panic!("{one} still waits"),
+                Taken::ToMake => {
+                    made += 1;
+                    pool.left.push((made, Mark::FIRST));
+                }
+                Taken::Nothing => {}
+            }
+        }
+        assert_eq!((made, pool.left.len()), (MOST, MOST));
+        for left in (0..MOST).rev() {
+            assert!(matches!(pool.take(|_, _| true), Taken::Free(_)));
+            assert_eq!(pool.free.len(), left);
+        }
+        assert!(matches!(pool.take(|_, _| true), Taken::Nothing), "all are in use");
+        pool.lose();
+        assert!(matches!(pool.take(|_, _| true), Taken::ToMake));
     }
 }

@@ -228,3 +228,42 @@ fn what_a_peer_is_called_is_its_own_name_or_its_process() {
     assert!(at_other.peer_name().starts_with(&own), "{}", at_other.peer_name());
     assert!(at_one.peer_name().starts_with(&format!("other ({own}")), "{}", at_one.peer_name());
 }
+
+#[test]
+fn all_ranks_of_a_group_meet_each_other() {
+    const RANKS: usize = 5;
+    let store = MemoryStore::new();
+    std::thread::scope(|scope| {
+        for rank in 0..RANKS {
+            let store = &store;
+            scope.spawn(move || {
+                let context = context(&registry("basic"), LINKS[1].1, &format!("rank {rank}"));
+                let mesh = context.connect_all(store, "all", rank, RANKS, SOON).unwrap();
+                assert_eq!((mesh.rank(), mesh.world_size()), (rank, RANKS));
+                assert!(mesh.endpoint(rank).is_none() && mesh.endpoint(RANKS).is_none());
+                assert_eq!(mesh.iter().count(), RANKS - 1);
+                for (other, endpoint) in mesh.iter() {
+                    let name = format!("rank {other} (");
+                    assert!(endpoint.peer_name().starts_with(&name), "{}", endpoint.peer_name());
+                }
+                let sent: Vec<_> =
+                    mesh.iter().map(|(to, peer)| peer.send(vec![rank as u8, to as u8], CPU, None)).collect();
+                for (from, peer) in mesh.iter() {
+                    let (there, _) = peer.recv(vec![0; 2], CPU, None).wait(SOON).unwrap();
+                    assert_eq!(there, [from as u8, rank as u8]);
+                }
+                sent.into_iter().for_each(|sent| drop(sent.wait(SOON).unwrap()));
+                // Whoever leaves takes along what others have still to receive.
+                store.barrier("received", RANKS, SOON).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named() {
+    let store = MemoryStore::new();
+    let context = context(&registry("basic"), LINKS[1].1, "alone");
+    let error = context.connect_all(&store, "all", 0, 2, Duration::from_millis(50)).unwrap_err();
+    assert!(matches!(error, Error::NotConnected { .. }) && error.to_string().contains("all/0-1"), "{error}");
+}

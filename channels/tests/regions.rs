@@ -1,4 +1,4 @@
-//! Regions of host memory between two contexts, by `basic` over every kind of link.
+//! Regions of host memory between two contexts, by `basic` over every kind of link, and by `xth`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use meshreduce_channels::{
-    Basic, CounterDescriptor, Error, Links, Page, Pages, Region, RegionDescriptor, Registry,
+    Basic, CounterDescriptor, Error, HostMemory, Links, Page, Pages, Region, RegionDescriptor, Registry, Xth,
 };
 use support::{LINKS, SOON, Side, bytes, context, pair_of};
 
@@ -19,8 +19,11 @@ fn registry() -> Registry {
 }
 
 fn pairs() -> impl Iterator<Item = (&'static str, Side, Side)> {
-    LINKS.into_iter().map(|(name, links)| {
-        let (owner, writer) = pair_of(&registry(), links);
+    let mut within = Registry::empty();
+    within.register(Xth).unwrap();
+    let all = LINKS.map(|(name, links)| (name, registry(), links));
+    all.into_iter().chain([("xth", within, LINKS[0].1)]).map(|(name, registry, links)| {
+        let (owner, writer) = pair_of(&registry, links);
         (name, owner, writer)
     })
 }
@@ -103,7 +106,14 @@ fn what_is_wrong_is_refused_and_later_batches_go() {
         let lying = RegionDescriptor::from_bytes(&lying).unwrap();
         let write = writer.endpoint.write(&own, &lying, Pages::range(0, 0, 40_000), &bad_there, None);
         let error = write.wait(SOON).unwrap_err();
-        assert!(matches!(error, Error::OutOfRegion { bytes: 5000, .. }), "{name}: {error}");
+        match &error {
+            // The first part of the page that is not in the region.
+            Error::OutOfRegion { whose, offset, length, bytes: 5000 } => {
+                assert_eq!(whose, writer.endpoint.peer_name(), "{name}");
+                assert!(*offset <= 5000 && offset + length > 5000, "{name}: {error}");
+            }
+            other => panic!("{name}: {other}"),
+        }
         assert!(matches!(bad.wait(1, SOON), Err(Error::CountUnreachable { batches: 0, .. })));
         // One that was given up.
         let other = owner.context.register(vec![0_u8; 5000]).unwrap();
@@ -210,5 +220,41 @@ fn a_counter_of_another_endpoint_or_of_this_side_is_refused_and_an_empty_region_
         assert_eq!(theirs.wait(1, SOON).unwrap(), 1, "{name}");
         let failed = owner.context.register(Vec::new()).unwrap_err();
         assert!(failed.to_string().contains("it is empty"), "{failed}");
+    }
+}
+
+#[test]
+fn a_region_is_read_and_written_by_its_owner_while_peers_write_to_it() {
+    const BYTES: usize = 100_000;
+    for (name, owner, writer) in pairs() {
+        let region = owner.context.register(HostMemory::new(BYTES).unwrap()).unwrap();
+        let own = writer.context.register(HostMemory::new(BYTES).unwrap()).unwrap();
+        let counter = owner.endpoint.counter();
+        let (to, there) = told(&region.descriptor(), &counter.descriptor());
+        let mut found = vec![0; BYTES];
+        for round in 1..=20_u8 {
+            own.write(0, &[round; BYTES]).unwrap();
+            let write = writer.endpoint.write(&own, &to, Pages::range(0, 0, BYTES as u64), &there, None);
+            // Meanwhile every byte is what it was or what it becomes.
+            region.read(0, &mut found).unwrap();
+            assert!(found.iter().all(|byte| [round - 1, round].contains(byte)), "{name}, round {round}");
+            assert_eq!(counter.wait(round.into(), SOON).unwrap(), u64::from(round));
+            region.read(0, &mut found).unwrap();
+            assert!(found.iter().all(|byte| *byte == round), "{name}, round {round}");
+            write.wait(SOON).unwrap();
+        }
+        region.write(BYTES as u64 - 3, &[1, 2, 3]).unwrap();
+        for (offset, length) in [(BYTES as u64, 1), (1, BYTES), (u64::MAX, 2)] {
+            let error = region.read(offset, &mut found[..length]).unwrap_err();
+            match &error {
+                Error::OutOfRegion { whose, offset: at, bytes, .. } => {
+                    assert_eq!((&**whose, *at, *bytes), ("this side", offset, BYTES as u64));
+                }
+                other => panic!("{other}"),
+            }
+            assert!(region.write(offset, &found[..length]).is_err());
+        }
+        let memory = region.close().wait(SOON).unwrap_or_else(|_| panic!("nobody lets go of the region"));
+        assert_eq!((memory[0], &memory[BYTES - 3..]), (20, &[1, 2, 3][..]), "{name}");
     }
 }

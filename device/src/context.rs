@@ -121,8 +121,17 @@ impl PrimaryContext {
             let why = "the driver belongs to the process that this one was forked from";
             return refused(CUresult::NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", why);
         }
-        let why = "the primary context was reset";
-        refused(CUresult::CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", why)
+        let why = format!("the primary context of device {} was reset", self.ordinal());
+        refused(CUresult::CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", &why)
+    }
+
+    /// What a refusal comes from: after a reset `CUDA_ERROR_CONTEXT_IS_DESTROYED`, where the driver says no more than that it does
+    /// not know a handle of the context, or the context. Asks the driver then.
+    pub fn cause_of(&self, refusal: DriverError) -> DriverError {
+        if refusal.wants_context() && self.state() == ContextState::Reset {
+            return DriverError { call: refusal.call, ..self.unusable() };
+        }
+        refusal
     }
 
     /// Makes the context current on this thread until the guard is dropped, which restores what was current before. What
@@ -138,7 +147,8 @@ impl PrimaryContext {
     fn push(&self) -> Result<Current<'_>, DriverError> {
         self.usable()?;
         // SAFETY: `self` keeps the context alive for as long as the guard.
-        check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })?;
+        let pushed = check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.raw) });
+        pushed.map_err(|error| self.cause_of(error))?;
         Ok(Current { _context: self, _not_send: PhantomData })
     }
 

@@ -12,6 +12,7 @@ use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
 use meshreduce_tests::in_process::all_driver_calls;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 channel_scenarios!(two_devices, Cast::new("ipc", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes());
 channel_scenarios!(one_device, Cast::new("ipc", "cuda:6", "cuda:6").on_node("hgx-h100").in_processes());
@@ -66,6 +67,7 @@ fn rank() {
         "hidden" => hidden(part),
         "refused" => refused(part),
         "left behind" => left_behind(part),
+        "no descriptors" => no_descriptors(part),
         "killed" => survive(part, Duration::from_secs(30)),
         "stopped" => survive(part, Duration::from_secs(3)),
         other => panic!("there is no part {other}"),
@@ -468,6 +470,58 @@ fn survive(part: Part, silence: Duration) {
     drop((endpoint, context));
     eventually(&format!("nothing is left of {before:?} and more"), || held() == before);
     part.say("survived");
+}
+
+/// Rank 1 has no descriptor left when it is to open the ring of rank 0: both are told so, nothing is leaked, and later there are
+/// channels again.
+fn no_descriptors(part: Part) {
+    let (rank, gpu) = (part.rank as u32, Gpu::new(part.rank as u32));
+    let (own, remote) = (u64::from(rank), Device::Cuda(1 - rank));
+    let before = held();
+    let Peer { part, context, endpoint } = Peer::meet(part, &channels(), &[gpu.device()]);
+    // The ring of rank 1 is open, so that a word over it needs no descriptor.
+    let from_1 = |number: u64| match rank {
+        1 => drop(endpoint.send(gpu.memory(&data(number, 10)), remote, None).wait(LONG).unwrap()),
+        _ => drop(endpoint.recv(gpu.empty(10), remote, None).wait(LONG).unwrap()),
+    };
+    from_1(1);
+    if rank == 1 {
+        let memory = gpu.empty(SLOT);
+        let word = gpu.memory(&data(2, 10));
+        let limit = getrlimit(Resource::Nofile);
+        setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
+        let sent = endpoint.send(word, remote, None).wait(LONG);
+        let received = endpoint.recv(memory, remote, None).wait(LONG);
+        setrlimit(Resource::Nofile, limit).unwrap();
+        sent.unwrap();
+        let failed = received.unwrap_err();
+        let text = failed.error.to_string();
+        assert!(matches!(failed.error, Error::System { .. }) && text.contains("ulimit -n"), "{text}");
+        assert!(failed.into_memory().is_some());
+    } else {
+        from_1(2);
+        let failed = endpoint.send(gpu.memory(&data(3, SLOT)), remote, None).wait(LONG).unwrap_err();
+        let text = failed.error.to_string();
+        assert!(matches!(failed.error, Error::Remote { .. }) && text.contains("ulimit -n"), "{text}");
+        assert!(failed.into_memory().is_some());
+    }
+    let again = Peer::endpoint(&part, &context, "again");
+    let received = again.recv(gpu.empty(3 * SLOT), remote, None);
+    let sent = again.send(gpu.memory(&data(own, 3 * SLOT)), remote, None);
+    let (memory, _) = received.wait(LONG).unwrap();
+    gpu.assert_holds(memory.address(), 1 - own, 3 * SLOT);
+    sent.wait(LONG).unwrap();
+    drop(memory);
+    part.meet_at("the end");
+    context.close();
+    context.join(LONG).unwrap();
+    drop((endpoint, again, context));
+    eventually(&format!("nothing is left of {before:?} and more"), || held() == before);
+}
+
+#[test]
+fn without_descriptors_a_ring_is_not_opened_and_both_sides_are_told_why() {
+    play("no descriptors");
 }
 
 /// Ends rank 1 by `end`, at some moment of transfers; what rank 0 said, and whether both are as they should be.

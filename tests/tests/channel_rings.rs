@@ -70,6 +70,10 @@ fn stop(part: &Part) {
         std::thread::yield_now();
     }
     kill_process(Pid::from_raw(std::process::id() as i32).unwrap(), Signal::STOP).unwrap();
+    // The signal may reach another thread first: this one must not go on, and drop the receive, meanwhile.
+    loop {
+        std::thread::park();
+    }
 }
 
 fn receive(part: &Part) {

@@ -79,6 +79,9 @@ pub enum Error {
         /// Everything that was tried, in this order.
         tried: Vec<Attempt>,
     },
+    /// This process has no descriptor left to open a library with. It may be tried again.
+    #[error("cannot open libibverbs: this process has as many open files as it may have (ulimit -n)")]
+    NoDescriptors,
     /// The library was opened, but is not libibverbs, or one from before `IBVERBS_1.1` (2007).
     #[error("{} is no libibverbs with versions 1.0 and 1.1: it has no {}", library.display(), missing.join(", "))]
     NotVerbs {

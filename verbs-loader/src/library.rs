@@ -4,9 +4,11 @@ use std::ffi::{CStr, CString, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::os::unix::{Library as Opened, RTLD_LOCAL, RTLD_NOW};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::device::DeviceList;
 use crate::error::{Attempt, Error};
@@ -44,22 +46,26 @@ pub enum ForkStatus {
 impl Library {
     /// The library of this process: the one that the environment variable `MESHREDUCE_VERBS` names (a file, or a folder
     /// with `libibverbs.so.1` in it), else `libibverbs.so.1` by the dynamic loader's rules. Opened at the first call;
-    /// later calls answer the same, the reason of a failure too.
+    /// later calls answer the same, the reason of a failure too, unless that was [`Error::NoDescriptors`].
     ///
     /// Whoever may set a process's environment chooses the code that it runs, by this variable as by `LD_PRELOAD`.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] with everything that was tried; [`Error::NotVerbs`].
+    /// [`Error::NotFound`] with everything that was tried; [`Error::NotVerbs`]; [`Error::NoDescriptors`].
     pub fn find() -> Result<Self, Error> {
-        static FOUND: OnceLock<Result<Library, Error>> = OnceLock::new();
-        FOUND
-            .get_or_init(|| {
-                let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-                // SAFETY: the user named it, or the system has it under the name of libibverbs.
-                unsafe { open(&named.map_or_else(|| DEFAULT.into(), PathBuf::from)) }
-            })
-            .clone()
+        static FOUND: Mutex<Option<Result<Library, Error>>> = Mutex::new(None);
+        let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = &*found {
+            return found.clone();
+        }
+        let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+        // SAFETY: the user named it, or the system has it under the name of libibverbs.
+        let opened = unsafe { open(&named.map_or_else(|| DEFAULT.into(), PathBuf::from)) };
+        if !matches!(opened, Err(Error::NoDescriptors)) {
+            *found = Some(opened.clone());
+        }
+        opened
     }
 
     /// Opens a library by its path, or by that of a folder with `libibverbs.so.1` in it. The same file opened twice is
@@ -72,7 +78,7 @@ impl Library {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] with everything that was tried; [`Error::NotVerbs`].
+    /// [`Error::NotFound`] with everything that was tried; [`Error::NotVerbs`]; [`Error::NoDescriptors`].
     pub unsafe fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         // SAFETY: the caller's.
         unsafe { open(path.as_ref()) }
@@ -155,7 +161,14 @@ unsafe fn open(path: &Path) -> Result<Library, Error> {
             Err(error) => tried.push(Attempt { library: path, message: message(&error) }),
         }
     }
-    Err(Error::NotFound { tried })
+    // The loader's text says that too, in the user's language and behind the advice to install what is there.
+    if has_no_descriptors() { Err(Error::NoDescriptors) } else { Err(Error::NotFound { tried }) }
+}
+
+/// Whether nothing can be opened at the moment.
+fn has_no_descriptors() -> bool {
+    let opened = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    matches!(opened, Err(Errno::MFILE | Errno::NFILE))
 }
 
 fn load(path: PathBuf, library: Opened) -> Result<Library, Error> {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use meshreduce_device::PrimaryContext;
 
+use super::departure::Departures;
 use super::owner::Owner;
 use super::page_wire::{self, Said as SaidOfPages};
 use super::receiver::Receiver;
-use super::region::Parts;
 use super::sender::Sender;
 use super::wire::{Said, Shape};
 use super::writer::Writer;
@@ -17,6 +17,7 @@ use crate::channel::{
 };
 use crate::error::Error;
 use crate::matching::Notice;
+use crate::region::share::Parts;
 use crate::watch::Watch;
 
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct BasicChannel {
     receiver: Receiver,
     writer: Writer,
     owner: Owner,
+    /// Slots that were given up.
+    departures: Departures,
 }
 
 impl BasicChannel {
@@ -34,12 +37,13 @@ impl BasicChannel {
         context: Option<Arc<PrimaryContext>>,
         (ours, theirs): (Shape, Shape),
         (parts, watch): (&Arc<Parts>, &Arc<Watch>),
+        departures: Departures,
     ) -> Self {
-        let sender = Sender::new(Arc::clone(&peer), context.clone(), ours, watch);
-        let receiver = Receiver::new(Arc::clone(&peer), context.clone(), theirs, watch);
-        let writer = Writer::new(Arc::clone(&peer), context.clone(), ours);
-        let owner = Owner::new(Arc::clone(&peer), context, theirs, Arc::clone(parts));
-        Self { peer, sender, receiver, writer, owner }
+        let sender = Sender::new(Arc::clone(&peer), context.clone(), ours, watch, &departures);
+        let receiver = Receiver::new(Arc::clone(&peer), context.clone(), theirs, watch, &departures);
+        let writer = Writer::new(Arc::clone(&peer), context.clone(), ours, &departures);
+        let owner = Owner::new(Arc::clone(&peer), context, theirs, Arc::clone(parts), &departures);
+        Self { peer, sender, receiver, writer, owner, departures }
     }
 }
 
@@ -111,6 +115,11 @@ impl Channel for BasicChannel {
     fn linger(&mut self, _: OtherHalf) -> Rest {
         // All are looked at.
         let over = [self.sender.linger(), self.receiver.linger(), self.writer.linger(), self.owner.linger()];
-        if over == [true; 4] { Rest::Over } else { Rest::Busy }
+        match over == [true; 4] {
+            false => Rest::Busy,
+            // Whoever waits for the end of the channel finds the slots gone.
+            true if !self.departures.are_over() => Rest::Quiet,
+            true => Rest::Over,
+        }
     }
 }

@@ -42,7 +42,13 @@ impl Moving {
 impl Halves {
     fn new(carries_files: bool) -> Self {
         let half = || {
-            BasicChannel::new("p".into(), None, (SHAPE, SHAPE), (&Default::default(), &Default::default()))
+            BasicChannel::new(
+                "p".into(),
+                None,
+                (SHAPE, SHAPE),
+                (&Default::default(), &Default::default()),
+                Default::default(),
+            )
         };
         Self {
             channels: [half(), half()],

@@ -44,7 +44,7 @@ fn operation(direction: Direction, number: u64, memory: &mut [u8]) -> (Operation
 /// A receive of 8 bytes, in memory of 4096, of which the peer says these pieces; started first, or behind the `late`-th of them.
 fn receive(pieces: &[Piece], late: usize) -> (Result<(), Error>, Vec<u8>) {
     let (mut ends, mut memory) = (Ends::new(), vec![0; 4096]);
-    let mut receiver = Receiver::new("p".into(), None, SHAPE, &Default::default());
+    let mut receiver = Receiver::new("p".into(), None, SHAPE, &Default::default(), &Default::default());
     let (operation, _transfer) = operation(Direction::Receive, 0, &mut memory[..8]);
     let mut operation = Some(operation);
     let mut said = Ok(());
@@ -107,7 +107,7 @@ fn pieces_that_make_up_their_send_are_placed_wherever_the_receive_is_started() {
 #[test]
 fn a_send_of_host_memory_is_not_over_while_the_link_has_it_whatever_the_peer_says() {
     let (mut ends, mut memory) = (Ends::new(), vec![7; 100]);
-    let mut sender = Sender::new("p".into(), None, SHAPE, &Default::default());
+    let mut sender = Sender::new("p".into(), None, SHAPE, &Default::default(), &Default::default());
     let (operation, transfer) = operation(Direction::Send, 0, &mut memory);
     sender.start(operation);
     sender.poll(&mut ends.io()).unwrap();
@@ -123,7 +123,7 @@ fn a_send_of_host_memory_is_not_over_while_the_link_has_it_whatever_the_peer_say
 #[test]
 fn chunks_of_which_nothing_was_said_cannot_be_done_with() {
     let (mut ends, mut memory) = (Ends::new(), vec![7; 100]);
-    let mut sender = Sender::new("p".into(), None, SHAPE, &Default::default());
+    let mut sender = Sender::new("p".into(), None, SHAPE, &Default::default(), &Default::default());
     let (operation, _transfer) = operation(Direction::Send, 0, &mut memory);
     sender.start(operation);
     assert!(matches!(sender.freed(1), Err(Error::Protocol { .. })));

@@ -11,8 +11,11 @@
 
 mod channel;
 mod chunks;
+mod departure;
 #[cfg(test)]
 mod dropped;
+mod emptying;
+mod filling;
 #[cfg(test)]
 mod hostile;
 mod lent;
@@ -20,7 +23,6 @@ mod owner;
 mod packing;
 mod page_wire;
 mod receiver;
-mod region;
 mod sender;
 mod slots;
 mod wire;
@@ -35,9 +37,11 @@ use crate::channel::{
     Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Reason, RegionPart,
 };
 use crate::error::Error;
+use crate::progress::Waker;
+use crate::region::share::Parts;
 use crate::span::Span;
 use crate::watch::Watch;
-use region::Parts;
+use departure::Departures;
 use wire::Shape;
 
 /// The kind `basic`. See the module of the same name in the documentation of [`Registry`](crate::Registry).
@@ -90,6 +94,7 @@ impl ChannelFactory for Basic {
             left_out,
             parts: Arc::default(),
             watch: Arc::default(),
+            bell: environment.waker.clone(),
         }))
     }
 }
@@ -103,6 +108,8 @@ struct BasicContext {
     /// Regions of this side.
     parts: Arc<Parts>,
     watch: Arc<Watch>,
+    /// Of the progress thread.
+    bell: Waker,
 }
 
 impl ChannelContext for BasicContext {
@@ -130,7 +137,8 @@ impl ChannelContext for BasicContext {
         let theirs = Shape::of_descriptor(offer.remote)
             .map_err(|error| Error::protocol(&offer.peer, format!("its descriptor: {error}")))?;
         let (shapes, of_context) = ((self.shape, theirs), (&self.parts, &self.watch));
-        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), shapes, of_context)))
+        let departures = Departures::new(self.bell.clone());
+        Ok(Box::new(channel::BasicChannel::new(offer.peer, context.clone(), shapes, of_context, departures)))
     }
 
     unsafe fn register(&self, span: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {

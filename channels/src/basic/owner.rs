@@ -6,28 +6,26 @@ use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, Rows, copy, copy_rows};
 
-use super::chunks::Chunks;
+use super::departure::Departures;
+use super::emptying::Emptying;
 use super::packing::Run;
 use super::page_wire::{Pages, Said, Why};
-use super::region::{Part, Parts};
-use super::slots::Slots;
 use super::wire::Shape;
 use crate::channel::{Activity, Io, RegionPart};
-use crate::error::Error;
+use crate::error::{Error, THIS_SIDE};
 use crate::lane::Mark;
 use crate::lanes::Lanes;
+use crate::region::share::{Part, Parts};
+use crate::shared_copy;
 
 /// Batches that come, in order.
 #[derive(Debug)]
 pub(super) struct Owner {
     peer: Arc<str>,
-    /// Of the writer's slots: as many chunks may be here at a time.
-    shape: Shape,
     device: Device,
     parts: Arc<Parts>,
     lanes: Lanes,
-    slots: Option<Slots>,
-    chunks: Chunks,
+    emptying: Emptying,
     /// Batches from this number on are new. (One that was cut off before its turn does not come.)
     next: u64,
     line: VecDeque<Landing>,
@@ -60,16 +58,15 @@ impl Owner {
         context: Option<Arc<PrimaryContext>>,
         shape: Shape,
         parts: Arc<Parts>,
+        departures: &Departures,
     ) -> Self {
         let device = context.as_ref().map_or(Device::Cpu, |context| Device::Cuda(context.ordinal()));
         Self {
+            emptying: Emptying::new(Arc::clone(&peer), shape, departures),
             peer,
-            shape,
             device,
             parts,
             lanes: Lanes::new(context),
-            slots: None,
-            chunks: Chunks::default(),
             next: 0,
             line: VecDeque::new(),
             declined: HashSet::new(),
@@ -87,21 +84,14 @@ impl Owner {
 
     /// The writer shows its slots.
     pub(super) fn slots(&mut self, files: Vec<OwnedFd>) -> Result<(), Error> {
-        let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else {
-            return Err(self.protocol("slots for pages without their memory"));
-        };
-        if self.slots.is_some() {
-            return Err(self.protocol("slots for pages once more"));
-        }
-        self.slots = Some(Slots::open(self.shape, self.lanes.context(), file)?);
-        Ok(())
+        self.emptying.show(self.lanes.context(), files)
     }
 
     /// Some pages have come.
     pub(super) fn pages(&mut self, pages: Pages<'_>, io: &mut Io<'_>) -> Result<(), Error> {
         let Pages { batch, region, counter, is_last, runs, payload } = pages;
         let total = runs.iter().try_fold(0_u64, |sum, run| sum.checked_add(run.total()));
-        let Some(bytes) = total.filter(|total| *total <= self.shape.bytes as u64) else {
+        let Some(bytes) = total.filter(|total| *total <= self.emptying.slot_bytes()) else {
             return Err(self.protocol("more pages than a slot holds"));
         };
         let carried = if io.carries_files() { 0 } else { bytes };
@@ -111,19 +101,15 @@ impl Owner {
         let chunk = match bytes {
             0 => None,
             _ => {
-                let Some(chunk) = self.chunks.heard(self.shape.slots) else {
-                    return Err(self.protocol("more pages than there are slots"));
-                };
+                let chunk = self.emptying.heard(carried > 0)?;
                 if carried > 0 {
-                    self.keep(payload, chunk)?;
-                } else if self.slots.is_none() {
-                    return Err(self.protocol("pages before the slots"));
+                    self.emptying.keep(self.lanes.context(), payload, chunk)?;
                 }
                 Some(chunk)
             }
         };
         if self.declined.contains(&batch) {
-            chunk.into_iter().for_each(|chunk| self.chunks.done(chunk));
+            chunk.into_iter().for_each(|chunk| self.emptying.chunks.done(chunk));
             if is_last {
                 self.declined.remove(&batch);
             }
@@ -134,13 +120,12 @@ impl Owner {
         landing.bytes += bytes;
         if let (Some(part), None) = (&landing.part, &landing.declined) {
             let room = part.span().bytes;
-            let ends = runs.iter().map(end_of);
-            // What has no end is behind every end.
-            let end = ends.fold(0, |last, end| last.max(end.unwrap_or(u64::MAX)));
-            if end > room {
-                // The descriptor says otherwise than the owner.
-                let error = Error::OutOfRegion { begin: 0, end, bytes: room };
-                landing.declined = Some((Why::OutOfRegion { end, bytes: room }, error));
+            if let Some(run) = runs.iter().find(|run| end_of(run).is_none_or(|end| end > room)) {
+                // The descriptor says otherwise than the owner. (What has no end is behind every end.)
+                let (offset, length) = (run.to, end_of(run).map_or(u64::MAX, |end| end - run.to));
+                let whose = THIS_SIDE.into();
+                let error = Error::OutOfRegion { whose, offset, length, bytes: room };
+                landing.declined = Some((Why::OutOfRegion { offset, length, bytes: room }, error));
             }
         }
         if let Some(chunk) = chunk {
@@ -175,17 +160,6 @@ impl Owner {
         })
     }
 
-    /// Copies bytes that the link has brought into a slot.
-    fn keep(&mut self, payload: &[u8], chunk: u64) -> Result<(), Error> {
-        let slots = match &self.slots {
-            Some(slots) => slots,
-            None => self.slots.insert(Slots::create(self.shape, self.lanes.context())?.0),
-        };
-        // SAFETY: the slot is long enough, and free: fewer chunks are here than there are slots.
-        unsafe { payload.as_ptr().copy_to_nonoverlapping(slots.host(chunk).as_ptr(), payload.len()) };
-        Ok(())
-    }
-
     /// Of a batch nothing more comes.
     pub(super) fn cut(&mut self, batch: u64, counter: u32, why: String, io: &mut Io<'_>) {
         if self.declined.remove(&batch) {
@@ -213,7 +187,7 @@ impl Owner {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let activity = self.place()?.max(self.finish(io));
-        if let Some(chunks) = self.chunks.tell_many(self.shape.slots) {
+        if let Some(chunks) = self.emptying.tell_many() {
             io.send(Said::Freed { chunks }.encode());
         }
         self.lanes.check(io.now())?;
@@ -223,20 +197,18 @@ impl Owner {
     /// Copies what has come to where it belongs: by the host at most one slot's bytes.
     fn place(&mut self) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+        let mut left = self.emptying.slot_bytes();
         for landing in &mut self.line {
             while left > 0
                 && let Some((chunk, runs)) = landing.held.pop_front()
             {
                 activity = Activity::Moved;
                 let (Some(part), None) = (&landing.part, &landing.declined) else {
-                    self.chunks.done(chunk);
+                    self.emptying.chunks.done(chunk);
                     continue;
                 };
                 let span = part.span();
-                let Some(slots) = &self.slots else {
-                    return Err(Error::protocol(&self.peer, "pages before the slots"));
-                };
+                let slots = self.emptying.slots()?;
                 if span.device == Device::Cpu {
                     let mut from = slots.host(chunk).as_ptr().cast_const();
                     for run in &runs {
@@ -245,15 +217,15 @@ impl Owner {
                             let to = std::ptr::with_exposed_provenance_mut::<u8>(address);
                             // SAFETY: the rows lie in the region (checked when they came), which the landing keeps, and in the
                             // slot, which the writer fills again only when it is told that it is free. Who has registered memory
-                            // does not touch it while others may write there, or sees to the races.
+                            // looks at it meanwhile by such copies alone (`Region::read`), or sees to the races.
                             unsafe {
-                                from.copy_to_nonoverlapping(to, run.bytes as usize);
+                                shared_copy::copy(from, to, run.bytes as usize);
                                 from = from.add(run.bytes as usize);
                             }
                         }
                         left = left.saturating_sub(run.total());
                     }
-                    self.chunks.done(chunk);
+                    self.emptying.chunks.done(chunk);
                 } else {
                     let Some(mut from) = slots.device(chunk) else {
                         return Err(Error::BadMemory { what: "the slots are not seen by the device".into() });
@@ -294,7 +266,7 @@ impl Owner {
                     return activity.max(Activity::Waiting);
                 }
                 landing.under_way.pop_front();
-                self.chunks.done(chunk);
+                self.emptying.chunks.done(chunk);
                 activity = Activity::Moved;
             }
             let is_over = landing.held.is_empty() && (landing.is_whole || landing.declined.is_some());
@@ -311,7 +283,7 @@ impl Owner {
             match declined {
                 None => {
                     io.arrived(counter, bytes);
-                    io.send(Said::Placed { batch, chunks: self.chunks.tell() }.encode());
+                    io.send(Said::Placed { batch, chunks: self.emptying.chunks.tell() }.encode());
                 }
                 Some((why, error)) => {
                     io.missed(counter, &error);
@@ -319,7 +291,7 @@ impl Owner {
                         self.declined.insert(batch);
                     }
                     if !is_cut {
-                        io.send(Said::Declined { batch, chunks: self.chunks.tell(), why }.encode());
+                        io.send(Said::Declined { batch, chunks: self.emptying.chunks.tell(), why }.encode());
                     }
                 }
             }
@@ -333,6 +305,7 @@ impl Owner {
             return false;
         }
         self.line.clear();
+        self.emptying.give_up();
         true
     }
 }
@@ -340,7 +313,7 @@ impl Owner {
 impl Drop for Owner {
     fn drop(&mut self) {
         if self.lanes.leak_if_busy() {
-            std::mem::forget(self.slots.take());
+            self.emptying.leak();
             self.line.drain(..).for_each(|landing| std::mem::forget(landing.part));
         }
     }

@@ -56,7 +56,7 @@ pub(super) enum Why {
     /// There is no such region.
     Gone,
     /// It is shorter.
-    OutOfRegion { end: u64, bytes: u64 },
+    OutOfRegion { offset: u64, length: u64, bytes: u64 },
     /// Copying has failed.
     Failed(String),
 }
@@ -70,7 +70,9 @@ impl Why {
                 let what = "its owner has given it up, or it is another process's".into();
                 Error::RegionGone { peer, what }
             }
-            Why::OutOfRegion { end, bytes } => Error::OutOfRegion { begin: 0, end, bytes },
+            Why::OutOfRegion { offset, length, bytes } => {
+                Error::OutOfRegion { whose: peer, offset, length, bytes }
+            }
             Why::Failed(what) => Error::Remote { peer, what: what.into() },
         }
     }
@@ -115,9 +117,10 @@ impl<'a> Said<'a> {
                 out.u64(*chunks);
                 match why {
                     Why::Gone => out.u8(0),
-                    Why::OutOfRegion { end, bytes } => {
+                    Why::OutOfRegion { offset, length, bytes } => {
                         out.u8(1);
-                        out.u64(*end);
+                        out.u64(*offset);
+                        out.u64(*length);
                         out.u64(*bytes);
                     }
                     Why::Failed(what) => {
@@ -150,7 +153,7 @@ impl<'a> Said<'a> {
                 chunks: from.u64()?,
                 why: match from.u8()? {
                     0 => Why::Gone,
-                    1 => Why::OutOfRegion { end: from.u64()?, bytes: from.u64()? },
+                    1 => Why::OutOfRegion { offset: from.u64()?, length: from.u64()?, bytes: from.u64()? },
                     2 => Why::Failed(from.text()?),
                     other => return Err(Malformed::wrong(format!("a batch is declined for reason {other}"))),
                 },
@@ -192,7 +195,7 @@ mod tests {
             Said::Placed { batch: 1, chunks: 7 },
             Said::Cut { batch: 1, counter: 2, why: "dropped".into() },
             Said::Declined { batch: 1, chunks: 2, why: Why::Gone },
-            Said::Declined { batch: 1, chunks: 2, why: Why::OutOfRegion { end: 3, bytes: 4 } },
+            Said::Declined { batch: 1, chunks: 2, why: Why::OutOfRegion { offset: 2, length: 3, bytes: 4 } },
             Said::Declined { batch: 1, chunks: 2, why: Why::Failed("no".into()) },
         ] {
             let bytes = said.encode();

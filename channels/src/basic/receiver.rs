@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use meshreduce_device::{Device, PrimaryContext, copy};
 
-use super::chunks::Chunks;
-use super::slots::Slots;
+use super::departure::Departures;
+use super::emptying::Emptying;
 use super::wire::{Piece, Said, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
@@ -21,12 +21,9 @@ use crate::watch::{Wait, Watch};
 #[derive(Debug)]
 pub(super) struct Receiver {
     peer: Arc<str>,
-    /// Of the other side's slots: as many chunks may be here at a time.
-    shape: Shape,
     lanes: Lanes,
     watch: Arc<Watch>,
-    slots: Option<Slots>,
-    chunks: Chunks,
+    emptying: Emptying,
     /// The number of the next send that is announced.
     next: u64,
     receives: Receives<VecDeque<Held>>,
@@ -66,15 +63,14 @@ impl Receiver {
         context: Option<Arc<PrimaryContext>>,
         shape: Shape,
         watch: &Arc<Watch>,
+        departures: &Departures,
     ) -> Self {
         Self {
             receives: Receives::new(Arc::clone(&peer)),
+            emptying: Emptying::new(Arc::clone(&peer), shape, departures),
             peer,
-            shape,
             lanes: Lanes::new(context),
             watch: Arc::clone(watch),
-            slots: None,
-            chunks: Chunks::default(),
             next: 0,
             current: VecDeque::new(),
             cause: None,
@@ -108,7 +104,7 @@ impl Receiver {
                 });
             }
             Some(Met::Refused { notice, announcement }) => {
-                announcement.iter().for_each(|held| self.chunks.done(held.chunk));
+                announcement.iter().for_each(|held| self.emptying.chunks.done(held.chunk));
                 io.send(notice.encode());
             }
         }
@@ -116,14 +112,7 @@ impl Receiver {
 
     /// The other side shows its slots.
     pub(super) fn slots(&mut self, files: Vec<OwnedFd>) -> Result<(), Error> {
-        let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else {
-            return Err(self.protocol("slots without their memory"));
-        };
-        if self.slots.is_some() {
-            return Err(self.protocol("slots once more"));
-        }
-        self.slots = Some(Slots::open(self.shape, self.lanes.context(), file)?);
-        Ok(())
+        self.emptying.show(self.lanes.context(), files)
     }
 
     /// A chunk has come.
@@ -131,21 +120,18 @@ impl Receiver {
         let Piece { number, total, offset, bytes } = piece;
         let is_carried = !io.carries_files();
         let carried = if is_carried { bytes } else { 0 };
-        if bytes > self.shape.bytes as u64 || payload.len() as u64 != carried || number > self.next {
+        if bytes > self.emptying.slot_bytes() || payload.len() as u64 != carried || number > self.next {
             return Err(self.protocol(format!("{piece:?} with {} bytes", payload.len())));
         }
         self.check(piece)?;
-        let held = Held { chunk: self.chunks.next(), offset, bytes };
+        let held = Held { chunk: self.emptying.chunks.next(), offset, bytes };
         if bytes > 0 {
-            if self.chunks.heard(self.shape.slots).is_none() {
-                return Err(self.protocol("more chunks than there are slots"));
-            }
-            if is_carried && !self.place_at_once(piece, payload, held.chunk, io.now())? {
-                self.keep(payload, held.chunk)?;
-            } else if is_carried {
-                return Ok(());
-            } else if self.slots.is_none() {
-                return Err(self.protocol("a chunk before the slots"));
+            self.emptying.heard(is_carried)?;
+            if is_carried {
+                if self.place_at_once(piece, payload, held.chunk, io.now())? {
+                    return Ok(());
+                }
+                self.emptying.keep(self.lanes.context(), payload, held.chunk)?;
             }
         }
         if number == self.next {
@@ -155,7 +141,7 @@ impl Receiver {
             self.meet(met, io);
         } else if let Some(receiving) = self.of_number(number) {
             if receiving.failed.is_some() {
-                self.chunks.done(held.chunk);
+                self.emptying.chunks.done(held.chunk);
             } else {
                 receiving.heard += bytes;
                 receiving.held.push_back(held);
@@ -164,7 +150,7 @@ impl Receiver {
             unclaimed.push_back(held);
         } else {
             // Of a send that was refused, and whose sender did not know yet.
-            self.chunks.done(held.chunk);
+            self.emptying.chunks.done(held.chunk);
         }
         Ok(())
     }
@@ -225,19 +211,8 @@ impl Receiver {
         receiving.heard += piece.bytes;
         receiving.placed += piece.bytes;
         receiving.done += piece.bytes;
-        self.chunks.done(chunk);
+        self.emptying.chunks.done(chunk);
         Ok(true)
-    }
-
-    /// Copies bytes that the link has brought into a slot.
-    fn keep(&mut self, payload: &[u8], chunk: u64) -> Result<(), Error> {
-        let slots = match &self.slots {
-            Some(slots) => slots,
-            None => self.slots.insert(Slots::create(self.shape, self.lanes.context())?.0),
-        };
-        // SAFETY: the slot is long enough, and free: fewer chunks are here than there are slots.
-        unsafe { payload.as_ptr().copy_to_nonoverlapping(slots.host(chunk).as_ptr(), payload.len()) };
-        Ok(())
     }
 
     /// The other side does not want to send what it has announced, or would announce next.
@@ -264,7 +239,7 @@ impl Receiver {
             // It is answered when it has failed.
             receiving.failed.get_or_insert(error);
         } else if let Some(unclaimed) = self.receives.withdrawn_because(number, error)? {
-            unclaimed.iter().for_each(|held| self.chunks.done(held.chunk));
+            unclaimed.iter().for_each(|held| self.emptying.chunks.done(held.chunk));
             io.send(Notice::Refused { number, refusal: Refusal::Dropped }.encode());
         }
         Ok(())
@@ -274,7 +249,7 @@ impl Receiver {
         self.receives.drop_aborted();
         self.give_up();
         let activity = self.place(io.now())?.max(self.finish(io));
-        if let Some(chunks) = self.chunks.tell_many(self.shape.slots) {
+        if let Some(chunks) = self.emptying.tell_many() {
             io.send(Said::Freed { chunks }.encode());
         }
         self.lanes.check(io.now())?;
@@ -288,7 +263,7 @@ impl Receiver {
                 receiving.failed.get_or_insert(Error::Dropped);
             }
             if receiving.failed.is_some() {
-                receiving.held.drain(..).for_each(|held| self.chunks.done(held.chunk));
+                receiving.held.drain(..).for_each(|held| self.emptying.chunks.done(held.chunk));
             }
         }
     }
@@ -296,7 +271,7 @@ impl Receiver {
     /// Copies what has come to where it belongs: by the host at most one slot's bytes.
     fn place(&mut self, now: Instant) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+        let mut left = self.emptying.slot_bytes();
         for receiving in self.current.iter_mut().filter(|receiving| receiving.failed.is_none()) {
             let span = receiving.operation.span;
             match self.watch.is_over(&mut receiving.wait, &receiving.operation.ready, now) {
@@ -313,7 +288,7 @@ impl Receiver {
                 && let Some(held) = receiving.held.pop_front()
             {
                 let Held { chunk, offset, bytes } = held;
-                let Some(slots) = &self.slots else { return Err(Error::protocol(&self.peer, "no slots")) };
+                let slots = self.emptying.slots()?;
                 if offset.checked_add(bytes).is_none_or(|end| end > span.bytes) {
                     return Err(Error::protocol(&self.peer, format!("{held:?} of {} bytes", span.bytes)));
                 }
@@ -325,7 +300,7 @@ impl Receiver {
                     unsafe { slots.host(chunk).as_ptr().copy_to_nonoverlapping(to, bytes as usize) };
                     receiving.done += bytes;
                     receiving.operation.ticket.progress(bytes);
-                    self.chunks.done(chunk);
+                    self.emptying.chunks.done(chunk);
                     left = left.saturating_sub(bytes);
                 } else {
                     let Some(from) = slots.device(chunk) else {
@@ -338,7 +313,7 @@ impl Receiver {
                         lane.attempt(|context, stream| unsafe { copy(context, to, from, bytes, stream) })?;
                     if let Some(error) = copied.refused {
                         receiving.failed = Some(error.into());
-                        self.chunks.done(chunk);
+                        self.emptying.chunks.done(chunk);
                         break;
                     }
                     receiving.under_way.push_back((copied.mark, held));
@@ -369,7 +344,7 @@ impl Receiver {
                 receiving.under_way.pop_front();
                 receiving.done += held.bytes;
                 receiving.operation.ticket.progress(held.bytes);
-                self.chunks.done(held.chunk);
+                self.emptying.chunks.done(held.chunk);
                 activity = Activity::Moved;
             }
             let is_there = receiving.done == receiving.operation.span.bytes
@@ -395,7 +370,7 @@ impl Receiver {
                     operation.ticket.fail(error);
                 }
                 _ => {
-                    io.send(Said::Taken { number, chunks: self.chunks.tell() }.encode());
+                    io.send(Said::Taken { number, chunks: self.emptying.chunks.tell() }.encode());
                     operation.ticket.done();
                 }
             }
@@ -420,6 +395,9 @@ impl Receiver {
             }
         }
         self.current = left;
+        if is_idle {
+            self.emptying.give_up();
+        }
         is_idle
     }
 }
@@ -428,7 +406,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         if self.lanes.leak_if_busy() {
             // The memory of transfers stays with their tickets, which were not ended.
-            std::mem::forget(self.slots.take());
+            self.emptying.leak();
         }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, copy};
 
+use super::departure::Departures;
+use super::filling::Filling;
 use super::lent::Lent;
-use super::slots::Slots;
 use super::wire::{Piece, Said, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
@@ -19,16 +20,9 @@ use crate::watch::{Wait, Watch};
 #[derive(Debug)]
 pub(super) struct Sender {
     peer: Arc<str>,
-    shape: Shape,
     lanes: Lanes,
     watch: Arc<Watch>,
-    slots: Option<Arc<Slots>>,
-    /// Chunks that have got a slot, of which the other side was told, and whose slots are free again.
-    begun: u64,
-    told: u64,
-    freed: u64,
-    /// Those of which the link may still read the slots.
-    linked: VecDeque<(u64, Arc<Lent>)>,
+    filling: Filling,
     /// The numbers of sends of which something is left to begin. One that `sends` does not have was withdrawn before it was
     /// announced: its ticket has ended, and the other side is told in its turn.
     queue: VecDeque<u64>,
@@ -93,18 +87,14 @@ impl Sender {
         context: Option<Arc<PrimaryContext>>,
         shape: Shape,
         watch: &Arc<Watch>,
+        departures: &Departures,
     ) -> Self {
         Self {
             sends: Sends::new(Arc::clone(&peer)),
+            filling: Filling::new(Arc::clone(&peer), shape, departures),
             peer,
-            shape,
             lanes: Lanes::new(context),
             watch: Arc::clone(watch),
-            slots: None,
-            begun: 0,
-            told: 0,
-            freed: 0,
-            linked: VecDeque::new(),
             queue: VecDeque::new(),
             chunks: VecDeque::new(),
             ending: Vec::new(),
@@ -128,18 +118,7 @@ impl Sender {
 
     /// The other side has done with as many chunks, of all that there were.
     pub(super) fn freed(&mut self, chunks: u64) -> Result<(), Error> {
-        if chunks < self.freed || chunks > self.told {
-            let what = format!("{chunks} chunks are done with, of {} to {}", self.freed, self.told);
-            return Err(Error::protocol(&self.peer, what));
-        }
-        while let Some((chunk, lent)) = self.linked.pop_front_if(|(chunk, _)| *chunk < chunks) {
-            if Arc::strong_count(&lent) > 1 {
-                let what = format!("chunk {chunk} is done with, which was not sent yet");
-                return Err(Error::protocol(&self.peer, what));
-            }
-        }
-        self.freed = chunks;
-        Ok(())
+        self.filling.freed(chunks)
     }
 
     /// The other side has received a send.
@@ -227,7 +206,7 @@ impl Sender {
     /// Begins as many chunks as there is room for, by copies of the host at most one slot's bytes.
     fn begin(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+        let mut left = self.filling.slot_bytes();
         while let Some(number) = self.queue.front().copied() {
             let Some(Sending { operation, state, .. }) = self.sends.get_mut(number) else {
                 self.queue.pop_front();
@@ -247,16 +226,16 @@ impl Sender {
                 }
             }
             let (total, offset) = (span.bytes, state.begun);
-            let bytes = (total - offset).min(self.shape.bytes as u64);
+            let bytes = (total - offset).min(self.filling.slot_bytes());
             let piece = Piece { number, total, offset, bytes };
             let from = span.address + offset;
             let source = if bytes == 0 {
                 Source::Nowhere
-            } else if self.begun - self.freed >= u64::from(self.shape.slots) {
+            } else if !self.filling.has_room() {
                 // The other side says when there is room again.
                 return Ok(activity);
             } else if span.device != Device::Cpu {
-                let slots = match slots(&mut self.slots, &self.lanes, self.shape, io) {
+                let slots = match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
                     Ok(slots) => slots,
                     Err(error) => {
                         self.fail(number, error)?;
@@ -265,7 +244,7 @@ impl Sender {
                     }
                 };
                 let lane = self.lanes.own()?;
-                let Some(to) = slots.device(self.begun) else { return Err(not_seen()) };
+                let Some(to) = slots.device(self.filling.next()) else { return Err(not_seen()) };
                 // SAFETY: the slot is free, and long enough; the send's memory stays until its ticket has ended, which waits for
                 // the mark, or for the lane to be idle. Its address and device are its creator's word.
                 let copied =
@@ -275,9 +254,9 @@ impl Sender {
                     activity = Activity::Moved;
                     continue;
                 }
-                Source::Slot { chunk: self.begun, mark: Some(copied.mark) }
+                Source::Slot { chunk: self.filling.next(), mark: Some(copied.mark) }
             } else if io.carries_files() {
-                let slots = match slots(&mut self.slots, &self.lanes, self.shape, io) {
+                let slots = match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
                     Ok(slots) => slots,
                     // No descriptor or no memory is left at the moment: later transfers may find some.
                     Err(error) => {
@@ -289,9 +268,11 @@ impl Sender {
                 let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
                 // SAFETY: the send's memory is valid and nobody writes it; the slot is free, and long enough. They do not overlap:
                 // the slots are this channel's own.
-                unsafe { source.copy_to_nonoverlapping(slots.host(self.begun).as_ptr(), bytes as usize) };
+                unsafe {
+                    source.copy_to_nonoverlapping(slots.host(self.filling.next()).as_ptr(), bytes as usize)
+                };
                 left = left.saturating_sub(bytes);
-                Source::Slot { chunk: self.begun, mark: None }
+                Source::Slot { chunk: self.filling.next(), mark: None }
             } else {
                 // SAFETY: the send's ticket ends only when nobody has the value any more, and until then its memory is valid and
                 // nobody writes it.
@@ -300,7 +281,7 @@ impl Sender {
                 Source::Lent(lent)
             };
             if bytes > 0 {
-                self.begun += 1;
+                self.filling.begin();
             }
             state.begun += bytes;
             state.under_way += 1;
@@ -333,21 +314,22 @@ impl Sender {
                     if mark.is_some_and(|mark| !self.lanes.has_passed(mark)) {
                         return activity.max(Activity::Waiting);
                     }
-                    match &self.slots {
-                        Some(slots) if !io.carries_files() => {
-                            // SAFETY: the copy into the slot is done, and the next one comes when the other side has freed it, which
-                            // is believed only when the link does not have the value any more (`freed`).
-                            let lent = Arc::new(unsafe { Lent::of_slot(slots, *chunk, piece.bytes) });
-                            self.linked.push_back((*chunk, Arc::clone(&lent)));
-                            io.send_with(head, lent);
-                        }
-                        _ => io.send(head),
+                    let lent = match io.carries_files() {
+                        true => None,
+                        // SAFETY: the copy into the slot is done, and the next one comes when the other side has freed it.
+                        false => unsafe { self.filling.lend(*chunk, piece.bytes) },
+                    };
+                    match lent {
+                        Some(lent) => io.send_with(head, lent),
+                        None => io.send(head),
                     }
                 }
             }
             let Piece { number, bytes, .. } = *piece;
             let is_withdrawal = matches!(source, Source::Withdrawn(_));
-            self.told += u64::from(bytes > 0);
+            if bytes > 0 && !is_withdrawal {
+                self.filling.tell();
+            }
             self.chunks.pop_front();
             activity = Activity::Moved;
             if is_withdrawal {
@@ -393,7 +375,11 @@ impl Sender {
         // Nobody is told of chunks any more.
         self.ending.iter_mut().for_each(|(sending, _)| sending.state.under_way = 0);
         self.finish();
-        self.ending.is_empty()
+        let is_over = self.ending.is_empty();
+        if is_over {
+            self.filling.give_up();
+        }
+        is_over
     }
 }
 
@@ -401,30 +387,13 @@ impl Drop for Sender {
     fn drop(&mut self) {
         if self.lanes.leak_if_busy() {
             // The memory of transfers stays with their tickets, which were not ended.
-            std::mem::forget(self.slots.take());
+            self.filling.leak();
         }
     }
 }
 
 fn not_seen() -> Error {
     Error::BadMemory { what: "the slots are not seen by the device".into() }
-}
-
-/// The slots, made and shown to the other side when they are first needed.
-fn slots(
-    slots: &mut Option<Arc<Slots>>,
-    lanes: &Lanes,
-    shape: Shape,
-    io: &mut Io<'_>,
-) -> Result<Arc<Slots>, Error> {
-    if let Some(slots) = slots {
-        return Ok(Arc::clone(slots));
-    }
-    let (made, file) = Slots::create(shape, lanes.context())?;
-    if io.carries_files() && io.send_files(Said::Slots.encode(), vec![file]).is_err() {
-        return Err(Error::system("slots cannot be shown to the other side", rustix::io::Errno::NOTSUP));
-    }
-    Ok(Arc::clone(slots.insert(Arc::new(made))))
 }
 
 #[cfg(test)]
@@ -441,7 +410,13 @@ mod tests {
     #[test]
     fn a_dropped_send_is_told_of_at_once_though_a_device_still_copies_for_the_next_one() {
         let (mut queue, counters) = (Queue::new(false), Counters::new("p".into(), 1));
-        let mut sender = Sender::new("p".into(), None, Shape { slots: 4, bytes: 4096 }, &Arc::default());
+        let mut sender = Sender::new(
+            "p".into(),
+            None,
+            Shape { slots: 4, bytes: 4096 },
+            &Arc::default(),
+            &Departures::default(),
+        );
         let (ticket, transfer) = started(Direction::Send, 0, 0);
         let span = Span { device: Device::Cpu, address: 4096, bytes: 0 };
         sender.start(Operation { direction: Direction::Send, span, ready: Ready::Now, ticket });

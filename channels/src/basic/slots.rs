@@ -9,6 +9,7 @@ use meshreduce_device::{PrimaryContext, RegisteredHost};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
+use super::departure::Departures;
 use super::wire::Shape;
 use crate::error::Error;
 
@@ -48,12 +49,21 @@ impl Drop for Mapping {
 #[derive(Debug)]
 pub(super) struct Slots {
     shape: Shape,
-    memory: Memory,
+    /// `None`: they are being given up.
+    memory: Option<Memory>,
+    /// Where the host sees the first of them.
+    start: NonNull<u8>,
+    departures: Departures,
 }
+
+// SAFETY: the address is that of the memory, which is not tied to a thread.
+unsafe impl Send for Slots {}
+// SAFETY: shared, they give out addresses; who reads and writes there sees to the races.
+unsafe impl Sync for Slots {}
 
 #[derive(Debug)]
 enum Memory {
-    Plain(Mapping),
+    Plain(#[expect(dead_code, reason = "it keeps the memory mapped")] Mapping),
     /// Devices see it too.
     Registered(RegisteredHost<Mapping>),
 }
@@ -63,6 +73,7 @@ impl Slots {
     pub(super) fn create(
         shape: Shape,
         context: Option<&Arc<PrimaryContext>>,
+        departures: &Departures,
     ) -> Result<(Self, OwnedFd), Error> {
         let fail = |error| Error::system("slots cannot be made", error);
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -71,7 +82,7 @@ impl Slots {
         // Who maps them can rely on their staying as long as they are.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&file, seals).map_err(fail)?;
-        Ok((Self::map(shape, context, &file)?, file))
+        Ok((Self::map(shape, context, &file, departures)?, file))
     }
 
     /// Another process's.
@@ -79,6 +90,7 @@ impl Slots {
         shape: Shape,
         context: Option<&Arc<PrimaryContext>>,
         file: OwnedFd,
+        departures: &Departures,
     ) -> Result<Self, Error> {
         let fail = |error| Error::system("another process's slots cannot be used", error);
         let seals = rustix::fs::fcntl_get_seals(&file).map_err(fail)?;
@@ -87,18 +99,26 @@ impl Slots {
         if !seals.contains(SealFlags::SHRINK) || length != shape.total() as u64 {
             return Err(fail(rustix::io::Errno::INVAL));
         }
-        Self::map(shape, context, file)
+        Self::map(shape, context, file, departures)
     }
 
-    fn map(shape: Shape, context: Option<&Arc<PrimaryContext>>, file: impl AsFd) -> Result<Self, Error> {
+    fn map(
+        shape: Shape,
+        context: Option<&Arc<PrimaryContext>>,
+        file: impl AsFd,
+        departures: &Departures,
+    ) -> Result<Self, Error> {
         let bytes = shape.total();
         let mapping = Mapping::new(file, bytes)?;
-        let Some(context) = context else { return Ok(Self { shape, memory: Memory::Plain(mapping) }) };
         let start = mapping.start;
+        let slots =
+            |memory, start| Self { shape, memory: Some(memory), start, departures: departures.clone() };
+        let Some(context) = context else { return Ok(slots(Memory::Plain(mapping), start)) };
         // SAFETY: the mapping is of these bytes, and stays where it is when it is moved. The channel drops the slots only when its
         // lanes are idle.
         let registered = unsafe { RegisteredHost::new(context, mapping, start, bytes) }?;
-        Ok(Self { shape, memory: Memory::Registered(registered) })
+        let start = registered.host();
+        Ok(slots(Memory::Registered(registered), start))
     }
 
     fn offset(&self, chunk: u64) -> usize {
@@ -107,19 +127,23 @@ impl Slots {
 
     /// Where the host sees the slot of a chunk.
     pub(super) fn host(&self, chunk: u64) -> NonNull<u8> {
-        let start = match &self.memory {
-            Memory::Plain(mapping) => mapping.start,
-            Memory::Registered(registered) => registered.host(),
-        };
         // SAFETY: the offset is that of a slot in the mapping.
-        unsafe { start.add(self.offset(chunk)) }
+        unsafe { self.start.add(self.offset(chunk)) }
     }
 
     /// Where devices see it; `None`: they do not.
     pub(super) fn device(&self, chunk: u64) -> Option<u64> {
         match &self.memory {
-            Memory::Plain(_) => None,
-            Memory::Registered(registered) => Some(registered.device() + self.offset(chunk) as u64),
+            Some(Memory::Plain(_)) | None => None,
+            Some(Memory::Registered(registered)) => Some(registered.device() + self.offset(chunk) as u64),
+        }
+    }
+}
+
+impl Drop for Slots {
+    fn drop(&mut self) {
+        if let Some(Memory::Registered(registered)) = self.memory.take() {
+            self.departures.depart(registered);
         }
     }
 }

@@ -1,37 +1,30 @@
 //! The writing side of one-sided writes: pages out of a region into slots, which the owner of the other region copies them from.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use meshreduce_device::{Device, PrimaryContext, Rows, copy, copy_rows};
 
-use super::lent::Lent;
+use super::departure::Departures;
+use super::filling::Filling;
 use super::packing::{Packing, Run};
 use super::page_wire::{Pages, Said, Why};
-use super::region::{self, Part};
-use super::slots::Slots;
 use super::wire::Shape;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
+use crate::region::share::{self, Part};
+use crate::shared_copy;
 use crate::span::Span;
-use crate::transfer::Ticket;
+use crate::transfer::{Aborts, Ticket};
 
 /// Batches, in order, through slots of their own: sends that nobody receives hold none of these.
 #[derive(Debug)]
 pub(super) struct Writer {
     peer: Arc<str>,
-    shape: Shape,
     lanes: Lanes,
-    slots: Option<Arc<Slots>>,
-    /// Chunks that have got a slot, those of them that the other side was told of, and those whose slots are free again.
-    begun: u64,
-    told: u64,
-    freed: u64,
-    /// Those of which the link may still read the slots.
-    linked: VecDeque<(u64, Arc<Lent>)>,
+    filling: Filling,
     /// The number of the next batch.
     next: u64,
     /// Batches of which something is left to be packed.
@@ -40,6 +33,7 @@ pub(super) struct Writer {
     chunks: VecDeque<Chunk>,
     /// Batches that the other side has not answered, or whose memory is still read.
     batches: BTreeMap<u64, Waiting>,
+    aborts: Aborts,
     /// The channel is over.
     cause: Option<Error>,
 }
@@ -96,20 +90,21 @@ impl Chunk {
 }
 
 impl Writer {
-    pub(super) fn new(peer: Arc<str>, context: Option<Arc<PrimaryContext>>, shape: Shape) -> Self {
+    pub(super) fn new(
+        peer: Arc<str>,
+        context: Option<Arc<PrimaryContext>>,
+        shape: Shape,
+        departures: &Departures,
+    ) -> Self {
         Self {
+            filling: Filling::new(Arc::clone(&peer), shape, departures),
             peer,
-            shape,
             lanes: Lanes::new(context),
-            slots: None,
-            begun: 0,
-            told: 0,
-            freed: 0,
-            linked: VecDeque::new(),
             next: 0,
             line: VecDeque::new(),
             chunks: VecDeque::new(),
             batches: BTreeMap::new(),
+            aborts: Aborts::default(),
             cause: None,
         }
     }
@@ -119,11 +114,12 @@ impl Writer {
         let number = self.next;
         self.next += 1;
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
-        let found = match (region::number(&remote), from) {
+        let found = match (share::number("basic", &remote), from) {
             (Ok(region), Some(from)) => Ok((region, from)),
             (Ok(_), None) => Err(Error::BadMemory { what: "the local region is another kind's".into() }),
             (Err(error), _) => Err(Error::BadDescriptor { what: error.to_string().into() }),
         };
+        self.aborts.watch(&ticket);
         let waiting = Waiting { ticket, counter, under_way: 0, is_whole: false, fate: None, local };
         self.batches.insert(number, waiting);
         match found {
@@ -150,18 +146,7 @@ impl Writer {
 
     /// The other side has done with as many chunks, of all that there were.
     pub(super) fn freed(&mut self, chunks: u64) -> Result<(), Error> {
-        if chunks < self.freed || chunks > self.told {
-            let what = format!("{chunks} chunks of pages are done with, of {} to {}", self.freed, self.told);
-            return Err(Error::protocol(&self.peer, what));
-        }
-        while let Some((chunk, lent)) = self.linked.pop_front_if(|(chunk, _)| *chunk < chunks) {
-            if Arc::strong_count(&lent) > 1 {
-                let what = format!("chunk {chunk} of pages is done with, which was not sent yet");
-                return Err(Error::protocol(&self.peer, what));
-            }
-        }
-        self.freed = chunks;
-        Ok(())
+        self.filling.freed(chunks)
     }
 
     /// A batch is there.
@@ -208,8 +193,13 @@ impl Writer {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let is_aborted = |waiting: &Waiting| waiting.fate.is_none() && waiting.ticket.is_aborted();
-        let aborted: Vec<u64> =
-            self.batches.iter().filter(|(_, waiting)| is_aborted(waiting)).map(|(batch, _)| *batch).collect();
+        let aborted: Vec<u64> = match self.aborts.any() {
+            true => {
+                let all = self.batches.iter();
+                all.filter(|(_, waiting)| is_aborted(waiting)).map(|(batch, _)| *batch).collect()
+            }
+            false => Vec::new(),
+        };
         for batch in aborted {
             // One that is whole comes all the same, and its end is told.
             if self.batches.get(&batch).is_some_and(|waiting| !waiting.is_whole) {
@@ -224,7 +214,7 @@ impl Writer {
     /// Packs as many chunks as there is room for, by copies of the host at most one slot's bytes.
     fn pack(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let mut left = self.shape.bytes as u64;
+        let mut left = self.filling.slot_bytes();
         while let Some(writing) = self.line.front_mut() {
             let batch = writing.batch;
             match self.lanes.pass(&mut writing.gate, &writing.ready) {
@@ -238,12 +228,12 @@ impl Writer {
             }
             // A batch without bytes is told of, too.
             let is_empty = writing.packing.is_over();
-            if !is_empty && self.begun - self.freed >= u64::from(self.shape.slots) {
+            if !is_empty && !self.filling.has_room() {
                 // The other side says when there is room again.
                 return Ok(activity);
             }
             let (from, region) = (writing.from, writing.region);
-            let runs = writing.packing.chunk(self.shape.bytes as u64);
+            let runs = writing.packing.chunk(self.filling.slot_bytes());
             let is_last = writing.packing.is_over();
             let place = match is_empty {
                 true => Ok(None),
@@ -288,8 +278,8 @@ impl Writer {
 
     /// Copies rows into the next slot, which is free: which one, and when they are there.
     fn fill(&mut self, from: Span, runs: &[Run], io: &mut Io<'_>) -> Result<(u64, Option<Mark>), Unfilled> {
-        let slots = self.slots(io)?;
-        let chunk = self.begun;
+        let slots = self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io)?;
+        let chunk = self.filling.next();
         let mark = if from.device == Device::Cpu {
             let mut to = slots.host(chunk).as_ptr();
             for run in runs {
@@ -299,7 +289,7 @@ impl Writer {
                     // SAFETY: the rows lie in the local region (the endpoint has checked that), which the batch keeps; all of them
                     // have room in the slot, which is free. They do not overlap: the slots are this channel's own.
                     unsafe {
-                        row.copy_to_nonoverlapping(to, run.bytes as usize);
+                        shared_copy::copy(row, to, run.bytes as usize);
                         to = to.add(run.bytes as usize);
                     }
                 }
@@ -337,22 +327,8 @@ impl Writer {
             }
             Some(copied.mark)
         };
-        self.begun += 1;
+        self.filling.begin();
         Ok((chunk, mark))
-    }
-
-    /// The slots, made and shown to the other side when they are first needed.
-    fn slots(&mut self, io: &mut Io<'_>) -> Result<Arc<Slots>, Error> {
-        if let Some(slots) = &self.slots {
-            return Ok(Arc::clone(slots));
-        }
-        let (made, file) = Slots::create(self.shape, self.lanes.context())?;
-        let files: Vec<OwnedFd> = vec![file];
-        if io.carries_files() && io.send_files(Said::Slots.encode(), files).is_err() {
-            let source = rustix::io::Errno::NOTSUP;
-            return Err(Error::system("slots cannot be shown to the other side", source));
-        }
-        Ok(Arc::clone(self.slots.insert(Arc::new(made))))
     }
 
     /// Tells the other side of the chunks that are where it finds them.
@@ -381,18 +357,17 @@ impl Writer {
                     let (batch, region, counter, is_last) = (*batch, *region, waiting.counter, *is_last);
                     let pages = Pages { batch, region, counter, is_last, runs: runs.clone(), payload: &[] };
                     let head = Said::Pages(pages).encode();
-                    if let Some((chunk, _)) = place {
-                        self.told = chunk + 1;
-                    }
-                    match (place, &self.slots) {
-                        (Some((slot, _)), Some(slots)) if !io.carries_files() => {
-                            // SAFETY: the copies into the slot are done, and the next ones come when the owner has freed it, which is
-                            // believed only when the link does not have the value any more (`freed`).
-                            let lent = Arc::new(unsafe { Lent::of_slot(slots, *slot, bytes) });
-                            self.linked.push_back((*slot, Arc::clone(&lent)));
-                            io.send_with(head, lent);
+                    let mut lent = None;
+                    if let Some((slot, _)) = place {
+                        self.filling.tell();
+                        if !io.carries_files() {
+                            // SAFETY: the copies into the slot are done, and the next ones come when the owner has freed it.
+                            lent = unsafe { self.filling.lend(*slot, bytes) };
                         }
-                        _ => io.send(head),
+                    }
+                    match lent {
+                        Some(lent) => io.send_with(head, lent),
+                        None => io.send(head),
                     }
                     waiting.ticket.progress(bytes);
                 }
@@ -421,6 +396,7 @@ impl Writer {
         for Waiting { ticket, fate, .. } in std::mem::take(&mut self.batches).into_values() {
             ticket.fail(fate.unwrap_or_else(|| cause.clone()));
         }
+        self.filling.give_up();
         true
     }
 }
@@ -428,7 +404,7 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         if self.lanes.leak_if_busy() {
-            std::mem::forget(self.slots.take());
+            self.filling.leak();
             let batches = std::mem::take(&mut self.batches);
             // The tickets end here, if in no good way.
             batches.into_values().for_each(|waiting| std::mem::forget(waiting.local));

@@ -130,12 +130,7 @@ impl Batches {
         let target = Target::from_bytes(&batch.remote)
             .map_err(|error| Error::BadDescriptor { what: error.to_string().into() })?;
         for page in &batch.pages {
-            for (begin, bytes) in [(page.from, source.span.bytes), (page.to, target.bytes)] {
-                let end = begin.checked_add(page.bytes).filter(|end| *end <= bytes);
-                if end.is_none() {
-                    return Err(Error::OutOfRegion { begin, end: begin.saturating_add(page.bytes), bytes });
-                }
-            }
+            page.check(source.span.bytes, &self.peer, target.bytes)?;
         }
         Ok(target)
     }

@@ -12,6 +12,7 @@
 //! is ([`Message::Settled`]). A pair of ports that does not come up in time is remembered for all channels, and is the last to be tried
 //! for a while.
 
+mod begin;
 mod choose;
 
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::gdr::choice::Choice;
 use crate::gdr::descriptor::Served;
 use crate::gdr::hub::Hub;
 use crate::gdr::job::Job;
-use crate::gdr::making::{End, connect_queue_pair, greet, make_queue_pair, random_sequence, write_nothing};
+use crate::gdr::making::{End, greet, random_sequence, write_nothing};
 use crate::gdr::message::{Message, Open};
 use crate::gdr::queue_pair::Pair;
 use crate::gdr::rails::{Candidates, Pairing};
@@ -449,43 +450,6 @@ impl Connections {
 
     fn nonsense(&self, what: String) -> Error {
         Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() }
-    }
-
-    /// Begins to make a queue pair, and to connect it if the other `end` is known.
-    fn make(&self, pairing: Pairing, sequence: u32, end: Option<End>) -> Result<Making, Error> {
-        let nic = self.nic(pairing.0);
-        let hub = Arc::clone(&self.hub);
-        let connect = end.map(|end| self.connecting(pairing, sequence, end)).transpose()?;
-        self.job(move || {
-            let made = make_queue_pair(&hub, nic)?;
-            if let Some(connect) = connect {
-                connect(&made)?;
-            }
-            Ok(Arc::new(made))
-        })
-    }
-
-    fn job(
-        &self,
-        work: impl FnOnce() -> Result<Arc<QueuePair>, String> + Send + 'static,
-    ) -> Result<Making, Error> {
-        Job::begin(&self.hub.waker, work).map_err(|source| {
-            let what = "a thread that connects queue pairs".into();
-            Error::System { what, source: Arc::new(source) }
-        })
-    }
-
-    /// What connects a queue pair to another one.
-    fn connecting(
-        &self,
-        (here, there): Pairing,
-        sequence: u32,
-        end: End,
-    ) -> Result<impl FnOnce(&QueuePair) -> Result<(), String> + Send + use<>, Error> {
-        let (local, remote) = (&self.local.ports[here], &self.remote.ports[there]);
-        let route = local.route_to(remote).map_err(|why| Error::Verbs { what: why.into() })?;
-        let (nic, hub) = (self.nic(here), Arc::clone(&self.hub));
-        Ok(move |queue_pair: &QueuePair| connect_queue_pair(&hub, nic, queue_pair, route, sequence, end))
     }
 }
 

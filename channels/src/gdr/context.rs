@@ -8,7 +8,7 @@ use meshreduce_device::{Device, GpuDirect, PrimaryContext, VisibleDevice};
 use meshreduce_verbs_loader::{ForkStatus, Library};
 
 use crate::channel::{Channel, ChannelContext, Descriptor as Bytes, Environment, Offer, Reason, RegionPart};
-use crate::error::Error;
+use crate::error::{Error, shortage};
 use crate::gdr::NAME;
 use crate::gdr::channel::GdrChannel;
 use crate::gdr::config::{Config, Registration};
@@ -100,7 +100,11 @@ impl Opened {
     ) -> Result<Self, Reason> {
         let devices = library.devices().map_err(|error| Reason(crate::gdr::nic::explained(&error)))?;
         if devices.is_empty() {
-            return Err(Reason("libibverbs knows no NIC".to_owned()));
+            // It also says so where it could not look.
+            return Err(Reason(match shortage() {
+                Some(_) => "libibverbs could not look for NICs: this process has as many open files as it may have (ulimit -n)",
+                None => "libibverbs knows no NIC",
+            }.to_owned()));
         }
         let mut refused: Vec<String> =
             pairing.skipped().iter().map(|(name, why)| format!("{name}: {why}")).collect();

@@ -177,6 +177,9 @@ pub(crate) fn explained(error: &verbs::Error) -> String {
         Some(Errno::NOSYS) if error.to_string().contains("ibv_get_device_list") => format!(
             "{error}: the kernel shows no RDMA (is ib_uverbs loaded, and /dev/infiniband in the container?)"
         ),
+        Some(Errno::MFILE | Errno::NFILE) => {
+            format!("{error}: this process has as many open files as it may have (ulimit -n)")
+        }
         Some(Errno::OPNOTSUPP | Errno::NOSYS) => format!("{error}; its driver lacks the verb"),
         _ => error.to_string(),
     }

@@ -9,7 +9,7 @@ use meshreduce_store::identity::Process;
 
 use super::message::MemoryOffer;
 use super::place::Place;
-use crate::error::Error;
+use crate::error::{Error, shortage};
 use crate::progress::Waker;
 
 /// Which allocation, for which device.
@@ -62,7 +62,15 @@ impl Imports {
         if let Some(known) = all.get(&key).and_then(Weak::upgrade) {
             return Ok(known);
         }
-        let import = Import::open(context, &IpcHandle { handle: offer.handle, offset: 0 })?;
+        let import = Import::open(context, &IpcHandle { handle: offer.handle, offset: 0 });
+        // The driver opens files for it, and has no word of its own for the lack of descriptors.
+        let import = import.map_err(|error| match shortage() {
+            Some(source) => Error::system(
+                &format!("another process's memory could not be opened (see ulimit -n): {error}"),
+                source,
+            ),
+            None => error.into(),
+        })?;
         // What the driver says counts, where it says something.
         let bytes = import.bytes().map_or(offer.bytes, |found| found.min(offer.bytes));
         let imported = Arc::new(Imported { import, bytes });

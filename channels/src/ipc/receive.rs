@@ -14,6 +14,7 @@ use super::send::MOST_OLD;
 use super::words::SeenWords;
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
+use crate::transfer::Aborts;
 
 /// How long the link has to say that the peer has gone, when its ring cannot be opened: that is the better reason.
 const GRACE: Duration = Duration::from_millis(250);
@@ -27,6 +28,9 @@ pub(super) struct Receives {
     /// The ring could not be opened: why, and when the channel ends for it.
     unopened: Option<(Error, Instant)>,
     waiting: BTreeMap<u64, Receiving>,
+    aborts: Aborts,
+    /// The numbers of those whose memory is not known to be there: the sender was not told that they are ready.
+    unready: VecDeque<u64>,
     /// The number of the next one to be started.
     next: u64,
     /// How transfers end that were not started yet.
@@ -105,7 +109,9 @@ impl Receives {
         let number = operation.ticket.number();
         self.next = number + 1;
         let receiving = Receiving { operation, is_wanted: false, enqueued: 0, passed: 0, fate: None };
+        self.aborts.watch(&receiving.operation.ticket);
         self.waiting.insert(number, receiving);
+        self.unready.push_back(number);
         if let Some(fate) = self.fates.remove(&number) {
             self.end_as(number, fate, here);
         }
@@ -325,22 +331,16 @@ impl Receives {
         self.see();
         activity = activity.max(self.take(io));
         let mut dropped = Vec::new();
-        for (number, receiving) in &mut self.waiting {
-            if receiving.fate.is_none() && receiving.operation.ticket.is_aborted() {
-                io.send(Message::Unwanted { number: *number }.to_bytes());
-                receiving.fate = Some(Error::Dropped);
-                dropped.push(*number);
-            } else if receiving.fate.is_none() && !receiving.is_wanted {
-                if receiving.operation.ready.has_come()? {
-                    receiving.is_wanted = true;
-                    let bytes = receiving.operation.span.bytes;
-                    io.send(Message::Wanted { number: *number, bytes }.to_bytes());
-                    activity = Activity::Moved;
-                } else {
-                    activity = activity.max(Activity::Waiting);
+        if self.aborts.any() {
+            for (number, receiving) in &mut self.waiting {
+                if receiving.fate.is_none() && receiving.operation.ticket.is_aborted() {
+                    io.send(Message::Unwanted { number: *number }.to_bytes());
+                    receiving.fate = Some(Error::Dropped);
+                    dropped.push(*number);
                 }
             }
         }
+        activity = activity.max(self.want(io)?);
         for number in dropped {
             self.settle(number);
             activity = Activity::Moved;
@@ -355,6 +355,26 @@ impl Receives {
             way.doubt.ask(io.now(), stands_still, &way.stream)?;
         }
         Ok(activity.max(under_way))
+    }
+
+    /// Tells the sender of those whose memory is there by now.
+    fn want(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let mut activity = Activity::Idle;
+        for _ in 0..self.unready.len() {
+            let Some(number) = self.unready.pop_front() else { break };
+            let waiting = self.waiting.get_mut(&number).filter(|receiving| receiving.fate.is_none());
+            let Some(receiving) = waiting else { continue };
+            if receiving.operation.ready.has_come()? {
+                receiving.is_wanted = true;
+                let bytes = receiving.operation.span.bytes;
+                io.send(Message::Wanted { number, bytes }.to_bytes());
+                activity = Activity::Moved;
+            } else {
+                self.unready.push_back(number);
+                activity = activity.max(Activity::Waiting);
+            }
+        }
+        Ok(activity)
     }
 
     /// Gives slots back that were copied away.

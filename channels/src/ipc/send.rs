@@ -13,6 +13,7 @@ use super::ring::Ring;
 use super::slots::Found;
 use crate::channel::{Activity, Io, Operation, Ready};
 use crate::error::Error;
+use crate::transfer::Aborts;
 
 /// Rings that a channel has been through, at most: as many peers may be lost and live on.
 pub(super) const MOST_OLD: usize = 16;
@@ -22,6 +23,7 @@ pub(super) struct Sends {
     /// Made by the first transfer.
     way: Option<Way>,
     waiting: BTreeMap<u64, Sending>,
+    aborts: Aborts,
     /// The number of the next one to be started.
     next: u64,
     /// What the receiver wants, of transfers that were not started yet.
@@ -60,6 +62,8 @@ struct Sending {
     filled: u64,
     /// Bytes that the receiver has copied away.
     taken: u64,
+    /// It is in the line of those that are staged.
+    is_in_line: bool,
     /// The caller's stream has been waited for.
     waits: bool,
     /// What was enqueued there before is known to be done.
@@ -100,7 +104,9 @@ impl Sends {
         self.next = number + 1;
         let is_ready = matches!(operation.ready, Ready::Now);
         let (waits, fate) = (false, None);
-        let sending = Sending { operation, staged: 0, filled: 0, taken: 0, waits, is_ready, fate };
+        let (is_in_line, taken) = (false, 0);
+        let sending = Sending { operation, staged: 0, filled: 0, taken, is_in_line, waits, is_ready, fate };
+        self.aborts.watch(&sending.operation.ticket);
         self.waiting.insert(number, sending);
         // Behind that: if there is no room for a ring the transfer fails as all others of the channel do, with its memory.
         if self.way.is_none() {
@@ -142,8 +148,8 @@ impl Sends {
     }
 
     fn matched(&mut self, number: u64, expected: u64, here: &Here, io: &mut Io<'_>) {
-        let is_new = |sending: &&Sending| sending.fate.is_none() && sending.staged == 0;
-        let Some(sending) = self.waiting.get(&number).filter(is_new) else { return };
+        let is_new = |sending: &&mut Sending| sending.fate.is_none() && sending.staged == 0;
+        let Some(sending) = self.waiting.get_mut(&number).filter(is_new) else { return };
         let sent = sending.operation.span.bytes;
         if sent != expected {
             io.send(Message::Differs { number, sent }.to_bytes());
@@ -154,15 +160,18 @@ impl Sends {
             if let Some(sending) = self.waiting.remove(&number) {
                 sending.operation.into_ticket().done();
             }
-        } else if !self.line.contains(&number) {
+        } else if !std::mem::replace(&mut sending.is_in_line, true) {
             self.line.push_back(number);
         }
     }
 
     /// It is staged no further, and fails with `error` when what was enqueued is done.
     fn give_up(&mut self, number: u64, error: Error) {
-        self.line.retain(|other| *other != number);
         if let Some(sending) = self.waiting.get_mut(&number) {
+            // One that was staged in whole is there no more, and is not looked for twice.
+            if std::mem::take(&mut sending.is_in_line) {
+                self.line.retain(|other| *other != number);
+            }
             sending.fate.get_or_insert(error);
             self.settle(number);
         }
@@ -220,12 +229,14 @@ impl Sends {
 
     pub(super) fn poll(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = self.reap(here, Some(io));
-        let dropped: Vec<u64> = self
-            .waiting
-            .iter()
-            .filter(|(_, sending)| sending.fate.is_none() && sending.operation.ticket.is_aborted())
-            .map(|(number, _)| *number)
-            .collect();
+        let is_dropped = |sending: &Sending| sending.fate.is_none() && sending.operation.ticket.is_aborted();
+        let dropped: Vec<u64> = match self.aborts.any() {
+            true => {
+                let all = self.waiting.iter();
+                all.filter(|(_, sending)| is_dropped(sending)).map(|(number, _)| *number).collect()
+            }
+            false => Vec::new(),
+        };
         for number in dropped {
             io.send(Message::GivenUp { number }.to_bytes());
             self.give_up(number, Error::Dropped);

@@ -12,10 +12,10 @@ use super::doubt::Doubt;
 use super::imports::{Closing, Imported};
 use super::message::{Message, RegionOffer};
 use super::region::{self, Part};
-use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
+use crate::channel::{Activity, Batch, Io, Page, Ready, RegionPart};
 use crate::error::Error;
 use crate::region::Copies;
-use crate::transfer::Ticket;
+use crate::transfer::{Aborts, Ticket};
 
 #[derive(Debug, Default)]
 pub(super) struct Writes {
@@ -24,6 +24,7 @@ pub(super) struct Writes {
     targets: HashMap<u64, Target>,
     /// Batches that were not enqueued in whole, in order.
     line: VecDeque<Writing>,
+    aborts: Aborts,
     /// Those that were, as they are in the stream.
     flying: VecDeque<Flying>,
     /// Targets that are being closed.
@@ -80,8 +81,8 @@ struct Told {
 struct Writing {
     target: u64,
     from: u64,
-    /// Behind the last byte in the target.
-    end: u64,
+    /// That which reaches furthest in the target.
+    furthest: Option<Page>,
     copies: Copies,
     ready: Ready,
     has_begun: bool,
@@ -119,6 +120,7 @@ impl Told {
 impl Writes {
     pub(super) fn start(&mut self, batch: Batch, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
+        self.aborts.watch(&ticket);
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
         let mut told = Told { ticket, counter, bytes, fate: None, local: ManuallyDrop::new(local) };
         let number = match (region::number(&remote), from) {
@@ -158,9 +160,9 @@ impl Writes {
                 io.send(Message::Open { region: target }.to_bytes());
             }
         }
-        let end = pages.iter().map(|page| page.to.saturating_add(page.bytes)).max().unwrap_or(0);
+        let furthest = pages.iter().max_by_key(|page| page.to.saturating_add(page.bytes)).copied();
         let copies = Copies::new(pages);
-        self.line.push_back(Writing { target, from, end, copies, ready, has_begun: false, told });
+        self.line.push_back(Writing { target, from, furthest, copies, ready, has_begun: false, told });
         Ok(())
     }
 
@@ -241,12 +243,14 @@ impl Writes {
 
     pub(super) fn poll(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = self.land(here, Some(io));
-        for writing in &mut self.line {
-            if writing.told.fate.is_none() && writing.told.ticket.is_aborted() {
-                writing.told.fate = Some(Error::Dropped);
+        if self.aborts.any() {
+            for writing in &mut self.line {
+                if writing.told.fate.is_none() && writing.told.ticket.is_aborted() {
+                    writing.told.fate = Some(Error::Dropped);
+                }
             }
         }
-        activity = activity.max(self.enqueue(io)?);
+        activity = activity.max(self.enqueue(here, io)?);
         self.closing.retain(|(number, closing)| {
             let goes_on = !closing.is_done();
             if !goes_on {
@@ -284,7 +288,7 @@ impl Writes {
     }
 
     /// Enqueues some copies of the first batch.
-    fn enqueue(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+    fn enqueue(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let Some(way) = &mut self.way else { return Ok(Activity::Idle) };
         let Some(mut writing) = self.line.pop_front() else { return Ok(Activity::Idle) };
         let Some(target) = self.targets.get_mut(&writing.target) else {
@@ -302,9 +306,10 @@ impl Writes {
             self.line.push_front(writing);
             return Ok(Activity::Idle);
         };
-        if writing.end > open.bytes {
-            // The descriptor says otherwise than the owner.
-            writing.told.fate = Some(Error::OutOfRegion { begin: 0, end: writing.end, bytes: open.bytes });
+        // The descriptor may say otherwise than the owner.
+        let fits = writing.furthest.map_or(Ok(()), |page| page.check_target(&here.peer, open.bytes));
+        if let Err(error) = fits {
+            writing.told.fate = Some(error);
             writing.told.end(Some(io));
             return Ok(Activity::Moved);
         }

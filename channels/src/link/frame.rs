@@ -32,10 +32,12 @@ pub(crate) enum Kind {
     Missed,
     /// That a channel, or with the number 0 everything, has ended, and uses nothing of the other side's any more.
     Quiet,
+    /// The listening side's last word before channels: both agree, and are connected.
+    Welcome,
 }
 
 impl Kind {
-    const ALL: [Kind; 9] = [
+    const ALL: [Kind; 10] = [
         Kind::Hello,
         Kind::Choices,
         Kind::Verdict,
@@ -45,6 +47,7 @@ impl Kind {
         Kind::Failed,
         Kind::Missed,
         Kind::Quiet,
+        Kind::Welcome,
     ];
 
     fn number(self) -> u8 {

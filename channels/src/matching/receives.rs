@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Notice, Refusal};
 use crate::channel::Operation;
 use crate::error::Error;
+use crate::transfer::Aborts;
 
 /// Sends that may wait for their receives: each is kept, and a peer may announce as many as it likes.
 const MOST_AHEAD: usize = 1 << 20;
@@ -18,6 +19,7 @@ pub struct Receives<A> {
     next: u64,
     /// `None`: it was dropped.
     started: VecDeque<Option<Operation>>,
+    aborts: Aborts,
     announced: VecDeque<Announced<A>>,
 }
 
@@ -55,7 +57,13 @@ pub enum Met<A> {
 impl<A> Receives<A> {
     /// None yet. `peer` is who sends.
     pub fn new(peer: Arc<str>) -> Self {
-        Self { peer, next: 0, started: VecDeque::new(), announced: VecDeque::new() }
+        Self {
+            peer,
+            next: 0,
+            started: VecDeque::new(),
+            aborts: Aborts::default(),
+            announced: VecDeque::new(),
+        }
     }
 
     /// A receive was started. `None`: its announcement has not come yet.
@@ -63,6 +71,7 @@ impl<A> Receives<A> {
         match self.announced.pop_front() {
             Some(announced) => Some(self.meet(Some(operation), announced)),
             None => {
+                self.aborts.watch(&operation.ticket);
                 self.started.push_back(Some(operation));
                 None
             }
@@ -168,6 +177,9 @@ impl<A> Receives<A> {
 
     /// Fails the receives that wait for an announcement and are not wanted any more.
     pub fn drop_aborted(&mut self) {
+        if !self.aborts.any() {
+            return;
+        }
         for started in &mut self.started {
             if let Some(operation) = started.take_if(|operation| operation.ticket.is_aborted()) {
                 operation.ticket.fail(Error::Dropped);

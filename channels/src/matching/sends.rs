@@ -6,12 +6,14 @@ use std::sync::Arc;
 use super::Refusal;
 use crate::channel::Operation;
 use crate::error::Error;
+use crate::transfer::Aborts;
 
 /// The sending side of a channel's matching. `S` is what the kind keeps of a send.
 #[derive(Debug)]
 pub struct Sends<S> {
     peer: Arc<str>,
     under_way: BTreeMap<u64, Sending<S>>,
+    aborts: Aborts,
 }
 
 /// A send that was announced.
@@ -27,12 +29,13 @@ pub struct Sending<S> {
 impl<S> Sends<S> {
     /// None yet. `peer` is who receives.
     pub fn new(peer: Arc<str>) -> Self {
-        Self { peer, under_way: BTreeMap::new() }
+        Self { peer, under_way: BTreeMap::new(), aborts: Aborts::default() }
     }
 
     /// Holds a send, under its ticket's number.
     pub fn insert(&mut self, operation: Operation, state: S) {
         let number = operation.ticket.number();
+        self.aborts.watch(&operation.ticket);
         self.under_way.insert(number, Sending { operation, state, is_withdrawn: false });
     }
 
@@ -76,6 +79,9 @@ impl<S> Sends<S> {
     /// ([`Notice::Withdrawn`](super::Notice::Withdrawn)).
     pub fn newly_aborted(&mut self) -> Vec<u64> {
         let mut numbers = Vec::new();
+        if !self.aborts.any() {
+            return numbers;
+        }
         for (number, sending) in &mut self.under_way {
             if !sending.is_withdrawn && sending.operation.ticket.is_aborted() {
                 sending.is_withdrawn = true;

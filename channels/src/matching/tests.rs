@@ -8,7 +8,7 @@ use crate::channel::{Direction, Operation, Ready};
 use crate::error::Error;
 use crate::span::Span;
 use crate::transfer::Transfer;
-use crate::transfer::testing::started;
+use crate::transfer::testing::{LOOKS, started};
 
 fn operation(direction: Direction, number: u64, bytes: u64) -> (Operation, Transfer) {
     let (ticket, transfer) = started(direction, number, bytes);
@@ -143,4 +143,43 @@ proptest! {
         receives.end(&Error::ContextClosed);
         prop_assert!(transfers.iter().skip(pairs as usize).all(|transfer| transfer.poll().is_err()));
     }
+}
+
+/// Tens of thousands of transfers may wait: each look at the channel must not ask every one of them.
+#[test]
+fn transfers_are_asked_whether_they_were_aborted_only_when_one_was() {
+    const COUNT: u64 = 10_000;
+    let (mut receives, mut sends) = (Receives::<()>::new("p".into()), Sends::<()>::new("p".into()));
+    let mut transfers = Vec::new();
+    for number in 0..COUNT {
+        let (receive, received) = operation(Direction::Receive, number, 4);
+        let (send, sent) = operation(Direction::Send, number, 4);
+        assert!(receives.start(receive).is_none());
+        sends.insert(send, ());
+        transfers.push((received, sent));
+    }
+    let look = |receives: &mut Receives<()>, sends: &mut Sends<()>| {
+        let before = LOOKS.get();
+        receives.drop_aborted();
+        (sends.newly_aborted(), LOOKS.get() - before)
+    };
+    look(&mut receives, &mut sends);
+    for _ in 0..100 {
+        assert_eq!(look(&mut receives, &mut sends), (vec![], 0));
+    }
+    let (received, sent) = &transfers[5000];
+    received.abort();
+    sent.abort();
+    let (aborted, looks) = look(&mut receives, &mut sends);
+    assert_eq!(aborted, [5000]);
+    assert!(looks >= COUNT && received.poll().is_err());
+    assert_eq!(look(&mut receives, &mut sends), (vec![], 0));
+    // One that was aborted before the channel has it is found too.
+    let (send, late) = operation(Direction::Send, COUNT, 4);
+    late.abort();
+    look(&mut receives, &mut sends);
+    sends.insert(send, ());
+    assert_eq!(look(&mut receives, &mut sends).0, [COUNT]);
+    receives.end(&Error::ContextClosed);
+    sends.take_all().for_each(|sending| sending.operation.ticket.fail(Error::ContextClosed));
 }

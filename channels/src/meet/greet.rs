@@ -1,7 +1,8 @@
 //! Two sides that are connected say who they are and agree on which kind of channel serves which pair of devices.
 //!
 //! Both say hello. The listening side chooses and tells; the connecting side computes the same and says whether it comes to the
-//! same result.
+//! same result. If so the listening side bids it welcome: before that the connecting side does not take itself for connected, so
+//! one that was too slow for the listening side comes again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use crate::choice::{Judge, choose};
 use crate::error::{Error, no_descriptors};
 use crate::link::{Broken, Kind, Link, Outgoing, Queue};
 
-/// How long one who has connected may take to say who it is. It does so at once, unless it was stopped just then; others wait at
-/// the door meanwhile. One who was too slow is not met, and comes again.
+/// How long one who has connected may take for all that it has to say. It says it at once, unless it was stopped just then; others
+/// wait at the door meanwhile. One who was too slow is not met, and comes again.
 const SHARE: Duration = Duration::from_secs(2);
 
 /// A side that one has met.
@@ -117,9 +118,8 @@ pub(crate) fn greet(
             talk.hear(Kind::Hello, read)?
         }
         Side::Listening => {
-            let whole = std::mem::replace(&mut talk.deadline, Deadline::after(deadline.left().min(SHARE)));
+            talk.deadline = Deadline::after(deadline.left().min(SHARE));
             let hello = talk.hear(Kind::Hello, read)?;
-            talk.deadline = whole;
             talk.say(Kind::Hello, own.encode())?;
             hello
         }
@@ -141,6 +141,7 @@ pub(crate) fn greet(
             if let Some(Difference { pair, here, there }) = difference {
                 return Err(differ(&talk.peer, turned(pair), there, here));
             }
+            talk.say(Kind::Welcome, Vec::new())?;
         }
         Side::Connecting => {
             let theirs = talk.hear(Kind::Choices, decode_choices)?;
@@ -160,6 +161,7 @@ pub(crate) fn greet(
             if let Some(Difference { pair, here, there }) = difference {
                 return Err(differ(&talk.peer, pair, here, there));
             }
+            talk.hear(Kind::Welcome, |bytes| Reader::new(bytes).end())?;
         }
     }
     Ok(Met { link: talk.link, hello, peer: talk.peer, choices })

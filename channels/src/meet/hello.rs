@@ -9,7 +9,7 @@ use meshreduce_store::identity::Member;
 use crate::choice::{Offered, Offers};
 
 /// What is said on links, and how. Both sides must have the same.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Bytes of a descriptor that are believed.
 const LONGEST_DESCRIPTOR: usize = 1 << 20;
 
@@ -123,6 +123,6 @@ mod tests {
         let offers = Offers { devices: Vec::new(), ..hello.offers.clone() };
         assert!(Hello::decode(&Hello { offers, ..hello.clone() }.encode()).is_err(), "of no devices");
         bytes[0] = 9;
-        assert_eq!(Hello::decode(&bytes).unwrap_err().to_string(), "it speaks version 9 and not 1");
+        assert_eq!(Hello::decode(&bytes).unwrap_err().to_string(), "it speaks version 9 and not 2");
     }
 }

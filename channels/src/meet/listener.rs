@@ -146,9 +146,9 @@ impl Doors {
     ///
     /// # Errors
     ///
-    /// What happened last, if none comes before the deadline.
-    pub(crate) fn accept(&self, deadline: Deadline) -> Result<Link, String> {
-        let mut last = "nobody has come".to_owned();
+    /// What happened last, if none comes before the deadline; `None`: nothing.
+    pub(crate) fn accept(&self, deadline: Deadline) -> Result<Link, Option<String>> {
+        let mut last = None;
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(half) = self.here.as_ref().and_then(|door| door.take()) {
@@ -156,17 +156,17 @@ impl Doors {
             }
             let let_in = self.let_in(&mut strangers);
             if let Err(error) = &let_in {
-                last = format!("a connection cannot be taken in: {error}");
+                last = Some(format!("a connection cannot be taken in: {error}"));
             }
             match self.hear(&mut strangers) {
                 Ok(Some(link)) => return Ok(link),
                 Ok(None) => {}
-                Err(error) => last = error.to_string(),
+                Err(error) => last = Some(error.to_string()),
             }
             if deadline.has_passed() {
                 return Err(last);
             }
-            self.sleep(&mut strangers, deadline, let_in.is_ok()).map_err(|error| error.to_string())?;
+            self.sleep(&mut strangers, deadline, let_in.is_ok()).map_err(|error| Some(error.to_string()))?;
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) use greet::greet;
 pub(crate) use hello::Hello;
 pub(crate) use listener::Doors;
 pub use meshreduce_store::interface::SOCKET_IFNAME;
-pub(crate) use name::{look, publish, withdraw};
+pub(crate) use name::{look, publish, restore, withdraw};
 
 /// Bytes that one who connects says first.
 const PREAMBLE: usize = 24;

@@ -30,32 +30,51 @@ impl Site {
     }
 }
 
-/// Something that happens once and is waited for.
+/// Something that happens once, or never will, and is waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Latch {
-    is_set: Mutex<bool>,
+    /// `None`: it may still happen.
+    has_happened: Mutex<Option<bool>>,
     changed: Condvar,
 }
 
 impl Latch {
-    pub(crate) fn set(&self) {
-        *self.is_set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    fn settle(&self, happened: bool) {
+        self.has_happened.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(happened);
         self.changed.notify_all();
     }
 
-    /// Waits for it, at most `timeout`; whether it has happened.
+    /// It has happened.
+    pub(crate) fn set(&self) {
+        self.settle(true);
+    }
+
+    /// It will not happen.
+    pub(crate) fn give_up(&self) {
+        self.settle(false);
+    }
+
+    /// Whether it is known that it will not happen.
+    pub(crate) fn is_given_up(&self) -> bool {
+        *self.has_happened.lock().unwrap_or_else(PoisonError::into_inner) == Some(false)
+    }
+
+    /// Waits for it, at most `timeout`, and no longer than it may happen; whether it has.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let begun = Instant::now();
-        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*is_set {
+        let mut has_happened = self.has_happened.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(happened) = *has_happened {
+                return happened;
+            }
             // The system takes no arbitrarily long times.
             let left = timeout.saturating_sub(begun.elapsed()).min(Duration::from_secs(3600));
             if left.is_zero() {
                 return false;
             }
-            is_set = self.changed.wait_timeout(is_set, left).unwrap_or_else(PoisonError::into_inner).0;
+            has_happened =
+                self.changed.wait_timeout(has_happened, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
     }
 }
 

@@ -18,6 +18,8 @@ use crate::registry::Kinds;
 
 /// Messages that are taken before others have their turn.
 const MESSAGES: usize = 64;
+/// How often that many are taken in behind the end of a link.
+const LAST_WORDS: u32 = 64;
 /// How long an endpoint that was closed tries to say so, and what was said before, to a peer that takes nothing.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -336,7 +338,7 @@ impl Connection {
             self.take_pulse(look.now);
         }
         activity = activity.max(self.leave(look.now));
-        if self.flush() {
+        if self.flush(look) {
             activity = Activity::Moved;
         }
         if self.is_deaf && self.wants_to_write() {
@@ -423,7 +425,7 @@ impl Connection {
                 let what = String::from_utf8_lossy(bytes).into();
                 self.end_all(&Error::Remote { peer: peer(), what });
             }
-            Kind::Hello | Kind::Choices | Kind::Verdict => {
+            Kind::Hello | Kind::Choices | Kind::Verdict | Kind::Welcome => {
                 self.broken(Broken::Malformed(format!("{kind:?} among other messages")));
             }
         }
@@ -475,7 +477,7 @@ impl Connection {
     }
 
     /// Sends what waits; whether the link has taken anything.
-    fn flush(&mut self) -> bool {
+    fn flush(&mut self, look: Look<'_>) -> bool {
         let Some(link) = &mut self.link else { return false };
         let flushed = link.flush(&mut self.queue);
         // What the other side still says must be read, or the system takes the connection down before all has arrived there.
@@ -489,6 +491,13 @@ impl Connection {
             Ok(true) => self.pulse.said(),
             Ok(false) => return false,
             Err(broken) => {
+                // What the other side has said before it went is heard first: why it did, above all.
+                for _ in 0..LAST_WORDS {
+                    let is_over = self.shared.cause().is_some();
+                    if is_over || !self.receive(Look { is_ready: true, ..look }) {
+                        break;
+                    }
+                }
                 self.broken(broken);
                 self.unlink();
             }

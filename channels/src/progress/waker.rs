@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -20,6 +20,8 @@ struct Bell {
     rung: AtomicBool,
     /// The thread sleeps, or is about to.
     asleep: AtomicBool,
+    /// How many transfers of the thread's were aborted.
+    aborts: AtomicU64,
 }
 
 impl Waker {
@@ -30,7 +32,12 @@ impl Waker {
     /// The system has no descriptor left.
     pub fn new() -> io::Result<Self> {
         let file = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(Bell { file, rung: AtomicBool::new(false), asleep: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Bell {
+            file,
+            rung: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            aborts: AtomicU64::new(0),
+        })))
     }
 
     /// Makes the thread look at everything once more.
@@ -42,6 +49,17 @@ impl Waker {
             // A full counter is readable too.
             let _ = rustix::io::write(&self.0.file, &1_u64.to_ne_bytes());
         }
+    }
+
+    /// Wakes the thread because a transfer was aborted, which says so itself by now.
+    pub(crate) fn wake_for_abort(&self) {
+        self.0.aborts.fetch_add(1, Ordering::AcqRel);
+        self.wake();
+    }
+
+    /// How many transfers were aborted so far. What these say of themselves is seen by whoever has asked.
+    pub(crate) fn aborts(&self) -> u64 {
+        self.0.aborts.load(Ordering::Acquire)
     }
 
     /// For the thread: whether somebody has rung since it asked last.

@@ -87,6 +87,18 @@ impl Copies {
 }
 
 impl Copies {
+    /// The next page, or as much of it as `most` bytes, for whoever copies it himself; `None`: that was all.
+    pub(crate) fn next_of(&mut self, most: u64) -> Option<Page> {
+        let page = self.pages.get_mut(self.next)?;
+        let part = Page { bytes: page.bytes.min(most), ..*page };
+        if part.bytes == page.bytes {
+            self.next += 1;
+        } else {
+            *page = Page::new(page.from + part.bytes, page.to + part.bytes, page.bytes - part.bytes);
+        }
+        Some(part)
+    }
+
     /// Has some pages copied one by one by `copy`; whether that was the rest.
     pub(crate) fn enqueue_each(
         &mut self,
@@ -126,6 +138,14 @@ mod tests {
         assert_eq!(runs(vec![page(0, 0), page(1 << 31, 16)]).len(), 2);
         assert_eq!(runs(vec![page(0, 0), Page::new(100, 100, 17)]).len(), 2);
         assert_eq!(runs(Vec::new()), []);
+    }
+
+    #[test]
+    fn long_pages_are_taken_in_parts() {
+        let mut copies = Copies::new(vec![Page::new(5, 50, 10), Page::new(100, 0, 3)]);
+        let parts: Vec<Page> = std::iter::from_fn(|| copies.next_of(4)).collect();
+        let expected = [(5, 50, 4), (9, 54, 4), (13, 58, 2), (100, 0, 3)];
+        assert_eq!(parts, expected.map(|(from, to, bytes)| Page::new(from, to, bytes)));
     }
 
     proptest! {

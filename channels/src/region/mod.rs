@@ -4,6 +4,7 @@ mod copies;
 mod descriptor;
 mod pages;
 mod registered;
+pub(crate) mod share;
 mod withdrawn;
 mod write;
 

@@ -1,8 +1,10 @@
 //! What a batch of one-sided writes consists of: checked and put together before anything is sent.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
+
 use crate::channel::Page;
-use crate::error::Error;
+use crate::error::{Error, THIS_SIDE};
 
 /// What is to be written: which bytes of the local region go where in the remote one.
 ///
@@ -41,12 +43,26 @@ impl Page {
         Self { from, to, bytes }
     }
 
-    fn fits(offset: u64, bytes: u64, region: u64) -> Result<(), Error> {
-        let end = offset.saturating_add(bytes);
-        if end > region || end - offset != bytes {
-            return Err(Error::OutOfRegion { begin: offset, end, bytes: region });
+    /// That the page is within a local region of `local` bytes, and the remote one, which is `whose` and has `remote` bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRegion`].
+    pub(crate) fn check(&self, local: u64, whose: &Arc<str>, remote: u64) -> Result<(), Error> {
+        if self.from.checked_add(self.bytes).is_none_or(|end| end > local) {
+            let (whose, offset, length) = (THIS_SIDE.into(), self.from, self.bytes);
+            return Err(Error::OutOfRegion { whose, offset, length, bytes: local });
         }
-        Ok(())
+        self.check_target(whose, remote)
+    }
+
+    /// The same, of the remote region alone.
+    pub(crate) fn check_target(&self, whose: &Arc<str>, remote: u64) -> Result<(), Error> {
+        if self.to.checked_add(self.bytes).is_some_and(|end| end <= remote) {
+            return Ok(());
+        }
+        let (whose, offset, length) = (Arc::clone(whose), self.to, self.bytes);
+        Err(Error::OutOfRegion { whose, offset, length, bytes: remote })
     }
 }
 
@@ -94,16 +110,15 @@ impl Pages {
         self.len() == 0
     }
 
-    /// The pages, each within a local region of `local` bytes and a remote one of `remote` bytes, without empty ones, and with
-    /// those that go on where the one before ends put together.
-    pub(crate) fn checked(self, local: u64, remote: u64) -> Result<Vec<Page>, Error> {
+    /// The pages, each within a local region of `local` bytes and a remote one of `remote` bytes, which is `whose`, without empty
+    /// ones, and with those that go on where the one before ends put together.
+    pub(crate) fn checked(self, local: u64, whose: &Arc<str>, remote: u64) -> Result<Vec<Page>, Error> {
         if let Some(Excess { pages, .. }) = self.excess {
             return Err(Error::TooManyPages { pages, most: Self::MOST as u64 });
         }
         let mut pages = self.pages;
         for page in &pages {
-            Page::fits(page.from, page.bytes, local)?;
-            Page::fits(page.to, page.bytes, remote)?;
+            page.check(local, whose, remote)?;
         }
         pages.retain(|page| page.bytes > 0);
         pages.dedup_by(|next, page| {
@@ -139,28 +154,42 @@ impl FromIterator<Page> for Pages {
 mod tests {
     use super::*;
 
+    fn peer() -> Arc<str> {
+        "the peer".into()
+    }
+
     #[test]
     fn pages_that_go_on_where_others_end_are_put_together() {
         let pages = Pages::blocks(16, [(3, 0), (4, 1), (5, 3), (6, 4), (0, 5)]);
-        let checked = pages.checked(1000, 1000).unwrap();
+        let checked = pages.checked(1000, &peer(), 1000).unwrap();
         assert_eq!(checked, [Page::new(48, 0, 32), Page::new(80, 48, 32), Page::new(0, 80, 16)]);
-        assert_eq!(Pages::strided(0, 8, 4, 8, 8, 100).checked(800, 804).unwrap(), [Page::new(0, 4, 800)]);
-        assert_eq!(Pages::range(5, 5, 0).checked(5, 5).unwrap(), []);
+        assert_eq!(
+            Pages::strided(0, 8, 4, 8, 8, 100).checked(800, &peer(), 804).unwrap(),
+            [Page::new(0, 4, 800)]
+        );
+        assert_eq!(Pages::range(5, 5, 0).checked(5, &peer(), 5).unwrap(), []);
     }
 
     #[test]
     fn a_page_beyond_either_region_is_refused_and_named() {
-        let refused = |pages: Pages, expected: (u64, u64, u64)| match pages.checked(100, 50) {
-            Err(Error::OutOfRegion { begin, end, bytes }) => assert_eq!((begin, end, bytes), expected),
+        let refused = |pages: Pages, expected: (&str, u64, u64, u64)| match pages.checked(100, &peer(), 50) {
+            Err(Error::OutOfRegion { whose, offset, length, bytes }) => {
+                assert_eq!((&*whose, offset, length, bytes), expected);
+            }
             other => panic!("{other:?}"),
         };
-        refused(Pages::range(99, 0, 2), (99, 101, 100));
-        refused(Pages::range(0, 49, 2), (49, 51, 50));
-        refused(Pages::range(u64::MAX, 0, 2), (u64::MAX, u64::MAX, 100));
-        refused(Pages::range(101, 0, 0), (101, 101, 100));
-        refused(Pages::strided(0, u64::MAX / 2, 0, 1, 1, 4), (u64::MAX / 2, u64::MAX / 2 + 1, 100));
-        refused(Pages::blocks(60, [(0, 0)]), (0, 60, 50));
-        refused(Pages::blocks(u64::MAX, [(1, 0)]), (u64::MAX, u64::MAX, 100));
+        refused(Pages::range(99, 0, 2), ("this side", 99, 2, 100));
+        refused(Pages::range(0, 49, 2), ("the peer", 49, 2, 50));
+        refused(Pages::range(u64::MAX, 0, 2), ("this side", u64::MAX, 2, 100));
+        refused(Pages::range(101, 0, 0), ("this side", 101, 0, 100));
+        refused(Pages::strided(0, u64::MAX / 2, 0, 1, 1, 4), ("this side", u64::MAX / 2, 1, 100));
+        refused(Pages::blocks(60, [(0, 0)]), ("the peer", 0, 60, 50));
+        refused(Pages::blocks(u64::MAX, [(1, 0)]), ("this side", u64::MAX, u64::MAX, 100));
+        let error = Pages::range(0, 49, 2).checked(100, &peer(), 50).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "2 bytes from 49 on are beyond the region of the peer, which has 50 bytes"
+        );
     }
 
     #[test]
@@ -172,7 +201,7 @@ mod tests {
                 let pages = Pages::strided(0, stride, 0, stride, bytes, count);
                 assert_eq!((pages.len(), pages.bytes()), (count as usize, bytes.saturating_mul(count)));
                 assert!(!pages.is_empty());
-                match pages.checked(u64::MAX, u64::MAX) {
+                match pages.checked(u64::MAX, &peer(), u64::MAX) {
                     Err(Error::TooManyPages { pages, most: limit }) => {
                         assert_eq!((pages, limit), (count, most));
                     }

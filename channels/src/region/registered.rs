@@ -4,12 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshreduce_device::Device;
+
 use super::RegionDescriptor;
 use super::withdrawn::Withdrawn;
 use crate::channel::RegionPart;
-use crate::error::Error;
+use crate::error::{Error, THIS_SIDE};
 use crate::owned::{Failed, Held, Remains};
 use crate::progress::{Command, Latch, Site};
+use crate::shared_copy;
 use crate::span::{Memory, Span};
 
 /// The shares of the kinds that have registered a region, by name.
@@ -94,6 +97,60 @@ impl<M: Memory> Region<M> {
         self.parts.iter().find(|(known, _)| known == name).map(|(_, part)| part)
     }
 
+    /// Reads bytes of host memory from `offset` on, also while peers write to them or batches read them: of each byte one gets what
+    /// it was or what it becomes. Whatever a counter has told of before is there.
+    ///
+    /// ```
+    /// use meshreduce_channels::{Context, HostMemory, Registry};
+    ///
+    /// let context = Context::new(&Registry::default(), &[])?;
+    /// let region = context.register(HostMemory::new(4096)?)?;
+    /// region.write(10, b"abc")?;
+    /// let mut there = [0; 5];
+    /// region.read(9, &mut there)?;
+    /// assert_eq!(&there, b"\0abc\0");
+    /// # Ok::<(), meshreduce_channels::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRegion`]; [`Error::BadMemory`] for memory of a device; [`Error::Forked`].
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Error> {
+        let from = self.host(offset, into.len())?;
+        // SAFETY: the bytes are the region's memory's, which it keeps. Whatever of this process touches host memory of a region while
+        // it is registered does so by this function: this one and the next, and the copies of batches.
+        unsafe { shared_copy::copy(from, into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    /// Writes to host memory from `offset` on, also while batches read it or peers write to it: of each byte they get what it was or
+    /// what it becomes. A batch that is started when this has returned finds it written.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::read`].
+    pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), Error> {
+        let to = self.host(offset, from.len())?;
+        // SAFETY: as above.
+        unsafe { shared_copy::copy(from.as_ptr(), to, from.len()) };
+        Ok(())
+    }
+
+    /// Where the host sees bytes of the region.
+    fn host(&self, offset: u64, length: usize) -> Result<*mut u8, Error> {
+        self.site.check_process()?;
+        let Span { device, address, bytes } = self.span;
+        if device != Device::Cpu {
+            let what = format!("{} is not read and written by the host", self.span).into();
+            return Err(Error::BadMemory { what });
+        }
+        let length = length as u64;
+        if offset.checked_add(length).is_none_or(|end| end > bytes) {
+            return Err(Error::OutOfRegion { whose: THIS_SIDE.into(), offset, length, bytes });
+        }
+        Ok(std::ptr::with_exposed_provenance_mut((address + offset) as usize))
+    }
+
     /// Whether it is of this context.
     pub(crate) fn is_of(&self, site: &Arc<Site>) -> bool {
         Arc::ptr_eq(&self.site, site)
@@ -144,7 +201,7 @@ impl<M: Memory> Closing<M> {
     ///
     /// # Errors
     ///
-    /// Itself, to be waited for again. In a forked child at once: the memory is the parent's.
+    /// Itself, to be waited for again. At once if the memory does not come back ([`Closing::is_lost`]).
     pub fn wait(self, timeout: Duration) -> Result<M, Self> {
         // A child takes no locks: another thread of the parent may have had them.
         if self.process != std::process::id() || !self.over.wait(timeout) {
@@ -152,6 +209,12 @@ impl<M: Memory> Closing<M> {
         }
         // It is taken once, by the only value that can.
         self.memory.take().ok_or(self)
+    }
+
+    /// Whether the memory never comes back: the context was closed while somebody used it, or a kind of channel has panicked when it
+    /// was to give it up, so that something may write to it for ever. Also in a forked child: the memory is the parent's.
+    pub fn is_lost(&self) -> bool {
+        self.process != std::process::id() || self.over.is_given_up()
     }
 }
 

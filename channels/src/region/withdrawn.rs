@@ -52,8 +52,12 @@ impl Withdrawn {
 
     /// Lets go of the memory if nobody uses it any more; whether that is so.
     pub(crate) fn let_go(&mut self, now: Instant) -> bool {
+        if !self.is_closed {
+            self.leak("a kind of channel has panicked when it was to give it up");
+            return true;
+        }
         // Nobody gets hold of a part that is closed, so none that is this value's alone becomes another's again.
-        if !self.is_closed || self.parts.iter().any(|part| Arc::strong_count(part) > 1) {
+        if self.parts.iter().any(|part| Arc::strong_count(part) > 1) {
             if !self.is_late && now.duration_since(self.since) >= LATE {
                 self.is_late = true;
                 tracing::warn!(span = %self.span, "peers have not let go of a region that was given up: it stays allocated");
@@ -70,9 +74,7 @@ impl Withdrawn {
         }
         if !self.is_closed {
             // Whether the registration is over is not known.
-            tracing::error!(span = %self.span, "a region is never freed: a kind of channel has panicked while it let go");
-            std::mem::forget(self.memory.take());
-            // Nothing is left to be looked at.
+            self.leak("a kind of channel has panicked while it let go");
             return true;
         }
         self.over.set();
@@ -81,6 +83,14 @@ impl Withdrawn {
         }
         true
     }
+
+    /// Nobody looks at it any more, or can know when nothing uses the memory: it is never freed, and nobody waits for it.
+    fn leak(&mut self, why: &str) {
+        tracing::error!(span = %self.span, "a region is never freed: {why}");
+        std::mem::forget(self.memory.take());
+        std::mem::take(&mut self.parts).into_iter().for_each(std::mem::forget);
+        self.over.give_up();
+    }
 }
 
 impl Drop for Withdrawn {
@@ -88,10 +98,7 @@ impl Drop for Withdrawn {
         if self.memory.is_none() || self.let_go(Instant::now()) {
             return;
         }
-        // Nobody looks at it any more.
-        tracing::error!(span = %self.span, "a region is never freed: a peer did not let go of it before the context was closed");
-        std::mem::forget(self.memory.take());
-        std::mem::take(&mut self.parts).into_iter().for_each(std::mem::forget);
+        self.leak("a peer did not let go of it before the context was closed");
     }
 }
 
@@ -195,10 +202,10 @@ mod tests {
             let mut withdrawn = Withdrawn::new(span, parts, keep, over.clone());
             assert!(part.0.load(Ordering::SeqCst), "the others are closed all the same");
             drop(part);
-            // One that may still be used is looked at again; of one that is gone nothing is left.
-            assert_eq!(withdrawn.let_go(Instant::now()), !when_closed);
+            assert!(withdrawn.let_go(Instant::now()), "nothing is left to be looked at");
             drop(withdrawn);
-            assert!(!over.wait(Duration::ZERO));
+            // Whoever waits for the memory waits no longer, however long he would.
+            assert!(!over.wait(Duration::MAX) && over.is_given_up());
             assert_eq!(freed.0.load(Ordering::SeqCst), 0, "it may still be registered");
         }
     }
@@ -207,7 +214,7 @@ mod tests {
     fn memory_that_is_still_in_use_at_the_end_is_leaked() {
         let (part, freed, over, withdrawn) = withdrawn();
         drop(withdrawn);
-        assert!(!over.wait(Duration::ZERO));
+        assert!(!over.wait(Duration::MAX) && over.is_given_up());
         assert_eq!((freed.0.load(Ordering::SeqCst), Arc::strong_count(&part)), (0, 2));
     }
 }

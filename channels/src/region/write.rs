@@ -78,7 +78,7 @@ impl Endpoint {
             };
             let local = region.part(kind).ok_or_else(|| missing("this side"))?;
             let remote = to.part(kind).ok_or_else(|| missing(self.peer_name()))?;
-            let pages = pages.checked(region.span().bytes, to.bytes())?;
+            let pages = pages.checked(region.span().bytes, self.peer_name(), to.bytes())?;
             Ok((local.clone(), remote.into(), pages, self.ready(after.into())?))
         };
         match prepared() {

@@ -125,11 +125,10 @@ impl ChannelContext for XthContext {
     }
 
     unsafe fn register(&self, span: Span) -> Result<Option<Arc<dyn RegionPart>>, Error> {
-        let is_served = matches!(self.devices.get(&span.device), Some(Some(_)));
-        if !is_served || span.bytes == 0 {
+        if !self.devices.contains_key(&span.device) || span.bytes == 0 {
             return Ok(None);
         }
-        Ok(Some(region::Part::new(span)?))
+        Ok(Some(region::register(span)?))
     }
 
     fn report(&self) -> Vec<(String, String)> {

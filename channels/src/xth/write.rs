@@ -1,4 +1,5 @@
-//! One-sided writes within a process: copies by the writer's stream into memory that the region's owner keeps meanwhile.
+//! One-sided writes within a process: copies by the writer's stream, or of host memory by its progress thread, into memory that the
+//! region's owner keeps meanwhile.
 
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
@@ -7,18 +8,23 @@ use std::sync::Arc;
 use meshreduce_device::{PrimaryContext, copy_between};
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 
-use super::region::{Part, find};
+use super::region::find;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
 use crate::lane::Mark;
-use crate::lanes::Lanes;
+use crate::lanes::{Gate, Lanes};
 use crate::matching::FIRST_OWN_TAG;
 use crate::region::Copies;
-use crate::transfer::Ticket;
+use crate::region::share::Part;
+use crate::shared_copy;
+use crate::transfer::{Aborts, Ticket};
 
 /// That a batch has landed, and that one will not.
 pub(super) const LANDED: u8 = FIRST_OWN_TAG + 1;
 pub(super) const MISSED: u8 = FIRST_OWN_TAG + 2;
+
+/// Bytes that the host copies before others have their turn.
+const TURN: u64 = 1 << 20;
 
 /// The batches of a channel, in order.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub(super) struct Writes {
     /// The other device, if this one has no access to it.
     apart: Option<Arc<PrimaryContext>>,
     line: VecDeque<Writing>,
+    aborts: Aborts,
     flying: VecDeque<Flying>,
 }
 
@@ -49,6 +56,8 @@ struct Writing {
     copies: Copies,
     ready: Ready,
     has_begun: bool,
+    /// Of host memory, which waits for no stream.
+    gate: Gate,
     told: Told,
 }
 
@@ -81,11 +90,19 @@ impl Writes {
         own: Option<Arc<PrimaryContext>>,
         apart: Option<Arc<PrimaryContext>>,
     ) -> Self {
-        Self { peer, lanes: Lanes::new(own), apart, line: VecDeque::new(), flying: VecDeque::new() }
+        Self {
+            peer,
+            lanes: Lanes::new(own),
+            apart,
+            line: VecDeque::new(),
+            aborts: Aborts::default(),
+            flying: VecDeque::new(),
+        }
     }
 
     pub(super) fn start(&mut self, batch: Batch, io: &mut Io<'_>) {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
+        self.aborts.watch(&ticket);
         let gone = || Error::RegionGone {
             peer: Arc::clone(&self.peer),
             what: "its owner has given it up, or it is another process's".into(),
@@ -94,17 +111,23 @@ impl Writes {
             Ok(target) => target.ok_or_else(gone),
             Err(error) => Err(Error::BadDescriptor { what: error.to_string().into() }),
         };
-        let end = pages.iter().map(|page| page.to.saturating_add(page.bytes)).max().unwrap_or(0);
         let target = found.and_then(|target| {
             let room = target.span().bytes;
-            // The descriptor says otherwise than the owner.
-            if end > room { Err(Error::OutOfRegion { begin: 0, end, bytes: room }) } else { Ok(target) }
+            // The descriptor may say otherwise than the owner.
+            pages.iter().try_for_each(|page| page.check_target(&self.peer, room))?;
+            Ok(target)
         });
         match target {
             Ok(target) => {
                 let (local, target) = (ManuallyDrop::new(local), ManuallyDrop::new(target));
                 let told = Told { ticket, counter, bytes, fate: None, local, target };
-                self.line.push_back(Writing { copies: Copies::new(pages), ready, has_begun: false, told });
+                self.line.push_back(Writing {
+                    copies: Copies::new(pages),
+                    ready,
+                    has_begun: false,
+                    gate: Gate::Shut,
+                    told,
+                });
             }
             Err(error) => {
                 io.send(missed(counter, &error));
@@ -121,14 +144,19 @@ impl Writes {
             told.end(Some(io));
             activity = Activity::Moved;
         }
-        for Writing { told, .. } in &mut self.line {
-            if told.fate.is_none() && told.ticket.is_aborted() {
-                told.fate = Some(Error::Dropped);
+        if self.aborts.any() {
+            for Writing { told, .. } in &mut self.line {
+                if told.fate.is_none() && told.ticket.is_aborted() {
+                    told.fate = Some(Error::Dropped);
+                }
             }
         }
         if !self.line.is_empty() {
-            self.enqueue(io)?;
-            activity = Activity::Moved;
+            let step = match self.lanes.context() {
+                Some(_) => self.enqueue(io).map(|()| Activity::Moved),
+                None => self.copy_by_host(io),
+            };
+            activity = activity.max(step?);
         }
         self.lanes.check(io.now())?;
         let under_way = if self.flying.is_empty() { Activity::Idle } else { Activity::Waiting };
@@ -188,6 +216,49 @@ impl Writes {
             self.flying.push_back(Flying { mark: attempt.mark, told: writing.told });
         }
         Ok(())
+    }
+
+    /// Copies some pages of the first batch, if its memory is there.
+    fn copy_by_host(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let Some(Writing { copies, ready, gate, told, .. }) = self.line.front_mut() else {
+            return Ok(Activity::Idle);
+        };
+        let local = told.local.as_any().downcast_ref::<Part>().map(Part::span);
+        let mut is_all = told.fate.is_some();
+        match (local, self.lanes.pass(gate, ready)) {
+            (None, _) => {
+                told.fate = Some(Error::BadMemory { what: "the local region is another kind's".into() });
+                is_all = true;
+            }
+            (Some(_), Ok(false)) if !is_all => return Ok(Activity::Waiting),
+            (Some(_), Err(error)) if error.is_refusal() => {
+                told.fate.get_or_insert(error);
+                is_all = true;
+            }
+            (Some(_), Err(error)) => return Err(error),
+            (Some(local), Ok(_)) => {
+                let (from, to) = (local.address, told.target.span().address);
+                let mut left = TURN;
+                while !is_all && left > 0 {
+                    let Some(page) = copies.next_of(left) else {
+                        is_all = true;
+                        break;
+                    };
+                    left -= page.bytes;
+                    let from = std::ptr::with_exposed_provenance::<u8>((from + page.from) as usize);
+                    let to = std::ptr::with_exposed_provenance_mut::<u8>((to + page.to) as usize);
+                    // SAFETY: the page lies in the local region (the endpoint has checked that) and in the target (checked at the
+                    // start), both kept by the batch. Who has registered memory looks at it meanwhile by such copies alone
+                    // (`Region::read`), or sees to the races. If they overlap, a region is written into itself, to anybody's cost.
+                    unsafe { shared_copy::copy(from, to, page.bytes as usize) };
+                    told.ticket.progress(page.bytes);
+                }
+            }
+        }
+        if is_all && let Some(writing) = self.line.pop_front() {
+            writing.told.end(Some(io));
+        }
+        Ok(Activity::Moved)
     }
 
     /// Behind the end: fails everything when nothing is copied any more; whether that is so.

@@ -7,7 +7,7 @@ use meshreduce_store::identity::{Member, Process};
 
 use super::*;
 use crate::channel::{Direction, Ready, Rest};
-use crate::link::Socket;
+use crate::link::{Half, Socket};
 use crate::progress::testing::{ID, Meek, PAIR, Played, connection, connection_to, kinds};
 use crate::registry::Registry;
 use crate::span::Span;
@@ -154,4 +154,24 @@ fn a_process_that_has_ended_is_missed_soon_though_its_child_keeps_the_connection
         connection.take_unlinked().is_some_and(|link| link.descriptor().is_some()),
         "to be watched no more"
     );
+}
+
+#[test]
+fn a_peer_that_closes_while_something_is_said_to_it_has_closed_and_is_not_lost() {
+    let mut registry = Registry::empty();
+    registry.register(Meek::default()).unwrap();
+    registry.allow("meek").unwrap();
+    let kinds = kinds(&registry, &Waker::new().unwrap());
+    let (one, other) = Half::pair();
+    let mut other = Link::Memory(other);
+    let mut connection = connection(&kinds, "meek", Link::Memory(one));
+    connection.queue.push(Outgoing::control(Kind::Heartbeat, 0, Vec::new()));
+    // The other side says that it closes, and goes, between a look at what has come and the sending.
+    let mut queue = Queue::new(true);
+    queue.push(Outgoing::control(Kind::Goodbye, 0, Vec::new()));
+    other.flush(&mut queue).unwrap();
+    drop(other);
+    connection.flush(Look { kinds: &kinds, now: Instant::now(), is_ready: false, at_all: false });
+    let cause = connection.shared().cause().cloned();
+    assert!(matches!(cause, Some(Error::ClosedByPeer { .. })), "{cause:?}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 
@@ -163,6 +163,10 @@ fn receive(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> s
     }
     if files.len() > 2 {
         return Err(std::io::Error::other("too many descriptors"));
+    }
+    // There was room for as many as there should be: the system had none to give (unix(7), `SCM_RIGHTS`).
+    if message.flags.contains(ReturnFlags::CTRUNC) && files.len() < 2 {
+        return Err(rustix::io::Errno::MFILE.into());
     }
     Ok(message.bytes)
 }

@@ -1,4 +1,4 @@
-//! A region's share of this kind: memory into which its owner copies what others write.
+//! A region's share of a kind that knows it by a number alone: found by whoever is told the number, until it is given up.
 #![forbid(unsafe_code)]
 
 use std::any::Any;
@@ -16,7 +16,7 @@ const VERSION: u8 = 1;
 
 /// The part of a region. Whoever holds it keeps the memory.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(crate) struct Part {
     /// Random: who knows it was given it.
     number: u64,
     span: Span,
@@ -24,9 +24,9 @@ pub(super) struct Part {
     open: Arc<Parts>,
 }
 
-/// The regions of a context that were not given up.
+/// The regions that were not given up, of a context or of a process.
 #[derive(Debug, Default)]
-pub(super) struct Parts {
+pub(crate) struct Parts {
     open: Mutex<HashMap<u64, Weak<Part>>>,
 }
 
@@ -36,7 +36,7 @@ impl Parts {
     }
 
     /// A part that can be found.
-    pub(super) fn register(self: &Arc<Self>, span: Span) -> Result<Arc<Part>, Error> {
+    pub(crate) fn register(self: &Arc<Self>, span: Span) -> Result<Arc<Part>, Error> {
         let system = |error| Error::system("there is nothing random", error);
         loop {
             let number = u64::from_ne_bytes(random::<8>().map_err(system)?);
@@ -49,19 +49,19 @@ impl Parts {
     }
 
     /// The part with this number, if it was not given up.
-    pub(super) fn find(&self, number: u64) -> Option<Arc<Part>> {
+    pub(crate) fn find(&self, number: u64) -> Option<Arc<Part>> {
         // Under the lock, which `close` takes too: behind that nobody gets hold of it any more.
         self.open().get(&number).and_then(Weak::upgrade)
     }
 }
 
 impl Part {
-    pub(super) fn span(&self) -> Span {
+    pub(crate) fn span(&self) -> Span {
         self.span
     }
 
     /// Whether it is this one.
-    pub(super) fn is(&self, other: &dyn RegionPart) -> bool {
+    pub(crate) fn is(&self, other: &dyn RegionPart) -> bool {
         other.as_any().downcast_ref::<Part>().is_some_and(|other| std::ptr::eq(self, other))
     }
 }
@@ -90,13 +90,13 @@ impl Drop for Part {
     }
 }
 
-/// The number in a descriptor.
-pub(super) fn number(descriptor: &[u8]) -> Result<u64, Malformed> {
+/// The number in a descriptor of the kind named `kind`.
+pub(crate) fn number(kind: &str, descriptor: &[u8]) -> Result<u64, Malformed> {
     let from = &mut Reader::new(descriptor);
     match from.u8()? {
         VERSION => {}
         found => {
-            let what = format!("version {found} of a region of channel basic, {VERSION} is expected");
+            let what = format!("version {found} of a region of channel {kind}, {VERSION} is expected");
             return Err(Malformed::wrong(what));
         }
     }
@@ -115,7 +115,7 @@ mod tests {
     fn a_region_is_found_until_it_is_given_up() {
         let parts = Arc::<Parts>::default();
         let part = parts.register(Span { device: Device::Cpu, address: 512, bytes: 9 }).unwrap();
-        let number = number(&part.descriptor()).unwrap();
+        let number = number("basic", &part.descriptor()).unwrap();
         assert!(parts.find(number).is_some_and(|found| found.is(&*part)));
         assert!(Arc::<Parts>::default().find(number).is_none(), "another context's");
         part.close();
@@ -127,8 +127,9 @@ mod tests {
         let part =
             Arc::<Parts>::default().register(Span { device: Device::Cpu, address: 0, bytes: 1 }).unwrap();
         let mut descriptor = part.descriptor();
-        assert!(number(&descriptor[1..]).is_err());
+        assert!(number("basic", &descriptor[1..]).is_err());
         descriptor[0] = 7;
-        assert!(number(&descriptor).is_err());
+        let error = number("basic", &descriptor).unwrap_err();
+        assert!(error.to_string().contains("version 7 of a region of channel basic"), "{error}");
     }
 }

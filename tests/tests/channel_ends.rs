@@ -1,0 +1,156 @@
+//! Channels whose device stands still, or is taken from under them.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::time::Duration;
+
+use meshreduce::store::MemoryStore;
+use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Registry, Xth};
+use meshreduce_device::{Word, Words};
+use meshreduce_tests::channel_peer::{Gpu, LONG, data};
+use meshreduce_tests::in_process::open_driver;
+
+fn registry(kind: &str) -> Registry {
+    let mut registry = Registry::empty();
+    match kind {
+        "basic" => registry.register(Basic::default()).unwrap(),
+        _ => registry.register(Xth).unwrap(),
+    }
+    registry
+}
+
+/// Endpoints of two contexts to each other.
+fn meet(one: &Context, other: &Context) -> [Endpoint; 2] {
+    let store = MemoryStore::default();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| other.connect(&store, "sides", LONG).unwrap());
+        [one.listen(&store, "sides", LONG).unwrap(), connecting.join().unwrap()]
+    })
+}
+
+/// Stops a device's stream until it is told to go on, also if the test fails.
+struct Gate(Word);
+
+impl Gate {
+    fn shut(gpu: &Gpu) -> Self {
+        let word = Words::new(&gpu.context).unwrap().take().unwrap();
+        // SAFETY: the stream is alive and not captured.
+        unsafe { word.enqueue_wait(1, gpu.stream.raw()) }.unwrap();
+        Self(word)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.set(1);
+    }
+}
+
+fn host_to_host([one, other]: &[Endpoint; 2], number: u64) {
+    let sent = one.send(data(number, 10_000), Device::Cpu, None);
+    let (memory, _) = other.recv(vec![0; 10_000], Device::Cpu, None).wait(LONG).unwrap();
+    assert!(memory == data(number, 10_000));
+    sent.wait(LONG).unwrap();
+}
+
+/// Giving up page-locked memory makes the driver wait for the streams of its device.
+#[test]
+fn an_endpoint_that_ends_while_a_stream_stands_still_holds_up_no_other() {
+    open_driver();
+    let gpus = [Gpu::new(0), Gpu::new(1)];
+    let contexts = [0, 1].map(|ordinal| Context::new(&registry("basic"), &[Device::Cuda(ordinal)]).unwrap());
+    let (ending, other) = (meet(&contexts[0], &contexts[1]), meet(&contexts[0], &contexts[1]));
+    // Both have slots.
+    let sent = ending[0].send(gpus[0].memory(&data(1, 5000)), gpus[1].device(), &gpus[0].stream);
+    let received = ending[1].recv(gpus[1].empty(5000), gpus[0].device(), &gpus[1].stream).wait(LONG).unwrap();
+    let sent = sent.wait(LONG).unwrap();
+    host_to_host(&other, 2);
+    let gates = [Gate::shut(&gpus[0]), Gate::shut(&gpus[1])];
+    ending.iter().for_each(Endpoint::close);
+    (3..20).for_each(|number| host_to_host(&other, number));
+    drop(gates);
+    for endpoint in ending.iter().chain(&other) {
+        endpoint.close();
+        endpoint.join(LONG).unwrap();
+    }
+    for context in &contexts {
+        context.close();
+        context.join(LONG).unwrap();
+    }
+    drop((sent, received));
+}
+
+/// `cuDevicePrimaryCtxReset`.
+fn reset(ordinal: u32) {
+    let address = meshreduce_device::loader::symbol("cuDevicePrimaryCtxReset_v2").unwrap();
+    // SAFETY: the driver's function of this name has this signature.
+    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
+    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
+    assert_eq!(unsafe { reset(ordinal as i32) }, 0);
+}
+
+fn names_the_cause(text: &str) -> bool {
+    text.contains("CUDA_ERROR_CONTEXT_IS_DESTROYED")
+}
+
+/// Transfers are under way in both directions, and waited for by a stream, when the context of one of the two devices is reset: all
+/// end with the cause, on both sides, and give their memory back; other pairs of the endpoint go on; and everything can be closed.
+fn context_is_reset(kind: &str, [from, lost]: [u32; 2]) {
+    open_driver();
+    let gpus = [Gpu::new(from), Gpu::new(lost)];
+    let contexts =
+        [from, lost].map(|ordinal| Context::new(&registry(kind), &[Device::Cuda(ordinal)]).unwrap());
+    let sides = meet(&contexts[0], &contexts[1]);
+    let [near, far] = &sides;
+    let sent = near.send(gpus[0].memory(&data(1, 5000)), gpus[1].device(), &gpus[0].stream);
+    let received = far.recv(gpus[1].empty(5000), gpus[0].device(), &gpus[1].stream).wait(LONG).unwrap();
+    let sent = sent.wait(LONG).unwrap();
+    host_to_host(&sides, 2);
+    // A receive that waits for its send, and a send whose receive comes.
+    let waiting = far.recv(gpus[1].empty(100_000), gpus[0].device(), &gpus[1].stream);
+    let under_way = far.send(gpus[1].memory(&data(3, 100_000)), gpus[0].device(), &gpus[1].stream);
+    reset(lost);
+    let sent_there = near.send(gpus[0].memory(&data(4, 100_000)), gpus[1].device(), &gpus[0].stream);
+    let received_here = near.recv(gpus[0].empty(100_000), gpus[1].device(), &gpus[0].stream);
+    for failed in [waiting.wait(LONG), under_way.wait(LONG)] {
+        // What the stream had done by then may have been sent.
+        let Err(failed) = failed else { continue };
+        assert!(names_the_cause(&failed.error.to_string()), "{kind}: {}", failed.error);
+        assert!(
+            matches!(failed.error, Error::Driver(_) | Error::Remote { .. }),
+            "{kind}: {:?}",
+            failed.error
+        );
+        assert!(failed.into_memory().is_some(), "{kind}: the memory comes back");
+    }
+    let failed = sent_there.wait(LONG).unwrap_err();
+    // Over xth this side may have met the other one's context itself.
+    assert!(matches!(failed.error, Error::Driver(_) | Error::Remote { .. }), "{kind}: {:?}", failed.error);
+    assert!(names_the_cause(&failed.error.to_string()), "{kind}: {}", failed.error);
+    assert!(failed.into_memory().is_some());
+    drop(received_here.wait(LONG));
+    host_to_host(&sides, 5);
+    for endpoint in &sides {
+        endpoint.close();
+        endpoint.join(LONG).unwrap();
+    }
+    for context in &contexts {
+        context.close();
+        context.join(Duration::from_secs(60)).unwrap();
+    }
+    drop((sent, received, sides, contexts, gpus));
+    // The device is there for others.
+    let gpu = Gpu::new(lost);
+    let memory = gpu.memory(&data(6, 1000));
+    gpu.assert_holds(memory.address(), 6, 1000);
+}
+
+#[test]
+fn a_context_that_is_reset_under_basic_fails_its_transfers_with_the_cause() {
+    context_is_reset("basic", [2, 3]);
+}
+
+#[test]
+fn a_context_that_is_reset_under_xth_fails_its_transfers_with_the_cause() {
+    context_is_reset("xth", [4, 5]);
+}
