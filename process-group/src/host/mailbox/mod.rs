@@ -8,6 +8,7 @@
 //!
 //! Whoever waits for a message pumps; if nobody waits, the progress thread does.
 
+mod farewell;
 mod link;
 mod op;
 mod receive;
@@ -23,6 +24,7 @@ use super::stamp::{History, Stamp};
 use super::ticket::Ticket;
 use super::wire::Wire;
 use crate::error::Error;
+pub(super) use farewell::farewell;
 use link::Link;
 use op::{Arrival, Op, Ops, State};
 pub(super) use op::{Post, Span};
@@ -362,8 +364,9 @@ impl Mailbox {
         let link = &self.links[peer];
         let is_due = match &link.wire {
             Wire::Nowhere => return Ok(false),
-            wire @ Wire::Shared { .. } => wire.has_frame(),
-            Wire::Tcp(_) => !link.broken,
+            _ if link.broken => false,
+            wire @ Wire::Shared { .. } => wire.has_frame() && !link.is_deaf,
+            Wire::Tcp(_) => true,
         };
         let mut received = false;
         if is_due {
@@ -404,7 +407,10 @@ impl Mailbox {
 
     /// Whether there is nothing to do with rings: what has come is taken, and what is to go finds no room.
     pub(super) fn is_quiet(&self) -> bool {
-        let is_due = |link: &Link| link.wire.has_frame() || (link.has_output() && link.wire.has_more_room());
+        let is_heard = |link: &Link| !link.is_deaf && !link.broken;
+        let is_due = |link: &Link| {
+            (link.wire.has_frame() && is_heard(link)) || (link.has_output() && link.wire.has_more_room())
+        };
         self.is_over || !self.links.iter().any(is_due)
     }
 }
