@@ -190,6 +190,12 @@ impl ProcessGroup {
                     if !is_own {
                         recorder.taken_by(entry, work.backend());
                     }
+                    if work.is_captured() {
+                        // Its replays are seen by nobody, and their ends by whoever waits for them.
+                        recorder.captured(entry);
+                        work.site = Some(Site { group: Arc::clone(&self.shared), operation });
+                        return started;
+                    }
                     recorder.started(entry, start);
                     let (its, peers, end) = (work.clone(), call.peers(), request.end());
                     let watched = Watched { work: its, entry, operation, sequence, peers, start, end };
