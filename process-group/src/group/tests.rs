@@ -64,6 +64,8 @@ struct Notes {
     /// How often one was asked what has gone wrong, and how often one was aborted.
     asked: AtomicUsize,
     aborts: AtomicUsize,
+    /// How calls end, by their places, when one is shut down.
+    at_shutdown: Mutex<Vec<(usize, Result<Outcome, Error>)>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,9 @@ impl Backend for Fake {
     }
 
     fn shutdown(&self, _timeout: Duration) -> Result<(), Error> {
+        for (call, result) in self.notes.at_shutdown.lock().unwrap().drain(..) {
+            self.own.lock().unwrap()[call].end(result);
+        }
         Ok(())
     }
 }
