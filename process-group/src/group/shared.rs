@@ -232,6 +232,7 @@ impl Shared {
             // It may have ended while another thread was at it.
             self.alive()?;
             tracing::info!(group = &*self.info.name, backend = &*name, device = %context.device, "making a backend");
+            self.publish_first_progress();
             let made = self.family.registry.factory(&name)?.create(context.clone());
             // Where the end has ended that too, it says more than what came of it.
             made.map_err(|error| self.end.get().cloned().unwrap_or(error))
