@@ -17,7 +17,7 @@ use super::watch::{Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::types::Operation;
-use crate::work::{Outcome, Work};
+use crate::work::{Outcome, Progress, Work};
 
 /// How often it looks at groups.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -229,7 +229,20 @@ fn look_at(group: &Shared, slot: &Slot) {
     // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
     if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
+        let first = slot.watch().lines[0].first().cloned();
+        let error = match first {
+            Some(first) => with_call(&first, error),
+            None => error,
+        };
         backend.abort(&error);
+    }
+}
+
+/// What the mesh says of itself, as of this call on it.
+fn with_call(call: &Watched, error: Error) -> Error {
+    match call.work.progress {
+        Progress::Mesh { .. } => crate::mesh::failure::of_call(error, (call.operation, call.sequence)),
+        _ => error,
     }
 }
 
@@ -246,6 +259,13 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
             }
             Err(error) => {
                 slot.watch().lines[line].forget(first.sequence);
+                let error = with_call(&first, error);
+                if matches!(first.work.progress, Progress::Mesh { .. })
+                    && !matches!(error, Error::Backend { .. })
+                {
+                    // The mesh is over, and nobody says more of it than the first call that it has failed.
+                    backend.abort(&error);
+                }
                 failed(group, &first, error);
             }
             Ok(None) => {

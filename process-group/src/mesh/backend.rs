@@ -284,6 +284,7 @@ impl MeshBackend {
         let Some(lane) = lane.as_mut() else {
             return Err(Error::ShutDown { group: Arc::clone(&self.context.group.name) });
         };
+        lane.set_deadline(request.deadline);
         let order = StreamOrder::behind_last_call(request.stream);
         // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
         // of the last one, and every call has one.

@@ -401,6 +401,37 @@ fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
     }
 }
 
+#[test]
+fn ranks_that_wait_for_others_through_the_store_hear_of_an_abort_and_of_what_a_backend_has_seen() {
+    let waits = |meets: &(dyn Fn(&ProcessGroup) -> Error + Sync), ends: &dyn Fn(&ProcessGroup, &Notes)| {
+        let store = Arc::<MemoryStore>::default();
+        let (group, notes) = group_over(&store, 1, 2, "cpu:open");
+        let work = start(&group.with_deadline(None), &mut [0.0]).unwrap();
+        let keys = store.num_keys().unwrap();
+        let error = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| meets(&group));
+            until(|| store.num_keys().unwrap() > keys);
+            ends(&group, &notes);
+            waits.join().unwrap()
+        });
+        drop(work);
+        error
+    };
+    let split = |group: &ProcessGroup| group.split(Some(0), 0, &GroupOptions::default()).unwrap_err();
+    let barrier = |group: &ProcessGroup| group.monitored_barrier(Duration::from_secs(3600)).unwrap_err();
+    let meetings: [&(dyn Fn(&ProcessGroup) -> Error + Sync); 2] = [&split, &barrier];
+    for meets in meetings {
+        let error = waits(meets, &|group, _| group.abort("nobody comes"));
+        assert_eq!(error.to_string(), "group world was aborted: nobody comes");
+    }
+    let error = waits(&split, &|_, notes| {
+        let died =
+            Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
+        notes.pending.lock().unwrap()[0].end(Err(died));
+    });
+    assert!(matches!(error, Error::RankDied { rank: 0, .. }), "{error}");
+}
+
 /// A call that panics whenever it is asked.
 #[derive(Debug)]
 struct Panics;

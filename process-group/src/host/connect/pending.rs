@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
 };
 
@@ -161,8 +161,10 @@ fn receive(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> s
             files.extend(passed);
         }
     }
-    if files.len() > 2 {
-        return Err(std::io::Error::other("too many descriptors"));
+    if message.flags.contains(ReturnFlags::CTRUNC) || files.len() > 2 {
+        // Of what is passed by a rank this is the reason; a stranger may have passed more.
+        let why = "this process cannot take the descriptors that were passed to it: too many open files";
+        return Err(std::io::Error::other(why));
     }
     Ok(message.bytes)
 }
