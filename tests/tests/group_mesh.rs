@@ -277,3 +277,39 @@ fn rank_with_a_longer_deadline() {
 fn a_handles_deadline_may_be_longer_than_the_groups() {
     run(&Stage::new("rank_with_a_longer_deadline", 2), 2, "longer", &[]);
 }
+
+/// A rank that shuts down with a call that the other one, which shuts down too, never comes to.
+#[test]
+fn rank_that_shuts_down_with_a_call() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "pending") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder_with(&part, Registry::default(), Duration::from_secs(1));
+    // (What is made by a call waits at its end no longer than that call might.)
+    group.connect(DeviceType::Cuda).unwrap();
+    assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    if part.rank == 1 {
+        // Nothing of this rank's has failed.
+        group.shutdown().unwrap();
+        return;
+    }
+    let buffer = DeviceBuffer::from_slice(&[1.0_f32; 4]).unwrap();
+    let tensor = meshreduce_process_group::Buffer::tensor(&buffer);
+    let call = meshreduce_process_group::Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };
+    // SAFETY: the buffer lives until the call has ended, which the shutdown waits for.
+    let work = unsafe { group.start(&call) }.unwrap();
+    for error in [group.shutdown().unwrap_err(), work.wait(Some(LONG)).unwrap_err()] {
+        let is_late = matches!(&error, Error::Timeout { sequence: 2, missing, .. } if *missing == [1]);
+        assert!(is_late, "{error:?}");
+    }
+}
+
+#[test]
+fn a_shutdown_that_waits_for_a_call_in_vain_names_who_has_not_come_to_it() {
+    run(
+        &Stage::new("rank_that_shuts_down_with_a_call", 2),
+        2,
+        "pending",
+        &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")],
+    );
+}

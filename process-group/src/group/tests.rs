@@ -253,6 +253,10 @@ fn a_group_says_what_it_is() {
         ProcessGroup::builder(Arc::<MemoryStore>::default(), 3, 3).build(),
         Err(Error::InvalidRank { rank: 3, world_size: 3 })
     ));
+    assert!(matches!(
+        ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, usize::MAX / 2).build(),
+        Err(Error::TooManyRanks { .. })
+    ));
 }
 
 #[test]

@@ -116,7 +116,6 @@ impl Line {
     }
 
     /// The last that was made.
-    #[cfg(test)]
     pub(super) fn last(&self) -> Option<&Watched> {
         self.held.back().map(|held| &held.call)
     }

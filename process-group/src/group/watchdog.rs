@@ -335,8 +335,23 @@ pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backen
     }
 }
 
+/// Sees which collectives of a backend have ended well, and waits for none.
+pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
+    for line in [0, 1] {
+        loop {
+            // (The lock is not to be held in what follows.)
+            let Some(first) = slot.watch().lines[line].first().cloned() else { break };
+            let Ok(Some(_)) = first.work.look() else { break };
+            let runs = slot.watch().lines[line].take_through(first.sequence);
+            group.ended_well(&first, &runs);
+        }
+    }
+}
+
 /// Looks at a backend once more, which was shut down, in order if `well`: everything that was called has ended then.
-pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) {
+/// Gives what the mesh has failed with meanwhile, if it has.
+pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) -> Option<Error> {
+    let mut of_mesh = None;
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
     for line in &mut lines {
         // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.
@@ -344,6 +359,10 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) {
             match call.work.look() {
                 Err(error) => {
                     line.forget(call.sequence);
+                    let error = with_call(&call, error);
+                    if matches!(call.work.progress, Progress::Mesh { .. }) {
+                        of_mesh.get_or_insert_with(|| error.clone());
+                    }
                     failed(group, &call, error);
                 }
                 Ok(None) if !well => break,
@@ -367,6 +386,7 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) {
             Err(error) => failed(group, &watched, error),
         }
     }
+    of_mesh
 }
 
 impl Shared {

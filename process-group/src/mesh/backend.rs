@@ -544,7 +544,7 @@ impl Backend for MeshBackend {
     }
 
     fn error(&self) -> Option<Error> {
-        if let Some(cause) = self.end.get() {
+        if let Some(cause) = self.aborted.get().or(self.end.get()) {
             return Some(cause.clone());
         }
         let own =

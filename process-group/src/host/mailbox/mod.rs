@@ -99,6 +99,11 @@ impl Mailbox {
         let is_its = |arrival: &Arrival| arrival.claimed.is_none() && op.takes(arrival.peer, &arrival.header);
         let found = self.arrivals.iter().position(is_its);
         let Some(at) = found else {
+            if op.post.peer.is_none()
+                && let Some((rank, state)) = self.all_have_left()
+            {
+                return Err(failure::has_left(rank, &self.group, state));
+            }
             if op.post.channel == Channel::Group {
                 self.check_arrivals(&op.post.stamp)?;
             }
@@ -122,6 +127,13 @@ impl Mailbox {
             self.arrivals[at].claimed = Some(id);
         }
         Ok(())
+    }
+
+    /// The last of all others, and how it has left, if all have.
+    pub(super) fn all_have_left(&self) -> Option<(usize, u32)> {
+        let others = self.links.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let left: Option<Vec<_>> = others.map(|(rank, link)| Some((rank, link.left?))).collect();
+        left?.pop()
     }
 
     fn has_arrival_from(&self, peer: usize) -> bool {

@@ -328,10 +328,7 @@ impl Mailbox {
     /// A peer has left: whether anything still waits for it.
     fn needs_none_of(&mut self, peer: usize) -> Result<(), Error> {
         let Some(state) = self.links[peer].left else { return Ok(()) };
-        let all_left = |links: &[Link], own: usize| {
-            links.iter().enumerate().all(|(rank, link)| rank == own || link.left.is_some())
-        };
-        let everybody = all_left(&self.links, self.rank);
+        let everybody = self.all_have_left().is_some();
         let waits = |op: &Op| op.post.peer.map_or(everybody, |rank| rank == peer);
         if self.ops.all().any(waits) {
             return Err(failure::has_left(peer, &self.group, state));

@@ -234,3 +234,28 @@ fn a_rank_that_leaves_reads_on_so_that_its_last_words_are_heard_by_one_that_writ
     let head = Header::decode(bytes[bytes.len() - last.len() - HEADER..][..HEADER].try_into().unwrap());
     assert_eq!((head.unwrap().kind, &bytes[bytes.len() - last.len()..]), (Kind::Failed, &last[..]));
 }
+
+#[test]
+fn a_receive_from_any_rank_fails_at_once_when_all_others_have_left_and_nothing_of_them_is_there() {
+    let (mut mailbox, mut far) = connected();
+    let sent = [5_u8; 3];
+    let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+    let message = Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 3) };
+    far.write_all(&message.encode()).unwrap();
+    far.write_all(&sent).unwrap();
+    far.write_all(&Header::short(Kind::Left, u64::from(failure::DROPPED)).encode()).unwrap();
+    let history = History::new();
+    while !mailbox.is_gone(1) {
+        mailbox.pump(&history).unwrap();
+    }
+    let mut inn = [0_u8; 3];
+    let receive = Call::Recv { output: inn.tensor_mut(), peer: None, tag: 0 };
+    let any = |ticket: &Arc<Ticket>| Post { peer: None, ..post(&receive, ticket) };
+    let (first, second) = (Arc::new(Ticket::new(1)), Arc::new(Ticket::new(1)));
+    // SAFETY: the memory is there until the end, and the first receive has ended before the second is posted.
+    unsafe { mailbox.post(any(&first)) }.unwrap();
+    assert!(first.result().unwrap().is_some());
+    // SAFETY: as above.
+    let error = unsafe { mailbox.post(any(&second)) }.unwrap_err();
+    assert!(matches!(error, Error::RankDied { rank: 1, .. }), "{error}");
+}
