@@ -107,3 +107,49 @@ fn ranks_that_have_left_an_aborted_group_are_not_missing_for_one_that_has_made_n
     drop((work, last));
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn checked_calls_that_differ_name_both_and_leave_nothing() {
+    let store = Arc::<MemoryStore>::default();
+    let errors = ranks(3, |rank| {
+        let (registry, _) = registry();
+        let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+            .backend("cpu:done".parse().unwrap())
+            .registry(registry)
+            .check_calls(true)
+            .dump_to(None)
+            .build()
+            .unwrap();
+        for _ in 0..3 {
+            group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
+        }
+        let result = match rank {
+            2 => group.broadcast(&mut [0.0_f32; 4], 0),
+            _ => group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum),
+        };
+        // A rank may take its text back only when all have read it.
+        let error = result.unwrap_err();
+        assert!(matches!(group.shutdown(), Err(Error::Mismatch { .. })));
+        error.to_string()
+    });
+    let expected = "call number 4 on group world: rank 0 calls all_reduce (sum) of 4 f32 on cpu, rank 2 calls broadcast of 4 \
+                    f32 with root 0 on cpu";
+    assert_eq!(errors, [expected; 3]);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_monitored_barrier_names_everyone_who_did_not_come() {
+    let store = Arc::<MemoryStore>::default();
+    let came = ranks(4, |rank| {
+        let (group, _) = group_over(&store, rank, 4, "cpu:done");
+        group.monitored_barrier(LONG).unwrap();
+        match rank {
+            1 | 3 => None,
+            _ => Some(group.monitored_barrier(Duration::from_secs(2)).unwrap_err().to_string()),
+        }
+    });
+    let expected = "ranks 1 and 3 did not come to the barrier of group world within 2s";
+    assert_eq!(came.into_iter().flatten().collect::<Vec<_>>(), [expected; 2]);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
