@@ -24,6 +24,8 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
 /// Says that a rank has left, and what it told is still there.
 const LEFT: &str = "progress/left";
+/// So many ranks behind it a rank looks at when it leaves a group that has not failed: whether they were killed.
+const NEXT: usize = 8;
 /// What nobody stores.
 const NOTHING: &[u8] = b"?";
 
@@ -209,10 +211,13 @@ impl Shared {
     /// Deletes what ranks have told that have left before, when nothing had failed yet.
     fn forget_the_gone(&self) -> Result<(), StoreError> {
         // First this: who leaves now has told before that it does so, and says so again afterwards.
+        let mut others = self.others();
         if !self.store.delete(LEFT)? {
-            return Ok(());
+            // Only one that was killed has left something then, at the very end.
+            others.rotate_left(self.info.rank);
+            others.truncate(NEXT);
         }
-        for rank in self.others() {
+        for rank in others {
             if self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
                 self.forget(rank)?;
             }
