@@ -78,6 +78,11 @@ pub(crate) struct Shared {
     state: State,
 }
 
+/// A deadline as kernels have it; 0: none.
+pub(crate) fn nanoseconds(deadline: Option<Duration>) -> u64 {
+    deadline.map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64)
+}
+
 impl Shared {
     pub(crate) fn new(
         parts: Parts,
@@ -102,9 +107,7 @@ impl Shared {
             rank,
             kernels: loaded.kernels,
             kernels_took: loaded.took,
-            deadline_ns: config
-                .deadline
-                .map_or(0, |deadline| deadline.as_nanos().min(u64::MAX.into()) as u64),
+            deadline_ns: nanoseconds(config.deadline),
             block_cap,
             context,
             selector,

@@ -57,6 +57,11 @@ impl Work {
         }
     }
 
+    /// Whether the all-reduce was captured into a graph: it cannot be asked or waited for.
+    pub fn is_captured(&self) -> bool {
+        matches!(&self.call, Call::Launched { captured: true, .. })
+    }
+
     fn refusal(&self, error: DriverError) -> Error {
         Error::of_driver(error, self.state().context())
     }

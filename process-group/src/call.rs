@@ -105,7 +105,8 @@ pub enum Call<'a> {
         /// Whose backend serves it.
         device: Device,
     },
-    /// Several calls at once: of one kind of collective, or sends and receives, which then all progress together. Not nested.
+    /// Several calls at once: of one kind of collective, or sends and receives, which then all progress together: what
+    /// one of them writes no other one uses. Not nested.
     Batch(&'a [Call<'a>]),
 }
 
@@ -394,7 +395,7 @@ impl Call<'_> {
         }
         self.check_tensors()?;
         self.check_counts(rank, world_size)?;
-        self.check_overlap(rank, world_size)
+        overlaps::check(self, rank, world_size)
     }
 
     /// One device and type, aligned.
@@ -462,43 +463,6 @@ impl Call<'_> {
             _ => Ok(()),
         }
     }
-
-    fn check_overlap(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
-        // What may be the same memory: this rank's own.
-        let own = match self {
-            Call::AllReduce { input, output, .. } | Call::Reduce { input, output: Some(output), .. } => {
-                Some((*input, *output))
-            }
-            Call::AllGather { input, outputs } | Call::Gather { input, outputs: Some(outputs), .. } => {
-                Some((*input, outputs.part(rank, world_size)))
-            }
-            Call::Scatter { inputs: Some(inputs), output, .. }
-            | Call::ReduceScatter { inputs, output, .. } => Some((inputs.part(rank, world_size), *output)),
-            Call::Broadcast { .. } => return Ok(()),
-            _ => None,
-        };
-        if own.is_some_and(|(input, output)| input == output) {
-            return check_apart(self.outputs());
-        }
-        for input in self.inputs() {
-            for output in self.outputs() {
-                if input.overlaps(output) {
-                    return Err(CallError::Overlap { input: input.address, output: output.address });
-                }
-            }
-        }
-        check_apart(self.outputs())
-    }
-}
-
-/// Outputs must not share memory with one another.
-fn check_apart(outputs: &[Tensor]) -> Result<(), CallError> {
-    for (at, one) in outputs.iter().enumerate() {
-        if let Some(other) = outputs[..at].iter().find(|other| one.overlaps(other)) {
-            return Err(CallError::Overlap { input: other.address, output: one.address });
-        }
-    }
-    Ok(())
 }
 
 fn check_parts(parts: &Parts<'_>, world_size: usize) -> Result<(), CallError> {
@@ -547,7 +511,7 @@ fn check_batch(calls: &[Call<'_>], rank: usize, world_size: usize) -> Result<(),
         }
         call.check(rank, world_size)?;
     }
-    Ok(())
+    overlaps::check_batch(calls)
 }
 
 impl fmt::Display for Call<'_> {
@@ -583,5 +547,6 @@ impl fmt::Display for Call<'_> {
     }
 }
 
+mod overlaps;
 #[cfg(test)]
 mod tests;

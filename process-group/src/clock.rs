@@ -64,10 +64,12 @@ struct Look {
 impl Look {
     /// `None`: it took too long.
     fn take() -> (Instant, Option<Self>) {
+        // All of it lies between two looks at the system's clock, so that no interruption of it is missed.
+        let begin = Instant::now();
         let before = ticks();
         let at = Instant::now();
         let after = ticks();
-        let took = at.elapsed();
+        let took = begin.elapsed();
         let ticks = before + after.wrapping_sub(before) / 2;
         (at, (took < QUICK && after >= before).then_some(Self { ticks, at }))
     }

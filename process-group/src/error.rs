@@ -32,6 +32,14 @@ pub enum Error {
         /// The number of ranks.
         world_size: usize,
     },
+    /// There are more ranks than a group can have.
+    #[error("a group of {world_size} ranks: there can be {most} at most")]
+    TooManyRanks {
+        /// The number of ranks.
+        world_size: usize,
+        /// As many there can be.
+        most: usize,
+    },
     /// A group of ranks that are not all, each once, in the group that it was to be a part of.
     #[error("a group of ranks {ranks:?} cannot be part of group {group}: {problem}")]
     InvalidRanks {

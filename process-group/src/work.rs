@@ -53,6 +53,15 @@ pub trait Completion: Send + Sync + fmt::Debug {
     ///
     /// How it failed, or what the driver refuses.
     unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error>;
+
+    /// Whoever made the call has heard how it failed, by waiting or by asking. A backend whose shutdown tells of calls that failed while
+    /// nobody looked need not tell of this one.
+    fn heard(&self) {}
+
+    /// Whether the call was captured into a graph: nobody looks for its end then.
+    fn is_captured(&self) -> bool {
+        false
+    }
 }
 
 /// How a call is going on.
@@ -143,6 +152,11 @@ impl Work {
     ///
     /// How it failed; why the group is over, if it is.
     pub fn result(&self) -> Result<Option<Outcome>, Error> {
+        self.look().inspect_err(|_| self.heard())
+    }
+
+    /// The same for the group's own threads: whoever made the call has not heard of it.
+    pub(crate) fn look(&self) -> Result<Option<Outcome>, Error> {
         if let Progress::Done(outcome) = &self.progress {
             return Ok(Some(*outcome));
         }
@@ -156,6 +170,21 @@ impl Work {
             Progress::Other(completion) => completion.poll(),
         };
         self.judge(ended)
+    }
+
+    /// Whether it was captured into a graph, and has no end that could be seen.
+    pub(crate) fn is_captured(&self) -> bool {
+        match &self.progress {
+            Progress::Done(_) => false,
+            Progress::Mesh { work, .. } => work.is_captured(),
+            Progress::Other(completion) => completion.is_captured(),
+        }
+    }
+
+    fn heard(&self) {
+        if let Progress::Other(completion) = &self.progress {
+            completion.heard();
+        }
     }
 
     /// Whether it has failed, and its backend may not say so.
@@ -187,14 +216,15 @@ impl Work {
             Progress::Mesh { .. } => {
                 let mut pause = Pause::new(timeout);
                 loop {
-                    match self.result() {
+                    match self.look() {
                         Ok(None) if pause.again() => {}
                         ended => break ended,
                     }
                 }
             }
         };
-        self.judge(ended)?.ok_or_else(|| self.still_running(timeout))
+        let ended = self.judge(ended).inspect_err(|_| self.heard());
+        ended?.ok_or_else(|| self.still_running(timeout))
     }
 
     /// Waits for the end of the call.
@@ -217,7 +247,7 @@ impl Work {
                 }
             },
         };
-        self.judge(ended).map(Option::unwrap_or_default)
+        self.judge(ended).inspect_err(|_| self.heard()).map(Option::unwrap_or_default)
     }
 
     /// Makes what is enqueued on `stream` from now on wait for the call. The host does not wait, unless the call is on host memory.

@@ -39,4 +39,5 @@ pub mod stream;
 pub mod tables;
 pub mod torch_check;
 pub mod verdict;
+pub mod waiting;
 pub mod worker;

@@ -33,13 +33,17 @@ fn run(stage: &Stage, ranks: usize, part: &str, environment: &[(&str, &str)]) ->
 }
 
 fn builder(part: &Part, registry: Registry) -> ProcessGroup {
+    builder_with(part, registry, LONG)
+}
+
+fn builder_with(part: &Part, registry: Registry, deadline: Duration) -> ProcessGroup {
     let store: Arc<dyn meshreduce::Store> = Arc::from(Part::of_this_process().unwrap().store);
     ProcessGroup::builder(store, part.rank, part.world_size)
         .registry(registry)
         .backend("mesh".parse().unwrap())
         .cuda_device(part.rank as u32)
         .timeout(LONG)
-        .deadline(Some(LONG))
+        .deadline(Some(deadline))
         .build()
         .unwrap()
 }
@@ -228,15 +232,13 @@ fn rank_that_is_late_or_waits() {
         store.wait(&["told/0", "told/1"], LONG).unwrap();
         return;
     }
-    let brief = group.with_deadline(Some(Duration::from_millis(1)));
+    let brief = group.with_deadline(Some(Duration::from_secs(1)));
     let texts: Vec<String> = (0..2)
         .map(|_| match brief.all_reduce(&mut buffer, ReduceOp::Max).unwrap_err() {
             error @ Error::Timeout { sequence: 2, .. } => {
                 part.say(&error.to_string());
                 error.to_string()
             }
-            // Whose deadline passes a moment later hears of the first one's.
-            error @ Error::Aborted { .. } => error.to_string(),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -246,10 +248,68 @@ fn rank_that_is_late_or_waits() {
 }
 
 #[test]
-fn a_deadline_that_passes_on_the_mesh_is_a_timeout_or_an_abort_and_stays_so() {
+fn a_handles_deadline_that_passes_on_the_mesh_is_a_timeout_on_all_ranks_and_stays_so() {
     let stage = Stage::new("rank_that_is_late_or_waits", 3);
     let said = run(&stage, 3, "late", &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")]);
     let timeouts: Vec<_> = said.iter().flatten().collect();
-    assert!(!timeouts.is_empty());
+    assert_eq!(timeouts.len(), 4, "{said:?}");
     assert!(timeouts.iter().all(|text| text.contains("rank 2 did not come to it")), "{timeouts:?}");
+}
+
+/// A rank that comes later than the group's deadline, and earlier than that of the others' handles.
+#[test]
+fn rank_with_a_longer_deadline() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "longer") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let brief = Duration::from_millis(300);
+    let group = builder_with(&part, Registry::default(), brief);
+    let patient = group.with_deadline(Some(LONG));
+    assert!(all_reduce(&patient, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    if part.rank == 1 {
+        std::thread::sleep(3 * brief);
+    }
+    assert!(all_reduce(&patient, 4, 2.0_f32, ReduceOp::Sum, 4.0));
+    patient.shutdown().unwrap();
+}
+
+#[test]
+fn a_handles_deadline_may_be_longer_than_the_groups() {
+    run(&Stage::new("rank_with_a_longer_deadline", 2), 2, "longer", &[]);
+}
+
+/// A rank that shuts down with a call that the other one, which shuts down too, never comes to.
+#[test]
+fn rank_that_shuts_down_with_a_call() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "pending") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder_with(&part, Registry::default(), Duration::from_secs(1));
+    // (What is made by a call waits at its end no longer than that call might.)
+    group.connect(DeviceType::Cuda).unwrap();
+    assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    if part.rank == 1 {
+        // Nothing of this rank's has failed.
+        group.shutdown().unwrap();
+        return;
+    }
+    let buffer = DeviceBuffer::from_slice(&[1.0_f32; 4]).unwrap();
+    let tensor = meshreduce_process_group::Buffer::tensor(&buffer);
+    let call = meshreduce_process_group::Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum };
+    // SAFETY: the buffer lives until the call has ended, which the shutdown waits for.
+    let work = unsafe { group.start(&call) }.unwrap();
+    for error in [group.shutdown().unwrap_err(), work.wait(Some(LONG)).unwrap_err()] {
+        let is_late = matches!(&error, Error::Timeout { sequence: 2, missing, .. } if *missing == [1]);
+        assert!(is_late, "{error:?}");
+    }
+}
+
+#[test]
+fn a_shutdown_that_waits_for_a_call_in_vain_names_who_has_not_come_to_it() {
+    run(
+        &Stage::new("rank_that_shuts_down_with_a_call", 2),
+        2,
+        "pending",
+        &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")],
+    );
 }

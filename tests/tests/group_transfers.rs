@@ -14,6 +14,7 @@ use meshreduce_process_group::{
     Buffer, Call, DType, DeviceType, Error, ProcessGroup, ReduceOp, Tensor, Usage,
 };
 use meshreduce_tests::rank_process::{Part, Stage, heard};
+use meshreduce_tests::waiting::block_on;
 
 const LONG: Duration = Duration::from_secs(120);
 
@@ -306,10 +307,11 @@ fn two_ranks_send_and_receive_while_one_waits_for_the_other_to_make_what_is_behi
     assert_eq!(stage.keys(), Vec::<String>::new());
 }
 
-/// Lengths that differ, in a call that nobody waits for.
+/// Lengths that differ, in a call that nobody waits for, or that somebody does, in several ways.
 #[test]
-fn rank_that_does_not_wait_for_a_transfer() {
-    let Some((part, _context)) = part("unheard") else { return };
+fn rank_with_a_transfer_that_fails() {
+    let hears = ["unheard", "waits", "awaits", "asks"].into_iter().find_map(|way| Some((part(way)?, way)));
+    let Some(((part, _context), way)) = hears else { return };
     let group = group(&part, LONG);
     let buffer = DeviceBuffer::from_slice(&[7_i32; 100]).unwrap();
     let start = |count| {
@@ -322,8 +324,22 @@ fn rank_that_does_not_wait_for_a_transfer() {
         unsafe { group.start(&call) }.unwrap()
     };
     let failed = start(if part.rank == 0 { 100 } else { 60 });
-    while matches!(failed.is_completed(), Ok(false)) {
-        std::thread::sleep(Duration::from_millis(1));
+    let error = match way {
+        "waits" => Some(failed.wait(Some(LONG)).unwrap_err()),
+        "awaits" => Some(block_on(failed.into_future()).unwrap_err()),
+        "asks" => Some(loop {
+            match failed.is_completed() {
+                Ok(ended) => assert!(!ended),
+                Err(error) => break error,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }),
+        _ => None,
+    };
+    if let Some(error) = error {
+        assert!(matches!(error, Error::Mismatch { ranks: (0, 1) | (1, 0), .. }), "{error:?}");
+        group.shutdown().unwrap();
+        return;
     }
     // One that comes behind it, and is waited for, ends well or not: the first one's failure is told.
     let _ = start(50).wait(Some(LONG));
@@ -332,10 +348,12 @@ fn rank_that_does_not_wait_for_a_transfer() {
 }
 
 #[test]
-fn a_transfer_that_failed_while_nobody_waited_for_it_is_told_by_the_shutdown() {
-    let stage = Stage::new("rank_that_does_not_wait_for_a_transfer", 2);
-    let heard = run(&stage, 2, "unheard");
-    assert!(heard.iter().all(|(_, well)| *well), "{heard:?}");
+fn a_transfer_that_failed_is_told_by_the_shutdown_unless_whoever_made_it_has_heard_of_it() {
+    for way in ["unheard", "waits", "awaits", "asks"] {
+        let stage = Stage::new("rank_with_a_transfer_that_fails", 2);
+        let heard = run(&stage, 2, way);
+        assert!(heard.iter().all(|(_, well)| *well), "{way}: {heard:?}");
+    }
 }
 
 /// A group over the keys of one whose ranks were killed.

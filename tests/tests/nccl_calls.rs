@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::time::{Duration, Instant};
+
+use meshreduce_process_group::flight_recorder::State;
 use meshreduce_process_group::{
     Call, Cause, DType, Device, DeviceType, Error, GroupOptions, NcclFailure, Parts, ProcessGroup, ReduceOp,
     Tensor,
@@ -122,6 +125,16 @@ fn a_captured_call_is_made_with_every_replay_and_cannot_be_waited_for() {
             // Plain calls go on, and a capture is no error of the group.
             start(&captured, &numbers.all_reduce()).unwrap().wait(None).unwrap();
             assert!(group.error().is_none());
+            // What was captured is recorded as that, whatever ends around it.
+            let limit = Instant::now() + Duration::from_secs(60);
+            while group.status().last_completed < 5 {
+                assert!(Instant::now() < limit);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let entries = group.flight_recorder().snapshot().entries;
+            let states: Vec<_> = entries.iter().map(|entry| (entry.is_captured, entry.state)).collect();
+            let (made, captured) = ((false, State::Completed), (true, State::Scheduled));
+            assert_eq!(states, [made, captured, captured, captured, made]);
             drop(graph);
             group.shutdown().unwrap();
         },

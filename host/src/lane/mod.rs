@@ -9,13 +9,14 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use meshreduce_device::{self as device, DriverError};
 use meshreduce_wire::launch::IN_PLACE;
 use meshreduce_wire::{DType, LaunchParams, Op};
 
 use crate::error::Error;
-use crate::shared::Shared;
+use crate::shared::{Shared, nanoseconds};
 use crate::work::Work;
 use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
@@ -38,6 +39,8 @@ pub(crate) use state::{LaneState, Pages};
 pub struct Lane {
     shared: Arc<Shared>,
     state: Arc<LaneState>,
+    /// How long kernels wait for a peer; 0: for ever.
+    deadline_ns: u64,
     /// Given back to the communicator at the end.
     calls: Calls,
     /// Not `Sync`.
@@ -71,13 +74,20 @@ enum Enqueued {
 
 impl Lane {
     pub(crate) fn new(shared: Arc<Shared>, state: Arc<LaneState>) -> Self {
-        let calls = shared.lend(state.index);
-        Self { shared, state, calls, _one_thread: PhantomData }
+        let (calls, deadline_ns) = (shared.lend(state.index), shared.deadline_ns);
+        Self { shared, state, deadline_ns, calls, _one_thread: PhantomData }
     }
 
     /// The lane's number, equal on all ranks.
     pub fn index(&self) -> u32 {
         self.state.index
+    }
+
+    /// The kernels of the calls that are made from now on through this value wait so long for their peers, instead of what
+    /// [`crate::Config::deadline`] says; `None`: for ever. Less than a microsecond is one. Ranks may differ: the first whose deadline
+    /// passes ends the call on all. A graph keeps the deadlines with which its calls were captured.
+    pub fn set_deadline(&mut self, deadline: Option<Duration>) {
+        self.deadline_ns = nanoseconds(deadline.map(|deadline| deadline.max(Duration::from_micros(1))));
     }
 
     /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
@@ -223,7 +233,7 @@ impl Lane {
             output,
             count: count as u64,
             descriptor,
-            deadline_ns: self.shared.deadline_ns,
+            deadline_ns: self.deadline_ns,
             tag,
             flags: if input == output { IN_PLACE } else { 0 },
             scale,

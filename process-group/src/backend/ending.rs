@@ -17,13 +17,21 @@ const LOOK: Duration = Duration::from_millis(100);
 /// again, as ranks that meet do, is refused one look: what he does then, to tell the others above all, works.
 pub(crate) struct UntilEnd {
     store: Arc<dyn Store>,
-    end: Arc<OnceLock<Error>>,
+    end: Box<dyn Fn() -> Option<Error> + Send + Sync>,
     has_refused: AtomicBool,
 }
 
 impl UntilEnd {
     pub(crate) fn new(store: Arc<dyn Store>, end: Arc<OnceLock<Error>>) -> Self {
-        Self { store, end, has_refused: AtomicBool::new(false) }
+        Self::when(store, move || end.get().cloned())
+    }
+
+    /// One whose waits end when `end` says why.
+    pub(crate) fn when(
+        store: Arc<dyn Store>,
+        end: impl Fn() -> Option<Error> + Send + Sync + 'static,
+    ) -> Self {
+        Self { store, end: Box::new(end), has_refused: AtomicBool::new(false) }
     }
 
     /// Waits in pieces.
@@ -37,7 +45,7 @@ impl UntilEnd {
             let piece = deadline.left().min(LOOK);
             match wait(piece) {
                 Err(StoreError::Timeout { keys, .. }) => {
-                    if deadline.left().is_zero() || self.end.get().is_some() {
+                    if deadline.left().is_zero() || (self.end)().is_some() {
                         let waited = timeout.saturating_sub(deadline.left());
                         return Err(StoreError::Timeout { keys, waited });
                     }
@@ -71,7 +79,7 @@ impl Store for UntilEnd {
 
     fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, StoreError> {
         if expected == desired
-            && let Some(cause) = self.end.get()
+            && let Some(cause) = (self.end)()
             && !self.has_refused.swap(true, Ordering::Relaxed)
         {
             return Err(StoreError::Refused { place: "of the group".into(), problem: cause.to_string() });

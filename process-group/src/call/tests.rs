@@ -115,8 +115,37 @@ fn tensors_of_a_call_are_of_one_kind_aligned_and_apart() {
     let twice = [tensor(0x1000, 2), tensor(0x1004, 2), tensor(0x2000, 2)];
     let outputs = Call::AllGather { input: tensor(0x3000, 2), outputs: Parts::List(&twice) };
     assert_eq!(check(outputs), Err(CallError::Overlap { input: 0x1000, output: 0x1004 }));
+    // In place of a list: the others' parts are apart from it.
+    let [own, its, apart] = [tensor(0x1000, 2), tensor(0x1004, 2), tensor(0x2000, 2)];
+    for (inputs, overlaps) in [([apart, own, its], true), ([apart, own, tensor(0x3000, 2)], false)] {
+        let inputs = Parts::List(&inputs);
+        let calls = [
+            Call::ReduceScatter { inputs, output: own, op: ReduceOp::Sum },
+            Call::Scatter { inputs: Some(inputs), output: own, root: 1 },
+        ];
+        for call in calls {
+            assert_eq!(call.check(1, 3).is_err(), overlaps, "{call}");
+        }
+    }
     let to_itself = Call::AllToAll { inputs: Parts::Whole(a), outputs: Parts::Whole(a) };
     assert!(matches!(check(to_itself), Err(CallError::Overlap { .. })));
+}
+
+#[test]
+fn what_a_call_of_a_batch_writes_no_other_one_uses() {
+    let send = |input| Call::Send { input, peer: 0, tag: 0 };
+    let recv = |output| Call::Recv { output, peer: Some(0), tag: 0 };
+    let [a, b, shifted] = [tensor(0x1000, 6), tensor(0x2000, 6), tensor(0x1014, 6)];
+    let around = tensor(0x0ff0, 6000);
+    for (one, other) in [(recv(a), recv(shifted)), (send(a), recv(shifted)), (recv(b), send(around))] {
+        for calls in [[one, other], [other, one]] {
+            assert!(matches!(check(Call::Batch(&calls)), Err(CallError::Overlap { .. })), "{calls:?}");
+        }
+    }
+    for calls in [[send(a), send(shifted)], [recv(a), send(b)], [all_reduce(a, a), all_reduce(b, b)]] {
+        assert_eq!(check(Call::Batch(&calls)), Ok(()), "{calls:?}");
+    }
+    assert!(check(Call::Batch(&[all_reduce(a, a), all_reduce(shifted, shifted)])).is_err());
 }
 
 #[test]

@@ -130,6 +130,8 @@ pub struct Entry {
     pub p2p_sequence: u64,
     /// Whether it is a send or a receive.
     pub is_p2p: bool,
+    /// Whether it was captured into a graph: it stays [`State::Scheduled`], since nobody sees its replays.
+    pub is_captured: bool,
     /// How far it has come.
     pub state: State,
     /// When it was made.

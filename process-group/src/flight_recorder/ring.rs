@@ -219,6 +219,13 @@ impl FlightRecorder {
         }
     }
 
+    /// It has gone into a graph: it stays as it is.
+    pub(crate) fn captured(&self, id: EntryId) {
+        if let Some(entry) = self.ring().entry(id) {
+            entry.is_captured = true;
+        }
+    }
+
     /// Another backend has taken it than the one that was to get it.
     pub(crate) fn taken_by(&self, id: EntryId, backend: &Arc<str>) {
         if let Some(entry) = self.ring().entry(id) {
@@ -266,6 +273,7 @@ impl FlightRecorder {
         for entry in entries.iter_mut() {
             let is_meant = entry.group == group
                 && !entry.is_p2p
+                && !entry.is_captured
                 && entry.collective_sequence <= sequence
                 && entry.backend == *backend;
             if is_meant && entry.end(true, at) {
@@ -337,6 +345,7 @@ impl Entry {
             collective_sequence: 0,
             p2p_sequence: 0,
             is_p2p,
+            is_captured: false,
             state: State::Scheduled,
             created: begun.created,
             started: None,
@@ -391,6 +400,7 @@ impl Entry {
         self.collective_sequence = begun.collective_sequence;
         self.p2p_sequence = begun.p2p_sequence;
         self.is_p2p = is_p2p;
+        self.is_captured = false;
         self.state = State::Scheduled;
         self.created = begun.created;
         (self.started, self.ended) = (None, None);

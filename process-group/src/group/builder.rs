@@ -15,6 +15,9 @@ use crate::config::{BackendConfig, ConfigError};
 use crate::error::Error;
 use crate::flight_recorder::Settings as Recording;
 
+/// What ranks compare of a call has 20 bits for a root and one more value for none.
+const MOST_RANKS: usize = (1 << 20) - 1;
+
 /// A group of all ranks that is about to be made.
 ///
 /// ```
@@ -123,17 +126,33 @@ impl Builder {
         self
     }
 
+    /// Whether [`Builder::build`] would find a mistake.
+    pub(super) fn check(self) -> Result<Self, Error> {
+        let Self { rank, world_size, .. } = self;
+        if rank >= world_size {
+            return Err(Error::InvalidRank { rank, world_size });
+        }
+        if world_size > MOST_RANKS {
+            return Err(Error::TooManyRanks { world_size, most: MOST_RANKS });
+        }
+        self.config.resolve(&self.registry)?;
+        Recording::from_env()?;
+        Ok(self)
+    }
+
+    /// The same over another store.
+    pub(super) fn over(self, store: Arc<dyn Store>) -> Self {
+        Self { store, ..self }
+    }
+
     /// Makes the group. It meets nobody: a backend is made with its first call, or by [`ProcessGroup::connect`].
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidRank`]; [`Error::Config`]; [`Error::Recording`].
+    /// [`Error::InvalidRank`]; [`Error::TooManyRanks`] beyond 1,048,575; [`Error::Config`]; [`Error::Recording`].
     pub fn build(self) -> Result<ProcessGroup, Error> {
         let Self { store, rank, world_size, name, config, registry, settings, recorded_calls, dump_to } =
-            self;
-        if rank >= world_size {
-            return Err(Error::InvalidRank { rank, world_size });
-        }
+            self.check()?;
         let resolved = config.resolve(&registry)?;
         let mut recording = Recording::from_env()?;
         if let Some(calls) = recorded_calls {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meshreduce_store::clock::Pause;
-use meshreduce_store::{JobStore, Launcher};
+use meshreduce_store::{JobStore, Launcher, MemoryStore};
 
 use super::ProcessGroup;
 use super::builder::{Builder, config_from_environment};
@@ -36,7 +36,8 @@ const THERE_IS_ONE: Error =
 ///
 /// # Errors
 ///
-/// [`Error::Default`] if there is a default group; [`Error::Launch`], [`Error::Config`].
+/// [`Error::Default`] if there is a default group; [`Error::Config`] and [`Error::Recording`] for what the environment says, before
+/// anybody is met; [`Error::Launch`].
 pub fn init() -> Result<ProcessGroup, Error> {
     init_with(|group| group)
 }
@@ -61,11 +62,12 @@ pub fn init_with(settings: impl FnOnce(Builder) -> Builder) -> Result<ProcessGro
     }
     let config = config_from_environment()?;
     let launcher = Launcher::from_env()?;
+    // Before anybody is met: a mistake that all ranks make is told on all of them, and the one that hosts the store does not leave with
+    // it while the others look for it.
+    let builder = ProcessGroup::builder(Arc::new(MemoryStore::new()), launcher.rank, launcher.world_size);
+    let builder = settings(builder.backend(config).cuda_device(launcher.local_rank)).check()?;
     let store = Arc::new(launcher.store(Duration::from_secs(60))?);
-    let builder = ProcessGroup::builder(Arc::clone(&store) as _, launcher.rank, launcher.world_size)
-        .backend(config)
-        .cuda_device(launcher.local_rank);
-    let group = settings(builder).build()?;
+    let group = builder.over(Arc::clone(&store) as _).build()?;
     set(Default { group: group.clone(), store: Some(store) })?;
     Ok(group)
 }

@@ -50,8 +50,8 @@ impl ProcessGroup {
     ///
     /// While the stream is being captured the call becomes a part of the graph. Its backend must be there before
     /// ([`ProcessGroup::connect`], by all ranks); the [`Work`] of a captured call cannot be waited for or asked. A capture counts as
-    /// one call in [`ProcessGroup::usage`], the sequence numbers and the flight recorder; replays are seen by none of them, and by no
-    /// deadline of a handle. All ranks replay in the same order among their other calls on the group's device.
+    /// one call in [`ProcessGroup::usage`], the sequence numbers and the flight recorder; replays are seen by none of them. (The
+    /// mesh's kernels keep the deadline of the handle; other backends' calls have none in a graph.) All ranks replay in the same order among their other calls on the group's device.
     ///
     /// # Safety
     ///
@@ -189,6 +189,12 @@ impl ProcessGroup {
                     let is_own = Arc::ptr_eq(work.backend(), backend.name());
                     if !is_own {
                         recorder.taken_by(entry, work.backend());
+                    }
+                    if work.is_captured() {
+                        // Its replays are seen by nobody, and their ends by whoever waits for them.
+                        recorder.captured(entry);
+                        work.site = Some(Site { group: Arc::clone(&self.shared), operation });
+                        return started;
                     }
                     recorder.started(entry, start);
                     let (its, peers, end) = (work.clone(), call.peers(), request.end());

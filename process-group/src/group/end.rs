@@ -7,8 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::ProcessGroup;
 use super::shared::Shared;
-use super::watchdog::look_for_the_last_time;
-use crate::backend::GroupInfo;
+use super::slot::Slot;
+use super::watchdog::{look_for_ends, look_for_the_last_time};
+use crate::backend::{Backend, GroupInfo};
 use crate::error::Error;
 use crate::types::Operation;
 
@@ -103,9 +104,11 @@ impl ProcessGroup {
         let mut result = Ok(());
         for slot in shared.slots() {
             if let Some(backend) = slot.made() {
+                look_for_ends(shared, slot);
                 let ended = backend.shutdown(shared.settings.timeout);
-                look_for_the_last_time(shared, slot, ended.is_ok());
-                result = result.and(ended);
+                let ended = ended.map_err(|error| shared.with_missing(slot, &**backend, error));
+                let of_mesh = look_for_the_last_time(shared, slot, ended.is_ok());
+                result = result.and(ended).and(of_mesh.map_or(Ok(()), Err));
             }
         }
         shared.take_back_progress(result.is_err());
@@ -115,6 +118,37 @@ impl ProcessGroup {
 }
 
 impl Shared {
+    /// What to say of a shutdown that has waited for a call in vain: who has not come to it.
+    fn with_missing(&self, slot: &Slot, backend: &dyn Backend, mut error: Error) -> Error {
+        if let Error::Timeout { sequence, missing, .. } = &mut error
+            && missing.is_empty()
+        {
+            *missing = self.missing(None, *sequence);
+        }
+        // The mesh was told to end what did not end by itself.
+        let is_late = crate::mesh::failure::was_ended_here(&error);
+        let calls = match &slot.watch().lines[0] {
+            line if is_late => [line.first().cloned(), line.last().cloned()],
+            _ => return error,
+        };
+        // The first that has not been seen to end, unless all have come to that.
+        let named = calls.into_iter().flatten().map(|call| (self.missing(None, call.sequence), call));
+        let Some((missing, call)) = named.reduce(|first, last| if first.0.is_empty() { last } else { first })
+        else {
+            return error;
+        };
+        let error = Error::Timeout {
+            operation: call.operation,
+            sequence: call.sequence,
+            group: Arc::clone(&self.info.name),
+            waited: call.start.elapsed(),
+            missing,
+        };
+        // Whoever waits for a call hears the same.
+        backend.abort(&error);
+        error
+    }
+
     /// Ends it with `cause`, unless it has ended.
     pub(super) fn abort(&self, cause: &Error) {
         if self.own_process().is_err() {

@@ -160,9 +160,9 @@ impl ProcessGroup {
         self.shared.make(device, None)?.prepare()
     }
 
-    /// This group with another deadline for the calls that are made through the handle; `None`: for ever. (The mesh's kernels wait for
-    /// their peers as long as the group's own deadline says, that of [`Builder::deadline`]; a shorter one of a handle is the watching
-    /// thread's, which is a second or two slower and names the missing on this rank only.)
+    /// This group with another deadline for the calls that are made through the handle; `None`: for ever. (The mesh's kernels wait so
+    /// long for their peers from when they begin to run. A call that is late because of what is before it on its stream is ended by the
+    /// watching thread, a second or two after its time is up.)
     #[must_use]
     pub fn with_deadline(&self, deadline: Option<Duration>) -> Self {
         Self { deadline: Some(deadline), ..self.clone() }

@@ -5,10 +5,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use meshreduce_store::StoreError;
 use meshreduce_store::clock::Deadline;
+use meshreduce_store::{Store as _, StoreError};
 
 use super::{ProcessGroup, Shared};
+use crate::backend::UntilEnd;
 use crate::error::Error;
 
 /// What all are told.
@@ -35,13 +36,15 @@ impl ProcessGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::NotAtBarrier`] on all ranks that came; [`Error::Store`].
+    /// [`Error::NotAtBarrier`] on all ranks that came; the cause if this group ends meanwhile; [`Error::Store`].
     pub fn monitored_barrier(&self, timeout: Duration) -> Result<(), Error> {
         let shared = &self.shared;
         shared.alive()?;
         let (rank, world_size) = (self.rank(), self.world_size());
         let number = shared.monitored_barriers.fetch_add(1, Ordering::Relaxed);
-        let store = shared.store_below(&format!("barrier/{number}"))?;
+        // An abort ends the wait for the others.
+        let store = UntilEnd::new(shared.store_below(&format!("barrier/{number}"))?, Arc::clone(&shared.end));
+        let ended = || shared.end.get().cloned();
         let of_store = |error| shared.of_store(error);
         let absent = |ranks: Vec<usize>| Error::NotAtBarrier {
             ranks,
@@ -75,7 +78,10 @@ impl ProcessGroup {
             for other in 1..world_size {
                 store.delete(&came(other)).map_err(of_store)?;
             }
-            return if missing.is_empty() { Ok(()) } else { Err(absent(missing)) };
+            return match missing.is_empty() {
+                true => Ok(()),
+                false => Err(ended().unwrap_or_else(|| absent(missing))),
+            };
         }
         store.set(&came(rank), b"came").map_err(of_store)?;
         let (told, deadline) = (format!("told/{rank}"), Deadline::after(timeout.saturating_add(GRACE)));
@@ -84,7 +90,7 @@ impl ProcessGroup {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(StoreError::Timeout { .. }) => {
                 store.delete(&came(rank)).map_err(of_store)?;
-                return Err(absent(vec![0]));
+                return Err(ended().unwrap_or_else(|| absent(vec![0])));
             }
             Err(error) => return Err(of_store(error)),
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ProcessGroup;
 use super::shared::{Settings, Shared};
-use crate::backend::{BackendContext, GroupInfo};
+use crate::backend::{BackendContext, GroupInfo, UntilEnd};
 use crate::config::BackendConfig;
 use crate::error::{Cause, Error};
 use crate::types::DeviceType;
@@ -174,12 +174,18 @@ impl ProcessGroup {
     ///
     /// # Errors
     ///
-    /// [`Error::NotMade`] if a rank does not come; as [`ProcessGroup::new_group`].
+    /// [`Error::NotMade`] if a rank does not come, or what a backend of this group has seen of it, such as [`Error::RankDied`]; as
+    /// [`ProcessGroup::new_group`].
     pub fn split(&self, color: Option<u32>, key: i64, options: &GroupOptions) -> Result<Membership, Error> {
         let shared = &self.shared;
         shared.alive()?;
         let number = shared.splits.fetch_add(1, Ordering::Relaxed) + 1;
-        let store = shared.store_below(&format!("split/{number}"))?;
+        if let Some(cause) = shared.is_hopeless() {
+            return Err(cause);
+        }
+        let of_all = Arc::clone(shared);
+        let store =
+            UntilEnd::when(shared.store_below(&format!("split/{number}"))?, move || of_all.is_hopeless());
         let told = match color {
             Some(color) => format!("{color} {key}"),
             None => String::new(),
@@ -191,12 +197,14 @@ impl ProcessGroup {
             group: Arc::clone(&shared.info.name),
             source: Cause::new(error),
         };
-        let told = meshreduce::rendezvous::meet(&*store, rank, world_size, told.as_bytes(), timeout)
-            .map_err(|error| Error::NotMade {
+        let told = meshreduce::rendezvous::meet(&store, rank, world_size, told.as_bytes(), timeout);
+        let told = told.map_err(|error| {
+            shared.is_hopeless().unwrap_or_else(|| Error::NotMade {
                 backend: "split".into(),
                 group: Arc::clone(&shared.info.name),
                 source: Cause::new(error),
-            })?;
+            })
+        })?;
         let mut members: Vec<(i64, usize)> = Vec::new();
         for (other, told) in told.iter().enumerate() {
             let text = String::from_utf8_lossy(told);

@@ -1,10 +1,13 @@
 //! How far ranks have come, told through the store now and then: so that a timeout names who has not come to a call.
 //!
-//! A rank tells under a key of its own: a number, who it is, and whether it has left. One that leaves a group that has failed lets
-//! what it told stay, for those whose deadlines are still to come would else take it for one that never came. Whoever finds that all
-//! others have left, or are processes that have ended, deletes what all have told, their texts of checked calls too.
+//! A rank tells under a key of its own: a number, who it is, and whether it has left. It does so before it makes a backend, which
+//! ranks make together, so that a rank that has told nothing cannot have a call that goes on. One that leaves a group that has failed
+//! lets what it told stay, for those whose deadlines are still to come would else take it for one that never came, and says under a key
+//! of all that there is such a thing. Whoever finds that all others have left, or are processes that have ended, deletes what all have
+//! told, their texts of checked calls too.
 #![forbid(unsafe_code)]
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +22,10 @@ use crate::error::Error;
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a call's deadline a rank that has come to it has told so at the latest, where nothing is in its way.
 pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
+/// Says that a rank has left, and what it told is still there.
+const LEFT: &str = "progress/left";
+/// So many ranks behind it a rank looks at when it leaves a group that has not failed: whether they were killed.
+const NEXT: usize = 8;
 /// What nobody stores.
 const NOTHING: &[u8] = b"?";
 
@@ -74,8 +81,8 @@ impl Told {
 /// What the store was told.
 #[derive(Debug, Default)]
 pub(super) struct Published {
-    /// The number of the last collective that it was told of; 0: none.
-    last: u64,
+    /// The number of the last collective that it was told of, 0 if there was none; `None`: it was told nothing.
+    last: Option<u64>,
     /// It was taken back, and nothing more is told.
     taken_back: bool,
 }
@@ -83,6 +90,10 @@ pub(super) struct Published {
 impl Shared {
     fn published(&self) -> MutexGuard<'_, Published> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn others(&self) -> Vec<usize> {
+        (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect()
     }
 
     fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
@@ -100,11 +111,11 @@ impl Shared {
         self.publish(false);
     }
 
-    /// The same, unless something has been told before.
+    /// The same, unless something has been told before, also if there has been no collective.
     pub(super) fn publish_first_progress(&self) {
-        let has_told = self.published().last != 0;
-        if !has_told {
-            self.publish(false);
+        let has_told = self.published().last.is_some();
+        if !has_told && self.info.world_size > 1 {
+            self.publish(true);
         }
     }
 
@@ -112,11 +123,11 @@ impl Shared {
         let (collectives, _) = self.sequence_numbers();
         // Held while the store is told, so that nothing is told behind what is taken back.
         let mut published = self.published();
-        let is_known = published.last == collectives && !again;
+        let is_known = published.last.unwrap_or(0) == collectives && !again;
         if published.taken_back || self.end.get().is_some() || is_known {
             return;
         }
-        published.last = collectives;
+        published.last = Some(collectives);
         if let Err(error) = self.tell(collectives, false) {
             tracing::debug!(%error, group = &*self.info.name, "progress could not be told");
         }
@@ -130,12 +141,12 @@ impl Shared {
         };
         // Others may be looking for who is missing at this moment too.
         self.publish(true);
-        let others = || (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect();
-        let looks = ranks.unwrap_or_else(others).into_iter().filter_map(|rank| match reached(rank) {
-            Ok(true) => None,
-            Ok(false) => Some(Ok(rank)),
-            Err(error) => Some(Err(error)),
-        });
+        let looks =
+            ranks.unwrap_or_else(|| self.others()).into_iter().filter_map(|rank| match reached(rank) {
+                Ok(true) => None,
+                Ok(false) => Some(Ok(rank)),
+                Err(error) => Some(Err(error)),
+            });
         looks.collect::<Result<_, _>>().unwrap_or_default()
     }
 
@@ -145,8 +156,8 @@ impl Shared {
         let reached = |rank: usize| -> Result<(usize, u64), StoreError> {
             Ok((rank, self.told_by(rank)?.map_or(0, |told| told.reached)))
         };
-        let others = (0..self.info.world_size).filter(|rank| *rank != self.info.rank);
-        let reached: Vec<_> = others.map(reached).collect::<Result<_, _>>().unwrap_or_default();
+        let reached: Vec<_> =
+            self.others().into_iter().map(reached).collect::<Result<_, _>>().unwrap_or_default();
         let least = reached.iter().map(|(_, reached)| *reached).min().filter(|least| *least < sequence);
         reached.into_iter().filter(|(_, reached)| Some(*reached) == least).map(|(rank, _)| rank).collect()
     }
@@ -161,11 +172,11 @@ impl Shared {
         let reached = published.last;
         let (collectives, _) = self.sequence_numbers();
         let has_texts = self.settings.check_calls && collectives > 0;
-        if reached == 0 && !has_texts {
+        if reached.is_none() && !has_texts {
             return;
         }
         let taken_back = match failed {
-            true => self.leave(collectives.max(reached)),
+            true => self.leave(collectives),
             false => self.forget(self.info.rank).and_then(|()| self.forget_the_gone()),
         };
         if let Err(error) = taken_back {
@@ -176,19 +187,37 @@ impl Shared {
     /// Says that this rank is gone. The last one puts the lights out: whoever comes later of two that leave at once sees both.
     fn leave(&self, reached: u64) -> Result<(), StoreError> {
         self.tell(reached, true)?;
+        self.store.set(LEFT, b"1")?;
         let died = self.known_to_be_dead();
-        for rank in (0..self.info.world_size).filter(|rank| *rank != self.info.rank && !died.contains(rank)) {
+        let mut others = self.others();
+        others.retain(|rank| !died.contains(rank));
+        // In an order of its own: whatever the order in which ranks leave, few of those that are gone are looked at before one that is
+        // not, and there are some N log N looks in all.
+        others.sort_by_cached_key(|rank| {
+            let mut hasher = DefaultHasher::new();
+            (self.info.rank, rank).hash(&mut hasher);
+            hasher.finish()
+        });
+        for rank in others {
             if self.told_by(rank)?.is_some_and(|told| !told.is_gone()) {
                 return Ok(());
             }
         }
         (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
+        self.store.delete(LEFT)?;
         self.forget_differences()
     }
 
     /// Deletes what ranks have told that have left before, when nothing had failed yet.
     fn forget_the_gone(&self) -> Result<(), StoreError> {
-        for rank in (0..self.info.world_size).filter(|rank| *rank != self.info.rank) {
+        // First this: who leaves now has told before that it does so, and says so again afterwards.
+        let mut others = self.others();
+        if !self.store.delete(LEFT)? {
+            // Only one that was killed has left something then, at the very end.
+            others.rotate_left(self.info.rank);
+            others.truncate(NEXT);
+        }
+        for rank in others {
             if self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
                 self.forget(rank)?;
             }

@@ -135,6 +135,12 @@ impl Shared {
         }
     }
 
+    /// Why nothing can come of a meeting of all ranks any more: it has ended, or one of its backends has seen why.
+    pub(super) fn is_hopeless(&self) -> Option<Error> {
+        let of_backends = || self.slots().iter().find_map(|slot| slot.made()?.error());
+        self.end.get().cloned().or_else(of_backends)
+    }
+
     /// Whether this is the process that has made it, and not a forked child.
     #[inline]
     pub(crate) fn own_process(&self) -> Result<(), Error> {
@@ -232,6 +238,7 @@ impl Shared {
             // It may have ended while another thread was at it.
             self.alive()?;
             tracing::info!(group = &*self.info.name, backend = &*name, device = %context.device, "making a backend");
+            self.publish_first_progress();
             let made = self.family.registry.factory(&name)?.create(context.clone());
             // Where the end has ended that too, it says more than what came of it.
             made.map_err(|error| self.end.get().cloned().unwrap_or(error))

@@ -64,6 +64,8 @@ struct Notes {
     /// How often one was asked what has gone wrong, and how often one was aborted.
     asked: AtomicUsize,
     aborts: AtomicUsize,
+    /// How calls end, by their places, when one is shut down.
+    at_shutdown: Mutex<Vec<(usize, Result<Outcome, Error>)>>,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,9 @@ impl Backend for Fake {
     }
 
     fn shutdown(&self, _timeout: Duration) -> Result<(), Error> {
+        for (call, result) in self.notes.at_shutdown.lock().unwrap().drain(..) {
+            self.own.lock().unwrap()[call].end(result);
+        }
         Ok(())
     }
 }
@@ -248,6 +253,10 @@ fn a_group_says_what_it_is() {
         ProcessGroup::builder(Arc::<MemoryStore>::default(), 3, 3).build(),
         Err(Error::InvalidRank { rank: 3, world_size: 3 })
     ));
+    assert!(matches!(
+        ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, usize::MAX / 2).build(),
+        Err(Error::TooManyRanks { .. })
+    ));
 }
 
 #[test]
@@ -273,39 +282,6 @@ fn collectives_and_sends_count_by_themselves_and_in_every_group() {
     assert!(entries[0].location.file().ends_with("tests.rs"));
 }
 
-#[test]
-fn parts_are_sorted_and_named_by_their_ranks() {
-    let (group, _) = group(2, 4, "cpu:done");
-    let options = GroupOptions::default();
-    let part = group.new_group(&[3, 0, 2], &options).unwrap().member().unwrap();
-    assert_eq!((part.name(), part.rank(), part.ranks()), ("world/0,2-3#1", 1, &[0, 2, 3][..]));
-    let again = group.new_group(&[0, 2, 3], &options).unwrap().member().unwrap();
-    assert_eq!(again.name(), "world/0,2-3#2");
-    let nested = again.new_group(&[1, 2], &options.clone().name("pair")).unwrap().member().unwrap();
-    assert_eq!((nested.name(), nested.rank(), nested.ranks()), ("world/0,2-3#2/pair", 0, &[2, 3][..]));
-    match group.new_group(&[0, 1], &options).unwrap() {
-        Membership::NotAMember { group, rank } => assert_eq!((&*group, rank), ("world/0-1#1", 2)),
-        Membership::Member(group) => panic!("{group:?}"),
-    }
-    let error = group.new_group(&[0, 1], &options).unwrap().member().unwrap_err();
-    assert_eq!(error.to_string(), "rank 2 is not a member of group world/0-1#2");
-}
-
-#[test]
-fn a_group_of_ranks_that_are_not_there_is_refused() {
-    let (group, _) = group(0, 2, "cpu:done");
-    for (ranks, problem) in [
-        (vec![], "there are none"),
-        (vec![0, 0], "rank 0 is there twice"),
-        (vec![0, 2], "rank 2 is not one of 2 ranks"),
-    ] {
-        let error = group.new_group(&ranks, &GroupOptions::default()).unwrap_err().to_string();
-        assert!(error.contains(problem) && error.contains(&format!("{ranks:?}")), "{error}");
-    }
-    let unknown = GroupOptions::default().backend("cpu:none".parse().unwrap());
-    assert!(matches!(group.new_group(&[0], &unknown), Err(Error::Config(_))));
-}
-
 /// Runs `rank` on a thread for every rank of a world.
 fn ranks<T: Send>(world_size: usize, rank: impl Fn(usize) -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
@@ -313,24 +289,6 @@ fn ranks<T: Send>(world_size: usize, rank: impl Fn(usize) -> T + Sync) -> Vec<T>
         let threads: Vec<_> = (0..world_size).map(|number| scope.spawn(move || rank(number))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
-}
-
-#[test]
-fn a_split_sorts_ranks_by_color_and_key() {
-    let store = Arc::<MemoryStore>::default();
-    let seen = ranks(5, |rank| {
-        let (group, _) = group_over(&store, rank, 5, "cpu:done");
-        // Even ranks in reverse order; rank 3 in none.
-        let color = (rank != 3).then_some((rank % 2) as u32);
-        match group.split(color, -(rank as i64), &GroupOptions::default()).unwrap() {
-            Membership::Member(part) => Some((part.name().to_owned(), part.rank(), part.ranks().to_vec())),
-            Membership::NotAMember { .. } => None,
-        }
-    });
-    let even = |rank| Some(("world/split 1/0".to_owned(), rank, vec![4, 2, 0]));
-    let odd = Some(("world/split 1/1".to_owned(), 0, vec![1]));
-    assert_eq!(seen, [even(2), odd, even(1), None, even(0)]);
-    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
 
 #[test]
@@ -368,93 +326,6 @@ fn block_on<F: Future>(future: F) -> F::Output {
         }
         std::thread::park_timeout(LONG);
     }
-}
-
-#[test]
-fn work_is_a_future_that_is_woken() {
-    let (group, notes) = group(0, 1, "cpu:open");
-    let mut data = [0.0];
-    let work = start(&group, &mut data).unwrap();
-    std::thread::scope(|scope| {
-        let waiting = scope.spawn(move || block_on(work.into_future()));
-        std::thread::sleep(Duration::from_millis(5));
-        notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
-        waiting.join().unwrap().unwrap();
-    });
-}
-
-#[test]
-fn a_future_waits_once_however_often_it_is_polled_and_not_once_it_is_dropped() {
-    let (group, _) = group(0, 1, "cpu:open");
-    let watchdog = &group.shared.family.watchdog;
-    let mut future = start(&group, &mut [0.0]).unwrap().into_future();
-    for waker in [Waker::noop().clone(), Arc::new(Unpark(std::thread::current())).into()] {
-        for _ in 0..100 {
-            assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
-            assert_eq!(watchdog.waiting(), 1);
-        }
-    }
-    drop(future);
-    assert_eq!(watchdog.waiting(), 0);
-}
-
-struct Panicking;
-
-impl Wake for Panicking {
-    fn wake(self: Arc<Self>) {
-        panic!("on purpose");
-    }
-}
-
-#[test]
-fn futures_are_woken_and_ends_seen_after_a_waker_or_a_hook_has_panicked() {
-    let (group, notes) = group(0, 1, "cpu:open");
-    let (seen, sees) = std::sync::mpsc::channel();
-    group.on_completion(move |call| {
-        seen.send(call.sequence).unwrap();
-        panic!("on purpose");
-    });
-    let end = |call: usize| notes.pending.lock().unwrap()[call].end(Ok(Outcome::default()));
-    let mut data = [0.0];
-    let mut future = start(&group, &mut data).unwrap().into_future();
-    let waker = Arc::new(Panicking).into();
-    assert!(Pin::new(&mut future).poll(&mut Context::from_waker(&waker)).is_pending());
-    end(0);
-    assert_eq!(sees.recv_timeout(LONG), Ok(1));
-    while group.shared.family.watchdog.waiting() > 0 {
-        std::thread::yield_now();
-    }
-    let work = start(&group, &mut data).unwrap();
-    std::thread::scope(|scope| {
-        let woken = scope.spawn(move || block_on(work.into_future()));
-        while group.shared.family.watchdog.waiting() == 0 && !woken.is_finished() {
-            std::thread::yield_now();
-        }
-        end(1);
-        woken.join().unwrap().unwrap();
-    });
-    assert_eq!(sees.recv_timeout(LONG), Ok(2));
-}
-
-#[test]
-fn an_owned_buffer_comes_back() {
-    let (group, notes) = group(0, 1, "cpu:open");
-    let owned = group.all_reduce_owned(vec![5_i32; 3], ReduceOp::Sum).unwrap();
-    let owned = owned.wait_for(Duration::from_millis(1)).unwrap_err();
-    notes.pending.lock().unwrap()[0].end(Ok(Outcome::default()));
-    let (buffer, outcome) = block_on(owned);
-    outcome.unwrap();
-    assert_eq!(buffer, [5; 3]);
-    // One that is dropped waits for the end first.
-    let dropped = group.all_reduce_owned(vec![0_u8; 3], ReduceOp::Sum).unwrap();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(5));
-            notes.pending.lock().unwrap()[1].end(Ok(Outcome::default()));
-        });
-        drop(dropped);
-        assert!(notes.pending.lock().unwrap()[1].poll().unwrap().is_some());
-    });
 }
 
 #[test]
@@ -558,52 +429,6 @@ fn a_call_that_is_late_does_not_keep_the_ends_of_other_groups_from_being_seen() 
 }
 
 #[test]
-fn checked_calls_that_differ_name_both_and_leave_nothing() {
-    let store = Arc::<MemoryStore>::default();
-    let errors = ranks(3, |rank| {
-        let (registry, _) = registry();
-        let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
-            .backend("cpu:done".parse().unwrap())
-            .registry(registry)
-            .check_calls(true)
-            .dump_to(None)
-            .build()
-            .unwrap();
-        for _ in 0..3 {
-            group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
-        }
-        let result = match rank {
-            2 => group.broadcast(&mut [0.0_f32; 4], 0),
-            _ => group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum),
-        };
-        // A rank may take its text back only when all have read it.
-        let error = result.unwrap_err();
-        assert!(matches!(group.shutdown(), Err(Error::Mismatch { .. })));
-        error.to_string()
-    });
-    let expected = "call number 4 on group world: rank 0 calls all_reduce (sum) of 4 f32 on cpu, rank 2 calls broadcast of 4 \
-                    f32 with root 0 on cpu";
-    assert_eq!(errors, [expected; 3]);
-    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
-}
-
-#[test]
-fn a_monitored_barrier_names_everyone_who_did_not_come() {
-    let store = Arc::<MemoryStore>::default();
-    let came = ranks(4, |rank| {
-        let (group, _) = group_over(&store, rank, 4, "cpu:done");
-        group.monitored_barrier(LONG).unwrap();
-        match rank {
-            1 | 3 => None,
-            _ => Some(group.monitored_barrier(Duration::from_secs(2)).unwrap_err().to_string()),
-        }
-    });
-    let expected = "ranks 1 and 3 did not come to the barrier of group world within 2s";
-    assert_eq!(came.into_iter().flatten().collect::<Vec<_>>(), [expected; 2]);
-    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
-}
-
-#[test]
 fn there_is_one_default_group_at_most() {
     assert!(default_group().is_err() && destroy_default_group().is_err());
     let (group, _) = group(0, 1, "cpu:done");
@@ -615,24 +440,6 @@ fn there_is_one_default_group_at_most() {
     assert!(matches!(group.barrier(Device::Cpu), Err(Error::ShutDown { .. })));
     set_default_group(&group).unwrap();
     destroy_default_group().unwrap();
-}
-
-#[test]
-fn hundreds_of_groups_come_and_go_in_any_order() {
-    let (group, _) = group(0, 2, "cpu:done");
-    let mut parts = Vec::new();
-    for number in 0..300 {
-        let ranks: &[usize] = if number % 2 == 0 { &[0] } else { &[0, 1] };
-        let part = group.new_group(ranks, &GroupOptions::default()).unwrap().member().unwrap();
-        part.barrier(Device::Cpu).unwrap();
-        parts.push(part);
-        if number % 3 == 0 {
-            parts.swap_remove(0).shutdown().unwrap();
-        }
-    }
-    let watched = group.shared.family.groups().len();
-    parts.clear();
-    assert_eq!((watched, group.shared.family.groups().len()), (1 + 200, 1));
 }
 
 #[test]
@@ -685,3 +492,6 @@ fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_
 }
 
 mod ends;
+mod futures;
+mod keys;
+mod parts;

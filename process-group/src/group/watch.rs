@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::watchdog::TICK;
@@ -58,6 +59,8 @@ pub(super) struct Line {
     held: VecDeque<Held>,
     /// All that are not known to have ended.
     runs: VecDeque<Run>,
+    /// Who makes them, once there has been one.
+    backend: Option<Arc<str>>,
     /// The time of one is up: the first that had not ended then, since when that is known, and the ranks that had not come to it.
     pub(super) late: Option<(u64, Instant, Vec<usize>)>,
 }
@@ -74,6 +77,9 @@ impl Line {
 
     /// `names`: somebody wants to hear of each call what it was.
     pub(super) fn follow(&mut self, call: Watched, names: bool) {
+        if self.backend.is_none() {
+            self.backend = Some(Arc::clone(call.work.backend()));
+        }
         let operation = Some(call.operation);
         match self.runs.back_mut() {
             Some(run) if run.last + 1 == call.sequence && (run.operation == operation || !names) => {
@@ -102,6 +108,11 @@ impl Line {
     /// The first that is held.
     pub(super) fn first(&self) -> Option<&Watched> {
         self.held.front().map(|held| &held.call)
+    }
+
+    /// Who makes them, once there has been one.
+    pub(super) fn backend(&self) -> Option<&Arc<str>> {
+        self.backend.as_ref()
     }
 
     /// The last that was made.
@@ -173,7 +184,6 @@ pub(super) struct Watch {
 #[cfg(test)]
 mod tests {
     use std::panic::Location;
-    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;

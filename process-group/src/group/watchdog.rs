@@ -17,7 +17,7 @@ use super::watch::{Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::types::Operation;
-use crate::work::{Outcome, Work};
+use crate::work::{Outcome, Progress, Work};
 
 /// How often it looks at groups.
 pub(super) const TICK: Duration = Duration::from_millis(100);
@@ -153,7 +153,7 @@ fn wake(waker: Waker) {
 
 /// Whether a future's call has ended. One that panics when it is asked does so again where the future is polled.
 fn is_over(work: &Work) -> bool {
-    catch_unwind(AssertUnwindSafe(|| !matches!(work.result(), Ok(None)))).unwrap_or(true)
+    catch_unwind(AssertUnwindSafe(|| !matches!(work.look(), Ok(None)))).unwrap_or(true)
 }
 
 /// Looks at futures until it is to stop.
@@ -229,7 +229,20 @@ fn look_at(group: &Shared, slot: &Slot) {
     // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
     if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
+        let first = slot.watch().lines[0].first().cloned();
+        let error = match first {
+            Some(first) => with_call(&first, error),
+            None => error,
+        };
         backend.abort(&error);
+    }
+}
+
+/// What the mesh says of itself, as of this call on it.
+fn with_call(call: &Watched, error: Error) -> Error {
+    match call.work.progress {
+        Progress::Mesh { .. } => crate::mesh::failure::of_call(error, (call.operation, call.sequence)),
+        _ => error,
     }
 }
 
@@ -239,20 +252,27 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
     const MOST: usize = 64;
     for _ in 0..MOST {
         let Some(first) = slot.watch().lines[line].first().cloned() else { return };
-        match first.work.result() {
+        match first.work.look() {
             Ok(Some(_)) => {
                 let runs = slot.watch().lines[line].take_through(first.sequence);
                 group.ended_well(&first, &runs);
             }
             Err(error) => {
                 slot.watch().lines[line].forget(first.sequence);
+                let error = with_call(&first, error);
+                if matches!(first.work.progress, Progress::Mesh { .. })
+                    && !matches!(error, Error::Backend { .. })
+                {
+                    // The mesh is over, and nobody says more of it than the first call that it has failed.
+                    backend.abort(&error);
+                }
                 failed(group, &first, error);
             }
             Ok(None) => {
                 // One that has failed by itself is late no more, and says nothing of the first.
                 let late = slot.watch().lines[line].late_ones();
                 for watched in late.into_iter().filter(|late| late.sequence != first.sequence) {
-                    if let Err(error) = watched.work.result() {
+                    if let Err(error) = watched.work.look() {
                         slot.watch().lines[line].forget(watched.sequence);
                         failed(group, &watched, error);
                     }
@@ -272,9 +292,12 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
                         // All have come to the first of many, and some to no more than the next ones.
                         Look::Sure(missing) if missing.is_empty() => {
                             let behind = group.furthest_behind(first.sequence);
-                            expire(group, slot, backend, &first, behind);
+                            let _ = expire(group, slot, backend, &first, behind);
                         }
-                        Look::Sure(missing) => expire(group, slot, backend, &first, missing),
+                        // One that has ended meanwhile is looked at again with the next tick.
+                        Look::Sure(missing) => {
+                            let _ = expire(group, slot, backend, &first, missing);
+                        }
                         Look::Again(since, missing) => {
                             slot.watch().lines[line].late = Some((first.sequence, since, missing));
                         }
@@ -287,16 +310,20 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
 }
 
 /// Looks at the sends and receives that go on in one backend of a group.
-fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
+pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
     let mut ended = Vec::new();
     // A backend that knows more of who is missing has had time to say so since the call's end.
     let is_late = |watched: &Watched| watched.end.is_some_and(|end| Instant::now() > end + TICK);
-    let is_over = |watched: &mut Watched| !matches!(watched.work.result(), Ok(None)) || is_late(watched);
+    let is_over = |watched: &mut Watched| !matches!(watched.work.look(), Ok(None)) || is_late(watched);
     ended.extend(slot.watch().messages.extract_if(.., is_over));
     for watched in ended {
-        match watched.work.result() {
-            Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
+        let ended = match watched.work.look() {
             Ok(None) => expire(group, slot, backend, &watched, watched.peers.to_vec()),
+            ended => ended,
+        };
+        match ended {
+            Ok(None) => {}
+            Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
             Err(error) => {
                 if matches!(error, Error::Timeout { .. }) {
                     // The backend has said who is missing; as with any call that is late, it is over.
@@ -308,37 +335,74 @@ fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
     }
 }
 
+/// Sees which collectives of a backend have ended well, and waits for none.
+pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
+    for line in [0, 1] {
+        loop {
+            // (The lock is not to be held in what follows.)
+            let Some(first) = slot.watch().lines[line].first().cloned() else { break };
+            let Ok(Some(_)) = first.work.look() else { break };
+            let runs = slot.watch().lines[line].take_through(first.sequence);
+            group.ended_well(&first, &runs);
+        }
+    }
+}
+
 /// Looks at a backend once more, which was shut down, in order if `well`: everything that was called has ended then.
-pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) {
+/// Gives what the mesh has failed with meanwhile, if it has.
+pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) -> Option<Error> {
+    let mut of_mesh = None;
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
     for line in &mut lines {
-        while let Some(call) = if well { line.last() } else { line.first() }.cloned() {
-            let runs = line.take_through(call.sequence);
-            match call.work.result() {
-                Err(error) => failed(group, &call, error),
+        // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.
+        while let Some(call) = line.first().cloned() {
+            match call.work.look() {
+                Err(error) => {
+                    line.forget(call.sequence);
+                    let error = with_call(&call, error);
+                    if matches!(call.work.progress, Progress::Mesh { .. }) {
+                        of_mesh.get_or_insert_with(|| error.clone());
+                    }
+                    failed(group, &call, error);
+                }
                 Ok(None) if !well => break,
-                Ok(_) => group.ended_well(&call, &runs),
+                Ok(_) => {
+                    let runs = line.take_through(call.sequence);
+                    group.ended_well(&call, &runs);
+                }
             }
+        }
+        // Behind the last that has ended well, and not held, there are some if the last of all has failed.
+        if let Some(backend) = line.backend().cloned().filter(|_| well) {
+            let runs = line.take_through(u64::MAX);
+            group.have_ended_well(&backend, &runs, None);
         }
     }
     for watched in messages {
-        match watched.work.result() {
+        match watched.work.look() {
             Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
             Ok(None) if well => group.message_ended_well(&watched, &Outcome::default()),
             Ok(None) => {}
             Err(error) => failed(group, &watched, error),
         }
     }
+    of_mesh
 }
 
 impl Shared {
     /// All collectives of a line, up to and with this one, have ended well; `runs` are those of which that was not known.
     fn ended_well(&self, last: &Watched, runs: &[Run]) {
-        let recorder = &self.family.recorder;
-        recorder.ended(last.entry, true, Instant::now());
+        self.family.recorder.ended(last.entry, true, Instant::now());
+        self.have_ended_well(last.work.backend(), runs, Some((last.sequence, last.operation)));
+    }
+
+    /// The collectives of these runs, which `backend` has made, and all before them have ended well, as far as they are not known to
+    /// have failed. Of one of them it may be known what it was.
+    fn have_ended_well(&self, backend: &Arc<str>, runs: &[Run], known: Option<(u64, Operation)>) {
+        let Some(last) = runs.last().map(|run| run.last) else { return };
         let wanted = self.hooks.want_completions();
-        let mut recorded = vec![(last.sequence, last.operation)];
-        recorder.end_through(self.record, last.work.backend(), last.sequence, Instant::now(), |entry| {
+        let mut recorded = Vec::from_iter(known);
+        self.family.recorder.end_through(self.record, backend, last, Instant::now(), |entry| {
             if wanted {
                 recorded.push((entry.collective_sequence, entry.operation));
             }
@@ -397,11 +461,17 @@ fn still_missing(group: &Shared, sequence: u64, late: Option<(u64, Instant, Vec<
     }
 }
 
-/// A call's time is up.
-fn expire(group: &Shared, slot: &Slot, backend: &dyn Backend, watched: &Watched, missing: Vec<usize>) {
-    // It may have ended while that was looked for.
-    if !matches!(watched.work.result(), Ok(None)) {
-        return;
+/// A call's time is up, of which everybody is told, unless it has ended while that was looked for: then gives what came of it.
+fn expire(
+    group: &Shared,
+    slot: &Slot,
+    backend: &dyn Backend,
+    watched: &Watched,
+    missing: Vec<usize>,
+) -> Result<Option<Outcome>, Error> {
+    match watched.work.look() {
+        Ok(None) => {}
+        ended => return ended,
     }
     slot.watch().has_expired = true;
     let error = Error::Timeout {
@@ -414,4 +484,5 @@ fn expire(group: &Shared, slot: &Slot, backend: &dyn Backend, watched: &Watched,
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
     backend.abort(&error);
     failed(group, watched, error);
+    Ok(None)
 }

@@ -397,7 +397,10 @@ impl<'a> Connecting<'a> {
             Ok(true) => {}
             // Whoever it was is reached for, or reaches, again.
             Err(error) => {
-                self.last = format!("a connection ended before it was known: {error}");
+                self.last = match pending.to {
+                    Some(peer) => format!("the connection to rank {peer} ended before it was known: {error}"),
+                    None => format!("a connection ended before it was known: {error}"),
+                };
                 return;
             }
         }

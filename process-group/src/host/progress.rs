@@ -16,7 +16,7 @@ use super::collectives::Engine;
 use super::connect::{Connecting, Listening};
 use super::failure::{self, DROPPED, LIVING, SHUT_DOWN};
 use super::island::Island;
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, farewell};
 use super::place::{self, Islands, Place};
 use super::ring::{Reader, Writer};
 use super::segment::{ASLEEP, AWAKE};
@@ -32,8 +32,9 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const WITH_DRIVER: Duration = Duration::from_millis(1);
 /// How long it looks for messages before it sleeps, while sends and receives go on.
 const SPIN: Duration = Duration::from_micros(50);
-/// How long the end waits for what is still to be said to be taken.
-const FLUSH: Duration = Duration::from_millis(200);
+/// How long the end waits for what is still to be said to be taken: what got lost on the way is sent again after 200 ms at the earliest
+/// (Linux's TCP_RTO_MIN), and once more after 400 ms.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long a rank that could not be connected waits for the others to tell them, where all are processes that this one can look at:
 /// elsewhere one that has died cannot be told from a slow one.
@@ -206,16 +207,7 @@ fn leave(shared: &Shared, net: &Net) {
         end(shared, net, &error);
     }
     shared.abandon();
-    let begun = Instant::now();
-    while !net.mailbox().flush() && begun.elapsed() < FLUSH {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    net.mailbox().close();
-    // A socket that is closed with something unread in it, or gets something later, resets the connection (RFC 1122, 4.2.2.13), and a
-    // reset may overtake what was said last: the other rank would take this one for dead.
-    while !net.mailbox().is_delivered() && begun.elapsed() < FLUSH {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    farewell(&net.mailbox, FAREWELL);
 }
 
 /// Sleeps until something comes, or `ready`, at most `most`; may return earlier. `depth` says what wakes it.

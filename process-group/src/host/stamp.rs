@@ -89,7 +89,7 @@ fn count(call: &Call<'_>, world_size: usize) -> u64 {
     }
 }
 
-/// The sum of the parts' lengths, and their digest (FNV-1a) if they differ.
+/// The sum of the parts' lengths, and their digest, not 0, if they differ: of lists that differ a millionth has the same.
 fn of_parts(parts: &Parts<'_>, world_size: usize) -> u64 {
     let mask = (1 << COUNT_BITS) - 1;
     let length = |rank: usize| match parts {
@@ -101,10 +101,17 @@ fn of_parts(parts: &Parts<'_>, world_size: usize) -> u64 {
     if (1..world_size).all(|rank| length(rank) == length(0)) {
         return sum;
     }
-    let digest = (0..world_size).fold(0xcbf2_9ce4_8422_2325_u64, |digest, rank| {
-        (digest ^ length(rank) as u64).wrapping_mul(0x100_0000_01b3)
-    });
-    sum | (digest >> COUNT_BITS | 1) << COUNT_BITS
+    // The digest takes the top bits, which all bits of all lengths must reach.
+    let digest = (0..world_size).fold(world_size as u64, |digest, rank| mix(digest ^ length(rank) as u64));
+    sum | (digest >> COUNT_BITS).max(1) << COUNT_BITS
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), of the next state.
+fn mix(state: u64) -> u64 {
+    let mut word = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ word >> 31
 }
 
 impl fmt::Display for Stamp {
@@ -218,6 +225,27 @@ mod tests {
         let list = [tensor.slice(0, 3), tensor.slice(3, 3)];
         let list = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::List(&list) };
         assert_eq!(Stamp::of(&whole, 7, 0, 2), Stamp::of(&list, 7, 0, 2), "how parts are given is no matter");
+    }
+
+    #[test]
+    fn lengths_that_differ_by_little_have_different_stamps() {
+        let data = vec![0_u8; 6000];
+        let mut same = 0;
+        for (first, second) in (0..50).flat_map(|first| (1..50).map(move |second| (first * 37, second * 61)))
+        {
+            let of = |counts: [usize; 2]| {
+                let parts =
+                    Parts::Split { tensor: data.tensor().slice(0, counts.iter().sum()), counts: &counts };
+                Stamp::of(
+                    &Call::AllGather { input: data.tensor().slice(0, counts[0]), outputs: parts },
+                    1,
+                    0,
+                    2,
+                )
+            };
+            same += usize::from(of([first, second]) == of([first + 1, second - 1]));
+        }
+        assert_eq!(same, 0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use meshreduce::RawStream;
-use meshreduce_device::{DriverError, Event, PrimaryContext, copy_within};
+use meshreduce_device::{DriverError, Event, PrimaryContext, copy_within, is_capturing};
 use meshreduce_store::clock::Pause;
 
 use crate::backend::Request;
@@ -70,7 +70,9 @@ pub(super) unsafe fn work(
     let event = Event::new(context)?;
     // SAFETY: the caller vouches for the stream.
     unsafe { event.record(request.stream) }?;
-    let recorded = Recorded { event, backend: Arc::clone(backend), group: Arc::clone(group) };
+    // SAFETY: as above.
+    let is_captured = unsafe { is_capturing(context, request.stream) }?;
+    let recorded = Recorded { event, is_captured, backend: Arc::clone(backend), group: Arc::clone(group) };
     Ok(Work::pending(backend, Arc::new(recorded)))
 }
 
@@ -78,6 +80,7 @@ pub(super) unsafe fn work(
 #[derive(Debug)]
 struct Recorded {
     event: Event,
+    is_captured: bool,
     backend: Arc<str>,
     group: Arc<str>,
 }
@@ -112,5 +115,9 @@ impl Completion for Recorded {
     unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error> {
         // SAFETY: the caller vouches for the stream.
         unsafe { self.event.wait_on(stream) }.map_err(|error| self.error(error))
+    }
+
+    fn is_captured(&self) -> bool {
+        self.is_captured
     }
 }

@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use meshreduce::{Closer, Communicator, Config, Lane, Outcome, PrefixStore, StreamOrder, rendezvous};
+use meshreduce::{Config, StreamOrder};
 use meshreduce_channels::Registry;
-use meshreduce_device::{self as device, DeviceMemory, PrimaryContext, Stream};
+use meshreduce_device::{self as device, PrimaryContext};
 
 use super::alone;
 use super::choice::{MeshCall, Refusal, Rule};
 use super::failure::convert;
+use super::ground::{Ground, Mesh, find_ground};
 use super::nodes::{Nodes, Steps};
 use super::place::Placement;
 use super::transfers::{Transfers, Untaken};
@@ -21,33 +22,6 @@ use crate::error::{Cause, Error};
 use crate::turn::{Taken, Turn};
 use crate::types::{DType, Device, ReduceOp};
 use crate::work::Work;
-
-/// The communicator of this rank's node, and the lane that the group's calls take.
-#[derive(Debug)]
-struct Mesh {
-    /// Until the end.
-    communicator: RwLock<Option<Communicator>>,
-    /// Ends the closing of it that waits.
-    closer: Closer,
-    lane: Mutex<Option<Lane>>,
-    /// One number, for barriers.
-    token: DeviceMemory,
-    /// The group's ranks, by the mesh's.
-    ranks: Vec<usize>,
-}
-
-/// What there is of a mesh.
-#[derive(Debug)]
-enum Ground {
-    /// A world of one.
-    Alone,
-    /// All ranks are on one mesh.
-    One(Mesh),
-    /// All nodes have a mesh, and equally many ranks.
-    Several(Mesh, Placement),
-    /// There is none, for this reason.
-    None(Arc<str>),
-}
 
 #[derive(Debug)]
 pub(super) struct MeshBackend {
@@ -284,6 +258,7 @@ impl MeshBackend {
         let Some(lane) = lane.as_mut() else {
             return Err(Error::ShutDown { group: Arc::clone(&self.context.group.name) });
         };
+        lane.set_deadline(request.deadline);
         let order = StreamOrder::behind_last_call(request.stream);
         // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
         // of the last one, and every call has one.
@@ -313,103 +288,6 @@ impl MeshBackend {
             group: Arc::clone(&self.context.group.name),
             device: self.context.device,
             why,
-        }
-    }
-}
-
-fn find_ground(
-    name: &Arc<str>,
-    context: &BackendContext,
-    primary: &Arc<PrimaryContext>,
-    config: &Config,
-) -> Result<(Ground, String), Error> {
-    if context.group.world_size == 1 {
-        return Ok((Ground::Alone, String::new()));
-    }
-    let (placement, generation) = Placement::find(context, name)?;
-    Ok((find_mesh(name, context, primary, config, placement)?, generation))
-}
-
-fn find_mesh(
-    name: &Arc<str>,
-    context: &BackendContext,
-    primary: &Arc<PrimaryContext>,
-    config: &Config,
-    placement: Placement,
-) -> Result<Ground, Error> {
-    let group = &context.group;
-    let (node, place) = placement.of_rank(group.rank);
-    let ranks = placement.nodes[node].clone();
-    let several = placement.nodes.len() > 1;
-    if several && placement.per_node().is_none_or(|ranks| ranks < 2) {
-        return Ok(Ground::None("the nodes have different numbers of ranks, or one each".into()));
-    }
-    let of_mesh = |error: meshreduce::Error| context.not_made(name, error);
-    let store = PrefixStore::new(&format!("node/{node}"), Arc::clone(&context.store))
-        .map_err(|error| context.not_made(name, error))?;
-    let outcome = rendezvous(&store, place, ranks.len(), primary.ordinal(), config).map_err(of_mesh)?;
-    let (communicator, reason) = match outcome {
-        Outcome::Ready(communicator) => (Some(communicator), None),
-        Outcome::NotApplicable(reason) => (None, Some(reason.to_string())),
-    };
-    if several {
-        // Nodes may be unlike: where one has no mesh, or one with other algorithms, none is used.
-        let own = match &communicator {
-            Some(communicator) => communicator.topology().to_string(),
-            None => String::new(),
-        };
-        let all = context.meet(name, own.as_bytes())?;
-        if own.is_empty() || all.iter().any(|one| one != own.as_bytes()) {
-            if let Some(communicator) = communicator {
-                communicator.close().map_err(|error| of_mesh(error.into()))?;
-            }
-            return Ok(Ground::None(reason.unwrap_or_else(|| "the nodes are unlike".to_owned()).into()));
-        }
-    }
-    let Some(communicator) = communicator else {
-        return Ok(Ground::None(reason.unwrap_or_default().into()));
-    };
-    let mesh = Mesh::new(communicator, ranks, primary).map_err(of_mesh)?;
-    Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
-}
-
-impl Mesh {
-    fn new(
-        communicator: Communicator,
-        ranks: Vec<usize>,
-        primary: &Arc<PrimaryContext>,
-    ) -> Result<Self, meshreduce::Error> {
-        let lane = communicator.lane(0)?;
-        let token = DeviceMemory::new(primary, 4)?;
-        let stream = Stream::new(primary)?;
-        token.write(0, &[0; 4], &stream)?;
-        let closer = communicator.closer();
-        let (communicator, lane) = (RwLock::new(Some(communicator)), Mutex::new(Some(lane)));
-        Ok(Self { communicator, closer, lane, token, ranks })
-    }
-
-    fn status(&self) -> Result<(), meshreduce::Error> {
-        match &*self.communicator.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(communicator) => communicator.status(),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Ground {
-    fn mesh(&self) -> Option<&Mesh> {
-        match self {
-            Ground::One(mesh) | Ground::Several(mesh, _) => Some(mesh),
-            Ground::Alone | Ground::None(_) => None,
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Ground::Alone => "of one rank",
-            Ground::One(_) => "of all ranks",
-            Ground::Several(..) => "on every node",
-            Ground::None(_) => "none",
         }
     }
 }
@@ -543,7 +421,7 @@ impl Backend for MeshBackend {
     }
 
     fn error(&self) -> Option<Error> {
-        if let Some(cause) = self.end.get() {
+        if let Some(cause) = self.aborted.get().or(self.end.get()) {
             return Some(cause.clone());
         }
         let own =

@@ -19,6 +19,31 @@ pub(crate) fn convert(
     ranks: &[usize],
     call: Option<(Operation, u64)>,
 ) -> Error {
+    known(&error, group, ranks, call).unwrap_or_else(|| Error::Backend {
+        backend: Arc::clone(backend),
+        group: Arc::clone(group),
+        source: Cause::new(error),
+    })
+}
+
+/// What was said of the mesh without knowing of which call, once that is known.
+pub(crate) fn of_call(error: Error, call: (Operation, u64)) -> Error {
+    let named = match &error {
+        Error::Backend { group, source, .. } => {
+            source.downcast_ref().and_then(|error| known(error, group, &[], Some(call)))
+        }
+        _ => None,
+    };
+    named.unwrap_or(error)
+}
+
+/// A failure of the mesh, if the group has a name for it.
+fn known(
+    error: &MeshError,
+    group: &Arc<str>,
+    ranks: &[usize],
+    call: Option<(Operation, u64)>,
+) -> Option<Error> {
     let of = |rank: usize| ranks.get(rank).copied().unwrap_or(rank);
     let died = |rank: usize, how: String| Error::RankDied { rank: of(rank), group: Arc::clone(group), how };
     let late = |peer: usize, waited: Duration| {
@@ -30,7 +55,7 @@ pub(crate) fn convert(
             missing: vec![of(peer)],
         })
     };
-    let known = match &error {
+    match error {
         MeshError::PeerTimeout { peer, waited, .. } => late(*peer, *waited),
         MeshError::RankDied { rank, .. } => Some(died(*rank, error.to_string())),
         MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
@@ -58,12 +83,7 @@ pub(crate) fn convert(
             })
         }
         _ => None,
-    };
-    known.unwrap_or_else(|| Error::Backend {
-        backend: Arc::clone(backend),
-        group: Arc::clone(group),
-        source: Cause::new(error),
-    })
+    }
 }
 
 /// Whether a call of the mesh was ended by this rank's own host.
@@ -104,6 +124,11 @@ mod tests {
         let told = of(told);
         assert!(matches!(&told, Error::Timeout { missing, .. } if *missing == [7]));
         assert!(told.to_string().contains("did not end in time"), "{told}");
+        // Also where it was first heard without the call.
+        let told = MeshError::PeerAborted { origin: 1, culprit: 3, kind: RecordKind::PeerTimeout };
+        let told =
+            of_call(convert(told, &"mesh".into(), &"world".into(), &[], None), (Operation::AllReduce, 7));
+        assert!(matches!(&told, Error::Timeout { sequence: 7, missing, .. } if *missing == [3]), "{told}");
     }
 
     #[test]

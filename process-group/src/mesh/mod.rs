@@ -4,6 +4,7 @@ mod alone;
 mod backend;
 mod choice;
 pub(crate) mod failure;
+mod ground;
 mod nodes;
 mod place;
 mod transfers;

@@ -114,7 +114,7 @@ impl Completion for Steps {
     fn poll(&self) -> Result<Option<Outcome>, Error> {
         // A mesh that failed says more than what NCCL made of its leavings.
         self.mesh.is_finished().map_err(&self.convert)?;
-        self.judge(self.last.result()?)
+        self.judge(self.last.look()?)
     }
 
     fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
@@ -135,6 +135,10 @@ impl Completion for Steps {
     unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error> {
         // SAFETY: the caller vouches for the stream.
         unsafe { self.last.wait_on(stream) }
+    }
+
+    fn is_captured(&self) -> bool {
+        self.mesh.is_captured()
     }
 }
 

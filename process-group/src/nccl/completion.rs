@@ -192,6 +192,10 @@ impl Completion for Pending {
         // SAFETY: the caller vouches for the stream.
         unsafe { self.event.wait_on(stream) }.map_err(|error| self.core.failure(error))
     }
+
+    fn is_captured(&self) -> bool {
+        self.what.captured
+    }
 }
 
 /// The last call on a communicator, for the next one.

@@ -67,6 +67,7 @@ fn known() -> Snapshot {
         collective_sequence: 1,
         p2p_sequence: 0,
         is_p2p: false,
+        is_captured: false,
         state: State::Completed,
         created: at(30),
         started: Some(at(20)),

@@ -3,6 +3,7 @@
 use super::*;
 use crate::Tensor;
 use crate::backend::BackendContext;
+use crate::group::watchdog::look_at_messages;
 use crate::tensor::{Buffer as _, BufferMut as _, Parts};
 
 const SHORT: Option<Duration> = Some(Duration::from_millis(1));
@@ -323,6 +324,112 @@ fn an_abort_ends_the_making_of_a_backend_and_others_wait_for_it_no_longer_than_t
             assert_eq!(error.to_string(), "group world was aborted: nobody comes");
         }
     });
+}
+
+#[test]
+fn calls_that_end_with_a_shutdown_are_told_as_they_ended_whichever_of_them_failed() {
+    for refused in [5, 1] {
+        let (group, notes) = group(0, 1, "cpu:open");
+        let told = Arc::<Mutex<Vec<u64>>>::default();
+        let note = Arc::clone(&told);
+        group.on_completion(move |call| note.lock().unwrap().push(call.sequence));
+        let mut data = [[0.0]; 6];
+        data.iter_mut().for_each(|data| drop(start(&group, data).unwrap()));
+        let end = |call: usize| match call == refused {
+            true => (call, Err(Error::Default("refused"))),
+            false => (call, Ok(Outcome::default())),
+        };
+        *notes.at_shutdown.lock().unwrap() = (0..6).map(end).collect();
+        group.shutdown().unwrap();
+        let well: Vec<usize> = (0..6).filter(|call| *call != refused).collect();
+        let told: Vec<usize> = told.lock().unwrap().iter().map(|sequence| *sequence as usize - 1).collect();
+        assert_eq!(told, well);
+        for (call, entry) in group.flight_recorder().snapshot().entries.iter().enumerate() {
+            let expected = if call == refused { State::Failed } else { State::Completed };
+            assert_eq!(entry.state, expected, "call {call}");
+        }
+    }
+}
+
+/// A call that ends just when it has been looked at so often.
+#[derive(Debug)]
+struct EndsAtLook(AtomicUsize);
+
+impl Completion for EndsAtLook {
+    fn poll(&self) -> Result<Option<Outcome>, Error> {
+        let goes_on = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        Ok((!goes_on).then(Outcome::default))
+    }
+
+    fn wait(&self, _: Option<Instant>) -> Result<Option<Outcome>, Error> {
+        self.poll()
+    }
+
+    unsafe fn wait_on(&self, _: RawStream) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
+    for looks in 0..4 {
+        let (group, notes) = group(0, 2, "cpu:open");
+        let told = Arc::<Mutex<Vec<u64>>>::default();
+        let note = Arc::clone(&told);
+        group.on_completion(move |call| note.lock().unwrap().push(call.sequence));
+        let out = [0.0_f32];
+        let call = Call::Send { input: out.tensor(), peer: 1, tag: 0 };
+        // SAFETY: the backend of these tests touches no memory.
+        drop(unsafe { group.with_deadline(None).start(&call) }.unwrap());
+        let slot = group.shared.slot(DeviceType::Cpu);
+        {
+            let mut watch = slot.watch();
+            let message = &mut watch.messages[0];
+            message.work = Work::pending(&"open".into(), Arc::new(EndsAtLook(looks.into())));
+            message.end = Some(message.start - 2 * crate::group::watchdog::TICK);
+        }
+        // The watching thread may be quicker.
+        until(|| {
+            look_at_messages(&group.shared, slot, &**slot.made().unwrap());
+            slot.watch().messages.is_empty()
+        });
+        match looks < 3 {
+            true => until(|| *told.lock().unwrap() == [1]),
+            false => until(|| notes.aborts.load(SeqCst) == 1),
+        }
+        assert_eq!(told.lock().unwrap().len(), usize::from(looks < 3));
+    }
+}
+
+#[test]
+fn ranks_that_wait_for_others_through_the_store_hear_of_an_abort_and_of_what_a_backend_has_seen() {
+    let waits = |meets: &(dyn Fn(&ProcessGroup) -> Error + Sync), ends: &dyn Fn(&ProcessGroup, &Notes)| {
+        let store = Arc::<MemoryStore>::default();
+        let (group, notes) = group_over(&store, 1, 2, "cpu:open");
+        let work = start(&group.with_deadline(None), &mut [0.0]).unwrap();
+        let keys = store.num_keys().unwrap();
+        let error = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| meets(&group));
+            until(|| store.num_keys().unwrap() > keys);
+            ends(&group, &notes);
+            waits.join().unwrap()
+        });
+        drop(work);
+        error
+    };
+    let split = |group: &ProcessGroup| group.split(Some(0), 0, &GroupOptions::default()).unwrap_err();
+    let barrier = |group: &ProcessGroup| group.monitored_barrier(Duration::from_secs(3600)).unwrap_err();
+    let meetings: [&(dyn Fn(&ProcessGroup) -> Error + Sync); 2] = [&split, &barrier];
+    for meets in meetings {
+        let error = waits(meets, &|group, _| group.abort("nobody comes"));
+        assert_eq!(error.to_string(), "group world was aborted: nobody comes");
+    }
+    let error = waits(&split, &|_, notes| {
+        let died =
+            Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
+        notes.pending.lock().unwrap()[0].end(Err(died));
+    });
+    assert!(matches!(error, Error::RankDied { rank: 0, .. }), "{error}");
 }
 
 /// A call that panics whenever it is asked.

@@ -161,8 +161,10 @@ fn receive(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> s
             files.extend(passed);
         }
     }
-    if files.len() > 2 {
-        return Err(std::io::Error::other("too many descriptors"));
+    if message.flags.contains(ReturnFlags::CTRUNC) || files.len() > 2 {
+        // Of what is passed by a rank this is the reason; a stranger may have passed more.
+        let why = "this process cannot take the descriptors that were passed to it: too many open files";
+        return Err(std::io::Error::other(why));
     }
     // There was room for as many as there should be: the system had none to give (unix(7), `SCM_RIGHTS`).
     if message.flags.contains(ReturnFlags::CTRUNC) && files.len() < 2 {

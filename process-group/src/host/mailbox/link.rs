@@ -58,6 +58,8 @@ pub(super) struct Link {
     pub(super) kept: usize,
     pub(super) offers: usize,
     pub(super) broken: bool,
+    /// Nothing more is taken of what the peer sends.
+    pub(super) is_deaf: bool,
     /// How the peer has left.
     pub(super) left: Option<u32>,
     pub(super) position: u64,
@@ -79,6 +81,7 @@ impl Link {
             kept: 0,
             offers: 0,
             broken: false,
+            is_deaf: false,
             left: None,
             position: 0,
             waiting: None,

@@ -8,6 +8,7 @@
 //!
 //! Whoever waits for a message pumps; if nobody waits, the progress thread does.
 
+mod farewell;
 mod link;
 mod op;
 mod receive;
@@ -23,6 +24,7 @@ use super::stamp::{History, Stamp};
 use super::ticket::Ticket;
 use super::wire::Wire;
 use crate::error::Error;
+pub(super) use farewell::farewell;
 use link::Link;
 use op::{Arrival, Op, Ops, State};
 pub(super) use op::{Post, Span};
@@ -97,6 +99,11 @@ impl Mailbox {
         let is_its = |arrival: &Arrival| arrival.claimed.is_none() && op.takes(arrival.peer, &arrival.header);
         let found = self.arrivals.iter().position(is_its);
         let Some(at) = found else {
+            if op.post.peer.is_none()
+                && let Some((rank, state)) = self.all_have_left()
+            {
+                return Err(failure::has_left(rank, &self.group, state));
+            }
             if op.post.channel == Channel::Group {
                 self.check_arrivals(&op.post.stamp)?;
             }
@@ -120,6 +127,13 @@ impl Mailbox {
             self.arrivals[at].claimed = Some(id);
         }
         Ok(())
+    }
+
+    /// The last of all others, and how it has left, if all have.
+    pub(super) fn all_have_left(&self) -> Option<(usize, u32)> {
+        let others = self.links.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let left: Option<Vec<_>> = others.map(|(rank, link)| Some((rank, link.left?))).collect();
+        left?.pop()
     }
 
     fn has_arrival_from(&self, peer: usize) -> bool {
@@ -362,8 +376,9 @@ impl Mailbox {
         let link = &self.links[peer];
         let is_due = match &link.wire {
             Wire::Nowhere => return Ok(false),
-            wire @ Wire::Shared { .. } => wire.has_frame(),
-            Wire::Tcp(_) => !link.broken,
+            _ if link.broken => false,
+            wire @ Wire::Shared { .. } => wire.has_frame() && !link.is_deaf,
+            Wire::Tcp(_) => true,
         };
         let mut received = false;
         if is_due {
@@ -404,7 +419,10 @@ impl Mailbox {
 
     /// Whether there is nothing to do with rings: what has come is taken, and what is to go finds no room.
     pub(super) fn is_quiet(&self) -> bool {
-        let is_due = |link: &Link| link.wire.has_frame() || (link.has_output() && link.wire.has_more_room());
+        let is_heard = |link: &Link| !link.is_deaf && !link.broken;
+        let is_due = |link: &Link| {
+            (link.wire.has_frame() && is_heard(link)) || (link.has_output() && link.wire.has_more_room())
+        };
         self.is_over || !self.links.iter().any(is_due)
     }
 }

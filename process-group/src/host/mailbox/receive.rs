@@ -4,6 +4,7 @@ use super::super::frame::{Channel, HEADER, Header, Kind};
 use super::super::stamp::{History, Stamp};
 use super::super::wire::{Broken, Tcp, Wire};
 use super::super::{failure, frame};
+use super::farewell::pass;
 use super::link::Link;
 use super::op::{Arrival, Op, State};
 use super::{MOST_OFFERS, Mailbox, TURN, WINDOW};
@@ -34,6 +35,13 @@ pub(super) struct Inn {
 impl Mailbox {
     /// Takes what `peer` has sent; whether that was something.
     pub(super) fn receive(&mut self, peer: usize, history: &History) -> Result<bool, Error> {
+        if self.links[peer].is_deaf {
+            return self.pass_over(peer);
+        }
+        self.take_in(peer, history).inspect_err(|_| self.turn_deaf(peer))
+    }
+
+    fn take_in(&mut self, peer: usize, history: &History) -> Result<bool, Error> {
         let mut taken = 0;
         while taken < TURN {
             let got = match &mut self.links[peer].wire {
@@ -320,10 +328,7 @@ impl Mailbox {
     /// A peer has left: whether anything still waits for it.
     fn needs_none_of(&mut self, peer: usize) -> Result<(), Error> {
         let Some(state) = self.links[peer].left else { return Ok(()) };
-        let all_left = |links: &[Link], own: usize| {
-            links.iter().enumerate().all(|(rank, link)| rank == own || link.left.is_some())
-        };
-        let everybody = all_left(&self.links, self.rank);
+        let everybody = self.all_have_left().is_some();
         let waits = |op: &Op| op.post.peer.map_or(everybody, |rank| rank == peer);
         if self.ops.all().any(waits) {
             return Err(failure::has_left(peer, &self.group, state));
@@ -339,12 +344,6 @@ fn append(tcp: &mut Tcp, bytes: &mut Vec<u8>, most: usize) -> Result<usize, Brok
     let got = tcp.read(&mut bytes[have..]);
     bytes.truncate(have + *got.as_ref().unwrap_or(&0));
     got
-}
-
-/// Reads on and forgets it.
-fn pass(tcp: &mut Tcp, most: usize) -> Result<usize, Broken> {
-    let mut scratch = [0; 4096];
-    tcp.read(&mut scratch[..most.min(4096)])
 }
 
 impl Inn {

@@ -1,11 +1,16 @@
-//! When the memory of a batch's sends and receives is its caller's again.
+//! When the memory of a batch's sends and receives is its caller's again; what comes that nobody wants, and what is said last.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
+use std::time::Duration;
 
 use rustix::net::sockopt;
 
 use super::super::frame::EAGER;
+use super::super::ring::{Reader, Writer};
+use super::super::segment::{Layout, Segment};
+use super::super::wire::Neighbour;
 use super::*;
 use crate::call::Call;
 use crate::tensor::{Buffer, BufferMut};
@@ -149,4 +154,108 @@ fn messages_that_nobody_has_asked_for_get_the_memory_of_those_before_them() {
         assert_eq!(inn, sent);
     }
     assert!(places[1..].iter().all(|place| *place == places[0]), "{places:?}");
+}
+
+/// Rank 0 of two that share memory, and what rank 1 writes with.
+fn sharing() -> (Mailbox, Writer) {
+    let [own, its] = [0, 1].map(|_| Arc::new(Segment::create(Layout::of(2)).unwrap().0));
+    let bell = Arc::new(rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap());
+    let out = Writer::new(Arc::clone(&its), 0);
+    let inn = Reader::new(Arc::clone(&own), 1);
+    let neighbour = Neighbour { rank: 1, segment: its, bell };
+    let wires = vec![Wire::Nowhere, Wire::Shared { out, inn, neighbour }];
+    (Mailbox::new(0, "test".into(), wires), Writer::new(own, 1))
+}
+
+/// Data for a receive that there is not.
+fn senseless() -> Header {
+    Header { id: 3, to: 1 << 40, ..Header::short(Kind::Data, 0) }
+}
+
+#[test]
+fn what_makes_no_sense_is_found_once_in_shared_memory() {
+    let (mut mailbox, mut peer) = sharing();
+    assert!(peer.write(&senseless(), &[]).unwrap());
+    let history = History::new();
+    assert!(!mailbox.is_quiet());
+    assert!(matches!(mailbox.pump(&history), Err(Error::RankDied { rank: 1, .. })));
+    // As of a rank that was shut down, and hears how the others leave.
+    assert!(mailbox.is_quiet() && mailbox.is_gone(1));
+    assert!(!mailbox.pump(&history).unwrap());
+    mailbox.neighbour_left(1, failure::SHUT_DOWN, &history).unwrap();
+}
+
+#[test]
+fn what_comes_over_a_connection_behind_what_makes_no_sense_is_passed_over() {
+    let (mut mailbox, mut far) = connected();
+    far.write_all(&senseless().encode()).unwrap();
+    let history = History::new();
+    let mut errors = 0;
+    let writer = std::thread::spawn(move || {
+        far.write_all(&[0xff; 100_000]).unwrap();
+    });
+    while !mailbox.links[1].broken {
+        match mailbox.pump(&history) {
+            Ok(_) => std::thread::yield_now(),
+            Err(_) => errors += 1,
+        }
+    }
+    writer.join().unwrap();
+    assert_eq!(errors, 1);
+    assert!(mailbox.is_gone(1));
+}
+
+#[test]
+fn a_rank_that_leaves_reads_on_so_that_its_last_words_are_heard_by_one_that_writes_first() {
+    let (mut mailbox, mut far) = connected();
+    let ticket = Arc::new(Ticket::new(12));
+    let out = vec![7_u8; EAGER];
+    let send = Call::Send { input: out.tensor(), peer: 1, tag: 0 };
+    for _ in 0..12 {
+        // SAFETY: the vector is there until the end.
+        unsafe { mailbox.post(post(&send, &ticket)) }.unwrap();
+    }
+    let history = History::new();
+    while mailbox.pump(&history).unwrap() {}
+    assert!(mailbox.links[1].has_output(), "all of it fits between the ends");
+    mailbox.end(&aborted());
+    let mailbox = Mutex::new(mailbox);
+    let bytes = std::thread::scope(|scope| {
+        let peer = scope.spawn(move || {
+            far.write_all(&vec![0; 4 << 20]).unwrap();
+            let mut bytes = Vec::new();
+            far.read_to_end(&mut bytes).map(|_| bytes)
+        });
+        farewell(&mailbox, Duration::from_secs(60));
+        drop(mailbox);
+        peer.join().unwrap().unwrap()
+    });
+    let last = failure::encode(&aborted());
+    let head = Header::decode(bytes[bytes.len() - last.len() - HEADER..][..HEADER].try_into().unwrap());
+    assert_eq!((head.unwrap().kind, &bytes[bytes.len() - last.len()..]), (Kind::Failed, &last[..]));
+}
+
+#[test]
+fn a_receive_from_any_rank_fails_at_once_when_all_others_have_left_and_nothing_of_them_is_there() {
+    let (mut mailbox, mut far) = connected();
+    let sent = [5_u8; 3];
+    let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+    let message = Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 3) };
+    far.write_all(&message.encode()).unwrap();
+    far.write_all(&sent).unwrap();
+    far.write_all(&Header::short(Kind::Left, u64::from(failure::DROPPED)).encode()).unwrap();
+    let history = History::new();
+    while !mailbox.is_gone(1) {
+        mailbox.pump(&history).unwrap();
+    }
+    let mut inn = [0_u8; 3];
+    let receive = Call::Recv { output: inn.tensor_mut(), peer: None, tag: 0 };
+    let any = |ticket: &Arc<Ticket>| Post { peer: None, ..post(&receive, ticket) };
+    let (first, second) = (Arc::new(Ticket::new(1)), Arc::new(Ticket::new(1)));
+    // SAFETY: the memory is there until the end, and the first receive has ended before the second is posted.
+    unsafe { mailbox.post(any(&first)) }.unwrap();
+    assert!(first.result().unwrap().is_some());
+    // SAFETY: as above.
+    let error = unsafe { mailbox.post(any(&second)) }.unwrap_err();
+    assert!(matches!(error, Error::RankDied { rank: 1, .. }), "{error}");
 }

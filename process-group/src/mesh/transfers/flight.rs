@@ -45,7 +45,7 @@ pub(super) struct Flight {
     late: AtomicBool,
     /// Why the group ended it.
     cause: OnceLock<Error>,
-    /// Whoever waited for it has heard how it failed.
+    /// Whoever made it has heard how it failed.
     told: AtomicBool,
     /// When it was seen that a peer had left.
     left: OnceLock<Instant>,
@@ -173,7 +173,7 @@ impl Flight {
     ///
     /// # Errors
     ///
-    /// Its failure, if nobody who waited has heard of it.
+    /// Its failure, if whoever made it has not heard of it.
     pub(super) fn untold(&self) -> Result<bool, Error> {
         match self.outcome() {
             Ok(ended) => Ok(ended.is_some()),
@@ -255,12 +255,16 @@ impl Completion for Flight {
     }
 
     fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
-        self.ended(end).inspect_err(|_| self.told.store(true, Ordering::Release))
+        self.ended(end)
     }
 
     unsafe fn wait_on(&self, stream: RawStream) -> Result<(), Error> {
         // SAFETY: the caller vouches for the stream.
         self.enqueue_waits(unsafe { OnStream::raw(self.ordinal, stream) })
+    }
+
+    fn heard(&self) {
+        self.told.store(true, Ordering::Release);
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Transfers {
     peers: Peers,
     /// What has not ended, as far as it is known: a call goes on when nobody waits for it.
     flights: Mutex<Vec<Arc<Flight>>>,
-    /// Of those that have ended since: the first failure that nobody was told who waited.
+    /// Of those that have ended since: the first failure that nobody was told.
     untold: OnceLock<Error>,
 }
 
@@ -139,9 +139,14 @@ impl Transfers {
         flights.push(Arc::clone(&flight));
         drop(flights);
         if let Err(error) = enqueued {
-            flight.abort();
-            flight.settle(None);
-            return Err(error);
+            flight.fail(&error);
+            flight.settle(until.max(Instant::now().checked_add(LEAST)));
+            if flight.has_ended() {
+                // Whoever made the call hears of it here.
+                lock(&self.flights).retain(|other| !Arc::ptr_eq(other, &flight));
+                return Err(error);
+            }
+            // Something still uses the memory. The work says so, and fails with this error once nothing does.
         }
         Ok(Work::pending(&self.backend, flight))
     }
@@ -170,7 +175,7 @@ impl Transfers {
     ///
     /// # Errors
     ///
-    /// A call that has not ended by itself, with the ranks that did not come to it; one that failed while nobody waited for it.
+    /// A call that has not ended by itself, with the ranks that did not come to it; one that failed while nobody looked.
     pub(super) fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
         let end = Instant::now().checked_add(timeout);
         // They stay where an abort finds them.

@@ -1,0 +1,135 @@
+//! What a group's mesh stands on: one node's communicator, one of each node, or none.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use meshreduce::{Closer, Communicator, Config, Lane, Outcome, PrefixStore, rendezvous};
+use meshreduce_device::{DeviceMemory, PrimaryContext, Stream};
+
+use super::place::Placement;
+use crate::backend::BackendContext;
+use crate::error::Error;
+
+/// The communicator of this rank's node, and the lane that the group's calls take.
+#[derive(Debug)]
+pub(super) struct Mesh {
+    /// Until the end.
+    pub(super) communicator: RwLock<Option<Communicator>>,
+    /// Ends the closing of it that waits.
+    pub(super) closer: Closer,
+    pub(super) lane: Mutex<Option<Lane>>,
+    /// One number, for barriers.
+    pub(super) token: DeviceMemory,
+    /// The group's ranks, by the mesh's.
+    pub(super) ranks: Vec<usize>,
+}
+
+/// What there is of a mesh.
+#[derive(Debug)]
+pub(super) enum Ground {
+    /// A world of one.
+    Alone,
+    /// All ranks are on one mesh.
+    One(Mesh),
+    /// All nodes have a mesh, and equally many ranks.
+    Several(Mesh, Placement),
+    /// There is none, for this reason.
+    None(Arc<str>),
+}
+
+/// What there is of a mesh for this group, and what its ranks have agreed on that no others ever have.
+pub(super) fn find_ground(
+    name: &Arc<str>,
+    context: &BackendContext,
+    primary: &Arc<PrimaryContext>,
+    config: &Config,
+) -> Result<(Ground, String), Error> {
+    if context.group.world_size == 1 {
+        return Ok((Ground::Alone, String::new()));
+    }
+    let (placement, generation) = Placement::find(context, name)?;
+    Ok((find_mesh(name, context, primary, config, placement)?, generation))
+}
+
+fn find_mesh(
+    name: &Arc<str>,
+    context: &BackendContext,
+    primary: &Arc<PrimaryContext>,
+    config: &Config,
+    placement: Placement,
+) -> Result<Ground, Error> {
+    let group = &context.group;
+    let (node, place) = placement.of_rank(group.rank);
+    let ranks = placement.nodes[node].clone();
+    let several = placement.nodes.len() > 1;
+    if several && placement.per_node().is_none_or(|ranks| ranks < 2) {
+        return Ok(Ground::None("the nodes have different numbers of ranks, or one each".into()));
+    }
+    let of_mesh = |error: meshreduce::Error| context.not_made(name, error);
+    let store = PrefixStore::new(&format!("node/{node}"), Arc::clone(&context.store))
+        .map_err(|error| context.not_made(name, error))?;
+    let outcome = rendezvous(&store, place, ranks.len(), primary.ordinal(), config).map_err(of_mesh)?;
+    let (communicator, reason) = match outcome {
+        Outcome::Ready(communicator) => (Some(communicator), None),
+        Outcome::NotApplicable(reason) => (None, Some(reason.to_string())),
+    };
+    if several {
+        // Nodes may be unlike: where one has no mesh, or one with other algorithms, none is used.
+        let own = match &communicator {
+            Some(communicator) => communicator.topology().to_string(),
+            None => String::new(),
+        };
+        let all = context.meet(name, own.as_bytes())?;
+        if own.is_empty() || all.iter().any(|one| one != own.as_bytes()) {
+            if let Some(communicator) = communicator {
+                communicator.close().map_err(|error| of_mesh(error.into()))?;
+            }
+            return Ok(Ground::None(reason.unwrap_or_else(|| "the nodes are unlike".to_owned()).into()));
+        }
+    }
+    let Some(communicator) = communicator else {
+        return Ok(Ground::None(reason.unwrap_or_default().into()));
+    };
+    let mesh = Mesh::new(communicator, ranks, primary).map_err(of_mesh)?;
+    Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
+}
+
+impl Mesh {
+    fn new(
+        communicator: Communicator,
+        ranks: Vec<usize>,
+        primary: &Arc<PrimaryContext>,
+    ) -> Result<Self, meshreduce::Error> {
+        let lane = communicator.lane(0)?;
+        let token = DeviceMemory::new(primary, 4)?;
+        let stream = Stream::new(primary)?;
+        token.write(0, &[0; 4], &stream)?;
+        let closer = communicator.closer();
+        let (communicator, lane) = (RwLock::new(Some(communicator)), Mutex::new(Some(lane)));
+        Ok(Self { communicator, closer, lane, token, ranks })
+    }
+
+    pub(super) fn status(&self) -> Result<(), meshreduce::Error> {
+        match &*self.communicator.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(communicator) => communicator.status(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ground {
+    pub(super) fn mesh(&self) -> Option<&Mesh> {
+        match self {
+            Ground::One(mesh) | Ground::Several(mesh, _) => Some(mesh),
+            Ground::Alone | Ground::None(_) => None,
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Ground::Alone => "of one rank",
+            Ground::One(_) => "of all ranks",
+            Ground::Several(..) => "on every node",
+            Ground::None(_) => "none",
+        }
+    }
+}
