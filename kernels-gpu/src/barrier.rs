@@ -303,7 +303,10 @@ impl<'a, const W: usize> Call<'a, W> {
         let first = phase == 0;
         let mut seen = 0;
         if abort == 0 {
-            store_release_sys_u64(peer.pad + pad::signal(phase, block_idx_x(), self.position()), self.signal());
+            store_release_sys_u64(
+                peer.pad + pad::signal(phase, block_idx_x(), self.position()),
+                self.signal(),
+            );
             if first {
                 // Beside the first look at the signal: a rank that comes late finds that the others have given up, though
                 // they signalled.

@@ -135,8 +135,7 @@ impl Roles {
         ensure!(differs.claim > glance && (!cube || differs.valid < barriers[2]), "the comparison");
         let mut phases = Vec::new();
         for (phase, prefix) in prefixes.iter().enumerate() {
-            let failing =
-                Failing::of(entry, claims[if phase < compares { phase } else { phase + 1 }])?;
+            let failing = Failing::of(entry, claims[if phase < compares { phase } else { phase + 1 }])?;
             let (poll, host_poll) = (polls[2 + 2 * phase], polls[3 + 2 * phase]);
             let begin = barriers[2 * phase];
             ensure!(
