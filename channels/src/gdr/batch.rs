@@ -5,6 +5,11 @@
 //! have delivered their last write as the announcement says, which goes over the link, and by which it also knows the counter
 //! ([`arrivals`](crate::gdr::arrivals)).
 //!
+//! Nor is there any order between what two batches write: their shares lie on different queue pairs, and memory is registered for
+//! relaxed ordering, with which not even one queue pair keeps it (ibv_reg_mr(3), `IBV_ACCESS_RELAXED_ORDERING`). To keep it,
+//! a batch would have to wait for the acknowledgements of all before it, a round trip each. So batches take turns on a queue pair:
+//! a short one does not wait behind a long one.
+//!
 //! A write with a number uses up a receive of the other side. So the last write on a queue pair waits until the other side has granted
 //! one; grants are asked for before they are needed, and kept for later batches.
 

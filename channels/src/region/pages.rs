@@ -8,7 +8,7 @@ use crate::error::{Error, THIS_SIDE};
 
 /// What is to be written: which bytes of the local region go where in the remote one.
 ///
-/// In what order the pages of a batch, and batches to the same place, are written is not said: where pages overlap in the remote
+/// The pages of a batch, and those of batches under way at the same time, are written in no order: where they overlap in the remote
 /// region, each byte there is afterwards what one of them wrote.
 ///
 /// ```

@@ -41,8 +41,9 @@ impl Endpoint {
     /// then are written, and may not be counted any more.)
     /// Both regions stay for as long as the batch needs them, whatever their owners drop.
     ///
-    /// Batches of a pair of devices are written in order, but are not ordered with sends, nor their own pages with each other. A
-    /// batch without bytes counts too, in its turn.
+    /// Batches of a pair of devices begin in the order of the calls. What they write is in no order: neither the pages of one, nor
+    /// those of two batches, nor batches and sends. So what is to be written over what a batch before it writes waits for that one
+    /// to be counted at the other side ([`Counter::wait`] there, and a word from there to here). A batch without bytes counts too.
     ///
     /// What it costs: over `ipc` and `xth` one call of the driver for each page, or run of pages at equal distances on both sides,
     /// some microseconds each; pages that go on where the one before ends are one. Over `gdr` a work request for each page.
