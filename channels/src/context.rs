@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Bytes of a process's name that others are told.
 const LONGEST_NAME: usize = 256;
+/// An attempt that has less than this before the deadline ends it is too short to say why there is no connection.
+const FAIR: Duration = Duration::from_millis(100);
 /// The least limit of silence: a thread that has no core for as long is no dead peer.
 const LEAST_SILENCE: Duration = Duration::from_millis(100);
 
@@ -211,12 +213,15 @@ impl Context {
         let deadline = Deadline::after(timeout);
         let begun = Instant::now();
         let mut pause = Pause::new(timeout);
+        let mut last = String::new();
         loop {
-            let last = match self.inner.reach(address, deadline) {
+            let is_fair = deadline.left() >= FAIR;
+            match self.inner.reach(address, deadline) {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(Attempt::Over(error)) => return Err(error),
-                Err(Attempt::Failed(last)) => last.into(),
-            };
+                Err(Attempt::Failed(why)) if is_fair || last.is_empty() => last = why,
+                Err(Attempt::Failed(_)) => {}
+            }
             let member = &address.place.member;
             let with: Arc<str> = member.to_string().into();
             if member.life(&self.inner.place.member.host) == Life::Ended {
@@ -224,7 +229,7 @@ impl Context {
                 return Err(Error::PeerLost { peer: with, how, received: 0, bytes: 0 });
             }
             if !pause.again() {
-                return Err(Error::NotConnected { with, waited: begun.elapsed(), last });
+                return Err(Error::NotConnected { with, waited: begun.elapsed(), last: last.into() });
             }
         }
     }
@@ -336,7 +341,8 @@ impl Listener {
         self.doors.address()
     }
 
-    /// Meets the next peer that connects, in at most `timeout`. Calls from several threads wait for one another.
+    /// Meets the next peer that connects, in at most `timeout`; zero looks whether one is there. One that has come in time is
+    /// greeted to the end, for which it has up to two seconds more. Calls from several threads wait for one another.
     ///
     /// # Errors
     ///
@@ -372,6 +378,9 @@ impl Listener {
             };
             match self.inner.meet(link, Side::Listening, deadline) {
                 Err(error @ (Error::PeerLost { .. } | Error::NotConnected { .. })) => {
+                    if deadline.has_passed() {
+                        return Err(error);
+                    }
                     last = Some(error.to_string());
                 }
                 other => return other,
@@ -463,6 +472,26 @@ mod tests {
                     Err(_) => break,
                 }
             }
+        });
+    }
+
+    #[test]
+    fn one_who_comes_while_somebody_listens_for_a_moment_at_a_time_is_met() {
+        let (one, other) = (context(), context());
+        let listener = one.listener().unwrap();
+        let limit = Duration::from_secs(60);
+        let deadline = Deadline::after(limit);
+        std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| {
+                let link = reach(listener.address(), &other.inner.place, LINKS, deadline).unwrap();
+                // Longer than a moment, and less than it may take.
+                std::thread::sleep(Duration::from_millis(20));
+                other.inner.meet(link, Side::Connecting, deadline)
+            });
+            while let Err(error) = listener.accept(Duration::ZERO) {
+                assert!(error.to_string().ends_with("nobody has come") && !deadline.has_passed(), "{error}");
+            }
+            connecting.join().unwrap().unwrap();
         });
     }
 

@@ -18,7 +18,8 @@ use crate::error::{Error, no_descriptors};
 use crate::link::{Broken, Kind, Link, Outgoing, Queue};
 
 /// How long one who has connected may take for all that it has to say. It says it at once, unless it was stopped just then; others
-/// wait at the door meanwhile. One who was too slow is not met, and comes again.
+/// wait at the door meanwhile. One who was too slow is not met, and comes again. It has as long also where the listener's time is
+/// over, or one who listens for a moment at a time would meet nobody but by luck.
 const SHARE: Duration = Duration::from_secs(2);
 
 /// A side that one has met.
@@ -96,7 +97,7 @@ impl Talk {
     }
 }
 
-/// Greets the other side of a link.
+/// Greets the other side of a link. The deadline is the connecting side's; the listening one has [`SHARE`].
 ///
 /// # Errors
 ///
@@ -118,7 +119,7 @@ pub(crate) fn greet(
             talk.hear(Kind::Hello, read)?
         }
         Side::Listening => {
-            talk.deadline = Deadline::after(deadline.left().min(SHARE));
+            talk.deadline = Deadline::after(SHARE);
             let hello = talk.hear(Kind::Hello, read)?;
             talk.say(Kind::Hello, own.encode())?;
             hello

@@ -43,6 +43,15 @@ fn come<T>(accepted: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// If there is no room left, has those leave who have been silent for long enough; whether there is room again.
+fn show_out(strangers: &mut Vec<Stranger>) -> bool {
+    let before = strangers.len();
+    if before >= MOST_STRANGERS {
+        strangers.retain(|stranger| stranger.since.elapsed() < GRACE);
+    }
+    strangers.len() < before
+}
+
 /// Sockets on which a process listens, and what shows who has been told of them.
 #[derive(Debug)]
 pub(crate) struct Doors {
@@ -163,6 +172,10 @@ impl Doors {
                 Ok(None) => {}
                 Err(error) => last = Some(error.to_string()),
             }
+            // Also for one who never sleeps here: the next are let in before anything else.
+            if show_out(&mut strangers) {
+                continue;
+            }
             if deadline.has_passed() {
                 return Err(last);
             }
@@ -219,16 +232,10 @@ impl Doors {
     }
 
     /// Sleeps until somebody comes or speaks. Whoever waits and cannot be let in wakes nobody.
-    fn sleep(&self, strangers: &mut Vec<Stranger>, deadline: Deadline, lets_in: bool) -> io::Result<()> {
+    fn sleep(&self, strangers: &mut [Stranger], deadline: Deadline, lets_in: bool) -> io::Result<()> {
         let mut most = deadline.left().min(if lets_in { Duration::from_secs(1) } else { SHORT });
         let is_full = strangers.len() >= MOST_STRANGERS;
         if is_full {
-            let silent = |stranger: &Stranger| stranger.since.elapsed() >= GRACE;
-            let before = strangers.len();
-            strangers.retain(|stranger| !silent(stranger));
-            if strangers.len() < before {
-                return Ok(());
-            }
             let oldest = strangers.iter().map(|stranger| stranger.since.elapsed()).max().unwrap_or(GRACE);
             most = most.min(GRACE.saturating_sub(oldest));
         }
@@ -266,5 +273,33 @@ impl Stranger {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_never_sleeps_shows_strangers_out_and_lets_the_next_one_in() {
+        let links = Links { memory: false, unix: true, tcp: false };
+        let doors = Doors::open(&Place::current().unwrap(), links).unwrap();
+        let at = UnixAddr::from_abstract_name(socket_name(&doors.address.name)).unwrap();
+        let now = || Deadline::after(Duration::ZERO);
+        // The queue at the door is shorter, perhaps.
+        let mut silent: Vec<UnixStream> = Vec::new();
+        while silent.len() < MOST_STRANGERS {
+            silent.push(UnixStream::connect_addr(&at).unwrap());
+            assert!(doors.accept(now()).is_err());
+        }
+        for stranger in doors.strangers.lock().unwrap().iter_mut() {
+            stranger.since -= GRACE;
+        }
+        let mut told = UnixStream::connect_addr(&at).unwrap();
+        told.write_all(&preamble(&doors.address.cookie)).unwrap();
+        doors.accept(now()).unwrap();
+        let mut answer = [0; 16];
+        told.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, doors.address.answer);
     }
 }
