@@ -64,8 +64,7 @@
 //!
 //! Pages of a region that the other side has registered are written without a word of its, in batches, and counted there: see
 //! [`Context::register`], [`Endpoint::write`], [`Pages`], [`Counter`]. Descriptors are plain data (serde, or bytes), to be sent by
-//! whatever there is. Host memory is registered by `basic` and `gdr`, memory of devices by all four kinds; both regions of a batch
-//! are of the kind that serves their pair, so host memory within one process takes an allow list without `xth`.
+//! whatever there is. Host memory is registered by `xth`, `basic` and `gdr`, memory of devices by all four kinds.
 //!
 //! ```
 //! use std::time::Duration;
@@ -77,12 +76,10 @@
 //! type Done = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 //! const PAGE: u64 = 4096;
 //! let (store, soon) = (MemoryStore::new(), Duration::from_secs(30));
-//! let mut channels = Registry::default();
-//! channels.allow("basic")?;
 //!
 //! std::thread::scope(|scope| -> Done {
 //!     let decode = scope.spawn(|| -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-//!         let context = Context::new(&channels, &[])?;
+//!         let context = Context::new(&Registry::default(), &[])?;
 //!         let endpoint = context.listen(&store, "cache", soon)?;
 //!         let region = context.register(vec![0_u8; 8 * PAGE as usize])?;
 //!         let counter = endpoint.counter();
@@ -92,7 +89,7 @@
 //!         store.set("has it", b"")?;
 //!         Ok(region.close().wait(soon).map_err(|_| "somebody still writes")?)
 //!     });
-//!     let context = Context::new(&channels, &[])?;
+//!     let context = Context::new(&Registry::default(), &[])?;
 //!     let endpoint = context.connect(&store, "cache", soon)?;
 //!     let own = context.register(vec![7_u8; 8 * PAGE as usize])?;
 //!     let theirs = RegionDescriptor::from_bytes(&store.get("region", soon)?)?;
