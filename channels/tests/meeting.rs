@@ -258,12 +258,51 @@ fn all_ranks_of_a_group_meet_each_other() {
             });
         }
     });
+    for rank in 0..RANKS {
+        assert!(
+            !store.check(&[&format!("channels/all/{RANKS}/rank {rank}")]).unwrap(),
+            "left behind: {rank}"
+        );
+    }
+}
+
+/// What the ranks of a group fail with of which not all come.
+fn errors_of(store: &MemoryStore, ranks: &[(usize, usize)], limit: Duration) -> Vec<String> {
+    std::thread::scope(|scope| {
+        let all: Vec<_> = ranks
+            .iter()
+            .map(|(rank, world_size)| {
+                scope.spawn(move || {
+                    let context = context(&registry("basic"), LINKS[1].1, &format!("rank {rank}"));
+                    let met = context.connect_all(store, "all", *rank, *world_size, limit);
+                    let error = met.map(|_| ()).unwrap_err();
+                    assert!(matches!(error, Error::NotConnected { .. }), "{error}");
+                    error.to_string()
+                })
+            })
+            .collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    })
 }
 
 #[test]
-fn a_rank_that_does_not_come_is_named() {
+fn a_rank_that_does_not_come_is_named_by_all_and_nobody_else_is() {
     let store = MemoryStore::new();
-    let context = context(&registry("basic"), LINKS[1].1, "alone");
-    let error = context.connect_all(&store, "all", 0, 2, Duration::from_millis(50)).unwrap_err();
-    assert!(matches!(error, Error::NotConnected { .. }) && error.to_string().contains("all/0-1"), "{error}");
+    let limit = Duration::from_secs(3);
+    for _again in 0..2 {
+        for error in errors_of(&store, &[(0, 5), (1, 5), (2, 5), (4, 5)], limit) {
+            assert!(error.contains("with rank 3 of 5 in all/5 within"), "{error}");
+        }
+    }
+    // It comes later, and finds that the others have been there.
+    let error = &errors_of(&store, &[(3, 5)], Duration::from_millis(50))[0];
+    assert!(error.ends_with("given up before: ranks 0, 1, 2, 4"), "{error}");
+}
+
+#[test]
+fn ranks_that_differ_on_the_world_size_do_not_meet() {
+    let store = MemoryStore::new();
+    let errors = errors_of(&store, &[(0, 3), (1, 2)], Duration::from_millis(500));
+    assert!(errors[0].contains("with ranks 1, 2 of 3 in all/3 within"), "{}", errors[0]);
+    assert!(errors[1].contains("with rank 0 of 2 in all/2 within"), "{}", errors[1]);
 }

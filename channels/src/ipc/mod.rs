@@ -24,9 +24,9 @@
 //!
 //! A driver that frees memory which another process has open may do anything. So everything that was lent, rings and regions, is
 //! freed only when the borrower has said that it has closed it, or its process has ended: a borrower that is stopped, or whose
-//! link broke while it lives, keeps it for as long as its process lives, whether or not it has closed it meanwhile: over a link that is
-//! no more it cannot say so, and to another link between the two nothing is carried over. Nothing of this blocks; a context that is closed meanwhile leaks
-//! it, and logs that.
+//! link broke while it lives, keeps it for as long as its process lives, whether or not it has closed it meanwhile: over a link that
+//! is no more it cannot say so, and nothing is carried over to another link between the two. Nothing of this blocks; a context
+//! that is closed meanwhile leaks it, and logs that.
 
 mod channel;
 mod doubt;
