@@ -1,8 +1,8 @@
 //! The channels of a process.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use meshreduce_device::Device;
@@ -105,7 +105,14 @@ impl Context {
         let kinds = Kinds::new(registry, &environment)?;
         let offers = Arc::new(kinds.offers(devices.all()));
         let (post, process) = (Post::new(waker), std::process::id());
-        let site = Arc::new(Site { kinds, devices, post, process, ended: Latch::default() });
+        let site = Arc::new(Site {
+            kinds,
+            devices,
+            post,
+            process,
+            thread: OnceLock::new(),
+            ended: Latch::default(),
+        });
         start(Arc::clone(&site))?;
         let endpoints = AtomicU64::new(1);
         Ok(Self { inner: Arc::new(Inner { site, place, options, offers, endpoints }) })
@@ -259,8 +266,11 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         self.close();
-        // So that peers learn of it if the process ends now; not for ever, because what a device does may last.
-        let _ = self.join(FAREWELL);
+        // So that peers learn of it if the process ends now; not for ever, because what a device does may last. What the thread
+        // drops, a memory or a waker that holds the context, would keep it from saying anything.
+        if !self.inner.site.is_own_thread() {
+            let _ = self.join(FAREWELL);
+        }
     }
 }
 
@@ -394,6 +404,8 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::linux::net::SocketAddrExt;
     use std::os::unix::net::{SocketAddr, UnixStream};
+    use std::sync::Mutex;
+    use std::task::Wake;
 
     use meshreduce_store::MemoryStore;
 
@@ -493,6 +505,44 @@ mod tests {
             }
             connecting.join().unwrap().unwrap();
         });
+    }
+
+    /// Drops a context when it wakes.
+    struct Owner(Mutex<Option<Context>>, Mutex<Option<Duration>>);
+
+    impl Wake for Owner {
+        fn wake(self: Arc<Self>) {
+            let Some(context) = self.0.lock().unwrap().take() else { return };
+            assert!(context.inner.site.is_own_thread());
+            let begun = Instant::now();
+            drop(context);
+            *self.1.lock().unwrap() = Some(begun.elapsed());
+        }
+    }
+
+    /// How long that takes on the context's own thread.
+    fn dropped_by_its_own_thread() -> Duration {
+        let (one, other) = (context(), context());
+        let listener = one.listener().unwrap();
+        let (here, there) = std::thread::scope(|scope| {
+            let connecting = scope.spawn(|| other.connect_to(listener.address(), FAREWELL * 60).unwrap());
+            (listener.accept(FAREWELL * 60).unwrap(), connecting.join().unwrap())
+        });
+        let site = Arc::clone(one.site());
+        let owner = Arc::new(Owner(Mutex::new(Some(one)), Mutex::default()));
+        let mut received = here.recv(vec![0_u8; 1], Device::Cpu, None);
+        let waker = std::task::Waker::from(Arc::clone(&owner));
+        let polled = std::pin::Pin::new(&mut received).poll(&mut std::task::Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        let _sent = there.send(vec![1_u8], Device::Cpu, None);
+        assert!(site.ended.wait(FAREWELL * 60), "the thread goes on, and ends");
+        owner.1.lock().unwrap().expect("it was woken")
+    }
+
+    #[test]
+    fn a_context_that_its_own_thread_drops_does_not_wait_for_itself() {
+        // A thread may have no core for a while, but not each time.
+        assert!((0..5).any(|_| dropped_by_its_own_thread() < FAREWELL));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What users tell a progress thread.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Waker};
@@ -20,10 +21,17 @@ pub(crate) struct Site {
     pub(crate) post: Post,
     /// The process that the thread is in.
     pub(crate) process: u32,
+    /// Set by the thread before it does anything.
+    pub(crate) thread: OnceLock<ThreadId>,
     pub(crate) ended: Latch,
 }
 
 impl Site {
+    /// Whether this is the context's own thread, which never waits for itself.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        self.thread.get() == Some(&std::thread::current().id())
+    }
+
     /// That this is the process of the thread, and not its child.
     pub(crate) fn check_process(&self) -> Result<(), Error> {
         if self.process == std::process::id() { Ok(()) } else { Err(Error::Forked) }

@@ -45,6 +45,7 @@ pub(crate) fn start(site: Arc<Site>) -> Result<(), Error> {
         let builder = std::thread::Builder::new().name("meshreduce channels".to_owned());
         builder.spawn(move || {
             let last = Last(Arc::clone(&thread.site));
+            let _ = thread.site.thread.set(std::thread::current().id());
             thread.run();
             drop(last);
         })
@@ -264,6 +265,8 @@ fn interest(writes: bool) -> epoll::EventFlags {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
     use crate::devices::Devices;
     use crate::link::{Half, Link};
@@ -286,7 +289,14 @@ mod tests {
         // One thread closes the context while another one meets somebody, before the progress thread looks.
         post.send(Command::End);
         post.send(Command::Add(Box::new(connection)));
-        let site = Arc::new(Site { kinds, devices, post, process, ended: Latch::default() });
+        let site = Arc::new(Site {
+            kinds,
+            devices,
+            post,
+            process,
+            thread: OnceLock::new(),
+            ended: Latch::default(),
+        });
         start(Arc::clone(&site)).unwrap();
         drop(other);
         assert!(site.ended.wait(Duration::from_secs(20)));
