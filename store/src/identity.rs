@@ -27,14 +27,24 @@ pub const HOST_ID: &str = "MESHREDUCE_HOST_ID";
 
 /// The system does not tell which host this is.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{path} does not tell which host this is ({problem}): set {HOST_ID} to a text of its own for every host"
-)]
+#[error("{path} does not tell which host this is ({problem}): {}", self.advice())]
 pub struct NoHostId {
     /// What was to be read.
     pub path: String,
     /// What is wrong with it.
     pub problem: String,
+    /// It was not read at all: there was no descriptor left for that.
+    pub is_shortage: bool,
+}
+
+impl NoHostId {
+    fn advice(&self) -> String {
+        match self.is_shortage {
+            // An id that one process alone was given would make two hosts of one.
+            true => "let it have more descriptors (see ulimit -n)".to_owned(),
+            false => format!("set {HOST_ID} to a text of its own for every host"),
+        }
+    }
 }
 
 /// A host. Its id decides whether two are the same: names are given to containers too, and to many hosts at once.
@@ -62,10 +72,17 @@ impl Host {
         if let Some(id) = given {
             return Ok(Self { name, id });
         }
-        let no_id = |problem: String| NoHostId { path: path.to_owned(), problem };
-        let text = std::fs::read_to_string(path).map_err(|error| no_id(error.to_string()))?;
+        Self::from_text(name, path, std::fs::read_to_string(path))
+    }
+
+    fn from_text(name: String, path: &str, read: std::io::Result<String>) -> Result<Self, NoHostId> {
+        let no_id = |problem: String, is_shortage| NoHostId { path: path.to_owned(), problem, is_shortage };
+        let text = read.map_err(|error| {
+            let short = [Some(Errno::MFILE), Some(Errno::NFILE)];
+            no_id(error.to_string(), short.contains(&Errno::from_io_error(&error)))
+        })?;
         match text.trim() {
-            "" => Err(no_id("it is empty".to_owned())),
+            "" => Err(no_id("it is empty".to_owned(), false)),
             id => Ok(Self { name, id: id.to_owned() }),
         }
     }
@@ -323,6 +340,14 @@ mod tests {
         std::fs::write(path, "ab-cd\n").unwrap();
         assert_eq!(Host::from_id(None, path).unwrap().id, "ab-cd");
         assert_eq!(Host::from_id(Some("given".into()), path).unwrap().id, "given");
+    }
+
+    #[test]
+    fn a_process_without_descriptors_is_told_of_these_and_of_no_id() {
+        for short in [Errno::MFILE, Errno::NFILE] {
+            let error = Host::from_text("host".into(), "boot_id", Err(short.into())).unwrap_err().to_string();
+            assert!(error.contains("ulimit -n") && !error.contains(HOST_ID), "{error}");
+        }
     }
 
     #[test]
