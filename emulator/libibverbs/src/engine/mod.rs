@@ -37,38 +37,33 @@ pub(crate) struct Engine {
     inbox: Mutex<VecDeque<Command>>,
 }
 
-static ENGINE: OnceLock<Result<Engine, i32>> = OnceLock::new();
+static ENGINE: OnceLock<Engine> = OnceLock::new();
 
 impl Engine {
-    /// Starts the thread if it does not run, and answers the slot of this process.
+    /// Starts the thread if it does not run, and answers the slot of this process. What the system has refused is asked for again
+    /// by the next call.
     pub(crate) fn start() -> Answer<u32> {
-        let number = |error: &io::Error| error.raw_os_error().unwrap_or(libc::EIO);
-        let mut parts = None;
-        let engine = ENGINE.get_or_init(|| {
-            let prepare = || -> io::Result<_> {
-                let (slot, listener) = link::listen()?;
-                let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-                let thread = Thread::new(slot, listener, wake.try_clone()?)?;
-                Ok((Engine { slot, wake, inbox: Mutex::default() }, thread))
-            };
-            match prepare() {
-                Ok((engine, thread)) => {
-                    parts = Some(thread);
-                    Ok(engine)
-                }
-                Err(error) => Err(number(&error)),
-            }
-        });
-        if let Some(thread) = parts {
-            let spawned = std::thread::Builder::new().name("verbs".to_owned()).spawn(move || thread.run());
-            spawned.map_err(|error| Errno(number(&error)))?;
+        static STARTING: Mutex<()> = Mutex::new(());
+        let number = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
+        let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = ENGINE.get() {
+            return Ok(engine.slot);
         }
-        engine.as_ref().map(|engine| engine.slot).map_err(|&errno| Errno(errno))
+        let begin = || -> io::Result<Engine> {
+            let (slot, listener) = link::listen()?;
+            let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let thread = Thread::new(slot, listener, wake.try_clone()?)?;
+            std::thread::Builder::new().name("verbs".to_owned()).spawn(move || thread.run())?;
+            Ok(Engine { slot, wake, inbox: Mutex::default() })
+        };
+        let engine = begin().map_err(number)?;
+        // The thread is told nothing before this.
+        Ok(ENGINE.get_or_init(|| engine).slot)
     }
 
     /// Tells the thread something, if it runs.
     pub(crate) fn tell(command: Command) {
-        if let Some(Ok(engine)) = ENGINE.get() {
+        if let Some(engine) = ENGINE.get() {
             engine.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
             // The counter cannot overflow before the thread has read it.
             let _ = write(&engine.wake, &1_u64.to_ne_bytes());
@@ -76,7 +71,7 @@ impl Engine {
     }
 
     fn take(commands: &mut VecDeque<Command>) {
-        if let Some(Ok(engine)) = ENGINE.get() {
+        if let Some(engine) = ENGINE.get() {
             commands.append(&mut engine.inbox.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
