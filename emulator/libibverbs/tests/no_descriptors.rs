@@ -14,7 +14,7 @@ fn a_queue_pair_that_there_was_no_descriptor_for_is_made_when_there_is_one_again
     let completions = near.completion_queue(8).unwrap();
     let config = Wish::default().config;
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit.clone() }).unwrap();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..limit }).unwrap();
     let made = domain.queue_pair(&completions, &completions, &config);
     setrlimit(Resource::Nofile, limit).unwrap();
     assert!(made.unwrap_err().to_string().contains("EMFILE"));
