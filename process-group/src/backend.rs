@@ -43,8 +43,10 @@ pub struct BackendContext {
     pub device: Device,
     /// A store of the backend's own: no other backend or group uses its keys.
     pub store: Arc<dyn Store>,
-    /// How long making it may take, and each step of its end.
+    /// How long making it may take: the group's timeout, or what the call has that it is made for, if that is less.
     pub timeout: Duration,
+    /// The group's timeout: for what is made later, and for each step of the end.
+    pub group_timeout: Duration,
     /// How long a call may take that says nothing else; `None`: for ever.
     pub deadline: Option<Duration>,
     /// Whether calls that another backend must serve are refused instead.
@@ -230,6 +232,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ///
     /// Who did not come. It is over all the same.
     fn shutdown(&self, timeout: Duration) -> Result<(), Error>;
+
+    /// All other ranks have left the group, which has failed, or are dead: deletes what has stayed in the store for them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`], or what else is in the way.
+    fn clear_away(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes the backend of a part of this group out of this one, where that is cheaper than from nothing: all ranks of this
     /// group call it in the same order, those that are in no part without a color and a context. Rank numbers of the part are in

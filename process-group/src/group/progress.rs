@@ -205,6 +205,11 @@ impl Shared {
         }
         (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
         self.store.delete(LEFT)?;
+        for backend in self.slots().iter().filter_map(|slot| slot.made()) {
+            if let Err(error) = backend.clear_away() {
+                tracing::debug!(%error, group = &*self.info.name, "keys of a backend stay in the store");
+            }
+        }
         self.forget_differences()
     }
 

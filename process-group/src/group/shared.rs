@@ -203,6 +203,7 @@ impl Shared {
             device,
             store: self.store_below(&format!("backend/{kind}/{name}"))?,
             timeout: self.settings.timeout,
+            group_timeout: self.settings.timeout,
             deadline: self.settings.deadline,
             forbid_fallback: self.settings.forbid_fallback,
             registry: self.family.registry.clone(),

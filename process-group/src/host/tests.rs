@@ -40,7 +40,17 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
     let (device, registry) = (Device::Cpu, Registry::empty());
     let deadline = Some(FAR);
     let end = Arc::default();
-    BackendContext { group, device, store, timeout: FAR, deadline, forbid_fallback: false, registry, end }
+    BackendContext {
+        group,
+        device,
+        store,
+        timeout: FAR,
+        group_timeout: FAR,
+        deadline,
+        forbid_fallback: false,
+        registry,
+        end,
+    }
 }
 
 /// The end of a call.
