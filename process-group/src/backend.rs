@@ -2,7 +2,7 @@
 
 mod ending;
 
-pub(crate) use ending::UntilEnd;
+pub(crate) use ending::{DeadMember, UntilEnd};
 mod registry;
 
 use std::fmt;
@@ -55,6 +55,8 @@ pub struct BackendContext {
     pub registry: Registry,
     /// Why the group takes no calls any more.
     pub(crate) end: Arc<OnceLock<Error>>,
+    /// Whether a member has died, of which other groups know.
+    pub(crate) dead_member: DeadMember,
 }
 
 impl BackendContext {
@@ -63,11 +65,20 @@ impl BackendContext {
         self.end.get()
     }
 
-    /// This with a store in which waits end when the group does, and [`BackendContext::meet`] too, so that the other ranks hear of it.
+    /// This with a store in which waits end when the group does, or a member is known to have died, and [`BackendContext::meet`] too, so that the other ranks hear of it.
     /// For those who would make a backend that has nothing else to tell them by.
     #[must_use]
     pub fn until_end(&self) -> Self {
-        let store = UntilEnd::new(Arc::clone(&self.store), Arc::clone(&self.end));
+        let (end, dead) = (Arc::clone(&self.end), self.dead_member.clone());
+        let store =
+            UntilEnd::when(Arc::clone(&self.store), move || end.get().cloned().or_else(|| dead.look()));
+        Self { store: Arc::new(store), ..self.clone() }
+    }
+
+    /// This with a store in which waits end when a member is known to have died.
+    pub(crate) fn until_death(&self) -> Self {
+        let dead = self.dead_member.clone();
+        let store = UntilEnd::when(Arc::clone(&self.store), move || dead.look());
         Self { store: Arc::new(store), ..self.clone() }
     }
 

@@ -106,6 +106,11 @@ impl Shared {
         Ok(Told::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
     }
 
+    /// Whether a rank's process has ended, as far as it has told who it is and this process can tell.
+    pub(super) fn has_died(&self, rank: usize) -> bool {
+        self.told_by(rank).is_ok_and(|told| told.is_some_and(|told| told.has_died()))
+    }
+
     /// Tells the number of the last collective, if there has been one since.
     pub(super) fn publish_progress(&self) {
         self.publish(false);

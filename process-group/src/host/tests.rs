@@ -50,6 +50,7 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
         forbid_fallback: false,
         registry,
         end,
+        dead_member: Default::default(),
     }
 }
 
