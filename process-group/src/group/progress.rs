@@ -24,7 +24,8 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
 /// Says that a rank has left, and what it told is still there.
 const LEFT: &str = "progress/left";
-/// So many ranks behind it a rank looks at when it leaves a group that has not failed: whether they were killed.
+/// Of so many ranks behind it a rank deletes what they have told when it leaves a group that has not failed: they may be killed before
+/// they do so themselves.
 const NEXT: usize = 8;
 /// What nobody stores.
 const NOTHING: &[u8] = b"?";
@@ -222,13 +223,16 @@ impl Shared {
     fn forget_the_gone(&self) -> Result<(), StoreError> {
         // First this: who leaves now has told before that it does so, and says so again afterwards.
         let mut others = self.others();
+        let mut all_have_ended = false;
         if !self.store.delete(LEFT)? {
-            // Only one that was killed has left something then, at the very end.
+            // Only one that is killed leaves something then, at the very end, perhaps when all others are gone. All have come to the end
+            // of a backend, and so of their calls: nobody asks any more how far somebody has come.
+            all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
             others.rotate_left(self.info.rank);
             others.truncate(NEXT);
         }
         for rank in others {
-            if self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
+            if all_have_ended || self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
                 self.forget(rank)?;
             }
         }
