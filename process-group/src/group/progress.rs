@@ -223,16 +223,16 @@ impl Shared {
     fn forget_the_gone(&self) -> Result<(), StoreError> {
         // First this: who leaves now has told before that it does so, and says so again afterwards.
         let mut others = self.others();
-        let mut all_have_ended = false;
+        // All have come to the end of a backend, and so of their calls: nobody asks any more how far somebody has come.
+        let all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
+        others.rotate_left(self.info.rank);
         if !self.store.delete(LEFT)? {
-            // Only one that is killed leaves something then, at the very end, perhaps when all others are gone. All have come to the end
-            // of a backend, and so of their calls: nobody asks any more how far somebody has come.
-            all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
-            others.rotate_left(self.info.rank);
+            // Only one that is killed leaves something then, at the very end, perhaps when all others are gone.
             others.truncate(NEXT);
         }
-        for rank in others {
-            if all_have_ended || self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
+        for (place, rank) in others.into_iter().enumerate() {
+            let is_next = all_have_ended && place < NEXT;
+            if is_next || self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
                 self.forget(rank)?;
             }
         }
