@@ -152,8 +152,19 @@ impl Communicator {
     /// [`Error::KernelsRunning`] if this rank's kernels did not end; [`Error::KernelFault`] or [`Error::ContextReset`] if
     /// the device's context is lost.
     pub fn close(self) -> Result<(), CloseError> {
+        let limit = self.shared.timeout();
+        self.close_within(limit)
+    }
+
+    /// The same, waiting at most `limit` for this rank's all-reduces and as long for the other ranks, instead of the configured
+    /// timeout.
+    ///
+    /// # Errors
+    ///
+    /// As [`Communicator::close`].
+    pub fn close_within(self, limit: Duration) -> Result<(), CloseError> {
         match Arc::try_unwrap(self.shared) {
-            Ok(mut shared) => shared.close().map_err(|error| CloseError::new(error, None)),
+            Ok(mut shared) => shared.close(limit).map_err(|error| CloseError::new(error, None)),
             Err(shared) => {
                 let taken = shared.lanes().iter().find(|lane| lane.taken.load(Ordering::Acquire));
                 let error = Error::LaneTaken(taken.map_or(0, |lane| lane.index));

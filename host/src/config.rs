@@ -53,6 +53,7 @@ pub struct Config {
     /// Why this rank does not take part; `None`: it does.
     pub(crate) disabled: Option<DisabledBy>,
     pub(crate) needs_no_driver: bool,
+    pub(crate) needs_no_room: bool,
     pub(crate) forced_topology: Option<Topology>,
     pub(crate) assumed_links: Option<Mesh>,
     pub(crate) forced_algorithm: Option<Algorithm>,
@@ -72,6 +73,7 @@ impl Default for Config {
         Self {
             disabled: None,
             needs_no_driver: false,
+            needs_no_room: false,
             forced_topology: None,
             assumed_links: None,
             forced_algorithm: None,
@@ -164,6 +166,17 @@ impl Config {
     /// one with no both lack it, the latter still gets its own error, and all others what was said first.
     pub fn missing_driver_is_not_applicable(mut self, is: bool) -> Self {
         self.needs_no_driver = is;
+        self
+    }
+
+    /// Whether a rank whose device is full, because its process has as many communicators on it as fit
+    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather than
+    /// broken: for programs that use something else then. The default is no: the rank gets [`crate::Error::NotResident`], the others
+    /// [`crate::Error::RankFailed`].
+    ///
+    /// It is not compared between ranks. What counts is how the rank whose device is full is configured.
+    pub fn full_device_is_not_applicable(mut self, is: bool) -> Self {
+        self.needs_no_room = is;
         self
     }
 

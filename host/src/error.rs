@@ -1,19 +1,21 @@
 //! What can be broken, as types that carry what is needed to act.
 #![forbid(unsafe_code)]
 
+mod conversions;
 mod namespaces;
+mod texts;
 
-use std::fmt;
 use std::time::Duration;
 
 use meshreduce_device::loader::LoadError;
-use meshreduce_device::{ContextState, PrimaryContext};
 use meshreduce_store::StoreError;
-use meshreduce_store::identity::{Member, NoHostId, NoIdentity, Unreadable};
+use meshreduce_store::identity::{Member, NoHostId};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 
 pub use meshreduce_device::{CudaVersion, DriverError};
 pub use namespaces::SharedNamespaces;
+pub(crate) use texts::Ranks;
+use texts::{Launch, kind_text};
 
 use crate::config::ConfigError;
 
@@ -452,91 +454,6 @@ pub enum Error {
     /// The driver refused something else.
     #[error(transparent)]
     Driver(#[from] DriverError),
-}
-
-impl From<meshreduce_device::Error> for Error {
-    fn from(error: meshreduce_device::Error) -> Self {
-        use meshreduce_device::Error as E;
-        match error {
-            E::NoDriver(error) => Error::NoDriver(error),
-            E::DriverTooOld { found, needed } => Error::DriverTooOld { found, needed },
-            E::NoSuchDevice { ordinal, count } => Error::NoSuchDevice { ordinal, count },
-            E::NotOnDevice { address, device, found } => Error::NotOnDevice { address, device, found },
-            E::Driver(error) => Error::Driver(error),
-            other => {
-                Error::System { what: other.to_string(), source: std::io::ErrorKind::InvalidData.into() }
-            }
-        }
-    }
-}
-
-impl From<NoIdentity> for Error {
-    fn from(error: NoIdentity) -> Self {
-        match error {
-            NoIdentity::Host(error) => error.into(),
-            NoIdentity::Process(error) => error.into(),
-        }
-    }
-}
-
-impl From<Unreadable> for Error {
-    fn from(error: Unreadable) -> Self {
-        Error::System { what: format!("cannot read {}", error.path), source: error.source }
-    }
-}
-
-impl Error {
-    /// A driver's refusal in `context`, told apart by what it means for the communicator.
-    pub(crate) fn of_driver(error: DriverError, context: &PrimaryContext) -> Self {
-        if error.is_fault() {
-            return Error::KernelFault(error);
-        }
-        if error.is_about_capture() {
-            return Error::Capturing;
-        }
-        // Stale handles show in many ways.
-        match context.state() {
-            ContextState::Alive => Error::Driver(error),
-            ContextState::Reset => Error::ContextReset { device: context.ordinal() },
-            ContextState::Forked => Error::Forked,
-        }
-    }
-}
-
-/// "rank 3", "ranks 1, 2 and 5".
-pub(crate) struct Ranks<'a>(pub(crate) &'a [usize]);
-
-impl fmt::Display for Ranks<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => f.write_str("no rank"),
-            [rank] => write!(f, "rank {rank}"),
-            [head @ .., last] => {
-                let head: Vec<_> = head.iter().map(ToString::to_string).collect();
-                write!(f, "ranks {} and {last}", head.join(", "))
-            }
-        }
-    }
-}
-
-struct Launch<'a>(&'a Option<LaunchDescriptor>);
-
-impl fmt::Display for Launch<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(launch) => launch.fmt(f),
-            None => f.write_str("something unreadable"),
-        }
-    }
-}
-
-fn kind_text(kind: RecordKind) -> &'static str {
-    match kind {
-        RecordKind::PeerTimeout => "it gave up waiting",
-        RecordKind::LaunchMismatch => "it saw a different launch",
-        RecordKind::HostAbort => "its host aborted",
-        _ => "it failed",
-    }
 }
 
 #[cfg(test)]

@@ -110,6 +110,14 @@ pub enum Reason {
         /// The rank and the peer.
         ranks: (usize, usize),
     },
+    /// A rank's process has so many communicators on its device that the kernels of one more would not be resident beside theirs,
+    /// and it is configured to take that so: [`crate::Config::full_device_is_not_applicable`].
+    DeviceFull {
+        /// That rank.
+        rank: usize,
+        /// What it would have got else: [`crate::Error::NotResident`].
+        message: String,
+    },
     /// The topology is known, but this version has no algorithm for it.
     NoAlgorithm {
         /// The topology.
@@ -158,6 +166,7 @@ impl fmt::Display for Reason {
                      driver allows, and on machines with NVSwitches the fabric manager must be running"
                 )
             }
+            Reason::DeviceFull { rank, message } => write!(f, "the device of rank {rank} is full: {message}"),
             Reason::NoAlgorithm { topology } => write!(f, "no algorithm for a topology that is {topology}"),
         }
     }

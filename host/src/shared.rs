@@ -214,14 +214,19 @@ impl Shared {
         self.step(Event::Dismantle);
     }
 
-    /// Ends it in order.
-    pub(crate) fn close(&mut self) -> Result<(), Error> {
+    /// How long each step of its end may take that says nothing else.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Ends it in order, waiting at most `limit` in each step.
+    pub(crate) fn close(&mut self, limit: Duration) -> Result<(), Error> {
         match self.context.state() {
             ContextState::Forked => {
                 self.step(Event::Forked);
                 Err(Error::Forked)
             }
-            ContextState::Alive | ContextState::Reset => self.end(Event::Close, self.timeout),
+            ContextState::Alive | ContextState::Reset => self.end(Event::Close, limit),
         }
     }
 

@@ -2,7 +2,7 @@
 
 mod ending;
 
-pub(crate) use ending::UntilEnd;
+pub(crate) use ending::{DeadMember, UntilEnd};
 mod registry;
 
 use std::fmt;
@@ -43,8 +43,10 @@ pub struct BackendContext {
     pub device: Device,
     /// A store of the backend's own: no other backend or group uses its keys.
     pub store: Arc<dyn Store>,
-    /// How long making it may take, and each step of its end.
+    /// How long making it may take: the group's timeout, or what the call has that it is made for, if that is less.
     pub timeout: Duration,
+    /// The group's timeout: for what is made later, and for each step of the end.
+    pub group_timeout: Duration,
     /// How long a call may take that says nothing else; `None`: for ever.
     pub deadline: Option<Duration>,
     /// Whether calls that another backend must serve are refused instead.
@@ -53,6 +55,8 @@ pub struct BackendContext {
     pub registry: Registry,
     /// Why the group takes no calls any more.
     pub(crate) end: Arc<OnceLock<Error>>,
+    /// Whether a member has died, of which other groups know.
+    pub(crate) dead_member: DeadMember,
 }
 
 impl BackendContext {
@@ -61,11 +65,20 @@ impl BackendContext {
         self.end.get()
     }
 
-    /// This with a store in which waits end when the group does, and [`BackendContext::meet`] too, so that the other ranks hear of it.
+    /// This with a store in which waits end when the group does, or a member is known to have died, and [`BackendContext::meet`] too, so that the other ranks hear of it.
     /// For those who would make a backend that has nothing else to tell them by.
     #[must_use]
     pub fn until_end(&self) -> Self {
-        let store = UntilEnd::new(Arc::clone(&self.store), Arc::clone(&self.end));
+        let (end, dead) = (Arc::clone(&self.end), self.dead_member.clone());
+        let store =
+            UntilEnd::when(Arc::clone(&self.store), move || end.get().cloned().or_else(|| dead.look()));
+        Self { store: Arc::new(store), ..self.clone() }
+    }
+
+    /// This with a store in which waits end when a member is known to have died.
+    pub(crate) fn until_death(&self) -> Self {
+        let dead = self.dead_member.clone();
+        let store = UntilEnd::when(Arc::clone(&self.store), move || dead.look());
         Self { store: Arc::new(store), ..self.clone() }
     }
 
@@ -230,6 +243,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ///
     /// Who did not come. It is over all the same.
     fn shutdown(&self, timeout: Duration) -> Result<(), Error>;
+
+    /// All other ranks have left the group, which has failed, or are dead: deletes what has stayed in the store for them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`], or what else is in the way.
+    fn clear_away(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Makes the backend of a part of this group out of this one, where that is cheaper than from nothing: all ranks of this
     /// group call it in the same order, those that are in no part without a color and a context. Rank numbers of the part are in

@@ -278,6 +278,67 @@ fn a_handles_deadline_may_be_longer_than_the_groups() {
     run(&Stage::new("rank_with_a_longer_deadline", 2), 2, "longer", &[]);
 }
 
+/// More groups than fit the device beside one another.
+#[test]
+fn rank_with_many_groups() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "many") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let world = builder(&part, Registry::default());
+    let options = meshreduce_process_group::GroupOptions::default();
+    let mut groups: Vec<_> =
+        (0..6).map(|_| world.new_group(&[0, 1], &options).unwrap().member().unwrap()).collect();
+    for group in &groups {
+        assert!(all_reduce(group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    }
+    let usage: Vec<Usage> = groups.iter().map(|group| group.usage(DeviceType::Cuda).unwrap()).collect();
+    part.say(&format!("{usage:?}"));
+    let strict = options.forbid_fallback(true);
+    let group = world.new_group(&[0, 1], &strict).unwrap().member().unwrap();
+    let error = group.connect(DeviceType::Cuda).unwrap_err();
+    assert!(error.to_string().contains("communicators_per_device"), "{error}");
+    // Who closes one makes room.
+    groups.remove(0).shutdown().unwrap();
+    let group = world.new_group(&[0, 1], &strict).unwrap().member().unwrap();
+    assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    groups.push(group);
+    groups.iter().for_each(|group| group.shutdown().unwrap());
+}
+
+#[test]
+fn a_group_for_which_the_device_has_no_room_has_no_mesh_on_any_rank_and_its_calls_go_to_nccl() {
+    let said = run(&Stage::new("rank_with_many_groups", 2), 2, "many", &[]);
+    let (own, fallback) = (Usage { own: 1, fallback: 0 }, Usage { own: 0, fallback: 1 });
+    let expected = format!("{:?}", [own, own, own, own, fallback, fallback]);
+    assert_eq!(said, [[expected.clone()], [expected]]);
+}
+
+/// Ranks of which one makes an all-reduce where the others are at a barrier.
+#[test]
+fn rank_that_calls_something_else() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "differ") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, Registry::default());
+    assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 3.0));
+    let error = if part.rank == 0 {
+        let mut buffer = DeviceBuffer::from_slice(&[1.0_f32; 100]).unwrap();
+        group.all_reduce(&mut buffer, ReduceOp::Sum).unwrap_err()
+    } else {
+        group.barrier(meshreduce_process_group::Device::Cuda(part.rank as u32)).unwrap_err()
+    };
+    let Error::Mismatch { sequence: 2, ref calls, .. } = error else { panic!("{error:?}") };
+    assert!(!calls.0.contains("max") && !calls.1.ends_with("elements"), "{error}");
+    part.say(&error.to_string());
+}
+
+#[test]
+fn ranks_that_call_different_things_on_the_mesh_are_told_which_by_the_groups_names() {
+    let said = run(&Stage::new("rank_that_calls_something_else", 3), 3, "differ", &[]);
+    let which = said.iter().flatten().filter(|text| text.contains("all_reduce (sum) of 100 f32")).count();
+    assert!(which > 0 && said.iter().all(|said| said.len() == 1), "{said:?}");
+}
+
 /// A rank that shuts down with a call that the other one, which shuts down too, never comes to.
 #[test]
 fn rank_that_shuts_down_with_a_call() {
@@ -285,8 +346,7 @@ fn rank_that_shuts_down_with_a_call() {
     cust::init(cust::CudaFlags::empty()).unwrap();
     let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
     let group = builder_with(&part, Registry::default(), Duration::from_secs(1));
-    // (What is made by a call waits at its end no longer than that call might.)
-    group.connect(DeviceType::Cuda).unwrap();
+    // What is made by a call waits at its end as long as the group does, not only as long as that call might.
     assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
     if part.rank == 1 {
         // Nothing of this rank's has failed.

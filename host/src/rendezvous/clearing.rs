@@ -8,7 +8,9 @@
 
 use std::time::Duration;
 
+use meshreduce_store::Store;
 use meshreduce_store::clock::{Deadline, Pause};
+use meshreduce_store::identity::Member;
 
 use super::keys::{exchange, look, look_for};
 use super::roster::{ROSTER, Roster};
@@ -19,6 +21,21 @@ use crate::error::Error;
 /// How long a rank that clears up may take before another one does it: of a rank elsewhere it cannot be told whether it
 /// still lives.
 pub(super) const TAKE_OVER: Duration = Duration::from_secs(2);
+
+/// Deletes what ranks that met over this store, by [`super::rendezvous()`] or [`super::meet()`], have left in it.
+///
+/// Ranks that meet leave nothing behind but for one that did not come, so that it still hears why. This is for whoever knows that
+/// none takes part any more, and none will.
+///
+/// # Errors
+///
+/// [`Error::Store`]; [`Error::NoHostId`] and [`Error::System`] if this process cannot tell who it is.
+pub fn clear_away(store: &dyn Store) -> Result<(), Error> {
+    let Some(roster) = look_for::<Roster>(store, ROSTER)? else { return Ok(()) };
+    let session = Session::new(store, Member::current()?, roster, 0, Duration::ZERO);
+    // Whoever has changed it meanwhile sees to it.
+    session.close(&session.roster).map(|_| ())
+}
 
 impl Session<'_> {
     fn known_key(&self, rank: usize) -> String {

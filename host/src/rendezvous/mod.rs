@@ -43,6 +43,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::outcome::{Outcome, Reason};
 use build::Assembly;
+pub use clearing::clear_away;
 pub(crate) use exchange::{judge_devices, judge_view};
 use join::Joined;
 pub use meet::meet;
@@ -106,6 +107,10 @@ pub fn rendezvous(
                 let message = error.to_string();
                 session.decide(Verdict::NotApplicable(Reason::NoDriver { rank, message }))
             }
+            Stop::Local(error @ Error::NotResident { .. }) if config.needs_no_room => {
+                let message = error.to_string();
+                session.decide(Verdict::NotApplicable(Reason::DeviceFull { rank, message }))
+            }
             stop => stop,
         });
         match built {
@@ -144,7 +149,9 @@ pub fn rendezvous(
                 // It is this rank's doing, and its process may end now: the others should learn of it.
                 let lingers = match &verdict {
                     Verdict::NotApplicable(
-                        Reason::Disabled { rank: cause, .. } | Reason::NoDriver { rank: cause, .. },
+                        Reason::Disabled { rank: cause, .. }
+                        | Reason::NoDriver { rank: cause, .. }
+                        | Reason::DeviceFull { rank: cause, .. },
                     ) => *cause == rank,
                     _ => false,
                 };

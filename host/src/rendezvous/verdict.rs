@@ -225,6 +225,11 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
             out.u32(links.0);
             out.u32(links.1);
         }
+        Reason::DeviceFull { rank, message } => {
+            out.u8(12);
+            out.rank(*rank);
+            out.text(message);
+        }
     }
 }
 
@@ -245,6 +250,7 @@ fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
             needed: read_capability(from)?,
         },
         11 => Reason::LinksHidden { ranks: read_pair(from)?, links: (from.u32()?, from.u32()?) },
+        12 => Reason::DeviceFull { rank: from.rank()?, message: from.text()? },
         _ => return Err(Malformed::wrong(format!("{code} is no reason"))),
     })
 }
@@ -399,6 +405,7 @@ mod tests {
                 needed: ComputeCapability { major: 7, minor: 0 },
             },
             Reason::LinksHidden { ranks: (0, 1), links: (18, 12) },
+            Reason::DeviceFull { rank: 2, message: text() },
         ];
         let failures = [
             Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },

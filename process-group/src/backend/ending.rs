@@ -17,8 +17,25 @@ const LOOK: Duration = Duration::from_millis(100);
 /// again, as ranks that meet do, is refused one look: what he does then, to tell the others above all, works.
 pub(crate) struct UntilEnd {
     store: Arc<dyn Store>,
-    end: Box<dyn Fn() -> Option<Error> + Send + Sync>,
+    end: Box<Look>,
     has_refused: AtomicBool,
+}
+
+type Look = dyn Fn() -> Option<Error> + Send + Sync;
+
+/// What looks whether a member of a group has died before the group has a backend that would see it.
+#[derive(Clone, Default)]
+pub(crate) struct DeadMember(Option<Arc<Look>>);
+
+impl DeadMember {
+    pub(crate) fn new(look: impl Fn() -> Option<Error> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(look)))
+    }
+
+    /// The member, if one has.
+    pub(crate) fn look(&self) -> Option<Error> {
+        self.0.as_ref()?()
+    }
 }
 
 impl UntilEnd {

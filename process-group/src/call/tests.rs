@@ -1,4 +1,5 @@
 use super::*;
+use crate::error::{CallError, Role};
 
 const WORLD: usize = 3;
 const RANK: usize = 1;

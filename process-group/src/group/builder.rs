@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use meshreduce_store::Store;
@@ -165,7 +165,14 @@ impl Builder {
         let family = Family::new(rank, registry, recording);
         let ranks = (0..world_size).collect();
         let info = Arc::new(GroupInfo { name, rank, world_size, ranks });
-        Ok(ProcessGroup::of(Shared::new(&family, info, "default_pg", store, resolved, settings)))
+        Ok(ProcessGroup::of(Shared::new(
+            (&family, Weak::new()),
+            info,
+            "default_pg",
+            store,
+            resolved,
+            settings,
+        )))
     }
 }
 

@@ -124,6 +124,9 @@ impl Shared {
             && missing.is_empty()
         {
             *missing = self.missing(None, *sequence);
+            // Whoever waits for the call hears the same.
+            backend.abort(&error);
+            return error;
         }
         // The mesh was told to end what did not end by itself.
         let is_late = crate::mesh::failure::was_ended_here(&error);

@@ -10,6 +10,7 @@ mod family;
 mod future;
 mod monitored;
 mod owned;
+mod parents;
 mod part;
 mod progress;
 mod shared;

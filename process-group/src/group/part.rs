@@ -287,7 +287,14 @@ impl ProcessGroup {
             ranks: ranks.iter().map(|rank| self.ranks()[*rank]).collect(),
         });
         let description = options.name.as_deref().unwrap_or("undefined");
-        let new = Shared::new(&shared.family, info, description, store, backends, settings);
+        let new = Shared::new(
+            (&shared.family, Arc::downgrade(shared)),
+            info,
+            description,
+            store,
+            backends,
+            settings,
+        );
         Ok(Some(Self { stream: self.stream, ..Self::of(new) }))
     }
 }

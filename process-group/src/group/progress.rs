@@ -24,7 +24,8 @@ pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
 /// Says that a rank has left, and what it told is still there.
 const LEFT: &str = "progress/left";
-/// So many ranks behind it a rank looks at when it leaves a group that has not failed: whether they were killed.
+/// Of so many ranks behind it a rank deletes what they have told when it leaves a group that has not failed: they may be killed before
+/// they do so themselves.
 const NEXT: usize = 8;
 /// What nobody stores.
 const NOTHING: &[u8] = b"?";
@@ -104,6 +105,11 @@ impl Shared {
     /// What a rank has told.
     fn told_by(&self, rank: usize) -> Result<Option<Told>, StoreError> {
         Ok(Told::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
+    }
+
+    /// Whether a rank's process has ended, as far as it has told who it is and this process can tell.
+    pub(super) fn has_died(&self, rank: usize) -> bool {
+        self.told_by(rank).is_ok_and(|told| told.is_some_and(|told| told.has_died()))
     }
 
     /// Tells the number of the last collective, if there has been one since.
@@ -205,6 +211,11 @@ impl Shared {
         }
         (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
         self.store.delete(LEFT)?;
+        for backend in self.slots().iter().filter_map(|slot| slot.made()) {
+            if let Err(error) = backend.clear_away() {
+                tracing::debug!(%error, group = &*self.info.name, "keys of a backend stay in the store");
+            }
+        }
         self.forget_differences()
     }
 
@@ -212,13 +223,16 @@ impl Shared {
     fn forget_the_gone(&self) -> Result<(), StoreError> {
         // First this: who leaves now has told before that it does so, and says so again afterwards.
         let mut others = self.others();
+        // All have come to the end of a backend, and so of their calls: nobody asks any more how far somebody has come.
+        let all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
+        others.rotate_left(self.info.rank);
         if !self.store.delete(LEFT)? {
-            // Only one that was killed has left something then, at the very end.
-            others.rotate_left(self.info.rank);
+            // Only one that is killed leaves something then, at the very end, perhaps when all others are gone.
             others.truncate(NEXT);
         }
-        for rank in others {
-            if self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
+        for (place, rank) in others.into_iter().enumerate() {
+            let is_next = all_have_ended && place < NEXT;
+            if is_next || self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
                 self.forget(rank)?;
             }
         }

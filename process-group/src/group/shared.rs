@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use meshreduce::RawStream;
@@ -11,9 +11,10 @@ use meshreduce_store::{PrefixStore, Store, StoreError};
 
 use super::end::Hooks;
 use super::family::Family;
+use super::parents::dead_member;
 use super::progress::Published;
 use super::slot::Slot;
-use crate::backend::{Backend, BackendContext, GroupInfo};
+use crate::backend::{Backend, BackendContext, DeadMember, GroupInfo};
 use crate::call::Call;
 use crate::config::BackendConfig;
 use crate::error::Error;
@@ -64,11 +65,13 @@ pub(crate) struct Shared {
     /// The last collective that the store was told of.
     pub(super) published: Mutex<Published>,
     pub(super) family: Arc<Family>,
+    /// The group that this is a part of; of the group of all ranks: nothing.
+    pub(super) parent: Weak<Shared>,
 }
 
 impl Shared {
     pub(super) fn new(
-        family: &Arc<Family>,
+        (family, parent): (&Arc<Family>, Weak<Shared>),
         info: Arc<GroupInfo>,
         description: &str,
         store: Arc<dyn Store>,
@@ -97,6 +100,7 @@ impl Shared {
             hooks: Hooks::default(),
             published: Mutex::default(),
             family: Arc::clone(family),
+            parent,
         });
         family.add(&shared);
         shared
@@ -203,11 +207,19 @@ impl Shared {
             device,
             store: self.store_below(&format!("backend/{kind}/{name}"))?,
             timeout: self.settings.timeout,
+            group_timeout: self.settings.timeout,
             deadline: self.settings.deadline,
             forbid_fallback: self.settings.forbid_fallback,
             registry: self.family.registry.clone(),
             end: Arc::clone(&self.end),
+            dead_member: self.dead_member(),
         })
+    }
+
+    /// What looks for a member that has died, as the groups know that this one was made from.
+    fn dead_member(&self) -> DeadMember {
+        let (info, parent) = (Arc::clone(&self.info), Weak::clone(&self.parent));
+        DeadMember::new(move || dead_member(&info, &parent))
     }
 
     /// The backend for a kind of device, made if need be: for a call on this stream and with this deadline, if there is one. It is not
@@ -241,7 +253,7 @@ impl Shared {
             self.publish_first_progress();
             let made = self.family.registry.factory(&name)?.create(context.clone());
             // Where the end has ended that too, it says more than what came of it.
-            made.map_err(|error| self.end.get().cloned().unwrap_or(error))
+            made.map_err(|error| self.end.get().cloned().or_else(|| context.dead_member.look()).unwrap_or(error))
         })?;
         // An end that came meanwhile has not seen it.
         if let Some(cause) = self.end.get() {

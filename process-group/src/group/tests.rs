@@ -494,4 +494,5 @@ fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_
 mod ends;
 mod futures;
 mod keys;
+mod making;
 mod parts;

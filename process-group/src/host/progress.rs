@@ -80,7 +80,8 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let not_made = |error| context.not_made(&shared.backend, error);
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
     let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
-    let told = context.meet(&shared.backend, &listening.place.encode())?;
+    let told = context.until_death().meet(&shared.backend, &listening.place.encode());
+    let told = told.map_err(|error| context.dead_member.look().unwrap_or(error))?;
     let places: Result<Vec<_>, _> = told.iter().map(|told| Place::decode(told)).collect();
     let places = places.map_err(|error| context.not_made(&shared.backend, error))?;
     let rank = shared.rank();

@@ -40,7 +40,18 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
     let (device, registry) = (Device::Cpu, Registry::empty());
     let deadline = Some(FAR);
     let end = Arc::default();
-    BackendContext { group, device, store, timeout: FAR, deadline, forbid_fallback: false, registry, end }
+    BackendContext {
+        group,
+        device,
+        store,
+        timeout: FAR,
+        group_timeout: FAR,
+        deadline,
+        forbid_fallback: false,
+        registry,
+        end,
+        dead_member: Default::default(),
+    }
 }
 
 /// The end of a call.

@@ -120,6 +120,13 @@ impl MeshBackend {
         })
     }
 
+    /// For what is made later than this: for a call, if there is one, and no longer than that may take.
+    fn context_for(&self, request: Option<&Request>) -> BackendContext {
+        let group_timeout = self.context.group_timeout;
+        let deadline = request.and_then(|request| request.deadline).unwrap_or(Duration::MAX);
+        BackendContext { timeout: group_timeout.min(deadline), ..self.context.clone() }
+    }
+
     /// The backend for what the mesh does not take, made if need be; not within a capture.
     fn behind(&self, request: Option<&Request>) -> Result<&Arc<dyn Backend>, Error> {
         if let Some(behind) = self.behind.get() {
@@ -128,8 +135,8 @@ impl MeshBackend {
         self.outside_of_captures(request)?;
         let _one_at_a_time = self.turn(&self.making, super::BEHIND, request)?;
         if self.behind.get().is_none() {
-            let context =
-                self.context.part(super::BEHIND, &(0..self.context.group.world_size).collect::<Vec<_>>())?;
+            let all: Vec<usize> = (0..self.context.group.world_size).collect();
+            let context = self.context_for(request).part(super::BEHIND, &all)?;
             let context = BackendContext { group: Arc::clone(&self.context.group), ..context };
             let made = self.context.registry.factory(super::BEHIND)?.create(context)?;
             let _ = self.behind.set(made);
@@ -146,7 +153,7 @@ impl MeshBackend {
         self.outside_of_captures(request)?;
         let _one_at_a_time = self.turn(&self.making, super::BEHIND, request)?;
         if self.nodes.get().is_none() {
-            let _ = self.nodes.set(Nodes::new(&self.context, placement)?);
+            let _ = self.nodes.set(Nodes::new(&self.context_for(request), placement)?);
         }
         self.made_in_time()?;
         Ok(self.nodes.get().expect("they were just made"))
@@ -162,7 +169,8 @@ impl MeshBackend {
         let _one_at_a_time = self.turn(&self.making_transfers, &self.name, Some(request))?;
         if self.transfers.get().is_none() {
             let (ordinal, generation) = (self.primary.ordinal(), &self.generation);
-            let made = Transfers::new(&self.name, &self.context, ordinal, &self.channels, generation)?;
+            let made =
+                Transfers::new(&self.name, &self.context_for(None), ordinal, &self.channels, generation)?;
             let _ = self.transfers.set(made);
         }
         self.made_in_time()?;
@@ -207,12 +215,16 @@ impl MeshBackend {
         self.others().for_each(|backend| backend.abort(cause));
     }
 
+    fn context_of_the_end(&self) -> Result<BackendContext, Error> {
+        let all: Vec<usize> = (0..self.context.group.world_size).collect();
+        self.context.part("end", &all)
+    }
+
     /// Waits for the other ranks to come to the end too, where neither a mesh nor what is behind one does.
     fn meet_at_the_end(&self, timeout: Duration) -> Result<(), Error> {
         let group = &self.context.group;
-        let all: Vec<usize> = (0..group.world_size).collect();
         // The group has ended; what ends this is an abort.
-        let context = BackendContext { end: Arc::clone(&self.aborted), ..self.context.part("end", &all)? };
+        let context = BackendContext { end: Arc::clone(&self.aborted), ..self.context_of_the_end()? };
         let store = context.until_end().store;
         let met = meshreduce::rendezvous::meet(&*store, group.rank, group.world_size, &[], timeout);
         met.map(|_| ()).map_err(|error| convert(error, &self.name, &group.name, &[], None))
@@ -446,7 +458,8 @@ impl Backend for MeshBackend {
                 if self.aborted.get().is_some() {
                     mesh.closer.give_up();
                 }
-                result = result.and(communicator.close().map_err(|error| self.of_mesh(mesh, error.into())));
+                result = result
+                    .and(communicator.close_within(left()).map_err(|error| self.of_mesh(mesh, error.into())));
             }
         }
         if !was_over && matches!(self.ground, Ground::None(_)) && self.others().next().is_none() {
@@ -462,6 +475,12 @@ impl Backend for MeshBackend {
             true => self.end.get().map_or(result, |cause| Err(cause.clone())),
             false => result,
         }
+    }
+
+    fn clear_away(&self) -> Result<(), Error> {
+        let cleared = meshreduce::rendezvous::clear_away(&*self.context_of_the_end()?.store);
+        self.others().try_for_each(|backend| backend.clear_away())?;
+        cleared.map_err(|error| self.of_driver(error))
     }
 
     fn usage(&self) -> Option<Usage> {

@@ -10,6 +10,9 @@ use crate::call::Call;
 use crate::tensor::Tensor;
 use crate::types::{DType, Operation, ReduceOp};
 
+/// A barrier is an all-reduce of one number: its type and operation.
+pub(super) const BARRIER: (meshreduce::DType, meshreduce::Op) = (meshreduce::DType::F32, meshreduce::Op::Max);
+
 /// Why the mesh does not take a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Refusal {
@@ -70,7 +73,7 @@ impl Rule {
     ) -> Result<MeshCall, Refusal> {
         if let Call::Barrier { device } = call {
             let token = Tensor { address: token, count: 1, dtype: DType::F32, device: *device };
-            let (dtype, op) = (meshreduce::DType::F32, meshreduce::Op::Max);
+            let (dtype, op) = BARRIER;
             return Ok(MeshCall { input: token, output: token, dtype, op });
         }
         let Call::AllReduce { input, output, op } = call else {

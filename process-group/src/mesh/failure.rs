@@ -4,8 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce::{Error as MeshError, RecordKind};
+use meshreduce::{Error as MeshError, LaunchDescriptor, RecordKind};
 
+use super::choice::BARRIER;
 use crate::error::{Cause, Error};
 use crate::types::Operation;
 
@@ -61,14 +62,21 @@ fn known(
         MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
         MeshError::Closed { peer, .. } => Some(died(*peer, error.to_string())),
         MeshError::LaunchMismatch { rank, peer, launched, peer_launched } => {
-            let text = |launch: &Option<meshreduce::LaunchDescriptor>| {
-                launch.map_or_else(|| "something unreadable".to_owned(), |launch| launch.to_string())
-            };
-            call.map(|(_, sequence)| Error::Mismatch {
+            call.map(|(operation, sequence)| Error::Mismatch {
                 sequence,
                 group: Arc::clone(group),
                 ranks: (of(*rank), of(*peer)),
-                calls: (text(launched), text(peer_launched)),
+                calls: (text(*launched, Some(operation)), text(*peer_launched, None)),
+            })
+        }
+        MeshError::PeerAborted { origin, culprit, kind } if *kind == RecordKind::LaunchMismatch => {
+            // What they were only that rank has read.
+            let calls = ("one thing".to_owned(), format!("another: rank {} says which", of(*origin)));
+            call.map(|(_, sequence)| Error::Mismatch {
+                sequence,
+                group: Arc::clone(group),
+                ranks: (of(*origin), of(*culprit)),
+                calls,
             })
         }
         MeshError::PeerAborted { origin, culprit, kind } if *kind == RecordKind::PeerTimeout => {
@@ -83,6 +91,19 @@ fn known(
             })
         }
         _ => None,
+    }
+}
+
+/// A launch as the group's call that it makes: of this rank's own it is known which, of a peer's what the launch tells.
+fn text(launch: Option<LaunchDescriptor>, operation: Option<Operation>) -> String {
+    let Some(launch) = launch else { return "something unreadable".to_owned() };
+    let LaunchDescriptor { algorithm, dtype, op, count } = launch;
+    let all_reduce = format!("{} ({op}) of {count} {dtype}, {algorithm}", Operation::AllReduce);
+    let is_barriers = (dtype, op, count) == (BARRIER.0, BARRIER.1, 1);
+    match operation {
+        Some(Operation::Barrier) => Operation::Barrier.to_string(),
+        None if is_barriers => format!("{}, or {all_reduce}", Operation::Barrier),
+        _ => all_reduce,
     }
 }
 
@@ -136,6 +157,34 @@ mod tests {
         assert!(matches!(of(MeshError::RanksDied { ranks: vec![1] }), Error::RankDied { rank: 5, .. }));
         let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched: None, peer_launched: None };
         assert!(matches!(of(differ), Error::Mismatch { ranks: (4, 5), sequence: 7, .. }));
+    }
+
+    #[test]
+    fn calls_that_differ_are_named_as_the_groups() {
+        let launch = |op, count| {
+            let (algorithm, dtype) = (meshreduce::Algorithm::OneShot, meshreduce::DType::F32);
+            Some(LaunchDescriptor { algorithm, dtype, op, count })
+        };
+        let (sum, barrier) = (launch(meshreduce::Op::Sum, 100), launch(meshreduce::Op::Max, 1));
+        let calls = |launched, peer_launched, operation| {
+            let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched, peer_launched };
+            match convert(differ, &"mesh".into(), &"world".into(), &[], Some((operation, 2))) {
+                Error::Mismatch { calls, .. } => calls,
+                other => panic!("{other}"),
+            }
+        };
+        let (own, peers) = calls(sum, barrier, Operation::AllReduce);
+        assert_eq!(own, "all_reduce (sum) of 100 f32, one-shot");
+        assert_eq!(peers, "barrier, or all_reduce (max) of 1 f32, one-shot");
+        let (own, peers) = calls(barrier, sum, Operation::Barrier);
+        assert_eq!((&*own, &*peers), ("barrier", "all_reduce (sum) of 100 f32, one-shot"));
+        // A rank that is told by another one that calls differ.
+        let told = MeshError::PeerAborted { origin: 1, culprit: 3, kind: RecordKind::LaunchMismatch };
+        let told = of(told);
+        assert!(matches!(&told, Error::Mismatch { ranks: (5, 7), sequence: 7, .. }), "{told}");
+        assert!(
+            told.to_string().ends_with("rank 5 calls one thing, rank 7 calls another: rank 5 says which")
+        );
     }
 
     #[test]

@@ -89,6 +89,8 @@ impl BackendFactory for MeshFactory {
             None => Config::launched().map_err(|error| context.not_made(&name, error))?,
         };
         let config = config.timeout(context.timeout).deadline(context.deadline);
+        // With something behind it a group does without.
+        let config = config.full_device_is_not_applicable(!context.forbid_fallback);
         Ok(Arc::new(MeshBackend::new(name, context, &config, self.only.clone(), self.channels.clone())?))
     }
 }

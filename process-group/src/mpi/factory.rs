@@ -69,7 +69,7 @@ impl BackendFactory for MpiFactory {
         let name: Arc<str> = self.name().into();
         // Ranks where MPI fails come too, so that the others need not wait for them.
         let own = Member::here(runtime::initialise());
-        let members = context.meet(&name, own.to_string().as_bytes())?;
+        let members = context.until_death().meet(&name, own.to_string().as_bytes())?;
         let members: Vec<Member> = members.iter().map(|text| Member::parse(text)).collect();
         let group = Arc::clone(&context.group);
         let made = judge(&members, &group.ranks).and_then(|()| {

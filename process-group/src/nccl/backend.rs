@@ -1,11 +1,13 @@
 //! The backend: calls to one of the two communicators, and the end.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, TryRecvError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use meshreduce_store::PrefixStore;
+use meshreduce_store::{PrefixStore, Store};
 
 use super::communicator::{Communicator, Stop, poll};
 use super::completion::Pending;
@@ -13,10 +15,10 @@ use super::core::Core;
 use super::failure::NcclFailure;
 use super::lane::Lane;
 use super::plan;
-use crate::backend::{Backend, BackendContext, Request};
+use crate::backend::{Backend, BackendContext, Request, UntilEnd};
 use crate::call::Call;
 use crate::error::{Cause, Error};
-use crate::work::{Completion, Work};
+use crate::work::Work;
 
 /// How often is looked for what is wrong with ranks that are waited for at the end.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,11 +31,32 @@ pub(super) struct NcclBackend {
     pub(super) core: Arc<Core>,
     pub(super) collectives: Lane,
     pub(super) pairs: Lane,
+    /// It was shut down, and nothing was wrong.
+    ended_well: AtomicBool,
+    /// The thread of the meeting at the end, which others may still be told in when this rank waits no more.
+    meeting: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl NcclBackend {
     pub(super) fn of(core: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { core, collectives: Lane::default(), pairs: Lane::default() })
+        Arc::new(Self {
+            core,
+            collectives: Lane::default(),
+            pairs: Lane::default(),
+            ended_well: AtomicBool::new(false),
+            meeting: Mutex::default(),
+        })
+    }
+
+    fn meeting(&self) -> Option<JoinHandle<()>> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Where ranks meet at the end.
+    fn store_of_the_end(&self) -> Result<PrefixStore<Arc<dyn Store>>, Error> {
+        let core = &self.core;
+        PrefixStore::new("end", Arc::clone(&core.store.0))
+            .map_err(|error| Error::Store { group: Arc::clone(&core.group.name), source: Arc::new(error) })
     }
 
     /// Waits for what was called on a lane.
@@ -42,19 +65,16 @@ impl NcclBackend {
         let busy =
             || core.failure(NcclFailure::TimedOut { what: "a call of another thread", waited: core.timeout });
         let last = lane.last(&mut core.patience(end, busy)).map_err(|stop| core.stopped(stop))?;
-        match last.as_ref().map(|last: &Arc<Pending>| (last, last.wait(end))) {
-            None | Some((_, Ok(Some(_)))) => Ok(()),
-            Some((last, Ok(None))) => Err(last.what.late(core)),
-            Some((_, Err(error))) => Err(error),
-        }
+        last.map_or(Ok(()), |last: Arc<Pending>| last.drain(end))
     }
 
     /// Waits for the other ranks to come to the end too: not much longer than until something is found to be wrong with them.
     fn meet_at_the_end(&self, timeout: Duration) -> Result<(), Error> {
         let core = &self.core;
         let group = || Arc::clone(&core.group.name);
-        let of_store = |error| Error::Store { group: group(), source: Arc::new(error) };
-        let store = PrefixStore::new("end", Arc::clone(&core.store.0)).map_err(of_store)?;
+        // Set when this rank waits no more: its thread does not then either.
+        let over = Arc::new(OnceLock::new());
+        let store = UntilEnd::new(Arc::new(self.store_of_the_end()?), Arc::clone(&over));
         let (rank, world_size) = (core.group.rank, core.group.world_size);
         let (met, answer) = mpsc::channel();
         let meet = move || {
@@ -62,7 +82,8 @@ impl NcclBackend {
             let _ = met.send(meshreduce::rendezvous::meet(&store, rank, world_size, &[], timeout));
         };
         let thread = std::thread::Builder::new().name("meshreduce end".to_owned()).spawn(meet);
-        thread.map_err(|error| core.failure(NcclFailure::NoThread(error)))?;
+        let thread = thread.map_err(|error| core.failure(NcclFailure::NoThread(error)))?;
+        *self.meeting.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         let mut next_look = Instant::now() + LOOK;
         let mut wrong = None;
         let mut goes_on = || {
@@ -83,7 +104,9 @@ impl NcclBackend {
             Ok(met) => Ok(Some(met)),
             Err(TryRecvError::Disconnected) => Err(NcclFailure::Ended.into()),
         });
-        let met = met.map_err(|stop| core.stopped(stop))?;
+        let met = met.map_err(|stop| core.stopped(stop)).inspect_err(|error| {
+            let _ = over.set(error.clone());
+        })?;
         met.map(|_| ()).map_err(|error| match error {
             meshreduce::Error::RankDied { rank, .. } => {
                 Error::RankDied { rank, group: group(), how: format!("{} has ended", core.members[rank]) }
@@ -239,7 +262,27 @@ impl Backend for NcclBackend {
         if core.down.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
-        self.end_in_order(timeout).inspect_err(|error| core.fail(error))
+        let ended = self.end_in_order(timeout);
+        match &ended {
+            Ok(()) => self.ended_well.store(true, Ordering::Release),
+            // The group asks who has not come, and ends this with that: so whoever waits for the call hears it too.
+            Err(Error::Timeout { missing, .. }) if missing.is_empty() => {}
+            Err(error) => core.fail(error),
+        }
+        ended
+    }
+
+    fn clear_away(&self) -> Result<(), Error> {
+        if let Some(meeting) = self.meeting() {
+            // What it panicked with it has said.
+            let _ = meeting.join();
+        }
+        let cleared = meshreduce::rendezvous::clear_away(&self.store_of_the_end()?);
+        cleared.map_err(|error| Error::Backend {
+            backend: Arc::clone(&self.core.name),
+            group: Arc::clone(&self.core.group.name),
+            source: Cause::new(error),
+        })
     }
 
     fn split(
@@ -255,7 +298,8 @@ impl Backend for NcclBackend {
 impl Drop for NcclBackend {
     fn drop(&mut self) {
         let core = &self.core;
-        if core.end.get().is_none() && !core.down.swap(true, Ordering::AcqRel) {
+        core.down.store(true, Ordering::Release);
+        if core.end.get().is_none() && !self.ended_well.load(Ordering::Acquire) {
             let cause = "its last owner dropped it before it was shut down".to_owned();
             core.fail(&Error::Aborted { group: Arc::clone(&core.group.name), cause });
         }

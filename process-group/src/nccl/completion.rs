@@ -18,6 +18,8 @@ use crate::work::{Completion, Outcome};
 
 /// How long after a collective's deadline whoever waits for it leaves it to the group to say which ranks have not come.
 const GRACE: Duration = Duration::from_secs(3);
+/// The same for whoever shuts the backend down, whom the group asks then: ranks that have come have told so by that time.
+const GRACE_AT_THE_END: Duration = Duration::from_millis(1500);
 
 /// What a call was.
 #[derive(Clone, Copy, Debug)]
@@ -107,6 +109,28 @@ impl Pending {
         (is_late && self.goes_on()).then(|| self.what.late(&self.core))
     }
 
+    /// Waits until it ends, fails or is late; ends nothing.
+    fn end_by(&self, end: Option<Instant>, grace_of_collectives: Duration) -> Result<Option<Outcome>, Error> {
+        let core = &self.core;
+        let grace = if self.what.is_pair { Duration::ZERO } else { grace_of_collectives };
+        let deadline = self.what.end.and_then(|end| end.checked_add(grace));
+        let mut patience = core.patience(deadline, || self.what.late(core));
+        let waited = poll(&mut patience, || match self.poll() {
+            Ok(None) => Ok(end.is_some_and(|end| Instant::now() >= end).then_some(None)),
+            Ok(ended) => Ok(Some(ended)),
+            Err(error) => Err(Stop::GivenUp(error)),
+        });
+        waited.map_err(|stop| core.stopped(stop))
+    }
+
+    /// Waits for the last call of all, and leaves it to the group to say who has not come to it.
+    pub(super) fn drain(&self, end: Option<Instant>) -> Result<(), Error> {
+        match self.end_by(end, GRACE_AT_THE_END)? {
+            Some(_) => Ok(()),
+            None => Err(self.what.late(&self.core)),
+        }
+    }
+
     /// Waits until nothing of the call runs, which after an abort is soon.
     fn settle(&self) {
         settle(&self.core, || self.event.has_passed());
@@ -165,16 +189,7 @@ impl Completion for Pending {
 
     fn wait(&self, end: Option<Instant>) -> Result<Option<Outcome>, Error> {
         let core = &self.core;
-        let grace = if self.what.is_pair { Duration::ZERO } else { GRACE };
-        let deadline = self.what.end.and_then(|end| end.checked_add(grace));
-        let mut patience = core.patience(deadline, || self.what.late(core));
-        let waited = poll(&mut patience, || match self.poll() {
-            Ok(None) => Ok(end.is_some_and(|end| Instant::now() >= end).then_some(None)),
-            Ok(ended) => Ok(Some(ended)),
-            Err(error) => Err(Stop::GivenUp(error)),
-        });
-        waited.map_err(|stop| {
-            let mut error = core.stopped(stop);
+        self.end_by(end, GRACE).map_err(|mut error| {
             if !self.what.captured {
                 core.fail(&error);
                 // Another thread may have ended it meanwhile, for another reason.

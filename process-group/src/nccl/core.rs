@@ -76,7 +76,7 @@ impl Core {
             group: Arc::clone(&context.group),
             context: Arc::clone(device),
             store: StoreOf(Arc::clone(&context.store)),
-            timeout: context.timeout,
+            timeout: context.group_timeout,
             members,
             collectives,
             pairs,

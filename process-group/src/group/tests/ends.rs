@@ -2,14 +2,13 @@
 
 use super::*;
 use crate::Tensor;
-use crate::backend::BackendContext;
 use crate::group::watchdog::look_at_messages;
 use crate::tensor::{Buffer as _, BufferMut as _, Parts};
 
-const SHORT: Option<Duration> = Some(Duration::from_millis(1));
+pub(super) const SHORT: Option<Duration> = Some(Duration::from_millis(1));
 
 /// Waits until `is_so`.
-fn until(is_so: impl Fn() -> bool) {
+pub(super) fn until(is_so: impl Fn() -> bool) {
     let limit = Instant::now() + LONG;
     while !is_so() {
         assert!(Instant::now() < limit, "it never comes to that");
@@ -279,51 +278,6 @@ fn a_rank_that_comes_too_late_to_a_monitored_barrier_is_told_who_was_missing() {
     assert_eq!([text(&zero), text(&late)], [expected; 2]);
     drop((zero, late));
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
-}
-
-/// A backend that is made when all ranks have met.
-struct Meets(Mutex<std::sync::mpsc::Sender<()>>);
-
-impl BackendFactory for Meets {
-    fn name(&self) -> &str {
-        "meets"
-    }
-
-    fn devices(&self) -> &[DeviceType] {
-        &DeviceType::ALL
-    }
-
-    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
-        let name = self.name().into();
-        self.0.lock().unwrap().send(()).unwrap();
-        context.until_end().meet(&name, &[])?;
-        Err(context.not_made(&name, "all have met"))
-    }
-}
-
-#[test]
-fn an_abort_ends_the_making_of_a_backend_and_others_wait_for_it_no_longer_than_their_calls_may() {
-    let (making, is_made) = std::sync::mpsc::channel();
-    let mut registry = Registry::empty();
-    registry.register(Meets(Mutex::new(making))).unwrap();
-    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 2)
-        .backend("cpu:meets".parse().unwrap())
-        .registry(registry)
-        .timeout(Duration::from_secs(3600))
-        .dump_to(None)
-        .build()
-        .unwrap();
-    std::thread::scope(|scope| {
-        let connects = scope.spawn(|| group.connect(DeviceType::Cpu).unwrap_err());
-        is_made.recv().unwrap();
-        let error = group.with_deadline(SHORT).barrier(Device::Cpu).unwrap_err();
-        assert!(error.to_string().contains("another thread is still at it"), "{error}");
-        let waits = scope.spawn(|| group.barrier(Device::Cpu).unwrap_err());
-        group.abort("nobody comes");
-        for error in [connects.join().unwrap(), waits.join().unwrap()] {
-            assert_eq!(error.to_string(), "group world was aborted: nobody comes");
-        }
-    });
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! How the making of a backend ends that not all ranks come to.
+
+use super::ends::{SHORT, until};
+use super::*;
+
+/// A backend that is made when all ranks have met.
+struct Meets(Mutex<std::sync::mpsc::Sender<()>>);
+
+impl BackendFactory for Meets {
+    fn name(&self) -> &str {
+        "meets"
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &DeviceType::ALL
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        let name = self.name().into();
+        self.0.lock().unwrap().send(()).unwrap();
+        context.until_end().meet(&name, &[])?;
+        Err(context.not_made(&name, "all have met"))
+    }
+}
+
+#[test]
+fn an_abort_ends_the_making_of_a_backend_and_others_wait_for_it_no_longer_than_their_calls_may() {
+    let (making, is_made) = std::sync::mpsc::channel();
+    let mut registry = Registry::empty();
+    registry.register(Meets(Mutex::new(making))).unwrap();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 2)
+        .backend("cpu:meets".parse().unwrap())
+        .registry(registry)
+        .timeout(Duration::from_secs(3600))
+        .dump_to(None)
+        .build()
+        .unwrap();
+    std::thread::scope(|scope| {
+        let connects = scope.spawn(|| group.connect(DeviceType::Cpu).unwrap_err());
+        is_made.recv().unwrap();
+        let error = group.with_deadline(SHORT).barrier(Device::Cpu).unwrap_err();
+        assert!(error.to_string().contains("another thread is still at it"), "{error}");
+        let waits = scope.spawn(|| group.barrier(Device::Cpu).unwrap_err());
+        group.abort("nobody comes");
+        for error in [connects.join().unwrap(), waits.join().unwrap()] {
+            assert_eq!(error.to_string(), "group world was aborted: nobody comes");
+        }
+    });
+}
+
+#[test]
+fn a_part_is_made_no_longer_when_the_group_that_it_is_of_has_seen_a_member_die() {
+    let (making, is_made) = std::sync::mpsc::channel();
+    let (mut registry, notes) = registry();
+    registry.register(Meets(Mutex::new(making))).unwrap();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 0, 4)
+        .backend("cpu:open".parse().unwrap())
+        .registry(registry)
+        .timeout(Duration::from_secs(3600))
+        .dump_to(None)
+        .build()
+        .unwrap();
+    let options = GroupOptions::default().backend("cpu:meets".parse().unwrap());
+    let part = |ranks: &[usize]| group.new_group(ranks, &options).unwrap().member().unwrap();
+    let (with, without) = (part(&[0, 2]), part(&[0, 1, 3]));
+    let work = start(&group.with_deadline(None), &mut [0.0]).unwrap();
+    let parent = Arc::downgrade(&group.shared);
+    let dead = |part: &ProcessGroup| crate::group::parents::dead_member(&part.shared.info, &parent);
+    std::thread::scope(|scope| {
+        let connects = scope.spawn(|| with.connect(DeviceType::Cpu).unwrap_err());
+        is_made.recv().unwrap();
+        let died = Error::RankDied { rank: 2, group: "world".into(), how: "it is gone".to_owned() };
+        notes.pending.lock().unwrap()[0].end(Err(died));
+        until(|| group.made(DeviceType::Cpu).unwrap().error().is_some());
+        // It may only have left this group.
+        assert!(dead(&with).is_none());
+        let own = meshreduce_store::identity::Member::current().unwrap();
+        let process = meshreduce_store::identity::Process { pid: i32::MAX as u32, ..own.process };
+        let mut told = meshreduce_store::codec::Writer::new();
+        told.u64(0);
+        told.u8(0);
+        meshreduce_store::identity::Member { process, ..own }.write(&mut told);
+        group.shared.store.set("progress/2", &told.into_bytes()).unwrap();
+        let error = connects.join().unwrap();
+        let is_named = matches!(&error, Error::RankDied { rank: 1, group, .. } if **group == *with.name());
+        assert!(is_named, "{error}");
+    });
+    assert!(dead(&without).is_none(), "it has no such member");
+    drop(work);
+}
