@@ -223,7 +223,7 @@ $L__BB0_1:
             texts["one_shot_w3"],
             ".version 7.0\n.target sm_70\n.address_size 64\n.shared .align 4 .b8 flags[12];\n\n\
              .visible .entry one_shot_f32_sum_w3(\n\t.param .align 8 .b8 one_shot_f32_sum_w3_param_0[56]\n)\n\
-             .maxntid 512, 1, 1\n.maxnreg 65\n{\n\tret;\n}\n"
+             .maxntid 512, 1, 1\n.maxnreg 64\n{\n\tret;\n}\n"
         );
         let (max, min) = (texts["one_shot_w2"].find("_max_"), texts["one_shot_w2"].find("_min_"));
         assert!(max.unwrap() < min.unwrap(), "entries are in the order of their names");
