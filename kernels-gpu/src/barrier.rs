@@ -328,7 +328,7 @@ impl<'a, const W: usize> Call<'a, W> {
             if self.is_met(seen) {
                 return true;
             }
-            if polls == 0 {
+            if begin == 0 {
                 begin = globaltimer();
             }
             // The second look at the signal comes before the first at anything else: most waits need no third.
