@@ -33,20 +33,25 @@ fn another_process() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
     let store = FileStore::open(folder).unwrap();
     let orders = std::env::var(ORDERS).unwrap();
-    match orders.split_once(' ').unwrap() {
+    match orders.rsplit_once(' ').unwrap() {
         // Says where the lines begin, which come after what the test harness says.
         ("add", times) => {
             println!("\nready");
-            // By two threads, with what comes of that for record locks.
-            let add = || {
-                for _ in 0..times.parse::<u64>().unwrap() / 2 {
-                    store.add("n", 1).unwrap();
-                }
-            };
-            std::thread::scope(|scope| {
-                scope.spawn(add);
-                add();
+            let times = times.parse::<usize>().unwrap();
+            add_by_two_threads(&store, |added| added < times / 2);
+        }
+        // However fast this machine is, it is still at it when it is to be stopped.
+        ("add until", "told") => {
+            println!("\nready");
+            let told = AtomicBool::new(false);
+            let added = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+                    told.store(true, Ordering::Relaxed);
+                });
+                add_by_two_threads(&store, |_| !told.load(Ordering::Relaxed))
             });
+            println!("{added}");
         }
         ("everything", rank) => {
             println!("\nready");
@@ -71,12 +76,30 @@ fn another_process() {
     }
 }
 
+/// Adds 1 to `n` as long as each of two threads, with what comes of that for record locks, is to `go_on` after so many; says
+/// how many that were.
+fn add_by_two_threads(store: &FileStore, go_on: impl Fn(usize) -> bool + Sync) -> usize {
+    let add = || {
+        let mut added = 0;
+        while go_on(added) {
+            store.add("n", 1).unwrap();
+            added += 1;
+        }
+        added
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(add);
+        add() + other.join().unwrap()
+    })
+}
+
 impl Rank {
     fn start(folder: &Path, orders: &str) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "file::holders::another_process", "--nocapture"])
             .env(FOLDER, folder)
             .env(ORDERS, orders)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -105,11 +128,13 @@ impl Rank {
     }
 
     /// Stops it at a moment in which it holds the file `of` gives, and says what that is called.
-    fn stop_while_it_holds(&self, of: impl Fn() -> Option<PathBuf>) -> PathBuf {
+    fn stop_while_it_holds(&mut self, of: impl Fn() -> Option<PathBuf>) -> PathBuf {
         let end = Instant::now() + LONG;
         while Instant::now() < end {
             self.signal(Signal::STOP);
             while !self.is_stopped() {
+                // The dead are never seen stopped.
+                assert_eq!(self.child.try_wait().unwrap(), None, "it ended before it was stopped");
                 std::thread::yield_now();
             }
             if let Some(path) = of()
@@ -175,7 +200,7 @@ fn a_stopped_holder_is_named_in_time_and_readers_go_on() {
     store.set("here", b"1").unwrap();
     store.set("other", b"").unwrap();
     store.queue_push("q", b"2").unwrap();
-    let rank = Rank::start(folder.path(), "add 1000000000");
+    let mut rank = Rank::start(folder.path(), "add 1000000000");
     let path = folder.path().join(lock::NAME);
     rank.stop_while_it_holds(|| Some(path.clone()));
 
@@ -276,7 +301,7 @@ fn a_holder_that_is_killed_holds_nothing_and_what_it_left_is_removed() {
     let folder = fast_folder();
     let store = FileStore::open(folder.path()).unwrap();
     for lock_is_removed in [false, true] {
-        let rank = Rank::start(folder.path(), "add 1000000000");
+        let mut rank = Rank::start(folder.path(), "add 1000000000");
         store.wait(&["n"], LONG).unwrap();
         let left = rank.stop_while_it_holds(|| written(folder.path()));
         drop(rank);
@@ -296,7 +321,7 @@ fn a_holder_that_is_killed_holds_nothing_and_what_it_left_is_removed() {
 fn whoever_makes_a_new_lock_waits_for_the_holder_of_the_old_one() {
     let folder = fast_folder();
     let store = FileStore::open(folder.path()).unwrap();
-    let mut rank = Rank::start(folder.path(), "add 2000");
+    let mut rank = Rank::start(folder.path(), "add until told");
     rank.stop_while_it_holds(|| written(folder.path()));
     fs::remove_file(folder.path().join(lock::NAME)).unwrap();
     for _ in 0..2 {
@@ -308,8 +333,11 @@ fn whoever_makes_a_new_lock_waits_for_the_holder_of_the_old_one() {
     for _ in 0..100 {
         store.add("n", 1).unwrap();
     }
+    drop(rank.child.stdin.take());
+    let mut added = String::new();
+    rank.said.read_line(&mut added).unwrap();
+    assert_eq!(store.add("n", 0).unwrap(), added.trim().parse::<i64>().unwrap() + 100);
     assert!(rank.child.wait().unwrap().success());
-    assert_eq!(store.add("n", 0).unwrap(), 2100);
     assert_eq!(names(folder.path()), [".lock", "n"]);
 }
 
