@@ -63,6 +63,8 @@ pub(super) fn the_writer_stops(part: &str) {
     let stop = |stage: &Stage, ranks: &mut [std::process::Child; 2]| {
         let id = rustix::process::Pid::from_raw(ranks[1].id() as i32).unwrap();
         stage.wait_for_key("begun");
+        // Behind this the writer, who has said that, has the store's lock no more.
+        stage.set_key("heard");
         rustix::process::kill_process(id, rustix::process::Signal::STOP).unwrap();
         let options = rustix::process::WaitOptions::UNTRACED;
         let (_, status) = rustix::process::waitpid(Some(id), options).unwrap().unwrap();
