@@ -290,6 +290,15 @@ pub(super) fn until_the_other_is_lost(party: &Party) -> Result<()> {
 /// The context of B's device is reset while transfers are under way: on both sides all end, those that fail with what has happened, and
 /// give their memory back; so do those that are started then; and everything can be closed.
 pub(super) fn the_context_is_reset(party: &Party) -> Result<()> {
+    reset_under_transfers(party, false)
+}
+
+/// The same, where B's process goes on with a new context of the device.
+pub(super) fn the_context_is_renewed(party: &Party) -> Result<()> {
+    reset_under_transfers(party, true)
+}
+
+fn reset_under_transfers(party: &Party, is_renewed: bool) -> Result<()> {
     one_way_and_back(party)?;
     let buffer = |length: usize| party.buffer(&vec![1; length]);
     let (long, late) = (
@@ -302,6 +311,7 @@ pub(super) fn the_context_is_reset(party: &Party) -> Result<()> {
     if let (false, Device::Cuda(ordinal)) = (party.is_a(), party.device) {
         reset_context(ordinal);
     }
+    let renewed = if is_renewed { Some(buffer(1)?) } else { None };
     party.sync()?;
     transfers.extend(started(late));
     let mut failed = 0;
@@ -322,5 +332,6 @@ pub(super) fn the_context_is_reset(party: &Party) -> Result<()> {
     party.endpoint.join(SOON)?;
     party.context.close();
     party.context.join(SOON)?;
+    drop(renewed);
     Ok(())
 }
