@@ -87,8 +87,8 @@ pub struct EntryId {
     record: u64,
     place: usize,
     group: u32,
-    /// Its number among the group's collectives, if it is one: how far a group has come is counted even when the entry is gone.
-    collective: Option<u64>,
+    /// Its number among the group's collectives, 0 if it is none: how far a group has come is counted even when the entry is gone.
+    collective: u64,
 }
 
 /// What is known of a call when it is made.
@@ -189,12 +189,10 @@ impl FlightRecorder {
     /// If there is no such group.
     pub fn begin(&self, begun: &Begun<'_>) -> EntryId {
         let is_p2p = begun.call.is_point_to_point();
-        let collective = (!is_p2p).then_some(begun.collective_sequence);
+        let collective = if is_p2p { 0 } else { begun.collective_sequence };
         let mut ring = self.ring();
-        if let Some(sequence) = collective {
-            let status = &mut ring.groups[begun.group as usize].group.status;
-            status.last_enqueued = status.last_enqueued.max(sequence);
-        }
+        let status = &mut ring.groups[begun.group as usize].group.status;
+        status.last_enqueued = status.last_enqueued.max(collective);
         let (record, place) = (ring.next, ring.next_place);
         ring.next += 1;
         // No division: this is on the way of every call.
@@ -214,9 +212,7 @@ impl FlightRecorder {
             entry.state = entry.state.max(State::Started);
             entry.started.get_or_insert(at);
         }
-        if let Some(sequence) = id.collective {
-            ring.groups[id.group as usize].group.status.has_started(sequence);
-        }
+        ring.groups[id.group as usize].group.status.has_started(id.collective);
     }
 
     /// It has gone into a graph: it stays as it is.
@@ -244,8 +240,8 @@ impl FlightRecorder {
     pub fn ended(&self, id: EntryId, well: bool, at: Instant) {
         let mut ring = self.ring();
         let is_first = ring.entry(id).is_none_or(|entry| entry.end(well, at));
-        if let Some(sequence) = id.collective.filter(|_| well && is_first) {
-            ring.groups[id.group as usize].group.status.has_completed(sequence);
+        if well && is_first {
+            ring.groups[id.group as usize].group.status.has_completed(id.collective);
         }
     }
 

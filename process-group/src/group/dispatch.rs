@@ -9,7 +9,7 @@ use meshreduce::RawStream;
 use meshreduce_device::{ContextState, PrimaryContext};
 
 use super::site::Site;
-use super::watch::Watched;
+use super::watch::{Message, Watched};
 use super::{ProcessGroup, Shared};
 use crate::backend::{Backend, Request};
 use crate::call::Call;
@@ -85,7 +85,7 @@ impl ProcessGroup {
         // SAFETY: the caller vouches for the tensors.
         let started = unsafe { self.make_call(call, Way { blocking: true, lent: true, location }) };
         // Looked at where it is: moving it takes longer than the rest.
-        if let Ok(Work { progress: Progress::Done(outcome), .. }) = &started {
+        if let Ok(Work { progress: Progress::Done(outcome, _), .. }) = &started {
             return Ok(wanted(outcome));
         }
         let outcome = started?.finish();
@@ -179,7 +179,7 @@ impl ProcessGroup {
         match &mut started {
             Ok(work) => {
                 work.sequence = Some(sequence);
-                if let Progress::Done(_) = work.progress {
+                if let Progress::Done(..) = work.progress {
                     if is_p2p {
                         shared.note_source(entry, call, work);
                     }
@@ -197,17 +197,14 @@ impl ProcessGroup {
                         return started;
                     }
                     recorder.started(entry, start);
-                    let (its, peers, end) = (work.clone(), call.peers(), request.end());
-                    let watched = Watched { work: its, entry, operation, sequence, peers, start, end };
-                    let mut watch = slot.watch();
-                    match is_p2p {
-                        true => watch.messages.push(watched),
-                        false => {
-                            let names = shared.hooks.want_completions();
-                            watch.lines[usize::from(!is_own)].follow(watched, names);
-                        }
+                    let (its, end) = (work.clone(), request.end());
+                    let watched = Watched { work: its, entry, operation, sequence, start, end };
+                    if is_p2p {
+                        slot.watch().messages.push(Message { call: watched, peers: call.peers() });
+                    } else {
+                        let names = shared.hooks.want_completions();
+                        slot.watch().lines[usize::from(!is_own)].follow(watched, names);
                     }
-                    drop(watch);
                     work.site = Some(Site { group: Arc::clone(&self.shared), operation });
                 }
             }
@@ -221,7 +218,7 @@ impl ProcessGroup {
 impl Shared {
     /// Of a receive from any rank that has ended: whom it was from.
     fn note_source(&self, entry: EntryId, call: &Call<'_>, work: &Work) {
-        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) })) =
+        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) }, _)) =
             (call, &work.progress)
         {
             self.family.recorder.received_from(entry, *source);

@@ -18,11 +18,17 @@ pub(super) struct Watched {
     pub(super) entry: EntryId,
     pub(super) operation: Operation,
     pub(super) sequence: u64,
-    /// Of sends and receives: the other ranks, as far as they are known.
-    pub(super) peers: Peers,
     pub(super) start: Instant,
     /// When it must have ended; `None`: never.
     pub(super) end: Option<Instant>,
+}
+
+/// A send or receive, or a batch of them.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) call: Watched,
+    /// The other ranks, as far as they are known.
+    pub(super) peers: Peers,
 }
 
 impl Watched {
@@ -91,18 +97,23 @@ impl Line {
             _ => self.runs.push_back(Run { operation, first: call.sequence, last: call.sequence }),
         }
         let mut first_end = call.end;
-        while self.held.len() >= HELD
-            && let Some(last) = self.held.back()
-            && Self::stands_for(&call, last.first_end)
+        let mut stood_for = 0;
+        for last in self.held.range((HELD - 1).min(self.held.len())..).rev() {
             // Nobody else may hear of a failure.
-            && !last.call.work.has_failed_alone()
-        {
+            if !Self::stands_for(&call, last.first_end) || last.call.work.has_failed_alone() {
+                break;
+            }
             if last.first_end.is_some_and(|its| first_end.is_none_or(|first_end| its < first_end)) {
                 first_end = last.first_end;
             }
-            self.held.pop_back();
+            stood_for += 1;
         }
-        self.held.push_back(Held { call, first_end });
+        // One that takes another one's place is written there: it is not small, and this is on the way of each call.
+        self.held.truncate(self.held.len() - stood_for.max(1) + 1);
+        match self.held.back_mut() {
+            Some(last) if stood_for > 0 => *last = Held { call, first_end },
+            _ => self.held.push_back(Held { call, first_end }),
+        }
     }
 
     /// The first that is held.
@@ -176,7 +187,7 @@ pub(super) struct Watch {
     /// ordered.
     pub(super) lines: [Line; 2],
     /// Sends and receives, which end in any order.
-    pub(super) messages: Vec<Watched>,
+    pub(super) messages: Vec<Message>,
     /// A call was late, and everything pending was ended for that.
     pub(super) has_expired: bool,
 }
@@ -209,7 +220,7 @@ mod tests {
         });
         let work = Work::done(&backend, Outcome::default());
         let end = limit.map(|limit| start + limit);
-        Watched { work, entry, operation, sequence, peers: Peers::default(), start, end }
+        Watched { work, entry, operation, sequence, start, end }
     }
 
     fn numbers(line: &Line) -> Vec<u64> {

@@ -21,11 +21,13 @@ use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::turn::{Taken, Turn};
 use crate::types::{DType, Device, ReduceOp};
-use crate::work::Work;
+use crate::work::{Names, Work};
 
 #[derive(Debug)]
 pub(super) struct MeshBackend {
     name: Arc<str>,
+    /// For the works of the mesh.
+    names: Arc<Names>,
     context: BackendContext,
     primary: Arc<PrimaryContext>,
     rule: Rule,
@@ -79,11 +81,14 @@ impl MeshBackend {
             }
             ground => tracing::info!(group = &*context.group.name, mesh = ground.name(), "a mesh"),
         }
+        let rule = Rule::new(only, |dtype, op| ground.mesh()?.longest(dtype, op));
+        let names = Arc::new(Names { backend: Arc::clone(&name), group: Arc::clone(&context.group.name) });
         Ok(Self {
+            names,
             name,
             context,
             primary,
-            rule: Rule { only },
+            rule,
             ground,
             behind: OnceLock::new(),
             nodes: OnceLock::new(),
@@ -231,6 +236,7 @@ impl MeshBackend {
     }
 
     /// Whether channels take a call; `None`: it is no send and no receive.
+    #[inline]
     fn by_channels(&self, call: &Call<'_>) -> Option<Result<(), Refusal>> {
         let is_theirs = call.is_point_to_point() && !matches!(self.ground, Ground::Alone);
         is_theirs.then(|| {
@@ -242,17 +248,12 @@ impl MeshBackend {
     }
 
     /// The mesh's call that this one is, or why it is none.
+    #[inline]
     fn choose(&self, call: &Call<'_>) -> Result<MeshCall, Refusal> {
         match &self.ground {
             Ground::Alone => Err(Refusal::Operation(call.operation())),
             Ground::None(reason) => Err(Refusal::NoMesh(Arc::clone(reason))),
-            Ground::One(mesh) | Ground::Several(mesh, _) => {
-                let communicator = mesh.communicator.read().unwrap_or_else(PoisonError::into_inner);
-                match &*communicator {
-                    Some(communicator) => self.rule.take(communicator, call, mesh.token.address()),
-                    None => Err(Refusal::NoMesh("the mesh is closed".into())),
-                }
-            }
+            Ground::One(mesh) | Ground::Several(mesh, _) => self.rule.take(call, mesh.token.address()),
         }
     }
 
@@ -274,7 +275,7 @@ impl MeshBackend {
         let order = StreamOrder::behind_last_call(request.stream);
         // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
         // of the last one, and every call has one.
-        unsafe { lane.all_reduce_raw(input.address, output.address, input.count, dtype, op, order) }
+        unsafe { lane.all_reduce_raw(input, output.address, output.count, dtype, op, order) }
             .map_err(|error| self.of_mesh(mesh, error))
     }
 
@@ -360,7 +361,7 @@ impl Backend for MeshBackend {
                 // SAFETY: the caller vouches for the tensors and the stream.
                 let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
                 self.own.fetch_add(1, Ordering::Relaxed);
-                Ok(Work::on_mesh(&self.name, group, work))
+                Ok(Work::on_mesh(&self.names, work))
             }
             Ok((mesh, Some(placement), chosen)) => {
                 let nodes = self.nodes(placement, Some(request))?;
