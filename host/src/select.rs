@@ -118,7 +118,9 @@ mod tests {
     fn the_longest_message_is_the_last_for_which_an_algorithm_is_selected() {
         for forced in [None, Some(Algorithm::OneShot), Some(Algorithm::TwoShot)] {
             let selector = selector(forced);
-            for loaded in [&[Algorithm::OneShot][..], &[Algorithm::TwoShot], &[Algorithm::OneShot, Algorithm::TwoShot]] {
+            for loaded in
+                [&[Algorithm::OneShot][..], &[Algorithm::TwoShot], &[Algorithm::OneShot, Algorithm::TwoShot]]
+            {
                 let loaded = |algorithm| loaded.contains(&algorithm);
                 let takes = |bytes| selector.select(bytes, loaded, DType::F32, Op::Sum).is_ok();
                 match selector.longest(loaded) {

@@ -190,7 +190,7 @@ impl Work {
     /// Whether it has failed, and its backend may not say so.
     pub(crate) fn has_failed_alone(&self) -> bool {
         match &self.progress {
-            // What fails on the mesh ends the mesh. (This is on the way of every call, and a look at the device is long.)
+            // What fails on the mesh ends the mesh.
             Progress::Done(..) | Progress::Mesh(..) => false,
             Progress::Other(completion, _) => completion.poll().is_err(),
         }

@@ -229,7 +229,7 @@ fn look_at(group: &Shared, slot: &Slot) {
     // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
     if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
-        let first = slot.watch().lines[0].first().cloned();
+        let first = slot.watch().lines[0].first();
         let error = match first {
             Some(first) => with_call(&first, error),
             None => error,
@@ -251,7 +251,7 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
     /// Whoever makes calls without an end does not keep it from the others.
     const MOST: usize = 64;
     for _ in 0..MOST {
-        let Some(first) = slot.watch().lines[line].first().cloned() else { return };
+        let Some(first) = slot.watch().lines[line].first() else { return };
         match first.work.look() {
             Ok(Some(_)) => {
                 let runs = slot.watch().lines[line].take_through(first.sequence);
@@ -341,7 +341,7 @@ pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
     for line in [0, 1] {
         loop {
             // (The lock is not to be held in what follows.)
-            let Some(first) = slot.watch().lines[line].first().cloned() else { break };
+            let Some(first) = slot.watch().lines[line].first() else { break };
             let Ok(Some(_)) = first.work.look() else { break };
             let runs = slot.watch().lines[line].take_through(first.sequence);
             group.ended_well(&first, &runs);
@@ -356,7 +356,7 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) ->
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
     for line in &mut lines {
         // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.
-        while let Some(call) = line.first().cloned() {
+        while let Some(call) = line.first() {
             match call.work.look() {
                 Err(error) => {
                     line.forget(call.sequence);

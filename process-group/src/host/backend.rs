@@ -193,7 +193,7 @@ impl Backend for HostBackend {
             let missing: Vec<_> =
                 (0..shared.group.world_size).filter(|rank| !has_come(net, shared, *rank)).collect();
             if missing.is_empty() {
-                return Ok(());
+                return shared.heard_since(net).map_or(Ok(()), Err);
             }
             if let Some(cause) = shared.aborted.get() {
                 return Err(cause.clone());

@@ -294,8 +294,7 @@ fn watch(shared: &Shared, net: &Net, most: Duration, is_over: bool) -> Result<()
         let ended =
             neighbour.map(|neighbour| neighbour.segment.control().ended.0.state.load(Ordering::Acquire));
         if ended == Some(LIVING) {
-            let error = failure::died(control.rank, shared.name(), "its process has ended");
-            return Err(shared.fail(error));
+            return Err(shared.fail(failure::process_ended(control.rank, shared.name())));
         }
     }
     Ok(())

@@ -89,6 +89,14 @@ impl Rule {
         Self { only, kinds }
     }
 
+    /// Whether it is an all-reduce that the mesh takes.
+    #[inline]
+    pub(super) fn takes(&self, call: &Call<'_>) -> bool {
+        let Call::AllReduce { input, op, .. } = call else { return false };
+        let kind = &self.kinds[input.dtype as usize][*op as usize];
+        kind.is_some_and(|kind| input.bytes() as u64 <= kind.longest)
+    }
+
     /// The call, if the mesh takes it; else why not.
     /// A barrier is the all-reduce of the number at `token`.
     #[inline]

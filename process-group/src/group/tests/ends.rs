@@ -340,7 +340,7 @@ fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
             let mut watch = slot.watch();
             let message = &mut watch.messages[0];
             message.call.work = Work::pending(&"open".into(), Arc::new(EndsAtLook(looks.into())));
-            message.call.end = Some(message.call.start - 2 * crate::group::watchdog::TICK);
+            message.call.noted.end = Some(message.call.start - 2 * crate::group::watchdog::TICK);
         }
         // The watching thread may be quicker.
         until(|| {
