@@ -78,6 +78,18 @@ fn a_rank_that_fails_does_not_keep_those_who_shut_down_waiting_and_they_are_told
     }
 }
 
+#[test]
+fn ranks_that_each_broadcast_last_hear_of_it_at_the_end() {
+    let store = Arc::default();
+    on_ranks(2, |rank| {
+        let group = builder(&store, rank, 2, false).build().unwrap();
+        // Each only writes, and is done.
+        group.broadcast(&mut [1.0_f32; 4], rank).unwrap();
+        let error = group.shutdown().unwrap_err();
+        assert!(matches!(error, Error::Mismatch { sequence: 1, .. }), "{error}");
+    });
+}
+
 fn abort_while_it_shuts_down(group: &ProcessGroup) {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| group.shutdown());

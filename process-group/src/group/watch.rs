@@ -134,9 +134,6 @@ impl Line {
     pub(super) fn follow(&mut self, work: &Work, call: &Noted, names: bool) {
         if self.backend.is_none() {
             self.backend = Some(Arc::clone(work.backend()));
-            if let Progress::Mesh(_, names) = &work.progress {
-                self.mesh = Some(Arc::clone(names));
-            }
         }
         let operation = Some(call.operation);
         match self.runs.back_mut() {
@@ -174,10 +171,14 @@ impl Line {
             self.held.pop_back();
         }
         let sight = match &work.progress {
-            Progress::Mesh(mesh, _) => Sight::Mesh(mesh.clone()),
+            Progress::Mesh(mesh, names) => {
+                self.mesh.get_or_insert_with(|| Arc::clone(names));
+                Sight::Mesh(mesh.clone())
+            }
             _ => Sight::Other(work.clone()),
         };
-        let stands_for = first_end.map(|first| Ends { first, latest: first + TICK });
+        let stands_for =
+            first_end.map(|first| Ends { first, latest: first.checked_add(TICK).unwrap_or(first) });
         self.held.push_back(Held { sight, noted: *call, stands_for });
     }
 
