@@ -133,7 +133,6 @@ impl<const W: usize> Call<'_, W> {
         !sync_threads_or(!met)
     }
 
-
     /// Begins to read what `peer` launches: in block 0, behind a phase, before the reads of staging there.
     ///
     /// # Safety
@@ -169,7 +168,15 @@ impl<const W: usize> Call<'_, W> {
         let peer_launched = pad::descriptor_of(glance.0, self.number()).unwrap_or(0);
         let peer = self.rank_at(peer.position);
         let abort = self.finding(RecordKind::LaunchMismatch, peer);
-        self.fail(Failure { abort, phase: 0, peer, epoch_wanted: self.epoch(), epoch_seen: self.epoch(), peer_launched, begin: 0 });
+        self.fail(Failure {
+            abort,
+            phase: 0,
+            peer,
+            epoch_wanted: self.epoch(),
+            epoch_seen: self.epoch(),
+            peer_launched,
+            begin: 0,
+        });
         false
     }
 

@@ -20,8 +20,9 @@ use meshreduce_wire::{AbortWord, ErrorRecord, LaunchParams, RecordKind, counters
 use crate::{
     memory::{load_u64_pair, store_u32, store_u64},
     signal::{
-        atomic_cas_acq_rel_sys_u32, atomic_inc_acq_rel_gpu_u32, load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair,
-        store_relaxed_sys_u32, store_relaxed_sys_u64, store_relaxed_sys_u64_pair, store_release_sys_u32,
+        atomic_cas_acq_rel_sys_u32, atomic_inc_acq_rel_gpu_u32, load_relaxed_sys_u32, load_relaxed_sys_u64,
+        load_relaxed_sys_u64_pair, store_relaxed_sys_u32, store_relaxed_sys_u64, store_relaxed_sys_u64_pair,
+        store_release_sys_u32,
     },
     thread::{
         block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, leads_warp, select, thread_idx_x,

@@ -52,8 +52,8 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParam
     let phase_units = call.phase_units();
     let is_used = |other: u32, place: u32| {
         let gets_input = other & QUAD as u32 == quad && place < units;
-        let gets_partial = (other == relay || other == position)
-            && place.wrapping_sub(phase_units) < units * per_unit;
+        let gets_partial =
+            (other == relay || other == position) && place.wrapping_sub(phase_units) < units * per_unit;
         gets_input || gets_partial
     };
     call.announce(peer);

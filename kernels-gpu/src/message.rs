@@ -12,7 +12,8 @@ use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
 use crate::{
     element::Element,
     memory::{
-        Unit, Vector, load_unit, load_unit_nc, load_vector, load_vector_nc, store_unit_cs, store_vector, store_vector_cs,
+        Unit, Vector, load_unit, load_unit_nc, load_vector, load_vector_nc, store_unit_cs, store_vector,
+        store_vector_cs,
     },
     thread::{block_dim_x, block_idx_x, compute_here, grid_dim_x, thread_idx_x},
 };

@@ -29,8 +29,13 @@ use meshreduce_wire::{
 use crate::{
     call::{Call, Failure, Peer, Wait, is_last_thread},
     memory::Unit,
-    signal::{load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair},
-    thread::{block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, select, sync_threads_or, thread_idx_x},
+    signal::{
+        load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair,
+    },
+    thread::{
+        block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, select, sync_threads_or,
+        thread_idx_x,
+    },
 };
 
 /// The units of a message, or of a slice, that fall to one thread, by index, as [`crate::message::Share`] shares out vectors. In a
@@ -331,7 +336,8 @@ impl<const W: usize> Call<'_, W> {
     /// The calling thread has awaited it in this call.
     #[inline(always)]
     pub unsafe fn awaited(&self, phase: u32, source: u32, index: u32) -> Unit {
-        load_relaxed_sys_u64_pair(self.params.lane.own_pad + self.offset(source, phase, index)).map(packets::data)
+        load_relaxed_sys_u64_pair(self.params.lane.own_pad + self.offset(source, phase, index))
+            .map(packets::data)
     }
 
     /// The epoch, one more than p, from memory, and the one that a header's mark says its source had; 0: none was there. The

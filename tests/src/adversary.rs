@@ -20,6 +20,7 @@ use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Report, Session, Summary};
 use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::{HostPage, IN_PLACE};
+use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
     Algorithm, DType, ErrorRecord, LaneParams, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, VECTOR_BYTES,
@@ -184,7 +185,7 @@ impl Kernels {
         let ranks = self.world_size;
         let positions = draw.permutation(ranks);
         let relays = match self.algorithm {
-            Algorithm::HybridCubeMesh => {
+            Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl => {
                 let across = draw.permutation(4);
                 (0..8)
                     .map(|at| match at {
@@ -317,7 +318,11 @@ impl<'a> Stage<'a> {
         let staging = scenario.calls.iter().map(|call| {
             geometry::staging_bytes(kernels.algorithm, call.count as u64, scenario.dtype, world_size as u32)
         });
-        let layout = SegmentLayout::new(LANES, staging.max().unwrap_or(0));
+        let packets = scenario.calls.iter().map(|call| {
+            packets::phase_bytes(kernels.algorithm, call.count as u64, scenario.dtype, world_size as u32)
+        });
+        let packets = PacketLayout::new(packets.max().unwrap_or(0), world_size as u32);
+        let layout = SegmentLayout::new(LANES, staging.max().unwrap_or(0), packets);
         let lane = scenario.lane;
         let devices: Vec<DeviceId> = (0..world_size).map(|_| session.device()).collect();
         let segments: Vec<u64> =
@@ -541,6 +546,9 @@ fn lane_params(
         own_pad: segments[rank] + layout.pad(lane),
         staging: layout.staging(lane) - layout.pad(lane),
         half_bytes: layout.half_bytes(),
+        packets: layout.packets(lane) - layout.pad(lane),
+        phase_bytes: layout.packet_layout().phase_bytes,
+        reserved: 0,
         counters,
         host_page,
         ranks: 0,
@@ -552,7 +560,7 @@ fn lane_params(
     };
     for (position, &peer) in scenario.positions.iter().enumerate() {
         params.ranks |= LaneParams::rank_at(position as u32, peer as u32);
-        let mapped = kernels.algorithm != Algorithm::HybridCubeMesh
+        let mapped = !kernels.algorithm.is_of_cube_mesh()
             || position / 4 == own_position / 4
             || position == scenario.relays[own_position];
         if mapped {

@@ -80,7 +80,7 @@ pub const fn partial_units(dtype: DType) -> u32 {
     (size_of::<f32>() / dtype.size()) as u32
 }
 
-/// Bytes of packet memory that a call needs of one source in its larger phase; 0: the algorithm does not work by packets.
+/// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the algorithm does not work by packets.
 ///
 /// ```
 /// use meshreduce_wire::{Algorithm, DType, packets::phase_bytes};
@@ -116,6 +116,14 @@ pub struct PacketLayout {
 }
 
 impl PacketLayout {
+    /// Memory for messages that need so many bytes of a phase ([`phase_bytes`]).
+    pub const fn new(phase_bytes: u64, world_size: u32) -> Self {
+        let phase_bytes = phase_bytes.next_multiple_of(SOURCE_BYTES);
+        let layout = Self { phase_bytes: phase_bytes as u32, world_size };
+        assert!(phase_bytes <= u32::MAX as u64 && layout.bytes() <= MAX_BYTES, "kernels count it in 32 bits");
+        layout
+    }
+
     /// The offset of the unit at `index` of `source` in `phase` of a call of the parity of `p`. Behind the units of
     /// phase 0 come those of phase 1.
     #[inline(always)]

@@ -239,7 +239,9 @@ impl Examined {
 fn expected(entry: EntryName) -> Vec<u32> {
     match entry.algorithm {
         // A quad of ranks, then two partial results in fp32, each one vector or two.
-        Algorithm::HybridCubeMesh => vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }],
+        Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl => {
+            vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }]
+        }
         _ => vec![entry.ranks as u32],
     }
 }
