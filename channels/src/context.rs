@@ -1,8 +1,8 @@
 //! The channels of a process.
 #![forbid(unsafe_code)]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use meshreduce_device::Device;
@@ -19,7 +19,7 @@ use crate::link::Link;
 use crate::meet::{
     Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, restore, withdraw,
 };
-use crate::progress::{Command, Connection, Latch, Post, Site, Waker, start};
+use crate::progress::{Command, Connection, Site, Waker, start};
 use crate::registry::{Kinds, Registry, Report};
 
 /// How long a dropped context waits for what was said to be sent.
@@ -104,15 +104,7 @@ impl Context {
         };
         let kinds = Kinds::new(registry, &environment)?;
         let offers = Arc::new(kinds.offers(devices.all()));
-        let (post, process) = (Post::new(waker), std::process::id());
-        let site = Arc::new(Site {
-            kinds,
-            devices,
-            post,
-            process,
-            thread: OnceLock::new(),
-            ended: Latch::default(),
-        });
+        let site = Site::new(kinds, devices, waker);
         start(Arc::clone(&site))?;
         let endpoints = AtomicU64::new(1);
         Ok(Self { inner: Arc::new(Inner { site, place, options, offers, endpoints }) })

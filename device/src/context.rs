@@ -87,7 +87,8 @@ impl PrimaryContext {
                 unsafe { sys::cuDevicePrimaryCtxGetState(self.device.raw(), &mut flags, &mut active) };
             let inactive = answer == CUresult::SUCCESS && active == 0;
             // A driver that does not say is not one that says otherwise.
-            let renewed = || self.id.is_some_and(|id| id_of(self.raw).is_some_and(|now| now != id));
+            // Another one, under the same handle, or under another one: then the driver does not know this one any more.
+            let renewed = || self.id.is_some_and(|id| id_of(self.raw) != Some(id));
             if inactive || renewed() {
                 self.reset.store(true, Ordering::Relaxed);
             }

@@ -95,6 +95,12 @@ impl Communicator {
         self.shared.select(bytes, dtype, op).ok()
     }
 
+    /// Bytes of the longest all-reduce for which [`Communicator::select`] gives an algorithm, as it does for all shorter ones; `None`:
+    /// there is no kernel for the type and operation. Equal on all ranks, and always the same.
+    pub fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
+        self.shared.longest(dtype, op)
+    }
+
     /// Takes a lane, until it is dropped. All ranks must use a lane in the same order of calls.
     ///
     /// # Errors

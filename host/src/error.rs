@@ -14,7 +14,7 @@ use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
 
 pub use meshreduce_device::{CudaVersion, DriverError};
 pub use namespaces::SharedNamespaces;
-pub(crate) use texts::Ranks;
+pub use texts::Ranks;
 use texts::{Launch, kind_text};
 
 use crate::config::ConfigError;

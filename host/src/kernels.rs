@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use meshreduce_device::{ComputeCapability, DriverError, Function, Module, PrimaryContext};
+use meshreduce_store::sockets::hex;
 use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
 use sha2::{Digest, Sha256};
 
@@ -121,10 +122,6 @@ fn target(ptx: &str) -> Option<ComputeCapability> {
     words.find(|word| *word == ".target")?;
     let number: u32 = words.next()?.strip_prefix("sm_")?.trim_end_matches(['a', 'f']).parse().ok()?;
     Some(ComputeCapability { major: number / 10, minor: number % 10 })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Checks that a shipped text is the one whose digest its header records: that nobody edited it by hand.

@@ -88,7 +88,7 @@ pub use config::{Config, ConfigError, Limits, MAX_LANES};
 pub use element::Element;
 #[cfg(feature = "cust")]
 pub use element::{Bf16, F16};
-pub use error::{CudaVersion, DriverError, Error, SharedNamespaces};
+pub use error::{CudaVersion, DriverError, Error, Ranks, SharedNamespaces};
 pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::{Lane, StreamOrder};
 pub use launches::launches;

@@ -30,6 +30,13 @@ impl Selector {
         Err(Error::AlgorithmNotPossible { algorithm, why })
     }
 
+    /// Bytes of the longest message that is taken, as are all shorter ones; `None`: there is no kernel.
+    pub(crate) fn longest(&self, loaded: impl Fn(Algorithm) -> bool) -> Option<u64> {
+        let takes = |algorithm: &Algorithm| self.forced.is_none_or(|forced| forced == *algorithm);
+        let able = self.ground.algorithms().map(|description| description.algorithm).filter(takes);
+        able.filter(|algorithm| loaded(*algorithm)).map(|algorithm| self.limits.of(algorithm)).max()
+    }
+
     /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel.
     pub(crate) fn select(
         &self,
@@ -111,6 +118,24 @@ mod tests {
         assert!(matches!(free, Err(Error::NoAlgorithm { .. })));
         let forced = selector(Some(Algorithm::OneShot)).select(2, nothing, DType::F16, Op::Max);
         assert!(matches!(forced, Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn the_longest_message_is_the_last_for_which_an_algorithm_is_selected() {
+        for forced in [None, Some(Algorithm::OneShot), Some(Algorithm::TwoShot)] {
+            let selector = selector(forced);
+            for loaded in
+                [&[Algorithm::OneShot][..], &[Algorithm::TwoShot], &[Algorithm::OneShot, Algorithm::TwoShot]]
+            {
+                let loaded = |algorithm| loaded.contains(&algorithm);
+                let takes = |bytes| selector.select(bytes, loaded, DType::F32, Op::Sum).is_ok();
+                match selector.longest(loaded) {
+                    Some(bytes) => assert!(takes(0) && takes(bytes) && !takes(bytes + 1)),
+                    None => assert!(!takes(0)),
+                }
+            }
+            assert_eq!(selector.longest(|_| false), None);
+        }
     }
 
     #[test]

@@ -172,6 +172,10 @@ impl Shared {
         self.selector.select(bytes, loaded, dtype, op)
     }
 
+    pub(crate) fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
+        self.selector.longest(|algorithm| self.kernels.function(algorithm, dtype, op).is_some())
+    }
+
     pub(crate) fn status(&self) -> Result<(), Error> {
         self.lanes.iter().try_for_each(|lane| lane.status())
     }

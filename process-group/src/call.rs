@@ -263,7 +263,6 @@ impl Call<'_> {
     #[inline]
     fn first(&self) -> Option<&Tensor> {
         match self {
-            // Those that have one at hand: this is asked several times on the way of each call.
             Call::AllReduce { input: tensor, .. }
             | Call::Reduce { input: tensor, .. }
             | Call::Broadcast { tensor, .. }
@@ -291,6 +290,14 @@ impl Call<'_> {
     /// `None`: it is an empty batch.
     #[inline]
     pub fn device(&self) -> Option<Device> {
+        match self {
+            // This is asked several times on the way of each call.
+            Call::AllReduce { input, .. } if input.count > 0 => Some(input.device),
+            call => call.find_device(),
+        }
+    }
+
+    fn find_device(&self) -> Option<Device> {
         match self {
             Call::Barrier { device } => Some(*device),
             call => match call.first() {

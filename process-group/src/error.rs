@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use meshreduce::Ranks;
 use meshreduce_store::StoreError;
 
 use crate::config::ConfigError;
@@ -459,22 +460,6 @@ impl fmt::Display for NotCome<'_> {
         match self.0 {
             [] => Ok(()),
             ranks => write!(f, ": {} did not come to it", Ranks(ranks)),
-        }
-    }
-}
-
-/// "rank 3", "ranks 1, 2 and 5".
-pub(crate) struct Ranks<'a>(pub(crate) &'a [usize]);
-
-impl fmt::Display for Ranks<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => f.write_str("no rank"),
-            [rank] => write!(f, "rank {rank}"),
-            [head @ .., last] => {
-                let head: Vec<_> = head.iter().map(ToString::to_string).collect();
-                write!(f, "ranks {} and {last}", head.join(", "))
-            }
         }
     }
 }

@@ -64,20 +64,22 @@ pub trait Completion: Send + Sync + fmt::Debug {
     }
 }
 
-/// How a call is going on.
+/// How a call is going on, and the name of the backend that makes it.
 #[derive(Clone)]
 pub(crate) enum Progress {
     /// It has ended.
-    Done(Outcome),
-    /// The mesh's kernels see to it.
-    Mesh {
-        /// What the mesh gave for it.
-        work: meshreduce::Work,
-        /// The group's name.
-        group: Arc<str>,
-    },
+    Done(Outcome, Arc<str>),
+    /// The mesh's kernels see to it. (Both names in one: each that is cloned and dropped costs a call as much as its checks do.)
+    Mesh(meshreduce::Work, Arc<Names>),
     /// Something else does.
-    Other(Arc<dyn Completion>),
+    Other(Arc<dyn Completion>, Arc<str>),
+}
+
+/// What a call on the mesh is told by.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) backend: Arc<str>,
+    pub(crate) group: Arc<str>,
 }
 
 /// A call that was made on a [`crate::ProcessGroup`].
@@ -87,7 +89,6 @@ pub(crate) enum Progress {
 #[derive(Clone)]
 pub struct Work {
     pub(crate) progress: Progress,
-    pub(crate) backend: Arc<str>,
     /// The number that its group has given it.
     pub(crate) sequence: Option<u64>,
     /// Where it was made, of a call that goes on.
@@ -97,11 +98,11 @@ pub struct Work {
 impl fmt::Debug for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.progress {
-            Progress::Done(outcome) => format!("{outcome:?}"),
-            Progress::Mesh { .. } => "on the mesh".to_owned(),
-            Progress::Other(completion) => format!("{completion:?}"),
+            Progress::Done(outcome, _) => format!("{outcome:?}"),
+            Progress::Mesh(..) => "on the mesh".to_owned(),
+            Progress::Other(completion, _) => format!("{completion:?}"),
         };
-        f.debug_struct("Work").field("backend", &self.backend).field("state", &state).finish_non_exhaustive()
+        f.debug_struct("Work").field("backend", self.backend()).field("state", &state).finish_non_exhaustive()
     }
 }
 
@@ -109,27 +110,26 @@ impl Work {
     /// Of a call that has ended, made by `backend`.
     #[inline]
     pub fn done(backend: &Arc<str>, outcome: Outcome) -> Self {
-        Self { progress: Progress::Done(outcome), backend: Arc::clone(backend), sequence: None, site: None }
+        Self { progress: Progress::Done(outcome, Arc::clone(backend)), sequence: None, site: None }
     }
 
     /// Of a call that goes on.
     pub fn pending(backend: &Arc<str>, completion: Arc<dyn Completion>) -> Self {
-        Self {
-            progress: Progress::Other(completion),
-            backend: Arc::clone(backend),
-            sequence: None,
-            site: None,
-        }
+        Self { progress: Progress::Other(completion, Arc::clone(backend)), sequence: None, site: None }
     }
 
-    pub(crate) fn on_mesh(backend: &Arc<str>, group: &Arc<str>, work: meshreduce::Work) -> Self {
-        let progress = Progress::Mesh { work, group: Arc::clone(group) };
-        Self { progress, backend: Arc::clone(backend), sequence: None, site: None }
+    #[inline]
+    pub(crate) fn on_mesh(names: &Arc<Names>, work: meshreduce::Work) -> Self {
+        Self { progress: Progress::Mesh(work, Arc::clone(names)), sequence: None, site: None }
     }
 
     /// The backend that makes the call: where the group's has another one behind it, that one if it took the call.
+    #[inline]
     pub fn backend(&self) -> &Arc<str> {
-        &self.backend
+        match &self.progress {
+            Progress::Done(_, backend) | Progress::Other(_, backend) => backend,
+            Progress::Mesh(_, names) => &names.backend,
+        }
     }
 
     /// The call's sequence number on its group: among collectives, or among sends and receives.
@@ -157,17 +157,17 @@ impl Work {
 
     /// The same for the group's own threads: whoever made the call has not heard of it.
     pub(crate) fn look(&self) -> Result<Option<Outcome>, Error> {
-        if let Progress::Done(outcome) = &self.progress {
+        if let Progress::Done(outcome, _) = &self.progress {
             return Ok(Some(*outcome));
         }
         self.own_process()?;
         let ended = match &self.progress {
-            Progress::Done(outcome) => return Ok(Some(*outcome)),
-            Progress::Mesh { work, group } => work
+            Progress::Done(outcome, _) => return Ok(Some(*outcome)),
+            Progress::Mesh(work, names) => work
                 .is_finished()
                 .map(|is| is.then(Outcome::default))
-                .map_err(|error| self.of_mesh(error, group)),
-            Progress::Other(completion) => completion.poll(),
+                .map_err(|error| self.of_mesh(error, names)),
+            Progress::Other(completion, _) => completion.poll(),
         };
         self.judge(ended)
     }
@@ -175,14 +175,14 @@ impl Work {
     /// Whether it was captured into a graph, and has no end that could be seen.
     pub(crate) fn is_captured(&self) -> bool {
         match &self.progress {
-            Progress::Done(_) => false,
-            Progress::Mesh { work, .. } => work.is_captured(),
-            Progress::Other(completion) => completion.is_captured(),
+            Progress::Done(..) => false,
+            Progress::Mesh(work, _) => work.is_captured(),
+            Progress::Other(completion, _) => completion.is_captured(),
         }
     }
 
     fn heard(&self) {
-        if let Progress::Other(completion) = &self.progress {
+        if let Progress::Other(completion, _) = &self.progress {
             completion.heard();
         }
     }
@@ -190,9 +190,9 @@ impl Work {
     /// Whether it has failed, and its backend may not say so.
     pub(crate) fn has_failed_alone(&self) -> bool {
         match &self.progress {
-            // What fails on the mesh ends the mesh. (This is on the way of every call, and a look at the device is long.)
-            Progress::Done(_) | Progress::Mesh { .. } => false,
-            Progress::Other(completion) => completion.poll().is_err(),
+            // What fails on the mesh ends the mesh.
+            Progress::Done(..) | Progress::Mesh(..) => false,
+            Progress::Other(completion, _) => completion.poll().is_err(),
         }
     }
 
@@ -204,16 +204,16 @@ impl Work {
     /// [`Error::StillRunning`]; how the call failed; why the group is over, if it is.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let Some(timeout) = timeout else { return self.finish() };
-        if let Progress::Done(outcome) = &self.progress {
+        if let Progress::Done(outcome, _) = &self.progress {
             return Ok(*outcome);
         }
         self.own_process()?;
         let _span = self.span().entered();
         let end = Instant::now().checked_add(timeout);
         let ended = match &self.progress {
-            Progress::Done(outcome) => return Ok(*outcome),
-            Progress::Other(completion) => completion.wait(end),
-            Progress::Mesh { .. } => {
+            Progress::Done(outcome, _) => return Ok(*outcome),
+            Progress::Other(completion, _) => completion.wait(end),
+            Progress::Mesh(..) => {
                 let mut pause = Pause::new(timeout);
                 loop {
                     match self.look() {
@@ -229,18 +229,18 @@ impl Work {
 
     /// Waits for the end of the call.
     pub(crate) fn finish(&self) -> Result<Outcome, Error> {
-        if let Progress::Done(outcome) = &self.progress {
+        if let Progress::Done(outcome, _) = &self.progress {
             return Ok(*outcome);
         }
         self.own_process()?;
         let _span = self.span().entered();
         let ended = match &self.progress {
-            Progress::Done(outcome) => return Ok(*outcome),
-            Progress::Mesh { work, group } => work
+            Progress::Done(outcome, _) => return Ok(*outcome),
+            Progress::Mesh(work, names) => work
                 .synchronize()
                 .map(|()| Some(Outcome::default()))
-                .map_err(|error| self.of_mesh(error, group)),
-            Progress::Other(completion) => loop {
+                .map_err(|error| self.of_mesh(error, names)),
+            Progress::Other(completion, _) => loop {
                 match completion.wait(None) {
                     Ok(None) => {}
                     ended => break ended,
@@ -263,13 +263,13 @@ impl Work {
         let stream = stream.into();
         self.own_process()?;
         match &self.progress {
-            Progress::Done(_) => Ok(()),
-            Progress::Mesh { work, group } => {
+            Progress::Done(..) => Ok(()),
+            Progress::Mesh(work, names) => {
                 // SAFETY: the caller vouches for the stream.
-                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, group))
+                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, names))
             }
             // SAFETY: the caller vouches for the stream.
-            Progress::Other(completion) => unsafe { completion.wait_on(stream) },
+            Progress::Other(completion, _) => unsafe { completion.wait_on(stream) },
         }
     }
 
@@ -296,7 +296,7 @@ impl Work {
             let Some(site) = &self.site else { return error };
             // What the mesh says otherwise of a call does not end it: that the call was captured, for instance.
             let is_over =
-                matches!(self.progress, Progress::Mesh { .. }) && !matches!(error, Error::Backend { .. });
+                matches!(self.progress, Progress::Mesh(..)) && !matches!(error, Error::Backend { .. });
             match is_over || crate::mesh::failure::was_ended_here(&error) {
                 true => site.group.failed(site.group.end_mesh(error)),
                 false => site.group.failed(error),
@@ -304,9 +304,9 @@ impl Work {
         })
     }
 
-    fn of_mesh(&self, error: meshreduce::Error, group: &Arc<str>) -> Error {
+    fn of_mesh(&self, error: meshreduce::Error, Names { backend, group }: &Names) -> Error {
         let call = self.site.as_ref().map(|site| site.operation).zip(self.sequence);
-        crate::mesh::failure::convert(error, &self.backend, group, &[], call)
+        crate::mesh::failure::convert(error, backend, group, &[], call)
     }
 
     fn still_running(&self, waited: Duration) -> Error {
@@ -314,7 +314,7 @@ impl Work {
             (Some(Site { group, operation }), Some(sequence)) => {
                 format!("{operation} number {sequence} on group {}", group.info.name)
             }
-            _ => format!("a call on backend {}", self.backend),
+            _ => format!("a call on backend {}", self.backend()),
         };
         Error::StillRunning { call, waited }
     }

@@ -59,7 +59,7 @@ fn a_rank_that_has_done_its_part_and_drops_its_group_does_not_end_the_call_for_o
 }
 
 #[test]
-fn a_rank_that_fails_does_not_keep_those_who_shut_down_waiting() {
+fn a_rank_that_fails_does_not_keep_those_who_shut_down_waiting_and_they_are_told() {
     for apart in [false, true] {
         let store = Arc::default();
         on_ranks(2, |rank| {
@@ -67,15 +67,27 @@ fn a_rank_that_fails_does_not_keep_those_who_shut_down_waiting() {
             if rank == 0 {
                 // Sent at once, since it is short: this rank is done with it.
                 group.send(&[1.0_f32; 4], 1, 0).unwrap();
-                // Whether it hears of the failure before or after it has come to the end is a matter of time.
+                // Whether it hears of the failure before or after it has come to the end is a matter of time: it hears of it.
                 let ended = group.shutdown();
-                assert!(matches!(ended, Ok(()) | Err(Error::Mismatch { .. })), "{ended:?}");
+                assert!(matches!(ended, Err(Error::Mismatch { .. })), "{ended:?}");
             } else {
                 let error = group.recv(&mut [0.0_f32; 5], 0, 0).unwrap_err();
                 assert!(matches!(error, Error::Mismatch { .. }), "{error}");
             }
         });
     }
+}
+
+#[test]
+fn ranks_that_each_broadcast_last_hear_of_it_at_the_end() {
+    let store = Arc::default();
+    on_ranks(2, |rank| {
+        let group = builder(&store, rank, 2, false).build().unwrap();
+        // Each only writes, and is done.
+        group.broadcast(&mut [1.0_f32; 4], rank).unwrap();
+        let error = group.shutdown().unwrap_err();
+        assert!(matches!(error, Error::Mismatch { sequence: 1, .. }), "{error}");
+    });
 }
 
 fn abort_while_it_shuts_down(group: &ProcessGroup) {

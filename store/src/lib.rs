@@ -21,6 +21,7 @@ mod launcher;
 mod limits;
 mod memory;
 mod prefix;
+pub mod sockets;
 mod table;
 mod tcp;
 #[cfg(test)]

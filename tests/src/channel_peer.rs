@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meshreduce_channels::{Context, Endpoint, Options, Registry};
-use meshreduce_device::{Device, DeviceMemory, PrimaryContext, Stream};
+use meshreduce_device::{Device, DeviceMemory, PrimaryContext, Stream, Word, Words};
 use meshreduce_driver_loader::sys;
 
 use crate::rank_process::Part;
@@ -224,4 +224,38 @@ impl Gpu {
         let wrong = (0..bytes).find(|index| found[*index as usize] != byte(number, *index));
         assert_eq!(wrong, None, "data {number} of {bytes} bytes");
     }
+}
+
+/// Stops a device's stream until it is told to go on, at the latest when this is dropped, also if the test fails.
+pub struct Gate(Word);
+
+impl Gate {
+    /// Stops a stream.
+    ///
+    /// # Panics
+    /// If the driver refuses.
+    pub fn shut(gpu: &Gpu) -> Self {
+        let word = Words::new(&gpu.context).expect("words").take().expect("a word");
+        // SAFETY: the stream is alive and not captured.
+        unsafe { word.enqueue_wait(1, gpu.stream.raw()) }.expect("a wait");
+        Self(word)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.0.set(1);
+    }
+}
+
+/// `cuDevicePrimaryCtxReset`: what is of the device's context is gone, under whoever has it.
+///
+/// # Panics
+/// If the driver refuses.
+pub fn reset_context(ordinal: u32) {
+    let address = meshreduce_driver_loader::symbol("cuDevicePrimaryCtxReset_v2").expect("the function");
+    // SAFETY: the driver's function of this name has this signature.
+    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
+    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
+    assert_eq!(unsafe { reset(ordinal as i32) }, 0, "resetting the context of device {ordinal}");
 }

@@ -9,6 +9,12 @@ use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
 use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
+channel_scenarios!(
+    reset,
+    Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes();
+    the_context_is_reset,
+    the_context_is_renewed
+);
 channel_scenarios!(host_memory_of_two_processes, Cast::new("basic", "cpu", "cpu").in_processes());
 channel_scenarios!(host_memory_over_tcp, Cast::new("basic", "cpu", "cpu").in_processes().over("tcp"));
 channel_scenarios!(

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Registry, Xth};
-use meshreduce_device::{Word, Words};
-use meshreduce_tests::channel_peer::{Gpu, LONG, data};
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data, reset_context};
 use meshreduce_tests::in_process::open_driver;
 
 fn registry(kind: &str) -> Registry {
@@ -26,24 +25,6 @@ fn meet(one: &Context, other: &Context) -> [Endpoint; 2] {
         let connecting = scope.spawn(|| other.connect(&store, "sides", LONG).unwrap());
         [one.listen(&store, "sides", LONG).unwrap(), connecting.join().unwrap()]
     })
-}
-
-/// Stops a device's stream until it is told to go on, also if the test fails.
-struct Gate(Word);
-
-impl Gate {
-    fn shut(gpu: &Gpu) -> Self {
-        let word = Words::new(&gpu.context).unwrap().take().unwrap();
-        // SAFETY: the stream is alive and not captured.
-        unsafe { word.enqueue_wait(1, gpu.stream.raw()) }.unwrap();
-        Self(word)
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.0.set(1);
-    }
 }
 
 fn host_to_host([one, other]: &[Endpoint; 2], number: u64) {
@@ -80,15 +61,6 @@ fn an_endpoint_that_ends_while_a_stream_stands_still_holds_up_no_other() {
     drop((sent, received));
 }
 
-/// `cuDevicePrimaryCtxReset`.
-fn reset(ordinal: u32) {
-    let address = meshreduce_device::loader::symbol("cuDevicePrimaryCtxReset_v2").unwrap();
-    // SAFETY: the driver's function of this name has this signature.
-    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
-    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
-    assert_eq!(unsafe { reset(ordinal as i32) }, 0);
-}
-
 fn names_the_cause(text: &str) -> bool {
     text.contains("CUDA_ERROR_CONTEXT_IS_DESTROYED")
 }
@@ -109,7 +81,7 @@ fn context_is_reset(kind: &str, [from, lost]: [u32; 2]) {
     // A receive that waits for its send, and a send whose receive comes.
     let waiting = far.recv(gpus[1].empty(100_000), gpus[0].device(), &gpus[1].stream);
     let under_way = far.send(gpus[1].memory(&data(3, 100_000)), gpus[0].device(), &gpus[1].stream);
-    reset(lost);
+    reset_context(lost);
     let sent_there = near.send(gpus[0].memory(&data(4, 100_000)), gpus[1].device(), &gpus[0].stream);
     let received_here = near.recv(gpus[0].empty(100_000), gpus[1].device(), &gpus[0].stream);
     for failed in [waiting.wait(LONG), under_way.wait(LONG)] {

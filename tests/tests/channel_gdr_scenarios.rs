@@ -26,6 +26,18 @@ channel_scenarios!(
     Cast::new("gdr", "cpu", "cpu").on_two_nodes(TWO, TWO).over("tcp")
 );
 channel_scenarios!(
+    reset_in_two_processes,
+    Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
+    the_context_is_reset,
+    the_context_is_renewed
+);
+channel_scenarios!(
+    reset_while_the_host_sends,
+    Cast::new("gdr", "cpu", "cuda:1").on_adapters_of(TWO).in_processes();
+    the_context_is_reset,
+    the_context_is_renewed
+);
+channel_scenarios!(
     streams_of_two_processes,
     Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
     streams_that_stand_still

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use meshreduce_channels::{Error, Failed, Ipc, Registry};
-use meshreduce_device::{Device, DeviceMemory, Word, Words};
-use meshreduce_tests::channel_peer::{Gpu, LONG, Peer, data, eventually};
+use meshreduce_device::{Device, DeviceMemory};
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, data, eventually};
 use meshreduce_tests::in_process::all_driver_calls;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
@@ -69,24 +69,6 @@ fn go_well(peer: &Peer, gpu: &Gpu, number: u64) {
     let (memory, _) = received.wait(LONG).unwrap();
     gpu.assert_holds(memory.address(), 2 * number + 1 - rank, 5 * SLOT);
     sent.wait(LONG).unwrap();
-}
-
-/// Stops a device's stream until it is told to go on, also if the test fails.
-struct Gate(Word);
-
-impl Gate {
-    fn shut(gpu: &Gpu) -> Self {
-        let word = Words::new(&gpu.context).unwrap().take().unwrap();
-        // SAFETY: the stream is alive and not captured.
-        unsafe { word.enqueue_wait(1, gpu.stream.raw()) }.unwrap();
-        Self(word)
-    }
-}
-
-impl Drop for Gate {
-    fn drop(&mut self) {
-        self.0.set(1);
-    }
 }
 
 fn is_remote(failed: &Failed<DeviceMemory>, expected: &str) -> bool {

@@ -18,7 +18,7 @@ use meshreduce_channels::{
 };
 use meshreduce_device::loader::sys;
 use meshreduce_device::{Device, DeviceMemory, Module, Stream, Words, ordinal_of};
-use meshreduce_tests::channel_peer::{Gpu, LONG, Peer, data, eventually};
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, data, eventually, reset_context};
 use meshreduce_tests::in_process::{all_driver_calls, driver_calls};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
@@ -53,8 +53,12 @@ const PLAYS: [(&str, Play); 11] = [
     ("calls", calls),
     ("freed", freed),
 ];
-const PLAYS_OF_PROCESSES: [(&str, Play); 3] =
-    [("writer_dies", writer_dies), ("owner_dies", owner_dies), ("writer_stops", writer_stops)];
+const PLAYS_OF_PROCESSES: [(&str, Play); 4] = [
+    ("writer_dies", writer_dies),
+    ("owner_dies", owner_dies),
+    ("writer_stops", writer_stops),
+    ("owner_resets", owner_resets),
+];
 
 /// How this process's ranks play.
 static WAY: OnceLock<String> = OnceLock::new();
@@ -173,6 +177,8 @@ plays! {
         a_freed_region_over_basic basic;
     writer_stops: a_stopped_writer_keeps_the_region_until_it_lets_go processes_one_of_which_stops,
         over_basic_a_stopped_writer_keeps_nothing basic_one_of_which_stops;
+    owner_resets: a_region_whose_device_is_reset_is_given_back_and_the_writer_is_told processes,
+        a_region_whose_device_is_reset_under_basic_is_given_back_and_the_writer_is_told basic;
     writer_dies: a_dead_writer_fails_the_counter_and_frees_the_region processes_one_of_which_dies,
         a_dead_writer_fails_the_counter_over_basic basic_one_of_which_dies;
     owner_dies: a_dead_owner_fails_the_batches processes_the_first_of_which_dies,

@@ -24,7 +24,13 @@ impl Args {
         let node = emulated_node::build(&shell)?;
         let noop = emulated_node::build_noop_driver(&shell)?;
         let arguments = self.arguments;
-        cmd!(shell, "cargo test --workspace {arguments...}")
+        // With both cargo takes the whole workspace.
+        let names_package = |argument: &OsString| {
+            let text = argument.to_string_lossy();
+            text == "-p" || text.starts_with("--package")
+        };
+        let all = (!arguments.iter().any(names_package)).then_some("--workspace");
+        cmd!(shell, "cargo test {all...} {arguments...}")
             .env("MESHREDUCE_EMULATED_NODE", node)
             .env("MESHREDUCE_NOOP_DRIVER", noop)
             .run()

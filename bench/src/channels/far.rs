@@ -137,10 +137,13 @@ pub(crate) fn serve() -> Result<()> {
 #[derive(Default)]
 struct Server {
     ends: Vec<Option<End>>,
+    /// Memory of the last order, which is given back when the next one has come: until then time may be taken.
+    kept: Vec<Buffer>,
 }
 
 impl Server {
     fn obey(&mut self, order: Order) -> Answer {
+        self.kept.clear();
         self.done(order).unwrap_or_else(|error| Answer::Failed(format!("{error:#}")))
     }
 
@@ -159,7 +162,7 @@ impl Server {
             Order::Echo { way, bytes, count } => echo(self.end(way)?, bytes, count)?,
             Order::Take { way, bytes, count, window, with_stream } => {
                 let before = driver_calls();
-                take(self.end(way)?, bytes, count, window, with_stream)?;
+                self.kept = take(self.end(way)?, bytes, count, window, with_stream)?;
                 calls = driver_calls().zip(before).map(|(after, before)| after - before);
             }
             Order::Offer { way, bytes } => {
@@ -188,8 +191,8 @@ fn echo(end: &End, bytes: usize, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Takes messages. All memory is there before the first one is asked for.
-fn take(end: &End, bytes: usize, count: usize, window: usize, with_stream: bool) -> Result<()> {
+/// Takes messages. All memory is there before the first one is asked for, and left over.
+fn take(end: &End, bytes: usize, count: usize, window: usize, with_stream: bool) -> Result<Vec<Buffer>> {
     let mut ready = (0..window.min(count)).map(|_| end.buffer(bytes)).collect::<Result<Vec<_>>>()?;
     let mut under_way: VecDeque<Owned<Buffer>> = VecDeque::new();
     for _ in 0..count {
@@ -203,7 +206,7 @@ fn take(end: &End, bytes: usize, count: usize, window: usize, with_stream: bool)
         under_way.push_back(end.endpoint.recv(memory, end.remote, end.after(with_stream)));
     }
     for last in under_way {
-        last.wait(LONG).map_err(|failed| failed.error)?;
+        ready.push(last.wait(LONG).map_err(|failed| failed.error)?.0);
     }
-    Ok(())
+    Ok(ready)
 }

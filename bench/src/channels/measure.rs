@@ -4,10 +4,9 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use meshreduce_bench::statistics::percentile;
 use serde::{Deserialize, Serialize};
 
-use super::copies::Copies;
+use super::copies::{Copies, window};
 use super::near::{Fars, Open};
 use super::row::{Absent, Extra, Line, Row};
 use super::way::Way;
@@ -64,7 +63,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
 
 fn messages(bytes: usize, rounds: usize, slice: Duration, open: &mut [Open], fars: &mut Fars) -> Result<()> {
     let mut copies = Copies::new(bytes);
-    let mut of_copies = [Vec::new(), Vec::new()];
+    let (mut of_copies, mut followed) = ([Vec::new(), Vec::new()], Vec::new());
     let mut looks: Vec<(Vec<f64>, Vec<f64>)> = open.iter().map(|_| Default::default()).collect();
     // The first round is not counted: memory is mapped, slots are made, a size's time is not known.
     for round in 0..=rounds {
@@ -77,6 +76,11 @@ fn messages(bytes: usize, rounds: usize, slice: Duration, open: &mut [Open], far
                 of_copies[1].push(chained);
             }
         }
+        let count = 4 * window(bytes);
+        let micros = copies.follow(bytes, count);
+        if round > 0 {
+            followed.push((bytes * count) as f64 / micros);
+        }
         for (one, (halves, rates)) in open.iter_mut().zip(&mut looks) {
             let look = one.look(bytes, slice, fars)?;
             if round > 0 {
@@ -85,10 +89,9 @@ fn messages(bytes: usize, rounds: usize, slice: Duration, open: &mut [Open], far
             }
         }
     }
-    ensure!(copies.wrong(bytes) == 0, "plain copies do not arrive");
-    for (name, times) in [COPY, CHAINED].iter().zip(&of_copies) {
-        let rates: Vec<f64> =
-            percentile(times, 50.0).map(|micros| bytes as f64 / micros.max(1e-3)).into_iter().collect();
+    ensure!(copies.wrong(bytes, window(bytes)) == 0, "plain copies do not arrive");
+    let of_one: Vec<f64> = of_copies[0].iter().map(|micros| bytes as f64 / f64::max(*micros, 1e-3)).collect();
+    for ((name, times), rates) in [COPY, CHAINED].iter().zip(&of_copies).zip([of_one, followed]) {
         if let Some(row) = Row::new((*name).to_owned(), bytes, times, &rates, false) {
             say(&Line::Row(row))?;
         }

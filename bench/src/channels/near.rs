@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use meshreduce_channels::{CounterDescriptor, Owned, Pages, RegionDescriptor};
 
+use super::copies::window;
 use super::count::driver_calls;
 use super::far::{Answer, Far, Order};
 use super::way::{Buffer, End, LONG, Single, Way};
@@ -68,15 +69,17 @@ impl Open {
         Ok(Self { way: way.clone(), number, end: single.met(met?)?, far: index, guess: 100.0 })
     }
 
-    /// Messages of a size, there and back for about `slice`, then one behind another for about as long.
+    /// Messages of a size, there and back for about `slice`, then one behind another for about as long, or for as long as a few
+    /// windows of them take.
     pub(crate) fn look(&mut self, bytes: usize, slice: Duration, fars: &mut Fars) -> Result<Look> {
         let micros = slice.as_secs_f64() * 1e6;
         let far = fars.get(self.far)?;
         let count = (micros / (2.0 * self.guess)).clamp(1.0, 1000.0) as usize;
         let halves = self.ping(bytes, count, far)?;
         self.guess = halves.iter().copied().fold(f64::INFINITY, f64::min).max(0.5);
-        let window = ((32 << 20) / bytes.max(1)).clamp(2, 16);
-        let count = (micros / self.guess).clamp(window as f64, 2000.0) as usize;
+        let window = window(bytes);
+        // The first ones find nothing under way, and the last ones leave nothing behind.
+        let count = (micros / self.guess).clamp(4.0 * window as f64, 2000.0) as usize;
         let rate = Some(self.flood(bytes, count, window, far)?);
         Ok(Look { halves, rate })
     }
@@ -121,11 +124,14 @@ impl Open {
             under_way.push_back(self.end.endpoint.send(memory, self.end.remote, None));
         }
         for last in under_way {
-            last.wait(LONG).map_err(|failed| failed.error)?;
+            ready.push(last.wait(LONG).map_err(|failed| failed.error)?.0);
         }
         // Until the far end has them all.
         far.answer()?;
-        Ok((bytes * count) as f64 / (begun.elapsed().as_secs_f64() * 1e6))
+        let micros = begun.elapsed().as_secs_f64() * 1e6;
+        // Giving memory back takes time, which is not the channel's.
+        drop(ready);
+        Ok((bytes * count) as f64 / micros)
     }
 
     /// Calls of the driver for a message of `bytes` bytes whose ends both wait for a stream, here and at the far end; of one process,

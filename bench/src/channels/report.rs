@@ -83,7 +83,12 @@ impl Report {
         let basic = largest().filter(|row| row.way.starts_with("basic cpu") && !row.way.contains("TCP"));
         let line = |row: &Row| {
             let (least, median) = (row.least_us / floor.least_us, row.p50_us / floor.p50_us);
-            format!("{}, {}: {median:.2} times {CHAINED} (of the least: {least:.2})", row.way, size(bytes))
+            let rate = row.gbps / floor.gbps;
+            format!(
+                "{}, {}: {median:.2} times {CHAINED} (of the least: {least:.2}); one behind the other at {rate:.2} of their rate",
+                row.way,
+                size(bytes)
+            )
         };
         basic.map(line).collect()
     }
@@ -183,9 +188,8 @@ mod tests {
     #[test]
     fn basic_is_compared_with_copies_at_the_largest_size() {
         let text = report().text();
-        let said =
-            "basic cpu, two processes, 1 MiB: 1.30 times two memcpys through slots (of the least: 1.30)";
-        assert!(text.contains(said), "{text}");
+        let said = "1.30 times two memcpys through slots (of the least: 1.30); one behind the other at 1.00 of their rate";
+        assert!(text.contains(&format!("basic cpu, two processes, 1 MiB: {said}")), "{text}");
         assert_eq!(text.matches(" times two memcpys").count(), 1, "{text}");
         assert!(text.contains("not measured: gdr cuda: there is no NIC"), "{text}");
     }

@@ -229,20 +229,27 @@ impl Sender {
             let bytes = (total - offset).min(self.filling.slot_bytes());
             let piece = Piece { number, total, offset, bytes };
             let from = span.address + offset;
-            let source = if bytes == 0 {
-                Source::Nowhere
-            } else if !self.filling.has_room() {
+            if bytes > 0 && !self.filling.has_room() {
                 // The other side says when there is room again.
                 return Ok(activity);
-            } else if span.device != Device::Cpu {
-                let slots = match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
-                    Ok(slots) => slots,
+            }
+            // Host memory needs none where the link carries the data.
+            let slots = if bytes > 0 && (span.device != Device::Cpu || io.carries_files()) {
+                match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
+                    Ok(slots) => Some(slots),
+                    // No descriptor or no memory is left at the moment: later transfers may find some.
                     Err(error) => {
                         self.fail(number, error)?;
                         activity = Activity::Moved;
                         continue;
                     }
-                };
+                }
+            } else {
+                None
+            };
+            let source = if bytes == 0 {
+                Source::Nowhere
+            } else if let Some(slots) = slots.as_ref().filter(|_| span.device != Device::Cpu) {
                 let lane = self.lanes.own()?;
                 let Some(to) = slots.device(self.filling.next()) else { return Err(not_seen()) };
                 // SAFETY: the slot is free, and long enough; the send's memory stays until its ticket has ended, which waits for
@@ -255,16 +262,7 @@ impl Sender {
                     continue;
                 }
                 Source::Slot { chunk: self.filling.next(), mark: Some(copied.mark) }
-            } else if io.carries_files() {
-                let slots = match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
-                    Ok(slots) => slots,
-                    // No descriptor or no memory is left at the moment: later transfers may find some.
-                    Err(error) => {
-                        self.fail(number, error)?;
-                        activity = Activity::Moved;
-                        continue;
-                    }
-                };
+            } else if let Some(slots) = slots {
                 let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
                 // SAFETY: the send's memory is valid and nobody writes it; the slot is free, and long enough. They do not overlap:
                 // the slots are this channel's own.

@@ -53,6 +53,7 @@ mod receive;
 mod region;
 mod send;
 mod served;
+mod starved;
 mod target;
 #[cfg(test)]
 mod testing;

@@ -173,6 +173,17 @@ impl Pair {
         self.index
     }
 
+    /// How many writes there is room for, and credits.
+    pub(crate) fn room_for_writes(&self, state: &State) -> u32 {
+        self.depth.saturating_sub(self.writes).min(state.nics[self.nic].sends.free())
+    }
+
+    /// How many receives there is room for, and credits; spare ones are there.
+    pub(crate) fn room_for_receives(&self, state: &State) -> u32 {
+        let room = self.depth.saturating_sub(self.receives).min(state.nics[self.nic].receives.free());
+        room.saturating_add(self.spare)
+    }
+
     /// How many writes can be posted now, at most `wanted`; the credits of these are taken, and [`Pair::post`] gives back what it
     /// does not need.
     fn reserve(&self, state: &mut State, wanted: u32) -> u32 {

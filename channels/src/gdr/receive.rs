@@ -7,22 +7,25 @@
 //! credits enough: those of a receive whose sender is not ready may be held for long, and the sender may be waiting for
 //! another one.
 
+mod one;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::channel::{Io, Operation};
 use crate::error::Error;
 use crate::gdr::connect::Connections;
 use crate::gdr::hub::Hub;
-use crate::gdr::memory::{Registering, Use};
-use crate::gdr::message::{Lane, Message};
+use crate::gdr::memory::Registering;
+use crate::gdr::message::Message;
 use crate::gdr::mutant::Mutant;
 use crate::gdr::parting::Parting;
-use crate::gdr::target::{ReceiveLane, Target, has_plenty, most_receives};
+use crate::gdr::starved::Starved;
+use crate::gdr::target::Target;
 use crate::gdr::work::widen;
 use crate::matching::{Met, Notice, Paired, Receives, Refusal};
-use crate::watch::Wait;
+use crate::transfer::Aborts;
+use one::{Receive, Stage, Step};
 
 /// The receives of a channel.
 #[derive(Debug)]
@@ -37,6 +40,15 @@ pub(crate) struct Incoming {
     /// Of those that have not, the senders' events that have passed since.
     ready: BTreeSet<u64>,
     paired: BTreeMap<u64, Receive>,
+    aborts: Aborts,
+    /// Those of `paired` that go on by looking: what they wait for is not told. All others are left alone until something happens to
+    /// them.
+    due: BTreeSet<u64>,
+    starved: Starved,
+    /// Those whose senders write, or are to answer: their completions are looked for.
+    awaited: BTreeSet<u64>,
+    /// Those that were not offered early, because credits were few.
+    held_back: BTreeSet<u64>,
     parting: Vec<Parting>,
 }
 
@@ -46,27 +58,6 @@ struct Announced {
     number: u64,
     /// The sender's event has passed.
     ready: bool,
-}
-
-/// A receive that has met its send.
-#[derive(Debug)]
-struct Receive {
-    operation: Operation,
-    wait: Result<Wait, Error>,
-    sender_ready: bool,
-    stage: Stage,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// For the caller's event, the sender, queue pairs, credits.
-    Waiting,
-    /// The NICs are told of the memory.
-    Registering(Vec<(u8, Registering)>),
-    /// The NICs know it; no receive is posted yet.
-    Registered(Target),
-    /// The sender may write, or does.
-    Open(Target),
 }
 
 impl Incoming {
@@ -80,6 +71,11 @@ impl Incoming {
             met: 0,
             ready: BTreeSet::new(),
             paired: BTreeMap::new(),
+            aborts: Aborts::default(),
+            due: BTreeSet::new(),
+            starved: Starved::default(),
+            awaited: BTreeSet::new(),
+            held_back: BTreeSet::new(),
             parting: Vec::new(),
         }
     }
@@ -120,6 +116,8 @@ impl Incoming {
         match met {
             Met::Pair(Paired { operation, announcement: Announced { number, ready } }) => {
                 let wait = self.hub.watch.begin(&operation.ready);
+                self.aborts.watch(&operation.ticket);
+                self.due.insert(number);
                 self.paired.insert(
                     number,
                     Receive { operation, wait, sender_ready: ready || has_passed, stage: Stage::Waiting },
@@ -137,6 +135,7 @@ impl Incoming {
         }
         if let Some(receive) = self.paired.get_mut(&number) {
             receive.sender_ready = true;
+            self.due.insert(number);
         } else if number >= self.met {
             self.ready.insert(number);
         }
@@ -157,7 +156,7 @@ impl Incoming {
             return Ok(());
         }
         // Else it was refused already.
-        if let Some(receive) = self.paired.remove(&number) {
+        if let Some(receive) = self.take(number) {
             io.send(answer);
             let error = self.matching.withdrawn_by_peer(number);
             self.part(receive, error, connections);
@@ -172,7 +171,7 @@ impl Incoming {
         what: String,
         connections: &mut Connections,
     ) -> Result<(), Error> {
-        let Some(receive) = self.paired.remove(&number) else {
+        let Some(receive) = self.take(number) else {
             return Err(
                 self.nonsense(format!("send {number} is cancelled, which no receive is under way for"))
             );
@@ -202,21 +201,41 @@ impl Incoming {
             ticket.progress(piece.end - piece.start);
             Some(())
         });
+        self.due.extend(number.filter(|_| found.is_some()));
         found.ok_or_else(|| {
             self.nonsense(format!("a piece of a transfer ({lower} in 30 bits) that no receive is open for"))
         })
     }
 
-    /// Goes on with all of them. Whether anything has moved, and whether something is to be looked for.
+    /// Takes a receive out.
+    fn take(&mut self, number: u64) -> Option<Receive> {
+        for set in [&mut self.due, &mut self.awaited, &mut self.held_back] {
+            set.remove(&number);
+        }
+        self.paired.remove(&number)
+    }
+
+    /// Goes on with those for which something may be to be done. Whether anything has moved, and whether something is to be looked for.
     pub(crate) fn poll(
         &mut self,
         connections: &mut Connections,
         io: &mut Io<'_>,
     ) -> Result<(bool, bool), Error> {
         self.matching.drop_aborted();
-        let (mut moved, mut looking) = (false, false);
+        if self.aborts.any() {
+            let aborted = self.paired.iter().filter(|(_, receive)| receive.operation.ticket.is_aborted());
+            self.due.extend(aborted.map(|(number, _)| *number));
+        }
+        if !self.starved.is_empty() {
+            let (state, paired, due) = (self.hub.state(), &self.paired, &mut self.due);
+            let room = |pair| connections.pair(pair).map_or(0, |pair| pair.room_for_receives(&state));
+            let is_over = |number| !paired.contains_key(&number);
+            self.starved.take(room, is_over, |number| due.extend([number]));
+        }
+        let mut moved = false;
         let mut over = Vec::new();
-        for (number, receive) in &mut self.paired {
+        for number in std::mem::take(&mut self.due) {
+            let Some(receive) = self.paired.get_mut(&number) else { continue };
             let ready = match receive.wait.as_mut().map(|wait| wait.is_over(io.now())) {
                 Ok(Ok(ready)) => ready,
                 Ok(Err(error)) => {
@@ -226,22 +245,34 @@ impl Incoming {
                 Err(_) => true,
             };
             let step = match (&receive.wait, receive.operation.ticket.is_aborted()) {
-                (_, true) => receive.abort(*number, io),
+                (_, true) => receive.abort(number, io),
                 (Err(error), _) if matches!(receive.stage, Stage::Waiting) => Step::Failed(error.clone()),
-                _ if ready => receive.advance(&self.hub, self.served, *number, connections, io)?,
+                _ if ready => receive.advance(&self.hub, self.served, number, connections, io)?,
                 _ => Step::Looking,
             };
             match step {
                 Step::Idle => {}
-                Step::Looking => looking = true,
-                Step::Moved => (moved, looking) = (true, true),
-                Step::Done | Step::Failed(_) | Step::Dropped => over.push((*number, step)),
+                Step::HeldBack => self.held_back.extend([number]),
+                Step::Awaiting => self.awaited.extend([number]),
+                Step::Looking => self.due.extend([number]),
+                Step::Starved => {
+                    let target = receive.stage.target();
+                    let lanes = target.into_iter().flat_map(Target::unposted);
+                    lanes.for_each(|pair| self.starved.wait(pair, number));
+                }
+                Step::Moved => {
+                    moved = true;
+                    self.due.insert(number);
+                }
+                Step::Done | Step::Failed(_) | Step::Dropped => over.push((number, step)),
             }
         }
         moved |= !over.is_empty();
         self.finish(over, connections, io)?;
         self.parting.retain_mut(|parting| !parting.is_over());
-        Ok((moved, looking || !self.parting.is_empty()))
+        let waits = [&self.due, &self.awaited].iter().any(|numbers| !numbers.is_empty());
+        let looking = waits || !self.starved.is_empty() || !self.parting.is_empty();
+        Ok((moved, looking))
     }
 
     fn finish(
@@ -259,7 +290,9 @@ impl Incoming {
             self.make_visible()?;
         }
         for (number, step) in over {
-            let Some(receive) = self.paired.remove(&number) else { continue };
+            let Some(receive) = self.take(number) else { continue };
+            // There may be credits enough for one more now.
+            self.due.extend(self.held_back.pop_first());
             match step {
                 Step::Failed(error) => {
                     let what = error.to_string();
@@ -280,6 +313,12 @@ impl Incoming {
         Ok(())
     }
 
+    /// How many are looked at when it is looked next.
+    #[cfg(test)]
+    pub(crate) fn looked_at(&self) -> usize {
+        self.due.len()
+    }
+
     /// Makes what has completed visible to the device.
     pub(crate) fn make_visible(&self) -> Result<(), Error> {
         match &self.hub.served[self.served].gpu {
@@ -291,6 +330,7 @@ impl Incoming {
     /// Ends all that is under way, once nothing writes to their memory any more.
     pub(crate) fn end(&mut self, cause: &Error, connections: &mut Connections) {
         self.matching.end(cause);
+        (self.due, self.awaited, self.held_back) = Default::default();
         for (_, receive) in std::mem::take(&mut self.paired) {
             self.part(receive, cause.clone(), connections);
         }
@@ -329,150 +369,3 @@ impl Incoming {
         Error::Protocol { peer: Arc::clone(&self.peer), what: what.into() }
     }
 }
-
-/// What has come of a look at a receive.
-enum Step {
-    /// The other side has to say something.
-    Idle,
-    /// Something is to be looked for.
-    Looking,
-    /// Something was done.
-    Moved,
-    /// Everything has come.
-    Done,
-    /// It cannot be received.
-    Failed(Error),
-    /// It was dropped, and the sender was told nothing.
-    Dropped,
-}
-
-impl Receive {
-    /// It is not wanted any more.
-    fn abort(&mut self, number: u64, io: &mut Io<'_>) -> Step {
-        match &mut self.stage {
-            Stage::Waiting | Stage::Registering(_) | Stage::Registered(_) => Step::Dropped,
-            Stage::Open(target) if target.is_complete() => Step::Done,
-            Stage::Open(target) => {
-                if !target.revoked {
-                    target.revoked = true;
-                    io.send(Message::Revoke { number }.to_bytes());
-                }
-                Step::Looking
-            }
-        }
-    }
-
-    /// Goes on. The caller's event has passed.
-    fn advance(
-        &mut self,
-        hub: &Arc<Hub>,
-        served: usize,
-        number: u64,
-        connections: &mut Connections,
-        io: &mut Io<'_>,
-    ) -> Result<Step, Error> {
-        let span = self.operation.span;
-        if span.bytes == 0 {
-            if !self.sender_ready {
-                return Ok(Step::Idle);
-            }
-            let message =
-                Message::ReadyToReceive { number, address: span.address, piece: 1, lanes: Vec::new() };
-            io.send(message.to_bytes());
-            return Ok(Step::Done);
-        }
-        match &mut self.stage {
-            Stage::Waiting => {
-                let all = span.bytes >= hub.config.stripe;
-                if !connections.need(all, io) {
-                    return Ok(Step::Looking);
-                }
-                let lanes = connections.lanes();
-                let lanes = match all {
-                    true => lanes.to_vec(),
-                    // Short ones take turns.
-                    false => vec![lanes[(number % lanes.len() as u64) as usize]],
-                };
-                if !self.sender_ready && !has_plenty(hub, connections, &lanes) {
-                    return Ok(Step::Idle);
-                }
-                let memory = match hub.locate(served, span) {
-                    Ok(memory) => memory,
-                    Err(error) => return Ok(Step::Failed(error)),
-                };
-                let registering = lanes.into_iter().filter_map(|index| {
-                    let nic = connections.pair(index)?.nic;
-                    // SAFETY: the memory of an operation is valid until its ticket has ended. That is ended only when the
-                    // registration has been made and dropped: by `Parting` where it is still being made.
-                    Some((index, unsafe { hub.register(nic, memory, Use::Receive) }))
-                });
-                self.stage = Stage::Registering(registering.collect());
-                self.advance(hub, served, number, connections, io)
-            }
-            Stage::Registering(lanes) => {
-                if !lanes.iter().all(|(_, registering)| registering.has_ended()) {
-                    return Ok(Step::Looking);
-                }
-                let mut registered = Vec::new();
-                for (pair, registering) in lanes {
-                    match registering.outcome() {
-                        Some(Ok(memory)) => {
-                            registered.push(ReceiveLane { pair: *pair, memory, posted: 0, arrived: 0 })
-                        }
-                        Some(Err(error)) => return Ok(Step::Failed(error)),
-                        // Each is asked once.
-                        None => return Ok(Step::Looking),
-                    }
-                }
-                let Some(target) = Target::new(hub, span.bytes, registered, connections) else {
-                    return Ok(Step::Looking);
-                };
-                self.stage = Stage::Registered(target);
-                self.advance(hub, served, number, connections, io)
-            }
-            Stage::Registered(target) => {
-                let late = hub.config.makes(Mutant::AnswersBeforePosting);
-                let most = most_receives(hub, self.sender_ready);
-                if !late && !target.post(&mut hub.state(), most, connections).iter().any(|posted| *posted > 0)
-                {
-                    return Ok(Step::Looking);
-                }
-                target.opened = Some(io.now());
-                let lanes = target.lanes.iter().enumerate().map(|(index, lane)| Lane {
-                    pair: lane.pair,
-                    rkey: lane.memory.rkey(),
-                    receives: if late { target.plan.pieces_over(index) as u32 } else { lane.posted as u32 },
-                });
-                let (piece, lanes) = (target.plan.piece(), lanes.collect());
-                io.send(Message::ReadyToReceive { number, address: span.address, piece, lanes }.to_bytes());
-                self.stage = match std::mem::replace(&mut self.stage, Stage::Waiting) {
-                    Stage::Registered(target) => Stage::Open(target),
-                    other => other,
-                };
-                Ok(Step::Moved)
-            }
-            Stage::Open(target) if target.is_complete() => Ok(Step::Done),
-            Stage::Open(target) => {
-                if !self.sender_ready {
-                    // Until the sender says so nothing comes.
-                    return Ok(Step::Idle);
-                }
-                let late = hub.config.makes(Mutant::AnswersBeforePosting);
-                let open_for = target.opened.map(|opened| io.now().saturating_duration_since(opened));
-                if late && open_for < Some(MUTANT_LATE) {
-                    return Ok(Step::Looking);
-                }
-                let posted = target.post(&mut hub.state(), u32::MAX, connections);
-                for (lane, receives) in
-                    posted.iter().enumerate().filter(|(_, receives)| **receives > 0 && !late)
-                {
-                    io.send(Message::Posted { number, lane: lane as u8, receives: *receives }.to_bytes());
-                }
-                Ok(if posted.iter().any(|receives| *receives > 0) { Step::Moved } else { Step::Looking })
-            }
-        }
-    }
-}
-
-/// How late a mutant posts.
-const MUTANT_LATE: Duration = Duration::from_millis(100);

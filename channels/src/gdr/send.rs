@@ -3,6 +3,7 @@
 //! A send is announced when it is started, and said to be ready when the caller's event has passed. What the receiver then offers
 //! (where to write, over which queue pairs, in pieces of which length) is written as receives are posted for it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use meshreduce_verbs_loader::RemoteMemory;
@@ -16,8 +17,9 @@ use crate::gdr::message::{Lane, Message};
 use crate::gdr::parting::Parting;
 use crate::gdr::plan::Plan;
 use crate::gdr::queue_pair::{Owner, Write};
+use crate::gdr::starved::Starved;
 use crate::gdr::work::Immediate;
-use crate::matching::{Notice, Refusal, Sends};
+use crate::matching::{Notice, Refusal, Sending, Sends};
 use crate::watch::Wait;
 
 /// Writes that one transfer posts on a queue pair before it is another's turn.
@@ -30,6 +32,11 @@ pub(crate) struct Outgoing {
     served: usize,
     peer: Arc<str>,
     sends: Sends<Send>,
+    /// Those that go on by looking: what they wait for is not told. All others are left alone until something happens to them.
+    due: BTreeSet<u64>,
+    starved: Starved,
+    /// Those that were offered memory, whose completions are looked for.
+    going: BTreeSet<u64>,
     /// Those that have come to nothing while their memory was being registered.
     parting: Vec<Parting>,
 }
@@ -75,7 +82,16 @@ enum Memory {
 impl Outgoing {
     pub(crate) fn new(hub: &Arc<Hub>, served: usize, peer: &Arc<str>) -> Self {
         let sends = Sends::new(Arc::clone(peer));
-        Self { hub: Arc::clone(hub), served, peer: Arc::clone(peer), sends, parting: Vec::new() }
+        Self {
+            hub: Arc::clone(hub),
+            served,
+            peer: Arc::clone(peer),
+            sends,
+            due: BTreeSet::new(),
+            starved: Starved::default(),
+            going: BTreeSet::new(),
+            parting: Vec::new(),
+        }
     }
 
     pub(crate) fn start(&mut self, operation: Operation, io: &mut Io<'_>) {
@@ -84,11 +100,27 @@ impl Outgoing {
         let (number, bytes) = (operation.ticket.number(), operation.span.bytes);
         io.send(Notice::Announced { number, bytes, payload: vec![u8::from(told)] }.encode());
         self.sends.insert(operation, Send { wait, told, withdrawn: false, going: None });
+        if !told {
+            self.due.insert(number);
+        }
+    }
+
+    /// Nothing is to be done for a send any more.
+    fn forget(&mut self, number: u64) {
+        self.due.remove(&number);
+        self.going.remove(&number);
+    }
+
+    /// Takes a send out.
+    fn remove(&mut self, number: u64) -> Result<Sending<Send>, Error> {
+        self.forget(number);
+        self.sends.remove(number)
     }
 
     /// The receiver does not take a send.
     pub(crate) fn refused(&mut self, number: u64, refusal: Refusal) -> Result<(), Error> {
         self.check_unbegun(number)?;
+        self.forget(number);
         let (sending, error) = self.sends.refused(number, refusal)?;
         self.part(sending.operation, sending.state, error);
         Ok(())
@@ -133,6 +165,8 @@ impl Outgoing {
             Some(SendLane { lane, posted: 0, memory: Memory::Registering(registering) })
         });
         sending.state.going = Some(Going { address, plan, lanes: lanes.collect(), begun: false, done: 0 });
+        self.due.insert(number);
+        self.going.insert(number);
         Ok(())
     }
 
@@ -147,6 +181,7 @@ impl Outgoing {
         match going.and_then(|going| going.lanes.get_mut(usize::from(lane))) {
             Some(lane) => {
                 lane.lane.receives = lane.lane.receives.saturating_add(receives);
+                self.due.insert(number);
                 Ok(())
             }
             None => Err(self
@@ -174,7 +209,7 @@ impl Outgoing {
     /// The receive has come to nothing.
     pub(crate) fn cancelled(&mut self, number: u64, what: String) -> Result<(), Error> {
         self.check_unbegun(number)?;
-        let sending = self.sends.remove(number)?;
+        let sending = self.remove(number)?;
         let error = Error::Remote { peer: Arc::clone(&self.peer), what: what.into() };
         self.part(sending.operation, sending.state, error);
         Ok(())
@@ -187,7 +222,7 @@ impl Outgoing {
         going.done += bytes;
         sending.operation.ticket.progress(bytes);
         if going.done == sending.operation.span.bytes {
-            let sending = self.sends.remove(number)?;
+            let sending = self.remove(number)?;
             // The registration goes before the memory is given back.
             drop(sending.state);
             sending.operation.ticket.done();
@@ -195,7 +230,7 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Goes on with all of them. Whether anything has moved, and whether something is to be looked for.
+    /// Goes on with those for which something may be to be done. Whether anything has moved, and whether something is to be looked for.
     pub(crate) fn poll(
         &mut self,
         connections: &mut Connections,
@@ -204,9 +239,15 @@ impl Outgoing {
         for number in self.sends.newly_aborted() {
             self.abort(number, io)?;
         }
-        let (mut moved, mut looking) = (false, false);
+        if !self.starved.is_empty() {
+            let (state, sends, due) = (self.hub.state(), &self.sends, &mut self.due);
+            let room = |pair| connections.pair(pair).map_or(0, |pair| pair.room_for_writes(&state));
+            self.starved.take(room, |number| !sends.has(number), |number| due.extend([number]));
+        }
+        let mut moved = false;
         let mut over = Vec::new();
-        for (number, sending) in self.sends.iter_mut() {
+        for number in std::mem::take(&mut self.due) {
+            let Some(sending) = self.sends.get_mut(number) else { continue };
             let ready = match sending.state.wait.as_mut().map(|wait| wait.is_over(io.now())) {
                 Ok(Ok(ready)) => ready,
                 Ok(Err(error)) => {
@@ -215,7 +256,9 @@ impl Outgoing {
                 }
                 Err(_) => true,
             };
-            looking |= !ready;
+            if !ready {
+                self.due.insert(number);
+            }
             if ready && !sending.state.told {
                 sending.state.told = true;
                 moved = true;
@@ -232,12 +275,18 @@ impl Outgoing {
             }
             match going.registered() {
                 Ok(true) => {
-                    moved |= going.post(&self.hub, number, sending.operation.span.address, connections)?
+                    moved |= going.post(&self.hub, number, sending.operation.span.address, connections)?;
+                    // Of the others there is nothing that could be posted until the receiver has posted more.
+                    for (index, lane) in going.lanes.iter().enumerate() {
+                        if lane.posted < going.allowed(index, lane) {
+                            self.starved.wait(lane.lane.pair, number);
+                        }
+                    }
                 }
-                Ok(false) => {}
+                // That is not told.
+                Ok(false) => self.due.extend([number]),
                 Err(error) => over.push((number, Some(error))),
             }
-            looking = true;
         }
         for (number, error) in over {
             moved = true;
@@ -245,16 +294,19 @@ impl Outgoing {
             match error {
                 Some(error) if has_bytes => self.cancel(number, error.to_string(), error, io)?,
                 // The receiver, who has nothing to wait for, was done when it was ready.
-                Some(error) => self.sends.remove(number)?.operation.ticket.fail(error),
-                None => self.sends.remove(number)?.operation.ticket.done(),
+                Some(error) => self.remove(number)?.operation.ticket.fail(error),
+                None => self.remove(number)?.operation.ticket.done(),
             }
         }
         self.parting.retain_mut(|parting| !parting.is_over());
-        Ok((moved, looking || !self.parting.is_empty()))
+        // Whoever is starved is going.
+        let looking = !(self.due.is_empty() && self.going.is_empty() && self.parting.is_empty());
+        Ok((moved, looking))
     }
 
     /// Ends all that is under way, once nothing reads their memory any more.
     pub(crate) fn end(&mut self, cause: &Error) {
+        (self.due, self.going) = (BTreeSet::new(), BTreeSet::new());
         let all: Vec<_> = self.sends.take_all().collect();
         for sending in all {
             self.part(sending.operation, sending.state, cause.clone());
@@ -298,7 +350,7 @@ impl Outgoing {
     /// Ends a send of which nothing was posted.
     fn cancel(&mut self, number: u64, what: String, error: Error, io: &mut Io<'_>) -> Result<(), Error> {
         io.send(Message::Cancelled { number, send: true, what }.to_bytes());
-        let sending = self.sends.remove(number)?;
+        let sending = self.remove(number)?;
         self.part(sending.operation, sending.state, error);
         Ok(())
     }
@@ -332,6 +384,11 @@ impl Going {
         Ok(all)
     }
 
+    /// How many pieces may be posted on a lane, all that were posted among them.
+    fn allowed(&self, index: usize, lane: &SendLane) -> u64 {
+        u64::from(lane.lane.receives).min(self.plan.pieces_over(index))
+    }
+
     /// Posts what there is room for. Whether it has posted anything.
     fn post(
         &mut self,
@@ -342,9 +399,10 @@ impl Going {
     ) -> Result<bool, Error> {
         let mut state = hub.state();
         let mut any = false;
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
+        for index in 0..self.lanes.len() {
+            let allowed = self.allowed(index, &self.lanes[index]) - self.lanes[index].posted;
+            let lane = &mut self.lanes[index];
             let Memory::Registered(memory) = &lane.memory else { continue };
-            let allowed = u64::from(lane.lane.receives).min(self.plan.pieces_over(index)) - lane.posted;
             let Some(pair) = connections.pair(lane.lane.pair).filter(|_| allowed > 0) else { continue };
             let (plan, address, rkey, lkey) = (self.plan, self.address, lane.lane.rkey, memory.lkey());
             let pieces = (lane.posted..).map_while(|n| plan.nth_over(index, n));
@@ -376,119 +434,4 @@ impl Going {
 }
 
 #[cfg(test)]
-mod tests {
-    use meshreduce_device::Device;
-
-    use super::*;
-    use crate::channel::{Direction, Ready, Side};
-    use crate::gdr::receive::Incoming;
-    use crate::gdr::testing::{Said, connections, hub};
-    use crate::span::Span;
-    use crate::transfer::{Transfer, testing::started};
-
-    fn operation(direction: Direction, bytes: u64) -> (Operation, Transfer) {
-        let (ticket, transfer) = started(direction, 0, bytes);
-        let span = Span { device: Device::Cpu, address: 4096, bytes };
-        (Operation { direction, span, ready: Ready::Now, ticket }, transfer)
-    }
-
-    #[test]
-    fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
-        let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
-        let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
-        let (mut sends, mut receives) =
-            (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
-        let (send, sent) = operation(Direction::Send, 0);
-        let (receive, received) = operation(Direction::Receive, 0);
-        sends.start(send, &mut here.io());
-        receives.start(receive, &mut there.io());
-        receives.announced(0, 0, &[1], &mut there.io()).unwrap();
-        receives.poll(&mut far, &mut there.io()).unwrap();
-        assert!(received.poll().unwrap());
-        sent.abort();
-        here.take();
-        sends.poll(&mut near, &mut here.io()).unwrap();
-        assert_eq!(here.take(), [Notice::Withdrawn { number: 0 }.encode()]);
-        let answer = Message::ReadyToReceive { number: 0, address: 4096, piece: 1, lanes: Vec::new() };
-        assert_eq!(there.take(), [answer.to_bytes()]);
-        receives.withdrawn(0, &mut far, &mut there.io()).unwrap();
-        assert!(there.take().is_empty(), "it has been received");
-        sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap();
-        sends.poll(&mut near, &mut here.io()).unwrap();
-        assert!(sent.poll().unwrap());
-    }
-
-    #[test]
-    fn a_send_without_bytes_that_is_dropped_when_the_receiver_has_answered_cancels_nothing() {
-        let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
-        let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
-        let (mut sends, mut receives) =
-            (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
-        let (send, sent) = operation(Direction::Send, 0);
-        let (receive, received) = operation(Direction::Receive, 0);
-        sends.start(send, &mut here.io());
-        assert_eq!(here.take().len(), 1, "it is announced");
-        receives.start(receive, &mut there.io());
-        receives.announced(0, 0, &[1], &mut there.io()).unwrap();
-        receives.poll(&mut far, &mut there.io()).unwrap();
-        assert!(received.poll().unwrap());
-        // The answer is heard, and before the send is looked at again it is dropped.
-        sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap();
-        sent.abort();
-        sends.poll(&mut near, &mut here.io()).unwrap();
-        assert!(here.take().is_empty(), "there is nothing to cancel: it has been received");
-        assert!(sent.poll().unwrap());
-    }
-
-    #[test]
-    fn a_receiver_of_nothing_cannot_be_ready_before_the_sender_is() {
-        let (hub, mut said) = (hub(), Said::default());
-        let (mut sends, mut near) =
-            (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
-        let (send, sent) = operation(Direction::Send, 0);
-        sends.start(send, &mut said.io());
-        sends.sends.get_mut(0).unwrap().state.told = false;
-        let error = sends.offered(0, 4096, 1, Vec::new(), &mut near).unwrap_err();
-        assert!(error.to_string().contains("makes no sense"), "{error}");
-        sends.end(&error);
-        sends.settle();
-        assert!(matches!(sent.poll(), Err(Error::Protocol { .. })));
-    }
-
-    /// A send of which the receiver has not heard yet that it was withdrawn.
-    fn withdrawn() -> (Outgoing, Transfer, Connections, Said) {
-        let (hub, mut said) = (hub(), Said::default());
-        let (mut sends, mut connections) =
-            (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
-        let (send, sent) = operation(Direction::Send, 8);
-        sends.start(send, &mut said.io());
-        sent.abort();
-        sends.poll(&mut connections, &mut said.io()).unwrap();
-        said.take();
-        let lanes = vec![Lane { pair: 0, rkey: 7, receives: 1 }];
-        sends.offered(0, 4096, 8, lanes, &mut connections).unwrap();
-        (sends, sent, connections, said)
-    }
-
-    /// The receiver has heard of it.
-    fn is_over((mut sends, sent, mut connections, mut said): (Outgoing, Transfer, Connections, Said)) {
-        sends.refused(0, Refusal::Dropped).unwrap();
-        sends.poll(&mut connections, &mut said.io()).unwrap();
-        assert!(matches!(sent.poll(), Err(Error::Dropped)));
-    }
-
-    #[test]
-    fn a_transfer_that_both_sides_drop_is_over_on_both() {
-        let (mut sends, sent, connections, mut said) = withdrawn();
-        sends.revoked(0, &mut said.io()).unwrap();
-        assert!(said.take().is_empty(), "the receiver answers the withdrawal");
-        is_over((sends, sent, connections, said));
-    }
-
-    #[test]
-    fn receives_that_are_posted_for_a_send_that_was_withdrawn_are_of_no_interest() {
-        let (mut sends, sent, connections, said) = withdrawn();
-        sends.posted(0, 0, 3).unwrap();
-        is_over((sends, sent, connections, said));
-    }
-}
+mod tests;

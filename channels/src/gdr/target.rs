@@ -51,6 +51,17 @@ impl Target {
         lanes.all(|(index, lane)| lane.arrived == self.plan.pieces_over(index))
     }
 
+    /// Whether there is a receive for each piece.
+    pub(crate) fn is_posted(&self) -> bool {
+        self.unposted().next().is_none()
+    }
+
+    /// The queue pairs over which pieces come that have no receive.
+    pub(crate) fn unposted(&self) -> impl Iterator<Item = u8> {
+        let lanes = self.lanes.iter().enumerate();
+        lanes.filter(|(index, lane)| lane.posted < self.plan.pieces_over(*index)).map(|(_, lane)| lane.pair)
+    }
+
     /// Posts receives for pieces that have none, as many as there are credits for, and at most so many on each lane; how many, by
     /// lane. A queue pair that has failed says so itself.
     pub(crate) fn post(&mut self, state: &mut State, most: u32, connections: &mut Connections) -> Vec<u32> {

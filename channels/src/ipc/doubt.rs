@@ -25,7 +25,7 @@ impl Doubt {
         stream: &Stream,
     ) -> Result<(), DriverError> {
         if self.is_due(now, stands_still) {
-            stream.finish(Duration::ZERO)?;
+            stream.finish(Duration::ZERO).map_err(|error| stream.context().cause_of(error))?;
         }
         Ok(())
     }

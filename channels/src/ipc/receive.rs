@@ -205,6 +205,7 @@ impl Receives {
         let nobody_waits = self.chunks.iter().all(|chunk| chunk.state != State::Awaited);
         let is_filled = nobody_waits && way.words.as_ref().is_some_and(see);
         let (context, stream) = (&here.used.context, way.stream.raw());
+        let cause = |error| context.cause_of(error);
         let from = way.source.address() + u64::from(slot) * way.stride;
         way.is_unmarked = true;
         // SAFETY: the channel's own stream and words: turns grow by one, and only this stream writes `done`. The slot lies in the
@@ -213,13 +214,13 @@ impl Receives {
         // stream has ended (`is_unmarked`). The two do not overlap: one is another process's.
         let copied = unsafe {
             if !is_filled {
-                way.go.enqueue_wait(turn, stream)?;
+                way.go.enqueue_wait(turn, stream).map_err(cause)?;
             }
-            let copied = copy_within(context, span.address + offset, from, bytes, stream);
+            let copied = copy_within(context, span.address + offset, from, bytes, stream).map_err(cause);
             if copied.as_ref().is_err_and(meshreduce_device::DriverError::loses_context) {
                 copied.clone()?;
             }
-            way.done.enqueue_write(turn, stream)?;
+            way.done.enqueue_write(turn, stream).map_err(cause)?;
             copied
         };
         way.is_unmarked = false;

@@ -7,15 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use meshreduce_device::{DriverError, IpcHandle, PrimaryContext};
-use meshreduce_store::codec::{Malformed, Reader, Writer};
+use meshreduce_store::codec::Malformed;
 
 use super::message::{MemoryOffer, RegionOffer};
 use crate::channel::{Descriptor, RegionPart};
 use crate::error::Error;
-use crate::meet::random;
+use crate::region::share;
 use crate::span::Span;
-
-const VERSION: u8 = 1;
 
 /// The part of a region on a device. Whoever holds it keeps the memory.
 #[derive(Debug)]
@@ -51,10 +49,7 @@ impl Part {
 
 impl RegionPart for Part {
     fn descriptor(&self) -> Descriptor {
-        let mut out = Writer::new();
-        out.u8(VERSION);
-        out.u64(self.number);
-        out.into_bytes()
+        share::descriptor(self.number)
     }
 
     fn close(&self) {
@@ -68,18 +63,7 @@ impl RegionPart for Part {
 
 /// The number in a descriptor.
 pub(super) fn number(descriptor: &[u8]) -> Result<u64, Malformed> {
-    let from = &mut Reader::new(descriptor);
-    match from.u8()? {
-        VERSION => {}
-        found => {
-            return Err(Malformed::wrong(format!(
-                "version {found} of a region of channel ipc, {VERSION} is expected"
-            )));
-        }
-    }
-    let number = from.u64()?;
-    from.end()?;
-    Ok(number)
+    share::number("ipc", descriptor)
 }
 
 /// The regions of this process.
@@ -112,13 +96,7 @@ impl Parts {
         });
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, part| part.strong_count() > 0);
-        let number = loop {
-            let random = random::<8>().map_err(|error| Error::system("there is nothing random", error))?;
-            let number = u64::from_ne_bytes(random);
-            if !all.contains_key(&number) {
-                break number;
-            }
-        };
+        let number = share::new_number(|number| all.contains_key(&number))?;
         let part = Arc::new(Part { number, span, offer, closed: AtomicBool::new(false) });
         all.insert(number, Arc::downgrade(&part));
         Ok(part)

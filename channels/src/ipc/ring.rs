@@ -112,14 +112,16 @@ impl Ring {
         let (context, to) = (stream.context(), self.memory.address() + u64::from(slot) * self.stride);
         // SAFETY: the slot has room for the bytes (checked) and is the caller's, who vouches for the source; neither overlaps the
         // other, because nobody else gets addresses in the ring.
-        match unsafe { copy_within(context, to, from, bytes, stream.raw()) } {
+        let copied = unsafe { copy_within(context, to, from, bytes, stream.raw()) };
+        match copied.map_err(|error| context.cause_of(error)) {
             Err(error) if !error.loses_context() => return Ok(Err(error)),
             copied => copied?,
         }
         let mut all = self.filled();
         let filled = all[usize::from(slot)].wrapping_add(1);
         // SAFETY: the word is aligned and lives as long as the ring.
-        unsafe { enqueue_write_value(context, self.words.device(slot), filled, stream.raw()) }?;
+        let written = unsafe { enqueue_write_value(context, self.words.device(slot), filled, stream.raw()) };
+        written.map_err(|error| context.cause_of(error))?;
         all[usize::from(slot)] = filled;
         Ok(Ok(filled))
     }

@@ -340,7 +340,8 @@ impl Sends {
             let waits = match std::mem::replace(&mut sending.waits, true) || sending.is_ready {
                 true => Ok(()),
                 // SAFETY: the channel's own stream, which nobody captures.
-                false => unsafe { ready.wait_on(way.stream.raw()) },
+                false => unsafe { ready.wait_on(way.stream.raw()) }
+                    .map_err(|error| way.stream.context().cause_of(error)),
             };
             // SAFETY: the slot is this channel's until the receiver gives it back. The part of the transfer's memory is valid until
             // the ticket has ended, which is not before the slot's word has come. The channel keeps the ring for longer.

@@ -313,11 +313,12 @@ impl Writes {
             writing.told.end(Some(io));
             return Ok(Activity::Moved);
         }
-        let stream = way.stream.raw();
+        let (context, stream) = (way.stream.context(), way.stream.raw());
+        let cause = |error| context.cause_of(error);
         if !std::mem::replace(&mut writing.has_begun, true) {
             target.in_use += 1;
             // SAFETY: the channel's own stream, which nobody captures.
-            if let Err(error) = unsafe { writing.ready.wait_on(stream) } {
+            if let Err(error) = unsafe { writing.ready.wait_on(stream) }.map_err(cause) {
                 if error.loses_context() {
                     self.line.push_front(writing);
                     return Err(error.into());
@@ -330,9 +331,9 @@ impl Writes {
         // (checked above), which is open until nothing of it is in use; both until the word has reached this batch's turn. The
         // stream is the channel's own.
         let enqueued = is_to_end
-            || match unsafe {
-                writing.copies.enqueue(way.stream.context(), writing.from, open.address, stream)
-            } {
+            || match unsafe { writing.copies.enqueue(context, writing.from, open.address, stream) }
+                .map_err(cause)
+            {
                 Ok(enqueued) => enqueued,
                 Err(error) if error.loses_context() => {
                     self.line.push_front(writing);
@@ -350,7 +351,7 @@ impl Writes {
         }
         let turn = way.turn.wrapping_add(1);
         // SAFETY: as above; turns grow by one.
-        if let Err(error) = unsafe { way.word.enqueue_write(turn, stream) } {
+        if let Err(error) = unsafe { way.word.enqueue_write(turn, stream) }.map_err(cause) {
             self.line.push_front(writing);
             return Err(error.into());
         }

@@ -44,6 +44,11 @@ impl<S> Sends<S> {
         self.under_way.get_mut(&number)
     }
 
+    /// Whether there is a send with this number.
+    pub fn has(&self, number: u64) -> bool {
+        self.under_way.contains_key(&number)
+    }
+
     /// Takes a send out, which the other side speaks of.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 use meshreduce_store::identity::{Member, namespace};
+use meshreduce_store::sockets::hex;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -111,7 +112,7 @@ impl fmt::Debug for Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.encode().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.encode()))
     }
 }
 
@@ -146,16 +147,6 @@ impl TryFrom<String> for Address {
     fn try_from(text: String) -> Result<Self, NotAnAddress> {
         text.parse()
     }
-}
-
-/// Random bytes from the system.
-pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use meshreduce_store::clock::Deadline;
+use meshreduce_store::sockets::{abstract_name, listen, random};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::address::{Address, Place, random};
+use super::address::{Address, Place};
 use super::here::Door;
 use super::{Links, PREAMBLE, preamble};
 use crate::error::Error;
@@ -107,8 +108,7 @@ struct Stranger {
 
 /// The name of an abstract socket.
 pub(crate) fn socket_name(name: &[u8; 16]) -> String {
-    let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("meshreduce/channels/{hex}")
+    abstract_name("channels", name)
 }
 
 impl Doors {
@@ -134,15 +134,8 @@ impl Doors {
         }
         let mut tcp = None;
         if links.tcp {
-            let addresses = meshreduce_store::interface::own_addresses(None).map_err(io::Error::other)?;
-            // One for both families, where the system has both.
-            let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
-            listener.set_nonblocking(true)?;
-            let own = listener.local_addr()?;
-            let is_reached = |ip: &std::net::IpAddr| own.is_ipv6() || ip.is_ipv4();
-            address.tcp =
-                addresses.into_iter().filter(is_reached).map(|ip| (ip, own.port()).into()).collect();
-            tcp = Some(listener);
+            let (listener, addresses) = listen(None)?;
+            (tcp, address.tcp) = (Some(listener), addresses);
         }
         Ok(Self { address, unix, tcp, here, strangers: Mutex::default() })
     }

@@ -12,13 +12,14 @@ mod here;
 mod listener;
 mod name;
 
+pub(crate) use address::Place;
 pub use address::{Address, NotAnAddress};
-pub(crate) use address::{Place, random};
 pub(crate) use dial::reach;
 pub(crate) use greet::greet;
 pub(crate) use hello::Hello;
 pub(crate) use listener::Doors;
 pub use meshreduce_store::interface::SOCKET_IFNAME;
+pub(crate) use meshreduce_store::sockets::random;
 pub(crate) use name::{look, publish, restore, withdraw};
 
 /// Bytes that one who connects says first.

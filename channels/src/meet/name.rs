@@ -2,8 +2,8 @@
 //!
 //! What is under a name is the address of a listener, or the note of one that is just leaving ([`LEFT`], then its address), or
 //! nothing. A store deletes whatever is there, so a listener first puts its note in the place of its own address, in one step;
-//! and no listener puts its address in the place of a note before the note has had time to be deleted. So nobody deletes what is
-//! another's, but for one that was stopped between these two steps for longer than that; therefore whoever listens looks now and
+//! and no listener puts its address in the place of a note before the note has had time to be deleted. One that comes to the second
+//! step too late leaves its note there. So nobody deletes what is another's, but for one that was stopped while it did so; therefore whoever listens looks now and
 //! then whether its address is still there, and puts it back where nothing is ([`restore`]).
 #![forbid(unsafe_code)]
 
@@ -85,8 +85,20 @@ pub(crate) fn restore(store: &dyn Store, name: &str, address: &[u8]) -> Result<(
 ///
 /// The store's.
 pub(crate) fn withdraw(store: &dyn Store, name: &str, address: &[u8]) -> Result<(), StoreError> {
+    let begun = Instant::now();
+    withdraw_unless(|| begun.elapsed() >= NOTE / 2, store, name, address)
+}
+
+/// The same; whether it is too late to delete the note is asked when that has been put there.
+fn withdraw_unless(
+    is_late: impl FnOnce() -> bool,
+    store: &dyn Store,
+    name: &str,
+    address: &[u8],
+) -> Result<(), StoreError> {
     let (key, note) = (key(name), note(address));
-    if store.compare_set(&key, address, &note)? == note {
+    // A note that is left there keeps others out for no longer than its time, and what has come after it stays.
+    if store.compare_set(&key, address, &note)? == note && !is_late() {
         store.delete(&key)?;
     }
     Ok(())
@@ -138,6 +150,19 @@ mod tests {
         assert!(!store.check(&["channels/n"]).unwrap());
         // There is nothing of its own any more.
         withdraw(&store, NAME, b"other").unwrap();
+    }
+
+    #[test]
+    fn who_is_stopped_while_it_leaves_deletes_nothing_that_came_meanwhile() {
+        let store = MemoryStore::new();
+        put(&store, b"one");
+        let stopped = || {
+            // Long enough for another one to have waited for the note.
+            put(&store, b"other");
+            true
+        };
+        withdraw_unless(stopped, &store, NAME, b"one").unwrap();
+        assert_eq!(there(&store).as_deref(), Some(&b"other"[..]));
     }
 
     #[test]

@@ -27,6 +27,12 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// Of this process, whose thread has not been started.
+    pub(crate) fn new(kinds: Kinds, devices: Arc<Devices>, waker: Waker) -> Arc<Self> {
+        let (post, process) = (Post::new(waker), std::process::id());
+        Arc::new(Self { kinds, devices, post, process, thread: OnceLock::new(), ended: Latch::default() })
+    }
+
     /// Whether this is the context's own thread, which never waits for itself.
     pub(crate) fn is_own_thread(&self) -> bool {
         self.thread.get() == Some(&std::thread::current().id())

@@ -14,7 +14,7 @@ mod slot;
 mod testing;
 mod waker;
 
-pub(crate) use command::{Command, Latch, Post, Site};
+pub(crate) use command::{Command, Latch, Site};
 pub(crate) use connection::Connection;
 pub(crate) use missed::Missed;
 use pulse::Pulse;

@@ -265,13 +265,11 @@ fn interest(writes: bool) -> epoll::EventFlags {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
-
     use super::*;
     use crate::devices::Devices;
     use crate::link::{Half, Link};
+    use crate::progress::Waker;
     use crate::progress::testing::{Meek, connection, kinds};
-    use crate::progress::{Latch, Post, Waker};
     use crate::registry::Registry;
 
     #[test]
@@ -285,18 +283,10 @@ mod tests {
         let connection = connection(&kinds, "meek", Link::Memory(one));
         let shared = Arc::clone(connection.shared());
         let devices = Devices::new(&[]).unwrap().into();
-        let (post, process) = (Post::new(waker), std::process::id());
+        let site = Site::new(kinds, devices, waker);
         // One thread closes the context while another one meets somebody, before the progress thread looks.
-        post.send(Command::End);
-        post.send(Command::Add(Box::new(connection)));
-        let site = Arc::new(Site {
-            kinds,
-            devices,
-            post,
-            process,
-            thread: OnceLock::new(),
-            ended: Latch::default(),
-        });
+        site.post.send(Command::End);
+        site.post.send(Command::Add(Box::new(connection)));
         start(Arc::clone(&site)).unwrap();
         drop(other);
         assert!(site.ended.wait(Duration::from_secs(20)));

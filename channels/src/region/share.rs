@@ -37,15 +37,11 @@ impl Parts {
 
     /// A part that can be found.
     pub(crate) fn register(self: &Arc<Self>, span: Span) -> Result<Arc<Part>, Error> {
-        let system = |error| Error::system("there is nothing random", error);
-        loop {
-            let number = u64::from_ne_bytes(random::<8>().map_err(system)?);
-            if let std::collections::hash_map::Entry::Vacant(free) = self.open().entry(number) {
-                let part = Arc::new(Part { number, span, open: Arc::clone(self) });
-                free.insert(Arc::downgrade(&part));
-                return Ok(part);
-            }
-        }
+        let mut open = self.open();
+        let number = new_number(|number| open.contains_key(&number))?;
+        let part = Arc::new(Part { number, span, open: Arc::clone(self) });
+        open.insert(number, Arc::downgrade(&part));
+        Ok(part)
     }
 
     /// The part with this number, if it was not given up.
@@ -68,10 +64,7 @@ impl Part {
 
 impl RegionPart for Part {
     fn descriptor(&self) -> Descriptor {
-        let mut out = Writer::new();
-        out.u8(VERSION);
-        out.u64(self.number);
-        out.into_bytes()
+        descriptor(self.number)
     }
 
     fn close(&self) {
@@ -88,6 +81,25 @@ impl Drop for Part {
         // If it was not given up in order.
         self.close();
     }
+}
+
+/// A number that nobody can guess and that is not taken.
+pub(crate) fn new_number(is_taken: impl Fn(u64) -> bool) -> Result<u64, Error> {
+    loop {
+        let random = random::<8>().map_err(|error| Error::system("there is nothing random", error))?;
+        let number = u64::from_ne_bytes(random);
+        if !is_taken(number) {
+            return Ok(number);
+        }
+    }
+}
+
+/// What others are told of a region that is known by a number.
+pub(crate) fn descriptor(number: u64) -> Descriptor {
+    let mut out = Writer::new();
+    out.u8(VERSION);
+    out.u64(number);
+    out.into_bytes()
 }
 
 /// The number in a descriptor of the kind named `kind`.

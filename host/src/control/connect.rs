@@ -11,6 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use meshreduce_device::peer_process_id;
 use meshreduce_store::identity::Process;
+use meshreduce_store::sockets::{abstract_name, random};
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Control;
@@ -41,29 +42,16 @@ fn system(what: &str) -> impl Fn(std::io::Error) -> Error {
     move |source| Error::System { what: what.clone(), source }
 }
 
-fn random() -> Result<[u8; 16], Error> {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        let got = rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty());
-        filled += got.map_err(|error| system("name")(error.into()))?;
-    }
-    Ok(bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl Place {
     fn address_name(&self) -> String {
-        format!("meshreduce/{}", hex(&self.name))
+        abstract_name("mesh", &self.name)
     }
 }
 
 impl Listener {
     /// A socket under a name of its own.
     pub(crate) fn open() -> Result<Self, Error> {
+        let random = || random().map_err(system("name"));
         let place = Place { name: random()?, token: random()? };
         let bind = || {
             let socket = UnixListener::bind_addr(&SocketAddr::from_abstract_name(place.address_name())?)?;

@@ -5,8 +5,9 @@ use std::fmt;
 
 use meshreduce_wire::{LaunchDescriptor, RecordKind};
 
-/// "rank 3", "ranks 1, 2 and 5".
-pub(crate) struct Ranks<'a>(pub(crate) &'a [usize]);
+/// Ranks as errors list them: "rank 3", "ranks 1, 2 and 5", "no rank".
+#[derive(Clone, Copy, Debug)]
+pub struct Ranks<'a>(pub &'a [usize]);
 
 impl fmt::Display for Ranks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

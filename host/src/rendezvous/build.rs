@@ -189,13 +189,14 @@ impl Assembly {
     /// Acknowledges a verdict that is not *ready*, waits until the peers have done so, and frees the segment. What is
     /// open of the peers' memory has been closed before.
     ///
-    /// A rank that `lingers` waits a moment for the others also if it has allocated nothing: they should learn what
-    /// happened to it, and not find an attempt of dead processes.
-    pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict, lingers: bool) {
+    /// A rank that has allocated nothing waits a moment for those of whom `lingers` speaks: they should learn what happened to it, and
+    /// not find an attempt of dead processes.
+    pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict, lingers: Lingers) {
         let acknowledged = session.acknowledge(verdict).and_then(|()| match (self.exported, lingers) {
             (true, _) => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),
-            (false, true) => session.all_acknowledged(verdict, super::LINGER_LIMIT),
-            (false, false) => Ok(true),
+            (false, Lingers::ForAll) => session.all_acknowledged(verdict, super::LINGER_LIMIT),
+            (false, Lingers::ForMembers) => session.members_acknowledged(verdict, super::LINGER_LIMIT),
+            (false, Lingers::No) => Ok(true),
         });
         match acknowledged {
             Ok(true) => {}
@@ -209,6 +210,16 @@ impl Assembly {
         tracing::warn!(why, "a segment is leaked, because a peer may have it open");
         std::mem::forget(self.segment);
     }
+}
+
+/// For whom a rank waits a moment at the end of a rendezvous that has come to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lingers {
+    No,
+    /// Those who have joined it.
+    ForMembers,
+    /// Those who have not come yet, too.
+    ForAll,
 }
 
 /// What a rank sees of the fabric.

@@ -120,6 +120,33 @@ impl Session<'_> {
         }
     }
 
+    /// Waits at most `limit` until all ranks that have joined and still live have acknowledged `verdict`; says whether they have.
+    pub(crate) fn members_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
+        let mut pause = Pause::new(limit);
+        loop {
+            if self.clear_up_if_all_know(verdict)? || self.members_know()? {
+                return Ok(true);
+            }
+            if !pause.again() {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn members_know(&self) -> Result<bool, Error> {
+        let Some(roster) = look_for::<Roster>(self.store, ROSTER)? else { return Ok(true) };
+        if roster.generation != self.roster.generation {
+            return Ok(true);
+        }
+        for (rank, member) in roster.members.iter().enumerate() {
+            let Some(member) = member else { continue };
+            if !self.knows(rank)? && !self.has_ended(member) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Takes back everything of an attempt that the others have cleared away.
     pub(crate) fn forget(&self) -> Result<(), Error> {
         self.delete_keys()

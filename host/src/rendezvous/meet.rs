@@ -6,7 +6,7 @@ use std::time::Duration;
 use meshreduce_store::Store;
 use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 
-use super::build::Assembly;
+use super::build::{Assembly, Lingers};
 use super::join::Joined;
 use super::session::{Session, Stop};
 use super::verdict::{Step, Verdict};
@@ -105,7 +105,7 @@ pub fn meet(
                 return Err(Error::Abandoned { step: step.name() });
             }
             Err(Stop::Verdict(verdict)) => {
-                Assembly::default().take_down(&session, &verdict, false);
+                Assembly::default().take_down(&session, &verdict, Lingers::No);
                 return Err(refused(verdict));
             }
             Err(Stop::Local(error)) => return Err(give_up(&session, Assembly::default(), rank, error)),

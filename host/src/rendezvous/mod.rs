@@ -36,13 +36,13 @@ mod waiting;
 use std::time::Duration;
 
 use meshreduce_device::loader::sys::CUresult;
-use meshreduce_store::Store;
+use meshreduce_store::{Store, StoreError};
 
 use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::error::Error;
 use crate::outcome::{Outcome, Reason};
-use build::Assembly;
+use build::{Assembly, Lingers};
 pub use clearing::clear_away;
 pub(crate) use exchange::{judge_devices, judge_view};
 use join::Joined;
@@ -130,7 +130,7 @@ pub fn rendezvous(
                     }
                     Ok(verdict) => {
                         shared.dismantle();
-                        assembly.take_down(&session, &verdict, false);
+                        assembly.take_down(&session, &verdict, Lingers::No);
                         return outcome(verdict);
                     }
                     Err(error) => {
@@ -152,8 +152,8 @@ pub fn rendezvous(
                         Reason::Disabled { rank: cause, .. }
                         | Reason::NoDriver { rank: cause, .. }
                         | Reason::DeviceFull { rank: cause, .. },
-                    ) => *cause == rank,
-                    _ => false,
+                    ) if *cause == rank => Lingers::ForAll,
+                    _ => Lingers::No,
                 };
                 assembly.take_down(&session, &verdict, lingers);
                 return outcome(verdict);
@@ -185,7 +185,12 @@ fn give_up(session: &Session<'_>, assembly: Assembly, rank: usize, error: Error)
     let own = Verdict::Failed(verdict::Failure::of(rank, &error));
     // If the store is lost the others find that out themselves.
     let verdict = session.propose(&own).unwrap_or(own);
-    assembly.take_down(session, &verdict, true);
+    let lingers = match &error {
+        // Whoever has given this rank its store wants it to end now. Ranks that come later find the verdict.
+        Error::Store(StoreError::Refused { .. }) => Lingers::ForMembers,
+        _ => Lingers::ForAll,
+    };
+    assembly.take_down(session, &verdict, lingers);
     error
 }
 

@@ -7,6 +7,7 @@ use crate::tensor::Parts;
 
 impl Call<'_> {
     /// Checks all that can be told on one rank.
+    #[inline]
     pub(crate) fn check(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
         // What is called most has little that could be wrong; what is, is found below.
         let is_fine = match self {
@@ -16,9 +17,10 @@ impl Call<'_> {
             }
             _ => false,
         };
-        if is_fine {
-            return Ok(());
-        }
+        if is_fine { Ok(()) } else { self.look_closely(rank, world_size) }
+    }
+
+    fn look_closely(&self, rank: usize, world_size: usize) -> Result<(), CallError> {
         if let Call::Batch(calls) = self {
             return check_batch(calls, rank, world_size);
         }

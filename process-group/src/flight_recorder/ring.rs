@@ -3,6 +3,7 @@
 
 use std::cell::OnceCell;
 use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -43,6 +44,9 @@ use crate::types::Operation;
 pub struct FlightRecorder {
     rank: usize,
     ring: Mutex<Ring>,
+    /// By place: one more than the record number of the call that had started as soon as it was made. Noted without a lock, which a
+    /// call would take for this alone; whoever has the lock and looks at an entry takes it in first ([`Ring::take_in`]).
+    started: Box<[AtomicU64]>,
 }
 
 #[derive(Debug)]
@@ -87,8 +91,8 @@ pub struct EntryId {
     record: u64,
     place: usize,
     group: u32,
-    /// Its number among the group's collectives, if it is one: how far a group has come is counted even when the entry is gone.
-    collective: Option<u64>,
+    /// Its number among the group's collectives, 0 if it is none: how far a group has come is counted even when the entry is gone.
+    collective: u64,
 }
 
 /// What is known of a call when it is made.
@@ -141,6 +145,7 @@ impl FlightRecorder {
                 made: 0,
                 free: Vec::new(),
             }),
+            started: (0..capacity).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
@@ -188,14 +193,31 @@ impl FlightRecorder {
     ///
     /// If there is no such group.
     pub fn begin(&self, begun: &Begun<'_>) -> EntryId {
+        let numbers = (begun.collective_sequence, begun.p2p_sequence);
+        self.begin_in_turn(&mut begun.clone(), || numbers).0
+    }
+
+    /// One at a time.
+    pub(crate) fn in_turn<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _turn = self.ring();
+        act()
+    }
+
+    /// [`FlightRecorder::begin`] of a call that is given its numbers in its turn, those of collectives and of sends and receives.
+    pub(crate) fn begin_in_turn(
+        &self,
+        begun: &mut Begun<'_>,
+        numbers: impl FnOnce() -> (u64, u64),
+    ) -> (EntryId, (u64, u64)) {
         let is_p2p = begun.call.is_point_to_point();
-        let collective = (!is_p2p).then_some(begun.collective_sequence);
         let mut ring = self.ring();
-        if let Some(sequence) = collective {
-            let status = &mut ring.groups[begun.group as usize].group.status;
-            status.last_enqueued = status.last_enqueued.max(sequence);
-        }
+        let numbers = numbers();
+        (begun.collective_sequence, begun.p2p_sequence) = numbers;
+        let collective = if is_p2p { 0 } else { numbers.0 };
         let (record, place) = (ring.next, ring.next_place);
+        ring.take_in(&self.started, place);
+        let status = &mut ring.groups[begun.group as usize].group.status;
+        status.last_enqueued = status.last_enqueued.max(collective);
         ring.next += 1;
         // No division: this is on the way of every call.
         ring.next_place = if place + 1 < ring.capacity { place + 1 } else { 0 };
@@ -204,7 +226,7 @@ impl FlightRecorder {
         } else if ring.capacity > 0 {
             ring.entries.push(Entry::new(record, is_p2p, begun));
         }
-        EntryId { record, place, group: begun.group, collective }
+        (EntryId { record, place, group: begun.group, collective }, numbers)
     }
 
     /// The backend has it.
@@ -214,8 +236,20 @@ impl FlightRecorder {
             entry.state = entry.state.max(State::Started);
             entry.started.get_or_insert(at);
         }
-        if let Some(sequence) = id.collective {
-            ring.groups[id.group as usize].group.status.has_started(sequence);
+        ring.groups[id.group as usize].group.status.has_started(id.collective);
+    }
+
+    /// The backend has it, since the moment when it was made or so.
+    #[inline]
+    pub(crate) fn started_at_once(&self, id: EntryId, at: Instant) {
+        match self.started.get(id.place) {
+            // Another call may have this place by now, and between the two another one's mark be put there: after as many calls as
+            // are kept, of which one is then said to be scheduled until it ends.
+            Some(started) if started.load(Ordering::Relaxed) <= id.record => {
+                started.store(id.record + 1, Ordering::Relaxed);
+            }
+            Some(_) => {}
+            None => self.started(id, at),
         }
     }
 
@@ -243,9 +277,10 @@ impl FlightRecorder {
     /// It has ended. If it has ended well, it was started, whether anybody said so or not. Only its first end counts.
     pub fn ended(&self, id: EntryId, well: bool, at: Instant) {
         let mut ring = self.ring();
+        ring.take_in(&self.started, id.place);
         let is_first = ring.entry(id).is_none_or(|entry| entry.end(well, at));
-        if let Some(sequence) = id.collective.filter(|_| well && is_first) {
-            ring.groups[id.group as usize].group.status.has_completed(sequence);
+        if well && is_first {
+            ring.groups[id.group as usize].group.status.has_completed(id.collective);
         }
     }
 
@@ -268,6 +303,7 @@ impl FlightRecorder {
         mut note: impl FnMut(&Entry),
     ) {
         let mut ring = self.ring();
+        ring.take_in_all(&self.started);
         let Ring { entries, groups, .. } = &mut *ring;
         let status = &mut groups[group as usize].group.status;
         for entry in entries.iter_mut() {
@@ -289,12 +325,15 @@ impl FlightRecorder {
     ///
     /// If there is no such group.
     pub fn status(&self, group: u32) -> Status {
-        self.ring().groups[group as usize].group.status
+        let mut ring = self.ring();
+        ring.take_in_all(&self.started);
+        ring.groups[group as usize].group.status
     }
 
     /// Everything, now.
     pub fn snapshot(&self) -> Snapshot {
-        let ring = self.ring();
+        let mut ring = self.ring();
+        ring.take_in_all(&self.started);
         let mut entries = ring.entries.clone();
         let moment = (Instant::now(), SystemTime::now());
         let mut order: Vec<usize> =
@@ -455,6 +494,24 @@ impl Ring {
                 self.free.push(at as u32);
             }
         }
+    }
+
+    /// Notes that the call at a place has started, if [`FlightRecorder::started_at_once`] has said so.
+    #[inline]
+    fn take_in(&mut self, started: &[AtomicU64], place: usize) {
+        let (Some(entry), Some(mark)) = (self.entries.get_mut(place), started.get(place)) else { return };
+        if mark.load(Ordering::Relaxed) != entry.record + 1 || entry.started.is_some() {
+            return;
+        }
+        entry.state = entry.state.max(State::Started);
+        entry.started = Some(entry.created);
+        if !entry.is_p2p {
+            self.groups[entry.group as usize].group.status.has_started(entry.collective_sequence);
+        }
+    }
+
+    fn take_in_all(&mut self, started: &[AtomicU64]) {
+        (0..self.entries.len()).for_each(|place| self.take_in(started, place));
     }
 
     /// An entry that is still there.

@@ -2,14 +2,14 @@
 
 use std::panic::Location;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meshreduce::RawStream;
 use meshreduce_device::{ContextState, PrimaryContext};
 
 use super::site::Site;
-use super::watch::Watched;
+use super::slot::Slot;
+use super::watch::{Message, Noted, Watched};
 use super::{ProcessGroup, Shared};
 use crate::backend::{Backend, Request};
 use crate::call::Call;
@@ -85,7 +85,7 @@ impl ProcessGroup {
         // SAFETY: the caller vouches for the tensors.
         let started = unsafe { self.make_call(call, Way { blocking: true, lent: true, location }) };
         // Looked at where it is: moving it takes longer than the rest.
-        if let Ok(Work { progress: Progress::Done(outcome), .. }) = &started {
+        if let Ok(Work { progress: Progress::Done(outcome, _), .. }) = &started {
             return Ok(wanted(outcome));
         }
         let outcome = started?.finish();
@@ -142,86 +142,119 @@ impl ProcessGroup {
         backend.supports(call).map_err(|why| unsupported(&**backend, call, device, shared, why))?;
         let start = clock::now();
         let is_p2p = call.is_point_to_point();
-        let counter = if is_p2p { &shared.sends_and_receives } else { &shared.collectives };
-        let sequence = counter.fetch_add(1, Ordering::Relaxed) + 1;
-        if shared.settings.check_calls && !is_p2p {
-            shared.compare_calls(call, sequence, deadline)?;
-        }
-        let (collective_sequence, p2p_sequence) = match is_p2p {
-            false => (sequence, shared.sends_and_receives.load(Ordering::Relaxed)),
-            true => (shared.collectives.load(Ordering::Relaxed), sequence),
-        };
         let recorder = &shared.family.recorder;
-        let entry = recorder.begin(&Begun {
+        let checked = match shared.settings.check_calls && !is_p2p {
+            false => None,
+            true => {
+                let numbers = recorder.in_turn(|| shared.count(is_p2p));
+                shared.compare_calls(call, numbers.0, deadline)?;
+                Some(numbers)
+            }
+        };
+        let mut begun = Begun {
             group: shared.record,
             backend: backend.name(),
             call,
-            collective_sequence,
-            p2p_sequence,
+            collective_sequence: 0,
+            p2p_sequence: 0,
             created: start,
             deadline,
             location: way.location,
-        });
+        };
+        let (entry, numbers) =
+            recorder.begin_in_turn(&mut begun, || checked.unwrap_or_else(|| shared.count(is_p2p)));
+        let sequence = if is_p2p { numbers.1 } else { numbers.0 };
         let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
-        let span = tracing::debug_span!(
-            "call",
-            group = &*info.name,
-            rank = info.rank,
-            operation = operation.name(),
-            sequence,
-            backend = &**backend.name()
-        );
-        let within = span.enter();
         // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
         // The stream is one of that device's primary context, as who set it vouched.
-        let mut started = unsafe { backend.start(call, &request) };
+        unsafe { self.hand_over(call, (slot, backend), &request, entry, way.lent.then_some(device)) }
+    }
+
+    /// Gives a call to its backend, and notes what that has made of it. (By itself, so that the work is where it is wanted from the
+    /// first: moving it takes longer than looking at it.)
+    ///
+    /// # Safety
+    ///
+    /// As for [`Backend::start`].
+    unsafe fn hand_over(
+        &self,
+        call: &Call<'_>,
+        (slot, backend): (&Slot, &Arc<dyn Backend>),
+        request: &Request,
+        entry: EntryId,
+        lent: Option<Device>,
+    ) -> Result<Work, Error> {
+        let shared = &*self.shared;
+        let (operation, sequence) = (call.operation(), request.sequence);
+        let name = backend.name();
+        let span = tracing::debug_span!(
+            "call",
+            group = &*shared.info.name,
+            rank = shared.info.rank,
+            operation = operation.name(),
+            sequence,
+            backend = &**name
+        );
+        let within = span.enter();
+        // SAFETY: the caller's promise.
+        let mut started = unsafe { backend.start(call, request) };
         drop(within);
         match &mut started {
             Ok(work) => {
                 work.sequence = Some(sequence);
-                if let Progress::Done(_) = work.progress {
-                    if is_p2p {
+                if let Progress::Done(..) = work.progress {
+                    if call.is_point_to_point() {
                         shared.note_source(entry, call, work);
                     }
-                    recorder.ended(entry, true, clock::now());
+                    shared.family.recorder.ended(entry, true, clock::now());
                     shared.completed(operation, sequence);
                 } else {
-                    let is_own = Arc::ptr_eq(work.backend(), backend.name());
-                    if !is_own {
-                        recorder.taken_by(entry, work.backend());
-                    }
-                    if work.is_captured() {
-                        // Its replays are seen by nobody, and their ends by whoever waits for them.
-                        recorder.captured(entry);
-                        work.site = Some(Site { group: Arc::clone(&self.shared), operation });
-                        return started;
-                    }
-                    recorder.started(entry, start);
-                    let (its, peers, end) = (work.clone(), call.peers(), request.end());
-                    let watched = Watched { work: its, entry, operation, sequence, peers, start, end };
-                    let mut watch = slot.watch();
-                    match is_p2p {
-                        true => watch.messages.push(watched),
-                        false => {
-                            let names = shared.hooks.want_completions();
-                            watch.lines[usize::from(!is_own)].follow(watched, names);
-                        }
-                    }
-                    drop(watch);
+                    shared.goes_on(entry, call, work, slot, name, request);
                     work.site = Some(Site { group: Arc::clone(&self.shared), operation });
                 }
             }
-            Err(_) => shared.not_started(entry, &mut started, way.lent.then_some(device)),
+            Err(_) => shared.not_started(entry, &mut started, lent),
         }
-        // As it came: it is not small.
         started
     }
 }
 
 impl Shared {
+    /// A call goes on: its end is looked for.
+    #[inline]
+    fn goes_on(
+        &self,
+        entry: EntryId,
+        call: &Call<'_>,
+        work: &Work,
+        slot: &Slot,
+        own: &Arc<str>,
+        request: &Request,
+    ) {
+        let recorder = &self.family.recorder;
+        let is_own = Arc::ptr_eq(work.backend(), own);
+        if !is_own {
+            recorder.taken_by(entry, work.backend());
+        }
+        if work.is_captured() {
+            // Its replays are seen by nobody, and their ends by whoever waits for them.
+            return recorder.captured(entry);
+        }
+        recorder.started_at_once(entry, request.start);
+        let Request { sequence, start, .. } = *request;
+        let noted = Noted { entry, operation: call.operation(), sequence, start, end: request.end() };
+        if call.is_point_to_point() {
+            let call = Message { call: Watched { work: work.clone(), noted }, peers: call.peers() };
+            slot.watch().messages.push(call);
+        } else {
+            let names = self.hooks.want_completions();
+            slot.watch().lines[usize::from(!is_own)].follow(work, &noted, names);
+        }
+    }
+
     /// Of a receive from any rank that has ended: whom it was from.
     fn note_source(&self, entry: EntryId, call: &Call<'_>, work: &Work) {
-        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) })) =
+        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) }, _)) =
             (call, &work.progress)
         {
             self.family.recorder.received_from(entry, *source);

@@ -131,7 +131,7 @@ impl Shared {
         // The mesh was told to end what did not end by itself.
         let is_late = crate::mesh::failure::was_ended_here(&error);
         let calls = match &slot.watch().lines[0] {
-            line if is_late => [line.first().cloned(), line.last().cloned()],
+            line if is_late => [line.first().map(|first| first.noted), line.last().copied()],
             _ => return error,
         };
         // The first that has not been seen to end, unless all have come to that.

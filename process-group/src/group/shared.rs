@@ -125,12 +125,22 @@ impl Shared {
         }
     }
 
+    /// Counts one more call of its kind; gives both numbers. It is the turn of whoever counts ([`FlightRecorder::in_turn`]): on the way
+    /// of each call one lock is enough.
+    #[inline]
+    pub(super) fn count(&self, is_point_to_point: bool) -> (u64, u64) {
+        let counter = if is_point_to_point { &self.sends_and_receives } else { &self.collectives };
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        self.sequence_numbers()
+    }
+
     pub(super) fn sequence_numbers(&self) -> (u64, u64) {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         (of(&self.collectives), of(&self.sends_and_receives))
     }
 
     /// Whether it takes calls.
+    #[inline]
     pub(super) fn alive(&self) -> Result<(), Error> {
         self.own_process()?;
         match self.end.get() {

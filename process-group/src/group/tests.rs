@@ -153,6 +153,21 @@ fn registry() -> (Registry, Arc<Notes>) {
     (registry, notes)
 }
 
+/// A group whose ranks compare their calls, three of which have ended.
+fn group_with_checked_calls(store: &Arc<MemoryStore>, rank: usize, world_size: usize) -> ProcessGroup {
+    let group = ProcessGroup::builder(Arc::clone(store) as _, rank, world_size)
+        .backend("cpu:done".parse().unwrap())
+        .registry(registry().0)
+        .check_calls(true)
+        .dump_to(None)
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
+    }
+    group
+}
+
 fn group_over(
     store: &Arc<MemoryStore>,
     rank: usize,

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,24 +10,44 @@ use super::watchdog::TICK;
 use crate::call::Peers;
 use crate::flight_recorder::EntryId;
 use crate::types::Operation;
-use crate::work::Work;
+use crate::work::{Names, Progress, Work};
 
-/// A call whose end the watchdog looks for.
-#[derive(Clone, Debug)]
-pub(super) struct Watched {
-    pub(super) work: Work,
+/// What is known of a call that goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Noted {
     pub(super) entry: EntryId,
     pub(super) operation: Operation,
     pub(super) sequence: u64,
-    /// Of sends and receives: the other ranks, as far as they are known.
-    pub(super) peers: Peers,
     pub(super) start: Instant,
     /// When it must have ended; `None`: never.
     pub(super) end: Option<Instant>,
 }
 
-impl Watched {
-    pub(super) fn is_late(&self) -> bool {
+/// A call whose end the watchdog looks for.
+#[derive(Clone, Debug)]
+pub(super) struct Watched {
+    pub(super) work: Work,
+    pub(super) noted: Noted,
+}
+
+impl Deref for Watched {
+    type Target = Noted;
+
+    fn deref(&self) -> &Noted {
+        &self.noted
+    }
+}
+
+/// A send or receive, or a batch of them.
+#[derive(Clone, Debug)]
+pub(super) struct Message {
+    pub(super) call: Watched,
+    /// The other ranks, as far as they are known.
+    pub(super) peers: Peers,
+}
+
+impl Noted {
+    fn is_late(&self) -> bool {
         self.end.is_some_and(|end| Instant::now() > end)
     }
 }
@@ -43,11 +64,52 @@ pub(super) struct Run {
     pub(super) last: u64,
 }
 
-/// A call that is held, and when the first of those must have ended that it stands for.
+/// How to see the end of a call that is held. (Of one on the mesh without the names of its backend and group, which its line has:
+/// calls that follow one another on a mesh are replaced here by one another, and each is on the way of an engine.)
+#[derive(Debug)]
+enum Sight {
+    Mesh(meshreduce::Work),
+    Other(Work),
+}
+
+/// A call that is held, and what it stands for; `None`: for calls without an end alone.
 #[derive(Debug)]
 struct Held {
-    call: Watched,
-    first_end: Option<Instant>,
+    sight: Sight,
+    noted: Noted,
+    stands_for: Option<Ends>,
+}
+
+/// When the first of the calls must have ended that one stands for, and when one at the latest that may stand for them.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    first: Instant,
+    latest: Instant,
+}
+
+impl Ends {
+    #[inline]
+    fn contains(&self, end: Option<Instant>) -> bool {
+        end.is_some_and(|end| self.first <= end && end <= self.latest)
+    }
+}
+
+impl Held {
+    /// Whether `call`, which follows it, may stand for it: one that is late no later than those of which nothing else is held, by a
+    /// tick. A failure of which nobody else may hear is kept.
+    fn may_be_replaced_by(&self, call: &Noted) -> bool {
+        let is_in_time = match (call.end, self.stands_for) {
+            (None, stands_for) => stands_for.is_none(),
+            (Some(_), None) => true,
+            (Some(end), Some(Ends { latest, .. })) => end <= latest,
+        };
+        let has_failed_alone = || match &self.sight {
+            // What fails on the mesh ends the mesh.
+            Sight::Mesh(_) => false,
+            Sight::Other(work) => work.has_failed_alone(),
+        };
+        is_in_time && !has_failed_alone()
+    }
 }
 
 /// Collectives that end in the order in which they are made.
@@ -61,24 +123,17 @@ pub(super) struct Line {
     runs: VecDeque<Run>,
     /// Who makes them, once there has been one.
     backend: Option<Arc<str>>,
+    /// The same of those on the mesh.
+    mesh: Option<Arc<Names>>,
     /// The time of one is up: the first that had not ended then, since when that is known, and the ranks that had not come to it.
     pub(super) late: Option<(u64, Instant, Vec<usize>)>,
 }
 
 impl Line {
-    /// Whether `call` may stand for one that it follows, whose end is looked for by `first_end`: it is late no later than that.
-    fn stands_for(call: &Watched, first_end: Option<Instant>) -> bool {
-        match (call.end, first_end) {
-            (None, _) => first_end.is_none(),
-            (Some(_), None) => true,
-            (Some(end), Some(first_end)) => end <= first_end + TICK,
-        }
-    }
-
     /// `names`: somebody wants to hear of each call what it was.
-    pub(super) fn follow(&mut self, call: Watched, names: bool) {
+    pub(super) fn follow(&mut self, work: &Work, call: &Noted, names: bool) {
         if self.backend.is_none() {
-            self.backend = Some(Arc::clone(call.work.backend()));
+            self.backend = Some(Arc::clone(work.backend()));
         }
         let operation = Some(call.operation);
         match self.runs.back_mut() {
@@ -90,24 +145,55 @@ impl Line {
             }
             _ => self.runs.push_back(Run { operation, first: call.sequence, last: call.sequence }),
         }
+        let is_steady = self.held.len() == HELD;
+        match (&work.progress, self.held.back_mut()) {
+            // On the way of each call of an engine, and so without anything that can be avoided.
+            (
+                Progress::Mesh(mesh, _),
+                Some(Held { sight: Sight::Mesh(its), noted, stands_for: Some(stands_for) }),
+            ) if is_steady && stands_for.contains(call.end) => {
+                its.clone_from(mesh);
+                *noted = *call;
+            }
+            _ => self.hold(work, call),
+        }
+    }
+
+    fn hold(&mut self, work: &Work, call: &Noted) {
         let mut first_end = call.end;
         while self.held.len() >= HELD
             && let Some(last) = self.held.back()
-            && Self::stands_for(&call, last.first_end)
-            // Nobody else may hear of a failure.
-            && !last.call.work.has_failed_alone()
+            && last.may_be_replaced_by(call)
         {
-            if last.first_end.is_some_and(|its| first_end.is_none_or(|first_end| its < first_end)) {
-                first_end = last.first_end;
+            if let Some(Ends { first, .. }) = last.stands_for {
+                first_end = Some(first_end.map_or(first, |end| end.min(first)));
             }
             self.held.pop_back();
         }
-        self.held.push_back(Held { call, first_end });
+        let sight = match &work.progress {
+            Progress::Mesh(mesh, names) => {
+                self.mesh.get_or_insert_with(|| Arc::clone(names));
+                Sight::Mesh(mesh.clone())
+            }
+            _ => Sight::Other(work.clone()),
+        };
+        let stands_for =
+            first_end.map(|first| Ends { first, latest: first.checked_add(TICK).unwrap_or(first) });
+        self.held.push_back(Held { sight, noted: *call, stands_for });
     }
 
     /// The first that is held.
-    pub(super) fn first(&self) -> Option<&Watched> {
-        self.held.front().map(|held| &held.call)
+    pub(super) fn first(&self) -> Option<Watched> {
+        self.watched(self.held.front()?)
+    }
+
+    fn watched(&self, held: &Held) -> Option<Watched> {
+        let work = match (&held.sight, &self.mesh) {
+            (Sight::Mesh(mesh), Some(names)) => Work::on_mesh(names, mesh.clone()),
+            (Sight::Mesh(_), None) => return None,
+            (Sight::Other(work), _) => work.clone(),
+        };
+        Some(Watched { work, noted: held.noted })
     }
 
     /// Who makes them, once there has been one.
@@ -116,19 +202,19 @@ impl Line {
     }
 
     /// The last that was made.
-    pub(super) fn last(&self) -> Option<&Watched> {
-        self.held.back().map(|held| &held.call)
+    pub(super) fn last(&self) -> Option<&Noted> {
+        self.held.back().map(|held| &held.noted)
     }
 
     /// Whether the time of one is up.
     pub(super) fn is_late(&self) -> bool {
-        self.held.iter().any(|held| held.call.is_late())
+        self.held.iter().any(|held| held.noted.is_late())
     }
 
     /// Those that are held and whose time is up.
     pub(super) fn late_ones(&self) -> Vec<Watched> {
-        let late = self.held.iter().filter(|held| held.call.is_late());
-        late.map(|held| held.call.clone()).collect()
+        let late = self.held.iter().filter(|held| held.noted.is_late());
+        late.filter_map(|held| self.watched(held)).collect()
     }
 
     /// The number of the first one that is not known to have ended.
@@ -138,7 +224,7 @@ impl Line {
 
     /// All up to and with this one have ended; gives those of which that was not known.
     pub(super) fn take_through(&mut self, sequence: u64) -> Vec<Run> {
-        while self.first().is_some_and(|first| first.sequence <= sequence) {
+        while self.held.front().is_some_and(|first| first.noted.sequence <= sequence) {
             self.held.pop_front();
         }
         let mut taken = Vec::new();
@@ -156,7 +242,7 @@ impl Line {
 
     /// This one has not ended well, and says nothing of others.
     pub(super) fn forget(&mut self, sequence: u64) {
-        self.held.retain(|held| held.call.sequence != sequence);
+        self.held.retain(|held| held.noted.sequence != sequence);
         let Some(at) = self.runs.iter().position(|run| (run.first..=run.last).contains(&sequence)) else {
             return;
         };
@@ -176,7 +262,7 @@ pub(super) struct Watch {
     /// ordered.
     pub(super) lines: [Line; 2],
     /// Sends and receives, which end in any order.
-    pub(super) messages: Vec<Watched>,
+    pub(super) messages: Vec<Message>,
     /// A call was late, and everything pending was ended for that.
     pub(super) has_expired: bool,
 }
@@ -209,11 +295,15 @@ mod tests {
         });
         let work = Work::done(&backend, Outcome::default());
         let end = limit.map(|limit| start + limit);
-        Watched { work, entry, operation, sequence, peers: Peers::default(), start, end }
+        Watched { work, noted: Noted { entry, operation, sequence, start, end } }
+    }
+
+    fn follow(line: &mut Line, call: &Watched, names: bool) {
+        line.follow(&call.work, &call.noted, names);
     }
 
     fn numbers(line: &Line) -> Vec<u64> {
-        line.held.iter().map(|held| held.call.sequence).collect()
+        line.held.iter().map(|held| held.noted.sequence).collect()
     }
 
     #[test]
@@ -221,7 +311,7 @@ mod tests {
         let (mut line, now) = (Line::default(), Instant::now());
         let limit = Some(Duration::from_secs(60));
         (1..=1000).for_each(|sequence| {
-            line.follow(call(sequence, Operation::Barrier, now, limit), true);
+            follow(&mut line, &call(sequence, Operation::Barrier, now, limit), true);
         });
         assert_eq!(numbers(&line), [1, 2, 3, 1000]);
         assert_eq!(line.runs.len(), 1);
@@ -232,17 +322,17 @@ mod tests {
         let (mut line, now) = (Line::default(), Instant::now());
         let of = |seconds: u64| Some(Duration::from_secs(seconds));
         for (sequence, limit) in [(1, None), (2, None), (3, None), (4, of(1)), (5, of(60)), (6, None)] {
-            line.follow(call(sequence, Operation::Barrier, now, limit), true);
+            follow(&mut line, &call(sequence, Operation::Barrier, now, limit), true);
         }
         assert_eq!(numbers(&line), [1, 2, 3, 4, 5, 6]);
         // What must end sooner stands for those before it.
-        line.follow(call(7, Operation::Barrier, now, of(1)), true);
+        follow(&mut line, &call(7, Operation::Barrier, now, of(1)), true);
         assert_eq!(numbers(&line), [1, 2, 3, 7]);
         // Calls that are made one after the other for long: one for each tick.
         let mut line = Line::default();
         (1..=1000_u32).for_each(|sequence| {
             let start = now + TICK * sequence / 100;
-            line.follow(call(sequence.into(), Operation::Barrier, start, of(60)), true);
+            follow(&mut line, &call(sequence.into(), Operation::Barrier, start, of(60)), true);
         });
         assert!((10..20).contains(&line.held.len()), "{:?}", numbers(&line));
     }
@@ -251,12 +341,12 @@ mod tests {
     fn a_call_that_has_failed_is_held_until_somebody_has_heard_of_it() {
         let (mut line, now) = (Line::default(), Instant::now());
         let of = |sequence| call(sequence, Operation::Barrier, now, None);
-        (1..=5).for_each(|sequence| line.follow(of(sequence), true));
+        (1..=5).for_each(|sequence| follow(&mut line, &of(sequence), true));
         assert_eq!(numbers(&line), [1, 2, 3, 5]);
         let failed = Arc::new(Pending::default());
         failed.end(Err(Error::Default("on purpose")));
-        line.follow(Watched { work: Work::pending(&"host".into(), failed), ..of(6) }, true);
-        (7..=9).for_each(|sequence| line.follow(of(sequence), true));
+        line.follow(&Work::pending(&"host".into(), failed), &of(6).noted, true);
+        (7..=9).for_each(|sequence| follow(&mut line, &of(sequence), true));
         assert_eq!(numbers(&line), [1, 2, 3, 6, 9]);
     }
 
@@ -265,7 +355,7 @@ mod tests {
         let (mut line, now) = (Line::default(), Instant::now());
         let operations = [Operation::Barrier, Operation::Barrier, Operation::AllReduce, Operation::Barrier];
         for (sequence, operation) in (1..).zip(operations) {
-            line.follow(call(sequence, operation, now, None), true);
+            follow(&mut line, &call(sequence, operation, now, None), true);
         }
         line.forget(2);
         assert_eq!((line.first_number(), numbers(&line)), (Some(1), vec![1, 3, 4]));
@@ -275,7 +365,7 @@ mod tests {
         // Where nobody asks for operations, calls of all kinds are one run.
         let mut line = Line::default();
         for (sequence, operation) in (1..).zip(operations) {
-            line.follow(call(sequence, operation, now, None), false);
+            follow(&mut line, &call(sequence, operation, now, None), false);
         }
         assert_eq!(line.take_through(4), [Run { operation: None, first: 1, last: 4 }]);
     }

@@ -13,7 +13,7 @@ use super::family::Family;
 use super::progress::{INTERVAL, PATIENCE};
 use super::shared::Shared;
 use super::slot::Slot;
-use super::watch::{Run, Watch, Watched};
+use super::watch::{Message, Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::types::Operation;
@@ -229,7 +229,7 @@ fn look_at(group: &Shared, slot: &Slot) {
     // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
     if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
-        let first = slot.watch().lines[0].first().cloned();
+        let first = slot.watch().lines[0].first();
         let error = match first {
             Some(first) => with_call(&first, error),
             None => error,
@@ -241,7 +241,7 @@ fn look_at(group: &Shared, slot: &Slot) {
 /// What the mesh says of itself, as of this call on it.
 fn with_call(call: &Watched, error: Error) -> Error {
     match call.work.progress {
-        Progress::Mesh { .. } => crate::mesh::failure::of_call(error, (call.operation, call.sequence)),
+        Progress::Mesh(..) => crate::mesh::failure::of_call(error, (call.operation, call.sequence)),
         _ => error,
     }
 }
@@ -251,7 +251,7 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
     /// Whoever makes calls without an end does not keep it from the others.
     const MOST: usize = 64;
     for _ in 0..MOST {
-        let Some(first) = slot.watch().lines[line].first().cloned() else { return };
+        let Some(first) = slot.watch().lines[line].first() else { return };
         match first.work.look() {
             Ok(Some(_)) => {
                 let runs = slot.watch().lines[line].take_through(first.sequence);
@@ -260,7 +260,7 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
             Err(error) => {
                 slot.watch().lines[line].forget(first.sequence);
                 let error = with_call(&first, error);
-                if matches!(first.work.progress, Progress::Mesh { .. })
+                if matches!(first.work.progress, Progress::Mesh(..))
                     && !matches!(error, Error::Backend { .. })
                 {
                     // The mesh is over, and nobody says more of it than the first call that it has failed.
@@ -313,12 +313,13 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
 pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
     let mut ended = Vec::new();
     // A backend that knows more of who is missing has had time to say so since the call's end.
-    let is_late = |watched: &Watched| watched.end.is_some_and(|end| Instant::now() > end + TICK);
-    let is_over = |watched: &mut Watched| !matches!(watched.work.look(), Ok(None)) || is_late(watched);
+    let is_late = |call: &Watched| call.end.is_some_and(|end| Instant::now() > end + TICK);
+    let is_over =
+        |message: &mut Message| !matches!(message.call.work.look(), Ok(None)) || is_late(&message.call);
     ended.extend(slot.watch().messages.extract_if(.., is_over));
-    for watched in ended {
+    for Message { call: watched, peers } in ended {
         let ended = match watched.work.look() {
-            Ok(None) => expire(group, slot, backend, &watched, watched.peers.to_vec()),
+            Ok(None) => expire(group, slot, backend, &watched, peers.to_vec()),
             ended => ended,
         };
         match ended {
@@ -340,7 +341,7 @@ pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
     for line in [0, 1] {
         loop {
             // (The lock is not to be held in what follows.)
-            let Some(first) = slot.watch().lines[line].first().cloned() else { break };
+            let Some(first) = slot.watch().lines[line].first() else { break };
             let Ok(Some(_)) = first.work.look() else { break };
             let runs = slot.watch().lines[line].take_through(first.sequence);
             group.ended_well(&first, &runs);
@@ -355,12 +356,12 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) ->
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
     for line in &mut lines {
         // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.
-        while let Some(call) = line.first().cloned() {
+        while let Some(call) = line.first() {
             match call.work.look() {
                 Err(error) => {
                     line.forget(call.sequence);
                     let error = with_call(&call, error);
-                    if matches!(call.work.progress, Progress::Mesh { .. }) {
+                    if matches!(call.work.progress, Progress::Mesh(..)) {
                         of_mesh.get_or_insert_with(|| error.clone());
                     }
                     failed(group, &call, error);
@@ -378,7 +379,7 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) ->
             group.have_ended_well(&backend, &runs, None);
         }
     }
-    for watched in messages {
+    for Message { call: watched, .. } in messages {
         match watched.work.look() {
             Ok(Some(outcome)) => group.message_ended_well(&watched, &outcome),
             Ok(None) if well => group.message_ended_well(&watched, &Outcome::default()),

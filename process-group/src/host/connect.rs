@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_device::peer_process_id;
 use meshreduce_store::identity::Life;
+use meshreduce_store::sockets::{abstract_name, listen};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use self::pending::{ANSWER, HELLO, Pending, Socket};
@@ -109,8 +110,7 @@ pub(super) struct Listening {
 }
 
 fn socket_name(name: &[u8; 16]) -> String {
-    let hex: String = name.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("meshreduce/host/{hex}")
+    abstract_name("host", name)
 }
 
 impl Listening {
@@ -122,14 +122,8 @@ impl Listening {
         let mut place = Place::current(host_id)?;
         let unix = UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket_name(&place.name))?)?;
         unix.set_nonblocking(true)?;
-        let addresses = meshreduce_store::interface::own_addresses(interface)?;
-        // One for both families, where the system has both.
-        let tcp = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
-        tcp.set_nonblocking(true)?;
-        let own = tcp.local_addr()?;
-        let is_reached = |ip: &std::net::IpAddr| own.is_ipv6() || ip.is_ipv4();
-        place.addresses =
-            addresses.into_iter().filter(is_reached).map(|ip| (ip, own.port()).into()).collect();
+        let (tcp, addresses) = listen(interface)?;
+        place.addresses = addresses;
         Ok(Self { place, unix, tcp, bell })
     }
 

@@ -146,6 +146,11 @@ pub(super) fn died(rank: usize, group: &Arc<str>, how: &str) -> Error {
     Error::RankDied { rank, group: Arc::clone(group), how: how.to_owned() }
 }
 
+/// The same, as the rank's processes on this host see it.
+pub(super) fn process_ended(rank: usize, group: &Arc<str>) -> Error {
+    died(rank, group, "its process has ended")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@
 //! flags of its step, the same is true. With each step goes the stamp of the call;
 //! nothing of a slot is used whose stamp is another one, and whatever stamps say, reads stay within slots.
 
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::collectives::{copy_behind_flags, copy_to_slot};
@@ -36,6 +37,13 @@ pub(super) struct Island {
 /// Looks for a rank before those are looked for who may sleep for this one. Whoever sleeps for it has come itself, so that looking
 /// ends at once, or there are others, which wait so much longer.
 const FIRST_LOOKS: u32 = 200;
+
+/// The call in which a rank has come to a step.
+fn stamp_of(member: &Neighbour, step: u64) -> Stamp {
+    let line = member.segment.step(step);
+    let word = |at: usize| line.stamp[at].load(Ordering::Relaxed);
+    Stamp { sequence: word(0), what: word(1), count: word(2) }
+}
 
 impl Island {
     pub(super) fn new(members: Vec<Neighbour>, place: usize) -> Self {
@@ -121,9 +129,7 @@ impl Island {
             wait.until(For::Step(place), || self.has_come(place, step))?;
         }
         let member = &self.members[place];
-        let line = member.segment.step(step);
-        let word = |at: usize| line.stamp[at].load(Ordering::Relaxed);
-        let stamp = Stamp { sequence: word(0), what: word(1), count: word(2) };
+        let stamp = stamp_of(member, step);
         let own = self.stamps[(step % 2) as usize];
         if stamp != own {
             let ranks = (self.members[self.place].rank, member.rank);
@@ -131,6 +137,19 @@ impl Island {
         }
         self.seen[place] = step;
         Ok(())
+    }
+
+    /// At the end, to which all others have come too: that one of them has come to this rank's last step in another call. A rank that has
+    /// only written in that step has not looked.
+    pub(super) fn differs_at_the_end(&self, group: &Arc<str>) -> Option<Error> {
+        let own = self.stamps[(self.step % 2) as usize];
+        let others =
+            self.members.iter().enumerate().filter(|(place, _)| *place != self.place && self.step > 0);
+        let mut there = others.filter(|(place, _)| self.has_come(*place, self.step));
+        there.find_map(|(_, member)| {
+            let stamp = stamp_of(member, self.step);
+            (stamp != own).then(|| differ(group, (self.members[self.place].rank, member.rank), &own, &stamp))
+        })
     }
 
     /// Waits for all others.

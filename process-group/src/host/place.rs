@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 use meshreduce_store::identity::{Host, Member, namespace};
+use meshreduce_store::sockets::random;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 /// Where a rank is, as it tells the others.
@@ -51,16 +52,6 @@ pub(super) fn fits(places: &[Place], rank: usize) -> bool {
     // A process may use fewer at a time than it may run on.
     let lacks = count(&own.processors).saturating_sub(own.at_a_time);
     here().count() as u64 + lacks <= count(&all)
-}
-
-/// Random bytes from the system.
-pub(super) fn random() -> std::io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
-    Ok(bytes)
 }
 
 impl Place {

@@ -10,6 +10,7 @@ use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
 use meshreduce_store::PrefixStore;
+use meshreduce_store::sockets::hex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::collectives::Engine;
@@ -97,7 +98,7 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     // may be made over the same keys at the same time.
     let said = connected.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let said = shared.failure().map_or(said, |error| error.to_string());
-    let first: String = places[0].name.iter().map(|byte| format!("{byte:02x}")).collect();
+    let first = hex(&places[0].name);
     let below = PrefixStore::new(&format!("connected/{first}"), Arc::clone(&context.store));
     let below = below.map_err(|error| context.not_made(&shared.backend, error))?;
     // Where it has failed, who is missing there too has died: not much longer than the others take to hear of it is waited for them.
@@ -294,8 +295,7 @@ fn watch(shared: &Shared, net: &Net, most: Duration, is_over: bool) -> Result<()
         let ended =
             neighbour.map(|neighbour| neighbour.segment.control().ended.0.state.load(Ordering::Acquire));
         if ended == Some(LIVING) {
-            let error = failure::died(control.rank, shared.name(), "its process has ended");
-            return Err(shared.fail(error));
+            return Err(shared.fail(failure::process_ended(control.rank, shared.name())));
         }
     }
     Ok(())

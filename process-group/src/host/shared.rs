@@ -88,6 +88,8 @@ pub(super) struct Shared {
     is_over: AtomicBool,
     /// Why the group has aborted it, also if that was while it was being shut down.
     pub(super) aborted: OnceLock<Error>,
+    /// What another rank has failed with, or that it has died, since this one was shut down.
+    heard_since: OnceLock<Error>,
     /// Whether the progress thread is to end.
     pub(super) stops: AtomicBool,
     pub(super) net: OnceLock<Net>,
@@ -125,6 +127,7 @@ impl Shared {
             failure: OnceLock::new(),
             is_over: AtomicBool::new(false),
             aborted: OnceLock::new(),
+            heard_since: OnceLock::new(),
             stops: AtomicBool::new(false),
             net: OnceLock::new(),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), posts: Vec::new() }),
@@ -174,8 +177,28 @@ impl Shared {
                 self.abandon();
             }
             ring(&self.bell);
+        } else if matches!(self.failure.get(), Some(Error::ShutDown { .. })) {
+            let _ = self.heard_since.set(error.clone());
         }
         self.failure.get().cloned().unwrap_or(error)
+    }
+
+    /// What a rank has failed with that this one, which has come to the end, needs nothing of any more.
+    pub(super) fn heard_since(&self, net: &Net) -> Option<Error> {
+        let failed = net.island.iter().find_map(|neighbour| {
+            let (state, record) = neighbour.segment.control().ended.0.heard();
+            let is_gone = || {
+                net.controls
+                    .iter()
+                    .any(|one| one.rank == neighbour.rank && one.is_gone.load(Ordering::Relaxed))
+            };
+            match state {
+                FAILED => Some(failure::decode(&record, neighbour.rank, self.name())),
+                LIVING if is_gone() => Some(failure::process_ended(neighbour.rank, self.name())),
+                _ => None,
+            }
+        });
+        failed.or_else(|| self.heard_since.get().cloned())
     }
 
     /// The calls that wait for their turn fail, if it is over. They have not been begun, so nobody uses their memory.

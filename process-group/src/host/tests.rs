@@ -57,11 +57,11 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
 /// The end of a call.
 fn ended(work: Work) -> Result<Outcome, Error> {
     match work.progress {
-        Progress::Done(outcome) => Ok(outcome),
-        Progress::Other(completion) => {
+        Progress::Done(outcome, _) => Ok(outcome),
+        Progress::Other(completion, _) => {
             Ok(completion.wait(Some(Instant::now() + FAR))?.expect("a call does not end"))
         }
-        Progress::Mesh { .. } => unreachable!("host memory is not on the mesh"),
+        Progress::Mesh(..) => unreachable!("host memory is not on the mesh"),
     }
 }
 

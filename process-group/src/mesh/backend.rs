@@ -21,11 +21,13 @@ use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::turn::{Taken, Turn};
 use crate::types::{DType, Device, ReduceOp};
-use crate::work::Work;
+use crate::work::{Names, Work};
 
 #[derive(Debug)]
 pub(super) struct MeshBackend {
     name: Arc<str>,
+    /// For the works of the mesh.
+    names: Arc<Names>,
     context: BackendContext,
     primary: Arc<PrimaryContext>,
     rule: Rule,
@@ -43,7 +45,9 @@ pub(super) struct MeshBackend {
     end: OnceLock<Error>,
     /// Why whoever shuts it down waits no longer.
     aborted: Arc<OnceLock<Error>>,
-    own: AtomicU64,
+    /// Calls that its kernels have taken, and that it has taken otherwise.
+    on_mesh: AtomicU64,
+    otherwise: AtomicU64,
     fallback: AtomicU64,
     /// Why calls were left to the one behind, each of which was logged.
     told: Mutex<HashSet<Refusal>>,
@@ -79,11 +83,14 @@ impl MeshBackend {
             }
             ground => tracing::info!(group = &*context.group.name, mesh = ground.name(), "a mesh"),
         }
+        let rule = Rule::new(only, |dtype, op| ground.mesh()?.longest(dtype, op));
+        let names = Arc::new(Names { backend: Arc::clone(&name), group: Arc::clone(&context.group.name) });
         Ok(Self {
+            names,
             name,
             context,
             primary,
-            rule: Rule { only },
+            rule,
             ground,
             behind: OnceLock::new(),
             nodes: OnceLock::new(),
@@ -94,14 +101,19 @@ impl MeshBackend {
             making_transfers: Turn::default(),
             end: OnceLock::new(),
             aborted: Arc::default(),
-            own: AtomicU64::new(0),
+            on_mesh: AtomicU64::new(0),
+            otherwise: AtomicU64::new(0),
             fallback: AtomicU64::new(0),
             told: Mutex::default(),
         })
     }
 
+    #[inline]
     fn alive(&self) -> Result<(), Error> {
-        self.end.get().map_or(Ok(()), |cause| Err(cause.clone()))
+        match self.end.get() {
+            None => Ok(()),
+            Some(cause) => Err(cause.clone()),
+        }
     }
 
     fn of_driver(&self, error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -231,6 +243,7 @@ impl MeshBackend {
     }
 
     /// Whether channels take a call; `None`: it is no send and no receive.
+    #[inline]
     fn by_channels(&self, call: &Call<'_>) -> Option<Result<(), Refusal>> {
         let is_theirs = call.is_point_to_point() && !matches!(self.ground, Ground::Alone);
         is_theirs.then(|| {
@@ -242,23 +255,19 @@ impl MeshBackend {
     }
 
     /// The mesh's call that this one is, or why it is none.
+    #[inline]
     fn choose(&self, call: &Call<'_>) -> Result<MeshCall, Refusal> {
         match &self.ground {
             Ground::Alone => Err(Refusal::Operation(call.operation())),
             Ground::None(reason) => Err(Refusal::NoMesh(Arc::clone(reason))),
-            Ground::One(mesh) | Ground::Several(mesh, _) => {
-                let communicator = mesh.communicator.read().unwrap_or_else(PoisonError::into_inner);
-                match &*communicator {
-                    Some(communicator) => self.rule.take(communicator, call, mesh.token.address()),
-                    None => Err(Refusal::NoMesh("the mesh is closed".into())),
-                }
-            }
+            Ground::One(mesh) | Ground::Several(mesh, _) => self.rule.take(call, mesh.token.address()),
         }
     }
 
     /// # Safety
     ///
     /// As for [`Backend::start`].
+    #[inline]
     unsafe fn on_mesh(
         &self,
         mesh: &Mesh,
@@ -274,8 +283,11 @@ impl MeshBackend {
         let order = StreamOrder::behind_last_call(request.stream);
         // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
         // of the last one, and every call has one.
-        unsafe { lane.all_reduce_raw(input.address, output.address, input.count, dtype, op, order) }
-            .map_err(|error| self.of_mesh(mesh, error))
+        let work = unsafe { lane.all_reduce_raw(input, output.address, output.count, dtype, op, order) }
+            .map_err(|error| self.of_mesh(mesh, error))?;
+        // Nobody else adds while this has the lane.
+        self.on_mesh.store(self.on_mesh.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        Ok(work)
     }
 
     fn of_mesh(&self, mesh: &Mesh, error: meshreduce::Error) -> Error {
@@ -310,10 +322,11 @@ impl Backend for MeshBackend {
     }
 
     fn supports(&self, call: &Call<'_>) -> Result<(), String> {
-        match self.context.forbid_fallback && !matches!(self.ground, Ground::Alone) {
-            // What is behind it says itself what it does not take.
-            false => Ok(()),
-            true => self
+        // What is behind it says itself what it does not take.
+        let is_all = !self.context.forbid_fallback || matches!(self.ground, Ground::Alone);
+        match is_all || (self.rule.takes(call) && self.ground.mesh().is_some()) {
+            true => Ok(()),
+            false => self
                 .by_channels(call)
                 .unwrap_or_else(|| self.choose(call).map(|_| ()))
                 .map_err(|why| format!("{why}, and the group forbids what is behind it")),
@@ -332,7 +345,7 @@ impl Backend for MeshBackend {
                     self.abort(error);
                 }
             })?;
-            self.own.fetch_add(1, Ordering::Relaxed);
+            self.otherwise.fetch_add(1, Ordering::Relaxed);
             return Ok(work);
         }
         let choice =
@@ -345,7 +358,7 @@ impl Backend for MeshBackend {
                 // SAFETY: the caller vouches for the tensors and the stream.
                 let stream = unsafe { alone::make(&self.primary, call, request.stream) };
                 stream.map_err(|error| self.of_driver(error))?;
-                self.own.fetch_add(1, Ordering::Relaxed);
+                self.otherwise.fetch_add(1, Ordering::Relaxed);
                 // SAFETY: as above.
                 return unsafe { alone::work(&self.name, group, &self.primary, request) }
                     .map_err(|error| self.of_driver(error));
@@ -359,8 +372,7 @@ impl Backend for MeshBackend {
             Ok((mesh, None, chosen)) => {
                 // SAFETY: the caller vouches for the tensors and the stream.
                 let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
-                self.own.fetch_add(1, Ordering::Relaxed);
-                Ok(Work::on_mesh(&self.name, group, work))
+                Ok(Work::on_mesh(&self.names, work))
             }
             Ok((mesh, Some(placement), chosen)) => {
                 let nodes = self.nodes(placement, Some(request))?;
@@ -369,7 +381,6 @@ impl Backend for MeshBackend {
                 let op = call.op().unwrap_or(ReduceOp::Sum);
                 // SAFETY: as above; the steps are on one stream, one behind the other.
                 let last = unsafe { nodes.finish(chosen.output, op, request) }?;
-                self.own.fetch_add(1, Ordering::Relaxed);
                 let (name, group, ranks) = (Arc::clone(&self.name), Arc::clone(group), mesh.ranks.clone());
                 let call = (call.operation(), request.sequence);
                 let convert = move |error| convert(error, &name, &group, &ranks, Some(call));
@@ -485,7 +496,7 @@ impl Backend for MeshBackend {
 
     fn usage(&self) -> Option<Usage> {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Some(Usage { own: of(&self.own), fallback: of(&self.fallback) })
+        Some(Usage { own: of(&self.on_mesh) + of(&self.otherwise), fallback: of(&self.fallback) })
     }
 }
 

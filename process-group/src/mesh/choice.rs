@@ -4,8 +4,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use meshreduce::Communicator;
-
 use crate::call::Call;
 use crate::tensor::Tensor;
 use crate::types::{DType, Operation, ReduceOp};
@@ -49,48 +47,95 @@ impl fmt::Display for Refusal {
 /// An all-reduce that the node's mesh takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MeshCall {
-    pub(super) input: Tensor,
+    /// Where it begins.
+    pub(super) input: u64,
     pub(super) output: Tensor,
     pub(super) dtype: meshreduce::DType,
     pub(super) op: meshreduce::Op,
 }
 
-/// What the mesh of this group takes at all.
+/// What the mesh of this group takes, by type and reduction. It is settled when the mesh is made, so that a call asks nobody.
 #[derive(Clone, Debug)]
 pub(super) struct Rule {
     /// Nothing but these types and reductions, if given.
-    pub(super) only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+    only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+    kinds: [[Option<Kind>; ReduceOp::ALL.len()]; DType::ALL.len()],
+}
+
+/// All-reduces of one type and reduction that the mesh takes.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    dtype: meshreduce::DType,
+    op: meshreduce::Op,
+    /// Bytes of the longest.
+    longest: u64,
 }
 
 impl Rule {
-    /// The call, if the mesh of `communicator` takes it; else why not.
+    /// For a mesh that takes messages of a type and operation up to `longest` bytes, or has no kernel for them.
+    pub(super) fn new(
+        only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+        longest: impl Fn(meshreduce::DType, meshreduce::Op) -> Option<u64>,
+    ) -> Self {
+        let is_wanted = |dtype, op| match &only {
+            Some((dtypes, ops)) => dtypes.contains(&dtype) && ops.contains(&op),
+            None => true,
+        };
+        let kind = |on: DType, by: ReduceOp| {
+            let (dtype, op) = on.on_mesh().zip(by.on_mesh()).filter(|_| is_wanted(on, by))?;
+            Some(Kind { dtype, op, longest: longest(dtype, op).unwrap_or(0) })
+        };
+        let kinds = DType::ALL.map(|dtype| ReduceOp::ALL.map(|op| kind(dtype, op)));
+        Self { only, kinds }
+    }
+
+    /// Whether it is an all-reduce that the mesh takes.
+    #[inline]
+    pub(super) fn takes(&self, call: &Call<'_>) -> bool {
+        let Call::AllReduce { input, op, .. } = call else { return false };
+        let kind = &self.kinds[input.dtype as usize][*op as usize];
+        kind.is_some_and(|kind| input.bytes() as u64 <= kind.longest)
+    }
+
+    /// The call, if the mesh takes it; else why not.
     /// A barrier is the all-reduce of the number at `token`.
-    pub(super) fn take(
-        &self,
-        communicator: &Communicator,
-        call: &Call<'_>,
-        token: u64,
-    ) -> Result<MeshCall, Refusal> {
-        if let Call::Barrier { device } = call {
-            let token = Tensor { address: token, count: 1, dtype: DType::F32, device: *device };
-            let (dtype, op) = BARRIER;
-            return Ok(MeshCall { input: token, output: token, dtype, op });
+    #[inline]
+    pub(super) fn take(&self, call: &Call<'_>, token: u64) -> Result<MeshCall, Refusal> {
+        match call {
+            Call::AllReduce { input, output, op } => match self.kinds[input.dtype as usize][*op as usize] {
+                Some(Kind { dtype, op, longest }) if input.bytes() as u64 <= longest => {
+                    Ok(MeshCall { input: input.address, output: *output, dtype, op })
+                }
+                kind => Err(self.refusal(input.dtype, *op, kind)),
+            },
+            Call::Barrier { device } => {
+                let output = Tensor { address: token, count: 1, dtype: DType::F32, device: *device };
+                let (dtype, op) = BARRIER;
+                Ok(MeshCall { input: token, output, dtype, op })
+            }
+            call => Err(Refusal::Operation(call.operation())),
         }
-        let Call::AllReduce { input, output, op } = call else {
-            return Err(Refusal::Operation(call.operation()));
-        };
-        if let Some((dtypes, ops)) = &self.only
-            && !(dtypes.contains(&input.dtype) && ops.contains(op))
-        {
-            return Err(Refusal::NotWanted(input.dtype, *op));
+    }
+
+    #[cold]
+    fn refusal(&self, dtype: DType, op: ReduceOp, kind: Option<Kind>) -> Refusal {
+        match (kind, &self.only) {
+            (Some(_), _) => Refusal::TooLong,
+            (None, Some((dtypes, ops))) if !(dtypes.contains(&dtype) && ops.contains(&op)) => {
+                Refusal::NotWanted(dtype, op)
+            }
+            (None, _) => Refusal::Type(dtype, op),
         }
-        let (Some(dtype), Some(op)) = (input.dtype.on_mesh(), op.on_mesh()) else {
-            return Err(Refusal::Type(input.dtype, *op));
-        };
-        let bytes = input.bytes() as u64;
-        match input.count == 0 || communicator.select(bytes, dtype, op).is_some() {
-            true => Ok(MeshCall { input: *input, output: *output, dtype, op }),
-            false => Err(Refusal::TooLong),
-        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_and_reductions_are_numbered_in_their_order() {
+        assert!(DType::ALL.iter().enumerate().all(|(at, dtype)| *dtype as usize == at));
+        assert!(ReduceOp::ALL.iter().enumerate().all(|(at, op)| *op as usize == at));
     }
 }

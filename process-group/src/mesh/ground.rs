@@ -108,6 +108,11 @@ impl Mesh {
         Ok(Self { communicator, closer, lane, token, ranks })
     }
 
+    /// Bytes of the longest all-reduce of a type and operation that it takes.
+    pub(super) fn longest(&self, dtype: meshreduce::DType, op: meshreduce::Op) -> Option<u64> {
+        self.communicator.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.longest(dtype, op)
+    }
+
     pub(super) fn status(&self) -> Result<(), meshreduce::Error> {
         match &*self.communicator.read().unwrap_or_else(PoisonError::into_inner) {
             Some(communicator) => communicator.status(),

@@ -72,6 +72,7 @@ macro_rules! channel_scenarios {
             memory_freed_and_allocated_again,
             dropped_transfers,
             dropped_at_random,
+            threads_share_an_endpoint,
             refused_copies_fail_their_transfer_alone,
             closed_during_transfers,
             link_cut,

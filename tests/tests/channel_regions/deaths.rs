@@ -63,6 +63,8 @@ pub(super) fn the_writer_stops(part: &str) {
     let stop = |stage: &Stage, ranks: &mut [std::process::Child; 2]| {
         let id = rustix::process::Pid::from_raw(ranks[1].id() as i32).unwrap();
         stage.wait_for_key("begun");
+        // Behind this the writer, who has said that, has the store's lock no more.
+        stage.set_key("heard");
         rustix::process::kill_process(id, rustix::process::Signal::STOP).unwrap();
         let options = rustix::process::WaitOptions::UNTRACED;
         let (_, status) = rustix::process::waitpid(Some(id), options).unwrap().unwrap();
@@ -174,6 +176,28 @@ pub(super) fn writer_stops(peer: Peer, gpu: Gpu) {
     }
     assert!(ordinal_of(address).is_none());
     peer.part.hear("let go");
+    peer.meet_at("the end");
+    peer.end();
+}
+
+/// The owner's context is reset while batches come: whatever the other side can still write to, the owner gets its region back.
+pub(super) fn owner_resets(peer: Peer, gpu: Gpu) {
+    const BYTES: u64 = 1 << 20;
+    if peer.part.rank == 1 {
+        let error = write_for_ever(&peer, &gpu, BYTES);
+        // Over basic the owner copies to its memory, and may find it gone first.
+        let is_gone = is_basic() && error.to_string().contains("CUDA_ERROR_CONTEXT_IS_DESTROYED");
+        assert!(is_gone || matches!(error, Error::RegionGone { .. }), "{error}");
+        peer.meet_at("the end");
+        return peer.end();
+    }
+    let region = peer.context.register(gpu.empty(BYTES)).unwrap();
+    let counter = peer.endpoint.counter();
+    show(&peer, &region.descriptor(), &counter);
+    peer.part.hear("begun");
+    reset_context(gpu.context.ordinal());
+    drop(close(region));
+    assert!(matches!(counter.wait(u64::MAX - 1, LONG), Err(Error::CountUnreachable { .. })));
     peer.meet_at("the end");
     peer.end();
 }

@@ -2,23 +2,19 @@
 
 use super::*;
 
-/// A word at which a stream waits: set at the latest when it is dropped, so that a test which fails comes to its end.
-pub(super) struct Opening(meshreduce_device::Word);
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.0.set(1);
-    }
+/// The owner registers memory, and shows it with a counter.
+fn offered(peer: &Peer, memory: DeviceMemory) -> (Region<DeviceMemory>, u64, Counter) {
+    let address = memory.address();
+    let region = peer.context.register(memory).unwrap();
+    let counter = peer.endpoint.counter();
+    show(peer, &region.descriptor(), &counter);
+    (region, address, counter)
 }
 
 pub(super) fn in_use(peer: Peer, gpu: Gpu) {
     const BYTES: u64 = 1 << 20;
     if peer.part.rank == 0 {
-        let memory = gpu.memory(&vec![0; BYTES as usize]);
-        let address = memory.address();
-        let region = peer.context.register(memory).unwrap();
-        let counter = peer.endpoint.counter();
-        show(&peer, &region.descriptor(), &counter);
+        let (region, address, counter) = offered(&peer, gpu.memory(&vec![0; BYTES as usize]));
         counter.wait(1, LONG).unwrap();
         peer.meet_at("opened");
         peer.meet_at("under way");
@@ -40,10 +36,7 @@ pub(super) fn in_use(peer: Peer, gpu: Gpu) {
     } else {
         let (to, counter) = shown(&peer);
         let held_up = Gpu::new(gpu.context.ordinal());
-        let go = Words::new(&gpu.context).unwrap().take().unwrap();
-        // SAFETY: the stream is alive and not captured.
-        unsafe { go.enqueue_wait(1, held_up.stream.raw()) }.unwrap();
-        let go = Opening(go);
+        let gate = Gate::shut(&held_up);
         let memory = gpu.memory(&data(1, BYTES));
         let address = memory.address();
         let region = peer.context.register(memory).unwrap();
@@ -67,7 +60,7 @@ pub(super) fn in_use(peer: Peer, gpu: Gpu) {
         drop(region);
         std::thread::sleep(BRIEF);
         assert!(ordinal_of(address).is_some());
-        go.0.set(1);
+        drop(gate);
         begun.wait(LONG).unwrap();
         let error = late.wait(LONG).unwrap_err();
         assert!(matches!(error, Error::RegionGone { .. }), "{error}");
@@ -80,11 +73,7 @@ pub(super) fn in_use(peer: Peer, gpu: Gpu) {
 pub(super) fn given_up(peer: Peer, gpu: Gpu) {
     const BYTES: u64 = 1 << 20;
     if peer.part.rank == 0 {
-        let memory = gpu.memory(&vec![7; BYTES as usize]);
-        let address = memory.address();
-        let region = peer.context.register(memory).unwrap();
-        let counter = peer.endpoint.counter();
-        show(&peer, &region.descriptor(), &counter);
+        let (region, address, counter) = offered(&peer, gpu.memory(&vec![7; BYTES as usize]));
         peer.meet_at("under way");
         let memory = close(region);
         peer.meet_at("given up");
@@ -96,9 +85,7 @@ pub(super) fn given_up(peer: Peer, gpu: Gpu) {
     } else {
         let (to, counter) = shown(&peer);
         let held_up = Gpu::new(gpu.context.ordinal());
-        let go = Words::new(&gpu.context).unwrap().take().unwrap();
-        // SAFETY: the stream is alive and not captured.
-        unsafe { go.enqueue_wait(1, held_up.stream.raw()) }.unwrap();
+        let gate = Gate::shut(&held_up);
         let memory = gpu.memory(&data(1, BYTES));
         let address = memory.address();
         let region = peer.context.register(memory).unwrap();
@@ -113,7 +100,7 @@ pub(super) fn given_up(peer: Peer, gpu: Gpu) {
         drop(region);
         std::thread::sleep(BRIEF);
         assert!(ordinal_of(address).is_some());
-        go.set(1);
+        drop(gate);
         let error = under_way.wait(LONG).unwrap_err();
         assert!(matches!(&error, Error::RegionGone { peer, .. } if peer.contains("rank 0")), "{error}");
         eventually("the source is freed", || ordinal_of(address).is_none());
@@ -134,11 +121,7 @@ pub(super) fn perhaps_at_the_same_address(gpu: &Gpu, address: u64, bytes: u64) -
 pub(super) fn freed(peer: Peer, gpu: Gpu) {
     const BYTES: u64 = 1 << 20;
     if peer.part.rank == 0 {
-        let memory = gpu.memory(&vec![0; BYTES as usize]);
-        let address = memory.address();
-        let region = peer.context.register(memory).unwrap();
-        let counter = peer.endpoint.counter();
-        show(&peer, &region.descriptor(), &counter);
+        let (region, address, counter) = offered(&peer, gpu.memory(&vec![0; BYTES as usize]));
         counter.wait(1, LONG).unwrap();
         drop(close(region));
         let memory = perhaps_at_the_same_address(&gpu, address, BYTES);

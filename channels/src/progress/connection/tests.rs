@@ -6,8 +6,9 @@ use meshreduce_device::Device;
 use meshreduce_store::identity::{Member, Process};
 
 use super::*;
-use crate::channel::{Direction, Ready, Rest};
+use crate::channel::{Direction, Operation, Ready, Rest};
 use crate::link::{Half, Socket};
+use crate::progress::missed::Missed;
 use crate::progress::testing::{ID, Meek, PAIR, Played, connection, connection_to, kinds};
 use crate::registry::Registry;
 use crate::span::Span;

@@ -64,9 +64,15 @@ impl Engine {
     /// Tells the thread something, if it runs.
     pub(crate) fn tell(command: Command) {
         if let Some(engine) = ENGINE.get() {
-            engine.inbox.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
-            // The counter cannot overflow before the thread has read it.
-            let _ = write(&engine.wake, &1_u64.to_ne_bytes());
+            let mut inbox = engine.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            inbox.push_back(command);
+            let is_first = inbox.len() == 1;
+            drop(inbox);
+            // Whoever has put in what is there has woken the thread, or is about to, and the thread has not looked since.
+            if is_first {
+                // The counter cannot overflow before the thread has read it.
+                let _ = write(&engine.wake, &1_u64.to_ne_bytes());
+            }
         }
     }
 

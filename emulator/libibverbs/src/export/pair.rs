@@ -75,19 +75,20 @@ pub(super) unsafe extern "C" fn ibv_post_send(
     let answer = number("ibv_post_send", || {
         Process::get()?;
         let pair = HANDLES.get(qp)?;
+        let mut inner = pair.lock();
+        let mut posted = Ok(0);
         // SAFETY: a list of requests that are valid by the C API's contract, which ends with null.
         while let Some(current) = unsafe { request.as_ref() } {
-            let posted =
-                // SAFETY: as above.
-                unsafe { post::send(&pair, current) };
-            if let Err(error) = posted {
-                post::ring(&pair);
-                return Err(error);
+            // SAFETY: as above.
+            if let Err(error) = unsafe { post::send(&pair, &mut inner, current) } {
+                posted = Err(error);
+                break;
             }
             request = current.next;
         }
+        drop(inner);
         post::ring(&pair);
-        Ok(0)
+        posted
     });
     if answer != 0 && !bad.is_null() {
         // SAFETY: not null, and so valid for a write by the C API's contract.

@@ -68,14 +68,32 @@ pub(crate) struct Send {
 
 /// Where a request's bytes are.
 pub(crate) enum Source {
-    Segments(Vec<ibv_sge>),
+    Segments(Segments),
     Inline(Vec<u8>),
+}
+
+/// The segments of a request.
+pub(crate) enum Segments {
+    /// The usual, for which nothing is allocated.
+    One(ibv_sge),
+    Many(Vec<ibv_sge>),
+}
+
+impl std::ops::Deref for Segments {
+    type Target = [ibv_sge];
+
+    fn deref(&self) -> &[ibv_sge] {
+        match self {
+            Self::One(segment) => std::slice::from_ref(segment),
+            Self::Many(segments) => segments,
+        }
+    }
 }
 
 /// A request of the receive queue.
 pub(crate) struct Receive {
     wr_id: u64,
-    segments: Vec<ibv_sge>,
+    segments: Segments,
 }
 
 /// A message that is arriving.

@@ -1,9 +1,8 @@
 //! Posting work requests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-use super::{Inner, Pair, Receive, Send, Source};
+use super::{Inner, Pair, Receive, Segments, Send, Source};
 use crate::abi::*;
 use crate::count;
 use crate::engine::{Command, Engine};
@@ -19,25 +18,27 @@ fn take_place(taken: &AtomicU32, capacity: u32) -> Answer<()> {
 /// # Safety
 ///
 /// `list` is valid for `count` segments.
-unsafe fn segments(list: *const ibv_sge, count: i32, most: u32) -> Answer<Vec<ibv_sge>> {
+unsafe fn segments(list: *const ibv_sge, count: i32, most: u32) -> Answer<Segments> {
     let count = usize::try_from(count).ok().filter(|&count| count <= most as usize);
     let count = count.ok_or(Errno(libc::EINVAL))?;
     if count == 0 {
-        return Ok(Vec::new());
+        return Ok(Segments::Many(Vec::new()));
     }
     if list.is_null() {
         return Err(Errno(libc::EINVAL));
     }
     // SAFETY: the caller's.
-    Ok((0..count).map(|index| unsafe { list.add(index).read_unaligned() }).collect())
+    let segment = |index| unsafe { list.add(index).read_unaligned() };
+    Ok(if count == 1 { Segments::One(segment(0)) } else { Segments::Many((0..count).map(segment).collect()) })
 }
 
-/// Posts a request of the send queue.
+/// Posts a request of the send queue of a pair whose lock is held: a list is posted under one, so that whoever posts waits once for
+/// the thread that sends, which holds it while it reads what it sends.
 ///
 /// # Safety
 ///
 /// The request, its segments, and the memory of those if they are inline, are readable.
-pub(crate) unsafe fn send(pair: &Arc<Pair>, request: &ibv_send_wr) -> Answer<()> {
+pub(crate) unsafe fn send(pair: &Pair, inner: &mut Inner, request: &ibv_send_wr) -> Answer<()> {
     let inline = request.send_flags & SEND_INLINE != 0;
     // SAFETY: the caller's.
     let segments = unsafe { segments(request.sg_list, request.num_sge, pair.capacity.max_send_sge) }?;
@@ -66,7 +67,6 @@ pub(crate) unsafe fn send(pair: &Arc<Pair>, request: &ibv_send_wr) -> Answer<()>
             Source::Inline(bytes)
         }
     };
-    let mut inner = pair.lock();
     if !matches!(inner.state, QPS_RTS | QPS_ERR) || inner.gone {
         return Err(Errno(libc::EINVAL));
     }
@@ -84,7 +84,7 @@ pub(crate) unsafe fn send(pair: &Arc<Pair>, request: &ibv_send_wr) -> Answer<()>
         received: 0,
         outcome: None,
     });
-    finish(pair, &mut inner);
+    finish(pair, inner);
     Ok(())
 }
 
@@ -93,7 +93,7 @@ pub(crate) unsafe fn send(pair: &Arc<Pair>, request: &ibv_send_wr) -> Answer<()>
 /// # Safety
 ///
 /// The request and its segments are readable.
-pub(crate) unsafe fn receive(pair: &Arc<Pair>, request: &ibv_recv_wr) -> Answer<()> {
+pub(crate) unsafe fn receive(pair: &Pair, request: &ibv_recv_wr) -> Answer<()> {
     // SAFETY: the caller's.
     let segments = unsafe { segments(request.sg_list, request.num_sge, pair.capacity.max_recv_sge) }?;
     let mut inner = pair.lock();

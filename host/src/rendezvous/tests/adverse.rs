@@ -1,7 +1,7 @@
 //! What an attack on the rendezvous found: stores that fail for a moment, ranks that are stopped at the worst moment, notes and
 //! clocks that are wrong.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use meshreduce_store::codec::Payload;
@@ -9,6 +9,7 @@ use meshreduce_store::{MemoryStore, Store, StoreError};
 
 use super::super::join::Joined;
 use super::super::keys::look_for;
+use super::super::meet;
 use super::super::roster::{ROSTER, Roster};
 use super::super::session::{Session, Stop};
 use super::super::verdict::{Failure, Step, Verdict};
@@ -357,4 +358,30 @@ fn a_rank_that_was_given_up_learns_that_and_does_not_blame_the_others() {
     assert!(matches!(stop, Stop::Abandoned(Step::First)), "{stop:?}");
     one.forget().unwrap();
     assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
+}
+
+#[test]
+fn a_rank_that_is_made_to_end_does_not_wait_for_those_who_have_not_come() {
+    let (has_refused, looks) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let store = Hooked {
+        store: MemoryStore::new(),
+        hook: |what: &str, key: &str, _: &[u8]| {
+            if what == "look" && key.ends_with("known/1") {
+                looks.fetch_add(1, Ordering::Relaxed);
+            }
+            // As soon as it looks for what the other one says.
+            match what == "look" && key.ends_with("first/1") && !has_refused.swap(true, Ordering::Relaxed) {
+                true => Err(StoreError::Refused { place: "of a test".into(), problem: "it is over".into() }),
+                false => Ok(()),
+            }
+        },
+    };
+    let error = meet(&store, 0, 2, b"", Duration::from_secs(3600)).unwrap_err();
+    assert!(error.to_string().contains("it is over"), "{error}");
+    // Once as it says that it knows, once and no more as it leaves.
+    assert_eq!(looks.load(Ordering::Relaxed), 2);
+    // Whoever comes later still hears why.
+    let late = meet(&store, 1, 2, b"", Duration::from_secs(3600)).unwrap_err();
+    assert!(late.to_string().contains("it is over"), "{late}");
+    assert_eq!(store.store.list_keys().unwrap(), Vec::<String>::new());
 }

@@ -258,3 +258,66 @@ fn groups_that_are_gone_go_with_their_calls_and_dumps_name_the_others_as_before(
     assert_eq!(names, ["part 998", "part 999", "world", "last"]);
     assert_eq!((&*groups[0].name, &*groups[groups.len() - 1].name), ("world", "last"));
 }
+
+#[test]
+fn calls_that_start_as_soon_as_they_are_made_are_started_wherever_that_is_looked_for() {
+    for capacity in [0, 2] {
+        let calls = Calls::new(capacity);
+        let made: Vec<_> = (1..=2).map(|sequence| calls.barrier(sequence)).collect();
+        calls.recorder.started_at_once(made[0], now());
+        assert_eq!(calls.status(), (2, 1, 0), "capacity {capacity}");
+        calls.recorder.started_at_once(made[1], now());
+        calls.recorder.ended(made[0], false, now());
+        calls.recorder.ended(made[1], true, now());
+        if capacity > 0 {
+            assert_eq!(calls.states(), [(0, State::Failed), (1, State::Completed)]);
+            let entries = calls.recorder.snapshot().entries;
+            assert!(entries.iter().all(|entry| entry.started == Some(entry.created)), "{entries:?}");
+        }
+        assert_eq!(calls.status(), (2, 2, 2), "capacity {capacity}");
+        // Those whose place another one has taken count, and say nothing of that one.
+        let made: Vec<_> = (3..=5).map(|sequence| calls.barrier(sequence)).collect();
+        calls.recorder.started_at_once(made[2], now());
+        calls.recorder.started_at_once(made[0], now());
+        if capacity > 0 {
+            assert_eq!(calls.states(), [(3, State::Scheduled), (4, State::Started)]);
+        }
+        assert_eq!(calls.status(), (5, 5, 2), "capacity {capacity}");
+        calls.barrier(6);
+        calls.barrier(7);
+        assert_eq!(calls.status(), (7, 5, 2), "capacity {capacity}");
+    }
+}
+
+#[test]
+fn calls_of_threads_that_are_numbered_in_their_turn_stand_in_the_order_of_their_numbers() {
+    let calls = Calls::new(1000);
+    let counter = AtomicU64::new(0);
+    let next = || {
+        let next = counter.load(Ordering::Relaxed) + 1;
+        counter.store(next, Ordering::Relaxed);
+        (next, 0)
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let mut begun = Begun {
+                        group: 0,
+                        backend: &calls.host,
+                        call: &BARRIER,
+                        collective_sequence: 0,
+                        p2p_sequence: 0,
+                        created: now(),
+                        deadline: None,
+                        location: Location::caller(),
+                    };
+                    calls.recorder.begin_in_turn(&mut begun, next);
+                }
+            });
+        }
+    });
+    let numbers: Vec<_> =
+        calls.recorder.snapshot().entries.iter().map(|entry| entry.collective_sequence).collect();
+    assert_eq!(numbers, (1..=400).collect::<Vec<_>>());
+}

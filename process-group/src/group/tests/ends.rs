@@ -232,17 +232,7 @@ fn texts_of_checked_calls_go_with_the_last_rank_of_a_group_that_was_aborted_or_d
     for aborts in [true, false] {
         let store = Arc::<MemoryStore>::default();
         ranks(3, |rank| {
-            let (registry, _) = registry();
-            let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
-                .backend("cpu:done".parse().unwrap())
-                .registry(registry)
-                .check_calls(true)
-                .dump_to(None)
-                .build()
-                .unwrap();
-            for _ in 0..3 {
-                group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
-            }
+            let group = group_with_checked_calls(&store, rank, 3);
             if aborts {
                 group.abort("the engine stops");
             }
@@ -339,8 +329,8 @@ fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
         {
             let mut watch = slot.watch();
             let message = &mut watch.messages[0];
-            message.work = Work::pending(&"open".into(), Arc::new(EndsAtLook(looks.into())));
-            message.end = Some(message.start - 2 * crate::group::watchdog::TICK);
+            message.call.work = Work::pending(&"open".into(), Arc::new(EndsAtLook(looks.into())));
+            message.call.noted.end = Some(message.call.start - 2 * crate::group::watchdog::TICK);
         }
         // The watching thread may be quicker.
         until(|| {

@@ -113,17 +113,7 @@ fn ranks_that_have_left_an_aborted_group_are_not_missing_for_one_that_has_made_n
 fn checked_calls_that_differ_name_both_and_leave_nothing() {
     let store = Arc::<MemoryStore>::default();
     let errors = ranks(3, |rank| {
-        let (registry, _) = registry();
-        let group = ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
-            .backend("cpu:done".parse().unwrap())
-            .registry(registry)
-            .check_calls(true)
-            .dump_to(None)
-            .build()
-            .unwrap();
-        for _ in 0..3 {
-            group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum).unwrap();
-        }
+        let group = group_with_checked_calls(&store, rank, 3);
         let result = match rank {
             2 => group.broadcast(&mut [0.0_f32; 4], 0),
             _ => group.all_reduce(&mut [0.0_f32; 4], ReduceOp::Sum),

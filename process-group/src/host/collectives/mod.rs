@@ -123,6 +123,11 @@ impl Engine {
         }
     }
 
+    /// See [`Island::differs_at_the_end`].
+    pub(super) fn differs_at_the_end(&self, group: &Arc<str>) -> Option<Error> {
+        self.island.differs_at_the_end(group)
+    }
+
     fn reduction(&self, dtype: DType, op: ReduceOp) -> Reduction {
         Reduction { dtype, op, ranks: self.world_size }
     }
