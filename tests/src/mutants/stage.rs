@@ -108,7 +108,7 @@ struct Parts {
 impl Parts {
     fn of(stage: &Stage<'_>, trouble: Trouble, seed: u64) -> Self {
         let ranks = stage.ranks;
-        let cube = stage.algorithm == Algorithm::HybridCubeMesh;
+        let cube = stage.algorithm.is_of_cube_mesh();
         let odd = (seed / 3) as usize % ranks;
         Self {
             seed,
@@ -210,7 +210,7 @@ impl Stage<'_> {
                 self.other_lane(&mut memory, &parts, (rank, call), &mut outputs);
             }
             // Some ranks hear of launches of one tag behind the call only.
-            let watch = if trouble == Trouble::Collision { counts.len() - 1 } else { GOOD };
+            let watch = if self.is_found_late(trouble) { counts.len() - 1 } else { GOOD };
             if call == watch {
                 let launch = Launch {
                     kernel: host.clone(),
@@ -296,7 +296,10 @@ impl Stage<'_> {
             // Launches of one tag are found when results are written, or, in a hybrid cube mesh, when block 0 has reduced:
             // then it hands nothing on, and no block 0 has a result.
             let late = call == GOOD && parts.trouble == Trouble::Collision;
+            // In a call by packets results may be stored before headers are compared.
+            let early = call == GOOD && matches!(parts.trouble, Trouble::Mismatch | Trouble::Collision);
             let bytes = match self.algorithm {
+                algorithm if algorithm.is_by_packets() && early => 0,
                 Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
                 _ if late => 0,
                 _ => LONGEST * SIZE,
@@ -398,10 +401,15 @@ impl Stage<'_> {
                     return Err(wrong(format!("{who}: the abort word is {abort:?}")));
                 }
                 // A call that fails behind its first barrier is counted, but none behind it.
-                let number = memory.word(memory.counters(lane, rank) + counters::BARRIER_CALLS);
+                let kind = if self.algorithm.is_by_packets() {
+                    counters::PACKET_CALLS
+                } else {
+                    counters::BARRIER_CALLS
+                };
+                let number = memory.word(memory.counters(lane, rank) + kind);
                 let least = if failing && !self.queued { GOOD as u64 } else { 0 };
                 // Launches of one tag are found late: elsewhere the call ends well, and the one behind it fails.
-                let late = u64::from(parts.trouble == Trouble::Collision);
+                let late = u64::from(self.is_found_late(parts.trouble));
                 let most = if failing { GOOD as u64 + 1 + late } else { 1 };
                 if !(least..=most).contains(&number) {
                     return Err(wrong(format!("{who}: {number} calls are counted")));
@@ -467,7 +475,12 @@ impl Stage<'_> {
             let phase = memory.field(lane, rank, offset_of!(ErrorRecord, phase)) as u32;
             let block = memory.field(lane, rank, offset_of!(ErrorRecord, block)) as u32;
             // Blocks that do not ask what was launched leave the others time to do so.
-            let margins = if phase == 1 { 2 } else { u64::from(block != 0) };
+            let margins = match (self.algorithm.is_by_packets(), phase) {
+                // Block 0 waits for headers, all others for data.
+                (true, phase) => 2 * u64::from(phase) + u64::from(block != 0),
+                (false, 1) => 2,
+                (false, _) => u64::from(block != 0),
+            };
             let patience = self.deadline() + margins * (self.deadline() / 16 + 25_000);
             let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
             // Where threads take turns, none comes much too late to see that the time is over.
@@ -489,9 +502,14 @@ impl Stage<'_> {
         word.lane == parts.failing && word.kind == parts.trouble.kind() && parts.deserves(word) && told
     }
 
+    /// Whether some ranks hear of it behind the call only. A header that differs is found by whoever awaits it.
+    fn is_found_late(&self, trouble: Trouble) -> bool {
+        trouble == Trouble::Collision && !self.algorithm.is_by_packets()
+    }
+
     /// Whether `rank` has the memory of `peer` mapped.
     fn maps(&self, rank: usize, peer: usize) -> bool {
-        self.algorithm != Algorithm::HybridCubeMesh || peer / 4 == rank / 4 || peer % 4 == rank % 4
+        !self.algorithm.is_of_cube_mesh() || peer / 4 == rank / 4 || peer % 4 == rank % 4
     }
 }
 
