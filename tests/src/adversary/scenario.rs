@@ -45,7 +45,7 @@ impl Numbers {
         let barriers = draw.of(&[few, few, few, (1 << 31) - less, (1 << 32) - less]);
         let packets = match refreshes {
             true => draw.of(&[1, 2, 3, 4]) * u64::from(packets::REFRESH) - less,
-            false => draw.of(&[few, few, few, (1 << 31) + few, (1 << 32) + few]),
+            false => draw.of(&[few, few, 5000 + few, (1 << 31) + few, (1 << 32) + few]),
         };
         Self { barriers, packets }
     }
