@@ -250,10 +250,10 @@ impl<'a> Stage<'a> {
                 "a call succeeded behind one that failed elsewhere: {ended:?} calls by rank"
             ));
         }
-        if self.scenario.abort.is_none() {
-            if let Some(text) = (0..self.ranks.len()).find_map(|rank| self.stale(rank)) {
-                return wrong(text);
-            }
+        if self.scenario.abort.is_none()
+            && let Some(text) = (0..self.ranks.len()).find_map(|rank| self.stale(rank))
+        {
+            return wrong(text);
         }
         for Expected { rank, call, address, bytes } in expected {
             if *call >= ended[*rank] {
