@@ -67,6 +67,7 @@ impl Memory {
         let counters = self.counters(lane, rank);
         for (at, bytes, what) in [
             (counters::BARRIER_CALLS, 8, "count of barrier calls"),
+            (counters::PACKET_CALLS, 8, "count of packet calls"),
             (counters::ABORT, 4, "own abort word"),
             (counters::RECORD_CLAIM, 4, "claim"),
         ] {
