@@ -239,19 +239,6 @@ impl<const W: usize> Call<'_, W> {
         let mut wait = Wait::new(true);
         loop {
             let rank = self.rank_at(source.position);
-            if abort == 0 {
-                match pad::descriptor_of(seen, self.packets as u64) {
-                    Some(launched) if launched == self.params.descriptor => return true,
-                    Some(launched) => {
-                        wait.peer_launched = launched;
-                        abort = self.finding(RecordKind::LaunchMismatch, rank);
-                    }
-                    None => {
-                        // In phase 1 the peer may be held up by another.
-                        abort = self.turn(&mut wait, 2 * phase, || rank, Some(source.pad), false);
-                    }
-                }
-            }
             if abort != 0 {
                 let [epoch_wanted, epoch_seen] = self.epochs(seen[0] as u32);
                 self.fail(Failure {
@@ -265,7 +252,20 @@ impl<const W: usize> Call<'_, W> {
                 });
                 return false;
             }
-            seen = load_relaxed_sys_u64_pair(address);
+            match pad::descriptor_of(seen, self.packets as u64) {
+                Some(launched) if launched == self.params.descriptor => return true,
+                Some(launched) => {
+                    wait.peer_launched = launched;
+                    abort = self.finding(RecordKind::LaunchMismatch, rank);
+                }
+                None => {
+                    // In phase 1 the peer may be held up by another.
+                    abort = self.turn(&mut wait, 2 * phase, || rank, Some(source.pad), false);
+                    if abort == 0 {
+                        seen = load_relaxed_sys_u64_pair(address);
+                    }
+                }
+            }
         }
     }
 
