@@ -67,42 +67,29 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParam
         call.push_unused(is_used);
     }
 
-    if !call.depart(peer, relayed) {
-        return;
-    }
+    call.depart(peer, relayed);
 
     let sources = Sources { first: quad, step: 1 };
     for index in PacketShare::of_thread(units) {
-        let arrived = call.await_units::<QUAD, 1>(0, sources, index, |inputs| {
-            let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit)));
-            let mut half = 0;
-            while half < per_unit {
-                call.push(relay, 1, index * per_unit + half, part[half as usize]);
-                call.push(position, 1, index * per_unit + half, part[half as usize]);
-                half += 1;
-            }
-        });
-        if !arrived {
-            return;
+        let inputs = call.await_units::<QUAD, 1>(0, sources, index);
+        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit)));
+        let mut half = 0;
+        while half < per_unit {
+            call.push(relay, 1, index * per_unit + half, part[half as usize]);
+            call.push(position, 1, index * per_unit + half, part[half as usize]);
+            half += 1;
         }
     }
 
     let lower = if quad == 0 { position } else { relay };
     let sources = Sources { first: lower, step: (position + relay) - 2 * lower };
     for index in PacketShare::of_thread(units) {
-        let store = |[low, high]: [Wide; 2]| {
-            message.store::<E>(index, round_unit::<E, R>(combine_pair::<R>(low, high), params.scale));
-        };
-        let arrived = if per_unit == 1 {
-            call.await_units::<2, 1>(1, sources, index, |parts| {
-                store(parts.map(|[unit]| from_units([unit, [0; 2]])));
-            })
+        let [low, high] = if per_unit == 1 {
+            call.await_units::<2, 1>(1, sources, index).map(|[unit]| from_units([unit, [0; 2]]))
         } else {
-            call.await_units::<2, 2>(1, sources, 2 * index, |parts| store(parts.map(from_units)))
+            call.await_units::<2, 2>(1, sources, 2 * index).map(from_units)
         };
-        if !arrived {
-            return;
-        }
+        message.store::<E>(index, round_unit::<E, R>(combine_pair::<R>(low, high), params.scale));
     }
     if call.refreshes() {
         call.await_unused(is_used);

@@ -43,19 +43,13 @@ pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
         }
     }
 
-    if !call.depart(peer, None) {
-        return;
-    }
+    call.depart(peer, None);
 
     for index in PacketShare::of_thread(end) {
-        let arrived = call.await_units::<W, 1>(0, Sources::ALL, index, |inputs| {
-            if index < units {
-                let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
-                message.store::<E>(index, round_unit::<E, R>(sums, params.scale));
-            }
-        });
-        if !arrived {
-            return;
+        let inputs = call.await_units::<W, 1>(0, Sources::ALL, index);
+        if index < units {
+            let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
+            message.store::<E>(index, round_unit::<E, R>(sums, params.scale));
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::{
         load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair,
     },
     thread::{
-        block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, select, sync_threads_or,
+        block_dim_x, block_idx_x, compute_here, decide_here, exit, grid_dim_x, select, sync_threads_or,
         thread_idx_x,
     },
 };
@@ -170,12 +170,13 @@ impl<const W: usize> Call<'_, W> {
     }
 
     /// Ends the pushing: counts the call, and in block 0 exchanges headers with the peer that the thread stands for, and what
-    /// it tells its relay neighbour of that one. False: the thread must leave.
+    /// it tells its relay neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw
+    /// that the lane has failed.
     ///
     /// # Safety
     /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
     #[inline(always)]
-    pub unsafe fn depart(&self, peer: Option<Peer>, relayed: Option<Relayed>) -> bool {
+    pub unsafe fn depart(&self, peer: Option<Peer>, relayed: Option<Relayed>) {
         let aborted = self.abort != 0;
         let dead = sync_threads_or(aborted);
         if !dead && is_last_thread() {
@@ -191,28 +192,23 @@ impl<const W: usize> Call<'_, W> {
             (false, 0) => (self.peer(peer.map(|peer| decide_here(peer.position))), relayed),
             (false, _) => (None, None),
         };
-        self.exchange(peer, relayed, if dead { self.abort } else { 0 }) && !dead
+        self.exchange(peer, relayed, if dead { self.abort } else { 0 });
+        if dead {
+            exit();
+        }
     }
 
-    /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad.
+    /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad. (No loop over the
+    /// phases: in a loop threads that go on would be met before those that give up have told it.)
     #[inline(always)]
-    unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) -> bool {
-        let (mut phase, end) = (peer.is_none() as u32, 1 + relayed.is_some() as u32);
-        while phase < end {
-            let (source, slot) = match (phase, peer, relayed) {
-                (0, Some(peer), _) => (peer, peer.position),
-                (_, _, Some(relayed)) => {
-                    self.send_header(1, relayed.relay, relayed.member);
-                    (relayed.relay, relayed.opposite)
-                }
-                _ => return true,
-            };
-            if !self.await_header(phase, source, slot, abort) {
-                return false;
-            }
-            phase += 1;
+    unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) {
+        if let Some(peer) = peer {
+            self.await_header(0, peer, peer.position, abort);
         }
-        true
+        if let Some(relayed) = relayed {
+            self.send_header(1, relayed.relay, relayed.member);
+            self.await_header(1, relayed.relay, relayed.opposite, 0);
+        }
     }
 
     /// Says to `peer` what this rank launches.
@@ -225,7 +221,7 @@ impl<const W: usize> Call<'_, W> {
     /// Waits for a header and compares it, unless it is known already that the call has failed. Who gives up tells it here, on
     /// its way out of the loop: the threads of its warp that still wait are met again only behind.
     #[inline(always)]
-    unsafe fn await_header(&self, phase: u32, source: Peer, slot: u32, mut abort: u32) -> bool {
+    unsafe fn await_header(&self, phase: u32, source: Peer, slot: u32, mut abort: u32) {
         let address = self.params.lane.own_pad + pad::header(self.packets as u64, phase, slot);
         let mut seen = [0; 2];
         if abort == 0 {
@@ -250,10 +246,10 @@ impl<const W: usize> Call<'_, W> {
                     peer_launched: wait.peer_launched,
                     begin: wait.begin,
                 });
-                return false;
+                exit();
             }
             match pad::descriptor_of(seen, self.packets as u64) {
-                Some(launched) if launched == self.params.descriptor => return true,
+                Some(launched) if launched == self.params.descriptor => return,
                 Some(launched) => {
                     wait.peer_launched = launched;
                     abort = self.finding(RecordKind::LaunchMismatch, rank);
@@ -269,8 +265,7 @@ impl<const W: usize> Call<'_, W> {
         }
     }
 
-    /// Waits for `RUN` units from `index` on of each of `N` sources and gives them to `use_them`. False: the thread must leave; who
-    /// gives up has told it. (Not an `Option` of the units: what is only there if all goes well would take registers all the same.)
+    /// Waits for `RUN` units from `index` on of each of `N` sources. A thread that gives up tells it and ends.
     ///
     /// # Safety
     /// Behind [`Self::depart`]; the sources push these units in this call, and `index` + `RUN` is at most the units of a phase.
@@ -280,8 +275,7 @@ impl<const W: usize> Call<'_, W> {
         phase: u32,
         sources: Sources,
         index: u32,
-        use_them: impl FnOnce([[Unit; RUN]; N]),
-    ) -> bool {
+    ) -> [[Unit; RUN]; N] {
         let lane = &self.params.lane;
         let offset = self.layout().offset(self.packets as u64, sources.first, phase, index);
         let step = if sources.step == 1 { SOURCE_BYTES } else { sources.step as u64 * SOURCE_BYTES };
@@ -293,23 +287,32 @@ impl<const W: usize> Call<'_, W> {
                 from_fn(|unit| load_relaxed_sys_u64_pair(source + unit as u64 * PAIR_BYTES))
             });
             let flag = packets::flag(decide_here(self.packets) as u64);
-            // The first source of which a flag is not this call's, and N if there is none.
-            let mut missing = N as u32;
-            let mut source = N;
-            while source > 0 {
-                source -= 1;
-                let mut stale = 0;
+            let stale = |source: usize| {
+                let mut bits = 0;
                 let mut unit = 0;
                 while unit < RUN {
                     let [low, high] = pairs[source][unit];
-                    stale |= (packets::flag_of(low) ^ flag) | (packets::flag_of(high) ^ flag);
+                    bits |= (packets::flag_of(low) ^ flag) | (packets::flag_of(high) ^ flag);
                     unit += 1;
                 }
-                missing = if stale != 0 { source as u32 } else { missing };
+                bits
+            };
+            // From the last source on, which is looked at first then: all loads are under way by that time.
+            let mut any = 0;
+            let mut source = N;
+            while source > 0 {
+                source -= 1;
+                any |= stale(source);
             }
-            if missing == N as u32 {
-                use_them(pairs.map(|run| run.map(|pair| pair.map(packets::data))));
-                return true;
+            if any == 0 {
+                return pairs.map(|run| run.map(|pair| pair.map(packets::data)));
+            }
+            // The first that is missing.
+            let mut missing = 0;
+            let mut source = N;
+            while source > 0 {
+                source -= 1;
+                missing = if stale(source) != 0 { source as u32 } else { missing };
             }
             // Whoever waits for data does not ask, and leaves those that do the time to find out; in phase 1 the source may be held up
             // by another.
@@ -325,7 +328,7 @@ impl<const W: usize> Call<'_, W> {
                     peer_launched: 0,
                     begin: wait.begin,
                 });
-                return false;
+                exit();
             }
         }
     }
@@ -376,25 +379,21 @@ impl<const W: usize> Call<'_, W> {
         }
     }
 
-    /// Awaits what the peers' [`Self::push_unused`] push. False: the thread must leave.
+    /// Awaits what the peers' [`Self::push_unused`] push.
     ///
     /// # Safety
     /// As for [`Self::await_units`].
     #[inline(always)]
-    pub unsafe fn await_unused(&self, is_used: impl Fn(u32, u32) -> bool) -> bool {
+    pub unsafe fn await_unused(&self, is_used: impl Fn(u32, u32) -> bool) {
         for place in PacketShare::of_thread(self.places()) {
             let mut position = 0;
             while position < decide_here(W as u32) {
                 if self.pad(position) != 0 && !is_used(position, place) {
-                    let sources = Sources { first: position, step: 0 };
-                    if !self.await_units::<1, 1>(0, sources, place, |_| {}) {
-                        return false;
-                    }
+                    self.await_units::<1, 1>(0, Sources { first: position, step: 0 }, place);
                 }
                 position += 1;
             }
         }
-        true
     }
 
     /// Units of both phases of a source, which lie behind one another.

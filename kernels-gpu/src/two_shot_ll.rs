@@ -47,37 +47,27 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
         }
     }
 
-    if !call.depart(peer, None) {
-        return;
+    call.depart(peer, None);
+
+    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
+        let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);
+        let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
+        call.push_all(1, offset, round_unit::<E, R>(sums, params.scale));
     }
 
     for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
-        let arrived = call.await_units::<W, 1>(0, Sources::ALL, offset, |inputs| {
-            let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
-            call.push_all(1, offset, round_unit::<E, R>(sums, params.scale));
-        });
-        if !arrived {
-            return;
-        }
-    }
-
-    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
-        let arrived = call.await_units::<W, 1>(1, Sources::ALL, offset, |units| {
-            let parts = Parts::<W>::here::<E>(params);
-            if parts.are_whole(offset) {
-                parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
-            } else if offset < parts.slice {
-                let mut position = 0;
-                let mut index = offset;
-                while index < parts.message.pieces() {
-                    parts.message.store::<E>(index, call.awaited(1, position, offset));
-                    position += 1;
-                    index += parts.slice;
-                }
+        let units = call.await_units::<W, 1>(1, Sources::ALL, offset);
+        let parts = Parts::<W>::here::<E>(params);
+        if parts.are_whole(offset) {
+            parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
+        } else if offset < parts.slice {
+            let mut position = 0;
+            let mut index = offset;
+            while index < parts.message.pieces() {
+                parts.message.store::<E>(index, call.awaited(1, position, offset));
+                position += 1;
+                index += parts.slice;
             }
-        });
-        if !arrived {
-            return;
         }
     }
 }

@@ -47,7 +47,8 @@ fn the_last_record_of_a_json_report_is_the_verdict() {
     assert_eq!([&verdict["run"], &verdict["failed"], &verdict["not_run"]], [16, 0, 8]);
     assert_eq!(cases.len(), 24);
     for case in cases {
-        let of_cube_mesh = case["algorithm"].as_str().is_some_and(|name| name.starts_with("hybrid-cube-mesh"));
+        let of_cube_mesh =
+            case["algorithm"].as_str().is_some_and(|name| name.starts_with("hybrid-cube-mesh"));
         let expected = if of_cube_mesh { Value::Null } else { Value::Bool(true) };
         assert_eq!(case["ok"], expected, "{case}");
         assert_eq!(case["ran"].as_bool(), Some(!expected.is_null()), "{case}");

@@ -19,7 +19,8 @@ pub(super) fn late(code: &[Instruction]) -> Vec<u32> {
     let blocks = flow::blocks(code);
     let loops = flow::loops(&blocks);
     let of_inner = |outer: &Loop| {
-        let inner = loops.iter().filter(|inner| inner.header != outer.header && outer.blocks.contains(&inner.header));
+        let inner =
+            loops.iter().filter(|inner| inner.header != outer.header && outer.blocks.contains(&inner.header));
         inner.flat_map(|inner| inner.blocks.iter().copied()).collect::<BTreeSet<usize>>()
     };
     let has = |block: usize, is: fn(&Instruction) -> bool| code[blocks[block].range.clone()].iter().any(is);
