@@ -56,7 +56,7 @@ impl PrimaryContext {
         let mut raw = std::ptr::null_mut();
         // SAFETY: `raw` outlives the call and `device` is the driver's own.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut raw, device.raw()) })?;
-        let id = id_of(raw);
+        let id = id_of(raw).ok();
         Ok(Arc::new(Self { raw, device, id, process: Generation::current(), reset: AtomicBool::new(false) }))
     }
 
@@ -86,9 +86,16 @@ impl PrimaryContext {
             let answer =
                 unsafe { sys::cuDevicePrimaryCtxGetState(self.device.raw(), &mut flags, &mut active) };
             let inactive = answer == CUresult::SUCCESS && active == 0;
-            // A driver that does not say is not one that says otherwise.
-            // Another one, under the same handle, or under another one: then the driver does not know this one any more.
-            let renewed = || self.id.is_some_and(|id| id_of(self.raw) != Some(id));
+            // There is another one: under the same handle, or under another, and the driver does not know this one any more. A
+            // driver that does not say is not one that says otherwise.
+            let renewed = || {
+                self.id.is_some_and(|id| match id_of(self.raw) {
+                    Ok(now) => now != id,
+                    Err(refusal) => {
+                        matches!(refusal, CUresult::INVALID_CONTEXT | CUresult::CONTEXT_IS_DESTROYED)
+                    }
+                })
+            };
             if inactive || renewed() {
                 self.reset.store(true, Ordering::Relaxed);
             }
@@ -291,12 +298,12 @@ impl Drop for PrimaryContext {
     }
 }
 
-fn id_of(context: CUcontext) -> Option<u64> {
+fn id_of(context: CUcontext) -> Result<u64, CUresult> {
     let mut id = 0;
     // SAFETY: `id` outlives the call. The driver checks the handle, which is a primary context's: it stays the device's
     // for as long as the process lives.
     let answer = unsafe { sys::cuCtxGetId(context, &mut id) };
-    (answer == CUresult::SUCCESS).then_some(id)
+    if answer == CUresult::SUCCESS { Ok(id) } else { Err(answer) }
 }
 
 /// The context is current on this thread, and the thread is in the relaxed capture mode.
