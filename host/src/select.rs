@@ -34,7 +34,9 @@ impl Selector {
     pub(crate) fn longest(&self, loaded: impl Fn(Algorithm) -> bool) -> Option<u64> {
         let takes = |algorithm: &Algorithm| self.forced.is_none_or(|forced| forced == *algorithm);
         let able = self.ground.algorithms().map(|description| description.algorithm).filter(takes);
-        able.filter(|algorithm| loaded(*algorithm)).map(|algorithm| self.limits.of(algorithm)).max()
+        able.filter(|algorithm| loaded(*algorithm))
+            .map(|algorithm| self.limits.of(algorithm, self.world_size))
+            .max()
     }
 
     /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel.
