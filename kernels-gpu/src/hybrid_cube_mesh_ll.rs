@@ -56,18 +56,21 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParam
             (other == relay || other == position) && place.wrapping_sub(phase_units) < units * per_unit;
         gets_input || gets_partial
     };
-    call.announce(peer);
+    let open = call.open();
+    if open {
+        call.announce(peer);
+    }
     while let Some((index, unit)) = next {
         next = share.next().map(|index| (index, message.load::<E>(index)));
-        if call.may_stage() {
+        if open {
             call.push_part::<QUAD>(quad != 0, 0, index, unit);
         }
     }
-    if call.refreshes() && call.may_stage() {
+    if call.refreshes() && open {
         call.push_unused(is_used);
     }
 
-    call.depart(peer, relayed);
+    call.depart(open, peer, relayed);
 
     let sources = Sources { first: quad, step: 1 };
     for index in PacketShare::of_thread(units) {

@@ -28,22 +28,25 @@ pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
     let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
-    call.announce(peer);
+    let open = call.open();
+    if open {
+        call.announce(peer);
+    }
     while let Some((index, unit)) = next {
         next = share.next().map(|index| (index, message.load::<E>(index)));
-        if call.may_stage() {
+        if open {
             call.push_all(0, index, unit);
         }
     }
     // Now and then every slot of both phases is pushed and awaited: what the message leaves out as zeros.
     let end = if call.refreshes() { call.places() } else { units };
     for index in share.up_to(end) {
-        if call.may_stage() {
+        if open {
             call.push_all(0, index, [0; 2]);
         }
     }
 
-    call.depart(peer, None);
+    call.depart(open, peer, None);
 
     for index in PacketShare::of_thread(end) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, index);

@@ -22,7 +22,7 @@ use core::array::from_fn;
 
 use meshreduce_wire::{
     RecordKind, counters,
-    packets::{self, PAIR_BYTES, PacketLayout, SOURCE_BYTES},
+    packets::{self, COUNTING_THREADS, PAIR_BYTES, PacketLayout, SOURCE_BYTES},
     pad,
 };
 
@@ -54,11 +54,12 @@ impl PacketShare {
     #[inline(always)]
     pub unsafe fn of_thread(units: u32) -> Self {
         // Read anew for each loop: no register holds from one to the next where they begin.
-        let (threads, blocks) = (decide_here(block_dim_x()), decide_here(grid_dim_x()));
+        let (threads, blocks) = (decide_here(block_dim_x()) - COUNTING_THREADS, decide_here(grid_dim_x()));
         let has_header_block = (blocks > 1) as u32;
         // In the header block this is beyond every end: units are far less than 2^32.
         let first = decide_here(block_idx_x()).wrapping_sub(has_header_block).saturating_mul(threads);
-        let next = first.saturating_add(decide_here(thread_idx_x()));
+        let thread = decide_here(thread_idx_x());
+        let next = if thread < threads { first.saturating_add(thread) } else { u32::MAX };
         Self { next, step: (blocks - has_header_block) * threads, end: units }
     }
 
@@ -115,7 +116,6 @@ impl<const W: usize> Call<'_, W> {
     pub unsafe fn announce(&self, peer: Option<Peer>) {
         if let Some(peer) = peer
             && block_idx_x() == 0
-            && self.may_stage()
         {
             self.send_header(0, peer, self.position());
         }
@@ -124,7 +124,7 @@ impl<const W: usize> Call<'_, W> {
     /// Pushes a unit to all ranks.
     ///
     /// # Safety
-    /// All ranks are mapped, [`Self::may_stage`] has said yes, and `index` is less than the units of a phase.
+    /// All ranks are mapped, [`Self::open`] has said yes, and `index` is less than the units of a phase.
     #[inline(always)]
     pub unsafe fn push_all(&self, phase: u32, index: u32, unit: Unit) {
         let offset = self.to(phase, index);
@@ -169,22 +169,34 @@ impl<const W: usize> Call<'_, W> {
         store_relaxed_sys_u64_pair(self.pad(position) + self.to(phase, index), self.pair(unit));
     }
 
-    /// Ends the pushing: counts the call, and in block 0 exchanges headers with the peer that the thread stands for, and what
-    /// it tells its relay neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw
-    /// that the lane has failed.
+    /// Counts the call, before anything is pushed: a fence would wait until the peers have what its block has pushed. Says
+    /// whether the block may push; one of which a thread saw that the lane has failed must not.
+    ///
+    /// The thread that counts is of a warp that has no units, so that nobody's units wait for it.
     ///
     /// # Safety
-    /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
+    /// All threads of the block call it, once, and [`Self::depart`] with what it said.
     #[inline(always)]
-    pub unsafe fn depart(&self, peer: Option<Peer>, relayed: Option<Relayed>) {
-        let aborted = self.abort != 0;
-        let dead = sync_threads_or(aborted);
+    pub unsafe fn open(&self) -> bool {
+        let dead = sync_threads_or(self.abort != 0);
         if !dead && is_last_thread() {
             if block_idx_x() == 0 {
                 self.declare();
             }
             self.count(counters::PACKET_CALLS);
         }
+        !dead
+    }
+
+    /// Ends the pushing: in block 0 exchanges headers with the peer that the thread stands for, and what
+    /// it tells its relay neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw
+    /// that the lane has failed.
+    ///
+    /// # Safety
+    /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
+    #[inline(always)]
+    pub unsafe fn depart(&self, open: bool, peer: Option<Peer>, relayed: Option<Relayed>) {
+        let (aborted, dead) = (self.abort != 0, !open);
         // In a dead block whoever saw it tells it.
         let (peer, relayed) = match (dead, block_idx_x()) {
             (true, _) => (aborted.then_some(self.myself()), None),
@@ -363,7 +375,7 @@ impl<const W: usize> Call<'_, W> {
     /// position and a place, counted through both phases, whether the message has it.
     ///
     /// # Safety
-    /// [`Self::may_stage`] has said yes.
+    /// [`Self::open`] has said yes.
     #[inline(always)]
     pub unsafe fn push_unused(&self, is_used: impl Fn(u32, u32) -> bool) {
         let unused = [packets::packet(0, self.flag()); 2];

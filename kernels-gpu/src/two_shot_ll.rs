@@ -25,12 +25,15 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
     let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
-    call.announce(peer);
+    let open = call.open();
+    if open {
+        call.announce(peer);
+    }
     let parts = Parts::<W>::new::<E>(params);
     for offset in PacketShare::of_thread(parts.end(&call)) {
         if parts.are_whole(offset) {
             let units = parts.message.load_each::<W>(offset, parts.slice);
-            if call.may_stage() {
+            if open {
                 call.push_each(0, offset, units);
             }
         } else {
@@ -39,7 +42,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
                 let index = position * parts.slice + offset;
                 let is_there = offset < parts.slice && index < parts.message.pieces();
                 let unit = if is_there { parts.message.load::<E>(index) } else { [0; 2] };
-                if call.may_stage() {
+                if open {
                     call.push(position, 0, offset, unit);
                 }
                 position += 1;
@@ -47,7 +50,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
         }
     }
 
-    call.depart(peer, None);
+    call.depart(open, peer, None);
 
     for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);

@@ -93,9 +93,11 @@ impl Geometry {
         let cap = clamp(block_cap as u64, 1, most as u64);
         let headers = if algorithm.is_by_packets() && cap > 1 { 1 } else { 0 };
         let cap = cap - headers;
-        let threads = clamp(work.div_ceil(cap).next_multiple_of(32), MIN_THREADS as u64, MAX_THREADS as u64);
+        let counting = packets::counting_threads(algorithm);
+        let most = (MAX_THREADS - counting) as u64;
+        let threads = clamp(work.div_ceil(cap).next_multiple_of(32), MIN_THREADS as u64, most);
         let blocks = clamp(work.div_ceil(threads), 1, cap) + headers;
-        Self { blocks: blocks as u32, threads: threads as u32 }
+        Self { blocks: blocks as u32, threads: threads as u32 + counting }
     }
 }
 

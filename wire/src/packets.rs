@@ -100,6 +100,14 @@ pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_s
     most * PAIR_BYTES
 }
 
+/// Threads of a block that have no units: one of them counts the block.
+pub const COUNTING_THREADS: u32 = 32;
+
+/// Threads of a block that have no part of the message, whatever its size.
+pub const fn counting_threads(algorithm: Algorithm) -> u32 {
+    if algorithm.is_by_packets() { COUNTING_THREADS } else { 0 }
+}
+
 /// Units of a source that lie side by side: as many as a warp has threads.
 pub const TILE_UNITS: u32 = 32;
 

@@ -77,7 +77,7 @@ pub struct Call {
     pub blocks: u32,
     /// By rank there are more or fewer blocks, as calls by packets may have.
     pub ragged: bool,
-    /// Threads of a block.
+    /// Threads of a block that have a part of the message.
     pub threads: u32,
     /// The result of the call before is this call's input, and is overwritten; else each call has its own buffers.
     pub in_place: bool,

@@ -175,7 +175,7 @@ impl<'a> Stage<'a> {
         let launch = Launch {
             kernel: self.kernels.entry(algorithm, dtype, op)?,
             grid: [blocks, 1, 1],
-            block: [call.threads, 1, 1],
+            block: [call.threads + packets::counting_threads(algorithm), 1, 1],
             params: params::bytes(&params),
             dynamic_shared: 0,
         };

@@ -14,6 +14,7 @@ use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{Options, Strategy};
 use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::packets;
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind, VECTOR_BYTES,
     counters, pad,
@@ -376,7 +377,7 @@ impl Stage<'_> {
         let launch = Launch {
             kernel: kernel.clone(),
             grid: [blocks, 1, 1],
-            block: [THREADS, 1, 1],
+            block: [THREADS + packets::counting_threads(self.algorithm), 1, 1],
             params: params::bytes(&params),
             dynamic_shared: 0,
         };

@@ -13,6 +13,7 @@ pub mod rules;
 use anyhow::{Context, Result, ensure};
 use meshreduce::shipped_kernels;
 use meshreduce_emulator::path::{self, Path, Step};
+use meshreduce_wire::packets;
 use meshreduce_wire::{Algorithm, DType, Geometry, MAX_BLOCKS, Op};
 use serde::Serialize;
 
@@ -124,6 +125,7 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
     let count = bytes / dtype.size();
     let Geometry { blocks, threads } =
         Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS);
+    let threads = threads - packets::counting_threads(algorithm);
     let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false };
     // Where ranks stand in the tree and who relays is any scenario's.
     let scenario = Scenario {
