@@ -13,13 +13,18 @@ fn operation(direction: Direction, number: u64, bytes: u64) -> (Operation, Trans
     (Operation { direction, span, ready: Ready::Now, ticket }, transfer)
 }
 
+/// Both sides of a channel: their queue pairs, the sends of the one and the receives of the other.
+fn sides() -> (Connections, Connections, Outgoing, Incoming) {
+    let hub = hub();
+    let (near, far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
+    (near, far, Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()))
+}
+
 #[test]
 fn transfers_to_which_nothing_happens_are_left_alone() {
     const COUNT: u64 = 1000;
-    let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
-    let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
-    let (mut sends, mut receives) =
-        (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
+    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut near, mut far, mut sends, mut receives) = sides();
     let mut all = Vec::new();
     for number in 0..COUNT {
         let (send, sent) = operation(Direction::Send, number, 0);
@@ -47,10 +52,8 @@ fn transfers_to_which_nothing_happens_are_left_alone() {
 
 #[test]
 fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
-    let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
-    let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
-    let (mut sends, mut receives) =
-        (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
+    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut near, mut far, mut sends, mut receives) = sides();
     let (send, sent) = operation(Direction::Send, 0, 0);
     let (receive, received) = operation(Direction::Receive, 0, 0);
     sends.start(send, &mut here.io());
@@ -73,10 +76,8 @@ fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
 
 #[test]
 fn a_send_without_bytes_that_is_dropped_when_the_receiver_has_answered_cancels_nothing() {
-    let (hub, mut here, mut there) = (hub(), Said::default(), Said::default());
-    let (mut near, mut far) = (connections(&hub, Side::Connecting), connections(&hub, Side::Listening));
-    let (mut sends, mut receives) =
-        (Outgoing::new(&hub, 0, &"far".into()), Incoming::new(&hub, 0, &"near".into()));
+    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut near, mut far, mut sends, mut receives) = sides();
     let (send, sent) = operation(Direction::Send, 0, 0);
     let (receive, received) = operation(Direction::Receive, 0, 0);
     sends.start(send, &mut here.io());
