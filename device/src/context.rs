@@ -134,9 +134,9 @@ impl PrimaryContext {
     }
 
     /// What a refusal comes from: after a reset `CUDA_ERROR_CONTEXT_IS_DESTROYED`, where the driver says no more than that it does
-    /// not know a handle of the context, or the context. Asks the driver then.
+    /// not know the context, or a handle or an address of it. Asks the driver then.
     pub fn cause_of(&self, refusal: DriverError) -> DriverError {
-        if refusal.wants_context() && self.state() == ContextState::Reset {
+        if (refusal.wants_context() || refusal.is_bad_value()) && self.state() == ContextState::Reset {
             return DriverError { call: refusal.call, ..self.unusable() };
         }
         refusal

@@ -72,6 +72,11 @@ impl DriverError {
         self.result() == CUresult::NOT_SUPPORTED
     }
 
+    /// Whether an argument was refused: an address of memory that is no more is one.
+    pub(crate) fn is_bad_value(&self) -> bool {
+        self.result() == CUresult::INVALID_VALUE
+    }
+
     /// Whether the call needs another context to be current, or any.
     pub fn wants_context(&self) -> bool {
         [CUresult::INVALID_CONTEXT, CUresult::INVALID_HANDLE].contains(&self.result())

@@ -270,19 +270,21 @@ pub unsafe fn copy(
 ///
 /// # Errors
 ///
-/// The driver's.
+/// The driver's; `CUDA_ERROR_CONTEXT_IS_DESTROYED` where either context was reset.
 pub unsafe fn copy_between(
     to: (&PrimaryContext, CUdeviceptr),
     from: (&PrimaryContext, CUdeviceptr),
     bytes: u64,
     stream: RawStream,
 ) -> Result<(), DriverError> {
-    from.0.on_stream(stream, || {
-        // SAFETY: the contexts are alive while they are borrowed; the caller vouches for the memory and the stream.
-        check("cuMemcpyPeerAsync", unsafe {
-            sys::cuMemcpyPeerAsync(to.1, to.0.raw(), from.1, from.0.raw(), bytes as usize, stream.get())
+    from.0
+        .on_stream(stream, || {
+            // SAFETY: the contexts are alive while they are borrowed; the caller vouches for the memory and the stream.
+            check("cuMemcpyPeerAsync", unsafe {
+                sys::cuMemcpyPeerAsync(to.1, to.0.raw(), from.1, from.0.raw(), bytes as usize, stream.get())
+            })
         })
-    })
+        .map_err(|refusal| to.0.cause_of(from.0.cause_of(refusal)))
 }
 
 /// What the driver knows of an allocation.

@@ -247,15 +247,3 @@ impl Drop for Gate {
         self.0.set(1);
     }
 }
-
-/// `cuDevicePrimaryCtxReset`: what is of the device's context is gone, under whoever has it.
-///
-/// # Panics
-/// If the driver refuses.
-pub fn reset_context(ordinal: u32) {
-    let address = meshreduce_driver_loader::symbol("cuDevicePrimaryCtxReset_v2").expect("the function");
-    // SAFETY: the driver's function of this name has this signature.
-    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
-    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
-    assert_eq!(unsafe { reset(ordinal as i32) }, 0, "resetting the context of device {ordinal}");
-}

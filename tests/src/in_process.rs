@@ -149,3 +149,15 @@ pub fn fail_driver_calls(name: &str, code: u32, skip: u32, times: u32) {
     // SAFETY: the name is zero-terminated and outlives the call.
     assert_eq!(unsafe { fail(name.as_ptr(), code, skip, times) }, 0, "the driver has no function {name:?}");
 }
+
+/// `cuDevicePrimaryCtxReset`: what is of the device's context is gone, under whoever has it.
+///
+/// # Panics
+/// If the driver refuses.
+pub fn reset_context(ordinal: u32) {
+    let address = meshreduce_driver_loader::symbol("cuDevicePrimaryCtxReset_v2").expect("the function");
+    // SAFETY: the driver's function of this name has this signature.
+    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
+    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
+    assert_eq!(unsafe { reset(ordinal as i32) }, 0, "resetting the context of device {ordinal}");
+}

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Registry, Xth};
-use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data, reset_context};
-use meshreduce_tests::in_process::open_driver;
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data};
+use meshreduce_tests::in_process::{open_driver, reset_context};
 
 fn registry(kind: &str) -> Registry {
     let mut registry = Registry::empty();

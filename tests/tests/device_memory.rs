@@ -17,7 +17,7 @@ use meshreduce_device::{
     PrimaryContext, RegisteredHost, Stream, Words, WritesOrdering, allocation_of, copy, copy_between,
     dma_buf, flush_rdma_writes, initialise,
 };
-use meshreduce_tests::in_process::{fail_driver_calls, open_driver};
+use meshreduce_tests::in_process::{fail_driver_calls, open_driver, reset_context};
 use rustix::mm::{MapFlags, ProtFlags};
 
 const LAUNCH_FAILED: u32 = 719;
@@ -125,6 +125,24 @@ fn copies_go_between_device_memory_of_any_device_and_registered_memory() {
     assert!(back.finish(LONG).unwrap());
     // SAFETY: the word is in the page.
     assert_eq!(word_at(unsafe { host.host().add(128) }).load(Ordering::Acquire), 0x1234_5678);
+}
+
+#[test]
+fn copies_from_and_to_a_device_whose_context_was_reset_are_refused_as_such() {
+    let (here, there) = (context(6), context(7));
+    let (mine, lost) = (DeviceMemory::new(&here, 64).unwrap(), DeviceMemory::new(&there, 64).unwrap());
+    let stream = Stream::new(&here).unwrap();
+    reset_context(7);
+    let (mine, lost) = ((&*here, mine.address()), (&*there, lost.address()));
+    for (to, from) in [(mine, lost), (lost, mine)] {
+        // SAFETY: what is of the reset context has no memory any more, and the driver says so.
+        let refusal = unsafe { copy_between(to, from, 64, stream.raw()) }.unwrap_err();
+        assert_eq!(
+            (refusal.call, &*refusal.name),
+            ("cuMemcpyPeerAsync", "CUDA_ERROR_CONTEXT_IS_DESTROYED"),
+            "{refusal}"
+        );
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meshreduce_device::{ContextState, DeviceMemory, PrimaryContext, Stream, Word, Words, initialise};
-use meshreduce_tests::in_process::{driver_calls, fail_driver_calls, open_driver};
+use meshreduce_tests::in_process::{driver_calls, fail_driver_calls, open_driver, reset_context};
 
 const NOT_SUPPORTED: u32 = 801;
 const LONG: Duration = Duration::from_secs(60);
@@ -174,11 +174,7 @@ fn words_go_with_their_context_and_the_next_one_has_others() {
     let words = Words::new(&old).unwrap();
     let word = words.take().unwrap();
     word.set(1);
-    let address = meshreduce_device::loader::symbol("cuDevicePrimaryCtxReset_v2").unwrap();
-    // SAFETY: the driver's function of this name has this signature.
-    let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
-    // SAFETY: nothing of the context is used after it but by what sees that it has gone.
-    assert_eq!(unsafe { reset(4) }, 0);
+    reset_context(4);
     assert_eq!(old.state(), ContextState::Reset);
     assert!(words.take().is_err() && Words::new(&old).is_err());
     assert_eq!(word.value(), 1, "the host reads it still");

@@ -7,9 +7,9 @@ use anyhow::{Result, bail, ensure};
 use meshreduce_channels::{Device, Error, Failed, Memory as _, Remains, Span};
 
 use super::{a_to_b, b_to_a, one_way_and_back};
-use crate::channel_peer::reset_context;
 use crate::channels::memory::Buffer;
 use crate::channels::party::{Party, SOON, compare, pattern};
+use crate::in_process::reset_context;
 
 /// Memory is freed between transfers, and allocated again where it was: nothing remembers what is not there any more.
 pub(super) fn memory_freed_and_allocated_again(party: &Party) -> Result<()> {
