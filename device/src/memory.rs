@@ -133,6 +133,31 @@ impl DeviceMemory {
         // SAFETY: the word is aligned and lies in this allocation, checked above.
         unsafe { set_word(self.address + offset, word, stream) }
     }
+
+    /// Enqueues setting `bytes` bytes at `offset` to 0; both are multiples of 4.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    ///
+    /// # Panics
+    ///
+    /// If they are not whole words of this memory.
+    pub fn clear(&self, offset: u64, bytes: u64, stream: &Stream) -> Result<(), DriverError> {
+        assert!(
+            (offset | bytes).is_multiple_of(4) && offset.saturating_add(bytes) <= self.bytes,
+            "{bytes} bytes at {offset} of {}",
+            self.bytes
+        );
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _entered = stream.context().enter()?;
+        // SAFETY: the words are aligned and lie in this allocation, checked above.
+        check("cuMemsetD32Async", unsafe {
+            sys::cuMemsetD32Async(self.address + offset, 0, (bytes / 4) as usize, stream.raw().get())
+        })
+    }
 }
 
 /// Enqueues setting a 32-bit word.

@@ -19,8 +19,10 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per lane one signal pad (8.5 KiB), counters (128 bytes) and two staging halves; per device the
-/// kernels. A half holds the longest
+/// Device memory: per lane one signal pad (8.75 KiB), counters (128 bytes), packet memory and two staging halves; per device the
+/// kernels. Packet memory has room for the longest message of each algorithm by packets, twice (calls take turns), in two
+/// phases, from every rank, in packets of which half is data: with the default limits 16 MiB (2 ranks), 11 MiB (3), 10 MiB (4), 9 MiB
+/// (5 to 7), 8 MiB (8), and 6 MiB on a hybrid cube mesh. A staging half holds the longest
 /// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
 /// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
 /// memory: one page per lane.

@@ -89,7 +89,8 @@ impl Assembly {
             segment: None,
         };
         let ground = Ground::new(own.topology, &own.mesh);
-        let selector = Selector { ground, limits: config.limits, forced: config.forced_algorithm };
+        let selector =
+            Selector { ground, limits: config.limits, world_size, forced: config.forced_algorithm };
         let mut made = None;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
@@ -100,7 +101,8 @@ impl Assembly {
             own.block_cap = share.block_cap;
             let residency = share.take(devices[rank].uuid, config)?;
             let half = ground.staging_half_bytes(&config.limits, world_size);
-            let layout = SegmentLayout::new(config.lanes, half);
+            let packets = ground.packet_layout(&config.limits, world_size);
+            let layout = SegmentLayout::new(config.lanes, half, packets);
             let stream = Stream::new(&context)?;
             let segment =
                 Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);

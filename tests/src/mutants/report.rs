@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, MAX_RANKS};
 use serde::Serialize;
 
 use super::{Set, Verdict, count, judge_all};
@@ -20,9 +20,9 @@ const LEAST: f64 = 100.0;
 #[derive(Args)]
 pub struct Mutants {
     /// One algorithm only; else all
-    #[arg(long)]
-    algorithm: Option<Which>,
-    /// Ranks, for one-shot and two-shot: each of these
+    #[arg(long, value_parser = |text: &str| text.parse::<Algorithm>())]
+    algorithm: Option<Algorithm>,
+    /// Ranks, but in a hybrid cube mesh: each of these
     #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
     ranks: Vec<usize>,
     /// A mutant must die within these
@@ -40,14 +40,6 @@ pub struct Mutants {
     /// Tell how each mutant died
     #[arg(long)]
     stories: bool,
-}
-
-/// Names of algorithms on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Which {
-    OneShot,
-    TwoShot,
-    HybridCubeMesh,
 }
 
 #[derive(Serialize)]
@@ -69,21 +61,13 @@ impl Mutants {
     /// # Errors
     /// If a mutation does not apply.
     pub fn run(&self) -> Result<bool> {
-        let algorithms: &[Algorithm] = match self.algorithm {
-            Some(Which::OneShot) => &[Algorithm::OneShot],
-            Some(Which::TwoShot) => &[Algorithm::TwoShot],
-            Some(Which::HybridCubeMesh) => &[Algorithm::HybridCubeMesh],
-            None => &[Algorithm::OneShot, Algorithm::TwoShot, Algorithm::HybridCubeMesh],
-        };
+        let algorithms =
+            Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();
-        for &algorithm in algorithms {
-            match algorithm {
-                Algorithm::HybridCubeMesh => sets.extend(Set::all(algorithm, 8)?),
-                _ => {
-                    for &ranks in &self.ranks {
-                        sets.extend(Set::all(algorithm, ranks)?);
-                    }
-                }
+        for algorithm in algorithms {
+            let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
+            for &ranks in ranks {
+                sets.extend(Set::all(algorithm, ranks)?);
             }
         }
         let begin = Instant::now();
