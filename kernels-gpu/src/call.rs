@@ -114,8 +114,8 @@ impl<'a, const W: usize> Call<'a, W> {
         }
     }
 
-    /// Whether this thread may store to its rank's staging, or push to its peers: the lane had not failed when the thread came. To be asked
-    /// between loads of input and the stores, so that the loads do not wait for the answer.
+    /// Whether this thread may store to its rank's staging: the lane had not failed when the thread came. To be asked between loads
+    /// of input and the stores, so that the loads do not wait for the answer.
     #[inline(always)]
     pub fn may_stage(&self) -> bool {
         decide_here(self.abort) == 0
@@ -146,15 +146,14 @@ impl<'a, const W: usize> Call<'a, W> {
         Peer { position: self.position(), pad: self.params.lane.own_pad }
     }
 
-    /// Says in the own pad what this rank launches. One block does it, before its first barrier: whoever has met that block
-    /// n, all calls before, as far as it says where a launch is declared, and how.
+    /// The lower half of n, all calls before: it says where a launch is declared, and how.
     #[inline(always)]
     pub(crate) fn number(&self) -> u64 {
         self.number as u64
     }
 
-    /// Says in the own pad what this rank launches. Block 0 does it, before its first barrier: whoever has met that block
-    /// sees it, and whoever waits for it sees it at last.
+    /// Says in the own pad what this rank launches. Block 0 does it. Under the protocol of barriers it does so before its first
+    /// one: whoever has met that block sees it, and whoever waits for it sees it at last.
     #[inline(always)]
     pub(crate) unsafe fn declare(&self) {
         let words = pad::descriptor_words(self.params.descriptor, self.number());
@@ -174,8 +173,8 @@ impl<'a, const W: usize> Call<'a, W> {
         }
     }
 
-    /// A turn of a wait for a peer: what came was not it. Looks now and then at what else may end the wait, and says by which abort word
-    /// it ends; 0: it goes on.
+    /// A turn of a wait for a peer: what came was not it. Looks now and then at what else may end the wait, and says by which
+    /// abort word it ends; 0: it goes on.
     ///
     /// `level` is that of [`Self::patience`], and `rank` who is blamed when that is over. Where `pad` is the peer's, it may be
     /// asked what it launches: when the wait is long, or at once if it is `suspected`.

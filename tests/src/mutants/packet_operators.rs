@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use anyhow::Result;
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, counters};
+use meshreduce_wire::{LaneParams, LaunchParams, counters};
 
 use super::maker::Maker;
 use super::packet_roles::{PacketRoles, Poll, descriptor_parities, pair_of};
@@ -224,20 +224,7 @@ impl Maker<'_, PacketRoles> {
 
     fn headers(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
-        for (phase, &header) in roles.headers.iter().enumerate() {
-            let prefix = if phase == 0 { "" } else { "relayed-" };
-            self.weaken(&format!("{prefix}header-store"), &[header])?;
-            self.add(format!("{prefix}header-dropped"), vec![entry.dropped(header)]);
-            self.add(format!("{prefix}header-to-next-source"), vec![entry.moved(header, 16)?]);
-        }
-        self.weaken("header-look", &roles.looks)?;
-        let equal = roles.compares.iter().map(|&at| {
-            let operands = entry.operands(at);
-            Edit { at, with: vec![format!("\tsetp.eq.b64 {}, {1}, {1};", operands[0], operands[1])] }
-        });
-        self.add("header-not-compared", equal.collect());
-        let descriptor = entry.operands(roles.compares[0])[2].to_owned();
-        let given = |at: usize| {
+        let given = |at: usize, descriptor: &str| {
             let [low, high] = pair(entry, at);
             let lines = [
                 format!("\tor.b32 %mr0, {}, 1;", roles.packets),
@@ -249,24 +236,39 @@ impl Maker<'_, PacketRoles> {
             ];
             entry.followed(at, &lines)
         };
-        self.add("header-not-awaited", roles.looks.iter().map(|&at| given(at)).collect());
-        let missing = roles.looks.iter().map(|&at| given(at));
-        let missing = missing.chain(roles.headers.iter().map(|&at| entry.dropped(at))).collect();
-        self.add("header-missing", missing);
-        if self.algorithm == Algorithm::HybridCubeMeshLl {
-            let end = entry.all("selp.b32").into_iter().find(|&at| {
-                let operands = entry.operands(at);
-                at > roles.headers[1] - 40 && at < roles.headers[1] && operands[1..3] == ["2", "1"]
-            });
-            let end = end.ok_or_else(|| anyhow::anyhow!("the end of the headers"))?;
-            self.add("relayed-header-missing", vec![entry.replaced(end, ", 2, 1,", ", 1, 1,")?]);
+        let mut missing = Vec::new();
+        for header in &roles.headers {
+            let name = |what: &str| format!("{}{what}", header.wait.prefix);
+            self.weaken(&name("store"), &[header.store])?;
+            self.add(name("dropped"), vec![entry.dropped(header.store)]);
+            self.add(name("to-next-source"), vec![entry.moved(header.store, 16)?]);
+            self.weaken(&name("look"), &header.looks)?;
+            let [told, seen, descriptor] = entry.operands(header.compare)[..] else {
+                anyhow::bail!("the comparison of a header")
+            };
+            let equal = vec![format!("\tsetp.eq.b64 {told}, {seen}, {seen};")];
+            self.add(name("not-compared"), vec![Edit { at: header.compare, with: equal }]);
+            let awaited = || header.looks.iter().map(|&at| given(at, descriptor));
+            self.add(name("not-awaited"), awaited().collect());
+            missing.extend(awaited().chain([entry.dropped(header.store)]));
+            self.weaken(&name("ask"), &[header.ask])?;
+            self.add(name("ask-never"), vec![entry.replaced(header.ask_after, ", 100000;", ", -1;")?]);
+            let [low, high] = pair(entry, header.ask);
+            let mut believe =
+                vec![format!("\tor.b32 %mr0, {}, 1;", roles.number), "\tcvt.u64.u32 %md0, %mr0;".to_owned()];
+            for word in [low, high] {
+                believe.push(format!("\tand.b64 {word}, {word}, -4294967296;"));
+                believe.push(format!("\tor.b64 {word}, {word}, %md0;"));
+            }
+            self.add(name("ask-of-any-call"), vec![entry.followed(header.ask, &believe)]);
+            self.wait_orders(&header.wait)?;
+            self.failures(&header.wait)?;
+            self.deadlines(&header.wait)?;
+            self.spreading(header.wait.prefix, &header.wait.failing);
         }
+        self.add("headers-missing", missing);
         self.weaken("told", &[roles.told])?;
         self.add("told-dropped", vec![entry.constant(roles.told, "0")]);
-        self.wait_orders(&roles.header_wait)?;
-        self.failures(&roles.header_wait)?;
-        self.deadlines(&roles.header_wait)?;
-        self.spreading("header-", &roles.header_wait.failing);
         Ok(())
     }
 
@@ -275,16 +277,6 @@ impl Maker<'_, PacketRoles> {
         let (entry, roles) = (self.entry, self.roles);
         self.weaken("descriptor-store", &[roles.declared])?;
         self.add("descriptor-dropped", vec![entry.dropped(roles.declared)]);
-        self.weaken("descriptor-ask", &[roles.ask])?;
-        self.add("ask-never", vec![entry.replaced(roles.ask_after, ", 100000;", ", -1;")?]);
-        let [low, high] = pair(entry, roles.ask);
-        let mut believe =
-            vec![format!("\tor.b32 %mr0, {}, 1;", roles.number), "\tcvt.u64.u32 %md0, %mr0;".to_owned()];
-        for word in [low, high] {
-            believe.push(format!("\tand.b64 {word}, {word}, -4294967296;"));
-            believe.push(format!("\tor.b64 {word}, {word}, %md0;"));
-        }
-        self.add("ask-of-any-call", vec![entry.followed(roles.ask, &believe)]);
         let masks = descriptor_parities(entry, &roles.number);
         anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
         let one = masks.iter().map(|&at| entry.replaced(at, ", 16;", ", 0;"));
@@ -340,8 +332,6 @@ impl Maker<'_, PacketRoles> {
         let (entry, roles) = (self.entry, self.roles);
         self.weaken("entry-poll", &[roles.entry_poll])?;
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);
-        let pushed = roles.push_guards.iter().map(|&at| entry.constant(at, "0")).collect();
-        self.add("push-guard-dropped", pushed);
         let operands = entry.operands(roles.barrier);
         let (told, asked) = (operands[0], operands[2]);
         let alone = vec!["\tbar.sync \t0;".to_owned(), format!("\tmov.pred {told}, {asked};")];

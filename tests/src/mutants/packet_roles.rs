@@ -1,7 +1,7 @@
 //! The places of the protocol of packets in an entry.
 
 use anyhow::{Context, Result, bail, ensure};
-use meshreduce_wire::{Algorithm, pad};
+use meshreduce_wire::Algorithm;
 
 use super::Death;
 use super::roles::{Failing, Wait, pair};
@@ -22,22 +22,10 @@ pub struct PacketRoles {
     pub number: String,
     /// The abort word's read on entry.
     pub entry_poll: usize,
-    /// Copies of what it read, each before a decision whether to push.
-    pub push_guards: Vec<usize>,
-    /// The store of a header to a peer, and to the relay neighbour.
-    pub headers: Vec<usize>,
-    /// The reads of the own slot of a header: at first, and in the loop.
-    pub looks: Vec<usize>,
-    /// The comparisons of a header with what is launched here.
-    pub compares: Vec<usize>,
+    /// The headers from peers, and from the relay neighbour.
+    pub headers: Vec<Header>,
     /// The read of the pad's abort word beside the first look at a header.
     pub told: usize,
-    /// The wait for a header.
-    pub header_wait: Wait,
-    /// The read of what a peer launches.
-    pub ask: usize,
-    /// How long a thread waits before it asks.
-    pub ask_after: usize,
     /// The store of the two own words that say what is launched.
     pub declared: usize,
     /// The stores of packets, by phase.
@@ -56,6 +44,22 @@ pub struct PacketRoles {
     pub exits: usize,
     /// The store of the next p.
     pub advance: usize,
+}
+
+/// The exchange of a header.
+pub struct Header {
+    /// Its store to whom it is for.
+    pub store: usize,
+    /// The reads of the own slot: at first, and in the loop.
+    pub looks: [usize; 2],
+    /// The comparison with what is launched here.
+    pub compare: usize,
+    /// The read of what the peer launches.
+    pub ask: usize,
+    /// How long a thread waits before it asks.
+    pub ask_after: usize,
+    /// What else ends the wait.
+    pub wait: Wait,
 }
 
 /// A wait for packets.
@@ -85,51 +89,24 @@ impl PacketRoles {
         let packets = lower_half(entry, &p)?;
         let number = number(entry, counters)?;
         let entry_poll = entry.next(counters, "ld.relaxed.sys.global.u32", 6)?;
-        let abort = entry.operands(entry_poll)[0].to_owned();
         let exits = entry.one("atom.acq_rel.gpu.global.inc.u32")?;
         let declared = entry.before(exits, PAIR_STORE, 12)?;
-        let ask_after = entry.one(", 100000;")?;
-        // A header's slot is read at one address in three places.
-        let loads = entry.all(PAIR_LOAD);
-        let address = |at: usize| entry.operands(at)[1].to_owned();
-        let looks: Vec<usize> = loads
+        let headers = Self::headers(entry, algorithm, declared)?;
+        let told = entry.before(headers[0].looks[0], "ld.relaxed.sys.global.u32", 4)?;
+        let stores = entry.all(PAIR_STORE);
+        let others = stores
             .iter()
             .copied()
-            .filter(|at| loads.iter().filter(|other| address(**other) == address(*at)).count() == 3)
-            .collect();
-        ensure!(looks.len() == 3, "{} looks at a header", looks.len());
-        let ask = entry.next(ask_after, PAIR_LOAD, 100)?;
-        ensure!(ask > looks[1] && ask < looks[2], "the ask");
-        let descriptor = Self::descriptor(entry)?;
-        let compares: Vec<usize> = entry
-            .all("setp.eq.b64")
-            .into_iter()
-            .filter(|&at| {
-                entry.operands(at).get(2) == Some(&descriptor.as_str()) && !(ask..ask + 14).contains(&at)
-            })
-            .collect();
-        ensure!(compares.len() == 2, "{} comparisons of headers", compares.len());
-        let told = entry.before(looks[0], "ld.relaxed.sys.global.u32", 4)?;
-        let header_wait = Self::wait(entry, "header-", entry.before(ask, "ld.relaxed.sys.global.u32", 30)?)?;
-        let stores = entry.all(PAIR_STORE);
-        let mut headers = vec![stores[0]];
-        if algorithm.is_of_cube_mesh() {
-            let place = entry.one(&format!(", {};", pad::header(0, 1, 0)))?;
-            headers.push(entry.next(place, PAIR_STORE, 60)?);
-        }
-        let others = stores.iter().copied().filter(|at| *at != declared && !headers.contains(at));
+            .filter(|at| *at != declared && headers.iter().all(|header| header.store != *at));
         let values = |at: usize| pair_of(entry, at);
         let (refreshes, data): (Vec<usize>, Vec<usize>) =
             others.partition(|&at| values(at)[0] == values(at)[1]);
-        let polls = Self::polls(entry, algorithm, &looks, ask)?;
+        let polls = Self::polls(entry, algorithm, &headers)?;
         let begin = polls.iter().map(|poll| poll.loads[0]).min().context("no polls")?;
         let last = data.iter().copied().filter(|at| *at > begin).collect::<Vec<_>>();
         let first_ones = data.into_iter().filter(|at| *at < begin).collect::<Vec<_>>();
         let pushes = if last.is_empty() { vec![first_ones] } else { vec![first_ones, last] };
         ensure!(pushes.iter().all(|phase| !phase.is_empty()), "the pushes");
-        let copied = |at: &usize| entry.operands(*at)[1..] == [abort.as_str()];
-        let push_guards: Vec<usize> = entry.all("\tmov.b32").into_iter().filter(copied).collect();
-        ensure!(!push_guards.is_empty(), "the decision whether to push");
         // Copies of p are made where it is used.
         let copies: Vec<String> = entry
             .all("\tmov.b32")
@@ -162,14 +139,8 @@ impl PacketRoles {
             packets,
             number,
             entry_poll,
-            push_guards,
             headers,
-            looks,
-            compares,
             told,
-            header_wait,
-            ask,
-            ask_after,
             declared,
             pushes,
             refreshes,
@@ -180,6 +151,44 @@ impl PacketRoles {
             exits,
             advance: entry.next(exits, "st.relaxed.sys.global.u64", 10)?,
         })
+    }
+
+    /// The exchanges of headers. A header's slot is read at one address in two places.
+    fn headers(entry: &Entry, algorithm: Algorithm, declared: usize) -> Result<Vec<Header>> {
+        let prefixes: &[&'static str] =
+            if algorithm.is_of_cube_mesh() { &["header-", "relayed-header-"] } else { &["header-"] };
+        let loads = entry.all(PAIR_LOAD);
+        let again = |at: usize| {
+            let same = |other: &&usize| entry.operands(**other)[1] == entry.operands(at)[1];
+            loads.iter().filter(|other| **other > at).find(same).copied()
+        };
+        let looks: Vec<[usize; 2]> =
+            loads.iter().filter_map(|&at| again(at).map(|again| [at, again])).collect();
+        ensure!(looks.len() == prefixes.len(), "{} slots of headers are looked at twice", looks.len());
+        let descriptor = Self::descriptor(entry)?;
+        let compares = entry.all("setp.eq.b64");
+        let compares_it =
+            |at: &&usize| entry.operands(**at).get(2).is_some_and(|operand| *operand == descriptor);
+        let mut headers = Vec::new();
+        for (phase, (looks, prefix)) in looks.into_iter().zip(prefixes).enumerate() {
+            let store = match phase {
+                0 => entry.next(declared + 1, PAIR_STORE, 60)?,
+                _ => entry.before(looks[0], PAIR_STORE, 60)?,
+            };
+            let ask_after = entry.next(looks[0], ", 100000;", 60)?;
+            let ask = entry.next(ask_after, PAIR_LOAD, 100)?;
+            ensure!(ask < looks[1], "the ask of header {phase}");
+            let within: Vec<usize> = compares
+                .iter()
+                .filter(|at| (looks[0]..looks[1]).contains(at) && !(ask..ask + 14).contains(at))
+                .filter(compares_it)
+                .copied()
+                .collect();
+            let [compare] = within[..] else { bail!("{} comparisons of header {phase}", within.len()) };
+            let wait = Self::wait(entry, prefix, entry.before(ask, "ld.relaxed.sys.global.u32", 30)?)?;
+            headers.push(Header { store, looks, compare, ask, ask_after, wait });
+        }
+        Ok(headers)
     }
 
     /// The register that holds what is launched.
@@ -214,9 +223,11 @@ impl PacketRoles {
         Ok(Wait { prefix, poll, host_poll, clock, failing })
     }
 
-    fn polls(entry: &Entry, algorithm: Algorithm, looks: &[usize], ask: usize) -> Result<Vec<Poll>> {
+    fn polls(entry: &Entry, algorithm: Algorithm, headers: &[Header]) -> Result<Vec<Poll>> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        for at in entry.all(PAIR_LOAD).into_iter().filter(|at| !looks.contains(at) && *at != ask) {
+        let is_of_headers =
+            |at: &usize| headers.iter().any(|header| header.looks.contains(at) || header.ask == *at);
+        for at in entry.all(PAIR_LOAD).into_iter().filter(|at| !is_of_headers(at)) {
             match groups.last_mut().filter(|group| group.last().is_some_and(|last| at - last <= 3)) {
                 Some(group) => group.push(at),
                 None => groups.push(vec![at]),
@@ -242,8 +253,7 @@ impl PacketRoles {
             }
             let is_second = match algorithm {
                 Algorithm::OneShotLl => false,
-                // What is not reduced is not multiplied.
-                Algorithm::TwoShotLl => entry.next(last, "\tmul.rn.f32", 130).is_err(),
+                Algorithm::TwoShotLl => !Self::is_reduced(entry, &pair_of(entry, last)[0]),
                 Algorithm::HybridCubeMeshLl => {
                     entry.next(loads[1], "mov.b64 {tmp", 12).is_ok() && {
                         let apart = entry.next(loads[0], ", 16;", 2);
@@ -263,6 +273,30 @@ impl PacketRoles {
         Ok(polls)
     }
 
+    /// Whether what has come in the register at `pair` is added to something, wherever in the text.
+    fn is_reduced(entry: &Entry, pair: &str) -> bool {
+        let mut made = vec![pair.to_owned()];
+        let mut looked = 0;
+        while let Some(from) = made.get(looked).cloned() {
+            looked += 1;
+            for at in 0..entry.lines.len() {
+                let operands = entry.operands(at);
+                if !operands.iter().skip(1).any(|operand| *operand == from) {
+                    continue;
+                }
+                let is = |operation: &str| entry.lines[at].trim_start().starts_with(operation);
+                if is("add.rn.f32") {
+                    return true;
+                }
+                let hands_on = ["cvt.u32.u64", "shl.b32", "and.b32", "mov.b32"].into_iter().any(is);
+                if hands_on && !made.iter().any(|known| known == operands[0]) {
+                    made.push(operands[0].to_owned());
+                }
+            }
+        }
+        false
+    }
+
     /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers.
     pub fn deaths(&self) -> Vec<Death> {
         let mut all: Vec<Death> = self
@@ -276,8 +310,13 @@ impl PacketRoles {
             })
             .collect();
         let end = self.polls[self.polls.len() - 1].loads[0];
-        all.push(Death { end, not_by_first: Vec::new(), dropped: self.headers.clone() });
+        all.push(Death { end, not_by_first: Vec::new(), dropped: self.header_stores() });
         all
+    }
+
+    /// The stores of all headers.
+    pub fn header_stores(&self) -> Vec<usize> {
+        self.headers.iter().map(|header| header.store).collect()
     }
 }
 
