@@ -25,7 +25,7 @@ impl Known {
     /// The entry for a mutant, if it is listed.
     pub fn of(name: &str, ranks: usize) -> Option<&'static Self> {
         let short = name.split_once('/').map_or(name, |(_, short)| short);
-        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-"]
+        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-"]
             .iter()
             .find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
@@ -48,6 +48,7 @@ const NOT_AHEAD: &str =
     "a peer ends the call only when every block here has given its second signal, behind this wait";
 const BEHIND_FIRST: &str = "a peer gives the next second signal only behind the next first one from here";
 const PROVES_ITSELF: &str = "threads need not agree: who saw that the lane has failed pushes nothing and tells it, and a packet proves itself";
+const SEEN_BY_ALL: &str = "all threads see what has failed in this lane; what has failed in another one may be seen by some, whose block may push: who waits is told in the pad";
 const PUSHES_NO_MORE: &str =
     "whoever has given up pushes nothing in the second phase, and who waits for that is told";
 const TOLD_AGAIN: &str =
@@ -69,10 +70,9 @@ pub static KNOWN: &[Known] = &[
     equivalent("hybrid_cube_mesh_ll/agreement-dropped", PROVES_ITSELF),
     equivalent("two_shot_ll/told-dropped", PUSHES_NO_MORE),
     equivalent("hybrid_cube_mesh_ll/told-dropped", PUSHES_NO_MORE),
-    equivalent(
-        "two_shot_ll/push-guard-dropped",
-        "packets of a lane that has failed are taken for no other call's, and a call ends well nowhere without that lane's second phase",
-    ),
+    equivalent("one_shot_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("two_shot_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("hybrid_cube_mesh_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("claim-relaxed", ELECTS),
     equivalent("claim-acquire", ELECTS),
     equivalent("claim-release", ELECTS),
