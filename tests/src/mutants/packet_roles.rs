@@ -102,10 +102,10 @@ impl PacketRoles {
         let (refreshes, data): (Vec<usize>, Vec<usize>) =
             others.partition(|&at| values(at)[0] == values(at)[1]);
         let polls = Self::polls(entry, algorithm, &headers)?;
-        let begin = polls.iter().map(|poll| poll.loads[0]).min().context("no polls")?;
-        let last = data.iter().copied().filter(|at| *at > begin).collect::<Vec<_>>();
-        let first_ones = data.into_iter().filter(|at| *at < begin).collect::<Vec<_>>();
-        let pushes = if last.is_empty() { vec![first_ones] } else { vec![first_ones, last] };
+        // What has been reduced is pushed in the second phase.
+        let (last, first_ones): (Vec<usize>, Vec<usize>) =
+            data.into_iter().partition(|&at| is_a_sum(entry, &values(at)[0]));
+        let pushes = if polls.len() == 1 { vec![first_ones] } else { vec![first_ones, last] };
         ensure!(pushes.iter().all(|phase| !phase.is_empty()), "the pushes");
         // Copies of p are made where it is used.
         let copies: Vec<String> = entry
@@ -318,6 +318,33 @@ impl PacketRoles {
     pub fn header_stores(&self) -> Vec<usize> {
         self.headers.iter().map(|header| header.store).collect()
     }
+}
+
+/// Whether a register's value is made of a sum, wherever in the text.
+fn is_a_sum(entry: &Entry, register: &str) -> bool {
+    let mut made_of = vec![register.to_owned()];
+    let mut looked = 0;
+    while let Some(of) = made_of.get(looked).cloned() {
+        looked += 1;
+        for at in 0..entry.lines.len() {
+            let operands = entry.operands(at);
+            if operands.first().is_none_or(|result| *result != of) {
+                continue;
+            }
+            let line = entry.lines[at].trim_start();
+            if line.starts_with("add.rn.f32") {
+                return true;
+            }
+            if !line.starts_with("ld.") {
+                let new = operands[1..].iter().filter(|operand| operand.starts_with('%'));
+                let new: Vec<String> = new.map(|&operand| operand.to_owned()).collect();
+                made_of.extend(
+                    new.into_iter().filter(|register| !made_of.contains(register)).collect::<Vec<_>>(),
+                );
+            }
+        }
+    }
+    false
 }
 
 /// The register that holds the lower half of n, of which the parts are read at `counters`.
