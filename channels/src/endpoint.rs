@@ -240,7 +240,8 @@ impl Endpoint {
     ) -> Transfer {
         let pair = Pair { local: span.device, remote };
         let ready = self.check(pair).and_then(|()| match direction {
-            Direction::Send => self.ready(after),
+            Direction::Send if !self.is_told(pair, &after) => self.ready(after),
+            Direction::Send => after.tell(&self.site.devices),
             Direction::Receive => after.tell(&self.site.devices),
         });
         let facts = |number| {
@@ -303,6 +304,13 @@ impl Endpoint {
 
     pub(crate) fn site(&self) -> &Arc<Site> {
         &self.site
+    }
+
+    fn is_told(&self, pair: Pair, after: &After<'_>) -> bool {
+        let kind = after.device().and_then(|of| Some((of, self.shared.kind_of(pair)?)));
+        kind.is_some_and(|(of, kind)| {
+            self.site.kinds.by_name(kind).is_some_and(|context| context.is_told(pair, of))
+        })
     }
 
     /// When what has been enqueued on the stream so far is done.

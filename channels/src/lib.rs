@@ -134,6 +134,7 @@ mod counter;
 #[cfg(feature = "cust")]
 pub mod cust_memory;
 mod devices;
+mod doubt;
 mod endpoint;
 mod error;
 pub mod gdr;

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use meshreduce_device::{Stream, Word, copy_within, has_reached};
 
 use super::channel::Here;
-use super::doubt::Doubt;
 use super::imports::Imported;
 use super::message::{Message, RingOffer};
 use super::send::MOST_OLD;
 use super::words::SeenWords;
 use crate::channel::{Activity, Io, Operation};
+use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::transfer::Aborts;
 
@@ -31,6 +31,8 @@ pub(super) struct Receives {
     aborts: Aborts,
     /// The numbers of those whose memory is not known to be there: the sender was not told that they are ready.
     unready: VecDeque<u64>,
+    /// Of the streams that those wait for.
+    doubt: Doubt,
     /// The number of the next one to be started.
     next: u64,
     /// How transfers end that were not started yet.
@@ -341,7 +343,7 @@ impl Receives {
                 }
             }
         }
-        activity = activity.max(self.want(io)?);
+        activity = activity.max(self.want(io));
         for number in dropped {
             self.settle(number);
             activity = Activity::Moved;
@@ -359,13 +361,28 @@ impl Receives {
     }
 
     /// Tells the sender of those whose memory is there by now.
-    fn want(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+    fn want(&mut self, io: &mut Io<'_>) -> Activity {
         let mut activity = Activity::Idle;
+        // A stream whose context is lost tells nothing.
+        let is_doubtful = self.doubt.is_due(io.now(), !self.unready.is_empty());
+        let mut lives = HashMap::new();
         for _ in 0..self.unready.len() {
             let Some(number) = self.unready.pop_front() else { break };
             let waiting = self.waiting.get_mut(&number).filter(|receiving| receiving.fate.is_none());
             let Some(receiving) = waiting else { continue };
-            if receiving.operation.ready.has_come()? {
+            let ready = &receiving.operation.ready;
+            let mut has_come = ready.has_come();
+            if let (Ok(false), true, Some(context)) = (&has_come, is_doubtful, ready.context()) {
+                let lives = lives.entry(context.ordinal()).or_insert_with(|| context.check());
+                has_come = lives.clone().map(|()| false);
+            }
+            if let Err(error) = has_come {
+                // It concerns this transfer alone.
+                io.send(Message::ReceiveFailed { number, what: error.to_string() }.to_bytes());
+                receiving.fate = Some(error.into());
+                self.settle(number);
+                activity = Activity::Moved;
+            } else if has_come == Ok(true) {
                 receiving.is_wanted = true;
                 let bytes = receiving.operation.span.bytes;
                 io.send(Message::Wanted { number, bytes }.to_bytes());
@@ -375,7 +392,7 @@ impl Receives {
                 activity = activity.max(Activity::Waiting);
             }
         }
-        Ok(activity)
+        activity
     }
 
     /// Gives slots back that were copied away.

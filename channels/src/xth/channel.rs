@@ -143,7 +143,14 @@ impl XthChannel {
                 How::Device(mark) if !self.lanes.has_passed(*mark) => {
                     return Ok(activity.max(Activity::Waiting));
                 }
-                How::Device(_) => {}
+                How::Device(mark) => {
+                    if let Err(error) = self.lanes.vouch(*mark) {
+                        let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
+                        refuse(operation, taken, error, io);
+                        activity = Activity::Moved;
+                        continue;
+                    }
+                }
                 How::Host { done: 0, .. } if operation.ticket.is_aborted() => {
                     let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
                     taken.give_up();
@@ -153,14 +160,15 @@ impl XthChannel {
                     continue;
                 }
                 How::Host { own, other, done } => {
-                    let passed = match self.lanes.pass(own, &operation.ready) {
-                        Ok(true) => self.lanes.pass(other, taken.ready()),
+                    let now = io.now();
+                    let passed = match self.lanes.pass(own, &operation.ready, now) {
+                        Ok(true) => self.lanes.pass(other, taken.ready(), now),
                         not => not,
                     };
                     match passed {
                         Ok(true) => {}
                         Ok(false) => return Ok(activity.max(Activity::Waiting)),
-                        Err(error) if error.is_refusal() => {
+                        Err(error) => {
                             let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else {
                                 break;
                             };
@@ -168,7 +176,6 @@ impl XthChannel {
                             activity = Activity::Moved;
                             continue;
                         }
-                        Err(error) => return Err(error),
                     }
                     let (from, to, total) =
                         (taken.span().address, operation.span.address, operation.span.bytes);
@@ -264,9 +271,8 @@ fn copy(
     let there = there.unwrap_or(here);
     let lane = lanes.own()?;
     for ready in [&operation.ready, taken.ready()] {
-        match lane.wait_for(ready).map_err(Error::Driver) {
-            Err(error) if error.is_refusal() => return Ok(Copied::Refused(error)),
-            waits => waits?,
+        if let Err(error) = lane.wait_for(ready) {
+            return Ok(Copied::Refused(error.into()));
         }
     }
     let attempt = lane.attempt(|_, stream| {
@@ -388,7 +394,7 @@ impl Channel for XthChannel {
         for Copying { operation, taken, how } in self.copies.drain(..) {
             // The send's side learns by this alone whether its data are there. A lane whose context is lost is idle as well.
             match how {
-                How::Device(mark) if self.lanes.has_passed(mark) => {
+                How::Device(mark) if self.lanes.has_passed(mark) && self.lanes.vouch(mark).is_ok() => {
                     taken.done();
                     operation.ticket.done();
                 }

@@ -13,7 +13,7 @@ use meshreduce_channels::{Device, Error, Failed, Owned};
 use super::memory::Buffer;
 use super::party::{Party, SOON, compare, pattern};
 use ends::{
-    closed_during_transfers, dropped_at_random, dropped_transfers, link_cut,
+    a_kernel_faults, closed_during_transfers, dropped_at_random, dropped_transfers, link_cut,
     memory_freed_and_allocated_again, refused_copies_fail_their_transfer_alone, the_context_is_renewed,
     the_context_is_reset, until_the_other_is_lost,
 };
@@ -63,6 +63,7 @@ scenarios![
     until_the_other_is_lost,
     the_context_is_reset,
     the_context_is_renewed,
+    a_kernel_faults,
     throughput,
 ];
 

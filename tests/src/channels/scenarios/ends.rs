@@ -1,15 +1,16 @@
 //! Transfers, memory, devices and endpoints that come to an end before they should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use meshreduce_channels::{Device, Error, Failed, Memory as _, Remains, Span};
+use meshreduce_device::{Stream, Words};
 
 use super::{a_to_b, b_to_a, one_way_and_back};
 use crate::channels::memory::Buffer;
 use crate::channels::party::{Party, SOON, compare, pattern};
-use crate::in_process::reset_context;
+use crate::in_process::{lose_context, reset_context};
 
 /// Memory is freed between transfers, and allocated again where it was: nothing remembers what is not there any more.
 pub(super) fn memory_freed_and_allocated_again(party: &Party) -> Result<()> {
@@ -296,6 +297,76 @@ pub(super) fn the_context_is_reset(party: &Party) -> Result<()> {
 /// The same, where B's process goes on with a new context of the device.
 pub(super) fn the_context_is_renewed(party: &Party) -> Result<()> {
     reset_under_transfers(party, true)
+}
+
+/// A kernel faults on B's device, before transfers that wait for its stream and others that do not: on both sides all end, those that
+/// fail with what has happened, and give their memory back; so do those that are started then; and everything can be closed.
+pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
+    one_way_and_back(party)?;
+    let (long, short) = (30 << 20, 70_000);
+    let mut memory = (0..8)
+        .map(|at| party.buffer(&vec![1; if at < 2 { long } else { short }]))
+        .collect::<Result<VecDeque<_>>>()?;
+    let mut next = || memory.pop_front().context("there is enough");
+    let mut transfers = Vec::new();
+    let mut kept = None;
+    if party.is_a() {
+        for _ in 0..3 {
+            transfers.extend([party.send(next()?), party.recv(next()?)]);
+        }
+        party.sync()?;
+    } else {
+        let context = party.cuda()?.context("a device to be lost")?;
+        let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
+        // SAFETY: the stream is alive.
+        unsafe { gate.enqueue_wait(1, stream.raw()) }?;
+        let module = lose_context(&stream);
+        for after in [None, Some(&stream), Some(&stream)] {
+            transfers.push(party.endpoint.recv(next()?, party.remote, after));
+            transfers.push(party.endpoint.send(next()?, party.remote, after));
+        }
+        party.sync()?;
+        gate.set(1);
+        kept = Some((stream, module));
+    }
+    let behind = transfers.split_off(2);
+    let mut failed = 0;
+    for (is_behind, transfer) in [(false, transfers), (true, behind)]
+        .into_iter()
+        .flat_map(|(is_behind, those)| those.into_iter().map(move |transfer| (is_behind, transfer)))
+    {
+        match transfer.wait(SOON) {
+            Ok(_) => ensure!(!is_behind, "what waited for the stream is done"),
+            Err(error) => {
+                failed += 1;
+                lost(party, error)?;
+            }
+        }
+    }
+    ensure!(failed >= 4, "only {failed} have failed");
+    for transfer in [party.send(next()?), party.recv(next()?)] {
+        if let Err(error) = transfer.wait(SOON) {
+            lost(party, error)?;
+        }
+    }
+    party.sync()?;
+    party.endpoint.close();
+    party.endpoint.join(SOON)?;
+    party.context.close();
+    party.context.join(SOON)?;
+    drop(kept);
+    Ok(())
+}
+
+/// That a transfer has failed by what has become of B's context.
+fn lost(party: &Party, failed: Failed<Buffer>) -> Result<()> {
+    let text = failed.error.to_string();
+    let is_it = matches!(failed.error, Error::Driver(_) | Error::Remote { .. } | Error::Verbs { .. });
+    ensure!(is_it, "{text}");
+    // An adapter says what has become of its own writes.
+    ensure!(party.channels == "gdr" || text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{text}");
+    ensure!(failed.into_memory().is_some(), "memory was not given back");
+    Ok(())
 }
 
 fn reset_under_transfers(party: &Party, is_renewed: bool) -> Result<()> {
