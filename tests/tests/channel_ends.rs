@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use meshreduce::store::MemoryStore;
-use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Memory, Owned, Registry, Xth};
-use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data};
-use meshreduce_tests::in_process::{lose_context, open_driver, reset_context};
+use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Memory, Owned, POISON, Registry, Xth};
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data, eventually};
+use meshreduce_tests::in_process::{fail_driver_calls, lose_context, open_driver, reset_context};
 
 fn registry(kind: &str) -> Registry {
     let mut registry = Registry::empty();
@@ -191,4 +191,34 @@ fn a_stream_of_another_device_that_is_lost_fails_its_transfers_alone_over_basic(
 #[test]
 fn a_stream_of_another_device_that_is_lost_fails_its_transfers_alone_over_xth() {
     other_context_is_lost("xth", 7);
+}
+
+/// The value of a word in device memory.
+fn word_at(gpu: &Gpu, address: u64) -> u64 {
+    u64::from_le_bytes(gpu.read(address, 8).try_into().unwrap())
+}
+
+#[test]
+fn a_counter_one_of_whose_words_cannot_be_written_fails_in_all_of_them() {
+    /// `CUDA_ERROR_OUT_OF_MEMORY`.
+    const OUT_OF_MEMORY: u32 = 2;
+    open_driver();
+    let gpus = [Gpu::new(0), Gpu::new(1)];
+    let devices = [gpus[0].device(), gpus[1].device()];
+    let contexts = [(); 2].map(|()| Context::new(&registry("xth"), &devices).unwrap());
+    let [near, _far] = &meet(&contexts[0], &contexts[1]);
+    for failing in 0..2 {
+        let counter = near.counter();
+        let words = devices.map(|device| counter.word(device).unwrap());
+        assert_eq!([0, 1].map(|at| word_at(&gpus[at], words[at])), [0, 0]);
+        // (This thread writes them.)
+        fail_driver_calls("cuStreamWriteValue64_v2", OUT_OF_MEMORY, failing, 1);
+        let failed = counter.reset();
+        fail_driver_calls("cuStreamWriteValue64_v2", OUT_OF_MEMORY, 0, 0);
+        assert!(matches!(failed, Err(Error::Driver(_))), "{failed:?}");
+        for (gpu, word) in gpus.iter().zip(words) {
+            eventually("the word tells of the failure", || word_at(gpu, word) == POISON);
+        }
+        assert!(matches!(counter.failure(), Some(Error::Driver(_))));
+    }
 }
