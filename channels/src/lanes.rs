@@ -77,12 +77,12 @@ impl Lanes {
             Gate::Shut => match (ready, self.own.is_some()) {
                 (Ready::Now, _) => *gate = Gate::Open,
                 // In the lane: if the stream is lost, so is the lane.
-                (Ready::Behind(_) | Ready::Told(..), true) if !self.is_anothers(ready) => {
+                (Ready::Behind(_) | Ready::Told(..), true) if !self.is_of_another(ready) => {
                     self.own()?.wait_for(ready)?;
                     *gate = Gate::Open;
                 }
                 // The host sees it itself.
-                (Ready::Told(..), _) | (Ready::Behind(_), true) => {
+                (Ready::Told(..) | Ready::Refused(_), _) | (Ready::Behind(_), true) => {
                     let has_come = ready.has_come()?;
                     if self.doubt.is_due(now, !has_come) {
                         ready.check()?;
@@ -105,7 +105,7 @@ impl Lanes {
         Ok(true)
     }
 
-    fn is_anothers(&self, ready: &Ready) -> bool {
+    fn is_of_another(&self, ready: &Ready) -> bool {
         self.own.as_ref().is_some_and(|own| ready.is_of_another(own))
     }
 

@@ -128,6 +128,7 @@ impl Watch {
                 let (word, watch) = (word.clone(), Arc::clone(self));
                 return Ok(Wait::Told(Told { word, value: *value, since: None, watch }));
             }
+            Ready::Refused(error) => return Err(error.clone().into()),
             Ready::Behind(event) => event,
         };
         let Some(mut lane) = self.take(event.context()) else { return Ok(Wait::Event(Arc::clone(event))) };

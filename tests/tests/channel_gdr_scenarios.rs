@@ -30,7 +30,8 @@ channel_scenarios!(
     Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
     the_context_is_reset,
     the_context_is_renewed,
-    a_kernel_faults
+    a_kernel_faults,
+    refused_streams_fail_their_transfer_alone
 );
 channel_scenarios!(
     reset_while_the_host_sends,

@@ -324,7 +324,7 @@ impl Sends {
                 continue;
             };
             // Another device's is lost alone, and this one's stream would go on, or stand still for ever.
-            if !sending.is_ready && sending.operation.ready.is_of_another(&here.used.context) {
+            if !sending.is_ready && sending.operation.ready.is_for_the_host(&here.used.context) {
                 match sending.operation.ready.has_come() {
                     Ok(true) => sending.is_ready = true,
                     Ok(false) => return Ok(activity.max(Activity::Waiting)),

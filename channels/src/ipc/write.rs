@@ -307,7 +307,7 @@ impl Writes {
             return Ok(Activity::Idle);
         };
         // Another device's stream is lost alone, and this one's would go on, or stand still for ever.
-        if !writing.has_begun && writing.ready.is_of_another(&here.used.context) {
+        if !writing.has_begun && writing.ready.is_for_the_host(&here.used.context) {
             match writing.ready.has_come() {
                 Ok(true) => {}
                 Ok(false) => {

@@ -8,7 +8,7 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::exchange::{Phase, Shower, Shown, Taken, find};
 use super::write::{self, Writes};
-use crate::channel::{Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, Rest};
+use crate::channel::{Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, Ready, Rest};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
@@ -95,6 +95,12 @@ impl XthChannel {
             self.orphans.push(operation);
             return Ok(());
         };
+        if let Ready::Refused(error) = taken.ready() {
+            let what = format!("send {} has failed: {error}", operation.ticket.number()).into();
+            let error = Error::Remote { peer: Arc::clone(&self.peer), what };
+            refuse(operation, taken, error, io);
+            return Ok(());
+        }
         let how = match self.lanes.context().cloned() {
             None => How::Host { own: Gate::Shut, other: Gate::Shut, done: 0 },
             Some(context) => {
@@ -352,6 +358,11 @@ impl Channel for XthChannel {
             Some(Notice::Refused { number, refusal }) => {
                 self.read(number)?;
                 let (sending, error) = self.sends.refused(number, refusal)?;
+                // The other side has met what this one's driver refused.
+                let error = match &sending.operation.ready {
+                    Ready::Refused(error) => error.clone().into(),
+                    _ => error,
+                };
                 sending.operation.ticket.fail(error);
                 Ok(())
             }

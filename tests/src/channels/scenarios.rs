@@ -14,8 +14,9 @@ use super::memory::Buffer;
 use super::party::{Party, SOON, compare, pattern};
 use ends::{
     a_kernel_faults, closed_during_transfers, dropped_at_random, dropped_transfers, link_cut,
-    memory_freed_and_allocated_again, refused_copies_fail_their_transfer_alone, the_context_is_renewed,
-    the_context_is_reset, until_the_other_is_lost,
+    memory_freed_and_allocated_again, refused_copies_fail_their_transfer_alone,
+    refused_streams_fail_their_transfer_alone, the_context_is_renewed, the_context_is_reset,
+    until_the_other_is_lost,
 };
 use speed::throughput;
 use streams::{streams_are_waited_for_and_wait, streams_that_stand_still};
@@ -64,6 +65,7 @@ scenarios![
     the_context_is_reset,
     the_context_is_renewed,
     a_kernel_faults,
+    refused_streams_fail_their_transfer_alone,
     throughput,
 ];
 

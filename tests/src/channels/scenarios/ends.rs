@@ -10,7 +10,7 @@ use meshreduce_device::{Stream, Words};
 use super::{a_to_b, b_to_a, one_way_and_back};
 use crate::channels::memory::Buffer;
 use crate::channels::party::{Party, SOON, compare, pattern};
-use crate::in_process::{lose_context, reset_context};
+use crate::in_process::{fail_driver_calls, lose_context, reset_context};
 
 /// Memory is freed between transfers, and allocated again where it was: nothing remembers what is not there any more.
 pub(super) fn memory_freed_and_allocated_again(party: &Party) -> Result<()> {
@@ -355,6 +355,42 @@ pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
     party.context.close();
     party.context.join(SOON)?;
     drop(kept);
+    Ok(())
+}
+
+/// The driver does not tell when one side's stream is ready, of a send and then of a receive: they fail on both sides, on one with what
+/// the driver says, and the transfers behind them meet as if nothing had been.
+pub(super) fn refused_streams_fail_their_transfer_alone(party: &Party) -> Result<()> {
+    /// `CUDA_ERROR_OUT_OF_MEMORY`.
+    const OUT_OF_MEMORY: u32 = 2;
+    one_way_and_back(party)?;
+    for (round, a_sends) in [true, false].into_iter().enumerate() {
+        let buffer = party.buffer(&[1; 5000])?;
+        let stream = match (party.is_a(), party.cuda()?) {
+            (true, Some(context)) => Some(Stream::new(&context)?),
+            (true, None) => bail!("host memory has no streams"),
+            (false, _) => None,
+        };
+        let told_by = ["cuEventRecord", "cuStreamWriteValue32_v2"];
+        if party.is_a() {
+            told_by.into_iter().for_each(|call| fail_driver_calls(call, OUT_OF_MEMORY, 0, 1));
+        }
+        let transfer = match party.is_a() == a_sends {
+            true => party.endpoint.send(buffer, party.remote, stream.as_ref()),
+            false => party.endpoint.recv(buffer, party.remote, stream.as_ref()),
+        };
+        if party.is_a() {
+            told_by.into_iter().for_each(|call| fail_driver_calls(call, OUT_OF_MEMORY, 0, 0));
+        }
+        match transfer.wait(SOON) {
+            Err(Failed { error: Error::Driver(error), .. }) if party.is_a() => {
+                ensure!(error.code == OUT_OF_MEMORY as i32, "{error}");
+            }
+            Err(Failed { error: Error::Remote { .. }, .. }) if !party.is_a() => {}
+            other => bail!("round {round}: {other:?}"),
+        }
+        one_way_and_back(party)?;
+    }
     Ok(())
 }
 
