@@ -125,6 +125,11 @@ impl Receives {
             return Err(here.nonsense("it offers another staging ring while one is in use".into()));
         }
         let context = &here.used.context;
+        // Before anything is opened, which the driver may be slow to close: that is for a thread of its own, at the end.
+        let stream = match &self.way {
+            Some(_) => None,
+            None => Some((Stream::new(context)?, here.used.words.take()?, here.used.words.take()?)),
+        };
         let source = match here.home.imports.open(context, &here.remote, &offer.memory) {
             Ok(source) => source,
             // The handles of a process that has just been killed are no more, though nobody has heard of its end yet.
@@ -136,7 +141,9 @@ impl Receives {
         let needed = offer.stride.checked_mul(offer.slots.into());
         if needed.is_none_or(|needed| needed > source.bytes()) || offer.slots > super::words::MOST {
             let RingOffer { slots, stride, .. } = offer;
-            return Err(here.nonsense(format!("{slots} slots of {stride} bytes in {} bytes", source.bytes())));
+            let what = format!("{slots} slots of {stride} bytes in {} bytes", source.bytes());
+            self.old.push(source);
+            return Err(here.nonsense(what));
         }
         let words = match here.home.options.sees_words {
             false => None,
@@ -153,20 +160,10 @@ impl Receives {
         if let Some(way) = &mut self.way {
             self.old.push(std::mem::replace(&mut way.source, source));
             (way.words, way.slots, way.stride) = (words, slots, stride);
-            return Ok(());
+        } else if let Some((stream, go, done)) = stream {
+            let (turn, is_unmarked, doubt) = Default::default();
+            self.way = Some(Way { source, words, slots, stride, stream, go, done, turn, is_unmarked, doubt });
         }
-        self.way = Some(Way {
-            source,
-            words,
-            slots,
-            stride,
-            stream: Stream::new(context)?,
-            go: here.used.words.take()?,
-            done: here.used.words.take()?,
-            turn: 0,
-            is_unmarked: false,
-            doubt: Doubt::default(),
-        });
         Ok(())
     }
 
