@@ -15,6 +15,7 @@ channel_scenarios!(
     the_context_is_reset,
     the_context_is_renewed,
     a_kernel_faults,
+    a_kernel_faults_before_a_receive,
     refused_streams_fail_their_transfer_alone
 );
 channel_scenarios!(host_memory_of_two_processes, Cast::new("basic", "cpu", "cpu").in_processes());

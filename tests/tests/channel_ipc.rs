@@ -25,7 +25,7 @@ channel_scenarios!(
     devices_over_tcp,
     Cast::new("ipc", "cuda:3", "cuda:2").on_node("hgx-h100").in_processes().over("tcp")
 );
-channel_scenarios!(reset, Cast::new("ipc", "cuda:4", "cuda:5").on_node("hgx-h100").in_processes(); the_context_is_reset, the_context_is_renewed, a_kernel_faults, refused_streams_fail_their_transfer_alone);
+channel_scenarios!(reset, Cast::new("ipc", "cuda:4", "cuda:5").on_node("hgx-h100").in_processes(); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
 channel_scenarios!(long, Cast::new("ipc", "cuda:0", "cuda:1").on_large_devices().in_processes(); long);
 
 const SLOT: u64 = 4096;

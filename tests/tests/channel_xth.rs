@@ -9,7 +9,7 @@ use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
 use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
-channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed, a_kernel_faults, refused_streams_fail_their_transfer_alone);
+channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
 channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"));
 channel_scenarios!(devices_that_are_not_the_first, Cast::new("xth", "cuda:6", "cuda:3").on_node("hgx-h100"));
 channel_scenarios!(one_device, Cast::new("xth", "cuda:2", "cuda:2").on_node("hgx-h100"));

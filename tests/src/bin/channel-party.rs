@@ -86,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     match (scenario.name, setting.channels.as_str()) {
         ("link_cut", "ipc") => left::no_threads_and_links(),
         // Memory that a lost context has locked is never unlocked, nor unmapped before that.
-        ("a_kernel_faults", _) => left::no_threads_and_links(),
+        ("a_kernel_faults" | "a_kernel_faults_before_a_receive", _) => left::no_threads_and_links(),
         _ => left::nothing(),
     }
 }

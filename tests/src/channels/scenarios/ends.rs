@@ -394,6 +394,39 @@ pub(super) fn refused_streams_fail_their_transfer_alone(party: &Party) -> Result
     Ok(())
 }
 
+/// B receives behind a stream of which a kernel faults, and does nothing else, so that nothing of its own tells of that: the receive, and
+/// what A sends, end all the same, and everything can be closed.
+pub(super) fn a_kernel_faults_before_a_receive(party: &Party) -> Result<()> {
+    one_way_and_back(party)?;
+    let memory = party.buffer(&[1; 5000])?;
+    let (transfer, kept) = if party.is_a() {
+        let send = party.send(memory);
+        party.sync()?;
+        (send, None)
+    } else {
+        let context = party.cuda()?.context("a device to be lost")?;
+        let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
+        // SAFETY: the stream is alive.
+        unsafe { gate.enqueue_wait(1, stream.raw()) }?;
+        let module = lose_context(&stream);
+        let receive = party.endpoint.recv(memory, party.remote, &stream);
+        party.sync()?;
+        gate.set(1);
+        (receive, Some((stream, module)))
+    };
+    match transfer.wait(SOON) {
+        Ok(_) => bail!("what waited for the stream is done"),
+        Err(error) => lost(party, error)?,
+    }
+    party.sync()?;
+    party.endpoint.close();
+    party.endpoint.join(SOON)?;
+    party.context.close();
+    party.context.join(SOON)?;
+    drop(kept);
+    Ok(())
+}
+
 /// That a transfer has failed by what has become of B's context.
 fn lost(party: &Party, failed: Failed<Buffer>) -> Result<()> {
     let text = failed.error.to_string();
