@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use meshreduce_channels::{Device, Error, Failed, Memory as _, Remains, Span};
-use meshreduce_device::{Stream, Words};
+use meshreduce_device::{Module, Stream, Word, Words};
 
 use super::{a_to_b, b_to_a, one_way_and_back};
 use crate::channels::memory::Buffer;
@@ -299,6 +299,26 @@ pub(super) fn the_context_is_renewed(party: &Party) -> Result<()> {
     reset_under_transfers(party, true)
 }
 
+/// Closes everything, when the other side does so too: whoever closes takes along what the other one has under way.
+fn leave(party: &Party) -> Result<()> {
+    party.sync()?;
+    party.endpoint.close();
+    party.endpoint.join(SOON)?;
+    party.context.close();
+    party.context.join(SOON)?;
+    Ok(())
+}
+
+/// A stream of the own device, a kernel on it that faults when the word is set to 1, and the kernel's module.
+fn about_to_fault(party: &Party) -> Result<(Stream, Word, Module)> {
+    let context = party.cuda()?.context("a device to be lost")?;
+    let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
+    // SAFETY: the stream is alive.
+    unsafe { gate.enqueue_wait(1, stream.raw()) }?;
+    let module = lose_context(&stream);
+    Ok((stream, gate, module))
+}
+
 /// A kernel faults on B's device, before transfers that wait for its stream and others that do not: on both sides all end, those that
 /// fail with what has happened, and give their memory back; so do those that are started then; and everything can be closed.
 pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
@@ -316,11 +336,7 @@ pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
         }
         party.sync()?;
     } else {
-        let context = party.cuda()?.context("a device to be lost")?;
-        let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
-        // SAFETY: the stream is alive.
-        unsafe { gate.enqueue_wait(1, stream.raw()) }?;
-        let module = lose_context(&stream);
+        let (stream, gate, module) = about_to_fault(party)?;
         for after in [None, Some(&stream), Some(&stream)] {
             transfers.push(party.endpoint.recv(next()?, party.remote, after));
             transfers.push(party.endpoint.send(next()?, party.remote, after));
@@ -349,11 +365,7 @@ pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
             lost(party, error)?;
         }
     }
-    party.sync()?;
-    party.endpoint.close();
-    party.endpoint.join(SOON)?;
-    party.context.close();
-    party.context.join(SOON)?;
+    leave(party)?;
     drop(kept);
     Ok(())
 }
@@ -404,11 +416,7 @@ pub(super) fn a_kernel_faults_before_a_receive(party: &Party) -> Result<()> {
         party.sync()?;
         (send, None)
     } else {
-        let context = party.cuda()?.context("a device to be lost")?;
-        let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
-        // SAFETY: the stream is alive.
-        unsafe { gate.enqueue_wait(1, stream.raw()) }?;
-        let module = lose_context(&stream);
+        let (stream, gate, module) = about_to_fault(party)?;
         let receive = party.endpoint.recv(memory, party.remote, &stream);
         party.sync()?;
         gate.set(1);
@@ -418,11 +426,7 @@ pub(super) fn a_kernel_faults_before_a_receive(party: &Party) -> Result<()> {
         Ok(_) => bail!("what waited for the stream is done"),
         Err(error) => lost(party, error)?,
     }
-    party.sync()?;
-    party.endpoint.close();
-    party.endpoint.join(SOON)?;
-    party.context.close();
-    party.context.join(SOON)?;
+    leave(party)?;
     drop(kept);
     Ok(())
 }
@@ -466,12 +470,7 @@ fn reset_under_transfers(party: &Party, is_renewed: bool) -> Result<()> {
         ensure!(error.into_memory().is_some(), "memory was not given back");
     }
     ensure!(failed >= 2, "only {failed} have failed");
-    // Whoever closes takes along what the other one has under way.
-    party.sync()?;
-    party.endpoint.close();
-    party.endpoint.join(SOON)?;
-    party.context.close();
-    party.context.join(SOON)?;
+    leave(party)?;
     drop(renewed);
     Ok(())
 }
