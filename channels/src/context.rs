@@ -162,10 +162,11 @@ impl Context {
             }
         });
         // The other side has read it, or comes too late. By now somebody else may listen under the name, the other side above all.
-        let withdrawn = withdraw(store, name, &address);
-        let endpoint = endpoint?;
-        withdrawn.map_err(failed)?;
-        Ok(endpoint)
+        if let Err(error) = withdraw(store, name, &address) {
+            // Nobody is met there any more: who finds it looks again.
+            tracing::warn!(name, %error, "the store keeps the address of a listener that has left");
+        }
+        endpoint
     }
 
     /// Meets the process that listens under `name`, in at most `timeout`.

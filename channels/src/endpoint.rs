@@ -172,7 +172,9 @@ impl fmt::Debug for Shared {
 /// detached too. So a side leaves when the other one has said that it has everything (a barrier in the store, or a last message).
 ///
 /// Of each pair of devices, the k-th send on one side meets the k-th receive on the other. Transfers are started in the order of
-/// the calls and end in any.
+/// the calls and end in any. One of whose stream the driver tells nothing is one of them, and fails on both sides. A call that cannot
+/// start any ([`Error::NoChannel`], [`Error::NoDevice`] of a stream that is of none of the context's devices, the endpoint's end) counts
+/// on neither.
 #[derive(Debug)]
 pub struct Endpoint {
     shared: Arc<Shared>,
@@ -223,7 +225,7 @@ impl Endpoint {
         remote: Device,
         after: After<'_>,
     ) -> Owned<M> {
-        // Where it stays: a box that is moved is another one for the compiler.
+        // Where it stays, before anybody is told where that is.
         let held = Held::new(memory);
         let span = held.span();
         let keep = Arc::clone(&held);
@@ -240,9 +242,15 @@ impl Endpoint {
     ) -> Transfer {
         let pair = Pair { local: span.device, remote };
         let ready = self.check(pair).and_then(|()| match direction {
-            Direction::Send => self.ready(after),
+            Direction::Send if !self.is_told(pair, &after) => self.ready(after),
+            Direction::Send => after.tell(&self.site.devices),
             Direction::Receive => after.tell(&self.site.devices),
         });
+        // The other side has a transfer that meets this one, and no other.
+        let ready = match ready {
+            Err(Error::Driver(error)) => Ok(Ready::Refused(error)),
+            other => other,
+        };
         let facts = |number| {
             let peer = Arc::clone(self.shared.peer());
             Facts { direction, bytes: span.bytes, number, peer }
@@ -303,6 +311,13 @@ impl Endpoint {
 
     pub(crate) fn site(&self) -> &Arc<Site> {
         &self.site
+    }
+
+    fn is_told(&self, pair: Pair, after: &After<'_>) -> bool {
+        let kind = after.device().and_then(|of| Some((of, self.shared.kind_of(pair)?)));
+        kind.is_some_and(|(of, kind)| {
+            self.site.kinds.by_name(kind).is_some_and(|context| context.is_told(pair, of))
+        })
     }
 
     /// When what has been enqueued on the stream so far is done.

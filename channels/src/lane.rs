@@ -3,16 +3,17 @@
 //! What is enqueued is followed by a write of the stream's next number to a word, so that the progress thread sees by a plain load
 //! what is done. The driver is asked only if nothing has moved for a while: whether the stream lives.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meshreduce_device::{ContextState, DriverError, PrimaryContext, RawStream, Stream, Word, Words};
+use meshreduce_device::{
+    ContextState, DriverError, PrimaryContext, RawStream, Stream, Word, Words, has_reached,
+};
 
 use crate::channel::Ready;
+use crate::doubt::PATIENCE;
 use crate::error::Error;
-
-/// How long a stream may stand still before the driver is asked whether it lives.
-const DOUBT: Duration = Duration::from_millis(100);
 
 /// A stream that says how far it is.
 #[derive(Debug)]
@@ -26,6 +27,19 @@ pub struct Lane {
     moved: Instant,
     /// Something was enqueued that has no number.
     is_unmarked: bool,
+    /// What it waits for of other devices' streams, as enqueued.
+    others: VecDeque<Other>,
+}
+
+/// What a lane waits for, of a stream that may be lost while the lane lives.
+#[derive(Debug)]
+struct Other {
+    word: Word,
+    value: u32,
+    /// The lane's first number behind it.
+    number: u32,
+    /// It was seen to be lost: why.
+    lost: Option<DriverError>,
 }
 
 /// A point in a lane.
@@ -57,7 +71,15 @@ impl Lane {
     pub fn new(context: &Arc<PrimaryContext>) -> Result<Self, Error> {
         let words = Words::new(context).map_err(Error::from_device)?;
         let (stream, word) = (Stream::new(context)?, words.take()?);
-        Ok(Self { stream, word, last: 0, seen: 0, moved: Instant::now(), is_unmarked: false })
+        Ok(Self {
+            stream,
+            word,
+            last: 0,
+            seen: 0,
+            moved: Instant::now(),
+            is_unmarked: false,
+            others: VecDeque::new(),
+        })
     }
 
     /// Its stream's context.
@@ -65,12 +87,20 @@ impl Lane {
         self.stream.context()
     }
 
-    /// Makes what is enqueued from now on wait for what a caller's stream has to do first. One call of the driver, or none.
+    /// Makes what is enqueued from now on wait for what a caller's stream has to do first. One call of the driver, or none. If the stream
+    /// is another device's, a word tells of it, and [`Lane::vouch`] is to be asked for marks behind it.
     ///
     /// # Errors
     ///
     /// The driver's.
     pub fn wait_for(&mut self, ready: &Ready) -> Result<(), DriverError> {
+        if let Ready::Told(word, value) = ready
+            && ready.is_of_another(self.context())
+            && !word.has_reached(*value)
+        {
+            let (word, value, number) = (word.clone(), *value, self.last.wrapping_add(1));
+            self.others.push_back(Other { word, value, number, lost: None });
+        }
         // SAFETY: the stream is alive, and is not captured.
         unsafe { ready.wait_on(self.stream.raw()) }.map_err(|error| self.context().cause_of(error))
     }
@@ -128,6 +158,35 @@ impl Lane {
         self.word.has_reached(mark.0)
     }
 
+    /// Behind a mark that has passed: whether what other devices' streams had to do first was done, and not only waited for no longer
+    /// because they are lost.
+    ///
+    /// # Errors
+    ///
+    /// What became of another device's context: what was enqueued up to the mark has used what was not there.
+    pub fn vouch(&mut self, mark: Mark) -> Result<(), DriverError> {
+        let mut vouched = Ok(());
+        while let Some(Other { lost, .. }) =
+            self.others.pop_front_if(|other| has_reached(mark.0, other.number))
+        {
+            vouched = vouched.and(lost.map_or(Ok(()), Err));
+        }
+        vouched
+    }
+
+    /// Asks for streams of other devices that it waits for, and waits no longer for those that are lost.
+    fn check_others(&mut self) {
+        for Other { word, value, lost, .. } in &mut self.others {
+            if !word.has_reached(*value)
+                && let Err(error) = word.context().check()
+            {
+                // SAFETY: the context of the stream that was to write it is lost: none of its streams does anything any more.
+                unsafe { word.give_up() };
+                *lost = Some(error);
+            }
+        }
+    }
+
     fn is_quiet(&self) -> bool {
         !self.is_unmarked && self.word.has_reached(self.last)
     }
@@ -141,9 +200,10 @@ impl Lane {
         let value = self.word.value();
         if self.is_quiet() || value != self.seen {
             (self.seen, self.moved) = (value, now);
-        } else if now.duration_since(self.moved) > DOUBT {
+        } else if now.duration_since(self.moved) > PATIENCE {
             self.moved = now;
             self.stream.finish(Duration::ZERO).map_err(|error| self.context().cause_of(error))?;
+            self.check_others();
         }
         Ok(())
     }
@@ -155,7 +215,15 @@ impl Lane {
         }
         match self.stream.finish(Duration::ZERO) {
             // A stream that has ended has written all its numbers, if it got them.
-            Ok(has_ended) => has_ended,
+            Ok(true) => true,
+            Ok(false) => {
+                let now = Instant::now();
+                if !self.others.is_empty() && now.duration_since(self.moved) > PATIENCE {
+                    self.moved = now;
+                    self.check_others();
+                }
+                false
+            }
             Err(error) => error.loses_context() || self.context().state() != ContextState::Alive,
         }
     }

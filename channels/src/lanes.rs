@@ -8,6 +8,7 @@ use std::time::Instant;
 use meshreduce_device::{Device, PrimaryContext};
 
 use crate::channel::Ready;
+use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::lane::{Lane, Mark};
 
@@ -17,6 +18,8 @@ pub(crate) struct Lanes {
     /// The own device's, if it is one of CUDA.
     own: Option<Arc<PrimaryContext>>,
     lanes: BTreeMap<u32, Lane>,
+    /// Of what only words, or other devices' events, tell of.
+    doubt: Doubt,
 }
 
 /// Whether memory may be used.
@@ -32,7 +35,7 @@ pub(crate) enum Gate {
 
 impl Lanes {
     pub(crate) fn new(own: Option<Arc<PrimaryContext>>) -> Self {
-        Self { own, lanes: BTreeMap::new() }
+        Self { own, lanes: BTreeMap::new(), doubt: Doubt::default() }
     }
 
     /// The context of the own device, if it is one of CUDA.
@@ -58,7 +61,11 @@ impl Lanes {
     }
 
     /// Whether the memory of a transfer may be used now: by a device, in its lane; by the host, if it says `true`.
-    pub(crate) fn pass(&mut self, gate: &mut Gate, ready: &Ready) -> Result<bool, Error> {
+    ///
+    /// # Errors
+    ///
+    /// Of this transfer alone: what it waits for is lost, or cannot be waited for.
+    pub(crate) fn pass(&mut self, gate: &mut Gate, ready: &Ready, now: Instant) -> Result<bool, Error> {
         match *gate {
             Gate::Open => {}
             Gate::Behind(ordinal, mark) => {
@@ -69,13 +76,18 @@ impl Lanes {
             }
             Gate::Shut => match (ready, self.own.is_some()) {
                 (Ready::Now, _) => *gate = Gate::Open,
-                (Ready::Behind(_) | Ready::Told(..), true) => {
+                // In the lane: if the stream is lost, so is the lane.
+                (Ready::Behind(_) | Ready::Told(..), true) if !self.is_of_another(ready) => {
                     self.own()?.wait_for(ready)?;
                     *gate = Gate::Open;
                 }
-                // The host sees the word itself.
-                (Ready::Told(word, value), false) => {
-                    if !word.has_reached(*value) {
+                // The host sees it itself.
+                (Ready::Told(..) | Ready::Refused(_), _) | (Ready::Behind(_), true) => {
+                    let has_come = ready.has_come()?;
+                    if self.doubt.is_due(now, !has_come) {
+                        ready.check()?;
+                    }
+                    if !has_come {
                         return Ok(false);
                     }
                     *gate = Gate::Open;
@@ -86,11 +98,20 @@ impl Lanes {
                     lane.wait_for(ready)?;
                     let mark = lane.enqueue(|_, _| Ok(()))?;
                     *gate = Gate::Behind(context.ordinal(), mark);
-                    return self.pass(gate, ready);
+                    return self.pass(gate, ready, now);
                 }
             },
         }
         Ok(true)
+    }
+
+    fn is_of_another(&self, ready: &Ready) -> bool {
+        self.own.as_ref().is_some_and(|own| ready.is_of_another(own))
+    }
+
+    /// As [`Lane::vouch`], of the own lane.
+    pub(crate) fn vouch(&mut self, mark: Mark) -> Result<(), Error> {
+        Ok(self.own()?.vouch(mark)?)
     }
 
     /// Whether a mark of the own lane has passed.

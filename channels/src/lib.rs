@@ -126,6 +126,11 @@
 //! A child that was forked from a process with a context gets [`Error::Forked`]; CUDA does not live in such children either.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+/// Its examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/channels.md")]
+struct Guide;
+
 mod basic;
 pub mod channel;
 mod choice;
@@ -134,6 +139,7 @@ mod counter;
 #[cfg(feature = "cust")]
 pub mod cust_memory;
 mod devices;
+mod doubt;
 mod endpoint;
 mod error;
 pub mod gdr;

@@ -70,19 +70,11 @@ unsafe impl Memory for Arc<DeviceMemory> {
     }
 }
 
-// SAFETY: the heap allocation does not move with the vector, and whoever has given the vector away cannot reach it.
+// SAFETY: the heap allocation does not move with the vector, and whoever has given the vector away cannot reach it. The vector holds it
+// by a plain pointer, which it gives out as it is (`Vec::as_ptr` makes no reference to the bytes) and which stays good for reads and
+// writes when the vector is moved. A box does not: to move it says that nobody else has pointers to it, and to look at it by
+// reference gives pointers that may only be read through. So there is no such implementation for `Box<[u8]>`; `into_vec` copies nothing.
 unsafe impl Memory for Vec<u8> {
-    fn span(&self) -> Span {
-        Span {
-            device: Device::Cpu,
-            address: self.as_ptr().expose_provenance() as u64,
-            bytes: self.len() as u64,
-        }
-    }
-}
-
-// SAFETY: as for a vector.
-unsafe impl Memory for Box<[u8]> {
     fn span(&self) -> Span {
         Span {
             device: Device::Cpu,

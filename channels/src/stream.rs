@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use meshreduce_device::{RawStream, Stream, Word};
+use meshreduce_device::{Device, RawStream, Stream, Word};
 
 use crate::channel::Ready;
 use crate::devices::Devices;
@@ -54,6 +54,11 @@ impl After<'_> {
     /// Nothing.
     pub const NOTHING: After<'static> = After(None);
 
+    /// The stream's device.
+    pub(crate) fn device(&self) -> Option<Device> {
+        self.0.map(|stream| Device::Cuda(stream.ordinal))
+    }
+
     /// Records what has been enqueued so far.
     pub(crate) fn record(self, devices: &Devices) -> Result<Ready, Error> {
         let Some(OnStream { stream, ordinal, .. }) = self.0 else { return Ok(Ready::Now) };
@@ -65,7 +70,7 @@ impl After<'_> {
 }
 
 impl After<'_> {
-    /// Has the stream tell when what has been enqueued so far is done: for what begins with a message.
+    /// Has the stream tell when what has been enqueued so far is done: for what begins with a message, or on another device.
     pub(crate) fn tell(self, devices: &Devices) -> Result<Ready, Error> {
         let Some(OnStream { stream, ordinal, .. }) = self.0 else { return Ok(Ready::Now) };
         match devices.word(ordinal) {

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use meshreduce_device::{Event, PrimaryContext, Word};
+use meshreduce_device::{DriverError, Event, PrimaryContext, Word};
 
 use crate::channel::Ready;
+use crate::doubt::PATIENCE;
 use crate::error::Error;
 use crate::lane::{Lane, Mark};
 
@@ -31,6 +32,10 @@ struct Lanes {
     pool: Pool<Lane>,
     /// Whether the device's streams cannot write words.
     without: bool,
+    /// When it was asked last whether the device's context lives, for those who wait for words.
+    asked: Option<Instant>,
+    /// It does not. That is final.
+    lost: Option<DriverError>,
 }
 
 /// At most [`MOST`] of something, each of which waits for one thing at a time.
@@ -90,7 +95,16 @@ pub(crate) enum Wait {
     /// The event is asked.
     Event(Arc<Event>),
     /// A word of the caller's says so.
-    Told(Word, u32),
+    Told(Told),
+}
+
+#[derive(Debug)]
+pub(crate) struct Told {
+    word: Word,
+    value: u32,
+    /// Since when it was waited for.
+    since: Option<Instant>,
+    watch: Arc<Watch>,
 }
 
 #[derive(Debug)]
@@ -110,7 +124,11 @@ impl Watch {
     pub(crate) fn begin(self: &Arc<Self>, ready: &Ready) -> Result<Wait, Error> {
         let event = match ready {
             Ready::Now => return Ok(Wait::Passed),
-            Ready::Told(word, value) => return Ok(Wait::Told(word.clone(), *value)),
+            Ready::Told(word, value) => {
+                let (word, watch) = (word.clone(), Arc::clone(self));
+                return Ok(Wait::Told(Told { word, value: *value, since: None, watch }));
+            }
+            Ready::Refused(error) => return Err(error.clone().into()),
             Ready::Behind(event) => event,
         };
         let Some(mut lane) = self.take(event.context()) else { return Ok(Wait::Event(Arc::clone(event))) };
@@ -165,6 +183,17 @@ impl Watch {
         }
     }
 
+    /// Whether a context lives, by the driver's word of the last moment.
+    fn check(&self, context: &Arc<PrimaryContext>, now: Instant) -> Result<(), DriverError> {
+        let mut devices = self.devices();
+        let Lanes { asked, lost, .. } = devices.entry(context.ordinal()).or_default();
+        if lost.is_none() && asked.is_none_or(|asked| now.saturating_duration_since(asked) >= PATIENCE) {
+            *asked = Some(now);
+            *lost = context.check().err();
+        }
+        lost.clone().map_or(Ok(()), Err)
+    }
+
     fn devices(&self) -> MutexGuard<'_, HashMap<u32, Lanes>> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -181,12 +210,26 @@ impl Wait {
             Self::Passed => return Ok(true),
             Self::Lane(waiting) => waiting.is_over(now)?,
             Self::Event(event) => event.has_passed().map_err(|error| event.context().cause_of(error))?,
-            Self::Told(word, value) => word.has_reached(*value),
+            Self::Told(told) => told.is_over(now)?,
         };
         if over {
             *self = Self::Passed;
         }
         Ok(over)
+    }
+}
+
+impl Told {
+    /// A stream whose context is lost writes nothing.
+    fn is_over(&mut self, now: Instant) -> Result<bool, DriverError> {
+        if self.word.has_reached(self.value) {
+            return Ok(true);
+        }
+        let since = *self.since.get_or_insert(now);
+        if now.saturating_duration_since(since) >= PATIENCE {
+            self.watch.check(self.word.context(), now)?;
+        }
+        Ok(false)
     }
 }
 

@@ -8,23 +8,20 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use meshreduce_channels::{Counter, Device, Error, Pages};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{LINKS, SOON, bytes, context, listening_port, pair, registry};
 
 /// Says how many descriptors this process may have; how many it might have before.
-fn limit(most: libc::rlim_t) -> libc::rlim_t {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the place is a limit's, and outlives the call.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
-    let before = std::mem::replace(&mut limit.rlim_cur, most);
-    // SAFETY: as above.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
-    before
+fn limit(most: Option<u64>) -> Option<u64> {
+    let before = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: most, ..before }).unwrap();
+    before.current
 }
 
 #[test]
 fn without_descriptors_what_needs_some_fails_alone_and_says_so_and_later_goes_on() {
     let (one, other) = pair(LINKS[1].1);
-    let before = limit(0);
+    let before = limit(Some(0));
     // A transfer, whose slots are shown to the other side by a descriptor.
     let sent = one.endpoint.send(bytes(1, 10), Device::Cpu, None).wait(SOON);
     limit(before);
@@ -43,7 +40,7 @@ fn without_descriptors_what_needs_some_fails_alone_and_says_so_and_later_goes_on
         let (to, counter) = (region.descriptor(), counter.descriptor());
         one.endpoint.write(&own, &to, Pages::range(0, 0, 10), &counter, None).wait(SOON)
     };
-    let before = limit(0);
+    let before = limit(Some(0));
     let written = write(&missed);
     limit(before);
     let error = written.unwrap_err();
@@ -56,7 +53,7 @@ fn without_descriptors_what_needs_some_fails_alone_and_says_so_and_later_goes_on
     let hub = context(&registry("basic"), LINKS[2].1, "hub");
     let listener = hub.listener().unwrap();
     let stranger = TcpStream::connect(("127.0.0.1", listening_port())).unwrap();
-    let before = limit(0);
+    let before = limit(Some(0));
     let accepted = listener.accept(Duration::from_millis(200));
     limit(before);
     match accepted {

@@ -11,7 +11,7 @@ use crate::capture::Relaxed;
 use crate::error::{DriverError, Error, check, failure, log_failure};
 use crate::fork::Generation;
 use crate::identity::{Device, PciAddress};
-use crate::{ComputeCapability, RawStream, VisibleDevice};
+use crate::{ComputeCapability, Event, RawStream, VisibleDevice};
 
 /// A retained primary context. The runtime API and most other crates use the same one.
 #[derive(Debug)]
@@ -131,6 +131,20 @@ impl PrimaryContext {
         }
         let why = format!("the primary context of device {} was reset", self.ordinal());
         refused(CUresult::CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", &why)
+    }
+
+    /// Asks the driver whether what streams of the context were given is still done: not when a kernel of it has faulted, or when it
+    /// was reset. Three calls of the driver, none of which waits for anything.
+    ///
+    /// # Errors
+    ///
+    /// What has ended the context: what its streams had not done by then they never do.
+    pub fn check(self: &Arc<Self>) -> Result<(), DriverError> {
+        if self.state() != ContextState::Alive {
+            return Err(self.unusable());
+        }
+        // Any call that names the context tells of a fault. This one touches nobody's stream, nor a capture.
+        Event::new(self)?.has_passed().map(|_| ())
     }
 
     /// What a refusal comes from: after a reset `CUDA_ERROR_CONTEXT_IS_DESTROYED`, where the driver says no more than that it does

@@ -28,7 +28,9 @@ impl FromStr for PciAddress {
     /// Reads `domain:bus:device[.function]` in hexadecimal, the domain with any number of digits.
     fn from_str(text: &str) -> Result<Self, NotAPciAddress> {
         let parse = || {
-            let mut parts = text.trim().split(':');
+            let text = text.trim();
+            // Numbers take a plus sign, which no address has.
+            let mut parts = Some(text).filter(|text| !text.contains('+'))?.split(':');
             let domain = u32::from_str_radix(parts.next()?, 16).ok()?;
             let bus = u8::from_str_radix(parts.next()?, 16).ok()?;
             let last = parts.next()?;
@@ -82,7 +84,9 @@ mod tests {
         assert_eq!(long, "0000:1b:00.0".parse().unwrap());
         assert_eq!(long.to_string(), "00000000:1b:00.0");
         assert_ne!(long, "0001:1b:00.0".parse().unwrap());
-        for bad in ["", "1b:00.0", "0000:1b", "0000:1b:00.0:1", "0000:xx:00.0", "FFFFFFFFF:00:00.0"] {
+        for bad in
+            ["", "1b:00.0", "0000:1b", "0000:1b:00.0:1", "0000:xx:00.0", "FFFFFFFFF:00:00.0", "0000:+b:00.0"]
+        {
             assert!(bad.parse::<PciAddress>().is_err(), "{bad}");
         }
     }

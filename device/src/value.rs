@@ -199,6 +199,7 @@ impl Words {
             furthest: AtomicU32::new(0),
             used: AtomicBool::new(false),
             by_streams: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
             words: self.clone(),
         })))
     }
@@ -271,6 +272,8 @@ struct Held {
     used: AtomicBool,
     /// Whether a write was.
     by_streams: AtomicBool,
+    /// Whether the host has written what streams were to write.
+    given_up: AtomicBool,
     words: Words,
 }
 
@@ -308,6 +311,23 @@ impl Word {
         if self.0.used.load(Ordering::Relaxed) && !self.has_reached(furthest) {
             self.set(furthest);
         }
+    }
+
+    /// The context of the words that it is of.
+    pub fn context(&self) -> &Arc<PrimaryContext> {
+        &self.0.words.context
+    }
+
+    /// Lets streams go on that wait for what the streams of a context were to write that is lost: as if they had written it. Nobody
+    /// gets the word after this.
+    ///
+    /// # Safety
+    ///
+    /// The streams that were to write the word do nothing any more.
+    pub unsafe fn give_up(&self) {
+        let Held { place, base, furthest, given_up, .. } = &*self.0;
+        given_up.store(true, Ordering::Relaxed);
+        place.word().store(base.wrapping_add(furthest.load(Ordering::Relaxed)), Ordering::Release);
     }
 
     /// Enqueues a write of `value`, which whoever sees it sees what the stream did before (release). One call of the driver.
@@ -363,8 +383,8 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // A word of a context that was reset is of no use, and a child's are its parent's.
-        if self.words.context.usable().is_err() {
+        // A word of a context that was reset or lost is of no use, and a child's are its parent's.
+        if self.words.context.usable().is_err() || *self.given_up.get_mut() {
             return;
         }
         let mut state = self.words.pool.lock();

@@ -12,6 +12,7 @@
 
 pub mod clock;
 pub mod codec;
+pub mod descriptors;
 mod error;
 mod file;
 mod forward;

@@ -3,11 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 
+use rustix::net::sockopt::set_ipv6_v6only;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::interface::own_addresses;
+
+/// Connections that wait to be accepted, as the standard library has it.
+const BACKLOG: i32 = 128;
 
 /// Random bytes from the system.
 ///
@@ -41,12 +46,24 @@ pub fn abstract_name(purpose: &str, name: &[u8]) -> String {
 /// [`crate::interface::NoInterface`], in an [`io::Error`], that was named; the system's.
 pub fn listen(interface: Option<&str>) -> io::Result<(TcpListener, Vec<SocketAddr>)> {
     let addresses = own_addresses(interface).map_err(io::Error::other)?;
-    // One for both families, where the system has both.
-    let listener = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0"))?;
+    let listener = match bind_to_both() {
+        Ok(listener) => listener,
+        // The system has one family alone.
+        Err(_) => TcpListener::bind("0.0.0.0:0")?,
+    };
     listener.set_nonblocking(true)?;
     let own = listener.local_addr()?;
     let is_reached = |ip: &IpAddr| own.is_ipv6() || ip.is_ipv4();
     Ok((listener, addresses.into_iter().filter(is_reached).map(|ip| (ip, own.port()).into()).collect()))
+}
+
+/// One socket for both families, also where the system's own wish is one for each (`net.ipv6.bindv6only`).
+fn bind_to_both() -> io::Result<TcpListener> {
+    let socket = socket_with(AddressFamily::INET6, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_ipv6_v6only(&socket, false)?;
+    bind(&socket, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 #[cfg(test)]
@@ -68,6 +85,15 @@ mod tests {
             assert_eq!(from.port(), stream.local_addr().unwrap().port(), "{address}");
         }
         assert!(listen(Some("nowhere0")).unwrap_err().to_string().contains("nowhere0"));
+    }
+
+    #[test]
+    fn a_listener_of_the_sixth_version_serves_the_fourth_whatever_the_system_wishes() {
+        let (listener, _) = listen(None).unwrap();
+        if listener.local_addr().unwrap().is_ipv6() {
+            assert!(!rustix::net::sockopt::ipv6_v6only(&listener).unwrap());
+            TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use cust::context::Context;
 use cust::device::Device;
 use meshreduce::store::FileStore;
 use meshreduce::{Communicator, Config, Error, Outcome};
+use meshreduce_device::{Module, Stream};
 
 use crate::emulated_node::EmulatedNode;
 
@@ -160,4 +161,33 @@ pub fn reset_context(ordinal: u32) {
     let reset: unsafe extern "C" fn(i32) -> i32 = unsafe { std::mem::transmute(address) };
     // SAFETY: nothing of the context is used after it but by what sees that it has gone.
     assert_eq!(unsafe { reset(ordinal as i32) }, 0, "resetting the context of device {ordinal}");
+}
+
+/// A kernel that writes where it must not.
+const WILD: &str = "
+.version 7.0
+.target sm_70
+.address_size 64
+.visible .entry wild(.param .u64 to)
+{
+    .reg .b64 %to;
+    ld.param.u64 %to, [to];
+    st.global.u64 [%to], %to;
+    ret;
+}
+";
+
+/// Has the device lose the stream's context, when what was enqueued before is done: by a kernel that faults. The module is to be kept
+/// for as long.
+///
+/// # Panics
+/// If the driver refuses.
+#[must_use]
+pub fn lose_context(stream: &Stream) -> Module {
+    let module = Module::load(stream.context(), WILD).unwrap_or_else(|(error, log)| panic!("{error}: {log}"));
+    let wild = module.function("wild").expect("a function").expect("it is there");
+    let address = 16_u64;
+    // SAFETY: the module is loaded, and the function has one parameter of this type. Nobody has memory at the address.
+    unsafe { wild.launch(1, 1, stream.raw(), &address) }.expect("a launch");
+    module
 }

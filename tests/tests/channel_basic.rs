@@ -13,7 +13,10 @@ channel_scenarios!(
     reset,
     Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes();
     the_context_is_reset,
-    the_context_is_renewed
+    the_context_is_renewed,
+    a_kernel_faults,
+    a_kernel_faults_before_a_receive,
+    refused_streams_fail_their_transfer_alone
 );
 channel_scenarios!(host_memory_of_two_processes, Cast::new("basic", "cpu", "cpu").in_processes());
 channel_scenarios!(host_memory_over_tcp, Cast::new("basic", "cpu", "cpu").in_processes().over("tcp"));

@@ -29,13 +29,17 @@ channel_scenarios!(
     reset_in_two_processes,
     Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
     the_context_is_reset,
-    the_context_is_renewed
+    the_context_is_renewed,
+    a_kernel_faults,
+    a_kernel_faults_before_a_receive,
+    refused_streams_fail_their_transfer_alone
 );
 channel_scenarios!(
     reset_while_the_host_sends,
     Cast::new("gdr", "cpu", "cuda:1").on_adapters_of(TWO).in_processes();
     the_context_is_reset,
-    the_context_is_renewed
+    the_context_is_renewed,
+    a_kernel_faults
 );
 channel_scenarios!(
     streams_of_two_processes,

@@ -7,10 +7,10 @@ use std::time::Duration;
 use meshreduce_channels::channel::Pair;
 use meshreduce_channels::{Context, Error, Ipc, Registry, Slice};
 use meshreduce_device::{Device, VisibleDevice, Words};
-use meshreduce_tests::channel_peer::{Gpu, LONG, Peer, byte, data, descriptors, eventually};
+use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, byte, data, descriptors, eventually};
 use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
-use meshreduce_tests::in_process::all_driver_calls;
+use meshreduce_tests::in_process::{all_driver_calls, lose_context};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -25,7 +25,7 @@ channel_scenarios!(
     devices_over_tcp,
     Cast::new("ipc", "cuda:3", "cuda:2").on_node("hgx-h100").in_processes().over("tcp")
 );
-channel_scenarios!(reset, Cast::new("ipc", "cuda:4", "cuda:5").on_node("hgx-h100").in_processes(); the_context_is_reset, the_context_is_renewed);
+channel_scenarios!(reset, Cast::new("ipc", "cuda:4", "cuda:5").on_node("hgx-h100").in_processes(); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
 channel_scenarios!(long, Cast::new("ipc", "cuda:0", "cuda:1").on_large_devices().in_processes(); long);
 
 const SLOT: u64 = 4096;
@@ -72,6 +72,7 @@ fn rank() {
         "calls" => calls(part),
         "hidden" => hidden(part),
         "refused" => refused(part),
+        "lost" => other_context_is_lost(part),
         "left behind" => left_behind(part),
         "no descriptors" => no_descriptors(part),
         "killed" => survive(part, Duration::from_secs(30)),
@@ -134,6 +135,44 @@ fn a_receiver_that_does_not_see_the_words_is_told() {
 #[test]
 fn one_slot_is_enough() {
     play("one slot");
+}
+
+/// The first rank's transfers wait for a stream of another device than the memory's, whose context is lost by a kernel that faults:
+/// they fail on both sides, alone.
+fn other_context_is_lost(part: Part) {
+    const BYTES: u64 = 70_000;
+    let peer = Peer::meet(part, &channels(), &[Device::Cuda(0), Device::Cuda(1)]);
+    let (gpu, other) = (Gpu::new(0), Gpu::new(1));
+    let gate = Gate::shut(&other);
+    let module = (peer.part.rank == 0).then(|| lose_context(&other.stream));
+    let after = module.as_ref().map(|_| &other.stream);
+    let transfers = [
+        peer.endpoint.send(gpu.empty(BYTES), gpu.device(), after),
+        peer.endpoint.recv(gpu.empty(BYTES), gpu.device(), after),
+    ];
+    peer.meet_at("the start");
+    drop(gate);
+    for transfer in transfers {
+        let failed = transfer.wait(LONG).unwrap_err();
+        let is_it = match failed.error {
+            Error::Driver(_) => peer.part.rank == 0,
+            Error::Remote { .. } => peer.part.rank == 1,
+            _ => false,
+        };
+        assert!(is_it && failed.error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{failed}");
+        assert!(failed.into_memory().is_some(), "the memory comes back");
+    }
+    let sent = peer.endpoint.send(gpu.memory(&data(1, BYTES)), gpu.device(), &gpu.stream);
+    let (received, _) = peer.endpoint.recv(gpu.empty(BYTES), gpu.device(), &gpu.stream).wait(LONG).unwrap();
+    gpu.assert_holds(received.address(), 1, BYTES);
+    sent.wait(LONG).unwrap();
+    peer.meet_at("the end");
+    peer.end();
+}
+
+#[test]
+fn a_stream_of_another_device_that_is_lost_fails_its_transfers_alone() {
+    play("lost");
 }
 
 /// Long transfers in both directions over four channels, two to a ring.

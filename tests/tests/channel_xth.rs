@@ -9,7 +9,7 @@ use meshreduce_tests::channel_scenarios;
 use meshreduce_tests::channels::Cast;
 use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
-channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed);
+channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
 channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"));
 channel_scenarios!(devices_that_are_not_the_first, Cast::new("xth", "cuda:6", "cuda:3").on_node("hgx-h100"));
 channel_scenarios!(one_device, Cast::new("xth", "cuda:2", "cuda:2").on_node("hgx-h100"));
@@ -17,10 +17,10 @@ channel_scenarios!(over_tcp, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h
 channel_scenarios!(long, Cast::new("xth", "cuda:0", "cuda:1").on_large_devices(); long);
 channel_scenarios!(host_memory, Cast::new("xth", "cpu", "cpu"));
 
-/// The sender records its stream's event; the receiver has its own recorded, waits for both, copies and writes a word. (No other test
+/// Both callers' streams write a word; the receiver waits for both, if they are not there yet, copies and writes another. (No other test
 /// of this process calls the driver.)
 #[test]
-fn a_message_takes_one_call_of_the_driver_to_send_and_four_to_receive() {
+fn a_message_takes_one_call_of_the_driver_to_send_and_at_most_four_to_receive() {
     const ROUNDS: u64 = 50;
     open_driver();
     let mut registry = Registry::empty();
@@ -43,6 +43,6 @@ fn a_message_takes_one_call_of_the_driver_to_send_and_four_to_receive() {
         source = sent.wait(LONG).unwrap().0;
         least = least.min(all_driver_calls() - before);
     }
-    assert_eq!(least, 5, "calls of the driver for a message");
+    assert!((4..=5).contains(&least), "{least} calls of the driver for a message");
     assert_eq!(to.read(target.address(), 1 << 20), vec![7; 1 << 20]);
 }

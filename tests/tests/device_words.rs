@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meshreduce_device::{ContextState, DeviceMemory, PrimaryContext, Stream, Word, Words, initialise};
-use meshreduce_tests::in_process::{driver_calls, fail_driver_calls, open_driver, reset_context};
+use meshreduce_tests::in_process::{
+    driver_calls, fail_driver_calls, lose_context, open_driver, reset_context,
+};
 
 const NOT_SUPPORTED: u32 = 801;
 const LONG: Duration = Duration::from_secs(60);
@@ -185,4 +187,32 @@ fn words_go_with_their_context_and_the_next_one_has_others() {
     drop(word);
     gate.set(1);
     assert!(stream.finish(LONG).unwrap());
+}
+
+#[test]
+fn a_lost_context_says_so_and_what_its_streams_were_to_write_the_host_writes() {
+    let (lost, other) = (context(5), context(6));
+    assert_eq!(lost.check(), Ok(()));
+    let words = Words::new(&lost).unwrap();
+    let (stream, gate) = held(&words);
+    let word = words.take().unwrap();
+    let module = lose_context(&stream);
+    let waiting = Stream::new(&other).unwrap();
+    // SAFETY: the streams are alive and not being captured; it is the word's only write.
+    unsafe {
+        word.enqueue_write(1, stream.raw()).unwrap();
+        word.enqueue_wait(1, waiting.raw()).unwrap();
+    }
+    gate.set(1);
+    wait_until(|| lost.check().is_err());
+    let error = lost.check().unwrap_err();
+    assert_eq!((&*error.name, error.loses_context()), ("CUDA_ERROR_ILLEGAL_ADDRESS", true));
+    assert!(!word.has_reached(1) && !waiting.finish(Duration::ZERO).unwrap());
+    // SAFETY: the context is lost: none of its streams does anything any more.
+    unsafe { word.give_up() };
+    assert!(waiting.finish(LONG).unwrap());
+    assert_eq!(other.check(), Ok(()));
+    drop((word, module));
+    reset_context(5);
+    assert_eq!(lost.check().unwrap_err().name, "CUDA_ERROR_CONTEXT_IS_DESTROYED");
 }

@@ -277,12 +277,11 @@ impl Receiver {
             match self.watch.is_over(&mut receiving.wait, &receiving.operation.ready, now) {
                 Ok(true) => {}
                 Ok(false) => return Ok(activity.max(Activity::Waiting)),
-                Err(error) if error.is_refusal() => {
+                Err(error) => {
                     receiving.failed = Some(error);
                     activity = Activity::Moved;
                     continue;
                 }
-                Err(error) => return Err(error),
             }
             while left > 0
                 && let Some(held) = receiving.held.pop_front()
@@ -362,9 +361,9 @@ impl Receiver {
             activity = Activity::Moved;
             match failed {
                 Some(error) if !is_there => {
-                    let refusal = match error.is_refusal() {
-                        true => Refusal::Failed { what: error.to_string() },
-                        false => Refusal::Dropped,
+                    let refusal = match &error {
+                        Error::Driver(error) => Refusal::Failed { what: error.to_string() },
+                        _ => Refusal::Dropped,
                     };
                     io.send(Notice::Refused { number, refusal }.encode());
                     operation.ticket.fail(error);

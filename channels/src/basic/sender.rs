@@ -219,8 +219,10 @@ impl Sender {
             match self.watch.is_over(&mut state.wait, &operation.ready, io.now()) {
                 Ok(true) => {}
                 Ok(false) => return Ok(activity.max(Activity::Waiting)),
+                // Whatever has become of the stream, others may have another.
                 Err(error) => {
-                    self.fail(number, error)?;
+                    state.failed = Some(error);
+                    self.withdraw(number);
                     activity = Activity::Moved;
                     continue;
                 }

@@ -217,11 +217,11 @@ impl Writer {
         let mut left = self.filling.slot_bytes();
         while let Some(writing) = self.line.front_mut() {
             let batch = writing.batch;
-            match self.lanes.pass(&mut writing.gate, &writing.ready) {
+            match self.lanes.pass(&mut writing.gate, &writing.ready, io.now()) {
                 Ok(true) => {}
                 Ok(false) => return Ok(activity.max(Activity::Waiting)),
                 Err(error) => {
-                    self.fail(batch, error, None)?;
+                    self.cut(batch, error, None);
                     activity = Activity::Moved;
                     continue;
                 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use meshreduce_device::Stream;
+use meshreduce_device::{DriverError, Stream};
 
 use super::POISON;
 use super::waiters::Waiters;
@@ -50,14 +50,21 @@ fn wake(waker: Waker) {
 
 impl Inner {
     fn show(&mut self) -> Vec<Waker> {
-        let value = if self.failure.is_some() { POISON } else { self.count.batches };
-        for word in &self.words {
-            if let Err(error) = word.show(value) {
-                tracing::error!(%error, "the word of a counter could not be written");
-                self.failure.get_or_insert(Error::Driver(error));
+        if let Err(error) = self.write_words() {
+            tracing::error!(%error, "the word of a counter could not be written");
+            if self.failure.is_none() {
+                // Which the other words are to tell of, those too that were written just now.
+                self.failure = Some(Error::Driver(error));
+                let _ = self.write_words();
             }
         }
         self.waiters.take()
+    }
+
+    /// Writes all words that can be written.
+    fn write_words(&self) -> Result<(), DriverError> {
+        let value = if self.failure.is_some() { POISON } else { self.count.batches };
+        self.words.iter().map(|word| word.show(value)).fold(Ok(()), Result::and)
     }
 }
 
@@ -137,9 +144,10 @@ impl State {
         }
         let batches = std::mem::take(&mut inner.count).batches;
         let wakers = inner.show();
+        let failure = inner.failure.clone();
         drop(inner);
         wakers.into_iter().for_each(wake);
-        Ok(batches)
+        failure.map_or(Ok(batches), Err)
     }
 
     pub(super) fn count(&self) -> Count {

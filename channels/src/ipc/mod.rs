@@ -29,7 +29,6 @@
 //! that is closed meanwhile leaks it, and logs that.
 
 mod channel;
-mod doubt;
 mod imports;
 mod lend;
 mod message;

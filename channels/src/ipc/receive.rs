@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use meshreduce_device::{Stream, Word, copy_within, has_reached};
 
 use super::channel::Here;
-use super::doubt::Doubt;
 use super::imports::Imported;
 use super::message::{Message, RingOffer};
 use super::send::MOST_OLD;
 use super::words::SeenWords;
 use crate::channel::{Activity, Io, Operation};
+use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::transfer::Aborts;
 
@@ -31,6 +31,8 @@ pub(super) struct Receives {
     aborts: Aborts,
     /// The numbers of those whose memory is not known to be there: the sender was not told that they are ready.
     unready: VecDeque<u64>,
+    /// Of the streams that those wait for.
+    doubt: Doubt,
     /// The number of the next one to be started.
     next: u64,
     /// How transfers end that were not started yet.
@@ -123,6 +125,11 @@ impl Receives {
             return Err(here.nonsense("it offers another staging ring while one is in use".into()));
         }
         let context = &here.used.context;
+        // Before anything is opened, which the driver may be slow to close: that is for a thread of its own, at the end.
+        let stream = match &self.way {
+            Some(_) => None,
+            None => Some((Stream::new(context)?, here.used.words.take()?, here.used.words.take()?)),
+        };
         let source = match here.home.imports.open(context, &here.remote, &offer.memory) {
             Ok(source) => source,
             // The handles of a process that has just been killed are no more, though nobody has heard of its end yet.
@@ -134,7 +141,9 @@ impl Receives {
         let needed = offer.stride.checked_mul(offer.slots.into());
         if needed.is_none_or(|needed| needed > source.bytes()) || offer.slots > super::words::MOST {
             let RingOffer { slots, stride, .. } = offer;
-            return Err(here.nonsense(format!("{slots} slots of {stride} bytes in {} bytes", source.bytes())));
+            let what = format!("{slots} slots of {stride} bytes in {} bytes", source.bytes());
+            self.old.push(source);
+            return Err(here.nonsense(what));
         }
         let words = match here.home.options.sees_words {
             false => None,
@@ -151,20 +160,10 @@ impl Receives {
         if let Some(way) = &mut self.way {
             self.old.push(std::mem::replace(&mut way.source, source));
             (way.words, way.slots, way.stride) = (words, slots, stride);
-            return Ok(());
+        } else if let Some((stream, go, done)) = stream {
+            let (turn, is_unmarked, doubt) = Default::default();
+            self.way = Some(Way { source, words, slots, stride, stream, go, done, turn, is_unmarked, doubt });
         }
-        self.way = Some(Way {
-            source,
-            words,
-            slots,
-            stride,
-            stream: Stream::new(context)?,
-            go: here.used.words.take()?,
-            done: here.used.words.take()?,
-            turn: 0,
-            is_unmarked: false,
-            doubt: Doubt::default(),
-        });
         Ok(())
     }
 
@@ -341,7 +340,7 @@ impl Receives {
                 }
             }
         }
-        activity = activity.max(self.want(io)?);
+        activity = activity.max(self.want(io));
         for number in dropped {
             self.settle(number);
             activity = Activity::Moved;
@@ -359,13 +358,28 @@ impl Receives {
     }
 
     /// Tells the sender of those whose memory is there by now.
-    fn want(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+    fn want(&mut self, io: &mut Io<'_>) -> Activity {
         let mut activity = Activity::Idle;
+        // A stream whose context is lost tells nothing.
+        let is_doubtful = self.doubt.is_due(io.now(), !self.unready.is_empty());
+        let mut lives = HashMap::new();
         for _ in 0..self.unready.len() {
             let Some(number) = self.unready.pop_front() else { break };
             let waiting = self.waiting.get_mut(&number).filter(|receiving| receiving.fate.is_none());
             let Some(receiving) = waiting else { continue };
-            if receiving.operation.ready.has_come()? {
+            let ready = &receiving.operation.ready;
+            let mut has_come = ready.has_come();
+            if let (Ok(false), true, Some(context)) = (&has_come, is_doubtful, ready.context()) {
+                let lives = lives.entry(context.ordinal()).or_insert_with(|| context.check());
+                has_come = lives.clone().map(|()| false);
+            }
+            if let Err(error) = has_come {
+                // It concerns this transfer alone.
+                io.send(Message::ReceiveFailed { number, what: error.to_string() }.to_bytes());
+                receiving.fate = Some(error.into());
+                self.settle(number);
+                activity = Activity::Moved;
+            } else if has_come == Ok(true) {
                 receiving.is_wanted = true;
                 let bytes = receiving.operation.span.bytes;
                 io.send(Message::Wanted { number, bytes }.to_bytes());
@@ -375,7 +389,7 @@ impl Receives {
                 activity = activity.max(Activity::Waiting);
             }
         }
-        Ok(activity)
+        activity
     }
 
     /// Gives slots back that were copied away.

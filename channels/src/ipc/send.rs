@@ -1,22 +1,25 @@
 //! The sending side: from the caller's memory into slots of the staging ring.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use meshreduce_device::Stream;
 
 use super::channel::Here;
-use super::doubt::Doubt;
 use super::message::Message;
 use super::ring::Ring;
 use super::slots::Found;
 use crate::channel::{Activity, Io, Operation, Ready};
-use crate::error::Error;
+use crate::doubt::Doubt;
+use crate::error::{Error, cut};
 use crate::transfer::Aborts;
 
 /// Rings that a channel has been through, at most: as many peers may be lost and live on.
 pub(super) const MOST_OLD: usize = 16;
+
+/// Of what is told of a receive whose send was not started yet, as many bytes are kept.
+const MOST_TOLD: usize = 256;
 
 #[derive(Debug, Default)]
 pub(super) struct Sends {
@@ -28,7 +31,8 @@ pub(super) struct Sends {
     next: u64,
     /// What the receiver wants, of transfers that were not started yet.
     wanted: HashMap<u64, u64>,
-    unwanted: HashSet<u64>,
+    /// What has become of the receives of others.
+    unwanted: HashMap<u64, String>,
     /// Those that the receiver is ready for and of which there are bytes to be staged.
     line: VecDeque<u64>,
     /// Chunks that are on their way into slots, as they are in the stream.
@@ -115,8 +119,8 @@ impl Sends {
             let (old, is_last, taking, doubt) = Default::default();
             self.way = Some(Way { ring, old, is_last, stream, taking, doubt });
         }
-        if self.unwanted.remove(&number) {
-            self.give_up(number, here.remote_error("the receive was dropped"));
+        if let Some(what) = self.unwanted.remove(&number) {
+            self.give_up(number, here.remote_error(&what));
         } else if let Some(bytes) = self.wanted.remove(&number) {
             self.matched(number, bytes, here, io);
         }
@@ -134,17 +138,21 @@ impl Sends {
 
     /// The receiver has given it up.
     pub(super) fn unwanted(&mut self, number: u64, here: &Here) {
-        if number >= self.next {
-            self.wanted.remove(&number);
-            self.unwanted.insert(number);
-        } else {
-            self.give_up(number, here.remote_error("the receive was dropped"));
-        }
+        self.comes_to_nothing(number, "the receive was dropped".into(), here);
     }
 
     /// It has failed on the receiver's side.
     pub(super) fn receive_failed(&mut self, number: u64, what: &str, here: &Here) {
-        self.give_up(number, here.remote_error(&format!("receive {number} has failed: {what}")));
+        self.comes_to_nothing(number, format!("receive {number} has failed: {what}"), here);
+    }
+
+    fn comes_to_nothing(&mut self, number: u64, what: String, here: &Here) {
+        if number >= self.next {
+            self.wanted.remove(&number);
+            self.unwanted.insert(number, cut(&what, MOST_TOLD).to_owned());
+        } else {
+            self.give_up(number, here.remote_error(&what));
+        }
     }
 
     fn matched(&mut self, number: u64, expected: u64, here: &Here, io: &mut Io<'_>) {
@@ -309,12 +317,25 @@ impl Sends {
     /// Fills what slots there are.
     fn stage(&mut self, here: &Here, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        let Some(way) = &mut self.way else { return Ok(activity) };
         while let Some(number) = self.line.front().copied() {
+            let Some(way) = &mut self.way else { return Ok(activity) };
             let Some(sending) = self.waiting.get_mut(&number) else {
                 self.line.pop_front();
                 continue;
             };
+            // Another device's is lost alone, and this one's stream would go on, or stand still for ever.
+            if !sending.is_ready && sending.operation.ready.is_for_the_host(&here.used.context) {
+                match sending.operation.ready.has_come() {
+                    Ok(true) => sending.is_ready = true,
+                    Ok(false) => return Ok(activity.max(Activity::Waiting)),
+                    Err(error) => {
+                        io.send(Message::SendFailed { number, what: error.to_string() }.to_bytes());
+                        self.give_up(number, error.into());
+                        activity = Activity::Moved;
+                        continue;
+                    }
+                }
+            }
             // Behind a stream that is not ready nothing in this channel's stream goes on.
             let behind_early = self.staged.iter().any(|staged| staged.is_early);
             let is_ready = sending.is_ready && !behind_early;
@@ -382,7 +403,9 @@ impl Sends {
             }
             activity = Activity::Moved;
         }
-        need_none(&way.ring, here);
+        if let Some(way) = &self.way {
+            need_none(&way.ring, here);
+        }
         Ok(activity)
     }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 use meshreduce_device::{DriverError, Stream, Word};
 
 use super::channel::Here;
-use super::doubt::Doubt;
 use super::imports::{Closing, Imported};
 use super::message::{Message, RegionOffer};
 use super::region::{self, Part};
 use crate::channel::{Activity, Batch, Io, Page, Ready, RegionPart};
+use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::region::Copies;
 use crate::transfer::{Aborts, Ticket};
@@ -306,6 +306,21 @@ impl Writes {
             self.line.push_front(writing);
             return Ok(Activity::Idle);
         };
+        // Another device's stream is lost alone, and this one's would go on, or stand still for ever.
+        if !writing.has_begun && writing.ready.is_for_the_host(&here.used.context) {
+            match writing.ready.has_come() {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.line.push_front(writing);
+                    return Ok(Activity::Waiting);
+                }
+                Err(error) => {
+                    writing.told.fate = Some(error.into());
+                    writing.told.end(Some(io));
+                    return Ok(Activity::Moved);
+                }
+            }
+        }
         // The descriptor may say otherwise than the owner.
         let fits = writing.furthest.map_or(Ok(()), |page| page.check_target(&here.peer, open.bytes));
         if let Err(error) = fits {

@@ -9,7 +9,7 @@ pub(crate) const HEADER: usize = 12;
 /// The longest body that is believed.
 pub(crate) const LONGEST: usize = 64 << 20;
 /// Descriptors of one message.
-pub(crate) const MOST_FILES: usize = 16;
+pub(crate) const MOST_FILES: usize = meshreduce_store::descriptors::MOST;
 
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

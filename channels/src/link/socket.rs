@@ -2,19 +2,16 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use meshreduce_store::descriptors;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown,
-};
+use rustix::net::Shutdown;
 
 use super::frame::{HEADER, Header};
 use super::{Broken, Incoming, MOST_FILES, Queue};
@@ -136,12 +133,7 @@ impl Socket {
             Some(first) if self.sent == 0 => first.files.iter().map(AsFd::as_fd).collect(),
             _ => Vec::new(),
         };
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(Errno::INVAL);
-        }
-        rustix::net::sendmsg(&self.file, &parts, &mut control, SendFlags::NOSIGNAL)
+        descriptors::send(&self.file, &parts, &files)
     }
 
     pub(super) fn fill(&mut self) -> Result<bool, Broken> {
@@ -162,27 +154,16 @@ impl Socket {
                 self.buffer.resize(self.end + room, 0);
             }
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
         let place = &mut self.buffer[self.end..self.end + room];
-        let received = match rustix::net::recvmsg(
-            &self.file,
-            &mut [IoSliceMut::new(place)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        ) {
+        let received = match descriptors::receive(&self.file, place) {
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(error) => return Err(lost(error)),
         };
-        let before = self.files.len();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(files) = message {
-                self.files.extend(files);
-            }
-        }
-        // There was room for as many as a message may have: the system had none to give (unix(7), `SCM_RIGHTS`).
-        if received.flags.contains(ReturnFlags::CTRUNC) && self.files.len() - before < MOST_FILES {
+        // There was room for as many as a message may have: the system had none to give.
+        let is_short = received.is_cut && received.files.len() < MOST_FILES;
+        self.files.extend(received.files);
+        if is_short {
             return Err(Broken::Short(Errno::MFILE));
         }
         if self.files.len() > MOST_PENDING {

@@ -126,7 +126,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, NotAnAddress> {
         let digits = |pair: &[u8]| {
-            let text = std::str::from_utf8(pair).ok()?;
+            let text = std::str::from_utf8(pair).ok().filter(|text| !text.starts_with('+'))?;
             u8::from_str_radix(text, 16).ok()
         };
         let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digits).collect();

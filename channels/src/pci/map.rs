@@ -225,6 +225,7 @@ mod tests {
             ("cpu=", r#""cpu=": "" is no NIC"#),
             ("cpu=a,,b", r#""cpu=a,,b": "" is no NIC"#),
             ("cpu=a:0", r#""a:0" is no NIC"#),
+            ("cpu=a:+1", r#""a:+1" is no NIC"#),
             ("cpu=a:x", r#""a:x" is no NIC"#),
             ("cpu=a/b", r#""a/b" is no NIC"#),
             ("cpu=a=b", r#""a=b" is no NIC"#),

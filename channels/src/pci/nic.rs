@@ -178,7 +178,11 @@ impl FromStr for PortName {
     fn from_str(text: &str) -> Result<Self, NotAPort> {
         let bad = || NotAPort(text.to_owned());
         let (nic, port) = match text.split_once(':') {
-            Some((nic, port)) => (nic, port.parse().ok().filter(|port| *port > 0).ok_or_else(bad)?),
+            // `parse` takes a plus sign, which nobody means.
+            Some((nic, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (nic, port.parse().ok().filter(|port| *port > 0).ok_or_else(bad)?)
+            }
+            Some(_) => return Err(bad()),
             None => (text, 1),
         };
         let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');

@@ -27,6 +27,10 @@ impl FromStr for Component {
 
     fn from_str(text: &str) -> Result<Self, NotAPciPath> {
         let bad = || NotAPciPath(text.to_owned());
+        // Numbers take a plus sign, which no such name has.
+        if text.contains('+') {
+            return Err(bad());
+        }
         if let Some(root) = text.strip_prefix("pci") {
             let (domain, bus) = root.split_once(':').ok_or_else(bad)?;
             let domain = u32::from_str_radix(domain, 16).map_err(|_| bad())?;
@@ -168,9 +172,13 @@ mod tests {
         ] {
             assert_eq!(PciPath::within(directory).unwrap().to_string(), path);
         }
-        for directory in
-            ["/sys/devices/virtual/infiniband/rxe0", "/sys/devices/pci0000:00", "", "/0000:01:00.0"]
-        {
+        for directory in [
+            "/sys/devices/virtual/infiniband/rxe0",
+            "/sys/devices/pci0000:00",
+            "",
+            "/0000:01:00.0",
+            "/sys/devices/pci+000:00/0000:00:01.0",
+        ] {
             assert_eq!(PciPath::within(directory), None, "{directory}");
         }
     }

@@ -161,7 +161,7 @@ fn netdev(device: &Path, port: u8) -> Option<String> {
         let standing_in = text(&interface.join("phys_port_name"))
             .is_some_and(|name| name.contains("vf") || name.contains("sf"));
         let number = text(&interface.join("dev_port")).map_or(0, |number| number.parse().unwrap_or(u32::MAX));
-        !standing_in && number + 1 == u32::from(port)
+        !standing_in && number.checked_add(1) == Some(u32::from(port))
     };
     name(interfaces.iter().find(own)?)
 }

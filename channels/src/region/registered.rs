@@ -38,10 +38,15 @@ pub struct Region<M: Memory> {
 impl<M: Memory> Region<M> {
     /// Registers memory with all kinds of channels that can.
     pub(crate) fn new(site: &Arc<Site>, memory: M) -> Result<Self, Failed<M>> {
+        // Where it stays, before anybody is told where that is.
+        let memory = Held::new(memory);
         let span = memory.span();
         match Self::parts(site, span) {
-            Ok(parts) => Ok(Self { span, parts, memory: Held::new(memory), site: Arc::clone(site) }),
-            Err(error) => Err(Failed { error, remains: Remains::Memory(memory) }),
+            Ok(parts) => Ok(Self { span, parts, memory, site: Arc::clone(site) }),
+            Err(error) => {
+                let remains = memory.take().map_or(Remains::Nothing, Remains::Memory);
+                Err(Failed { error, remains })
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::exchange::{Phase, Shower, Shown, Taken, find};
 use super::write::{self, Writes};
-use crate::channel::{Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, Rest};
+use crate::channel::{Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, Ready, Rest};
 use crate::error::Error;
 use crate::lane::Mark;
 use crate::lanes::{Gate, Lanes};
@@ -95,6 +95,12 @@ impl XthChannel {
             self.orphans.push(operation);
             return Ok(());
         };
+        if let Ready::Refused(error) = taken.ready() {
+            let what = format!("send {} has failed: {error}", operation.ticket.number()).into();
+            let error = Error::Remote { peer: Arc::clone(&self.peer), what };
+            refuse(operation, taken, error, io);
+            return Ok(());
+        }
         let how = match self.lanes.context().cloned() {
             None => How::Host { own: Gate::Shut, other: Gate::Shut, done: 0 },
             Some(context) => {
@@ -143,7 +149,14 @@ impl XthChannel {
                 How::Device(mark) if !self.lanes.has_passed(*mark) => {
                     return Ok(activity.max(Activity::Waiting));
                 }
-                How::Device(_) => {}
+                How::Device(mark) => {
+                    if let Err(error) = self.lanes.vouch(*mark) {
+                        let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
+                        refuse(operation, taken, error, io);
+                        activity = Activity::Moved;
+                        continue;
+                    }
+                }
                 How::Host { done: 0, .. } if operation.ticket.is_aborted() => {
                     let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else { break };
                     taken.give_up();
@@ -153,14 +166,15 @@ impl XthChannel {
                     continue;
                 }
                 How::Host { own, other, done } => {
-                    let passed = match self.lanes.pass(own, &operation.ready) {
-                        Ok(true) => self.lanes.pass(other, taken.ready()),
+                    let now = io.now();
+                    let passed = match self.lanes.pass(own, &operation.ready, now) {
+                        Ok(true) => self.lanes.pass(other, taken.ready(), now),
                         not => not,
                     };
                     match passed {
                         Ok(true) => {}
                         Ok(false) => return Ok(activity.max(Activity::Waiting)),
-                        Err(error) if error.is_refusal() => {
+                        Err(error) => {
                             let Some(Copying { operation, taken, .. }) = self.copies.pop_front() else {
                                 break;
                             };
@@ -168,7 +182,6 @@ impl XthChannel {
                             activity = Activity::Moved;
                             continue;
                         }
-                        Err(error) => return Err(error),
                     }
                     let (from, to, total) =
                         (taken.span().address, operation.span.address, operation.span.bytes);
@@ -264,9 +277,8 @@ fn copy(
     let there = there.unwrap_or(here);
     let lane = lanes.own()?;
     for ready in [&operation.ready, taken.ready()] {
-        match lane.wait_for(ready).map_err(Error::Driver) {
-            Err(error) if error.is_refusal() => return Ok(Copied::Refused(error)),
-            waits => waits?,
+        if let Err(error) = lane.wait_for(ready) {
+            return Ok(Copied::Refused(error.into()));
         }
     }
     let attempt = lane.attempt(|_, stream| {
@@ -346,6 +358,11 @@ impl Channel for XthChannel {
             Some(Notice::Refused { number, refusal }) => {
                 self.read(number)?;
                 let (sending, error) = self.sends.refused(number, refusal)?;
+                // The other side has met what this one's driver refused.
+                let error = match &sending.operation.ready {
+                    Ready::Refused(error) => error.clone().into(),
+                    _ => error,
+                };
                 sending.operation.ticket.fail(error);
                 Ok(())
             }
@@ -388,7 +405,7 @@ impl Channel for XthChannel {
         for Copying { operation, taken, how } in self.copies.drain(..) {
             // The send's side learns by this alone whether its data are there. A lane whose context is lost is idle as well.
             match how {
-                How::Device(mark) if self.lanes.has_passed(mark) => {
+                How::Device(mark) if self.lanes.has_passed(mark) && self.lanes.vouch(mark).is_ok() => {
                     taken.done();
                     operation.ticket.done();
                 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use meshreduce_device::{Device, DeviceType, PrimaryContext, Words};
 
 use crate::channel::{
-    Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Reason, RegionPart,
+    Channel, ChannelContext, ChannelFactory, Descriptor, Environment, Offer, Pair, Reason, RegionPart,
 };
 use crate::error::Error;
 use crate::meet::random;
@@ -101,6 +101,11 @@ impl ChannelContext for XthContext {
             ([VERSION, _, _, ..], [VERSION, _, _, ..]) => Err("it is another process".into()),
             _ => Err("a descriptor of another version".into()),
         }
+    }
+
+    fn is_told(&self, pair: Pair, after: Device) -> bool {
+        // The receiver's device copies.
+        pair.remote != Device::Cpu && pair.remote != after
     }
 
     fn connect(&self, offer: Offer<'_>) -> Result<Box<dyn Channel>, Error> {

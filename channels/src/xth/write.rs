@@ -153,8 +153,8 @@ impl Writes {
         }
         if !self.line.is_empty() {
             let step = match self.lanes.context() {
-                Some(_) => self.enqueue(io).map(|()| Activity::Moved),
-                None => self.copy_by_host(io),
+                Some(_) => self.enqueue(io),
+                None => Ok(self.copy_by_host(io)),
             };
             activity = activity.max(step?);
         }
@@ -164,30 +164,30 @@ impl Writes {
     }
 
     /// Enqueues some copies of the first batch.
-    fn enqueue(&mut self, io: &mut Io<'_>) -> Result<(), Error> {
-        let Some(writing) = self.line.front_mut() else { return Ok(()) };
+    fn enqueue(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+        let Some(writing) = self.line.front_mut() else { return Ok(Activity::Idle) };
         if writing.told.fate.is_some() && !writing.has_begun {
             if let Some(writing) = self.line.pop_front() {
                 writing.told.end(Some(io));
             }
-            return Ok(());
+            return Ok(Activity::Moved);
         }
         let Some(local) = writing.told.local.as_any().downcast_ref::<Part>() else {
             writing.told.fate = Some(Error::BadMemory { what: "the local region is another kind's".into() });
-            return Ok(());
+            return Ok(Activity::Moved);
         };
         let (from, to) = (local.span().address, writing.told.target.span().address);
-        let (lane, apart) = (self.lanes.own()?, self.apart.as_ref());
         if !writing.has_begun {
-            if let Err(error) = lane.wait_for(&writing.ready).map_err(Error::Driver) {
-                if !error.is_refusal() {
-                    return Err(error);
+            match self.lanes.pass(&mut writing.gate, &writing.ready, io.now()) {
+                Ok(true) => writing.has_begun = true,
+                Ok(false) => return Ok(Activity::Waiting),
+                Err(error) => {
+                    writing.told.fate = Some(error);
+                    return Ok(Activity::Moved);
                 }
-                writing.told.fate = Some(error);
-                return Ok(());
             }
-            writing.has_begun = true;
         }
+        let (lane, apart) = (self.lanes.own()?, self.apart.as_ref());
         let is_given_up = writing.told.fate.is_some();
         let copies = &mut writing.copies;
         let mut is_all = is_given_up;
@@ -215,27 +215,26 @@ impl Writes {
         if is_all && let Some(writing) = self.line.pop_front() {
             self.flying.push_back(Flying { mark: attempt.mark, told: writing.told });
         }
-        Ok(())
+        Ok(Activity::Moved)
     }
 
     /// Copies some pages of the first batch, if its memory is there.
-    fn copy_by_host(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
+    fn copy_by_host(&mut self, io: &mut Io<'_>) -> Activity {
         let Some(Writing { copies, ready, gate, told, .. }) = self.line.front_mut() else {
-            return Ok(Activity::Idle);
+            return Activity::Idle;
         };
         let local = told.local.as_any().downcast_ref::<Part>().map(Part::span);
         let mut is_all = told.fate.is_some();
-        match (local, self.lanes.pass(gate, ready)) {
+        match (local, self.lanes.pass(gate, ready, io.now())) {
             (None, _) => {
                 told.fate = Some(Error::BadMemory { what: "the local region is another kind's".into() });
                 is_all = true;
             }
-            (Some(_), Ok(false)) if !is_all => return Ok(Activity::Waiting),
-            (Some(_), Err(error)) if error.is_refusal() => {
+            (Some(_), Ok(false)) if !is_all => return Activity::Waiting,
+            (Some(_), Err(error)) => {
                 told.fate.get_or_insert(error);
                 is_all = true;
             }
-            (Some(_), Err(error)) => return Err(error),
             (Some(local), Ok(_)) => {
                 let (from, to) = (local.address, told.target.span().address);
                 let mut left = TURN;
@@ -258,7 +257,7 @@ impl Writes {
         if is_all && let Some(writing) = self.line.pop_front() {
             writing.told.end(Some(io));
         }
-        Ok(Activity::Moved)
+        Activity::Moved
     }
 
     /// Behind the end: fails everything when nothing is copied any more; whether that is so.

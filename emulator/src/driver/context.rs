@@ -22,6 +22,8 @@ pub(super) struct Context {
     pub(super) health: Arc<Health>,
     pub(super) is_primary: bool,
     destroyed: AtomicBool,
+    /// Held while it is being destroyed and something of it may still run.
+    stopping: Mutex<()>,
     /// The legacy default stream.
     pub(super) default_stream: DefaultStream,
     /// Stack size, printf buffer and heap, as last set.
@@ -49,6 +51,8 @@ impl Context {
     /// The context's failure as an error.
     pub(super) fn check(&self) -> Result<()> {
         if self.destroyed.load(Ordering::Acquire) {
+            // Whoever is told so takes it that nothing of the context's uses memory any more.
+            drop(self.stopping.lock());
             return Err(Error::ContextIsDestroyed);
         }
         match self.health.failure() {
@@ -97,6 +101,7 @@ impl Driver {
             health,
             is_primary,
             destroyed: AtomicBool::new(false),
+            stopping: Mutex::default(),
             limits: Mutex::new([1 << 10, 1 << 20, 8 << 20]),
             thread_streams: Mutex::default(),
         });
@@ -368,14 +373,17 @@ impl Driver {
     pub fn primary_reset(&self, ordinal: i32) -> Result<()> {
         let mut primary = self.primary(self.device(ordinal)?);
         primary.users = 0;
-        let over = primary.context.take();
-        drop(primary);
-        if let Some(context) = over {
+        let Some(context) = primary.context.take() else { return Ok(()) };
+        let engine = self.engine_of(&context)?;
+        {
+            let _stopping = context.stopping.lock();
             // First, so that nothing more is put into its streams.
             context.destroyed.store(true, Ordering::Release);
-            self.engine_of(&context)?.stop_context(context.handle, &context.health);
-            self.end_context(&context);
+            engine.stop_context(context.handle, &context.health);
         }
+        // Nobody is told before that it is not there any more.
+        drop(primary);
+        self.end_context(&context);
         Ok(())
     }
 

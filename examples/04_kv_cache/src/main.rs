@@ -105,10 +105,11 @@ fn prefill(
     let mut layers_on_their_way = Vec::new();
     let begun = Instant::now();
     for layer in 0..layers {
-        // Stands for the kernels that compute the layer's keys and values.
+        // Stands for the kernels that compute the layer's keys and values. (Those would be enqueued, and be under way beside the pages of
+        // the layer before; this waits for its copy.)
         let values: Vec<u8> = (0..pages).flat_map(|page| content(layer, page, page_bytes)).collect();
         cache.write(layer * pages * page_bytes, &values, &stream)?;
-        // Behind what the stream has computed so far, while the next layer is computed.
+        // Behind what the stream has so far; nobody waits for it here.
         let numbers = there.free.iter().enumerate();
         let moves = numbers.map(|(page, free)| (layer * pages + page as u64, layer * there.stride + free));
         let counter = &there.layers[layer as usize];

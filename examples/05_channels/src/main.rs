@@ -47,20 +47,22 @@ impl Ring<'_> {
         self.mesh.endpoint(rank).with_context(|| format!("there is no endpoint to rank {rank}"))
     }
 
-    /// Passes a tensor on and takes the next one, until everybody's was here. `device` says where a rank has its tensors; `check`
+    /// Passes a tensor on and takes the next one, until everybody's was here. `device` says where the other side has its tensors; `check`
     /// looks at one that has come, and whose it is.
     fn pass<M: Memory>(
         &self,
         (mut here, mut free): (M, M),
-        device: impl Fn(usize) -> Device,
+        device: impl Fn(&Endpoint) -> Result<Device>,
         stream: Option<&Stream>,
         mut check: impl FnMut(&M, usize) -> Result<()>,
     ) -> Result<()> {
         let (rank, size) = (self.mesh.rank(), self.mesh.world_size());
         let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+        let (next, before) = (self.endpoint(next)?, self.endpoint(before)?);
+        let (to, from) = (device(next)?, device(before)?);
         for step in 1..size {
-            let sent = self.endpoint(next)?.send(here, device(next), stream);
-            let received = self.endpoint(before)?.recv(free, device(before), stream);
+            let sent = next.send(here, to, stream);
+            let received = before.recv(free, from, stream);
             // What was received is the next to be sent, and what was sent may be written over.
             here = received.wait(self.timeout).map_err(|failed| failed.error)?.0;
             free = sent.wait(self.timeout).map_err(|failed| failed.error)?.0;
@@ -102,7 +104,7 @@ fn main() -> Result<()> {
     let ring = Ring { mesh: &mesh, bytes: arguments.bytes, timeout };
     let kind = match arguments.host {
         true => host(&ring)?,
-        false => device(&ring, local, arguments.shared_device)?,
+        false => device(&ring, local)?,
     };
     println!(
         "rank {rank}: tensors of {world_size} ranks, every byte of {} right, by {kind}",
@@ -121,7 +123,7 @@ fn host(ring: &Ring<'_>) -> Result<String> {
     let free = HostMemory::new(ring.bytes as usize)?;
     ring.pass(
         (own, free),
-        |_| Device::Cpu,
+        |_| Ok(Device::Cpu),
         None,
         |memory, of| {
             ensure!(**memory == tensor(of, ring.bytes), "the tensor of rank {of} has come as another");
@@ -132,21 +134,25 @@ fn host(ring: &Ring<'_>) -> Result<String> {
 }
 
 /// With tensors on the device of each rank.
-fn device(ring: &Ring<'_>, local: u32, is_shared: bool) -> Result<String> {
+fn device(ring: &Ring<'_>, local: u32) -> Result<String> {
     let context = PrimaryContext::retain(local)?;
     let stream = Stream::new(&context)?;
     let memory = || DeviceMemory::new(&context, ring.bytes).map(Arc::new);
     let (own, free) = (memory()?, memory()?);
     own.write(0, &tensor(ring.mesh.rank(), ring.bytes), &stream)?;
-    // Ranks of this node, each on the device of its number.
-    let of = |rank: usize| Device::Cuda(if is_shared { 0 } else { rank as u32 });
-    ring.pass((own, free), of, Some(&stream), |memory, of| {
+    ring.pass((own, free), gpu_of, Some(&stream), |memory, of| {
         let mut found = vec![0; ring.bytes as usize];
         memory.read(0, &mut found, &stream)?;
         ensure!(found == tensor(of, ring.bytes), "the tensor of rank {of} has come as another");
         Ok(())
     })?;
-    kind(ring, Device::Cuda(local), of((ring.mesh.rank() + 1) % ring.mesh.world_size()))
+    kind(ring, Device::Cuda(local), gpu_of(ring.endpoint((ring.mesh.rank() + 1) % ring.mesh.world_size())?)?)
+}
+
+/// The other side's GPU, by the number that it has there: what is `cuda:0` in one process may be `cuda:3` in another one.
+fn gpu_of(endpoint: &Endpoint) -> Result<Device> {
+    let gpu = endpoint.remote_devices().iter().copied().find(|device| *device != Device::Cpu);
+    gpu.with_context(|| format!("{} serves no GPU", endpoint.peer_name()))
 }
 
 fn kind(ring: &Ring<'_>, local: Device, remote: Device) -> Result<String> {

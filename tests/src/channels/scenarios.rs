@@ -13,9 +13,10 @@ use meshreduce_channels::{Device, Error, Failed, Owned};
 use super::memory::Buffer;
 use super::party::{Party, SOON, compare, pattern};
 use ends::{
-    closed_during_transfers, dropped_at_random, dropped_transfers, link_cut,
-    memory_freed_and_allocated_again, refused_copies_fail_their_transfer_alone, the_context_is_renewed,
-    the_context_is_reset, until_the_other_is_lost,
+    a_kernel_faults, a_kernel_faults_before_a_receive, closed_during_transfers, dropped_at_random,
+    dropped_transfers, link_cut, memory_freed_and_allocated_again, refused_copies_fail_their_transfer_alone,
+    refused_streams_fail_their_transfer_alone, the_context_is_renewed, the_context_is_reset,
+    until_the_other_is_lost,
 };
 use speed::throughput;
 use streams::{streams_are_waited_for_and_wait, streams_that_stand_still};
@@ -63,6 +64,9 @@ scenarios![
     until_the_other_is_lost,
     the_context_is_reset,
     the_context_is_renewed,
+    a_kernel_faults,
+    a_kernel_faults_before_a_receive,
+    refused_streams_fail_their_transfer_alone,
     throughput,
 ];
 

@@ -1,4 +1,5 @@
-//! A peer that is killed at any moment: what waits for it fails soon, with its name, and gives its memory back.
+//! A peer that is killed or stopped at any moment: what waits for it fails soon, with its name, and gives its memory back; in the end
+//! nothing is left.
 #![forbid(unsafe_code)]
 
 use std::io::{BufRead, BufReader};
@@ -7,23 +8,32 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use meshreduce_channels::{Error, Failed};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::program::{Arguments, Side, Started, again};
+use crate::channels::left;
 use crate::channels::party::{Role, SOON, pattern};
 
 /// What a survivor may take to know of it. (A machine that does other things too is given its time.)
 const KNOWN: Duration = Duration::from_secs(20);
 
-/// Kills as often as was asked for, by default; the one with `--rank 1` is the victim.
+/// Kills and stops as often as was asked for, by default; the one with `--rank 1` is the victim.
 ///
 /// # Errors
 ///
-/// A survivor that hangs, or says something else.
+/// A survivor that hangs, or says something else; what is left behind.
 pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.rank {
         Some(1) => victim(arguments),
-        _ => (0..arguments.kills)
-            .try_for_each(|kill| survivor(arguments, kill).with_context(|| format!("kill {kill}"))),
+        _ => {
+            let fates = [(Signal::KILL, arguments.kills), (Signal::STOP, arguments.stops)];
+            for (signal, times) in fates {
+                for time in 0..times {
+                    survivor(arguments, signal, time).with_context(|| format!("{signal:?} {time}"))?;
+                }
+            }
+            left::nothing()
+        }
     }
 }
 
@@ -36,7 +46,7 @@ fn victim(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn survivor(arguments: &Arguments, kill: u32) -> Result<()> {
+fn survivor(arguments: &Arguments, signal: Signal, time: u32) -> Result<()> {
     let store = tempfile::tempdir()?;
     let own = Arguments { store: Some(store.path().to_owned()), ..arguments.clone() };
     let mut victim = Started(again(store.path())?.stdout(Stdio::piped()).spawn()?);
@@ -44,11 +54,11 @@ fn survivor(arguments: &Arguments, kill: u32) -> Result<()> {
     let side = Side::meet(&own, Role::A)?;
     BufReader::new(said).lines().next().context("the victim has ended")??;
     // Random enough: from the beginning of the first transfer to well into the later ones.
-    let moment = Duration::from_micros(u64::from(kill).wrapping_mul(2_654_435_761) % 60_000);
+    let moment = Duration::from_micros(u64::from(time).wrapping_mul(2_654_435_761) % 60_000);
+    let pid = Pid::from_child(&victim.0);
     let killer = std::thread::spawn(move || {
         std::thread::sleep(moment);
-        drop(victim);
-        Instant::now()
+        kill_process(pid, signal).map(|()| Instant::now())
     });
     let mut lost = None;
     for at in 0.. {
@@ -58,13 +68,14 @@ fn survivor(arguments: &Arguments, kill: u32) -> Result<()> {
         }
     }
     let seen = Instant::now();
-    let killed = killer.join().map_err(|_| anyhow::anyhow!("the killer has panicked"))?;
+    let killed = killer.join().map_err(|_| anyhow::anyhow!("the killer has panicked"))??;
     let took = seen.saturating_duration_since(killed);
-    ensure!(took < KNOWN, "it took {took:?} to know of it");
+    let silence = Duration::from_millis(if signal == Signal::STOP { arguments.silence_ms } else { 0 });
+    ensure!(took < KNOWN + silence, "it took {took:?} to know of it");
     let lost = lost.context("it never failed")?;
     match lost.downcast_ref::<Error>() {
         Some(Error::PeerLost { peer, .. }) => ensure!(peer.contains("party b"), "{peer}"),
-        _ => bail!("the victim was killed, and this is what is said: {lost:#}"),
+        _ => bail!("the victim got {signal:?}, and this is what is said: {lost:#}"),
     }
     side.party.endpoint.join(SOON)?;
     for nic in side.gdr.stats() {

@@ -55,6 +55,12 @@ pub struct Arguments {
     /// How many times the scenario `kills` kills its peer
     #[arg(long, default_value_t = 10)]
     pub kills: u32,
+    /// How many times the scenario `kills` stops its peer, when it has killed it often enough
+    #[arg(long, default_value_t = 0)]
+    pub stops: u32,
+    /// Options::silence
+    #[arg(long, default_value_t = 30_000)]
+    pub silence_ms: u64,
     /// What a scenario takes as its measure: transfers, pages
     #[arg(long, default_value_t = 200)]
     pub count: u64,
@@ -173,7 +179,7 @@ impl Arguments {
                 true => Links { memory: false, unix: false, tcp: true },
                 false => Links::default(),
             },
-            silence: Duration::from_secs(30),
+            silence: Duration::from_millis(self.silence_ms),
         }
     }
 }

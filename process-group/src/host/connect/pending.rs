@@ -1,18 +1,15 @@
 //! Connections on which it is still to be said whose they are.
 #![forbid(unsafe_code)]
 
-use std::io::{ErrorKind, IoSlice, IoSliceMut, Read};
-use std::mem::MaybeUninit;
+use std::io::{ErrorKind, IoSlice, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use meshreduce_store::descriptors;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// The connector's rank (u32, little-endian), the listener's cookie, its own cookie.
 pub(super) const HELLO: usize = 4 + 16 + 16;
@@ -141,34 +138,19 @@ pub(super) fn say(socket: &TcpStream, bytes: &[u8]) -> std::io::Result<()> {
 
 /// Passes descriptors along with `bytes`.
 pub(super) fn pass(socket: &UnixStream, bytes: &[u8], files: [&OwnedFd; 2]) -> std::io::Result<()> {
-    let files = files.map(AsFd::as_fd);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&files));
     // An empty buffer takes it whole.
-    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    let sent = descriptors::send(socket, &[IoSlice::new(bytes)], &files.map(AsFd::as_fd))?;
     if sent == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) }
 }
 
 /// Reads, and takes the descriptors that come along.
 fn receive(socket: &UnixStream, bytes: &mut [u8], files: &mut Vec<OwnedFd>) -> std::io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC;
-    let message = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, flags)?;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(passed) = message {
-            files.extend(passed);
-        }
-    }
-    if message.flags.contains(ReturnFlags::CTRUNC) || files.len() > 2 {
+    let received = descriptors::receive(socket, bytes)?;
+    files.extend(received.files);
+    if received.is_cut || files.len() > 2 {
         // Of what is passed by a rank this is the reason; a stranger may have passed more.
         let why = "this process cannot take the descriptors that were passed to it: too many open files";
         return Err(std::io::Error::other(why));
     }
-    // There was room for as many as there should be: the system had none to give (unix(7), `SCM_RIGHTS`).
-    if message.flags.contains(ReturnFlags::CTRUNC) && files.len() < 2 {
-        return Err(rustix::io::Errno::MFILE.into());
-    }
-    Ok(message.bytes)
+    Ok(received.bytes)
 }

@@ -187,18 +187,11 @@ fn a_rank_that_has_died_after_it_was_connected_is_named_and_not_those_who_have_g
 fn descriptors_that_could_not_be_taken_are_said_to_be_the_takers_lack() {
     use std::os::fd::AsFd;
 
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-
     let (near, far) = std::os::unix::net::UnixStream::pair().unwrap();
     let bell = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-    // Of three the system drops one here, as it drops those for which a process has no number.
-    let files = [bell.as_fd(); 3];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
-    let bytes = [0; pending::ANSWER];
-    let said = [std::io::IoSlice::new(&bytes)];
-    rustix::net::sendmsg(&far, &said, &mut control, SendFlags::NOSIGNAL).unwrap();
+    // Three are no rank's: it is as good as none, as where the system drops those for which a process has no number.
+    let said = [std::io::IoSlice::new(&[0; pending::ANSWER])];
+    meshreduce_store::descriptors::send(&far, &said, &[bell.as_fd(); 3]).unwrap();
     let mut pending = Pending::to(0, Socket::Unix(near));
     let error = pending.listen(pending::ANSWER).unwrap_err();
     assert!(error.to_string().contains("this process cannot take the descriptors"), "{error}");

@@ -1,15 +1,16 @@
 //! Transfers, memory, devices and endpoints that come to an end before they should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::BorrowedFd;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use meshreduce_channels::{Device, Error, Failed, Memory as _, Remains, Span};
+use meshreduce_device::{Module, Stream, Word, Words};
 
 use super::{a_to_b, b_to_a, one_way_and_back};
 use crate::channels::memory::Buffer;
 use crate::channels::party::{Party, SOON, compare, pattern};
-use crate::in_process::reset_context;
+use crate::in_process::{fail_driver_calls, lose_context, reset_context};
 
 /// Memory is freed between transfers, and allocated again where it was: nothing remembers what is not there any more.
 pub(super) fn memory_freed_and_allocated_again(party: &Party) -> Result<()> {
@@ -298,6 +299,149 @@ pub(super) fn the_context_is_renewed(party: &Party) -> Result<()> {
     reset_under_transfers(party, true)
 }
 
+/// Closes everything, when the other side does so too: whoever closes takes along what the other one has under way.
+fn leave(party: &Party) -> Result<()> {
+    party.sync()?;
+    party.endpoint.close();
+    party.endpoint.join(SOON)?;
+    party.context.close();
+    party.context.join(SOON)?;
+    Ok(())
+}
+
+/// A stream of the own device, a kernel on it that faults when the word is set to 1, and the kernel's module.
+fn about_to_fault(party: &Party) -> Result<(Stream, Word, Module)> {
+    let context = party.cuda()?.context("a device to be lost")?;
+    let (stream, gate) = (Stream::new(&context)?, Words::new(&context)?.take()?);
+    // SAFETY: the stream is alive.
+    unsafe { gate.enqueue_wait(1, stream.raw()) }?;
+    let module = lose_context(&stream);
+    Ok((stream, gate, module))
+}
+
+/// A kernel faults on B's device, before transfers that wait for its stream and others that do not: on both sides all end, those that
+/// fail with what has happened, and give their memory back; so do those that are started then; and everything can be closed.
+pub(super) fn a_kernel_faults(party: &Party) -> Result<()> {
+    one_way_and_back(party)?;
+    let (long, short) = (30 << 20, 70_000);
+    let mut memory = (0..8)
+        .map(|at| party.buffer(&vec![1; if at < 2 { long } else { short }]))
+        .collect::<Result<VecDeque<_>>>()?;
+    let mut next = || memory.pop_front().context("there is enough");
+    let mut transfers = Vec::new();
+    let mut kept = None;
+    if party.is_a() {
+        for _ in 0..3 {
+            transfers.extend([party.send(next()?), party.recv(next()?)]);
+        }
+        party.sync()?;
+    } else {
+        let (stream, gate, module) = about_to_fault(party)?;
+        for after in [None, Some(&stream), Some(&stream)] {
+            transfers.push(party.endpoint.recv(next()?, party.remote, after));
+            transfers.push(party.endpoint.send(next()?, party.remote, after));
+        }
+        party.sync()?;
+        gate.set(1);
+        kept = Some((stream, module));
+    }
+    let behind = transfers.split_off(2);
+    let mut failed = 0;
+    for (is_behind, transfer) in [(false, transfers), (true, behind)]
+        .into_iter()
+        .flat_map(|(is_behind, those)| those.into_iter().map(move |transfer| (is_behind, transfer)))
+    {
+        match transfer.wait(SOON) {
+            Ok(_) => ensure!(!is_behind, "what waited for the stream is done"),
+            Err(error) => {
+                failed += 1;
+                lost(party, error)?;
+            }
+        }
+    }
+    ensure!(failed >= 4, "only {failed} have failed");
+    for transfer in [party.send(next()?), party.recv(next()?)] {
+        if let Err(error) = transfer.wait(SOON) {
+            lost(party, error)?;
+        }
+    }
+    leave(party)?;
+    drop(kept);
+    Ok(())
+}
+
+/// The driver does not tell when one side's stream is ready, of a send and then of a receive: they fail on both sides, on one with what
+/// the driver says, and the transfers behind them meet as if nothing had been.
+pub(super) fn refused_streams_fail_their_transfer_alone(party: &Party) -> Result<()> {
+    /// `CUDA_ERROR_OUT_OF_MEMORY`.
+    const OUT_OF_MEMORY: u32 = 2;
+    one_way_and_back(party)?;
+    for (round, a_sends) in [true, false].into_iter().enumerate() {
+        let buffer = party.buffer(&[1; 5000])?;
+        let stream = match (party.is_a(), party.cuda()?) {
+            (true, Some(context)) => Some(Stream::new(&context)?),
+            (true, None) => bail!("host memory has no streams"),
+            (false, _) => None,
+        };
+        let told_by = ["cuEventRecord", "cuStreamWriteValue32_v2"];
+        if party.is_a() {
+            told_by.into_iter().for_each(|call| fail_driver_calls(call, OUT_OF_MEMORY, 0, 1));
+        }
+        let transfer = match party.is_a() == a_sends {
+            true => party.endpoint.send(buffer, party.remote, stream.as_ref()),
+            false => party.endpoint.recv(buffer, party.remote, stream.as_ref()),
+        };
+        if party.is_a() {
+            told_by.into_iter().for_each(|call| fail_driver_calls(call, OUT_OF_MEMORY, 0, 0));
+        }
+        match transfer.wait(SOON) {
+            Err(Failed { error: Error::Driver(error), .. }) if party.is_a() => {
+                ensure!(error.code == OUT_OF_MEMORY as i32, "{error}");
+            }
+            Err(Failed { error: Error::Remote { .. }, .. }) if !party.is_a() => {}
+            other => bail!("round {round}: {other:?}"),
+        }
+        one_way_and_back(party)?;
+    }
+    Ok(())
+}
+
+/// B receives behind a stream of which a kernel faults, and does nothing else, so that nothing of its own tells of that: the receive, and
+/// what A sends, end all the same, and everything can be closed.
+pub(super) fn a_kernel_faults_before_a_receive(party: &Party) -> Result<()> {
+    one_way_and_back(party)?;
+    let memory = party.buffer(&[1; 5000])?;
+    let (transfer, kept) = if party.is_a() {
+        let send = party.send(memory);
+        party.sync()?;
+        (send, None)
+    } else {
+        let (stream, gate, module) = about_to_fault(party)?;
+        let receive = party.endpoint.recv(memory, party.remote, &stream);
+        party.sync()?;
+        gate.set(1);
+        (receive, Some((stream, module)))
+    };
+    match transfer.wait(SOON) {
+        Ok(_) => bail!("what waited for the stream is done"),
+        Err(error) => lost(party, error)?,
+    }
+    leave(party)?;
+    drop(kept);
+    Ok(())
+}
+
+/// That a transfer has failed by what has become of B's context.
+fn lost(party: &Party, failed: Failed<Buffer>) -> Result<()> {
+    let text = failed.error.to_string();
+    let is_it = matches!(failed.error, Error::Driver(_) | Error::Remote { .. } | Error::Verbs { .. });
+    ensure!(is_it, "{text}");
+    // An adapter says what has become of its own writes.
+    ensure!(party.channels == "gdr" || text.contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{text}");
+    ensure!(failed.into_memory().is_some(), "memory was not given back");
+    Ok(())
+}
+
 fn reset_under_transfers(party: &Party, is_renewed: bool) -> Result<()> {
     one_way_and_back(party)?;
     let buffer = |length: usize| party.buffer(&vec![1; length]);
@@ -326,12 +470,7 @@ fn reset_under_transfers(party: &Party, is_renewed: bool) -> Result<()> {
         ensure!(error.into_memory().is_some(), "memory was not given back");
     }
     ensure!(failed >= 2, "only {failed} have failed");
-    // Whoever closes takes along what the other one has under way.
-    party.sync()?;
-    party.endpoint.close();
-    party.endpoint.join(SOON)?;
-    party.context.close();
-    party.context.join(SOON)?;
+    leave(party)?;
     drop(renewed);
     Ok(())
 }

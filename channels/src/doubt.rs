@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use meshreduce_device::{DriverError, Stream};
 
 /// How long nothing may have moved before the driver is asked.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Since when nothing has moved, or it was asked.
 #[derive(Debug, Default)]
-pub(super) struct Doubt(Option<Instant>);
+pub(crate) struct Doubt(Option<Instant>);
 
 impl Doubt {
     /// Asks the driver, if something is under way on the stream and nothing of it has moved for a while.
@@ -18,7 +18,7 @@ impl Doubt {
     /// # Errors
     ///
     /// The driver's: what was enqueued has failed, and no word will tell of it.
-    pub(super) fn ask(
+    pub(crate) fn ask(
         &mut self,
         now: Instant,
         stands_still: bool,
@@ -30,7 +30,8 @@ impl Doubt {
         Ok(())
     }
 
-    fn is_due(&mut self, now: Instant, stands_still: bool) -> bool {
+    /// Whether something has stood still for a while, since it began to or was asked for last.
+    pub(crate) fn is_due(&mut self, now: Instant, stands_still: bool) -> bool {
         let since = stands_still.then(|| self.0.unwrap_or(now));
         let is_due = since.is_some_and(|since| now.duration_since(since) >= PATIENCE);
         self.0 = if is_due { Some(now) } else { since };
