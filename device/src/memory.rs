@@ -236,8 +236,9 @@ impl Rows {
 ///
 /// # Safety
 ///
-/// All rows on both sides are in device memory that the context's device can access, within one allocation a side, valid until the
-/// stream has done it, and those of one side do not overlap those of the other; `stream` is a stream of the context.
+/// All rows on both sides are in device memory that the context's device can access, within one allocation a side, valid
+/// until the stream has done it, and those of one side do not overlap those of the other; `stream` is a stream of the
+/// context.
 ///
 /// # Errors
 ///
@@ -262,7 +263,8 @@ pub unsafe fn copy_rows(
     })
 }
 
-/// Enqueues a copy between any two of device memory and page-locked host memory: the driver knows by the addresses what they are.
+/// Enqueues a copy between any two of device memory and page-locked host memory: the driver knows by the addresses what they
+/// are.
 ///
 /// # Safety
 ///
@@ -285,13 +287,13 @@ pub unsafe fn copy(
     })
 }
 
-/// Enqueues a copy from memory of one device to that of another one, which need not have access to each other's: the driver then
-/// goes through host memory.
+/// Enqueues a copy from memory of one device to that of another one, which need not have access to each other's: the driver
+/// then goes through host memory.
 ///
 /// # Safety
 ///
-/// `to.1` and `from.1` are addresses of `bytes` bytes in memory of the contexts beside them, valid until the stream has done it;
-/// `stream` is a stream of either context; a default stream is that of `from`'s.
+/// `to.1` and `from.1` are addresses of `bytes` bytes in memory of the contexts beside them, valid until the stream has done
+/// it; `stream` is a stream of either context; a default stream is that of `from`'s.
 ///
 /// # Errors
 ///

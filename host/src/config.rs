@@ -43,8 +43,9 @@ pub struct Limits {
     pub hybrid_cube_mesh_ll: Option<u64>,
 }
 
-/// KiB that one-shot and two-shot by packets take, for 2 to 8 ranks: to where two-shot by packets, and from there to where two-shot by
-/// barriers, takes less time. Calculated for 8x H100: 1 us over a link one way, 0.25 us an access to the own memory, 337 GB/s.
+/// KiB that one-shot and two-shot by packets take, for 2 to 8 ranks: to where two-shot by packets, and from there to where
+/// two-shot by barriers, takes less time. Calculated for 8x H100: 1 us over a link one way, 0.25 us an access to the own
+/// memory, 337 GB/s.
 const ONE_SHOT_LL_KIB: [u64; 7] = [1024, 288, 144, 80, 64, 48, 40];
 const TWO_SHOT_LL_KIB: [u64; 7] = [1024, 1408, 1280, 1152, 1120, 1088, 1024];
 
@@ -233,9 +234,9 @@ impl Config {
     }
 
     /// Whether a rank whose device is full, because its process has as many communicators on it as fit
-    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather than
-    /// broken: for programs that use something else then. The default is no: the rank gets [`crate::Error::NotResident`], the others
-    /// [`crate::Error::RankFailed`].
+    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather
+    /// than broken: for programs that use something else then. The default is no: the rank gets
+    /// [`crate::Error::NotResident`], the others [`crate::Error::RankFailed`].
     ///
     /// It is not compared between ranks. What counts is how the rank whose device is full is configured.
     pub fn full_device_is_not_applicable(mut self, is: bool) -> Self {
@@ -244,8 +245,9 @@ impl Config {
     }
 
     /// How long a kernel waits for a peer in the first phase of a call. In the second, which two-shot and the hybrid cube
-    /// mesh have, it waits an eighth and 50 us longer: the peer that it waits for there may itself be waiting, in the first phase,
-    /// for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a microsecond.
+    /// mesh have, it waits an eighth and 50 us longer: the peer that it waits for there may itself be waiting, in the first
+    /// phase, for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a
+    /// microsecond.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
         self
@@ -354,7 +356,8 @@ impl Config {
 /// The highest limit that can be set: 1 GiB.
 const MAX_LIMIT: u64 = 1 << 30;
 
-/// The highest limit that an algorithm by packets can have over `world_size` ranks: for longer messages no packet memory is large enough.
+/// The highest limit that an algorithm by packets can have over `world_size` ranks: for longer messages no packet memory is
+/// large enough.
 fn most_by_packets(algorithm: Algorithm, world_size: usize) -> u64 {
     // Of the type that needs most. An algorithm that needs none has no such limit.
     let ranks = world_size as u32;
@@ -363,8 +366,8 @@ fn most_by_packets(algorithm: Algorithm, world_size: usize) -> u64 {
     (10..=30).rev().map(|bits| 1 << bits).find(|limit| bytes(*limit) <= room).unwrap_or(0)
 }
 
-/// The highest number that a lane's first call can have. A call's epoch is one more than the calls before, and signals have room
-/// for [`pad::EPOCH_BITS`] bits: as many calls again may follow, at 5 us each for 1.4 years.
+/// The highest number that a lane's first call can have. A call's epoch is one more than the calls before, and signals have
+/// room for [`pad::EPOCH_BITS`] bits: as many calls again may follow, at 5 us each for 1.4 years.
 const MAX_FIRST_CALL_NUMBER: u64 = 1 << (pad::EPOCH_BITS - 1);
 
 /// A configuration that cannot be.

@@ -17,8 +17,8 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Allocates a segment and initialises its pads (signals start at the epoch `first_call`, all else is 0) and packet memory: no
-    /// packet is there.
+    /// Allocates a segment and initialises its pads (signals start at the epoch `first_call`, all else is 0) and packet
+    /// memory: no packet is there.
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         layout: SegmentLayout,

@@ -9,20 +9,19 @@
 //! 2. *await*: the same thread reads its own pad's slot of that peer with `ld.acquire.sys` until the epoch is there;
 //!    behind the next block barrier all threads may read the peer's staging (weak).
 //!
-//! The epoch is one more than b, the lane's count of calls by barriers, which is advanced behind the publishing barrier, off the
-//! warp that waits. The staging half follows from b's parity: the opening phase of the next such
-//! call tells every peer that this one is over here, and the one after next is the first to write the half again.
+//! The epoch is one more than b, the lane's count of calls by barriers, which is advanced behind the publishing barrier, off
+//! the warp that waits. The staging half follows from b's parity: the opening phase of the next such call tells every peer
+//! that this one is over here, and the one after next is the first to write the half again.
 //!
 //! In block 0 the thread that stands for a peer reads what that peer declares ([`crate::call`]) beside reads of staging and
 //! compares it before the kernel ends, in a hybrid cube mesh before it hands on what it has of others: no launch ends well
 //! that has data of another. The tag finds most of them before anything is reduced.
 //!
 //! Kernels that are queued behind a failure must not stage either: this rank may have published the failed call before it
-//! gave up, and a slow peer that met it
-//! may still be reading. So every thread looks at the abort word before it stores to staging, and the first barrier joins
-//! what they saw: a block of which one thread did not stage does not publish. What a thread sees there of an earlier call of
-//! this lane is certain, since the kernels of a lane follow one another; what it sees of a failure in another lane may
-//! come at any moment, and only then threads of a block differ.
+//! gave up, and a slow peer that met it may still be reading. So every thread looks at the abort word before it stores to
+//! staging, and the first barrier joins what they saw: a block of which one thread did not stage does not publish. What a
+//! thread sees there of an earlier call of this lane is certain, since the kernels of a lane follow one another; what it sees
+//! of a failure in another lane may come at any moment, and only then threads of a block differ.
 
 use core::array::from_fn;
 
@@ -218,8 +217,8 @@ impl<const W: usize> Call<'_, W> {
             if self.is_met(seen) {
                 return true;
             }
-            // Who does not ask has more patience; in phase 1 still more. A tag that differs says that the descriptors do; they say
-            // how. In phase 1 they have been found equal.
+            // Who does not ask has more patience; in phase 1 still more. A tag that differs says that the descriptors do;
+            // they say how. In phase 1 they have been found equal.
             let level = if first { (block_idx_x() != 0) as u32 } else { 2 };
             let suspected = seen >> TAG_BITS == self.epoch();
             abort = self.turn(&mut wait, level, || rank, first.then_some(peer.pad), suspected);
@@ -229,7 +228,8 @@ impl<const W: usize> Call<'_, W> {
         }
     }
 
-    /// ended this one well, so its block 0 has compared what was launched.
+    /// Whether a slot's word says that its source has begun this call, with the same tag, or a later one: who has begun that
+    /// has ended this one well, so its block 0 has compared what was launched.
     #[inline(always)]
     fn is_met(&self, seen: u64) -> bool {
         seen == self.signal() || seen >> TAG_BITS > self.epoch()

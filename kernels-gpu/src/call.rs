@@ -1,8 +1,8 @@
 //! A call of a lane, as the threads of a block see it, whatever its algorithm: the counters that number it, what it says of
 //! itself, how a wait ends that is in vain, and how all ranks are told.
 //!
-//! Every thread reads the lane's counters on entry; the last block to have read them advances the one of its kind, behind a block
-//! barrier. So a replayed graph counts on by itself, also where the call fails then.
+//! Every thread reads the lane's counters on entry; the last block to have read them advances the one of its kind, behind a
+//! block barrier. So a replayed graph counts on by itself, also where the call fails then.
 //!
 //! What a rank launches as its lane's call n = b + p lies in its *own* pad, in two words that both carry n: block 0 stores them
 //! in every call, and a peer's block 0 that waits long, or is about to give up, looks at them.
@@ -114,8 +114,8 @@ impl<'a, const W: usize> Call<'a, W> {
         }
     }
 
-    /// Whether this thread may store to its rank's staging: the lane had not failed when the thread came. To be asked between loads
-    /// of input and the stores, so that the loads do not wait for the answer.
+    /// Whether this thread may store to its rank's staging: the lane had not failed when the thread came. To be asked between
+    /// loads of input and the stores, so that the loads do not wait for the answer.
     #[inline(always)]
     pub fn may_stage(&self) -> bool {
         decide_here(self.abort) == 0

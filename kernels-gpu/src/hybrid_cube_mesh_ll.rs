@@ -1,12 +1,12 @@
-//! Hybrid cube mesh by packets: every rank pushes its input to its quad, pushes the quad's partial result to its relay neighbour in the
-//! other quad, and combines the two.
+//! Hybrid cube mesh by packets: every rank pushes its input to its quad, pushes the quad's partial result to its relay
+//! neighbour in the other quad, and combines the two.
 //!
-//! As in [`crate::hybrid_cube_mesh`] the partial results stay in fp32 and are combined lower quad first; two units carry those of a unit
-//! of 16-bit elements. A rank takes its own from its packet memory as it does the neighbour's.
+//! As in [`crate::hybrid_cube_mesh`] the partial results stay in fp32 and are combined lower quad first; two units carry
+//! those of a unit of 16-bit elements. A rank takes its own from its packet memory as it does the neighbour's.
 //!
-//! Headers go round the quad as in other calls by packets. The thread that has found a rank of the quad to launch the same tells the
-//! relay neighbour so, and waits to be told the same of a rank of the other quad: nobody ends well who has data of a rank that
-//! launches something else.
+//! Headers go round the quad as in other calls by packets. The thread that has found a rank of the quad to launch the same
+//! tells the relay neighbour so, and waits to be told the same of a rank of the other quad: nobody ends well who has data of
+//! a rank that launches something else.
 
 use meshreduce_wire::{LaunchParams, MAX_RANKS, packets};
 

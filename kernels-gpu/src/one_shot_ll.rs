@@ -13,8 +13,8 @@ use crate::{
 
 /// The kernel, over `W` ranks.
 ///
-/// A rank takes its own contribution from its packet memory like the others'. Input is on its way before the lane's state is asked
-/// for, as in [`crate::one_shot::one_shot`].
+/// A rank takes its own contribution from its packet memory like the others'. Input is on its way before the lane's state is
+/// asked for, as in [`crate::one_shot::one_shot`].
 ///
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.

@@ -1,22 +1,24 @@
 //! The protocol of packets: push, await; no signal, no fence, no barrier between ranks.
 //!
-//! What a packet is and where it lies, [`meshreduce_wire::packets`] says. Each packet is one relaxed store of 64 bits into its
-//! receiver's memory, and one relaxed load of 64 bits takes it out: data and flag come together (PTX ISA, "Memory Consistency
-//! Model": both are strong, at one scope and of one width, so a load gives one store's whole value), and the branch on the
-//! flag is what lets the data be used. Pairs of them move in one `.v2.u64`, of which each half is whole, and is looked at, by itself.
+//! What a packet is and where it lies, [`meshreduce_wire::packets`] says. Each packet is one relaxed store of 64 bits into
+//! its receiver's memory, and one relaxed load of 64 bits takes it out: data and flag come together (PTX ISA, "Memory
+//! Consistency Model": both are strong, at one scope and of one width, so a load gives one store's whole value), and the
+//! branch on the flag is what lets the data be used. Pairs of them move in one `.v2.u64`, of which each half is whole, and is
+//! looked at, by itself.
 //!
-//! 1. *push*: a thread loads a part of the input and pushes it to all peers that need it, itself among them, before it waits for
-//!    anything. An input that is also the output is overwritten by the thread that loaded it, and behind that.
+//! 1. *push*: a thread loads a part of the input and pushes it to all peers that need it, itself among them, before it waits
+//!    for anything. An input that is also the output is overwritten by the thread that loaded it, and behind that.
 //! 2. *depart*: a block barrier, behind which the lane's count p of calls by packets may be advanced: all threads have read it.
 //! 3. *await*: a thread polls its own memory until what it needs is there. All loads are under way together.
 //!
-//! Block 0 has the *headers*: one thread for each peer sends what this rank launches, awaits what the
-//! peer does and compares the two before the kernel ends: no launch ends well that has data of another, though it may have stored
-//! results made of it. A peer that launches a call by barriers sends no header; the thread that waits for it asks it
-//! ([`crate::call`]). In a hybrid cube mesh a rank tells its relay neighbour of each rank of its quad that their launches are the same.
+//! Block 0 has the *headers*: one thread for each peer sends what this rank launches, awaits what the peer does and compares
+//! the two before the kernel ends: no launch ends well that has data of another, though it may have stored results made of
+//! it. A peer that launches a call by barriers sends no header; the thread that waits for it asks it ([`crate::call`]). In a
+//! hybrid cube mesh a rank tells its relay neighbour of each rank of its quad that their launches are the same.
 //!
-//! Kernels that are queued behind a failure push nothing: a peer may still be polling, in the call that failed or the one before. So
-//! every thread looks at the abort word before its first push. Those of a block need not agree, since a packet proves itself.
+//! Kernels that are queued behind a failure push nothing: a peer may still be polling, in the call that failed or the one
+//! before. So every thread looks at the abort word before its first push. Those of a block need not agree, since a packet
+//! proves itself.
 
 use core::array::from_fn;
 
@@ -38,8 +40,8 @@ use crate::{
     },
 };
 
-/// The units of a message, or of a slice, that fall to one thread, by index, as [`crate::message::Share`] shares out vectors. In a
-/// grid of several blocks, none falls to block 0.
+/// The units of a message, or of a slice, that fall to one thread, by index, as [`crate::message::Share`] shares out vectors.
+/// In a grid of several blocks, none falls to block 0.
 pub struct PacketShare {
     next: u32,
     step: u32,
@@ -188,9 +190,9 @@ impl<const W: usize> Call<'_, W> {
         !dead
     }
 
-    /// Ends the pushing: in block 0 exchanges headers with the peer that the thread stands for, and what
-    /// it tells its relay neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw
-    /// that the lane has failed.
+    /// Ends the pushing: in block 0 exchanges headers with the peer that the thread stands for, and what it tells its relay
+    /// neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw that the
+    /// lane has failed.
     ///
     /// # Safety
     /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
@@ -210,8 +212,8 @@ impl<const W: usize> Call<'_, W> {
         }
     }
 
-    /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad. (No loop over the
-    /// phases: in a loop threads that go on would be met before those that give up have told it.)
+    /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad. (No loop over
+    /// the phases: in a loop threads that go on would be met before those that give up have told it.)
     #[inline(always)]
     unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) {
         if let Some(peer) = peer {
@@ -326,8 +328,8 @@ impl<const W: usize> Call<'_, W> {
                 source -= 1;
                 missing = if stale(source) != 0 { source as u32 } else { missing };
             }
-            // Whoever waits for data does not ask, and leaves those that do the time to find out; in phase 1 the source may be held up
-            // by another.
+            // Whoever waits for data does not ask, and leaves those that do the time to find out; in phase 1 the source may
+            // be held up by another.
             let rank = self.rank_at(sources.first + missing * sources.step);
             let abort = self.turn(&mut wait, 1 + 2 * phase, || rank, None, false);
             if abort != 0 {
@@ -371,8 +373,8 @@ impl<const W: usize> Call<'_, W> {
         packets::refreshes(self.packets as u64)
     }
 
-    /// In a refreshing call: pushes what the message leaves out of every slot of this rank, in all ranks that are mapped. `is_used` says of a
-    /// position and a place, counted through both phases, whether the message has it.
+    /// In a refreshing call: pushes what the message leaves out of every slot of this rank, in all ranks that are mapped.
+    /// `is_used` says of a position and a place, counted through both phases, whether the message has it.
     ///
     /// # Safety
     /// [`Self::open`] has said yes.

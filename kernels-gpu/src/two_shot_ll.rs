@@ -1,9 +1,9 @@
-//! Two-shot by packets: every rank pushes slice p of its input to the rank at position p, which reduces what arrives and pushes the
-//! result to all ranks.
+//! Two-shot by packets: every rank pushes slice p of its input to the rank at position p, which reduces what arrives and
+//! pushes the result to all ranks.
 //!
-//! A slice has as many units as every other: what lies beyond the message travels as zeros, so that each rank hears of each in both
-//! phases, however short the message. The thread that loads a unit of each slice is the one that stores it, behind all its
-//! pushes: calls may be in place.
+//! A slice has as many units as every other: what lies beyond the message travels as zeros, so that each rank hears of each
+//! in both phases, however short the message. The thread that loads a unit of each slice is the one that stores it, behind
+//! all its pushes: calls may be in place.
 
 use meshreduce_wire::{LaunchParams, packets};
 
@@ -99,8 +99,8 @@ impl<const W: usize> Parts<W> {
         Self { message, slice: packets::slice_units(message.pieces() as u64, W as u32) as u32 }
     }
 
-    /// Units of a slice and, now and then, all others of both phases, which are pushed and awaited then: what the slices leave out as
-    /// zeros.
+    /// Units of a slice and, now and then, all others of both phases, which are pushed and awaited then: what the slices
+    /// leave out as zeros.
     #[inline(always)]
     fn end(&self, call: &Call<'_, W>) -> u32 {
         if call.refreshes() { call.phase_units() } else { self.slice }

@@ -58,10 +58,10 @@ pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world
 }
 
 impl Geometry {
-    /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at
-    /// least one): as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond
-    /// [`MAX_THREADS`] every thread takes several steps. A thread's step is a vector, or of packets a unit; in a call by packets
-    /// of more than one block, block 0 has no part of the message: it is the one that meets the peers' headers.
+    /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at least one):
+    /// as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond [`MAX_THREADS`] every thread takes
+    /// several steps. A thread's step is a vector, or of packets a unit. In a call by packets the last warp of every block has
+    /// no part of the message: it counts. Neither has block 0, where there is more than one: it meets the peers' headers.
     ///
     /// ```
     /// use meshreduce_wire::{Algorithm, DType, Geometry};

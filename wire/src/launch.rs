@@ -22,10 +22,11 @@ pub struct LaunchParams {
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
-    /// Nanoseconds of waiting after which block 0 gives up a peer in phase 0; 0: never. Before, it asks what the peer launches.
-    /// Other blocks, which do not ask, have a sixteenth and 25 us more, so that what block 0 finds is told first; so have
-    /// threads that wait for packets with data. In phase 1 all have twice that more: whoever waits there waits for a peer that has begun the call,
-    /// perhaps in vain for a third rank in phase 0, and gives it the time to name that one first.
+    /// Nanoseconds of waiting after which block 0 gives up a peer in phase 0; 0: never. Before, it asks what the peer
+    /// launches. Other blocks, which do not ask, have a sixteenth and 25 us more, so that what block 0 finds is told first;
+    /// so have threads that wait for packets with data. In phase 1 all have twice that more: whoever waits there waits for a
+    /// peer that has begun the call, perhaps in vain for a third rank in phase 0, and gives it the time to name that one
+    /// first.
     pub deadline_ns: u64,
     /// [`LaunchDescriptor::tag`] of this launch.
     pub tag: u32,

@@ -8,11 +8,11 @@
 //!
 //! `[parity of p][phase][tile][source by position][unit]`
 //!
-//! p is the lane's count of calls by packets. A *tile* has [`TILE_UNITS`] units of every source: a warp stores those of one source
-//! side by side, and finds those of all sources at distances that the code knows. No distance depends on a message: a slot belongs
-//! to a parity, a source, a phase and a place in the message for good. So a rank may push as its call p + 2 into what a peer has read
-//! in its call p as soon as it has ended p + 1 well: it has data of that peer's p + 1 then, its own or what another made of it, and the peer sends
-//! that only behind the whole of its p.
+//! p is the lane's count of calls by packets. A *tile* has [`TILE_UNITS`] units of every source: a warp stores those of one
+//! source side by side, and finds those of all sources at distances that the code knows. No distance depends on a message: a
+//! slot belongs to a parity, a source, a phase and a place in the message for good. So a rank may push as its call p + 2 into
+//! what a peer has read in its call p as soon as it has ended p + 1 well: it has data of that peer's p + 1 then, its own or
+//! what another made of it, and the peer sends that only behind the whole of its p.
 //!
 //! A flag has 32 bits. Before it comes again ([`refreshes`]), every slot of its parity has been written with another.
 
@@ -30,8 +30,8 @@ pub const MAX_BYTES: u64 = 1 << 31;
 /// Calls by packets from one refreshing pair of calls to the next.
 pub const REFRESH: u32 = 1 << 30;
 
-/// The flag of the packets of call p: p's lower 32 bits with the lowest one set. Never 0, which is what new memory has, and within
-/// a parity different in calls that are less than 2^32 apart. It is compared for equality alone.
+/// The flag of the packets of call p: p's lower 32 bits with the lowest one set. Never 0, which is what new memory has, and
+/// within a parity different in calls that are less than 2^32 apart. It is compared for equality alone.
 #[inline(always)]
 pub const fn flag(p: u64) -> u32 {
     pad::call_mark(p)
@@ -80,7 +80,8 @@ pub const fn partial_units(dtype: DType) -> u32 {
     (size_of::<f32>() / dtype.size()) as u32
 }
 
-/// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the algorithm does not work by packets.
+/// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the
+/// algorithm does not work by packets.
 ///
 /// ```
 /// use meshreduce_wire::{Algorithm, DType, packets::phase_bytes};

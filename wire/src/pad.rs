@@ -18,8 +18,8 @@
 //! [`call_mark`] below. Both carry the call, so they need no order: a reader believes them when both say n.
 //!
 //! A call by packets sends the same two words, with the number p of such calls before it in place of n, as its *header*: to
-//! every peer in phase 0, and in phase 1, in a hybrid cube mesh, to the relay neighbour, once for each rank of the own quad whose header was the
-//! same (the slot is that rank's).
+//! every peer in phase 0, and in phase 1, in a hybrid cube mesh, to the relay neighbour, once for each rank of the own quad
+//! whose header was the same (the slot is that rank's).
 //!
 //! The eight slots of a phase and block lie side by side, 64 bytes, so that the threads that wait read two sectors.
 

@@ -1,6 +1,7 @@
 //! A rank's *segment*: the one device allocation that it exports, pads first, staging and packet memory behind.
 //!
-//! `[pad of lane 0 .. pad of lane C-1][packet memory of lane 0] .. [of lane C-1][staging of lane 0: half 0, half 1] .. [of lane C-1]`
+//! `[pad of lane 0 .. pad of lane C-1][packet memory of lane 0] .. [of lane C-1][staging of lane 0: half 0, half 1] .. [of
+//! lane C-1]`
 //!
 //! A lane's staging has two halves. A call by barriers uses the half of the parity of the number of such calls
 //! before it, so that the opening barrier of the next one hands the half back before the one after next writes it.

@@ -189,8 +189,8 @@ impl Assembly {
     /// Acknowledges a verdict that is not *ready*, waits until the peers have done so, and frees the segment. What is
     /// open of the peers' memory has been closed before.
     ///
-    /// A rank that has allocated nothing waits a moment for those of whom `lingers` speaks: they should learn what happened to it, and
-    /// not find an attempt of dead processes.
+    /// A rank that has allocated nothing waits a moment for those of whom `lingers` speaks: they should learn what happened
+    /// to it, and not find an attempt of dead processes.
     pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict, lingers: Lingers) {
         let acknowledged = session.acknowledge(verdict).and_then(|()| match (self.exported, lingers) {
             (true, _) => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),

@@ -197,8 +197,8 @@ impl PacketRoles {
         Ok(entry.operands(entry.one(&format!("_param_0+{at}];"))?)[0].to_owned())
     }
 
-    /// Where p is shifted and masked to say where packets lie: one parity has two phases of every rank's. (Headers are 256 bytes
-    /// from one parity to the other.)
+    /// Where p is shifted and masked to say where packets lie: one parity has two phases of every rank's. (Headers are 256
+    /// bytes from one parity to the other.)
     fn parities(entry: &Entry, copies: &[String], ranks: usize) -> Vec<usize> {
         let by = (2 * ranks).trailing_zeros();
         let shifted = entry.all("\tshl.b32").into_iter().filter(|&at| {

@@ -441,7 +441,8 @@ impl Stage<'_> {
                 }
             }
         }
-        // Who launches another kind of call asks what the others do. Of a rank that has been told by its other lane this is not certain.
+        // Who launches another kind of call asks what the others do. Of a rank that has been told by its other lane this is
+        // not certain.
         if parts.trouble == Trouble::OtherKind && parts.absent.is_none() {
             for rank in (0..self.ranks).filter(|&rank| parts.live(rank)) {
                 let number = GOOD as u64;

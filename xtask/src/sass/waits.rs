@@ -1,10 +1,10 @@
 //! Whether a thread that finds out that a peer launches something else tells it before it meets the other threads of its warp
-//! again. (The other reasons to give up a wait hold for those too: so threads that wait for packets with data, and never ask, may
-//! tell it behind.)
+//! again. (The other reasons to give up a wait hold for those too: so threads that wait for packets with data, and never ask,
+//! may tell it behind.)
 //!
-//! From sm_70 on the threads of a warp part at branches, and `BSSY` and `BSYNC` say where they meet again (CUDA Binary Utilities,
-//! "Instruction Set Reference"). Where a wait's loop is left for two reasons, those who give up must not stand at such a place
-//! until those who still wait, perhaps without end, have come to it.
+//! From sm_70 on the threads of a warp part at branches, and `BSSY` and `BSYNC` say where they meet again (CUDA Binary
+//! Utilities, "Instruction Set Reference"). Where a wait's loop is left for two reasons, those who give up must not stand at
+//! such a place until those who still wait, perhaps without end, have come to it.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,8 @@ use super::{
     flow::{self, Block, Loop},
 };
 
-/// Addresses of the waits that read a peer's descriptor, by the loops' first instructions, whose threads meet on the way to the claim of the record, or that
-/// do not come to a claim at all.
+/// Addresses of the waits that read a peer's descriptor, by the loops' first instructions, whose threads meet on the way to
+/// the claim of the record, or that do not come to a claim at all.
 pub(super) fn late(code: &[Instruction]) -> Vec<u32> {
     let blocks = flow::blocks(code);
     let loops = flow::loops(&blocks);
@@ -97,7 +97,8 @@ mod tests {
     use super::super::disassembly;
     use super::*;
 
-    /// A wait that is left at two places: where the signal has come, to `.L_x_1`, and by the one who gives up, who falls through.
+    /// A wait that is left at two places: where the signal has come, to `.L_x_1`, and by the one who gives up, who falls
+    /// through.
     fn kernel(gives_up: &str, claims: &str) -> Vec<Instruction> {
         let text = format!(
             "\
