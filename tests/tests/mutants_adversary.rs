@@ -29,7 +29,7 @@ fn sets() -> Vec<Set> {
 }
 
 fn judge(filter: &str, seeds: u64) -> Vec<Verdict> {
-    let verdicts = judge_all(&sets(), filter, seeds, |_| ()).unwrap();
+    let verdicts = judge_all(&sets(), filter, seeds.into(), |_| ()).unwrap();
     assert!(!verdicts.is_empty(), "no mutant is called {filter}");
     verdicts
 }

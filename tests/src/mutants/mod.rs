@@ -185,11 +185,11 @@ impl Set {
         Ok(kernels)
     }
 
-    /// Runs a mutant on the seeds from 1 to `seeds` until it is killed.
+    /// Runs a mutant on the seeds from 1 on until it is killed.
     ///
     /// # Errors
     /// If it is no PTX.
-    pub fn judge(&self, mutant: &Mutant, seeds: u64) -> Result<Verdict> {
+    pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<Verdict> {
         let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
         let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
@@ -206,6 +206,7 @@ impl Set {
         let troubles: Vec<_> = early.into_iter().chain(late).flatten().collect();
         let options = Options { max_instructions: LONGEST, ..Options::default() };
         let known = Known::of(&mutant.name, self.ranks);
+        let seeds = if known.is_some() { seeds.of_survivors } else { seeds.of_others };
         let edit = mutant.edits.first();
         let mut verdict = Verdict {
             name: mutant.name.clone(),
@@ -251,6 +252,21 @@ fn tidy(lines: &[String]) -> String {
     lines.join(" ")
 }
 
+/// On how many seeds mutants are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// Those of which it is known that they do not die, which none of these ends.
+    pub of_survivors: u64,
+    /// The others, which must die within these.
+    pub of_others: u64,
+}
+
+impl From<u64> for Seeds {
+    fn from(seeds: u64) -> Self {
+        Self { of_survivors: seeds, of_others: seeds }
+    }
+}
+
 /// Judges all mutants of all sets whose names contain `filter`, on all cores; in order.
 ///
 /// # Errors
@@ -258,7 +274,7 @@ fn tidy(lines: &[String]) -> String {
 pub fn judge_all(
     sets: &[Set],
     filter: &str,
-    seeds: u64,
+    seeds: Seeds,
     done: impl Fn(&Verdict) + Sync,
 ) -> Result<Vec<Verdict>> {
     let work: Vec<(&Set, &Mutant)> = sets

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use meshreduce_wire::{Algorithm, MAX_RANKS};
 use serde::Serialize;
 
-use super::{Set, Verdict, count, judge_all};
+use super::{Seeds, Set, Verdict, count, judge_all};
 
 /// Seeds, if the command line does not say how many; what CI runs.
 pub const SEEDS: u64 = 200;
@@ -28,6 +28,9 @@ pub struct Mutants {
     /// A mutant must die within these
     #[arg(long, default_value_t = SEEDS)]
     seeds: u64,
+    /// Those that are known not to die are run on these, and not on so many as the others
+    #[arg(long)]
+    survivor_seeds: Option<u64>,
     /// Only mutants whose names contain this
     #[arg(long, default_value = "")]
     filter: String,
@@ -79,7 +82,8 @@ impl Mutants {
         }
         let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let verdicts = judge_all(&sets, &self.filter, self.seeds, |verdict| {
+        let seeds = Seeds { of_survivors: self.survivor_seeds.unwrap_or(self.seeds), of_others: self.seeds };
+        let verdicts = judge_all(&sets, &self.filter, seeds, |verdict| {
             bar.set_message(verdict.name.clone());
             bar.inc(1);
         })?;
