@@ -387,8 +387,8 @@ impl Stage<'_> {
 
     fn deadline(&self) -> u64 {
         // Polls of packets, with data by all threads, take longer from look to look.
-        let longer = if self.algorithm.is_by_packets() { 2 } else { 1 };
-        longer * DEADLINE_NS * self.ranks as u64
+        let least = if self.algorithm.is_by_packets() { 6 } else { 0 };
+        DEADLINE_NS * self.ranks.max(least) as u64
     }
 
     fn check(
