@@ -23,18 +23,18 @@ fn steady_calls_allocate_nothing() {
             {
                 let made = || start(&group, &call).unwrap().wait(None).unwrap();
                 // The watching thread keeps some of them for a while, the longer the busier the machine is; what calls are made of is
-                // used again, and there is enough of it at some time. It has its turn between the batches, which are short.
+                // used again, and there is enough of it at some time. It has its turn between the batches.
                 let batch = || {
                     std::thread::sleep(std::time::Duration::from_millis(1));
                     let before = allocations();
-                    for _ in 0..20 {
+                    for _ in 0..100 {
                         made();
                     }
                     // One is the last question's own.
                     allocations() - before - 1
                 };
                 // As many on both ranks, which make the same calls.
-                let batches: Vec<u64> = (0..200).map(|_| batch()).collect();
+                let batches: Vec<u64> = (0..60).map(|_| batch()).collect();
                 counts.push(batches.into_iter().skip(1).min().unwrap());
             }
             group.shutdown().unwrap();
