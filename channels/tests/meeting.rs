@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_channels::channel::Pair;
 use meshreduce_channels::{Context, Device, Error, Links, Options, Registry};
-use meshreduce_store::{MemoryStore, Store};
+use meshreduce_store::{MemoryStore, Store, StoreError};
 use support::{LINKS, SOON, bytes, context, registry};
 
 const CPU: Device = Device::Cpu;
@@ -72,6 +72,68 @@ fn a_listener_that_gives_up_leaves_another_one_under_its_name_alone() {
         let met = connecting.connect(&store, "a name", SOON).unwrap();
         assert!(met.peer_name().starts_with("late "), "{}", met.peer_name());
         listening.join().unwrap();
+    });
+}
+
+/// A store that is lost, for the one who listens, as soon as somebody has read the address.
+struct LostBehindTheMeeting<'a>(&'a MemoryStore);
+
+impl LostBehindTheMeeting<'_> {
+    fn lost<T>(key: &str) -> Result<T, StoreError> {
+        Err(StoreError::Timeout { keys: vec![key.to_owned()], waited: Duration::ZERO })
+    }
+}
+
+impl Store for LostBehindTheMeeting<'_> {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        self.0.set(key, value)
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
+        self.0.get(key, timeout)
+    }
+
+    fn check(&self, keys: &[&str]) -> Result<bool, StoreError> {
+        self.0.check(keys)
+    }
+
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), StoreError> {
+        self.0.wait(keys, timeout)
+    }
+
+    fn add(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
+        self.0.add(key, delta)
+    }
+
+    fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, StoreError> {
+        // Where nothing is expected, an address is published; where one is, it is taken away.
+        if expected.is_empty() { self.0.compare_set(key, expected, desired) } else { Self::lost(key) }
+    }
+
+    fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        Self::lost(key)
+    }
+}
+
+#[test]
+fn an_endpoint_outlives_the_store_that_keeps_the_address() {
+    let store = MemoryStore::new();
+    let (one, other) =
+        (context(&registry("basic"), LINKS[1].1, "one"), context(&registry("basic"), LINKS[1].1, "other"));
+    let (listening, connecting) = std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| other.connect(&store, "a name", SOON).unwrap());
+        (one.listen(&LostBehindTheMeeting(&store), "a name", SOON).unwrap(), connecting.join().unwrap())
+    });
+    assert!(store.check(&["channels/a name"]).unwrap(), "the address could not be taken away");
+    let sent = listening.send(bytes(1, 1000), CPU, None);
+    assert_eq!(connecting.recv(vec![0_u8; 1000], CPU, None).wait(SOON).unwrap().0, bytes(1, 1000));
+    sent.wait(SOON).unwrap();
+    // What was left behind keeps nobody from the next meeting under the name.
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| one.connect(&store, "a name", SOON).unwrap());
+        let met = other.listen(&store, "a name", SOON).unwrap();
+        assert!(met.peer_name().starts_with("one "), "{}", met.peer_name());
+        connecting.join().unwrap();
     });
 }
 

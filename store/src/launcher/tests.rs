@@ -48,7 +48,17 @@ fn every_variable_has_its_field() {
     );
     assert_eq!(with("TORCHELASTIC_RUN_ID", Some("my job")).unwrap().job_name().as_deref(), Some("my job/0"));
     assert_eq!(with("MASTER_ADDR", Some("[::1]")).unwrap().address, "::1");
-    assert_eq!(with("RANK", Some(" 2\n")).unwrap().rank, 2);
+}
+
+#[test]
+fn numbers_are_read_as_a_launcher_of_python_has_them_read() {
+    // `int()`, by which the other ranks of the job read the same variables, takes blanks and a sign.
+    for three in ["3", "+3", " 3", "3\n", "03"] {
+        assert_eq!(with("RANK", Some(three)).unwrap().rank, 3, "{three:?}");
+    }
+    for other in ["++3", "+ 3", "+", "3.0", "0x3", "3 3"] {
+        assert!(matches!(with("RANK", Some(other)), Err(LauncherError::NotANumber { .. })), "{other:?}");
+    }
 }
 
 #[test]
