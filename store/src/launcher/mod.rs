@@ -176,7 +176,7 @@ impl Launcher {
     }
 }
 
-/// Of these, whatever Python's `int()` reads in the same way, by which torch's ranks of the job read theirs: with blanks around, or a sign.
+/// With blanks around it, or a sign, as Python's `int()` takes it, by which torch's ranks of the job read theirs.
 fn number<T: FromStr<Err: Display>>(variable: &'static str, value: String) -> Result<T, LauncherError> {
     value.trim().parse().map_err(|problem: T::Err| LauncherError::NotANumber {
         variable,
