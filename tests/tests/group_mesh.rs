@@ -345,7 +345,7 @@ fn rank_that_shuts_down_with_a_call() {
     let Some(part) = Part::of_this_process().filter(|part| part.name == "pending") else { return };
     cust::init(cust::CudaFlags::empty()).unwrap();
     let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
-    let group = builder_with(&part, Registry::default(), Duration::from_secs(1));
+    let group = builder_with(&part, Registry::default(), Duration::from_secs(5));
     // What is made by a call waits at its end as long as the group does, not only as long as that call might.
     assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
     if part.rank == 1 {

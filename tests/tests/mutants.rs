@@ -124,9 +124,11 @@ fn a_signal_of_the_call_before_is_noticed() {
 
 #[test]
 fn a_call_number_that_stands_still_is_noticed() {
-    // The first 64-bit weak store of the kernel counts the call.
+    // The first store of 64 bits behind the count of blocks counts the call.
     assert_killed(|kernel| {
-        let last = kernel.find("\tst.global.u64").expect("the store of the number of calls");
+        let counted = kernel.find(".global.inc.u32").expect("the count of blocks");
+        let stored = kernel[counted..].find("\tst.relaxed.sys.global.u64");
+        let last = counted + stored.expect("the store of the number of calls");
         let end = last + kernel[last..].find('\n').expect("the line's end");
         format!("{}{}", &kernel[..last], &kernel[end..])
     });

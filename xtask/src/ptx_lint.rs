@@ -344,7 +344,7 @@ mod tests {
     fn text_with(body: &str) -> String {
         format!(
             ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry one_shot_bf16_sum_w8(\n\
-             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[184]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
+             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[200]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
         )
     }
 
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(rules(&text.replace("512", "1024")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace(".maxnreg 64\n", "")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace("_sum_", "_product_")), [(4, Rule::Entry)]);
-        assert_eq!(rules(&text.replace("[184]", "[192]")), [(4, Rule::Entry)]);
+        assert_eq!(rules(&text.replace("[200]", "[192]")), [(4, Rule::Entry)]);
         assert_eq!(rules(&text.replace("sm_70", "sm_90")), [(1, Rule::Target)]);
     }
 
@@ -466,18 +466,18 @@ mod tests {
     fn non_coherent_loads_of_what_was_loaded_or_is_written_are_found() {
         let rules =
             |body: &str| lint(&text_with(body)).into_iter().map(|f| (f.line, f.rule)).collect::<Vec<_>>();
-        let input = "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+128];\n\
+        let input = "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+144];\n\
                      \tmad.wide.u32 %rd2, %r1, 16, %rd1;\n\tld.global.nc.v4.u32 {%r2, %r3, %r4, %r5}, [%rd2];";
         assert_eq!(rules(input), []);
         let loaded =
-            "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+128];\n\tld.global.nc.u64 %rd3, [%rd1];";
+            "\tld.param.b64 %rd1, [one_shot_bf16_sum_w8_param_0+144];\n\tld.global.nc.u64 %rd3, [%rd1];";
         assert_eq!(rules(loaded), []);
         let peer = format!(
             "{loaded}\n\tadd.s64 %rd4, %rd3, %rd9;\n\tld.global.nc.v4.u32 {{%r1, %r2, %r3, %r4}}, [%rd4];"
         );
         assert_eq!(rules(&peer), [(13, Rule::NonCoherent)]);
-        for other in ["_param_0]", "_param_0+56]", "_param_0+64]", "_param_0+88]", "_param_0+136]"] {
-            assert_eq!(rules(&input.replace("_param_0+128]", other)), [(12, Rule::NonCoherent)], "{other}");
+        for other in ["_param_0]", "_param_0+56]", "_param_0+64]", "_param_0+104]", "_param_0+152]"] {
+            assert_eq!(rules(&input.replace("_param_0+144]", other)), [(12, Rule::NonCoherent)], "{other}");
         }
     }
 }

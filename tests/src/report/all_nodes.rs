@@ -1,7 +1,9 @@
 //! Every shipped node, several numbers of ranks, every algorithm, type and operation: one table.
 
+use std::iter;
+
 use anyhow::{Context, Result};
-use comfy_table::Table;
+use comfy_table::{ColumnConstraint, Table, Width};
 use indicatif::ProgressBar;
 use meshreduce::Algorithm;
 use meshreduce_emulator::node::{Gpu, Node};
@@ -152,7 +154,9 @@ impl Stage {
 
 /// The table: a row for node and ranks, a column for each algorithm.
 struct Summary {
-    rows: Vec<[String; 2]>,
+    rows: Vec<String>,
+    /// Of the longest name of a node, which is never broken.
+    widest: u16,
     /// By row: what came of each algorithm's cases.
     cells: Vec<Vec<String>>,
     left_out: LeftOut,
@@ -163,6 +167,7 @@ impl Summary {
     fn new() -> Self {
         Self {
             rows: Vec::new(),
+            widest: 0,
             cells: Vec::new(),
             left_out: LeftOut::default(),
             verdict: Verdict::default(),
@@ -179,16 +184,22 @@ impl Summary {
         }
         lines.iter().for_each(|line| self.verdict.count(line.ok));
         self.left_out.add(&node, stage.ranks, lines);
-        self.rows.push([node, stage.ranks.to_string()]);
+        self.rows.push(format!("{} of {node}", stage.ranks));
+        self.widest = self.widest.max(stage.node.name.len() as u16);
         self.cells.push(plan.algorithms().iter().map(|algorithm| cell(*algorithm, lines)).collect());
     }
 
     fn table(&self, plan: &Plan, width: u16) -> Table {
-        let algorithms: Vec<String> = plan.algorithms().iter().map(ToString::to_string).collect();
-        let header = ["node", "ranks"].map(str::to_owned).into_iter().chain(algorithms);
-        let mut table = tables::table(width, header, &[1]);
+        // In words, between which a title may be broken.
+        let titles = plan.algorithms().into_iter().map(|algorithm| algorithm.to_string().replace('-', " "));
+        let header = iter::once("ranks of node".to_owned()).chain(titles);
+        let mut table = tables::table(width, header, &[]);
+        if let Some(nodes) = table.column_mut(0) {
+            let padding = nodes.padding_width();
+            nodes.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(self.widest + padding)));
+        }
         for (row, cells) in self.rows.iter().zip(&self.cells) {
-            table.add_row(row.iter().chain(cells));
+            table.add_row(iter::once(row).chain(cells));
         }
         table
     }
@@ -244,7 +255,8 @@ mod tests {
             tables::assert_fits(&table, width.into());
             assert!(table.to_string().contains("dgx-1v-p2p"), "{table}");
         }
-        assert_eq!((summary.verdict.run, summary.verdict.failed), (108, 63));
+        let algorithms = Algorithm::ALL.len();
+        assert_eq!((summary.verdict.run, summary.verdict.failed), (36 * algorithms, 21 * algorithms));
     }
 
     #[test]
