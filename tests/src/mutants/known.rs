@@ -39,8 +39,6 @@ const fn equivalent(name: &'static str, reason: &'static str) -> Known {
     Known { name, ranks: None, why: Why::Equivalent, reason }
 }
 
-const BY_SIGNAL: &str =
-    "signals order it: it is read behind an acquire, and written again behind the next release from here";
 const FOUND_BEFORE: &str = "the same thread has compared the same peer's tag of this call in the first phase";
 const ONE_DEVICE: &str = "a scope within one device: the owner's kernels alone touch it";
 const ELECTS: &str = "the claim elects a block and hands nothing over; what follows is the winner's alone";
@@ -60,9 +58,6 @@ const CLEARED_IN_TIME: &str =
 pub static KNOWN: &[Known] = &[
     equivalent("unchanged", "the shipped text"),
     equivalent("unchanged-f32", "the shipped text"),
-    equivalent("descriptor-glance-gpu", BY_SIGNAL),
-    equivalent("descriptor-glance-cta", BY_SIGNAL),
-    equivalent("descriptor-glance-weak", BY_SIGNAL),
     equivalent("two_shot/gather-tag-not-compared", FOUND_BEFORE),
     equivalent("hybrid_cube_mesh/relay-tag-not-compared", FOUND_BEFORE),
     equivalent("one_shot_ll/agreement-dropped", PROVES_ITSELF),
