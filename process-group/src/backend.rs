@@ -152,6 +152,8 @@ pub struct Request {
     pub stream: RawStream,
     /// The caller waits for the end at once: the backend may do all of it before it returns.
     pub blocking: bool,
+    /// Whoever makes the call knows the names of the mesh's works already.
+    pub(crate) has_names: bool,
 }
 
 impl Default for Request {
@@ -170,6 +172,7 @@ impl Request {
             deadline: None,
             stream: std::ptr::null_mut::<std::ffi::c_void>().into(),
             blocking: false,
+            has_names: false,
         }
     }
 

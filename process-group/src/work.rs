@@ -69,8 +69,9 @@ pub trait Completion: Send + Sync + fmt::Debug {
 pub(crate) enum Progress {
     /// It has ended.
     Done(Outcome, Arc<str>),
-    /// The mesh's kernels see to it. (Both names in one: each that is cloned and dropped costs a call as much as its checks do.)
-    Mesh(meshreduce::Work, Arc<Names>),
+    /// The mesh's kernels see to it. Without names its group has them: each thing that is cloned and dropped costs a call as much as
+    /// its checks do.
+    Mesh(meshreduce::Work, Option<Arc<Names>>),
     /// Something else does.
     Other(Arc<dyn Completion>, Arc<str>),
 }
@@ -119,17 +120,22 @@ impl Work {
     }
 
     #[inline]
-    pub(crate) fn on_mesh(names: &Arc<Names>, work: meshreduce::Work) -> Self {
-        Self { progress: Progress::Mesh(work, Arc::clone(names)), sequence: None, site: None }
+    pub(crate) fn on_mesh(work: meshreduce::Work, names: Option<Arc<Names>>) -> Self {
+        Self { progress: Progress::Mesh(work, names), sequence: None, site: None }
     }
 
     /// The backend that makes the call: where the group's has another one behind it, that one if it took the call.
-    #[inline]
     pub fn backend(&self) -> &Arc<str> {
         match &self.progress {
             Progress::Done(_, backend) | Progress::Other(_, backend) => backend,
-            Progress::Mesh(_, names) => &names.backend,
+            Progress::Mesh(_, names) => &self.names(names).backend,
         }
+    }
+
+    /// Of a call on the mesh: its own, or its group's.
+    fn names<'a>(&'a self, own: &'a Option<Arc<Names>>) -> &'a Arc<Names> {
+        let of_group = || self.site.as_ref().and_then(|site| site.group.names_of_mesh());
+        own.as_ref().or_else(of_group).expect("a call without names was made by a group that has them")
     }
 
     /// The call's sequence number on its group: among collectives, or among sends and receives.
@@ -166,7 +172,7 @@ impl Work {
             Progress::Mesh(work, names) => work
                 .is_finished()
                 .map(|is| is.then(Outcome::default))
-                .map_err(|error| self.of_mesh(error, names)),
+                .map_err(|error| self.of_mesh(error, self.names(names))),
             Progress::Other(completion, _) => completion.poll(),
         };
         self.judge(ended)
@@ -239,7 +245,7 @@ impl Work {
             Progress::Mesh(work, names) => work
                 .synchronize()
                 .map(|()| Some(Outcome::default()))
-                .map_err(|error| self.of_mesh(error, names)),
+                .map_err(|error| self.of_mesh(error, self.names(names))),
             Progress::Other(completion, _) => loop {
                 match completion.wait(None) {
                     Ok(None) => {}
@@ -266,7 +272,7 @@ impl Work {
             Progress::Done(..) => Ok(()),
             Progress::Mesh(work, names) => {
                 // SAFETY: the caller vouches for the stream.
-                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, names))
+                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, self.names(names)))
             }
             // SAFETY: the caller vouches for the stream.
             Progress::Other(completion, _) => unsafe { completion.wait_on(stream) },

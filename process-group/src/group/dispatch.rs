@@ -9,7 +9,7 @@ use meshreduce_device::{ContextState, PrimaryContext};
 
 use super::site::Site;
 use super::slot::Slot;
-use super::watch::{Message, Noted, Watched};
+use super::watch::{By, Message, Noted, Watched};
 use super::{ProcessGroup, Shared};
 use crate::backend::{Backend, Request};
 use crate::call::Call;
@@ -164,7 +164,14 @@ impl ProcessGroup {
         let (entry, numbers) =
             recorder.begin_in_turn(&mut begun, || checked.unwrap_or_else(|| shared.count(is_p2p)));
         let sequence = if is_p2p { numbers.1 } else { numbers.0 };
-        let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
+        let request = Request {
+            sequence,
+            start,
+            deadline,
+            stream: self.stream,
+            blocking: way.blocking,
+            has_names: slot.names_of_mesh().get().is_some(),
+        };
         // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
         // The stream is one of that device's primary context, as who set it vouched.
         unsafe { self.hand_over(call, (slot, backend), &request, entry, way.lent.then_some(device)) }
@@ -232,9 +239,17 @@ impl Shared {
         request: &Request,
     ) {
         let recorder = &self.family.recorder;
-        let is_own = Arc::ptr_eq(work.backend(), own);
+        let by = match &work.progress {
+            Progress::Mesh(_, Some(names)) => {
+                slot.names_of_mesh().get_or_init(|| Arc::clone(names));
+                own
+            }
+            Progress::Mesh(_, None) => own,
+            Progress::Done(_, by) | Progress::Other(_, by) => by,
+        };
+        let is_own = Arc::ptr_eq(by, own);
         if !is_own {
-            recorder.taken_by(entry, work.backend());
+            recorder.taken_by(entry, by);
         }
         if work.is_captured() {
             // Its replays are seen by nobody, and their ends by whoever waits for them.
@@ -248,7 +263,8 @@ impl Shared {
             slot.watch().messages.push(call);
         } else {
             let names = self.hooks.want_completions();
-            slot.watch().lines[usize::from(!is_own)].follow(work, &noted, names);
+            let by = By { backend: by, names: slot.names_of_mesh().get() };
+            slot.watch().lines[usize::from(!is_own)].follow(work, by, &noted, names);
         }
     }
 

@@ -19,6 +19,7 @@ use crate::call::Call;
 use crate::config::BackendConfig;
 use crate::error::Error;
 use crate::types::{Device, DeviceType};
+use crate::work::Names;
 
 /// What a group was made with and hands on to the groups that are made from it.
 #[derive(Clone, Debug)]
@@ -108,6 +109,11 @@ impl Shared {
 
     pub(super) fn slot(&self, device: DeviceType) -> &Slot {
         &self.slots[device as usize]
+    }
+
+    /// What the mesh's works are told by, once there has been one.
+    pub(crate) fn names_of_mesh(&self) -> Option<&Arc<Names>> {
+        self.slot(DeviceType::Cuda).names_of_mesh().get()
     }
 
     pub(super) fn slots(&self) -> &[Slot] {

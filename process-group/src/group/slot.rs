@@ -8,6 +8,7 @@ use super::watch::Watch;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::turn::Turn;
+use crate::work::Names;
 
 /// The place of one backend.
 #[derive(Debug, Default)]
@@ -16,6 +17,8 @@ pub(super) struct Slot {
     made: OnceLock<Arc<dyn Backend>>,
     making: Turn,
     watch: Mutex<Watch>,
+    /// What the mesh's works are told by, once there has been one.
+    names: OnceLock<Arc<Names>>,
 }
 
 impl Slot {
@@ -26,6 +29,10 @@ impl Slot {
 
     pub(super) fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    pub(super) fn names_of_mesh(&self) -> &OnceLock<Arc<Names>> {
+        &self.names
     }
 
     pub(super) fn made(&self) -> Option<&Arc<dyn Backend>> {

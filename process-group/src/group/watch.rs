@@ -112,6 +112,14 @@ impl Held {
     }
 }
 
+/// Who makes a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct By<'a> {
+    pub(super) backend: &'a Arc<str>,
+    /// Where there has been one on the mesh.
+    pub(super) names: Option<&'a Arc<Names>>,
+}
+
 /// Collectives that end in the order in which they are made.
 ///
 /// Since they end in order, one that has ended stands for all before it, and so a few are held, however many are made: the first
@@ -131,9 +139,9 @@ pub(super) struct Line {
 
 impl Line {
     /// `names`: somebody wants to hear of each call what it was.
-    pub(super) fn follow(&mut self, work: &Work, call: &Noted, names: bool) {
+    pub(super) fn follow(&mut self, work: &Work, by: By<'_>, call: &Noted, names: bool) {
         if self.backend.is_none() {
-            self.backend = Some(Arc::clone(work.backend()));
+            self.backend = Some(Arc::clone(by.backend));
         }
         let operation = Some(call.operation);
         match self.runs.back_mut() {
@@ -155,11 +163,11 @@ impl Line {
                 its.clone_from(mesh);
                 *noted = *call;
             }
-            _ => self.hold(work, call),
+            _ => self.hold(work, by, call),
         }
     }
 
-    fn hold(&mut self, work: &Work, call: &Noted) {
+    fn hold(&mut self, work: &Work, by: By<'_>, call: &Noted) {
         let mut first_end = call.end;
         while self.held.len() >= HELD
             && let Some(last) = self.held.back()
@@ -171,8 +179,10 @@ impl Line {
             self.held.pop_back();
         }
         let sight = match &work.progress {
-            Progress::Mesh(mesh, names) => {
-                self.mesh.get_or_insert_with(|| Arc::clone(names));
+            Progress::Mesh(mesh, _) => {
+                if self.mesh.is_none() {
+                    self.mesh = by.names.cloned();
+                }
                 Sight::Mesh(mesh.clone())
             }
             _ => Sight::Other(work.clone()),
@@ -189,8 +199,7 @@ impl Line {
 
     fn watched(&self, held: &Held) -> Option<Watched> {
         let work = match (&held.sight, &self.mesh) {
-            (Sight::Mesh(mesh), Some(names)) => Work::on_mesh(names, mesh.clone()),
-            (Sight::Mesh(_), None) => return None,
+            (Sight::Mesh(mesh), names) => Work::on_mesh(mesh.clone(), Some(Arc::clone(names.as_ref()?))),
             (Sight::Other(work), _) => work.clone(),
         };
         Some(Watched { work, noted: held.noted })
@@ -299,7 +308,8 @@ mod tests {
     }
 
     fn follow(line: &mut Line, call: &Watched, names: bool) {
-        line.follow(&call.work, &call.noted, names);
+        let by = By { backend: call.work.backend(), names: None };
+        line.follow(&call.work, by, &call.noted, names);
     }
 
     fn numbers(line: &Line) -> Vec<u64> {
@@ -345,7 +355,8 @@ mod tests {
         assert_eq!(numbers(&line), [1, 2, 3, 5]);
         let failed = Arc::new(Pending::default());
         failed.end(Err(Error::Default("on purpose")));
-        line.follow(&Work::pending(&"host".into(), failed), &of(6).noted, true);
+        let work = Work::pending(&"host".into(), failed);
+        line.follow(&work, By { backend: work.backend(), names: None }, &of(6).noted, true);
         (7..=9).for_each(|sequence| follow(&mut line, &of(sequence), true));
         assert_eq!(numbers(&line), [1, 2, 3, 6, 9]);
     }

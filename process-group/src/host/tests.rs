@@ -89,7 +89,7 @@ impl Rank {
         let sequence = counter.replace(counter.get() + 1);
         let (start, deadline) = (Instant::now(), self.deadline.get());
         let stream = std::ptr::null_mut::<u8>().into();
-        let request = Request { sequence, start, deadline, stream, blocking };
+        let request = Request { sequence, start, deadline, stream, blocking, has_names: false };
         // SAFETY: tests wait for their calls, or keep the memory until the backend is dropped.
         unsafe { self.backend.start(call, &request) }
     }

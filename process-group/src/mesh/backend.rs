@@ -372,7 +372,7 @@ impl Backend for MeshBackend {
             Ok((mesh, None, chosen)) => {
                 // SAFETY: the caller vouches for the tensors and the stream.
                 let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
-                Ok(Work::on_mesh(&self.names, work))
+                Ok(Work::on_mesh(work, (!request.has_names).then(|| Arc::clone(&self.names))))
             }
             Ok((mesh, Some(placement), chosen)) => {
                 let nodes = self.nodes(placement, Some(request))?;
