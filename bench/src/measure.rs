@@ -198,12 +198,7 @@ impl Everyone<'_> {
 /// The library's limits, but no more than is measured: staging of several communicators must fit a shared GPU.
 fn limits(work: &Work) -> Limits {
     let longest = work.cases.iter().map(|case| case.bytes as u64).max().unwrap_or(0).max(1);
-    let Limits { one_shot, two_shot, hybrid_cube_mesh } = Limits::default();
-    Limits {
-        one_shot: one_shot.min(longest),
-        two_shot: two_shot.min(longest),
-        hybrid_cube_mesh: hybrid_cube_mesh.min(longest),
-    }
+    Limits::default().at_most(longest, work.ranks)
 }
 
 fn message(index: usize, rank: usize, case: &Case) -> Vec<u8> {

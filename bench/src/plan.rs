@@ -25,7 +25,8 @@ pub struct Plan {
     /// Takes the links for this, whatever they are; --shared-device does so anyway
     #[arg(long, value_name = "TOPOLOGY", conflicts_with = "shared_device")]
     pub force_topology: Option<ForcedTopology>,
-    /// one-shot, two-shot, hybrid-cube-mesh; auto: what the library selects; all; several with commas [default: all]
+    /// one-shot, two-shot, hybrid-cube-mesh, by packets with -ll behind; auto: what the library selects; all; several with
+    /// commas [default: all]
     #[arg(long, value_name = "A", value_delimiter = ',')]
     pub algorithm: Vec<Choice>,
     /// bf16, f16 or f32; several with commas

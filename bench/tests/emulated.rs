@@ -23,6 +23,7 @@ fn work(ranks: usize, shared_device: bool) -> Work {
             Way::Forced(Algorithm::HybridCubeMesh),
             Way::Selected,
             Way::Forced(Algorithm::TwoShot),
+            Way::Forced(Algorithm::TwoShotLl),
         ],
         cases: vec![case(DType::Bf16, Op::Sum, 20), case(DType::F32, Op::Max, 4096)],
         warmup: 1,
@@ -46,7 +47,7 @@ fn check(work: &Work) {
     let measured = measure(work, |way| way == Way::Forced(Algorithm::HybridCubeMesh));
     let name = |row: &Row| (row.algorithm.clone(), row.bytes, row.mode, row.place);
     let mut expected = Vec::new();
-    for algorithm in ["one-shot", "auto: one-shot", "two-shot"] {
+    for algorithm in ["one-shot", "auto: one-shot-ll", "two-shot", "two-shot-ll"] {
         for bytes in [20, 4096] {
             for mode in [Mode::Plain, Mode::Graph] {
                 for place in [Place::Out, Place::In] {

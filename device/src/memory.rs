@@ -133,6 +133,31 @@ impl DeviceMemory {
         // SAFETY: the word is aligned and lies in this allocation, checked above.
         unsafe { set_word(self.address + offset, word, stream) }
     }
+
+    /// Enqueues setting `bytes` bytes at `offset` to 0; both are multiples of 4.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    ///
+    /// # Panics
+    ///
+    /// If they are not whole words of this memory.
+    pub fn clear(&self, offset: u64, bytes: u64, stream: &Stream) -> Result<(), DriverError> {
+        assert!(
+            (offset | bytes).is_multiple_of(4) && offset.saturating_add(bytes) <= self.bytes,
+            "{bytes} bytes at {offset} of {}",
+            self.bytes
+        );
+        if bytes == 0 {
+            return Ok(());
+        }
+        let _entered = stream.context().enter()?;
+        // SAFETY: the words are aligned and lie in this allocation, checked above.
+        check("cuMemsetD32Async", unsafe {
+            sys::cuMemsetD32Async(self.address + offset, 0, (bytes / 4) as usize, stream.raw().get())
+        })
+    }
 }
 
 /// Enqueues setting a 32-bit word.
@@ -211,8 +236,9 @@ impl Rows {
 ///
 /// # Safety
 ///
-/// All rows on both sides are in device memory that the context's device can access, within one allocation a side, valid until the
-/// stream has done it, and those of one side do not overlap those of the other; `stream` is a stream of the context.
+/// All rows on both sides are in device memory that the context's device can access, within one allocation a side, valid
+/// until the stream has done it, and those of one side do not overlap those of the other; `stream` is a stream of the
+/// context.
 ///
 /// # Errors
 ///
@@ -237,7 +263,8 @@ pub unsafe fn copy_rows(
     })
 }
 
-/// Enqueues a copy between any two of device memory and page-locked host memory: the driver knows by the addresses what they are.
+/// Enqueues a copy between any two of device memory and page-locked host memory: the driver knows by the addresses what they
+/// are.
 ///
 /// # Safety
 ///
@@ -260,13 +287,13 @@ pub unsafe fn copy(
     })
 }
 
-/// Enqueues a copy from memory of one device to that of another one, which need not have access to each other's: the driver then
-/// goes through host memory.
+/// Enqueues a copy from memory of one device to that of another one, which need not have access to each other's: the driver
+/// then goes through host memory.
 ///
 /// # Safety
 ///
-/// `to.1` and `from.1` are addresses of `bytes` bytes in memory of the contexts beside them, valid until the stream has done it;
-/// `stream` is a stream of either context; a default stream is that of `from`'s.
+/// `to.1` and `from.1` are addresses of `bytes` bytes in memory of the contexts beside them, valid until the stream has done
+/// it; `stream` is a stream of either context; a default stream is that of `from`'s.
 ///
 /// # Errors
 ///

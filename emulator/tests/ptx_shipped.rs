@@ -13,7 +13,7 @@ use meshreduce_emulator::ptx::Module;
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, ErrorRecord, Geometry, LaneParams, LaunchDescriptor, LaunchParams,
     MAX_RANKS, Op, RecordKind, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16, counters,
-    launch::HostPage, pad, segment::SegmentLayout, tree,
+    launch::HostPage, packets::PacketLayout, pad, segment::SegmentLayout, tree,
 };
 use support::Memory;
 
@@ -42,7 +42,8 @@ fn params(rank: &Rank, launch: LaunchDescriptor, deadline_ns: u64) -> Box<[u8]> 
 
 /// `W` ranks with one lane each in one memory.
 fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
-    let layout = SegmentLayout::new(1, bytes);
+    let packets = PacketLayout::new(2 * bytes, W as u32);
+    let layout = SegmentLayout::new(1, bytes, packets);
     let segments: [u64; W] = std::array::from_fn(|_| memory.allocate(layout.bytes() as usize));
     let positions = (0..W as u32).map(|rank| LaneParams::rank_at(rank, rank)).sum::<u32>();
     (0..W)
@@ -52,7 +53,13 @@ fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
             let mut lane = vec![0; MAX_RANKS];
             lane.iter_mut().zip(segments).for_each(|(pad, segment)| *pad = segment + layout.pad(0));
             let counters = memory.allocate(counters::BYTES as usize);
-            lane.extend([pad, layout.staging(0) - layout.pad(0), layout.half_bytes(), counters, host_page]);
+            lane.extend([pad, layout.staging(0) - layout.pad(0), layout.half_bytes()]);
+            lane.extend([
+                layout.packets(0) - layout.pad(0),
+                u64::from(packets.phase_bytes),
+                counters,
+                host_page,
+            ]);
             lane.extend([halves(positions as usize, rank), halves(rank, rank), halves(0, 1)]);
             let [input, output] = [0; 2].map(|_: u64| memory.allocate(bytes as usize));
             Rank { lane, pad, host_page, input, output }
@@ -60,14 +67,13 @@ fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
         .collect()
 }
 
-fn all_reduce<const W: usize>(text: &str, count: u64) {
+fn all_reduce<const W: usize>(algorithm: Algorithm, text: &str, count: u64) {
     let module = Module::parse(text).unwrap();
-    let kernel = module.kernel(&format!("one_shot_bf16_sum_w{W}")).unwrap();
+    let kernel = module.kernel(&format!("{}_bf16_sum_w{W}", algorithm.kernel_name())).unwrap();
     let memory = Memory::default();
     let ranks = ranks::<W>(&memory, count * 2);
-    let shape = Geometry::new(Algorithm::OneShot, count, DType::Bf16, W as u32, 16);
-    let descriptor =
-        LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count };
+    let shape = Geometry::new(algorithm, count, DType::Bf16, W as u32, 16);
+    let descriptor = LaunchDescriptor { algorithm, dtype: DType::Bf16, op: Op::Sum, count };
     let mut state = 0x1234_5678_9abc_def1u64;
     for call in 0..3 {
         let mut inputs: Vec<Vec<u16>> = Vec::new();
@@ -112,13 +118,16 @@ fn all_reduce<const W: usize>(text: &str, count: u64) {
 #[test]
 fn two_ranks_agree_on_the_tree_sum_for_any_length() {
     for count in [1, 7, 8, 9, 1000, 4099] {
-        all_reduce::<2>(include_str!("../../host/ptx/one_shot_w2.ptx"), count);
+        all_reduce::<2>(Algorithm::OneShot, include_str!("../../host/ptx/one_shot_w2.ptx"), count);
+        all_reduce::<2>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w2.ptx"), count);
     }
 }
 
 #[test]
 fn eight_ranks_agree_on_the_tree_sum() {
-    all_reduce::<8>(include_str!("../../host/ptx/one_shot_w8.ptx"), 64 << 10);
+    all_reduce::<8>(Algorithm::OneShot, include_str!("../../host/ptx/one_shot_w8.ptx"), 64 << 10);
+    all_reduce::<8>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w8.ptx"), 16 << 10);
+    all_reduce::<8>(Algorithm::TwoShotLl, include_str!("../../host/ptx/two_shot_ll_w8.ptx"), 64 << 10);
 }
 
 /// What rank 0 of two records, where rank 1 gives no signal and says in its pad that it launches `other` or nothing.

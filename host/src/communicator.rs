@@ -19,11 +19,12 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per lane one signal pad (8.5 KiB), counters (128 bytes) and two staging halves; per device the
-/// kernels. A half holds the longest
-/// message of each algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2
-/// ranks) for two-shot, 768 KiB on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host
-/// memory: one page per lane.
+/// Device memory: per lane one signal pad (8.75 KiB), counters (128 bytes), packet memory and two staging halves; per device
+/// the kernels. Packet memory has room for the longest message of each algorithm by packets, twice (calls take turns), in two
+/// phases, from every rank, in packets of which half is data: with the default limits 16 MiB (2 ranks), 11 MiB (3), 10 MiB
+/// (4), 9 MiB (5 to 7), 8 MiB (8), and 6 MiB on a hybrid cube mesh. A staging half holds the longest message of each
+/// algorithm that the topology allows: with the default limits 11.25 MiB (8 ranks) to 15 MiB (2 ranks) for two-shot, 768 KiB
+/// on a hybrid cube mesh, 256 KiB where two-shot's limit is set to 0. Page-locked host memory: one page per lane.
 ///
 /// # End
 ///
@@ -38,10 +39,10 @@ use crate::topology::{Mesh, Topology};
 /// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
 /// for all work of the device's primary context, and should not come while a stream of it is being captured.
 ///
-/// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing
-/// then, and nothing says so. They do no harm either: they read their input, find the lane aborted, leave their output
-/// as it is and end at once, without a word to peers that are still there. For that the kernels and the counters stay for as long as the process
-/// lives, if anything was captured; the rest is freed as ever.
+/// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing then, and
+/// nothing says so. They do no harm either: they read their input, find the lane aborted, leave their output as it is and end
+/// at once, without a word to peers that are still there. For that the kernels and the counters stay for as long as the
+/// process lives, if anything was captured; the rest is freed as ever.
 #[derive(Debug)]
 pub struct Communicator {
     shared: Arc<Shared>,
@@ -93,8 +94,8 @@ impl Communicator {
         self.shared.select(bytes, dtype, op).ok()
     }
 
-    /// Bytes of the longest all-reduce for which [`Communicator::select`] gives an algorithm, as it does for all shorter ones; `None`:
-    /// there is no kernel for the type and operation. Equal on all ranks, and always the same.
+    /// Bytes of the longest all-reduce for which [`Communicator::select`] gives an algorithm, as it does for all shorter
+    /// ones; `None`: there is no kernel for the type and operation. Equal on all ranks, and always the same.
     pub fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
         self.shared.longest(dtype, op)
     }

@@ -4,12 +4,29 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_wire::{Algorithm, pad};
+use meshreduce_wire::{Algorithm, DType, MIN_RANKS, packets, pad};
 
 use crate::outcome::DisabledBy;
 use crate::topology::{Mesh, Topology};
 
-/// The longest message that each algorithm takes, in bytes, inclusive.
+/// The longest message that each algorithm takes, in bytes, inclusive. Of those that take a message, the first of this order is
+/// chosen: one-shot and two-shot by packets, one-shot, two-shot, hybrid cube mesh by packets, hybrid cube mesh.
+///
+/// The limits of packets are by world size where none is set: they were calculated for 8x H100 (hybrid cube mesh: 8x V100), and
+/// not yet measured. 0 takes an algorithm out, and what it needs of packet memory ([`crate::Communicator`], "Memory").
+///
+/// | KiB for ranks | 2 | 3 | 4 | 5 | 6 | 7 | 8 |
+/// |---|---|---|---|---|---|---|---|
+/// | one-shot by packets | 1024 | 288 | 144 | 80 | 64 | 48 | 40 |
+/// | two-shot by packets | 1024 | 1408 | 1280 | 1152 | 1120 | 1088 | 1024 |
+/// | hybrid cube mesh by packets | | | | | | | 48 |
+///
+/// ```
+/// use meshreduce::{Algorithm, Limits};
+/// let limits = Limits { one_shot_ll: Some(64 << 10), ..Limits::default() };
+/// assert_eq!(limits.of(Algorithm::OneShotLl, 8), 64 << 10);
+/// assert_eq!(limits.of(Algorithm::TwoShotLl, 4), 1280 << 10);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// One-shot: 256 KiB.
@@ -18,23 +35,70 @@ pub struct Limits {
     pub two_shot: u64,
     /// Hybrid cube mesh: 256 KiB.
     pub hybrid_cube_mesh: u64,
+    /// One-shot by packets; `None`: by world size.
+    pub one_shot_ll: Option<u64>,
+    /// Two-shot by packets; `None`: by world size.
+    pub two_shot_ll: Option<u64>,
+    /// Hybrid cube mesh by packets; `None`: 48 KiB.
+    pub hybrid_cube_mesh_ll: Option<u64>,
 }
+
+/// KiB that one-shot and two-shot by packets take, for 2 to 8 ranks: to where two-shot by packets, and from there to where
+/// two-shot by barriers, takes less time. Calculated for 8x H100: 1 us over a link one way, 0.25 us an access to the own
+/// memory, 337 GB/s.
+const ONE_SHOT_LL_KIB: [u64; 7] = [1024, 288, 144, 80, 64, 48, 40];
+const TWO_SHOT_LL_KIB: [u64; 7] = [1024, 1408, 1280, 1152, 1120, 1088, 1024];
+
+/// The same of a hybrid cube mesh, calculated for 8x V100: 25 GB/s over one of a pair's links.
+const HYBRID_CUBE_MESH_LL_KIB: u64 = 48;
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { one_shot: 256 << 10, two_shot: 10 << 20, hybrid_cube_mesh: 256 << 10 }
+        Self {
+            one_shot: 256 << 10,
+            two_shot: 10 << 20,
+            hybrid_cube_mesh: 256 << 10,
+            one_shot_ll: None,
+            two_shot_ll: None,
+            hybrid_cube_mesh_ll: None,
+        }
     }
 }
 
 impl Limits {
-    /// The longest message that `algorithm` takes, in bytes.
-    pub fn of(&self, algorithm: Algorithm) -> u64 {
+    /// The longest message that `algorithm` takes over `world_size` ranks, in bytes.
+    pub fn of(&self, algorithm: Algorithm, world_size: usize) -> u64 {
+        let by_ranks = |table: [u64; 7]| {
+            let at = world_size.checked_sub(MIN_RANKS).filter(|at| *at < table.len());
+            at.map_or(0, |at| table[at] << 10)
+        };
         match algorithm {
             Algorithm::OneShot => self.one_shot,
             Algorithm::TwoShot => self.two_shot,
             Algorithm::HybridCubeMesh => self.hybrid_cube_mesh,
+            Algorithm::OneShotLl => self.one_shot_ll.unwrap_or_else(|| by_ranks(ONE_SHOT_LL_KIB)),
+            Algorithm::TwoShotLl => self.two_shot_ll.unwrap_or_else(|| by_ranks(TWO_SHOT_LL_KIB)),
+            Algorithm::HybridCubeMeshLl => self.hybrid_cube_mesh_ll.unwrap_or(HYBRID_CUBE_MESH_LL_KIB << 10),
             _ => 0,
         }
+    }
+
+    /// These limits, none above `longest`: for memory that holds no more than is needed.
+    pub fn at_most(&self, longest: u64, world_size: usize) -> Self {
+        let by_packets = |algorithm| Some(self.of(algorithm, world_size).min(longest));
+        Self {
+            one_shot: self.one_shot.min(longest),
+            two_shot: self.two_shot.min(longest),
+            hybrid_cube_mesh: self.hybrid_cube_mesh.min(longest),
+            one_shot_ll: by_packets(Algorithm::OneShotLl),
+            two_shot_ll: by_packets(Algorithm::TwoShotLl),
+            hybrid_cube_mesh_ll: by_packets(Algorithm::HybridCubeMeshLl),
+        }
+    }
+
+    /// These limits without any by packets.
+    pub fn without_packets(self) -> Self {
+        Self { one_shot_ll: Some(0), two_shot_ll: Some(0), hybrid_cube_mesh_ll: Some(0), ..self }
     }
 }
 
@@ -170,9 +234,9 @@ impl Config {
     }
 
     /// Whether a rank whose device is full, because its process has as many communicators on it as fit
-    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather than
-    /// broken: for programs that use something else then. The default is no: the rank gets [`crate::Error::NotResident`], the others
-    /// [`crate::Error::RankFailed`].
+    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather
+    /// than broken: for programs that use something else then. The default is no: the rank gets
+    /// [`crate::Error::NotResident`], the others [`crate::Error::RankFailed`].
     ///
     /// It is not compared between ranks. What counts is how the rank whose device is full is configured.
     pub fn full_device_is_not_applicable(mut self, is: bool) -> Self {
@@ -181,8 +245,9 @@ impl Config {
     }
 
     /// How long a kernel waits for a peer in the first phase of a call. In the second, which two-shot and the hybrid cube
-    /// mesh have, it waits an eighth and 50 us longer: the peer that it waits for there may itself be waiting, in the first phase,
-    /// for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a microsecond.
+    /// mesh have, it waits an eighth and 50 us longer: the peer that it waits for there may itself be waiting, in the first
+    /// phase, for a rank that does not come, and is given the time to name that one. `None`: for ever. At least a
+    /// microsecond.
     pub fn deadline(mut self, deadline: Option<Duration>) -> Self {
         self.deadline = deadline;
         self
@@ -201,7 +266,7 @@ impl Config {
     }
 
     /// The longest message of each algorithm. Staging memory grows with them: two halves per lane, each of the
-    /// longest message of all algorithms that the topology allows.
+    /// longest message of all algorithms that the topology allows; and so does packet memory with those by packets.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
@@ -269,9 +334,17 @@ impl Config {
         if self.communicators_per_device == 0 {
             return Err(ConfigError::NoCommunicators);
         }
-        let longest = self.limits.one_shot.max(self.limits.two_shot).max(self.limits.hybrid_cube_mesh);
+        let longest = Algorithm::ALL.map(|algorithm| self.limits.of(algorithm, world_size));
+        let longest = longest.into_iter().max().unwrap_or(0);
         if longest == 0 || longest > MAX_LIMIT {
             return Err(ConfigError::Limit(longest));
+        }
+        for algorithm in Algorithm::ALL {
+            let (limit, most) =
+                (self.limits.of(algorithm, world_size), most_by_packets(algorithm, world_size));
+            if limit > most {
+                return Err(ConfigError::PacketLimit { algorithm, limit, world_size, most });
+            }
         }
         if self.first_call_number > MAX_FIRST_CALL_NUMBER {
             return Err(ConfigError::FirstCallNumber(self.first_call_number));
@@ -283,8 +356,18 @@ impl Config {
 /// The highest limit that can be set: 1 GiB.
 const MAX_LIMIT: u64 = 1 << 30;
 
-/// The highest number that a lane's first call can have. A call's epoch is one more than the calls before, and signals have room
-/// for [`pad::EPOCH_BITS`] bits: as many calls again may follow, at 5 us each for 1.4 years.
+/// The highest limit that an algorithm by packets can have over `world_size` ranks: for longer messages no packet memory is
+/// large enough.
+fn most_by_packets(algorithm: Algorithm, world_size: usize) -> u64 {
+    // Of the type that needs most. An algorithm that needs none has no such limit.
+    let ranks = world_size as u32;
+    let bytes = |limit: u64| packets::phase_bytes(algorithm, limit / 2, DType::F16, ranks);
+    let room = packets::MAX_BYTES / (2 * u64::from(pad::PHASES) * u64::from(ranks.max(1)));
+    (10..=30).rev().map(|bits| 1 << bits).find(|limit| bytes(*limit) <= room).unwrap_or(0)
+}
+
+/// The highest number that a lane's first call can have. A call's epoch is one more than the calls before, and signals have
+/// room for [`pad::EPOCH_BITS`] bits: as many calls again may follow, at 5 us each for 1.4 years.
 const MAX_FIRST_CALL_NUMBER: u64 = 1 << (pad::EPOCH_BITS - 1);
 
 /// A configuration that cannot be.
@@ -319,6 +402,18 @@ pub enum ConfigError {
     /// All limits are 0, or one is beyond 1 GiB.
     #[error("the longest message would be {0} bytes: there must be 1 to {MAX_LIMIT}")]
     Limit(u64),
+    /// A limit of an algorithm by packets for which no packet memory is large enough.
+    #[error("{algorithm} cannot take {limit} bytes over {world_size} ranks: at most {most}")]
+    PacketLimit {
+        /// The algorithm.
+        algorithm: Algorithm,
+        /// Its limit, in bytes.
+        limit: u64,
+        /// Ranks.
+        world_size: usize,
+        /// The highest limit it can have, in bytes.
+        most: u64,
+    },
     /// The number of the first call leaves too few for those behind it.
     #[error("the first call's number is {0}: it must be at most {MAX_FIRST_CALL_NUMBER}")]
     FirstCallNumber(u64),
@@ -399,8 +494,19 @@ mod tests {
         assert_eq!(Config::default().deadline(None).check(2), Ok(()));
         let none_there = Config::default().communicators_per_device(0);
         assert_eq!(none_there.check(2), Err(ConfigError::NoCommunicators));
-        let none = Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0 };
+        let none =
+            Limits { one_shot: 0, two_shot: 0, hybrid_cube_mesh: 0, ..Limits::default() }.without_packets();
         assert_eq!(Config::default().limits(none).check(2), Err(ConfigError::Limit(0)));
+        let packets = Limits { one_shot_ll: Some(1 << 30), ..Limits::default() };
+        let refused = ConfigError::PacketLimit {
+            algorithm: Algorithm::OneShotLl,
+            limit: 1 << 30,
+            world_size: 8,
+            most: 32 << 20,
+        };
+        assert_eq!(Config::default().limits(packets).check(8), Err(refused));
+        let packets = Limits { one_shot_ll: Some(32 << 20), ..Limits::default() };
+        assert_eq!(Config::default().limits(packets).check(8), Ok(()));
         let first = |number| Config::default().first_call_number(number).check(2);
         assert_eq!(first(1 << 43), Ok(()));
         assert_eq!(first((1 << 43) + 1), Err(ConfigError::FirstCallNumber((1 << 43) + 1)));

@@ -17,7 +17,8 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Allocates a segment and initialises its pads: signals start at the epoch `first_call`, all else is 0.
+    /// Allocates a segment and initialises its pads (signals start at the epoch `first_call`, all else is 0) and packet
+    /// memory: no packet is there.
     pub(crate) fn new(
         context: &Arc<PrimaryContext>,
         layout: SegmentLayout,
@@ -38,6 +39,8 @@ impl Segment {
             // needs for that, which could wait for those very kernels.
             memory.set(layout.pad(lane) + pad::ABORT, 0, stream)?;
         }
+        let packets = layout.packets(0);
+        memory.clear(packets, layout.staging(0) - packets, stream)?;
         stream.synchronize()?;
         Ok(Self { memory })
     }

@@ -12,6 +12,7 @@ use crate::error::Error;
 pub(crate) struct Selector {
     pub(crate) ground: Ground,
     pub(crate) limits: Limits,
+    pub(crate) world_size: usize,
     pub(crate) forced: Option<Algorithm>,
 }
 
@@ -33,7 +34,9 @@ impl Selector {
     pub(crate) fn longest(&self, loaded: impl Fn(Algorithm) -> bool) -> Option<u64> {
         let takes = |algorithm: &Algorithm| self.forced.is_none_or(|forced| forced == *algorithm);
         let able = self.ground.algorithms().map(|description| description.algorithm).filter(takes);
-        able.filter(|algorithm| loaded(*algorithm)).map(|algorithm| self.limits.of(algorithm)).max()
+        able.filter(|algorithm| loaded(*algorithm))
+            .map(|algorithm| self.limits.of(algorithm, self.world_size))
+            .max()
     }
 
     /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel.
@@ -49,10 +52,10 @@ impl Selector {
                 .ground
                 .algorithms()
                 .map(|description| description.algorithm)
-                .find(|algorithm| bytes <= self.limits.of(*algorithm) && loaded(*algorithm))
+                .find(|algorithm| bytes <= self.limits.of(*algorithm, self.world_size) && loaded(*algorithm))
                 .ok_or(Error::NoAlgorithm { bytes, dtype, op });
         };
-        let limit = self.limits.of(algorithm);
+        let limit = self.limits.of(algorithm, self.world_size);
         if bytes > limit {
             Err(Error::MessageTooLong { algorithm, bytes, limit })
         } else if !loaded(algorithm) {
@@ -70,7 +73,7 @@ mod tests {
 
     fn selector(forced: Option<Algorithm>) -> Selector {
         let ground = Ground { topology: Topology::FullyConnected, cube: false };
-        Selector { ground, limits: Limits::default(), forced }
+        Selector { ground, limits: Limits::default(), world_size: 8, forced }
     }
 
     fn select(selector: &Selector, bytes: u64) -> Result<Algorithm, Error> {
@@ -80,12 +83,17 @@ mod tests {
     #[test]
     fn limits_are_bytes_and_inclusive() {
         let selector = selector(None);
-        for bytes in [0, 2, 262_144] {
-            assert_eq!(select(&selector, bytes).unwrap(), Algorithm::OneShot);
-        }
-        for bytes in [262_146, 10 << 20] {
-            assert_eq!(select(&selector, bytes).unwrap(), Algorithm::TwoShot);
-        }
+        let expect = |selector: &Selector, bytes: &[u64], expected| {
+            bytes.iter().for_each(|bytes| assert_eq!(select(selector, *bytes).unwrap(), expected, "{bytes}"));
+        };
+        expect(&selector, &[0, 2, 40_960], Algorithm::OneShotLl);
+        expect(&selector, &[40_962, 1 << 20], Algorithm::TwoShotLl);
+        expect(&selector, &[(1 << 20) + 2, 10 << 20], Algorithm::TwoShot);
+        let limits = Limits { one_shot_ll: Some(16), two_shot_ll: Some(0), ..Limits::default() };
+        let set = Selector { limits, ..selector.clone() };
+        expect(&set, &[16], Algorithm::OneShotLl);
+        expect(&set, &[18, 262_144], Algorithm::OneShot);
+        expect(&set, &[262_146], Algorithm::TwoShot);
         match select(&selector, (10 << 20) + 2) {
             Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, (10 << 20) + 2),
             other => panic!("{other:?}"),

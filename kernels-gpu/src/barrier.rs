@@ -9,128 +9,39 @@
 //! 2. *await*: the same thread reads its own pad's slot of that peer with `ld.acquire.sys` until the epoch is there;
 //!    behind the next block barrier all threads may read the peer's staging (weak).
 //!
-//! The epoch is one more than b, the lane's count of calls by barriers, which every thread reads on entry and the last block
-//! to have read it advances, behind the publishing barrier and off the warp that waits. So a replayed graph counts on by
-//! itself, also where the call fails then. The staging half follows from b's parity: the opening phase of the next such
-//! call tells every peer that this one is over here, and the one after next is the first to write the half again.
+//! The epoch is one more than b, the lane's count of calls by barriers, which is advanced behind the publishing barrier, off
+//! the warp that waits. The staging half follows from b's parity: the opening phase of the next such call tells every peer
+//! that this one is over here, and the one after next is the first to write the half again.
 //!
-//! What a rank launches as its lane's call n = b + p lies in its *own* pad, in two words that both carry n. In block 0 the
-//! thread that stands for a peer reads that peer's words beside reads of staging and compares them before the kernel ends, in a
-//! hybrid cube mesh before it hands on what it has of others: no launch ends well that has data of another. The tag finds most
-//! of them before anything is reduced; and whoever waits long in block 0, or is about to give up there, looks at the words too.
+//! In block 0 the thread that stands for a peer reads what that peer declares ([`crate::call`]) beside reads of staging and
+//! compares it before the kernel ends, in a hybrid cube mesh before it hands on what it has of others: no launch ends well
+//! that has data of another. The tag finds most of them before anything is reduced.
 //!
-//! A wait that fails (deadline, abort word, host, another launch at the peer) leaves an error record for the host,
-//! once per lane, and an abort word in the pads of all lanes of every rank that is mapped: whoever waits in another lane
-//! hears of it now, not when the deadline has passed there too. It also raises the abort word beside the counters of
-//! all lanes of its own rank. The communicator is dead from then on: the words stay, and kernels that are queued behind
-//! return at once.
-//!
-//! They must not stage either: this rank may have published the failed call before it gave up, and a slow peer that met it
-//! may still be reading. So every thread looks at the abort word before it stores to staging, and the first barrier joins
-//! what they saw: a block of which one thread did not stage does not publish. What a thread sees there of an earlier call of
-//! this lane is certain, since the kernels of a lane follow one another; what it sees of a failure in another lane may
-//! come at any moment, and only then threads of a block differ.
+//! Kernels that are queued behind a failure must not stage either: this rank may have published the failed call before it
+//! gave up, and a slow peer that met it may still be reading. So every thread looks at the abort word before it stores to
+//! staging, and the first barrier joins what they saw: a block of which one thread did not stage does not publish. What a
+//! thread sees there of an earlier call of this lane is certain, since the kernels of a lane follow one another; what it sees
+//! of a failure in another lane may come at any moment, and only then threads of a block differ.
 
-use core::{array::from_fn, mem::offset_of};
+use core::array::from_fn;
 
 use meshreduce_wire::{
-    AbortWord, ErrorRecord, LaunchParams, RecordKind, counters,
-    launch::HostPage,
+    RecordKind, counters,
     pad::{self, TAG_BITS},
 };
 
 use crate::{
-    memory::{Vector, load_u64_pair, load_vector, store_u32, store_u64},
+    call::{Call, Failure, Peer, Wait, is_last_thread},
+    memory::{Vector, load_vector},
     message::vector_address,
-    signal::{
-        atomic_cas_acq_rel_sys_u32, atomic_inc_acq_rel_gpu_u32, load_acquire_sys_u64, load_relaxed_sys_u32,
-        load_relaxed_sys_u64_pair, store_relaxed_sys_u32, store_relaxed_sys_u64_pair, store_release_sys_u32,
-        store_release_sys_u64,
-    },
-    thread::{
-        block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, leads_warp, select, sync_threads_or,
-        thread_idx_x,
-    },
-    time::globaltimer,
+    signal::{load_acquire_sys_u64, load_relaxed_sys_u32, load_relaxed_sys_u64_pair, store_release_sys_u64},
+    thread::{block_idx_x, compute_here, select, sync_threads_or},
 };
-
-/// A wait looks once in so many polls at the abort word and the clock.
-const POLLS_PER_LOOK: u32 = 16;
-
-/// A wait looks once in so many polls at the host page, which lies across PCIe.
-const POLLS_PER_HOST_LOOK: u32 = 64;
-
-/// Nanoseconds of waiting after which block 0 asks what a peer launches, and after which it asks again.
-const ASK_AFTER_NS: u64 = 100_000;
-const ASK_AGAIN_NS: u64 = 1_000_000;
-
-/// Nanoseconds, besides a sixteenth of the deadline, that blocks which do not ask leave those that do to ask and tell; in phase
-/// 1 twice as much.
-const MARGIN_NS: u64 = 25_000;
-
-/// One call of a lane over `W` ranks, as the threads of a block see it.
-pub struct Call<'a, const W: usize> {
-    params: &'a LaunchParams,
-    /// b, the calls by barriers before.
-    barriers: u64,
-    /// n, all calls before.
-    number: u64,
-    abort: u32,
-}
-
-/// The peer that a thread stands for in [`Call::meet`].
-#[derive(Clone, Copy)]
-pub struct Peer {
-    position: u32,
-    pad: u64,
-}
 
 /// What a thread has read of a peer's descriptor, to be compared later.
 pub struct Glance([u64; 2]);
 
-/// Why a thread gave up waiting.
-struct Failure {
-    abort: u32,
-    phase: u32,
-    peer: u32,
-    epoch_seen: u64,
-    peer_launched: u64,
-    /// When the wait began, by the device's clock; 0: there was none.
-    begin: u64,
-}
-
-impl<'a, const W: usize> Call<'a, W> {
-    /// Begins a call: reads the lane's counters, and whether it has failed.
-    ///
-    /// # Safety
-    /// All threads of the block call it, once, and then [`Self::meet`] with phase 0. `params` is what the kernel was
-    /// given.
-    #[inline(always)]
-    pub unsafe fn enter(params: &'a LaunchParams) -> Self {
-        let [barriers, packets] = load_u64_pair(params.lane.counters + counters::BARRIER_CALLS);
-        let abort = load_relaxed_sys_u32(params.lane.counters + counters::ABORT);
-        Self { params, barriers, number: barriers + packets, abort }
-    }
-
-    /// Whether this thread may store to its rank's staging: the lane had not failed when the thread came. To be asked
-    /// between loads of input and the stores, so that the loads do not wait for the answer.
-    #[inline(always)]
-    pub fn may_stage(&self) -> bool {
-        decide_here(self.abort) == 0
-    }
-
-    /// This rank's position in the reduction tree.
-    #[inline(always)]
-    pub fn position(&self) -> u32 {
-        self.params.lane.position
-    }
-
-    /// The position of this rank's relay neighbour in a hybrid cube mesh.
-    #[inline(always)]
-    pub fn relay(&self) -> u32 {
-        self.params.lane.relay
-    }
-
+impl<const W: usize> Call<'_, W> {
     /// This rank's staging half of this call.
     #[inline(always)]
     pub fn own_staging(&self) -> u64 {
@@ -174,15 +85,6 @@ impl<'a, const W: usize> Call<'a, W> {
         from_fn(|member| load_vector(select(upper, pads[N + member], pads[member]) + offset))
     }
 
-    /// The peer for this thread to stand for: the one at `position`, unless that is none or this rank itself.
-    #[inline(always)]
-    pub fn peer(&self, position: Option<u32>) -> Option<Peer> {
-        match position {
-            Some(position) if position != self.position() => Some(Peer { position, pad: self.pad(position) }),
-            _ => None,
-        }
-    }
-
     /// Phase 0: publishes what the block stored before and waits until the peers' blocks have published theirs. Every thread
     /// stands for one peer or none, and every peer has one thread. False: the block must leave.
     ///
@@ -199,7 +101,7 @@ impl<'a, const W: usize> Call<'a, W> {
         }
         let dead = sync_threads_or(aborted);
         if !dead && is_last_thread() {
-            self.count();
+            self.count(counters::BARRIER_CALLS);
         }
         // In a dead block whoever saw it tells it: there is one at least, so the block is told again below.
         let concerned = if dead { aborted.then_some(self.myself()) } else { peer };
@@ -230,31 +132,6 @@ impl<'a, const W: usize> Call<'a, W> {
         !sync_threads_or(!met)
     }
 
-    /// This rank, as whom a thread tells that the lane had failed before.
-    #[inline(always)]
-    fn myself(&self) -> Peer {
-        Peer { position: self.position(), pad: self.params.lane.own_pad }
-    }
-
-    /// Says in the own pad what this rank launches. One block does it, before its first barrier: whoever has met that block
-    /// sees it.
-    #[inline(always)]
-    unsafe fn declare(&self) {
-        let words = pad::descriptor_words(self.params.descriptor, self.number);
-        store_relaxed_sys_u64_pair(self.params.lane.own_pad + pad::descriptor(self.number), words);
-    }
-
-    /// Counts the block among those that have read the counters; the last one advances b. All reads come before the
-    /// counts, and the counts are acquire and release, so no block can see the new one.
-    #[inline(always)]
-    unsafe fn count(&self) {
-        let counters = self.counters();
-        let last = grid_dim_x() - 1;
-        if atomic_inc_acq_rel_gpu_u32(counters + counters::EXITED, last) == last {
-            store_u64(counters + counters::BARRIER_CALLS, self.barriers + 1);
-        }
-    }
-
     /// Begins to read what `peer` launches: in block 0, behind a phase, before the reads of staging there.
     ///
     /// # Safety
@@ -263,7 +140,7 @@ impl<'a, const W: usize> Call<'a, W> {
     pub unsafe fn glance(&self, peer: Option<Peer>) -> Glance {
         match peer {
             Some(peer) if block_idx_x() == 0 => {
-                Glance(load_relaxed_sys_u64_pair(peer.pad + pad::descriptor(self.number)))
+                Glance(load_relaxed_sys_u64_pair(peer.pad + pad::descriptor(self.number())))
             }
             _ => Glance([0, 0]),
         }
@@ -283,14 +160,22 @@ impl<'a, const W: usize> Call<'a, W> {
         if block_idx_x() != 0 {
             return true;
         }
-        let words = pad::descriptor_words(self.params.descriptor, self.number);
+        let words = pad::descriptor_words(self.params.descriptor, self.number());
         if ((glance.0[0] ^ words[0]) | (glance.0[1] ^ words[1])) == 0 {
             return true;
         }
-        let peer_launched = pad::descriptor_of(glance.0, self.number).unwrap_or(0);
+        let peer_launched = pad::descriptor_of(glance.0, self.number()).unwrap_or(0);
         let peer = self.rank_at(peer.position);
         let abort = self.finding(RecordKind::LaunchMismatch, peer);
-        self.fail(Failure { abort, phase: 0, peer, epoch_seen: self.epoch(), peer_launched, begin: 0 });
+        self.fail(Failure {
+            abort,
+            phase: 0,
+            peer,
+            epoch_wanted: self.epoch(),
+            epoch_seen: self.epoch(),
+            peer_launched,
+            begin: 0,
+        });
         false
     }
 
@@ -314,143 +199,40 @@ impl<'a, const W: usize> Call<'a, W> {
             }
             seen = load_acquire_sys_u64(slot);
         }
-        let mut peer_launched = 0;
-        let mut begin = 0;
-        let mut polls = 0u32;
-        let mut ask_after = if block_idx_x() == 0 { ASK_AFTER_NS } else { u64::MAX };
+        let mut wait = Wait::new(block_idx_x() == 0);
         loop {
             let rank = self.rank_at(peer.position);
             if abort != 0 {
-                let epoch_seen = seen >> TAG_BITS;
-                self.fail(Failure { abort, phase, peer: rank, epoch_seen, peer_launched, begin });
+                self.fail(Failure {
+                    abort,
+                    phase,
+                    peer: rank,
+                    epoch_wanted: self.epoch(),
+                    epoch_seen: seen >> TAG_BITS,
+                    peer_launched: wait.peer_launched,
+                    begin: wait.begin,
+                });
                 return false;
             }
             if self.is_met(seen) {
                 return true;
             }
-            if begin == 0 {
-                begin = globaltimer();
-            }
-            // The second look at the signal comes before the first at anything else: most waits need no third.
-            polls = polls.wrapping_add(1);
-            if polls % POLLS_PER_LOOK == 0 {
-                abort = load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT);
-                let waited = globaltimer().wrapping_sub(begin);
-                let is_over = waited >= self.patience(phase);
-                // Block 0 asks before it gives up, so that another launch is never told as a timeout. A tag that differs says
-                // that the descriptors do; they say how. In phase 1 they have been found equal.
-                let asks = waited >= ask_after || is_over && block_idx_x() == 0;
-                if first && abort == 0 && (asks || seen >> TAG_BITS == self.epoch()) {
-                    ask_after = waited.saturating_add(ASK_AGAIN_NS);
-                    let words = load_relaxed_sys_u64_pair(peer.pad + pad::descriptor(self.number));
-                    match pad::descriptor_of(words, self.number) {
-                        Some(launched) if launched != self.params.descriptor => {
-                            peer_launched = launched;
-                            abort = self.finding(RecordKind::LaunchMismatch, rank);
-                        }
-                        _ => {}
-                    }
-                }
-                if abort == 0 && polls % POLLS_PER_HOST_LOOK == 0 && leads_warp() {
-                    let host = self.params.lane.host_page + offset_of!(HostPage, abort) as u64;
-                    if load_relaxed_sys_u32(host) != 0 {
-                        abort = self.finding(RecordKind::HostAbort, self.params.lane.rank);
-                    }
-                }
-                if abort == 0 && is_over {
-                    abort = self.finding(RecordKind::PeerTimeout, rank);
-                }
-            }
+            // Who does not ask has more patience; in phase 1 still more. A tag that differs says that the descriptors do;
+            // they say how. In phase 1 they have been found equal.
+            let level = if first { (block_idx_x() != 0) as u32 } else { 2 };
+            let suspected = seen >> TAG_BITS == self.epoch();
+            abort = self.turn(&mut wait, level, || rank, first.then_some(peer.pad), suspected);
             if abort == 0 {
                 seen = load_acquire_sys_u64(slot);
             }
         }
     }
 
-    /// Whether a signal ends the wait. One of a later epoch has no tag that says anything of this call; but its source has
-    /// ended this one well, so its block 0 has compared what was launched.
+    /// Whether a slot's word says that its source has begun this call, with the same tag, or a later one: who has begun that
+    /// has ended this one well, so its block 0 has compared what was launched.
     #[inline(always)]
     fn is_met(&self, seen: u64) -> bool {
         seen == self.signal() || seen >> TAG_BITS > self.epoch()
-    }
-
-    /// Nanoseconds after which a wait is given up. ([`LaunchParams::deadline_ns`] says why not all have the same.)
-    #[inline(always)]
-    unsafe fn patience(&self, phase: u32) -> u64 {
-        // From constant memory at every look: no register holds it while the thread waits.
-        let deadline = compute_here(self.params.deadline_ns);
-        let margin = deadline / 16 + MARGIN_NS;
-        match (phase, block_idx_x()) {
-            _ if deadline == 0 => u64::MAX,
-            (0, 0) => deadline,
-            (0, _) => deadline.saturating_add(margin),
-            _ => deadline.saturating_add(2 * margin),
-        }
-    }
-
-    #[inline(always)]
-    fn finding(&self, kind: RecordKind, culprit: u32) -> u32 {
-        let lane = &self.params.lane;
-        AbortWord { kind, culprit, origin: lane.rank, lane: lane.lane }.encode()
-    }
-
-    /// Records a failure, unless the lane has a record already, and spreads the abort word.
-    ///
-    /// The claim is an atomic in device memory: atomics on mapped host memory are not atomic in general. Whoever
-    /// finds it taken has nothing to spread, since the winner does.
-    #[inline(always)]
-    unsafe fn fail(&self, failure: Failure) {
-        if atomic_cas_acq_rel_sys_u32(self.counters() + counters::RECORD_CLAIM, 0, 1) != 0 {
-            return;
-        }
-        let waited = if failure.begin == 0 { 0 } else { globaltimer().wrapping_sub(failure.begin) };
-        self.spread(failure.abort);
-        let record = self.params.lane.host_page + offset_of!(HostPage, record) as u64;
-        store_u32(record + offset_of!(ErrorRecord, abort) as u64, failure.abort);
-        store_u32(record + offset_of!(ErrorRecord, peer) as u64, failure.peer);
-        store_u32(record + offset_of!(ErrorRecord, block) as u64, block_idx_x());
-        store_u32(record + offset_of!(ErrorRecord, phase) as u64, failure.phase);
-        store_u64(record + offset_of!(ErrorRecord, epoch_wanted) as u64, self.epoch());
-        store_u64(record + offset_of!(ErrorRecord, epoch_seen) as u64, failure.epoch_seen);
-        store_u64(record + offset_of!(ErrorRecord, launched) as u64, self.params.descriptor);
-        store_u64(record + offset_of!(ErrorRecord, peer_launched) as u64, failure.peer_launched);
-        store_u64(record + offset_of!(ErrorRecord, waited_ns) as u64, waited);
-        store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);
-    }
-
-    /// Stores the abort word beside the counters of all own lanes and to the pads of all lanes of all ranks that are mapped,
-    /// this one's among them; those of this lane first.
-    ///
-    /// Relaxed: the word says all by itself, and releases would wait for one another.
-    #[inline(always)]
-    unsafe fn spread(&self, abort: u32) {
-        let own = &self.params.lane;
-        let mut lane = own.lane;
-        let mut told = 0;
-        while told < own.lanes {
-            // A rank's pads lie side by side, and so do its counters.
-            let away = (lane as u64).wrapping_sub(own.lane as u64);
-            let counters = self.counters().wrapping_add(away.wrapping_mul(counters::BYTES));
-            store_relaxed_sys_u32(counters + counters::ABORT, abort);
-            let offset = away.wrapping_mul(pad::BYTES);
-            // One position after the other, and not unrolled: the addresses of all would be in registers from lane to lane.
-            let mut position = 0;
-            while position < decide_here(W as u32) {
-                let pad = self.pad(position);
-                if pad != 0 {
-                    store_relaxed_sys_u32(pad.wrapping_add(offset) + pad::ABORT, abort);
-                }
-                position += 1;
-            }
-            told += 1;
-            lane = if lane + 1 == own.lanes { 0 } else { lane + 1 };
-        }
-    }
-
-    /// The address of the lane's counters, from constant memory: no register holds it from the entry on.
-    #[inline(always)]
-    fn counters(&self) -> u64 {
-        compute_here(self.params.lane.counters)
     }
 
     #[inline(always)]
@@ -469,28 +251,4 @@ impl<'a, const W: usize> Call<'a, W> {
         let lane = &self.params.lane;
         if self.barriers & 1 == 0 { lane.staging } else { lane.staging + lane.half_bytes }
     }
-
-    #[inline(always)]
-    fn rank_at(&self, position: u32) -> u32 {
-        self.params.lane.ranks >> (4 * position) & 0xf
-    }
-
-    /// The pad of the rank at `position`, chosen without indexing: a parameter that is indexed lives in local memory.
-    #[inline(always)]
-    fn pad(&self, position: u32) -> u64 {
-        let pads = &self.params.lane.pads;
-        let pad = if W > 1 { select(position == 1, pads[1], pads[0]) } else { pads[0] };
-        let pad = if W > 2 { select(position == 2, pads[2], pad) } else { pad };
-        let pad = if W > 3 { select(position == 3, pads[3], pad) } else { pad };
-        let pad = if W > 4 { select(position == 4, pads[4], pad) } else { pad };
-        let pad = if W > 5 { select(position == 5, pads[5], pad) } else { pad };
-        let pad = if W > 6 { select(position == 6, pads[6], pad) } else { pad };
-        if W > 7 { select(position == 7, pads[7], pad) } else { pad }
-    }
-}
-
-/// The thread that counts and declares. In all but the smallest blocks it is of another warp than those that wait.
-#[inline(always)]
-unsafe fn is_last_thread() -> bool {
-    thread_idx_x() == block_dim_x() - 1
 }

@@ -8,11 +8,11 @@
 use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 
 use crate::{
-    barrier::Call,
+    call::Call,
     element::{Bf16, Element, F16, F32, Wide},
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
-    reduction::{Max, Min, Reduction, Sum, combine, round},
+    reduction::{Max, Min, Reduction, Sum, combine, combine_pair, round},
     thread::thread_idx_x,
 };
 
@@ -28,8 +28,8 @@ const QUAD: usize = MAX_RANKS / 2;
 /// a relay neighbour.
 #[inline(always)]
 pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) {
-    let message = Message::new::<E>(params);
-    let vectors = message.vectors();
+    let message = Message::<4>::new::<E>(params);
+    let vectors = message.pieces();
     let mut share = Share::of_thread(vectors);
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
@@ -76,16 +76,6 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
         let sums = [combine_pair::<R>(low[0], high[0]), combine_pair::<R>(low[1], high[1])];
         message.store::<E>(index, round::<E, R>(sums, params.scale));
     }
-}
-
-#[inline(always)]
-fn combine_pair<R: Reduction>(low: Wide, high: Wide) -> Wide {
-    [
-        R::combine(low[0], high[0]),
-        R::combine(low[1], high[1]),
-        R::combine(low[2], high[2]),
-        R::combine(low[3], high[3]),
-    ]
 }
 
 /// Stores the widened vector at `index` of those that begin at `base`.

@@ -2,24 +2,29 @@
 //!
 //! One module per hardware concept ([`thread`], [`memory`], [`signal`], [`time`], [`convert`]), each a
 //! set of functions of one PTX instruction, and above them, without a line of assembly, the parts that algorithms are
-//! made of ([`element`], [`reduction`], [`message`], [`barrier`]) and one module per algorithm.
+//! made of ([`element`], [`reduction`], [`message`], [`call`], [`barrier`], [`packets`]) and one module per algorithm.
 //!
 //! `cargo xtask build-ptx` compiles this crate; nothing else can (`nvptx64-nvidia-cuda`, `core` from source).
 #![no_std]
 #![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx)]
 
 pub mod barrier;
+pub mod call;
 pub mod convert;
 pub mod element;
 pub mod hybrid_cube_mesh;
+pub mod hybrid_cube_mesh_ll;
 pub mod memory;
 pub mod message;
 pub mod one_shot;
+pub mod one_shot_ll;
+pub mod packets;
 pub mod reduction;
 pub mod signal;
 pub mod thread;
 pub mod time;
 pub mod two_shot;
+pub mod two_shot_ll;
 
 /// Never reached: panics compile to `trap` (`-Cpanic=immediate-abort`).
 #[panic_handler]

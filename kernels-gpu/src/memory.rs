@@ -6,6 +6,8 @@
 //! | [`load_vector_nc`] | `ld.global.nc.v4.u32` |
 //! | [`store_vector`] | `st.global.v4.u32` |
 //! | [`store_vector_cs`] | `st.global.cs.v4.u32` |
+//! | [`load_unit`], [`load_unit_nc`] | `ld.global.v2.u32`, `ld.global.nc.v2.u32` |
+//! | [`store_unit_cs`] | `st.global.cs.v2.u32` |
 //! | [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u16`, `.u32`, `.v2.u64` |
 //! | [`store_u32`], [`store_u64`] | `st.global.u32`, `.u64` |
 //! | [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u16`, `.u32` |
@@ -26,6 +28,9 @@ use core::arch::asm;
 
 /// Sixteen bytes in four registers, the lowest address first.
 pub type Vector = [u32; meshreduce_wire::VECTOR_BYTES / 4];
+
+/// Eight bytes in two registers, the lowest address first.
+pub type Unit = [u32; meshreduce_wire::packets::UNIT_BYTES / 4];
 
 /// `ld.global.v4.u32`, weak (PTX ISA, "ld").
 #[inline(always)]
@@ -69,6 +74,38 @@ pub unsafe fn store_vector_cs(address: u64, [a, b, c, d]: Vector) {
         "st.global.cs.v4.u32 [{}], {{{}, {}, {}, {}}};",
         in(reg64) address, in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
         options(nostack, preserves_flags)
+    );
+}
+
+/// `ld.global.v2.u32`, weak (PTX ISA, "ld").
+#[inline(always)]
+pub unsafe fn load_unit(address: u64) -> Unit {
+    let (a, b);
+    asm!(
+        "ld.global.v2.u32 {{{}, {}}}, [{}];",
+        out(reg32) a, out(reg32) b, in(reg64) address, options(nostack, preserves_flags)
+    );
+    [a, b]
+}
+
+/// `ld.global.nc.v2.u32` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory
+/// during the launch.
+#[inline(always)]
+pub unsafe fn load_unit_nc(address: u64) -> Unit {
+    let (a, b);
+    asm!(
+        "ld.global.nc.v2.u32 {{{}, {}}}, [{}];",
+        out(reg32) a, out(reg32) b, in(reg64) address, options(nostack, preserves_flags)
+    );
+    [a, b]
+}
+
+/// `st.global.cs.v2.u32`, weak, streaming (PTX ISA, "st").
+#[inline(always)]
+pub unsafe fn store_unit_cs(address: u64, [a, b]: Unit) {
+    asm!(
+        "st.global.cs.v2.u32 [{}], {{{}, {}}};",
+        in(reg64) address, in(reg32) a, in(reg32) b, options(nostack, preserves_flags)
     );
 }
 

@@ -1,8 +1,8 @@
 //! The caller's input and output: any number of elements at any address that the element type allows, cut into
-//! 16-byte vectors for staging, without reading or writing a byte beyond them.
+//! pieces without reading or writing a byte beyond them: 16-byte vectors for staging, units of half of that for packets.
 //!
-//! A vector that lies whole and on a 16-byte boundary moves in one access. Where the pointer is aligned to its
-//! element only, and at the message's ragged end, vectors move element by element. Vectors are the same whatever the
+//! A piece that lies whole and on a boundary of its size moves in one access. Where the pointer is aligned to its
+//! element only, and at the message's ragged end, pieces move element by element. Pieces are the same whatever the
 //! pointer's alignment, and so are results.
 
 use core::array::from_fn;
@@ -11,108 +11,202 @@ use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
 
 use crate::{
     element::Element,
-    memory::{Vector, load_vector, load_vector_nc, store_vector, store_vector_cs},
-    thread::{block_dim_x, block_idx_x, grid_dim_x, thread_idx_x},
+    memory::{
+        Unit, Vector, load_unit, load_unit_nc, load_vector, load_vector_nc, store_unit_cs, store_vector,
+        store_vector_cs,
+    },
+    thread::{block_dim_x, block_idx_x, compute_here, grid_dim_x, thread_idx_x},
 };
 
-/// A launch's input and output. Vectors are counted in 32 bits ([`meshreduce_wire::launch::MAX_VECTORS`]): an address is
+/// What moves in one access.
+pub trait Piece: Copy {
+    /// Its bytes, to which such an access is aligned.
+    const BYTES: u64;
+
+    /// Loads one, weakly.
+    ///
+    /// # Safety
+    /// As for [`crate::memory`].
+    unsafe fn load(address: u64) -> Self;
+
+    /// Loads one of what nobody writes during the launch.
+    ///
+    /// # Safety
+    /// As for [`crate::memory`].
+    unsafe fn load_nc(address: u64) -> Self;
+
+    /// Stores one, weakly, streaming.
+    ///
+    /// # Safety
+    /// As for [`crate::memory`].
+    unsafe fn store_cs(address: u64, piece: Self);
+}
+
+impl Piece for Vector {
+    const BYTES: u64 = size_of::<Self>() as u64;
+
+    #[inline(always)]
+    unsafe fn load(address: u64) -> Self {
+        load_vector(address)
+    }
+
+    #[inline(always)]
+    unsafe fn load_nc(address: u64) -> Self {
+        load_vector_nc(address)
+    }
+
+    #[inline(always)]
+    unsafe fn store_cs(address: u64, piece: Self) {
+        store_vector_cs(address, piece);
+    }
+}
+
+impl Piece for Unit {
+    const BYTES: u64 = size_of::<Self>() as u64;
+
+    #[inline(always)]
+    unsafe fn load(address: u64) -> Self {
+        load_unit(address)
+    }
+
+    #[inline(always)]
+    unsafe fn load_nc(address: u64) -> Self {
+        load_unit_nc(address)
+    }
+
+    #[inline(always)]
+    unsafe fn store_cs(address: u64, piece: Self) {
+        store_unit_cs(address, piece);
+    }
+}
+
+/// A launch's input and output, in pieces of so many 32-bit words. Vectors are counted in 32 bits
+/// ([`meshreduce_wire::launch::MAX_VECTORS`]), and so are units, of which a message by packets has fewer: an address is
 /// then one multiply-add of a base and an index.
 #[derive(Clone, Copy)]
-pub struct Message {
+pub struct Message<const WORDS: usize = 4> {
     input: u64,
     output: u64,
-    /// Vectors that are there in full.
+    /// Pieces that are there in full.
     whole: u32,
-    /// Elements of the partial vector behind them.
+    /// Elements of the partial piece behind them.
     rest: u32,
     in_place: bool,
 }
 
-impl Message {
+impl<const WORDS: usize> Message<WORDS>
+where
+    [u32; WORDS]: Piece,
+{
     /// The message of a launch over elements `E`.
     #[inline(always)]
     pub fn new<E: Element>(params: &LaunchParams) -> Self {
+        let per_piece = Self::per_piece::<E>();
         Self {
             input: params.input,
             output: params.output,
-            whole: (params.count / E::PER_VECTOR as u64) as u32,
-            rest: params.count as u32 % E::PER_VECTOR as u32,
+            whole: (params.count / per_piece as u64) as u32,
+            rest: params.count as u32 % per_piece,
             in_place: params.flags & IN_PLACE != 0,
         }
     }
 
-    /// Vectors that the message fills, the last one perhaps in part.
+    /// The same, computed here, where it is used: in a loop that waits, no register then holds it from turn to turn.
     #[inline(always)]
-    pub fn vectors(&self) -> u32 {
+    pub fn here<E: Element>(params: &LaunchParams) -> Self {
+        let per_piece = Self::per_piece::<E>();
+        let count = compute_here(params.count);
+        Self {
+            input: compute_here(params.input),
+            output: compute_here(params.output),
+            whole: (count / per_piece as u64) as u32,
+            rest: count as u32 % per_piece,
+            in_place: params.flags & IN_PLACE != 0,
+        }
+    }
+
+    /// Pieces that the message fills, the last one perhaps in part.
+    #[inline(always)]
+    pub fn pieces(&self) -> u32 {
         self.whole + (self.rest != 0) as u32
     }
 
-    /// The vector of the input at `index`, less than [`Self::vectors`]. Elements beyond the end are 0.
+    /// The piece of the input at `index`, less than [`Self::pieces`]. Elements beyond the end are 0.
     ///
     /// # Safety
     /// The input is readable, and nobody writes it during the launch except this launch when it is in place.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(&self, index: u32) -> Vector {
-        let address = vector_address(self.input, index);
+    pub unsafe fn load<E: Element>(&self, index: u32) -> [u32; WORDS] {
+        let address = piece_address::<WORDS>(self.input, index);
         let present = self.present::<E>(index);
-        if present == E::PER_VECTOR as u32 && self.input % VECTOR_BYTES as u64 == 0 {
-            if self.in_place { load_vector(address) } else { load_vector_nc(address) }
+        if present == Self::per_piece::<E>() && self.input % <[u32; WORDS]>::BYTES == 0 {
+            self.load_whole(address)
         } else {
-            load_elements::<E>(address, present)
+            load_elements::<E, WORDS>(address, present)
         }
     }
 
-    /// Stores the vector of the output at `index`, less than [`Self::vectors`], leaving out what lies beyond the end.
+    /// Stores the piece of the output at `index`, less than [`Self::pieces`], leaving out what lies beyond the end.
     ///
     /// # Safety
-    /// The output is writable, and nobody else accesses this vector of it during the launch.
+    /// The output is writable, and nobody else accesses this piece of it during the launch.
     #[inline(always)]
-    pub unsafe fn store<E: Element>(&self, index: u32, vector: Vector) {
-        let address = vector_address(self.output, index);
+    pub unsafe fn store<E: Element>(&self, index: u32, piece: [u32; WORDS]) {
+        let address = piece_address::<WORDS>(self.output, index);
         let present = self.present::<E>(index);
-        if present == E::PER_VECTOR as u32 && self.output % VECTOR_BYTES as u64 == 0 {
-            store_vector_cs(address, vector);
+        if present == Self::per_piece::<E>() && self.output % <[u32; WORDS]>::BYTES == 0 {
+            <[u32; WORDS]>::store_cs(address, piece);
         } else {
-            store_elements::<E>(address, present, vector);
+            store_elements::<E, WORDS>(address, present, piece);
         }
     }
 
-    /// Whether vectors up to and with `last` are there in full and on a 16-byte boundary in input and output, so that
+    /// Whether pieces up to and with `last` are there in full and on a boundary of their size in input and output, so that
     /// they can be moved by [`Self::load_each`] and [`Self::store_each`].
     #[inline(always)]
     pub fn is_whole(&self, last: u32) -> bool {
-        last < self.whole && (self.input | self.output) % VECTOR_BYTES as u64 == 0
+        last < self.whole && (self.input | self.output) % <[u32; WORDS]>::BYTES == 0
     }
 
-    /// The `N` vectors of the input at `first` and every `step` behind it, for which [`Self::is_whole`] is true. All
+    /// The `N` pieces of the input at `first` and every `step` behind it, for which [`Self::is_whole`] is true. All
     /// loads are under way before the first is waited for.
     ///
     /// # Safety
     /// As for [`Self::load`].
     #[inline(always)]
-    pub unsafe fn load_each<const N: usize>(&self, first: u32, step: u32) -> [Vector; N] {
-        let addresses = Addresses::new(self.input, first, step);
+    pub unsafe fn load_each<const N: usize>(&self, first: u32, step: u32) -> [[u32; WORDS]; N] {
+        let addresses = Addresses::new::<WORDS>(self.input, first, step);
         if self.in_place {
-            addresses.map_each(|address| load_vector(address))
+            addresses.map_each(|address| <[u32; WORDS]>::load(address))
         } else {
-            addresses.map_each(|address| load_vector_nc(address))
+            addresses.map_each(|address| <[u32; WORDS]>::load_nc(address))
         }
     }
 
-    /// Stores vectors of the output at `first` and every `step` behind it, for which [`Self::is_whole`] is true.
+    /// Stores pieces of the output at `first` and every `step` behind it, for which [`Self::is_whole`] is true.
     ///
     /// # Safety
     /// As for [`Self::store`].
     #[inline(always)]
-    pub unsafe fn store_each<const N: usize>(&self, first: u32, step: u32, vectors: [Vector; N]) {
-        let mut addresses = Addresses::new(self.output, first, step);
-        let _ = vectors.map(|vector| store_vector_cs(addresses.advance(), vector));
+    pub unsafe fn store_each<const N: usize>(&self, first: u32, step: u32, pieces: [[u32; WORDS]; N]) {
+        let mut addresses = Addresses::new::<WORDS>(self.output, first, step);
+        let _ = pieces.map(|piece| <[u32; WORDS]>::store_cs(addresses.advance(), piece));
     }
 
-    /// Elements of the vector at `index` that belong to the message.
+    #[inline(always)]
+    unsafe fn load_whole(&self, address: u64) -> [u32; WORDS] {
+        if self.in_place { <[u32; WORDS]>::load(address) } else { <[u32; WORDS]>::load_nc(address) }
+    }
+
+    /// Elements of the piece at `index` that belong to the message.
     #[inline(always)]
     fn present<E: Element>(&self, index: u32) -> u32 {
-        if index < self.whole { E::PER_VECTOR as u32 } else { self.rest }
+        if index < self.whole { Self::per_piece::<E>() } else { self.rest }
+    }
+
+    #[inline(always)]
+    fn per_piece<E: Element>() -> u32 {
+        (WORDS * size_of::<u32>() / E::BYTES) as u32
     }
 }
 
@@ -122,11 +216,11 @@ impl Message {
 /// As for [`crate::memory`].
 #[inline(always)]
 pub unsafe fn store_each<const N: usize>(base: u64, first: u32, step: u32, vectors: [Vector; N]) {
-    let mut addresses = Addresses::new(base, first, step);
+    let mut addresses = Addresses::new::<4>(base, first, step);
     let _ = vectors.map(|vector| store_vector(addresses.advance(), vector));
 }
 
-/// Addresses of vectors at even distances. They follow from one another, so that only one is in registers at a time.
+/// Addresses of pieces at even distances. They follow from one another, so that only one is in registers at a time.
 struct Addresses {
     next: u64,
     step: u64,
@@ -134,8 +228,8 @@ struct Addresses {
 
 impl Addresses {
     #[inline(always)]
-    fn new(base: u64, first: u32, step: u32) -> Self {
-        Self { next: vector_address(base, first), step: vector_address(0, step) }
+    fn new<const WORDS: usize>(base: u64, first: u32, step: u32) -> Self {
+        Self { next: piece_address::<WORDS>(base, first), step: piece_address::<WORDS>(0, step) }
     }
 
     #[inline(always)]
@@ -146,7 +240,7 @@ impl Addresses {
     }
 
     #[inline(always)]
-    fn map_each<const N: usize>(mut self, load: impl Fn(u64) -> Vector) -> [Vector; N] {
+    fn map_each<P, const N: usize>(mut self, load: impl Fn(u64) -> P) -> [P; N] {
         from_fn(|_| load(self.advance()))
     }
 }
@@ -158,26 +252,31 @@ pub fn vector_address(base: u64, index: u32) -> u64 {
 }
 
 #[inline(always)]
-unsafe fn load_elements<E: Element>(address: u64, present: u32) -> Vector {
-    let mut vector = [0; 4];
-    let mut index = 0;
-    while index < E::PER_VECTOR {
-        if (index as u32) < present {
-            let byte = index * E::BYTES;
-            vector[byte / 4] |= E::load(address + byte as u64) << (byte % 4 * 8);
-        }
-        index += 1;
-    }
-    vector
+fn piece_address<const WORDS: usize>(base: u64, index: u32) -> u64 {
+    base + index as u64 * (WORDS * size_of::<u32>()) as u64
 }
 
 #[inline(always)]
-unsafe fn store_elements<E: Element>(address: u64, present: u32, vector: Vector) {
+unsafe fn load_elements<E: Element, const WORDS: usize>(address: u64, present: u32) -> [u32; WORDS] {
+    let mut piece = [0; WORDS];
     let mut index = 0;
-    while index < E::PER_VECTOR {
+    while index < WORDS * size_of::<u32>() / E::BYTES {
         if (index as u32) < present {
             let byte = index * E::BYTES;
-            E::store(address + byte as u64, vector[byte / 4] >> (byte % 4 * 8));
+            piece[byte / 4] |= E::load(address + byte as u64) << (byte % 4 * 8);
+        }
+        index += 1;
+    }
+    piece
+}
+
+#[inline(always)]
+unsafe fn store_elements<E: Element, const WORDS: usize>(address: u64, present: u32, piece: [u32; WORDS]) {
+    let mut index = 0;
+    while index < WORDS * size_of::<u32>() / E::BYTES {
+        if (index as u32) < present {
+            let byte = index * E::BYTES;
+            E::store(address + byte as u64, piece[byte / 4] >> (byte % 4 * 8));
         }
         index += 1;
     }

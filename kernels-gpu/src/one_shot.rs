@@ -3,7 +3,7 @@
 use meshreduce_wire::LaunchParams;
 
 use crate::{
-    barrier::Call,
+    call::Call,
     element::{Bf16, Element, F16, F32},
     memory::store_vector,
     message::{Message, Share, vector_address},
@@ -23,8 +23,8 @@ use crate::{
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
 pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
-    let message = Message::new::<E>(params);
-    let mut share = Share::of_thread(message.vectors());
+    let message = Message::<4>::new::<E>(params);
+    let mut share = Share::of_thread(message.pieces());
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
     let call = Call::<W>::enter(params);
@@ -42,7 +42,7 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     }
 
     let glance = call.glance(peer);
-    for index in Share::of_thread(message.vectors()) {
+    for index in Share::of_thread(message.pieces()) {
         let vectors = call.load_all(0, index);
         message.store::<E>(index, round::<E, R>(combine::<E, R, W>(vectors), params.scale));
     }

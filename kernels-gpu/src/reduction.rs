@@ -5,7 +5,7 @@ use meshreduce_wire::tree;
 use crate::{
     convert::{add_rn, max, min, mul_rn},
     element::{Element, Wide},
-    memory::Vector,
+    memory::{Unit, Vector},
 };
 
 /// A reduction over fp32 values.
@@ -81,6 +81,31 @@ fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N]) -> Wide {
         tree::reduce(parts.map(|part| part[1]), R::combine),
         tree::reduce(parts.map(|part| part[2]), R::combine),
         tree::reduce(parts.map(|part| part[3]), R::combine),
+    ]
+}
+
+/// Combines units as [`combine`] does vectors; of results in fp32 the first [`Element::PER_VECTOR`] / 2 count.
+#[inline(always)]
+pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N]) -> Wide {
+    // What nobody uses of a vector's second half costs nothing.
+    combine_parts::<R, N>(units.map(|[a, b]| E::widen([a, b, 0, 0])[0]))
+}
+
+/// Scales and rounds what [`combine_units`] gave.
+#[inline(always)]
+pub fn round_unit<E: Element, R: Reduction>(part: Wide, scale: f32) -> Unit {
+    let [a, b, _, _] = round::<E, R>([part, [0.0; 4]], scale);
+    [a, b]
+}
+
+/// Joins two results of [`combine`] or [`combine_units`].
+#[inline(always)]
+pub fn combine_pair<R: Reduction>(low: Wide, high: Wide) -> Wide {
+    [
+        R::combine(low[0], high[0]),
+        R::combine(low[1], high[1]),
+        R::combine(low[2], high[2]),
+        R::combine(low[3], high[3]),
     ]
 }
 

@@ -3,7 +3,8 @@
 //! | operation | PTX |
 //! |---|---|
 //! | [`load_acquire_sys_u64`] | `ld.acquire.sys.global.u64` |
-//! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64_pair`] | `ld.relaxed.sys.global.u32`, `.v2.u64` |
+//! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64`] | `ld.relaxed.sys.global.u32`, `.u64` |
+//! | [`load_relaxed_sys_u64_pair`] | `ld.relaxed.sys.global.v2.u64` |
 //! | [`store_release_sys_u32`], [`store_release_sys_u64`] | `st.release.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u32`], [`store_relaxed_sys_u64`] | `st.relaxed.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u64_pair`] | `st.relaxed.sys.global.v2.u64` |
@@ -40,6 +41,17 @@ pub unsafe fn load_relaxed_sys_u32(address: u64) -> u32 {
     asm!(
         "ld.relaxed.sys.global.u32 {}, [{}];",
         out(reg32) value, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
+/// `ld.relaxed.sys.global.u64` (PTX ISA, "ld").
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_u64(address: u64) -> u64 {
+    let value;
+    asm!(
+        "ld.relaxed.sys.global.u64 {}, [{}];",
+        out(reg64) value, in(reg64) address, options(nostack, preserves_flags)
     );
     value
 }

@@ -7,6 +7,7 @@
 //! | [`block_dim_x`] | `mov.u32 %ntid.x` |
 //! | [`grid_dim_x`] | `mov.u32 %nctaid.x` |
 //! | [`sync_threads_or`] | `bar.red.or.pred 0` |
+//! | [`exit`] | `exit` |
 //! | [`leads_warp`] | `activemask.b32`, `mov.u32 %lanemask_lt` |
 //! | [`select`] | `selp.b64` |
 //! | [`decide_here`], [`compute_here`] | none |
@@ -55,6 +56,12 @@ pub unsafe fn grid_dim_x() -> u32 {
 #[inline(always)]
 pub unsafe fn sync_threads_or(predicate: bool) -> bool {
     barrier_red_or(0, predicate)
+}
+
+/// Ends the thread. `exit` (PTX ISA, "exit"). Nobody of its warp or block waits for it any more.
+#[inline(always)]
+pub unsafe fn exit() -> ! {
+    asm!("exit;", options(noreturn, nostack, nomem));
 }
 
 /// Whether the calling thread is the lowest of those of its warp that execute this with it: of any threads of a warp at least

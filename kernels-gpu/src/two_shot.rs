@@ -8,7 +8,7 @@
 use meshreduce_wire::{LaunchParams, geometry};
 
 use crate::{
-    barrier::Call,
+    call::Call,
     element::{Bf16, Element, F16, F32},
     memory::{load_vector, store_vector},
     message::{Message, Share, store_each, vector_address},
@@ -23,8 +23,8 @@ use crate::{
 #[inline(always)]
 pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
     let call = Call::<W>::enter(params);
-    let message = Message::new::<E>(params);
-    let vectors = message.vectors();
+    let message = Message::<4>::new::<E>(params);
+    let vectors = message.pieces();
     let slice = geometry::slice_vectors(vectors as u64, W as u32) as u32;
     let results = geometry::second_region(vectors as u64);
 

@@ -45,10 +45,7 @@ struct Line {
 /// If there is nothing to run, or the shipped PTX cannot be read.
 pub fn run(plan: &Plan) -> Result<bool> {
     let cases = cases(plan);
-    ensure!(
-        !cases.is_empty(),
-        "no such case: one-shot and two-shot take 2 to 8 ranks, the hybrid cube mesh 8"
-    );
+    ensure!(!cases.is_empty(), "no such case: the hybrid cube mesh takes 8 ranks, all others 2 to 8");
     let total = cases.iter().map(|&(algorithm, _)| seeds(plan, algorithm)).sum();
     let bar = ProgressBar::new(total);
     if plan.json {
@@ -109,7 +106,7 @@ fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
     let seeds = plan.seeds.unwrap_or(SEEDS);
     match algorithm {
         // All of them, where nothing else was asked for.
-        Algorithm::HybridCubeMesh if plan.algorithm != [algorithm] => seeds.div_ceil(CUBE_MESH_SHARE),
+        _ if algorithm.is_of_cube_mesh() && plan.algorithm != [algorithm] => seeds.div_ceil(CUBE_MESH_SHARE),
         _ => seeds,
     }
 }
@@ -118,10 +115,10 @@ fn cases(plan: &Plan) -> Vec<(Algorithm, usize)> {
     let all = if plan.algorithm.is_empty() { &Algorithm::ALL[..] } else { &plan.algorithm[..] };
     let mut cases = Vec::new();
     for &algorithm in all {
-        let possible = if algorithm == Algorithm::HybridCubeMesh { 8..=8 } else { 2..=8 };
+        let possible = if algorithm.is_of_cube_mesh() { 8..=8 } else { 2..=8 };
         match plan.ranks {
             Some(ranks) => cases.extend(possible.contains(&ranks).then_some((algorithm, ranks))),
-            None if algorithm == Algorithm::HybridCubeMesh => cases.push((algorithm, 8)),
+            None if algorithm.is_of_cube_mesh() => cases.push((algorithm, 8)),
             None => cases.extend((2..=4).map(|ranks| (algorithm, ranks))),
         }
     }

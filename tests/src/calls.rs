@@ -27,7 +27,7 @@ pub const fn call(dtype: DType, op: Op, count: usize, in_place: bool) -> Call {
     Call { dtype, op, count, in_place }
 }
 
-/// Different sizes, types and, with [`limits`], algorithms.
+/// Different sizes, types and, with [`limits`], algorithms: all four of a full mesh, both of a hybrid cube mesh.
 pub const CALLS: [Call; 6] = [
     call(DType::Bf16, Op::Sum, 2048, true),
     call(DType::Bf16, Op::Sum, 9001, true),
@@ -37,9 +37,15 @@ pub const CALLS: [Call; 6] = [
     call(DType::Bf16, Op::Min, 1, true),
 ];
 
-/// Two-shot from 8 KiB on.
+/// One-shot by packets to 1 KiB, two-shot by packets to 4 KiB, one-shot to 12 KiB, two-shot from there on.
 pub fn limits() -> Limits {
-    Limits { one_shot: 8 << 10, ..Limits::default() }
+    Limits {
+        one_shot_ll: Some(1 << 10),
+        two_shot_ll: Some(4 << 10),
+        one_shot: 12 << 10,
+        hybrid_cube_mesh_ll: Some(4 << 10),
+        ..Limits::default()
+    }
 }
 
 /// The buffers of one call on one rank, in the context that was current.

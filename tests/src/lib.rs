@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod counting;
 pub mod doctor;
 pub mod emulated_node;
+pub mod forced;
 pub mod gdr;
 pub mod gpu_check;
 pub mod graph;

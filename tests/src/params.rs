@@ -13,18 +13,20 @@ pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
     for (position, pad) in params.lane.pads.iter().enumerate() {
         set(lane + offset_of!(LaneParams, pads) + 8 * position, &pad.to_le_bytes());
     }
-    let LaneParams { own_pad, staging, half_bytes, counters, host_page, .. } = params.lane;
+    let LaneParams { own_pad, staging, half_bytes, packets, counters, host_page, .. } = params.lane;
     for (at, value) in [
         (offset_of!(LaneParams, own_pad), own_pad),
         (offset_of!(LaneParams, staging), staging),
         (offset_of!(LaneParams, half_bytes), half_bytes),
+        (offset_of!(LaneParams, packets), packets),
         (offset_of!(LaneParams, counters), counters),
         (offset_of!(LaneParams, host_page), host_page),
     ] {
         set(lane + at, &value.to_le_bytes());
     }
-    let LaneParams { ranks, rank, position, relay, lane: index, lanes, .. } = params.lane;
+    let LaneParams { phase_bytes, ranks, rank, position, relay, lane: index, lanes, .. } = params.lane;
     for (at, value) in [
+        (offset_of!(LaneParams, phase_bytes), phase_bytes),
         (offset_of!(LaneParams, ranks), ranks),
         (offset_of!(LaneParams, rank), rank),
         (offset_of!(LaneParams, position), position),

@@ -33,7 +33,7 @@ pub struct Plan {
     /// Every rank is a process of its own (the default)
     #[arg(long)]
     pub processes: bool,
-    /// one-shot, two-shot or hybrid-cube-mesh; several with commas [default: all that are there]
+    /// one-shot, two-shot or hybrid-cube-mesh, by packets with -ll behind; several with commas [default: all that are there]
     #[arg(long, value_name = "A", value_delimiter = ',', value_parser = |text: &str| text.parse::<Algorithm>())]
     pub algorithm: Vec<Algorithm>,
     /// bf16, f16 or f32; several with commas [default: all]

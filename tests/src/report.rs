@@ -348,7 +348,7 @@ fn size(bytes: usize) -> String {
 
 /// The cases that ran. What is the same for all of them stands above the table.
 fn table(lines: &[Line], width: u16) -> Table {
-    let header = ["algorithm", "dtype", "op", "bytes", "result", "us/launch", "instructions"];
+    let header = ["algorithm", "dtype", "op", "bytes", "result", "us", "PTX instr."];
     let mut table = tables::table(width, header, &[3, 5, 6]);
     for line in lines.iter().filter(|line| line.ran) {
         table.add_row([

@@ -12,6 +12,7 @@ use meshreduce::{Algorithm, Communicator, Config, Error, Lane, Outcome};
 use sha2::{Digest, Sha256};
 
 use crate::buffer::Guarded;
+use crate::forced::forced;
 use crate::job::{Action, Case, Event, Fault, Job, Mismatch};
 use crate::{inputs, reference};
 
@@ -112,9 +113,9 @@ impl Rank<'_> {
             .timeout(Duration::from_millis(job.rendezvous_ms))
             .allow_shared_devices(job.shared_devices)
             .force_topology(job.force_topology.map(Into::into))
-            .force_algorithm(Some(algorithm))
             .lanes(job.lanes)
             .first_call_number(job.first_call_number);
+        let config = forced(config, algorithm);
         // SAFETY: it is the shipped text, or one that whoever ran this program has chosen to run in it.
         let config = unsafe { config.ptx(ptx) };
         let store = FileStore::open(&job.store).map_err(Error::from)?;

@@ -75,6 +75,25 @@ proptest! {
     }
 
     #[test]
+    fn by_packets_the_bits_are_those_of_the_reference(
+        world_size in 2..=8_usize,
+        node in select(vec!["hgx-h100", "dgx-a100", "hgx-h200"]),
+        cases in select(vec![Algorithm::OneShotLl, Algorithm::TwoShotLl]).prop_flat_map(shapes),
+        seed: u64,
+    ) {
+        run(node, world_size, cases, seed);
+    }
+
+    #[test]
+    fn hybrid_cube_mesh_by_packets_gives_the_reference_bits(
+        node in select(vec!["dgx-1v", "dgx-1v-p2p"]),
+        cases in shapes(Algorithm::HybridCubeMeshLl),
+        seed: u64,
+    ) {
+        run(node, 8, cases, seed);
+    }
+
+    #[test]
     fn hybrid_cube_mesh_gives_the_reference_bits(
         node in select(vec!["dgx-1v", "dgx-1v-p2p"]),
         cases in shapes(Algorithm::HybridCubeMesh),
@@ -96,11 +115,13 @@ fn every_shipped_kernel_gives_the_reference_bits() {
         kinds.map(shape).collect::<Vec<_>>()
     };
     for world_size in 2..=8 {
-        for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
+        for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| !algorithm.is_of_cube_mesh()) {
             run("hgx-h100", world_size, cases(algorithm), world_size as u64);
         }
     }
-    run("dgx-1v", 8, cases(Algorithm::HybridCubeMesh), 1);
+    for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_of_cube_mesh()) {
+        run("dgx-1v", 8, cases(algorithm), 1);
+    }
 }
 
 #[test]
@@ -118,12 +139,28 @@ fn ten_thousand_calls_of_changing_length_pass_the_32_bit_boundary() {
     scene.play().assert_all_ok(3, sizes.len());
 }
 
+fn calls_from(algorithm: Algorithm, world_size: usize, calls: usize, first: u64) {
+    let sizes = [2, 4096, 34, 1000, 16, 2048, 8, 640];
+    let mut scene = Scene::new(world_size, sizes.map(|bytes| Case { algorithm, ..case(bytes) }).to_vec());
+    if algorithm.is_of_cube_mesh() {
+        scene.environment = node("dgx-1v").environment();
+    }
+    scene.job.launches = calls / sizes.len();
+    scene.job.first_call_number = first;
+    scene.play().assert_all_ok(world_size, sizes.len());
+}
+
 #[test]
 fn ten_thousand_two_shot_calls_pass_the_32_bit_boundary() {
-    let sizes = [2, 4096, 34, 1000, 16, 2048, 8, 640];
-    let cases = sizes.map(|bytes| Case { algorithm: Algorithm::TwoShot, ..case(bytes) });
-    let mut scene = Scene::new(2, cases.to_vec());
-    scene.job.launches = 10_000 / sizes.len();
-    scene.job.first_call_number = (1 << 32) - 5_000;
-    scene.play().assert_all_ok(2, sizes.len());
+    calls_from(Algorithm::TwoShot, 2, 10_000, (1 << 32) - 5_000);
+}
+
+/// Where flags begin again, and every slot has been refreshed just before.
+#[test]
+fn calls_by_packets_pass_the_32_bit_boundary_and_what_comes_every_two_to_the_30() {
+    for first in [(1 << 30) - 50, (1 << 31) - 50, (1 << 32) - 50] {
+        calls_from(Algorithm::OneShotLl, 3, 100, first);
+        calls_from(Algorithm::TwoShotLl, 4, 100, first);
+        calls_from(Algorithm::HybridCubeMeshLl, 8, 100, first);
+    }
 }

@@ -152,8 +152,8 @@ fn messages_up_to_ten_mebibytes_are_taken_and_counted() {
             other => panic!("{other:?}"),
         }
         assert_eq!(communicator.launches(), 3);
-        assert_eq!(communicator.select(256 << 10, DType::Bf16, Op::Sum), Some(Algorithm::OneShot));
-        assert_eq!(communicator.select((256 << 10) + 2, DType::Bf16, Op::Sum), Some(Algorithm::TwoShot));
+        assert_eq!(communicator.select(1 << 20, DType::Bf16, Op::Sum), Some(Algorithm::OneShotLl));
+        assert_eq!(communicator.select((1 << 20) + 2, DType::Bf16, Op::Sum), Some(Algorithm::TwoShot));
         assert_eq!(communicator.select((10 << 20) + 2, DType::Bf16, Op::Sum), None);
         drop(lane);
         communicator.close().unwrap();
@@ -162,9 +162,12 @@ fn messages_up_to_ten_mebibytes_are_taken_and_counted() {
 
 #[test]
 fn the_limits_table_is_the_users() {
-    let limits = Limits { one_shot: 1024, two_shot: 4096, ..Limits::default() };
+    let limits = Limits { one_shot: 1024, two_shot: 4096, one_shot_ll: Some(256), ..Limits::default() };
+    let limits = Limits { two_shot_ll: Some(0), ..limits };
     ranks(2, &config().limits(limits), |communicator| {
         let select = |bytes| communicator.select(bytes, DType::F32, Op::Max);
+        assert_eq!(select(256), Some(Algorithm::OneShotLl));
+        assert_eq!(select(260), Some(Algorithm::OneShot));
         assert_eq!(select(1024), Some(Algorithm::OneShot));
         assert_eq!(select(1028), Some(Algorithm::TwoShot));
         assert_eq!(select(4100), None);

@@ -12,7 +12,7 @@ use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Played, Scene, case, node};
 /// Eight ranks on the node that the algorithm is for.
 fn scene(algorithm: Algorithm, launches: usize) -> Scene {
     let mut scene = Scene::new(8, vec![Case { algorithm, ..case(20_000) }]);
-    if algorithm == Algorithm::HybridCubeMesh {
+    if algorithm.is_of_cube_mesh() {
         scene.environment = node("dgx-1v").environment();
     }
     scene.job.launches = launches;
@@ -33,6 +33,9 @@ macro_rules! every_algorithm {
         every_algorithm! { @ one_shot OneShot [$($behaviour)*] }
         every_algorithm! { @ two_shot TwoShot [$($behaviour)*] }
         every_algorithm! { @ hybrid_cube_mesh HybridCubeMesh [$($behaviour)*] }
+        every_algorithm! { @ one_shot_ll OneShotLl [$($behaviour)*] }
+        every_algorithm! { @ two_shot_ll TwoShotLl [$($behaviour)*] }
+        every_algorithm! { @ hybrid_cube_mesh_ll HybridCubeMeshLl [$($behaviour)*] }
     };
     (@ $module:ident $algorithm:ident [$($behaviour:ident)*]) => {
         mod $module {
@@ -91,15 +94,17 @@ fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks(algorithm: Alg
 
 #[test]
 fn quads_that_launch_different_things_are_found_by_their_relays() {
-    let mut scene = scene(Algorithm::HybridCubeMesh, 1);
-    for rank in 4..8 {
-        scene = scene.with(Fault { rank, launch: Some(0), action: Action::FewerElements(2) });
-    }
-    scene.job.deadline_ms = FAR_MS;
-    let played = scene.play();
-    for rank in 0..8 {
-        let (kind, message) = played.failure(rank);
-        assert!(matches!(kind, "LaunchMismatch" | "PeerAborted"), "rank {rank}: {kind}: {message}");
+    for algorithm in [Algorithm::HybridCubeMesh, Algorithm::HybridCubeMeshLl] {
+        let mut scene = scene(algorithm, 1);
+        for rank in 4..8 {
+            scene = scene.with(Fault { rank, launch: Some(0), action: Action::FewerElements(2) });
+        }
+        scene.job.deadline_ms = FAR_MS;
+        let played = scene.play();
+        for rank in 0..8 {
+            let (kind, message) = played.failure(rank);
+            assert!(matches!(kind, "LaunchMismatch" | "PeerAborted"), "rank {rank}: {kind}: {message}");
+        }
     }
 }
 

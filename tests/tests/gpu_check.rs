@@ -49,7 +49,14 @@ fn passes(part: &str, options: &[&str], words: &[&str]) {
     }
 }
 
-const EVERY_ALGORITHM: [&str; 3] = ["one-shot, ", "two-shot, ", "hybrid-cube-mesh, 8 ranks"];
+const EVERY_ALGORITHM: [&str; 6] = [
+    "one-shot, ",
+    "two-shot, ",
+    "hybrid-cube-mesh, 8 ranks",
+    "one-shot-ll, ",
+    "two-shot-ll, ",
+    "hybrid-cube-mesh-ll, 8 ranks",
+];
 const SHARED: &[&str] = &["--shared-device"];
 
 #[test]
@@ -116,12 +123,12 @@ fn failures_on_a_shared_gpu() {
 
 #[test]
 fn graphs_on_several_gpus() {
-    passes("graphs", &[], &["one-shot and two-shot", "hybrid cube mesh"]);
+    passes("graphs", &[], &["one-shot and two-shot, by packets and by barriers", "hybrid cube mesh"]);
 }
 
 #[test]
 fn graphs_on_a_shared_gpu() {
-    passes("graphs", SHARED, &["one-shot and two-shot", "hybrid cube mesh"]);
+    passes("graphs", SHARED, &["one-shot and two-shot, by packets and by barriers", "hybrid cube mesh"]);
 }
 
 #[test]

@@ -51,7 +51,8 @@ fn fifty_replays_with_changing_inputs_give_the_reference_bits() {
             communicator.select((call.count * call.dtype.size()) as u64, call.dtype, call.op).unwrap()
         };
         let algorithms: Vec<_> = CALLS.iter().map(algorithm).collect();
-        assert!(algorithms.contains(&Algorithm::OneShot) && algorithms.contains(&Algorithm::TwoShot));
+        use Algorithm::{OneShot, OneShotLl, TwoShot, TwoShotLl};
+        assert!([OneShotLl, TwoShotLl, OneShot, TwoShot].iter().all(|each| algorithms.contains(each)));
         replay_all(communicator, 50);
     });
 }
@@ -62,10 +63,12 @@ fn on_this_node() {
     if !is_again_on("dgx-1v") {
         return;
     }
-    ranks(8, &config(), |communicator| {
-        let (first, bytes) = (CALLS[0], CALLS[0].count * CALLS[0].dtype.size());
-        let algorithm = communicator.select(bytes as u64, first.dtype, first.op);
-        assert_eq!(algorithm, Some(Algorithm::HybridCubeMesh));
+    ranks(8, &config().limits(limits()), |communicator| {
+        let algorithm = |call: &Call| {
+            communicator.select((call.count * call.dtype.size()) as u64, call.dtype, call.op).unwrap()
+        };
+        assert_eq!(algorithm(&CALLS[0]), Algorithm::HybridCubeMeshLl);
+        assert_eq!(algorithm(&CALLS[1]), Algorithm::HybridCubeMesh);
         replay_all(communicator, 10);
     });
 }

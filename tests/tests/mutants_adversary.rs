@@ -19,12 +19,17 @@ fn sets() -> Vec<Set> {
         (Algorithm::TwoShot, 2),
         (Algorithm::TwoShot, 3),
         (Algorithm::HybridCubeMesh, 8),
+        (Algorithm::OneShotLl, 2),
+        (Algorithm::OneShotLl, 3),
+        (Algorithm::TwoShotLl, 2),
+        (Algorithm::TwoShotLl, 3),
+        (Algorithm::HybridCubeMeshLl, 8),
     ];
     all.into_iter().flat_map(|(algorithm, ranks)| Set::all(algorithm, ranks).unwrap()).collect()
 }
 
 fn judge(filter: &str, seeds: u64) -> Vec<Verdict> {
-    let verdicts = judge_all(&sets(), filter, seeds, |_| ()).unwrap();
+    let verdicts = judge_all(&sets(), filter, seeds.into(), |_| ()).unwrap();
     assert!(!verdicts.is_empty(), "no mutant is called {filter}");
     verdicts
 }

@@ -74,9 +74,10 @@ fn on_this_node() {
     }
     for orderly in [true, false] {
         let latch = Latch::new(8);
-        ranks(8, &config(), |communicator| {
-            let algorithm = communicator.select(4096, DType::Bf16, Op::Sum);
-            assert_eq!(algorithm, Some(Algorithm::HybridCubeMesh));
+        ranks(8, &config().limits(limits()), |communicator| {
+            let algorithm = |bytes| communicator.select(bytes, DType::Bf16, Op::Sum);
+            assert_eq!(algorithm(4 << 10), Some(Algorithm::HybridCubeMeshLl));
+            assert_eq!(algorithm(8 << 10), Some(Algorithm::HybridCubeMesh));
             replay_beyond_the_end(communicator, orderly, &latch);
         });
     }

@@ -2,7 +2,7 @@
 //!
 //! A pure function of what all ranks know, because block b of one rank waits for block b of every other.
 
-use crate::{Algorithm, DType, MAX_BLOCKS, MAX_THREADS, VECTOR_BYTES};
+use crate::{Algorithm, DType, MAX_BLOCKS, MAX_THREADS, VECTOR_BYTES, packets};
 
 /// A launch's blocks and threads per block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub const fn second_region(vectors: u64) -> u64 {
     vectors * VECTOR_BYTES as u64
 }
 
-/// Bytes that a call needs in one staging half: the staged input and, where there is one, the second region.
+/// Bytes that a call needs in one staging half: the staged input and, where there is one, the second region. A call by
+/// packets needs none; [`packets::phase_bytes`] says what it needs.
 ///
 /// ```
 /// use meshreduce_wire::{Algorithm, DType, geometry::staging_bytes};
@@ -48,6 +49,7 @@ pub const fn second_region(vectors: u64) -> u64 {
 pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_size: u32) -> u64 {
     let vectors = vectors(count, dtype);
     let second = match algorithm {
+        Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl => return 0,
         Algorithm::OneShot => 0,
         Algorithm::TwoShot => slice_vectors(vectors, world_size) * VECTOR_BYTES as u64,
         Algorithm::HybridCubeMesh => vectors * (VECTOR_BYTES / dtype.size() * size_of::<f32>()) as u64,
@@ -56,9 +58,10 @@ pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world
 }
 
 impl Geometry {
-    /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at
-    /// least one): as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond
-    /// [`MAX_THREADS`] every thread takes several steps.
+    /// The geometry of `count` elements (at least one) over `world_size` ranks, in at most `block_cap` blocks (at least one):
+    /// as many blocks as the cap allows before blocks grow beyond [`MIN_THREADS`]; beyond [`MAX_THREADS`] every thread takes
+    /// several steps. A thread's step is a vector, or of packets a unit. In a call by packets the last warp of every block has
+    /// no part of the message: it counts. Neither has block 0, where there is more than one: it meets the peers' headers.
     ///
     /// ```
     /// use meshreduce_wire::{Algorithm, DType, Geometry};
@@ -74,20 +77,27 @@ impl Geometry {
         world_size: u32,
         block_cap: u32,
     ) -> Self {
-        let vectors = vectors(count, dtype);
+        let (vectors, units) = (vectors(count, dtype), packets::units(count, dtype));
         let work = match algorithm {
             Algorithm::TwoShot => slice_vectors(vectors, world_size),
             Algorithm::OneShot | Algorithm::HybridCubeMesh => vectors,
+            Algorithm::TwoShotLl => packets::slice_units(units, world_size),
+            Algorithm::OneShotLl | Algorithm::HybridCubeMeshLl => units,
         };
         let most = match algorithm {
             // Every block costs world size signals, and at these sizes half the pad's blocks fill the links.
             Algorithm::OneShot | Algorithm::HybridCubeMesh => MAX_BLOCKS / 2,
             Algorithm::TwoShot => MAX_BLOCKS,
+            Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl => MAX_BLOCKS,
         };
         let cap = clamp(block_cap as u64, 1, most as u64);
-        let threads = clamp(work.div_ceil(cap).next_multiple_of(32), MIN_THREADS as u64, MAX_THREADS as u64);
-        let blocks = clamp(work.div_ceil(threads), 1, cap);
-        Self { blocks: blocks as u32, threads: threads as u32 }
+        let headers = if algorithm.is_by_packets() && cap > 1 { 1 } else { 0 };
+        let cap = cap - headers;
+        let counting = packets::counting_threads(algorithm);
+        let most = (MAX_THREADS - counting) as u64;
+        let threads = clamp(work.div_ceil(cap).next_multiple_of(32), MIN_THREADS as u64, most);
+        let blocks = clamp(work.div_ceil(threads), 1, cap) + headers;
+        Self { blocks: blocks as u32, threads: threads as u32 + counting }
     }
 }
 

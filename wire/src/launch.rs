@@ -7,8 +7,8 @@ use crate::{Algorithm, DType, MAX_RANKS, Op, pad};
 
 /// The single parameter of every kernel entry, passed by value.
 ///
-/// Entries are named `{algorithm}_{dtype}_{op}_w{world size}`, e.g. `one_shot_bf16_sum_w8` (see the `kernel_name`
-/// of [`Algorithm`] and [`Op`]).
+/// Entries are named `{algorithm}_{dtype}_{op}_w{world size}`, e.g. `one_shot_bf16_sum_w8` or `one_shot_ll_bf16_sum_w8` (see
+/// the `kernel_name` of [`Algorithm`] and [`Op`]).
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LaunchParams {
@@ -22,10 +22,11 @@ pub struct LaunchParams {
     pub count: u64,
     /// [`LaunchDescriptor::encode`] of this launch, compared between ranks.
     pub descriptor: u64,
-    /// Nanoseconds of waiting after which block 0 gives up a peer in phase 0; 0: never. Before, it asks what the peer launches.
-    /// Other blocks, which do not ask, have a sixteenth and 25 us more, so that what block 0 finds is told first. In phase 1
-    /// all have twice that more: whoever waits there waits for a peer that has begun the call, perhaps in vain for a third
-    /// rank in phase 0, and gives it the time to name that one first.
+    /// Nanoseconds of waiting after which block 0 gives up a peer in phase 0; 0: never. Before, it asks what the peer
+    /// launches. Other blocks, which do not ask, have a sixteenth and 25 us more, so that what block 0 finds is told first;
+    /// so have threads that wait for packets with data. In phase 1 all have twice that more: whoever waits there waits for a
+    /// peer that has begun the call, perhaps in vain for a third rank in phase 0, and gives it the time to name that one
+    /// first.
     pub deadline_ns: u64,
     /// [`LaunchDescriptor::tag`] of this launch.
     pub tag: u32,
@@ -51,6 +52,12 @@ pub struct LaneParams {
     pub staging: u64,
     /// Bytes from one staging half to the other.
     pub half_bytes: u64,
+    /// Bytes from a rank's pad to its packet memory of this lane, the same for all ranks.
+    pub packets: u64,
+    /// [`crate::packets::PacketLayout::phase_bytes`].
+    pub phase_bytes: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Address of the lane's counters ([`crate::counters`]); those of this rank's other lanes lie beside them.
     pub counters: u64,
     /// Address of the lane's [`HostPage`], as mapped on this device.
@@ -249,8 +256,8 @@ mod tests {
 
     #[test]
     fn layouts_have_no_hidden_padding() {
-        assert_eq!((size_of::<LaneParams>(), align_of::<LaneParams>()), (128, 8));
-        assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (184, 8));
+        assert_eq!((size_of::<LaneParams>(), align_of::<LaneParams>()), (144, 8));
+        assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (200, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

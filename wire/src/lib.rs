@@ -1,9 +1,9 @@
 //! What the host library and the device kernels must agree on.
 //!
-//! Both sides compile this crate, so nothing in it is written twice: the layout of the memory that ranks share
-//! ([`pad`], [`segment`]) and what a rank keeps to itself ([`counters`]), what a kernel is given ([`launch`]) and leaves behind on failure ([`record`]), how a
-//! message is cut into blocks and threads ([`geometry`]), and the arithmetic that makes every algorithm give the
-//! same bits ([`tree`], [`convert`], [`pack`]).
+//! Both sides compile this crate, so nothing in it is written twice: the layout of the memory that ranks share ([`pad`],
+//! [`segment`], [`packets`]) and what a rank keeps to itself ([`counters`]), what a kernel is given ([`launch`]) and leaves
+//! behind on failure ([`record`]), how a message is cut into blocks and threads ([`geometry`]), and the arithmetic that makes
+//! every algorithm give the same bits ([`tree`], [`convert`], [`pack`]).
 //!
 //! The crate is `no_std`, allocates nothing and contains no `unsafe`.
 #![no_std]
@@ -14,6 +14,7 @@ pub mod counters;
 pub mod geometry;
 pub mod launch;
 pub mod pack;
+pub mod packets;
 pub mod pad;
 pub mod record;
 pub mod segment;

@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | signals | phase x block x source, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
 //! | descriptors | parity of n x 2, u64 | block 0 of the owner, in every call, relaxed | its peers, relaxed |
+//! | headers | parity of p x phase x source x 2, u64 | block 0 of the source, relaxed | block 0 of the owner, relaxed |
 //! | abort | one u32 ([`crate::AbortWord`]) | any lane of any rank | the owner, while it waits |
 //!
 //! A signal is a word of the call's *epoch* (upper 44 bits) and its *tag* (lower 20,
@@ -15,6 +16,10 @@
 //!
 //! A rank says what it launches as its lane's call n in two words, each with half of the descriptor above and
 //! [`call_mark`] below. Both carry the call, so they need no order: a reader believes them when both say n.
+//!
+//! A call by packets sends the same two words, with the number p of such calls before it in place of n, as its *header*: to
+//! every peer in phase 0, and in phase 1, in a hybrid cube mesh, to the relay neighbour, once for each rank of the own quad
+//! whose header was the same (the slot is that rank's).
 //!
 //! The eight slots of a phase and block lie side by side, 64 bytes, so that the threads that wait read two sectors.
 
@@ -30,13 +35,15 @@ pub const TAG_BITS: u32 = 20;
 pub const EPOCH_BITS: u32 = u64::BITS - TAG_BITS;
 
 /// Offset of the abort word, u32.
-pub const ABORT: u64 = DESCRIPTORS + 128;
+pub const ABORT: u64 = HEADERS + HEADER_BYTES;
 /// Bytes of one pad.
 pub const BYTES: u64 = ABORT + 128;
 
 const PHASE_BYTES: u64 = MAX_BLOCKS as u64 * MAX_RANKS as u64 * 8;
 const SIGNALS: u64 = 0;
 const DESCRIPTORS: u64 = SIGNALS + PHASES as u64 * PHASE_BYTES;
+const HEADERS: u64 = DESCRIPTORS + 128;
+const HEADER_BYTES: u64 = 2 * PHASES as u64 * MAX_RANKS as u64 * 16;
 
 /// Bytes from the start of the pad that hold signals: all of them start at the lane's first epoch.
 pub const SIGNAL_BYTES: u64 = DESCRIPTORS;
@@ -58,6 +65,12 @@ pub const fn signal_word(epoch: u64, tag: u32) -> u64 {
 #[inline(always)]
 pub const fn descriptor(n: u64) -> u64 {
     DESCRIPTORS + (n & 1) * 16
+}
+
+/// Offset of the two words, 16 bytes, of the header of call `p` that in `phase` belongs to `source`.
+#[inline(always)]
+pub const fn header(p: u64, phase: u32, source: u32) -> u64 {
+    HEADERS + ((p & 1) * PHASES as u64 + phase as u64) * MAX_RANKS as u64 * 16 + source as u64 * 16
 }
 
 /// The lower half of both descriptor words of call `n`: never 0, and within a parity as good as n's lower 32 bits.
@@ -103,6 +116,13 @@ mod tests {
             assert_eq!(descriptor(parity) % 16, 0, "both words in one access");
             add(descriptor(parity));
             add(descriptor(parity) + 8);
+            for source in 0..MAX_RANKS as u32 {
+                for phase in 0..PHASES {
+                    assert_eq!(header(parity, phase, source) % 16, 0, "both words in one access");
+                    add(header(parity, phase, source));
+                    add(header(parity, phase, source) + 8);
+                }
+            }
         }
         add(ABORT);
         assert_eq!(BYTES % 128, 0);

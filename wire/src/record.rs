@@ -79,9 +79,9 @@ pub struct ErrorRecord {
     pub phase: u32,
     /// Zero.
     pub reserved: u32,
-    /// The epoch that was waited for.
+    /// The epoch that was waited for: one more than b, or than p in a call by packets.
     pub epoch_wanted: u64,
-    /// The epoch that was last seen in the slot.
+    /// The epoch that was last seen in the slot; 0 where a wait for packets with data was given up: they do not say.
     pub epoch_seen: u64,
     /// The descriptor of this rank's launch.
     pub launched: u64,

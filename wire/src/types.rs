@@ -13,27 +13,61 @@ pub enum Algorithm {
     TwoShot = 2,
     /// Reduce over one's quad, exchange the partial sum with the relay neighbour, add.
     HybridCubeMesh = 3,
+    /// [`Self::OneShot`] by [`crate::packets`]: every rank pushes its input to all others, which reduce what arrives.
+    OneShotLl = 4,
+    /// [`Self::TwoShot`] by packets: rank r is pushed slice r of all inputs, and pushes its result to all others.
+    TwoShotLl = 5,
+    /// [`Self::HybridCubeMesh`] by packets, within the quad as to the relay neighbour.
+    HybridCubeMeshLl = 6,
 }
 
 impl Algorithm {
     /// Every algorithm that has a name, shipped or not.
-    pub const ALL: [Algorithm; 3] = [Algorithm::OneShot, Algorithm::TwoShot, Algorithm::HybridCubeMesh];
+    pub const ALL: [Algorithm; 6] = [
+        Algorithm::OneShot,
+        Algorithm::TwoShot,
+        Algorithm::HybridCubeMesh,
+        Algorithm::OneShotLl,
+        Algorithm::TwoShotLl,
+        Algorithm::HybridCubeMeshLl,
+    ];
 
-    /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`.
+    /// Whether its ranks push packets, instead of meeting at barriers.
+    pub const fn is_by_packets(self) -> bool {
+        matches!(self, Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl)
+    }
+
+    /// Whether it needs quads and relay neighbours, and nothing but them.
+    pub const fn is_of_cube_mesh(self) -> bool {
+        matches!(self, Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl)
+    }
+
+    /// Whether each rank reduces one slice.
+    pub const fn is_two_shot(self) -> bool {
+        matches!(self, Algorithm::TwoShot | Algorithm::TwoShotLl)
+    }
+
+    /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`, and with `_ll` those by packets.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::OneShot => "one_shot",
             Algorithm::TwoShot => "two_shot",
             Algorithm::HybridCubeMesh => "hybrid_cube_mesh",
+            Algorithm::OneShotLl => "one_shot_ll",
+            Algorithm::TwoShotLl => "two_shot_ll",
+            Algorithm::HybridCubeMeshLl => "hybrid_cube_mesh_ll",
         }
     }
 
-    /// The name that people read and type: `one-shot`, `two-shot`, `hybrid-cube-mesh`.
+    /// The name that people read and type: `one-shot`, `two-shot`, `hybrid-cube-mesh`, and with `-ll` those by packets.
     pub const fn name(self) -> &'static str {
         match self {
             Algorithm::OneShot => "one-shot",
             Algorithm::TwoShot => "two-shot",
             Algorithm::HybridCubeMesh => "hybrid-cube-mesh",
+            Algorithm::OneShotLl => "one-shot-ll",
+            Algorithm::TwoShotLl => "two-shot-ll",
+            Algorithm::HybridCubeMeshLl => "hybrid-cube-mesh-ll",
         }
     }
 
@@ -42,6 +76,9 @@ impl Algorithm {
             1 => Some(Algorithm::OneShot),
             2 => Some(Algorithm::TwoShot),
             3 => Some(Algorithm::HybridCubeMesh),
+            4 => Some(Algorithm::OneShotLl),
+            5 => Some(Algorithm::TwoShotLl),
+            6 => Some(Algorithm::HybridCubeMeshLl),
             _ => None,
         }
     }
@@ -165,7 +202,10 @@ macro_rules! named {
     };
 }
 
-named!(Algorithm, "algorithm (one-shot, two-shot, hybrid-cube-mesh)");
+named!(
+    Algorithm,
+    "algorithm (one-shot, two-shot, hybrid-cube-mesh, one-shot-ll, two-shot-ll, hybrid-cube-mesh-ll)"
+);
 named!(DType, "element type (bf16, f16, f32)");
 named!(Op, "operation (sum, avg, min, max)");
 

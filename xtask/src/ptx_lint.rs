@@ -344,7 +344,7 @@ mod tests {
     fn text_with(body: &str) -> String {
         format!(
             ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry one_shot_bf16_sum_w8(\n\
-             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[184]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
+             \t.param .align 8 .b8 one_shot_bf16_sum_w8_param_0[200]\n)\n{LAUNCH_BOUNDS}\n{{\n{body}\n\tret;\n}}\n"
         )
     }
 
@@ -458,7 +458,7 @@ mod tests {
         assert_eq!(rules(&text.replace("512", "1024")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace(".maxnreg 64\n", "")), [(4, Rule::LaunchBound)]);
         assert_eq!(rules(&text.replace("_sum_", "_product_")), [(4, Rule::Entry)]);
-        assert_eq!(rules(&text.replace("[184]", "[192]")), [(4, Rule::Entry)]);
+        assert_eq!(rules(&text.replace("[200]", "[192]")), [(4, Rule::Entry)]);
         assert_eq!(rules(&text.replace("sm_70", "sm_90")), [(1, Rule::Target)]);
     }
 

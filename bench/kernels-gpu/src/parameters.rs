@@ -18,7 +18,7 @@ pub struct Parameters {
     /// Nanoseconds after which to give up.
     pub deadline_ns: u64,
     /// Nothing: makes the parameter as long as that of the library's kernels.
-    pub unused: [u64; 17],
+    pub unused: [u64; 19],
 }
 
 /// A rank's memory: a flag that the peer raises, and on a line of its own what the kernel reports.

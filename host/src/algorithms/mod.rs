@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod hybrid_cube_mesh;
+mod hybrid_cube_mesh_ll;
 mod one_shot;
+mod one_shot_ll;
 mod two_shot;
+mod two_shot_ll;
 
+use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::{Algorithm, DType, geometry};
 
 use crate::config::Limits;
@@ -27,9 +31,16 @@ impl Description {
     }
 }
 
-/// The shipped algorithms, the one for the shortest messages first. (No constant: every use of that would bring the texts along once more.)
-pub(crate) static SHIPPED: &[Description] =
-    &[one_shot::DESCRIPTION, two_shot::DESCRIPTION, hybrid_cube_mesh::DESCRIPTION];
+/// The shipped algorithms, the one for the shortest messages first. (No constant: every use of that would bring the texts
+/// along once more.)
+pub(crate) static SHIPPED: &[Description] = &[
+    one_shot_ll::DESCRIPTION,
+    two_shot_ll::DESCRIPTION,
+    one_shot::DESCRIPTION,
+    two_shot::DESCRIPTION,
+    hybrid_cube_mesh_ll::DESCRIPTION,
+    hybrid_cube_mesh::DESCRIPTION,
+];
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,15 +66,27 @@ impl Ground {
 
     /// Bytes that one staging half needs, so that every message within the limits fits.
     pub(crate) fn staging_half_bytes(self, limits: &Limits, world_size: usize) -> u64 {
-        self.algorithms()
-            .flat_map(|description| {
-                DType::ALL.map(|dtype| {
-                    let count = limits.of(description.algorithm) / dtype.size() as u64;
-                    geometry::staging_bytes(description.algorithm, count, dtype, world_size as u32)
-                })
-            })
-            .max()
-            .unwrap_or(0)
+        self.most(limits, world_size, geometry::staging_bytes)
+    }
+
+    /// The packet memory in which every message within the limits fits.
+    pub(crate) fn packet_layout(self, limits: &Limits, world_size: usize) -> PacketLayout {
+        PacketLayout::new(self.most(limits, world_size, packets::phase_bytes), world_size as u32)
+    }
+
+    /// The most that `bytes` says of the longest messages of all that runs here.
+    fn most(
+        self,
+        limits: &Limits,
+        world_size: usize,
+        bytes: impl Fn(Algorithm, u64, DType, u32) -> u64,
+    ) -> u64 {
+        let each = self.algorithms().flat_map(|&Description { algorithm, .. }| {
+            let limit = limits.of(algorithm, world_size);
+            let bytes = &bytes;
+            DType::ALL.map(|dtype| bytes(algorithm, limit / dtype.size() as u64, dtype, world_size as u32))
+        });
+        each.max().unwrap_or(0)
     }
 }
 
@@ -79,18 +102,32 @@ mod tests {
 
     #[test]
     fn staging_holds_the_longest_message() {
-        let limits = Limits { one_shot: 1000, two_shot: 0, hybrid_cube_mesh: 0 };
+        let limits = Limits { one_shot: 1000, two_shot: 0, hybrid_cube_mesh: 0, ..Limits::default() };
         assert_eq!(FULL.staging_half_bytes(&limits, 8), 1008);
         let unknown = Ground { topology: Topology::Unknown, cube: false };
         assert_eq!(unknown.staging_half_bytes(&limits, 8), 0);
     }
 
     #[test]
-    fn a_cube_mesh_runs_its_own_algorithm_and_all_of_them_if_full_connection_is_forced() {
-        assert_eq!(names(FULL), ["one-shot", "two-shot"]);
+    fn packet_memory_holds_the_longest_message_of_packets() {
+        let limits = Limits { one_shot_ll: Some(1000), two_shot_ll: Some(0), ..Limits::default() };
+        assert_eq!(FULL.packet_layout(&limits, 8).phase_bytes, 2048);
+        let limits = Limits { one_shot_ll: Some(1000), two_shot_ll: Some(80_000), ..Limits::default() };
+        assert_eq!(FULL.packet_layout(&limits, 8).phase_bytes, 20_480);
+        let none = Limits { one_shot_ll: Some(0), two_shot_ll: Some(0), ..Limits::default() };
+        assert_eq!(FULL.packet_layout(&none, 8).phase_bytes, 0);
         let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
-        assert_eq!(names(cube), ["hybrid-cube-mesh"]);
+        let limits = Limits { hybrid_cube_mesh_ll: Some(1000), ..Limits::default() };
+        assert_eq!(cube.packet_layout(&limits, 8).phase_bytes, 4096, "partial sums are in fp32");
+    }
+
+    #[test]
+    fn a_cube_mesh_runs_its_own_algorithm_and_all_of_them_if_full_connection_is_forced() {
+        assert_eq!(names(FULL), ["one-shot-ll", "two-shot-ll", "one-shot", "two-shot"]);
+        let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        assert_eq!(names(cube), ["hybrid-cube-mesh-ll", "hybrid-cube-mesh"]);
         let forced = Ground { topology: Topology::FullyConnected, cube: true };
-        assert_eq!(names(forced), ["one-shot", "two-shot", "hybrid-cube-mesh"]);
+        let own = ["hybrid-cube-mesh-ll", "hybrid-cube-mesh"];
+        assert_eq!(names(forced), [&names(FULL)[..], &own].concat());
     }
 }

@@ -89,7 +89,8 @@ impl Assembly {
             segment: None,
         };
         let ground = Ground::new(own.topology, &own.mesh);
-        let selector = Selector { ground, limits: config.limits, forced: config.forced_algorithm };
+        let selector =
+            Selector { ground, limits: config.limits, world_size, forced: config.forced_algorithm };
         let mut made = None;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
@@ -100,7 +101,8 @@ impl Assembly {
             own.block_cap = share.block_cap;
             let residency = share.take(devices[rank].uuid, config)?;
             let half = ground.staging_half_bytes(&config.limits, world_size);
-            let layout = SegmentLayout::new(config.lanes, half);
+            let packets = ground.packet_layout(&config.limits, world_size);
+            let layout = SegmentLayout::new(config.lanes, half, packets);
             let stream = Stream::new(&context)?;
             let segment =
                 Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);
@@ -187,8 +189,8 @@ impl Assembly {
     /// Acknowledges a verdict that is not *ready*, waits until the peers have done so, and frees the segment. What is
     /// open of the peers' memory has been closed before.
     ///
-    /// A rank that has allocated nothing waits a moment for those of whom `lingers` speaks: they should learn what happened to it, and
-    /// not find an attempt of dead processes.
+    /// A rank that has allocated nothing waits a moment for those of whom `lingers` speaks: they should learn what happened
+    /// to it, and not find an attempt of dead processes.
     pub(super) fn take_down(self, session: &Session<'_>, verdict: &Verdict, lingers: Lingers) {
         let acknowledged = session.acknowledge(verdict).and_then(|()| match (self.exported, lingers) {
             (true, _) => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),

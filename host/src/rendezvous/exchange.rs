@@ -7,6 +7,8 @@ use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 use meshreduce_store::identity::Member;
 
 use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
+use meshreduce_wire::Algorithm;
+
 use crate::algorithms::Ground;
 use crate::config::Config;
 use crate::control::connect::Place;
@@ -55,6 +57,9 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
         ("one-shot limit", limits.one_shot.to_string()),
         ("two-shot limit", limits.two_shot.to_string()),
         ("hybrid cube mesh limit", limits.hybrid_cube_mesh.to_string()),
+        ("one-shot-ll limit", limits.of(Algorithm::OneShotLl, world_size).to_string()),
+        ("two-shot-ll limit", limits.of(Algorithm::TwoShotLl, world_size).to_string()),
+        ("hybrid-cube-mesh-ll limit", limits.of(Algorithm::HybridCubeMeshLl, world_size).to_string()),
         ("shared devices allowed", config.allow_shared_devices.to_string()),
         ("communicators per device", config.communicators_per_device.to_string()),
         ("forced topology", optional(config.forced_topology.map(|topology| topology.to_string()))),

@@ -192,7 +192,7 @@ mod tests {
         let links = |a: usize, b: usize| DGX_1V[a][b];
         let neighbours = survey(8, links, |a, b| DGX_1V[a][b] > 0);
         assert_eq!(neighbours.verdict(), Ok(Topology::HybridCubeMesh));
-        assert_eq!(neighbours.algorithms(), [Algorithm::HybridCubeMesh]);
+        assert_eq!(neighbours.algorithms(), [Algorithm::HybridCubeMeshLl, Algorithm::HybridCubeMesh]);
         let without_one = survey(8, links, |a, b| DGX_1V[a][b] > 0 && (a, b) != (2, 6));
         assert_eq!(without_one.verdict(), Err(Reason::NoPeerAccess { ranks: (2, 6) }));
         assert!(without_one.algorithms().is_empty());
@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn a_full_mesh_needs_access_between_all() {
-        assert_eq!(survey(4, |_, _| 4, |_, _| true).algorithms(), [Algorithm::OneShot, Algorithm::TwoShot]);
+        let all = [Algorithm::OneShotLl, Algorithm::TwoShotLl, Algorithm::OneShot, Algorithm::TwoShot];
+        assert_eq!(survey(4, |_, _| 4, |_, _| true).algorithms(), all);
         let barred = survey(4, |_, _| 4, |a, b| (a, b) != (3, 1));
         assert_eq!(barred.verdict(), Err(Reason::NoPeerAccess { ranks: (3, 1) }));
     }

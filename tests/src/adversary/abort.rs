@@ -9,7 +9,9 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::{AbortWord, RecordKind, counters, pad};
 
-use super::{Draw, LANES, Rank, Scenario};
+use super::scenario::Draw;
+use super::stage::Rank;
+use super::{LANES, Scenario};
 
 /// Who is told to give up, and when.
 #[derive(Clone, Copy, Debug)]

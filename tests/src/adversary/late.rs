@@ -6,7 +6,7 @@ use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Session};
 use meshreduce_emulator::ptx::{Kernel, Module};
 
-use super::Draw;
+use super::scenario::Draw;
 
 /// Nanoseconds (instructions): more than the 100 us after which a waiting rank asks, less than the session's patience.
 pub(crate) const IDLE_NS: u64 = 130_000;

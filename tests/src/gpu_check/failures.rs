@@ -27,7 +27,7 @@ const NEVER: Duration = Duration::from_secs(240);
 pub fn run(common: &Common) -> Result<bool> {
     let (mut recorder, place) = begin(common, "failures", "Deadline, abort and mismatch")?;
     for algorithm in Algorithm::ALL {
-        let world_size = if algorithm == Algorithm::HybridCubeMesh { MAX_RANKS } else { 4 };
+        let world_size = if algorithm.is_of_cube_mesh() { MAX_RANKS } else { 4 };
         let name = |what: &str| format!("{algorithm}, {world_size} ranks: {what}");
         recorder.check(&name("a rank that does not come"), || deadline(&place, algorithm, world_size))?;
         recorder.check(&name("an abort from one host"), || abort(&place, algorithm, world_size))?;

@@ -29,9 +29,9 @@ const CAPTURED: usize = CALLS.len() - 1;
 /// Bytes of a call's place: more than any message.
 const STRIDE: usize = 32 << 10;
 
-/// Two-shot from 8 KiB on.
+/// Messages for all algorithms: by packets to 1 and 4 KiB, one-shot to 8 KiB.
 fn limits() -> Limits {
-    Limits { one_shot: 8 << 10, ..Limits::default() }
+    Limits { one_shot_ll: Some(1 << 10), two_shot_ll: Some(4 << 10), one_shot: 8 << 10, ..Limits::default() }
 }
 
 /// Runs the part.
@@ -42,10 +42,13 @@ pub fn run(common: &Common) -> Result<bool> {
     let (mut recorder, place) = begin(common, "graphs", "Captured graphs")?;
     let rounds = if common.quick { 10 } else { 100 };
     for world_size in [2, 4, MAX_RANKS] {
-        recorder.check(&format!("one-shot and two-shot in one graph, {world_size} ranks"), || {
-            let config = place.config(world_size).limits(limits());
-            replays(&place.devices(world_size), &config, rounds)
-        })?;
+        recorder.check(
+            &format!("one-shot and two-shot, by packets and by barriers, in one graph, {world_size} ranks"),
+            || {
+                let config = place.config(world_size).limits(limits());
+                replays(&place.devices(world_size), &config, rounds)
+            },
+        )?;
     }
     recorder.check(&format!("hybrid cube mesh, {MAX_RANKS} ranks"), || {
         let (devices, config) = place.for_algorithm(Algorithm::HybridCubeMesh, MAX_RANKS)?;

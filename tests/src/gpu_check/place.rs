@@ -9,6 +9,7 @@ use meshreduce::{Config, Mesh, Topology};
 use meshreduce_emulator::node::Node;
 use meshreduce_wire::{Algorithm, MAX_RANKS};
 
+use crate::forced::forced;
 use crate::probe;
 
 /// How the name of an emulated device begins.
@@ -102,15 +103,15 @@ impl Place {
     /// # Errors
     /// If the shipped description of the DGX-1V cannot be read.
     pub fn for_algorithm(&self, algorithm: Algorithm, world_size: usize) -> Result<(Vec<u32>, Config)> {
-        let (devices, config) = match (algorithm, &self.cube) {
-            (Algorithm::HybridCubeMesh, Some(cube)) => (cube.clone(), base()),
-            (Algorithm::HybridCubeMesh, None) => {
+        let (devices, config) = match (algorithm.is_of_cube_mesh(), &self.cube) {
+            (true, Some(cube)) => (cube.clone(), base()),
+            (true, None) => {
                 let config = self.config(world_size).force_topology(None).assume_links(Some(cube_links()?));
                 (self.devices(world_size), config)
             }
             _ => (self.devices(world_size), self.config(world_size)),
         };
-        Ok((devices, config.force_algorithm(Some(algorithm))))
+        Ok((devices, forced(config, algorithm)))
     }
 }
 

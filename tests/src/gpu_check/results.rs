@@ -26,7 +26,7 @@ const SEED: u64 = 0x6d65_7368;
 pub fn run(common: &Common) -> Result<bool> {
     let (mut recorder, place) = begin(common, "results", "Results, bit by bit")?;
     for algorithm in Algorithm::ALL {
-        let least = if algorithm == Algorithm::HybridCubeMesh { MAX_RANKS } else { MIN_RANKS };
+        let least = if algorithm.is_of_cube_mesh() { MAX_RANKS } else { MIN_RANKS };
         for world_size in least..=MAX_RANKS {
             let name = format!("{algorithm}, {world_size} ranks");
             recorder
@@ -39,7 +39,7 @@ pub fn run(common: &Common) -> Result<bool> {
 /// The cases of one algorithm: every type and operation with several lengths, in place and out of place, shifted from
 /// alignment and not.
 pub fn cases(algorithm: Algorithm, quick: bool) -> Vec<Case> {
-    // One element; not a whole vector in the last block; many blocks; the longest of one-shot and hybrid cube mesh.
+    // One element; not a whole vector in the last block; many blocks; the longest of all but two-shot.
     let counts: &[usize] = if quick { &[1, 4099] } else { &[1, 1000, 4099, 40_003] };
     let mut cases = Vec::new();
     for dtype in DType::ALL {

@@ -5,10 +5,11 @@ use std::mem::offset_of;
 use anyhow::{Context, Result};
 use meshreduce_wire::{Algorithm, LaneParams, LaunchParams};
 
-use super::operators::Maker;
+use super::maker::Maker;
+use super::roles::Roles;
 use super::text::Edit;
 
-impl Maker<'_> {
+impl Maker<'_, Roles> {
     /// The mutants by hand.
     ///
     /// # Errors
@@ -113,7 +114,7 @@ impl Maker<'_> {
     fn flags(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
         for phase in &roles.phases {
-            let prefix = phase.prefix;
+            let prefix = phase.wait.prefix;
             let operands = entry.operands(phase.signal);
             let byte = vec![
                 format!("\tcvt.u32.u64 %mr0, {};", operands[1]),

@@ -25,8 +25,9 @@ impl Known {
     /// The entry for a mutant, if it is listed.
     pub fn of(name: &str, ranks: usize) -> Option<&'static Self> {
         let short = name.split_once('/').map_or(name, |(_, short)| short);
-        let any_phase =
-            ["gather-", "relay-", "differs-"].iter().find_map(|prefix| short.strip_prefix(prefix));
+        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-"]
+            .iter()
+            .find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
             [name, short, any_phase.unwrap_or(short)].contains(&known.name)
                 && known.ranks.is_none_or(|only| only == ranks)
@@ -46,6 +47,10 @@ const ELECTS: &str = "the claim elects a block and hands nothing over; what foll
 const NOT_AHEAD: &str =
     "a peer ends the call only when every block here has given its second signal, behind this wait";
 const BEHIND_FIRST: &str = "a peer gives the next second signal only behind the next first one from here";
+const PROVES_ITSELF: &str = "threads need not agree: who saw that the lane has failed pushes nothing and tells it, and a packet proves itself";
+const SEEN_BY_ALL: &str = "all threads see what has failed in this lane; what has failed in another one may be seen by some, whose block may push: who waits is told in the pad";
+const PUSHES_NO_MORE: &str =
+    "whoever has given up pushes nothing in the second phase, and who waits for that is told";
 const TOLD_AGAIN: &str =
     "whoever has given up the call gives no second signal, and who waits for that is told";
 const CLEARED_IN_TIME: &str =
@@ -60,6 +65,14 @@ pub static KNOWN: &[Known] = &[
     equivalent("descriptor-glance-weak", BY_SIGNAL),
     equivalent("two_shot/gather-tag-not-compared", FOUND_BEFORE),
     equivalent("hybrid_cube_mesh/relay-tag-not-compared", FOUND_BEFORE),
+    equivalent("one_shot_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("two_shot_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("hybrid_cube_mesh_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("two_shot_ll/told-dropped", PUSHES_NO_MORE),
+    equivalent("hybrid_cube_mesh_ll/told-dropped", PUSHES_NO_MORE),
+    equivalent("one_shot_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("two_shot_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("hybrid_cube_mesh_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("claim-relaxed", ELECTS),
     equivalent("claim-acquire", ELECTS),
     equivalent("claim-release", ELECTS),

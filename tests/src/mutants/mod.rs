@@ -8,7 +8,10 @@
 
 mod by_hand;
 pub mod known;
+pub mod maker;
 pub mod operators;
+pub mod packet_operators;
+pub mod packet_roles;
 pub mod report;
 pub mod roles;
 pub mod stage;
@@ -23,9 +26,10 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::{Algorithm, DType};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels};
+use crate::adversary::{Failure, Kernels, Others};
 use known::{Known, Why};
-use operators::Maker;
+use maker::Maker;
+use packet_roles::PacketRoles;
 use roles::Roles;
 use stage::{Stage, Trouble};
 use text::{Edit, Entry, Mutant};
@@ -68,14 +72,27 @@ impl Verdict {
     }
 }
 
+/// How a rank dies within a call.
+#[derive(Clone, Debug, Default)]
+pub struct Death {
+    /// Where it ends.
+    pub end: usize,
+    /// What the first thread of a block has not done.
+    pub not_by_first: Vec<usize>,
+    /// What no thread has done.
+    pub dropped: Vec<usize>,
+}
+
 /// The mutants of one algorithm and world size.
 pub struct Set {
     entry: Entry,
     name: String,
     algorithm: Algorithm,
     ranks: usize,
-    /// The barrier that begins the second phase, where there is one.
-    second: Option<usize>,
+    /// How dead ranks may end.
+    deaths: Vec<Death>,
+    /// What stands between its calls.
+    others: Others,
     /// Whether calls that cannot end well are played, too.
     troubled: bool,
     /// The mutants, the unchanged text first.
@@ -88,13 +105,17 @@ impl Set {
     /// # Errors
     /// If there is no such kernel, or a mutation does not apply.
     pub fn all(algorithm: Algorithm, ranks: usize) -> Result<Vec<Self>> {
-        let mut sets = vec![Self::of(algorithm, ranks, DType::Bf16, |maker| {
+        let others = Others::shipped(algorithm, ranks)?;
+        if algorithm.is_by_packets() {
+            return Ok(vec![Self::of_packets(algorithm, ranks, others)?]);
+        }
+        let mut sets = vec![Self::of(algorithm, ranks, DType::Bf16, others.clone(), |maker| {
             maker.add("unchanged", Vec::new());
             maker.systematic()?;
             maker.by_hand()
         })?];
         if algorithm != Algorithm::HybridCubeMesh && ranks > 2 {
-            sets.push(Self::of(algorithm, ranks, DType::F32, |maker| {
+            sets.push(Self::of(algorithm, ranks, DType::F32, others, |maker| {
                 maker.add("unchanged-f32", Vec::new());
                 maker.rotated()
             })?);
@@ -106,16 +127,38 @@ impl Set {
         algorithm: Algorithm,
         ranks: usize,
         dtype: DType,
-        make: impl FnOnce(&mut Maker) -> Result<()>,
+        others: Others,
+        make: impl FnOnce(&mut Maker<Roles>) -> Result<()>,
     ) -> Result<Self> {
-        let name = format!("{}_{dtype}_sum_w{ranks}", algorithm.kernel_name());
-        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks)?, &name)?;
+        let (name, entry) = Self::entry(algorithm, ranks, dtype)?;
         let roles = Roles::of(&entry, algorithm).with_context(|| format!("the shape of {name}"))?;
         let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
         make(&mut maker).with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
-        let second = roles.barriers.get(2).copied();
-        Ok(Self { entry, name, algorithm, ranks, second, troubled: dtype == DType::Bf16, mutants })
+        // Where the second phase begins.
+        let deaths =
+            roles.barriers.get(2).map(|&end| Death { end, ..Death::default() }).into_iter().collect();
+        let troubled = dtype == DType::Bf16;
+        Ok(Self { entry, name, algorithm, ranks, deaths, others, troubled, mutants })
+    }
+
+    /// Those of an algorithm by packets: of the bf16 sum.
+    fn of_packets(algorithm: Algorithm, ranks: usize, others: Others) -> Result<Self> {
+        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16)?;
+        let roles =
+            PacketRoles::of(&entry, algorithm, ranks).with_context(|| format!("the shape of {name}"))?;
+        let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
+        maker.add("unchanged", Vec::new());
+        maker.packets().with_context(|| format!("mutants of {name}"))?;
+        let mutants = maker.made;
+        let deaths = roles.deaths();
+        Ok(Self { entry, name, algorithm, ranks, deaths, others, troubled: true, mutants })
+    }
+
+    fn entry(algorithm: Algorithm, ranks: usize, dtype: DType) -> Result<(String, Entry)> {
+        let name = format!("{}_{dtype}_sum_w{ranks}", algorithm.kernel_name());
+        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks)?, &name)?;
+        Ok((name, entry))
     }
 
     /// The text of a mutant, this kernel alone.
@@ -123,22 +166,34 @@ impl Set {
         self.entry.render(&mutant.edits)
     }
 
-    /// The mutant as dead ranks run it: it ends where the second phase begins.
-    fn halfway(&self, mutant: &Mutant) -> Result<Option<Arc<Kernel>>> {
-        let Some(at) = self.second else { return Ok(None) };
-        let others = mutant.edits.iter().filter(|edit| edit.at != at).cloned();
-        let edits: Vec<Edit> = others.chain([Edit { at, with: vec!["\tret;".to_owned()] }]).collect();
-        Ok(Module::parse(&self.entry.render(&edits))?.kernel(&self.name))
+    /// The mutant as dead ranks run it, which end before they wait: by what they have done till then.
+    fn halfway(&self, mutant: &Mutant) -> Result<Vec<Arc<Kernel>>> {
+        let mut kernels = Vec::new();
+        for Death { end, not_by_first, dropped } in &self.deaths {
+            let guarded = |&at: &usize| {
+                let first = ["\tmov.u32 %mr0, %tid.x;", "\tsetp.ne.u32 %mp0, %mr0, 0;"].map(str::to_owned);
+                let guarded = format!("\t@%mp0 {}", self.entry.lines[at].trim());
+                Edit { at, with: [&first[..], &[guarded]].concat() }
+            };
+            let mut edits = vec![Edit { at: *end, with: vec!["\tret;".to_owned()] }];
+            edits.extend(not_by_first.iter().map(guarded));
+            edits.extend(dropped.iter().map(|&at| self.entry.dropped(at)));
+            let places: Vec<usize> = edits.iter().map(|edit| edit.at).collect();
+            edits.extend(mutant.edits.iter().filter(|edit| !places.contains(&edit.at)).cloned());
+            kernels.extend(Module::parse(&self.entry.render(&edits))?.kernel(&self.name));
+        }
+        Ok(kernels)
     }
 
-    /// Runs a mutant on the seeds from 1 to `seeds` until it is killed.
+    /// Runs a mutant on the seeds from 1 on until it is killed.
     ///
     /// # Errors
     /// If it is no PTX.
-    pub fn judge(&self, mutant: &Mutant, seeds: u64) -> Result<Verdict> {
+    pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<Verdict> {
         let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
         let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
+        let kernels = kernels.beside(self.others.clone());
         let module = Module::parse(&text).with_context(understood)?;
         let kernel = module.kernel(&self.name).with_context(understood)?;
         let stage = |halfway, queued| {
@@ -146,14 +201,12 @@ impl Set {
             Stage { kernel, algorithm, ranks, halfway, queued }
         };
         let early = self.troubled.then(|| Trouble::ALL.map(|trouble| (trouble, None)));
-        let halfway = self.halfway(mutant)?;
-        let late = halfway
-            .as_ref()
-            .filter(|_| self.troubled)
-            .map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
+        let halfway = if self.troubled { self.halfway(mutant)? } else { Vec::new() };
+        let late = halfway.iter().map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
         let troubles: Vec<_> = early.into_iter().chain(late).flatten().collect();
         let options = Options { max_instructions: LONGEST, ..Options::default() };
         let known = Known::of(&mutant.name, self.ranks);
+        let seeds = if known.is_some() { seeds.of_survivors } else { seeds.of_others };
         let edit = mutant.edits.first();
         let mut verdict = Verdict {
             name: mutant.name.clone(),
@@ -199,6 +252,21 @@ fn tidy(lines: &[String]) -> String {
     lines.join(" ")
 }
 
+/// On how many seeds mutants are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seeds {
+    /// Those of which it is known that they do not die, which none of these ends.
+    pub of_survivors: u64,
+    /// The others, which must die within these.
+    pub of_others: u64,
+}
+
+impl From<u64> for Seeds {
+    fn from(seeds: u64) -> Self {
+        Self { of_survivors: seeds, of_others: seeds }
+    }
+}
+
 /// Judges all mutants of all sets whose names contain `filter`, on all cores; in order.
 ///
 /// # Errors
@@ -206,7 +274,7 @@ fn tidy(lines: &[String]) -> String {
 pub fn judge_all(
     sets: &[Set],
     filter: &str,
-    seeds: u64,
+    seeds: Seeds,
     done: impl Fn(&Verdict) + Sync,
 ) -> Result<Vec<Verdict>> {
     let work: Vec<(&Set, &Mutant)> = sets

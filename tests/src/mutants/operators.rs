@@ -1,74 +1,18 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, pad};
 use std::mem::offset_of;
 
-use super::roles::{Failing, Phase, Roles, pair};
-use super::text::{Edit, Entry, Mutant};
+use super::maker::Maker;
+use super::packet_roles::{descriptor_parities, number};
+use super::roles::{Phase, Roles, pair};
+use super::text::Edit;
 
 /// The thread that stands for the relay in a hybrid cube mesh; those before it stand for the quad.
 const RELAY_THREAD: u32 = 4;
 
-/// Mutants in the making.
-pub struct Maker<'a> {
-    /// The entry.
-    pub entry: &'a Entry,
-    /// Its places.
-    pub roles: &'a Roles,
-    /// What it is.
-    pub algorithm: Algorithm,
-    /// Ranks.
-    pub ranks: usize,
-    /// What was made.
-    pub made: Vec<Mutant>,
-}
-
-impl Maker<'_> {
-    /// Adds a mutant.
-    pub fn add(&mut self, name: impl AsRef<str>, edits: Vec<Edit>) {
-        let name = format!("{}/{}", self.algorithm.kernel_name(), name.as_ref());
-        self.made.push(Mutant { name, edits });
-    }
-
-    /// Adds a mutant in which `from` becomes `to` at every one of `places`.
-    fn turn(&mut self, name: impl AsRef<str>, places: &[usize], from: &str, to: &str) -> Result<()> {
-        let edits: Result<Vec<Edit>> = places.iter().map(|&at| self.entry.replaced(at, from, to)).collect();
-        let edits = edits.with_context(|| name.as_ref().to_owned())?;
-        self.add(name, edits);
-        Ok(())
-    }
-
-    /// Weaker orders and narrower scopes of a strong access.
-    fn weaken(&mut self, role: &str, places: &[usize]) -> Result<()> {
-        let line = self.entry.lines[places[0]].clone();
-        for (order, weaker) in [
-            (".release", &["relaxed"][..]),
-            (".acquire", &["relaxed", "volatile"]),
-            (".acq_rel", &["relaxed", "acquire", "release"]),
-        ] {
-            for weaker in weaker.iter().filter(|_| line.contains(order)) {
-                let (from, to) = match *weaker {
-                    "volatile" => (format!("{order}.sys"), ".volatile".to_owned()),
-                    weaker => (order.to_owned(), format!(".{weaker}")),
-                };
-                self.turn(format!("{role}-{weaker}"), places, &from, &to)?;
-            }
-        }
-        for narrower in [".gpu", ".cta"] {
-            let wide = if line.contains(".sys") { ".sys" } else { ".gpu" };
-            if wide != narrower {
-                self.turn(format!("{role}{}", narrower.replace('.', "-")), places, wide, narrower)?;
-            }
-        }
-        if !line.contains("atom") {
-            let order = ["release", "acquire", "relaxed"].into_iter().find(|order| line.contains(order));
-            let order = order.with_context(|| format!("no strong access in '{}'", line.trim()))?;
-            self.turn(format!("{role}-weak"), places, &format!(".{order}.sys"), "")?;
-        }
-        Ok(())
-    }
-
+impl Maker<'_, Roles> {
     /// All of them.
     ///
     /// # Errors
@@ -78,9 +22,9 @@ impl Maker<'_> {
         for phase in &roles.phases {
             self.orders(phase)?;
             self.signals(phase)?;
-            self.failures(phase)?;
-            self.deadlines(phase)?;
-            self.spreading(phase.prefix, &phase.failing);
+            self.failures(&phase.wait)?;
+            self.deadlines(&phase.wait)?;
+            self.spreading(phase.wait.prefix, &phase.wait.failing);
         }
         self.descriptors()?;
         self.weaken("entry-poll", &[roles.entry_poll])?;
@@ -158,22 +102,17 @@ impl Maker<'_> {
     }
 
     fn orders(&mut self, phase: &Phase) -> Result<()> {
-        let prefix = phase.prefix;
+        let prefix = phase.wait.prefix;
         self.weaken(&format!("{prefix}signal-store"), &[phase.signal])?;
         self.weaken(&format!("{prefix}wait"), &phase.looks)?;
         self.weaken(&format!("{prefix}wait-first-look"), &phase.looks[..1])?;
         self.weaken(&format!("{prefix}wait-loop"), &phase.looks[1..])?;
-        self.weaken(&format!("{prefix}abort-poll"), &[phase.poll])?;
-        self.weaken(&format!("{prefix}host-poll"), &[phase.host_poll])?;
-        self.weaken(&format!("{prefix}claim"), &[phase.failing.claim])?;
-        self.weaken(&format!("{prefix}spread"), &[phase.failing.spread])?;
-        self.weaken(&format!("{prefix}own-abort"), &[phase.failing.own])?;
-        self.weaken(&format!("{prefix}valid"), &[phase.failing.valid])
+        self.wait_orders(&phase.wait)
     }
 
     fn signals(&mut self, phase: &Phase) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
-        let name = |what: &str| format!("{}{what}", phase.prefix);
+        let name = |what: &str| format!("{}{what}", phase.wait.prefix);
         let [first, again] = phase.looks;
         let word = entry.operands(phase.signal)[1].to_owned();
         let seen = |look: usize| entry.operands(look)[0].to_owned();
@@ -199,7 +138,7 @@ impl Maker<'_> {
         let skipped = || vec![entry.constant(first, "-1"), entry.constant(again, "-1")];
         self.add(name("wait-skipped"), skipped());
         // One thread of those that stand for peers takes its signal as given.
-        let thread = if phase.prefix == "relay-" { RELAY_THREAD } else { 0 };
+        let thread = if phase.wait.prefix == "relay-" { RELAY_THREAD } else { 0 };
         let spare = |at| {
             let seen = seen(at);
             let lines = [
@@ -247,14 +186,14 @@ impl Maker<'_> {
             ];
             entry.followed(at, &lines)
         };
-        if phase.prefix.is_empty() {
+        if phase.wait.prefix.is_empty() {
             self.add("tag-of-the-next-call-compared", vec![strict(first), strict(again)]);
         }
-        if !phase.prefix.is_empty() {
+        if !phase.wait.prefix.is_empty() {
             let back = vec![entry.moved(first, -4096)?, entry.moved(again, -4096)?];
             self.add(name("wait-in-phase-0"), back);
         }
-        let slot = if phase.prefix.is_empty() { 0 } else { 4096 };
+        let slot = if phase.wait.prefix.is_empty() { 0 } else { 4096 };
         // The peer is told at once, before anything is stored that it is to read.
         let mut signal = self.stands_for_a_peer();
         let address = entry.before(phase.signal, "add.s64", 8)?;
@@ -279,13 +218,6 @@ impl Maker<'_> {
             vec![entry.followed(roles.parity, &signal), entry.dropped(phase.signal)],
         );
         Ok(())
-    }
-
-    /// Loads a parameter of the lane.
-    fn lane_param(&self, register: &str, offset: usize) -> String {
-        let bits = if register.starts_with("%md") { "u64" } else { "u32" };
-        let at = offset_of!(LaunchParams, lane) + offset;
-        format!("\tld.param.{bits} {register}, [{}_param_0+{at}];", self.entry.name())
     }
 
     /// Whether the thread stands for a peer, in `%mp0`.
@@ -336,7 +268,7 @@ impl Maker<'_> {
         let moved = vec![entry.dropped(declared), entry.followed(roles.barriers[1], &guard)];
         self.add("descriptor-after-signal", moved);
         // Both parities in one place.
-        let masks = entry.all(", 16;").into_iter().filter(|&at| entry.lines[at].contains("and.b64"));
+        let masks = descriptor_parities(entry, &number(entry, roles.counters)?).into_iter();
         let masks: Vec<Edit> = masks.map(|at| entry.replaced(at, ", 16;", ", 0;")).collect::<Result<_>>()?;
         anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
         self.add("descriptor-one-slot", masks);
@@ -347,114 +279,6 @@ impl Maker<'_> {
         self.weaken("differs-own-abort", &[roles.differs.own])?;
         self.weaken("differs-spread", &[roles.differs.spread])?;
         self.weaken("differs-valid", &[roles.differs.valid])
-    }
-
-    fn failures(&mut self, phase: &Phase) -> Result<()> {
-        let entry = self.entry;
-        let name = |what: &str| format!("{}{what}", phase.prefix);
-        self.add(name("abort-poll-dropped"), vec![entry.constant(phase.poll, "0")]);
-        self.add(name("host-poll-dropped"), vec![entry.constant(phase.host_poll, "0")]);
-        let fixed = "\tmov.u32 %mr0, %laneid;".to_owned();
-        let lowest = entry.before(phase.host_poll, "%lanemask_lt", 6)?;
-        let lower = entry.operands(lowest)[0].to_owned();
-        // Lane 7 alone looks at the host's word, whether it waits or not.
-        let lane =
-            [fixed, "\tsetp.eq.u32 %mp0, %mr0, 7;".to_owned(), format!("\tselp.b32 {lower}, 0, -1, %mp0;")];
-        self.add(name("host-poll-by-a-fixed-lane"), vec![entry.followed(lowest, &lane)]);
-        let failing = &phase.failing;
-        self.add(name("claim-dropped"), vec![entry.constant(failing.claim, "0")]);
-        let operands = entry.operands(failing.claim);
-        let (got, slot, value) = (operands[0], operands[1], operands[3]);
-        let torn = vec![
-            format!("\tld.relaxed.sys.global.u32 {got}, {slot};"),
-            format!("\tst.relaxed.sys.global.u32 {slot}, {value};"),
-        ];
-        self.add(name("claim-not-atomic"), vec![Edit { at: failing.claim, with: torn }]);
-        self.add(name("valid-dropped"), vec![entry.dropped(failing.valid)]);
-        self.add(name("record-dropped"), vec![entry.dropped(failing.record)]);
-        let late = [entry.lines[failing.record].clone()];
-        self.add(
-            name("record-after-valid"),
-            vec![entry.dropped(failing.record), entry.followed(failing.valid, &late)],
-        );
-        Ok(())
-    }
-
-    /// When a wait ends, and what is told of it.
-    fn deadlines(&mut self, phase: &Phase) -> Result<()> {
-        let entry = self.entry;
-        let name = |what: &str| format!("{}{what}", phase.prefix);
-        let clock = entry.operands(phase.clock)[0].to_owned();
-        let since = |at: &usize| entry.operands(*at)[1] == clock;
-        let difference = entry.all("sub.s64").into_iter().find(since).context("what was waited")?;
-        let [waited, _, begin] = entry.operands(difference)[..] else {
-            anyhow::bail!("no difference in '{}'", entry.lines[difference].trim())
-        };
-        let still = Edit { at: phase.clock, with: vec![format!("\tmov.u64 {clock}, {begin};")] };
-        self.add(name("deadline-dropped"), vec![still]);
-        let halved = [format!("\tshr.u64 {waited}, {waited}, 1;")];
-        self.add(name("deadline-doubled"), vec![entry.followed(difference, &halved)]);
-        let twice = [format!("\tadd.s64 {waited}, {waited}, {waited};")];
-        self.add(name("deadline-halved"), vec![entry.followed(difference, &twice)]);
-        if !phase.prefix.is_empty() {
-            // As soon as in the first phase: with a ninth more than was waited, the eighth is over too.
-            let sooner =
-                [format!("\tshr.u64 %md0, {waited}, 3;"), format!("\tadd.s64 {waited}, {waited}, %md0;")];
-            self.add(name("deadline-of-phase-0"), vec![entry.followed(difference, &sooner)]);
-        }
-        self.add(name("waited-dropped"), vec![entry.dropped(phase.failing.waited)]);
-        Ok(())
-    }
-
-    /// Some of those that must hear of a failure do not.
-    fn spreading(&mut self, prefix: &str, failing: &Failing) {
-        let entry = self.entry;
-        self.add(format!("{prefix}spread-dropped"), vec![entry.dropped(failing.spread)]);
-        self.add(format!("{prefix}own-abort-dropped"), vec![entry.dropped(failing.own)]);
-        // Whether the place is in this lane, and whether it is this rank's; what is left out is guarded by both.
-        let counters = entry.operands(failing.own)[0].trim_matches(['[', ']']).to_owned();
-        let same_lane = || {
-            vec![
-                self.lane_param("%md0", offset_of!(LaneParams, counters)),
-                format!("\tadd.s64 %md0, %md0, {};", meshreduce_wire::counters::ABORT),
-                format!("\tsetp.eq.s64 %mp0, {counters}, %md0;"),
-            ]
-        };
-        // A rank's pads lie as far from one another as its counters, times a number.
-        let pad = entry.operands(failing.spread)[0].trim_matches(['[', ']']).to_owned();
-        let (pad, offset) = pad.split_once('+').unwrap_or((&pad, "0"));
-        let own_pad = vec![
-            format!("\tsub.s64 %md0, {counters}, %md0;"),
-            format!("\tmul.lo.s64 %md0, %md0, {};", pad::BYTES / meshreduce_wire::counters::BYTES),
-            self.lane_param("%md1", offset_of!(LaneParams, own_pad)),
-            "\tadd.s64 %md0, %md0, %md1;".to_owned(),
-            format!("\tadd.s64 %md1, {pad}, {offset};"),
-            format!("\tsub.s64 %md1, %md1, {};", pad::ABORT),
-            "\tsetp.eq.s64 %mp1, %md1, %md0;".to_owned(),
-        ];
-        let mut made = Vec::new();
-        for (what, join) in [
-            ("own-pad", "and.pred %mp2, %mp0, %mp1"),
-            ("peers", "not.pred %mp1, %mp1;\tand.pred %mp2, %mp0, %mp1"),
-            ("lanes", "not.pred %mp2, %mp0"),
-            ("own-lanes", "not.pred %mp0, %mp0;\tand.pred %mp2, %mp0, %mp1"),
-            ("peers-lanes", "or.pred %mp2, %mp0, %mp1;\tnot.pred %mp2, %mp2"),
-        ] {
-            let mut with = [same_lane(), own_pad.clone()].concat();
-            with.push(format!("\t{join};"));
-            with.push(format!("\t@!%mp2 {}", entry.lines[failing.spread].trim()));
-            made.push((format!("{prefix}spread-not-to-{what}"), vec![Edit { at: failing.spread, with }]));
-        }
-        made.push((
-            format!("{prefix}own-abort-not-to-lanes"),
-            vec![Edit {
-                at: failing.own,
-                with: [same_lane(), vec![format!("\t@%mp0 {}", entry.lines[failing.own].trim())]].concat(),
-            }],
-        ));
-        for (name, edits) in made {
-            self.add(name, edits);
-        }
     }
 
     /// The relay is met in the second phase only: neither signal nor wait nor descriptor in the first.
@@ -501,6 +325,11 @@ impl Maker<'_> {
             format!("\tadd.s64 %md1, %md1, {block};"),
             format!("\tand.b64 {parity}, %md1, 1;"),
         ];
+        let by_number = {
+            let [b, p] = roles.both_calls(entry);
+            [format!("\tadd.s64 {parity}, {b}, {p};"), format!("\tand.b64 {parity}, {parity}, 1;")].to_vec()
+        };
+        self.add("half-by-all-calls", vec![Edit { at: roles.parity, with: by_number }]);
         self.add("half-by-block", vec![Edit { at: roles.parity, with: by_block }]);
         // Pads by position, as they are read: for staging, and for signals.
         let first = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, pads);

@@ -3,13 +3,13 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, MAX_RANKS};
 use serde::Serialize;
 
-use super::{Set, Verdict, count, judge_all};
+use super::{Seeds, Set, Verdict, count, judge_all};
 
 /// Seeds, if the command line does not say how many; what CI runs.
 pub const SEEDS: u64 = 200;
@@ -20,14 +20,17 @@ const LEAST: f64 = 100.0;
 #[derive(Args)]
 pub struct Mutants {
     /// One algorithm only; else all
-    #[arg(long)]
-    algorithm: Option<Which>,
-    /// Ranks, for one-shot and two-shot: each of these
+    #[arg(long, value_parser = |text: &str| text.parse::<Algorithm>())]
+    algorithm: Option<Algorithm>,
+    /// Ranks, but in a hybrid cube mesh: each of these
     #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
     ranks: Vec<usize>,
     /// A mutant must die within these
     #[arg(long, default_value_t = SEEDS)]
     seeds: u64,
+    /// Those that are known not to die are run on these, and not on so many as the others
+    #[arg(long)]
+    survivor_seeds: Option<u64>,
     /// Only mutants whose names contain this
     #[arg(long, default_value = "")]
     filter: String,
@@ -40,14 +43,6 @@ pub struct Mutants {
     /// Tell how each mutant died
     #[arg(long)]
     stories: bool,
-}
-
-/// Names of algorithms on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Which {
-    OneShot,
-    TwoShot,
-    HybridCubeMesh,
 }
 
 #[derive(Serialize)]
@@ -69,21 +64,13 @@ impl Mutants {
     /// # Errors
     /// If a mutation does not apply.
     pub fn run(&self) -> Result<bool> {
-        let algorithms: &[Algorithm] = match self.algorithm {
-            Some(Which::OneShot) => &[Algorithm::OneShot],
-            Some(Which::TwoShot) => &[Algorithm::TwoShot],
-            Some(Which::HybridCubeMesh) => &[Algorithm::HybridCubeMesh],
-            None => &[Algorithm::OneShot, Algorithm::TwoShot, Algorithm::HybridCubeMesh],
-        };
+        let algorithms =
+            Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();
-        for &algorithm in algorithms {
-            match algorithm {
-                Algorithm::HybridCubeMesh => sets.extend(Set::all(algorithm, 8)?),
-                _ => {
-                    for &ranks in &self.ranks {
-                        sets.extend(Set::all(algorithm, ranks)?);
-                    }
-                }
+        for algorithm in algorithms {
+            let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
+            for &ranks in ranks {
+                sets.extend(Set::all(algorithm, ranks)?);
             }
         }
         let begin = Instant::now();
@@ -95,7 +82,8 @@ impl Mutants {
         }
         let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let verdicts = judge_all(&sets, &self.filter, self.seeds, |verdict| {
+        let seeds = Seeds { of_survivors: self.survivor_seeds.unwrap_or(self.seeds), of_others: self.seeds };
+        let verdicts = judge_all(&sets, &self.filter, seeds, |verdict| {
             bar.set_message(verdict.name.clone());
             bar.inc(1);
         })?;

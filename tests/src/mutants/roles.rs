@@ -64,14 +64,10 @@ pub struct Failing {
     pub valid: usize,
 }
 
-/// The places of one phase.
-pub struct Phase {
+/// The places of one way to wait.
+pub struct Wait {
     /// What names of its mutants begin with.
     pub prefix: &'static str,
-    /// The signal.
-    pub signal: usize,
-    /// The two reads of the own slot: at first, and in the loop.
-    pub looks: [usize; 2],
     /// The poll of the pad's abort word, in the loop.
     pub poll: usize,
     /// The poll of the host's.
@@ -82,7 +78,31 @@ pub struct Phase {
     pub failing: Failing,
 }
 
+/// The places of one phase.
+pub struct Phase {
+    /// The signal.
+    pub signal: usize,
+    /// The two reads of the own slot: at first, and in the loop.
+    pub looks: [usize; 2],
+    /// The wait for it.
+    pub wait: Wait,
+}
+
 impl Failing {
+    /// The places behind the claim at `claim`, where those of several claims are mixed: by the abort word's register.
+    pub fn mixed(entry: &Entry, claim: usize) -> Result<Self> {
+        let own = entry.next(claim, "st.relaxed.sys.global.u32", 80)?;
+        let word = entry.operands(own)[1].to_owned();
+        let stores_it = |at: &usize| *at > own && entry.operands(*at)[1] == word;
+        let find = |shape: &str| {
+            let found = entry.all(shape).into_iter().find(stores_it);
+            found.ok_or_else(|| anyhow::anyhow!("no '{shape}' of {word}"))
+        };
+        let (spread, record) = (find("st.relaxed.sys.global.u32")?, find("st.global.u32")?);
+        let valid = entry.next(record, "st.release.sys.global.u32", 40)?;
+        Ok(Self { claim, own, spread, record, waited: entry.before(valid, "st.global.u64", 4)?, valid })
+    }
+
     /// The places behind the claim at `claim`.
     fn of(entry: &Entry, claim: usize) -> Result<Self> {
         // The loop that was left may lie between them.
@@ -148,14 +168,11 @@ impl Roles {
                 "the order of phase {phase}"
             );
             entry.before(host_poll, "%lanemask_lt", 6)?;
+            let clock = entry.next(poll, "%globaltimer", 4)?;
             phases.push(Phase {
-                prefix,
                 signal: signals[phase],
                 looks: [looks[2 * phase], looks[2 * phase + 1]],
-                poll,
-                host_poll,
-                clock: entry.next(poll, "%globaltimer", 4)?,
-                failing,
+                wait: Wait { prefix, poll, host_poll, clock, failing },
             });
         }
         let counters = entry.one("ld.global.v2.u64")?;
@@ -190,7 +207,7 @@ impl Roles {
             result_stores,
             staging_loads: entry.all("ld.global.v4.u32").into_iter().filter(|at| !early(at)).collect(),
             exits,
-            advance: entry.next(exits, "st.global.u64", 10)?,
+            advance: entry.next(exits, "st.relaxed.sys.global.u64", 10)?,
             barriers,
             phases,
         })

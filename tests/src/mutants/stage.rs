@@ -14,6 +14,7 @@ use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{Options, Strategy};
 use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::packets;
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind, VECTOR_BYTES,
     counters, pad,
@@ -108,7 +109,7 @@ struct Parts {
 impl Parts {
     fn of(stage: &Stage<'_>, trouble: Trouble, seed: u64) -> Self {
         let ranks = stage.ranks;
-        let cube = stage.algorithm == Algorithm::HybridCubeMesh;
+        let cube = stage.algorithm.is_of_cube_mesh();
         let odd = (seed / 3) as usize % ranks;
         Self {
             seed,
@@ -203,14 +204,18 @@ impl Stage<'_> {
         let copies = memory.session.allocate(host_device, COPY * u64::from(rows));
         self.fill(&mut memory, &parts, table);
         let mut outputs = Vec::new();
-        let counts = counts(self.ranks, seed);
+        let mut counts = counts(self.ranks, seed);
+        // Packets for one thread alone: no other one waits, and gives up.
+        if self.algorithm.is_by_packets() && !trouble.is_by_launch() && !seed.is_multiple_of(2) {
+            counts[GOOD] = if self.algorithm.is_two_shot() { 4 * self.ranks as u64 } else { 4 };
+        }
         for (call, &count) in counts.iter().enumerate() {
             for rank in 0..self.ranks {
                 self.failing_lane(&mut memory, &parts, (rank, call, count), &mut outputs);
                 self.other_lane(&mut memory, &parts, (rank, call), &mut outputs);
             }
             // Some ranks hear of launches of one tag behind the call only.
-            let watch = if trouble == Trouble::Collision { counts.len() - 1 } else { GOOD };
+            let watch = if self.is_found_late(trouble) { counts.len() - 1 } else { GOOD };
             if call == watch {
                 let launch = Launch {
                     kernel: host.clone(),
@@ -296,7 +301,11 @@ impl Stage<'_> {
             // Launches of one tag are found when results are written, or, in a hybrid cube mesh, when block 0 has reduced:
             // then it hands nothing on, and no block 0 has a result.
             let late = call == GOOD && parts.trouble == Trouble::Collision;
+            // In a call by packets results may be stored before headers are there and compared.
+            let differs = matches!(parts.trouble, Trouble::Mismatch | Trouble::Collision);
+            let early = call == GOOD && (differs || self.halfway.is_some());
             let bytes = match self.algorithm {
+                algorithm if algorithm.is_by_packets() && early => 0,
                 Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
                 _ if late => 0,
                 _ => LONGEST * SIZE,
@@ -320,7 +329,10 @@ impl Stage<'_> {
             let launched =
                 LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count: 64 };
             let address = self.launch(memory, (lane, rank), self.kernel, (launched, launched.tag()), (1, 0));
-            outputs.push(Untouched { lane, rank, call, address, bytes: LONGEST * SIZE });
+            // Whoever comes last finds that the others have given up; but the packets of all may be there, and be used.
+            let is_last = call > GOOD && !parts.waits(rank) && self.algorithm.is_by_packets();
+            let bytes = if is_last { 0 } else { LONGEST * SIZE };
+            outputs.push(Untouched { lane, rank, call, address, bytes });
         }
     }
 
@@ -365,7 +377,7 @@ impl Stage<'_> {
         let launch = Launch {
             kernel: kernel.clone(),
             grid: [blocks, 1, 1],
-            block: [THREADS, 1, 1],
+            block: [THREADS + packets::counting_threads(self.algorithm), 1, 1],
             params: params::bytes(&params),
             dynamic_shared: 0,
         };
@@ -374,7 +386,9 @@ impl Stage<'_> {
     }
 
     fn deadline(&self) -> u64 {
-        DEADLINE_NS * self.ranks as u64
+        // Polls of packets, with data by all threads, take longer from look to look.
+        let least = if self.algorithm.is_by_packets() { 6 } else { 0 };
+        DEADLINE_NS * self.ranks.max(least) as u64
     }
 
     fn check(
@@ -398,10 +412,15 @@ impl Stage<'_> {
                     return Err(wrong(format!("{who}: the abort word is {abort:?}")));
                 }
                 // A call that fails behind its first barrier is counted, but none behind it.
-                let number = memory.word(memory.counters(lane, rank) + counters::BARRIER_CALLS);
+                let kind = if self.algorithm.is_by_packets() {
+                    counters::PACKET_CALLS
+                } else {
+                    counters::BARRIER_CALLS
+                };
+                let number = memory.word(memory.counters(lane, rank) + kind);
                 let least = if failing && !self.queued { GOOD as u64 } else { 0 };
                 // Launches of one tag are found late: elsewhere the call ends well, and the one behind it fails.
-                let late = u64::from(parts.trouble == Trouble::Collision);
+                let late = u64::from(self.is_found_late(parts.trouble));
                 let most = if failing { GOOD as u64 + 1 + late } else { 1 };
                 if !(least..=most).contains(&number) {
                     return Err(wrong(format!("{who}: {number} calls are counted")));
@@ -419,6 +438,19 @@ impl Stage<'_> {
                             "{who}: there was nothing to wait for, but it was waited {waited} (valid {valid})"
                         )));
                     }
+                }
+            }
+        }
+        // Who launches another kind of call asks what the others do. Of a rank that has been told by its other lane this is
+        // not certain.
+        if parts.trouble == Trouble::OtherKind && parts.absent.is_none() {
+            for rank in (0..self.ranks).filter(|&rank| parts.live(rank)) {
+                let number = GOOD as u64;
+                let place = memory.pad(parts.failing, rank) + pad::descriptor(number);
+                let words = [memory.word(place), memory.word(place + 8)];
+                let expected = self.declared(parts, rank, counts(self.ranks, parts.seed)[GOOD]).encode();
+                if pad::descriptor_of(words, number) != Some(expected) {
+                    return Err(wrong(format!("rank {rank} does not say what it launches when {trouble}")));
                 }
             }
         }
@@ -451,6 +483,11 @@ impl Stage<'_> {
         if copy.1.is_none() {
             return Err(wrong(format!("{who}: the host reads no launch")));
         }
+        // Nobody has all data of the call that cannot end well, or has not been told that it is of launches that differ.
+        let epoch = memory.field(lane, rank, offset_of!(ErrorRecord, epoch_wanted));
+        if self.algorithm.is_by_packets() && lane == parts.failing && epoch > GOOD as u64 + 1 {
+            return Err(wrong(format!("{who}: the call of epoch {epoch} failed")));
+        }
         let found = word.origin as usize == rank && word.lane == lane;
         if found && word.kind == RecordKind::LaunchMismatch {
             // What is told of a mismatch is exact.
@@ -467,11 +504,17 @@ impl Stage<'_> {
             let phase = memory.field(lane, rank, offset_of!(ErrorRecord, phase)) as u32;
             let block = memory.field(lane, rank, offset_of!(ErrorRecord, block)) as u32;
             // Blocks that do not ask what was launched leave the others time to do so.
-            let margins = if phase == 1 { 2 } else { u64::from(block != 0) };
+            let margins = match (self.algorithm.is_by_packets(), phase) {
+                // Block 0 waits for headers, all others for data.
+                (true, phase) => 2 * u64::from(phase) + u64::from(block != 0),
+                (false, 1) => 2,
+                (false, _) => u64::from(block != 0),
+            };
             let patience = self.deadline() + margins * (self.deadline() / 16 + 25_000);
             let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
             // Where threads take turns, none comes much too late to see that the time is over.
-            if waited < patience || parts.prompt && waited >= patience + patience / 4 {
+            let slack = if self.algorithm.is_by_packets() { patience } else { patience / 4 };
+            if waited < patience || parts.prompt && waited >= patience + slack {
                 return Err(wrong(format!(
                     "{who}: it was waited {waited} in phase {phase}, where the deadline is {patience}"
                 )));
@@ -489,9 +532,14 @@ impl Stage<'_> {
         word.lane == parts.failing && word.kind == parts.trouble.kind() && parts.deserves(word) && told
     }
 
+    /// Whether some ranks hear of it behind the call only. A header that differs is found by whoever awaits it.
+    fn is_found_late(&self, trouble: Trouble) -> bool {
+        trouble == Trouble::Collision && !self.algorithm.is_by_packets()
+    }
+
     /// Whether `rank` has the memory of `peer` mapped.
     fn maps(&self, rank: usize, peer: usize) -> bool {
-        self.algorithm != Algorithm::HybridCubeMesh || peer / 4 == rank / 4 || peer % 4 == rank % 4
+        !self.algorithm.is_of_cube_mesh() || peer / 4 == rank / 4 || peer % 4 == rank % 4
     }
 }
 

@@ -13,10 +13,11 @@ pub mod rules;
 use anyhow::{Context, Result, ensure};
 use meshreduce::shipped_kernels;
 use meshreduce_emulator::path::{self, Path, Step};
+use meshreduce_wire::packets;
 use meshreduce_wire::{Algorithm, DType, Geometry, MAX_BLOCKS, Op};
 use serde::Serialize;
 
-use crate::adversary::{Call, Kernels, Scenario};
+use crate::adversary::{Call, Kernels, Numbers, Scenario};
 
 /// The lane's call number: neither the first, of which a protocol may ask more, nor odd.
 const CALL_NUMBER: u64 = 6;
@@ -124,13 +125,14 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
     let count = bytes / dtype.size();
     let Geometry { blocks, threads } =
         Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS);
-    let call = Call { count, offset: 0, blocks, threads, in_place: false };
+    let threads = threads - packets::counting_threads(algorithm);
+    let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false };
     // Where ranks stand in the tree and who relays is any scenario's.
     let scenario = Scenario {
         dtype,
         op,
         lane: 0,
-        first_call: CALL_NUMBER,
+        first: Numbers { barriers: CALL_NUMBER, packets: CALL_NUMBER },
         calls: vec![call],
         abort: None,
         late: None,

@@ -228,7 +228,10 @@ fn width(operation: &str, modifiers: &[String], operand: &str, index: usize, ope
     let clock = operation == "CS2R" && !has("32") && index == 0;
     // A widening product: the result and the addend, which is last, are wide.
     let product = has("WIDE") && (index == 0 || index + 1 == operands);
-    if has("128") {
+    if operand.starts_with('[') {
+        // Before sm_80 an address does not say that it is 64 bits; an access to shared or local memory has fewer.
+        2
+    } else if has("128") {
         4
     } else if has("64") || operand.contains(".64") || packed || clock || product {
         2
@@ -270,7 +273,8 @@ mod tests {
         assert_eq!(load.writes, general(4..8));
         assert!(load.reads.contains(&Register::General(37)) && load.reads.contains(&Register::Uniform(10)));
         // Before sm_80 there are no descriptors.
-        assert_eq!(read("LDG.E.128.SYS R8, [R2]").writes, general(8..12));
+        let load = read("LDG.E.128.SYS R8, [R2+0x600]");
+        assert_eq!((load.writes, load.reads), (general(8..12), general([2, 3])));
     }
 
     #[test]

@@ -235,11 +235,15 @@ impl Examined {
     }
 }
 
-/// The 128-bit loads that each reducing loop of a kernel must have in flight, in the order of phases.
+/// The 128-bit loads that each reducing loop of a kernel, or each that polls packets, must have in flight, in the order of
+/// phases.
 fn expected(entry: EntryName) -> Vec<u32> {
     match entry.algorithm {
         // A quad of ranks, then two partial results in fp32, each one vector or two.
-        Algorithm::HybridCubeMesh => vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }],
+        Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl => {
+            vec![4, if entry.dtype == DType::F32 { 2 } else { 4 }]
+        }
+        Algorithm::TwoShotLl => vec![entry.ranks as u32; 2],
         _ => vec![entry.ranks as u32],
     }
 }
@@ -247,6 +251,15 @@ fn expected(entry: EntryName) -> Vec<u32> {
 /// What is wrong with the loops of a kernel.
 fn broken(entry: EntryName, loops: &[VectorLoop]) -> Vec<String> {
     let expected = expected(entry);
+    if entry.algorithm.is_by_packets() {
+        // All are issued before any is looked at: one that is looked at first would have more behind.
+        let polling = loops.iter().filter(|found| found.loads > 1 && found.before_use == found.loads);
+        let found: Vec<u32> = polling.map(|found| found.loads).collect();
+        let wrong = (found != expected).then(|| {
+            format!("loops that poll with {found:?} loads under way where {expected:?} were expected")
+        });
+        return wrong.into_iter().collect();
+    }
     let reducing: Vec<&VectorLoop> = loops.iter().filter(|found| found.reduced > 0).collect();
     if reducing.len() != expected.len() {
         return vec![format!("{} reducing loops where {} were expected", reducing.len(), expected.len())];

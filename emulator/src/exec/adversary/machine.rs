@@ -139,7 +139,8 @@ impl Machine {
         while !self.runnable.is_empty() {
             self.turn()?;
             let idle = self.model.now - self.model.progress;
-            let patience = 100_000 + 2_000 * self.runnable.len() as u64;
+            // A wait may look at what ends it in every 64th of turns that have some 60 instructions each.
+            let patience = 100_000 + 6_000 * self.runnable.len() as u64;
             self.model.calm = idle > patience;
             if idle > 2 * patience {
                 return Err(self.starved());

@@ -4,8 +4,9 @@ use std::mem::offset_of;
 
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session};
 use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{Algorithm, DType, LaneParams, MAX_RANKS, counters, geometry, pad};
+use meshreduce_wire::{DType, LaneParams, MAX_RANKS, counters, geometry, pad};
 
 use super::Stage;
 
@@ -38,7 +39,9 @@ impl Memory {
     pub(super) fn new(stage: &Stage<'_>, longest: u64, options: Options) -> Self {
         let mut session = Session::new(options);
         let staging = geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
-        let layout = SegmentLayout::new(LANES, staging);
+        let packets = packets::phase_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
+        let packets = PacketLayout::new(packets, stage.ranks as u32);
+        let layout = SegmentLayout::new(LANES, staging, packets);
         let streams: Vec<Vec<DeviceId>> =
             (0..LANES).map(|_| (0..stage.ranks).map(|_| session.device()).collect()).collect();
         let segments: Vec<u64> =
@@ -64,6 +67,7 @@ impl Memory {
         let counters = self.counters(lane, rank);
         for (at, bytes, what) in [
             (counters::BARRIER_CALLS, 8, "count of barrier calls"),
+            (counters::PACKET_CALLS, 8, "count of packet calls"),
             (counters::ABORT, 4, "own abort word"),
             (counters::RECORD_CLAIM, 4, "claim"),
         ] {
@@ -77,12 +81,15 @@ impl Memory {
     /// What a lane's kernels are given of it: ranks are positions, a relay is across.
     fn params_of(&self, stage: &Stage<'_>, lane: u32, rank: usize, page: u64) -> LaneParams {
         let layout = self.layout;
-        let relayed = stage.algorithm == Algorithm::HybridCubeMesh;
+        let relayed = stage.algorithm.is_of_cube_mesh();
         let mut params = LaneParams {
             pads: [0; MAX_RANKS],
             own_pad: self.pad(lane, rank),
             staging: layout.staging(lane) - layout.pad(lane),
             half_bytes: layout.half_bytes(),
+            packets: layout.packets(lane) - layout.pad(lane),
+            phase_bytes: layout.packet_layout().phase_bytes,
+            reserved: 0,
             counters: self.counters(lane, rank),
             host_page: page,
             ranks: 0,

@@ -1,0 +1,12 @@
+//! Hybrid cube mesh by packets: push to the quad, reduce, push the fp32 partial sum to the relay, add. No barrier and no fence.
+#![forbid(unsafe_code)]
+
+use super::Description;
+use crate::topology::Topology;
+use meshreduce_wire::Algorithm;
+
+pub(super) const DESCRIPTION: Description = Description {
+    algorithm: Algorithm::HybridCubeMeshLl,
+    topology: Topology::HybridCubeMesh,
+    texts: [None, None, None, None, None, None, Some(include_str!("../../ptx/hybrid_cube_mesh_ll_w8.ptx"))],
+};

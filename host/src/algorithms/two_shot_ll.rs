@@ -1,0 +1,21 @@
+//! Two-shot by packets: rank r is pushed slice r of all inputs, reduces it and pushes the result to all others. No barrier
+//! and no fence: one round trip over the links, and twice two-shot's bytes.
+#![forbid(unsafe_code)]
+
+use super::Description;
+use crate::topology::Topology;
+use meshreduce_wire::Algorithm;
+
+pub(super) const DESCRIPTION: Description = Description {
+    algorithm: Algorithm::TwoShotLl,
+    topology: Topology::FullyConnected,
+    texts: [
+        Some(include_str!("../../ptx/two_shot_ll_w2.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w3.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w4.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w5.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w6.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w7.ptx")),
+        Some(include_str!("../../ptx/two_shot_ll_w8.ptx")),
+    ],
+};

@@ -1,0 +1,137 @@
+//! Hybrid cube mesh by packets: every rank pushes its input to its quad, pushes the quad's partial result to its relay
+//! neighbour in the other quad, and combines the two.
+//!
+//! As in [`crate::hybrid_cube_mesh`] the partial results stay in fp32 and are combined lower quad first; two units carry
+//! those of a unit of 16-bit elements. A rank takes its own from its packet memory as it does the neighbour's.
+//!
+//! Headers go round the quad as in other calls by packets. The thread that has found a rank of the quad to launch the same
+//! tells the relay neighbour so, and waits to be told the same of a rank of the other quad: nobody ends well who has data of
+//! a rank that launches something else.
+
+use meshreduce_wire::{LaunchParams, MAX_RANKS, packets};
+
+use crate::{
+    call::Call,
+    element::{Bf16, Element, F16, F32, Wide},
+    memory::Unit,
+    message::Message,
+    packets::{PacketShare, Relayed, Sources},
+    reduction::{Max, Min, Reduction, Sum, combine_pair, combine_units, round_unit},
+    thread::thread_idx_x,
+};
+
+/// Ranks of a quad.
+const QUAD: usize = MAX_RANKS / 2;
+
+/// The kernel, over eight ranks.
+///
+/// # Safety
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
+/// a relay neighbour.
+#[inline(always)]
+pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParams) {
+    let message = Message::<2>::new::<E>(params);
+    let units = message.pieces();
+    let mut share = PacketShare::of_thread(units);
+    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+
+    let call = Call::<MAX_RANKS>::enter(params);
+    let (position, relay) = (call.position(), call.relay());
+    let quad = position & QUAD as u32;
+    // Threads 0 to 3 stand for the quad, and for what the relay neighbour tells of the other.
+    let thread = thread_idx_x();
+    let in_quad = thread < QUAD as u32;
+    let peer = call.peer(in_quad.then_some(quad + thread));
+    let relayed = match call.peer(in_quad.then_some(relay)) {
+        Some(relay) => {
+            Some(Relayed { relay, member: quad + thread, opposite: (quad ^ QUAD as u32) + thread })
+        }
+        None => None,
+    };
+    let per_unit = packets::partial_units(E::DTYPE);
+    let phase_units = call.phase_units();
+    let is_used = |other: u32, place: u32| {
+        let gets_input = other & QUAD as u32 == quad && place < units;
+        let gets_partial =
+            (other == relay || other == position) && place.wrapping_sub(phase_units) < units * per_unit;
+        gets_input || gets_partial
+    };
+    let open = call.open();
+    if open {
+        call.announce(peer);
+    }
+    while let Some((index, unit)) = next {
+        next = share.next().map(|index| (index, message.load::<E>(index)));
+        if open {
+            call.push_part::<QUAD>(quad != 0, 0, index, unit);
+        }
+    }
+    if call.refreshes() && open {
+        call.push_unused(is_used);
+    }
+
+    call.depart(open, peer, relayed);
+
+    let sources = Sources { first: quad, step: 1 };
+    for index in PacketShare::of_thread(units) {
+        let inputs = call.await_units::<QUAD, 1>(0, sources, index);
+        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit)));
+        let mut half = 0;
+        while half < per_unit {
+            call.push(relay, 1, index * per_unit + half, part[half as usize]);
+            call.push(position, 1, index * per_unit + half, part[half as usize]);
+            half += 1;
+        }
+    }
+
+    let lower = if quad == 0 { position } else { relay };
+    let sources = Sources { first: lower, step: (position + relay) - 2 * lower };
+    for index in PacketShare::of_thread(units) {
+        let [low, high] = if per_unit == 1 {
+            call.await_units::<2, 1>(1, sources, index).map(|[unit]| from_units([unit, [0; 2]]))
+        } else {
+            call.await_units::<2, 2>(1, sources, 2 * index).map(from_units)
+        };
+        message.store::<E>(index, round_unit::<E, R>(combine_pair::<R>(low, high), params.scale));
+    }
+    if call.refreshes() {
+        call.await_unused(is_used);
+    }
+}
+
+/// Partial results in fp32 as units, of which the second counts for 16-bit elements alone.
+#[inline(always)]
+fn to_units([a, b, c, d]: Wide) -> [Unit; 2] {
+    [[a.to_bits(), b.to_bits()], [c.to_bits(), d.to_bits()]]
+}
+
+/// What [`to_units`] was given.
+#[inline(always)]
+fn from_units([[a, b], [c, d]]: [Unit; 2]) -> Wide {
+    [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
+}
+
+macro_rules! entries {
+    ($($name:ident: $element:ty, $reduction:ty;)*) => {$(
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`LaunchParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
+            hybrid_cube_mesh_ll::<$element, $reduction>(&params);
+        }
+    )*};
+}
+
+entries! {
+    hybrid_cube_mesh_ll_bf16_sum_w8: Bf16, Sum;
+    hybrid_cube_mesh_ll_bf16_min_w8: Bf16, Min;
+    hybrid_cube_mesh_ll_bf16_max_w8: Bf16, Max;
+    hybrid_cube_mesh_ll_f16_sum_w8: F16, Sum;
+    hybrid_cube_mesh_ll_f16_min_w8: F16, Min;
+    hybrid_cube_mesh_ll_f16_max_w8: F16, Max;
+    hybrid_cube_mesh_ll_f32_sum_w8: F32, Sum;
+    hybrid_cube_mesh_ll_f32_min_w8: F32, Min;
+    hybrid_cube_mesh_ll_f32_max_w8: F32, Max;
+}

@@ -1,0 +1,452 @@
+//! The protocol of packets: push, await; no signal, no fence, no barrier between ranks.
+//!
+//! What a packet is and where it lies, [`meshreduce_wire::packets`] says. Each packet is one relaxed store of 64 bits into
+//! its receiver's memory, and one relaxed load of 64 bits takes it out: data and flag come together (PTX ISA, "Memory
+//! Consistency Model": both are strong, at one scope and of one width, so a load gives one store's whole value), and the
+//! branch on the flag is what lets the data be used. Pairs of them move in one `.v2.u64`, of which each half is whole, and is
+//! looked at, by itself.
+//!
+//! 1. *push*: a thread loads a part of the input and pushes it to all peers that need it, itself among them, before it waits
+//!    for anything. An input that is also the output is overwritten by the thread that loaded it, and behind that.
+//! 2. *depart*: a block barrier, behind which the lane's count p of calls by packets may be advanced: all threads have read it.
+//! 3. *await*: a thread polls its own memory until what it needs is there. All loads are under way together.
+//!
+//! Block 0 has the *headers*: one thread for each peer sends what this rank launches, awaits what the peer does and compares
+//! the two before the kernel ends: no launch ends well that has data of another, though it may have stored results made of
+//! it. A peer that launches a call by barriers sends no header; the thread that waits for it asks it ([`crate::call`]). In a
+//! hybrid cube mesh a rank tells its relay neighbour of each rank of its quad that their launches are the same.
+//!
+//! Kernels that are queued behind a failure push nothing: a peer may still be polling, in the call that failed or the one
+//! before. So every thread looks at the abort word before its first push. Those of a block need not agree, since a packet
+//! proves itself.
+
+use core::array::from_fn;
+
+use meshreduce_wire::{
+    RecordKind, counters,
+    packets::{self, COUNTING_THREADS, PAIR_BYTES, PacketLayout, SOURCE_BYTES},
+    pad,
+};
+
+use crate::{
+    call::{Call, Failure, Peer, Wait, is_last_thread},
+    memory::Unit,
+    signal::{
+        load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair,
+    },
+    thread::{
+        block_dim_x, block_idx_x, compute_here, decide_here, exit, grid_dim_x, select, sync_threads_or,
+        thread_idx_x,
+    },
+};
+
+/// The units of a message, or of a slice, that fall to one thread, by index, as [`crate::message::Share`] shares out vectors.
+/// In a grid of several blocks, none falls to block 0.
+pub struct PacketShare {
+    next: u32,
+    step: u32,
+    end: u32,
+}
+
+impl PacketShare {
+    /// The calling thread's share of `units` units.
+    ///
+    /// # Safety
+    /// Only in a kernel.
+    #[inline(always)]
+    pub unsafe fn of_thread(units: u32) -> Self {
+        // Read anew for each loop: no register holds from one to the next where they begin.
+        let (threads, blocks) = (decide_here(block_dim_x()) - COUNTING_THREADS, decide_here(grid_dim_x()));
+        let has_header_block = (blocks > 1) as u32;
+        // In the header block this is beyond every end: units are far less than 2^32.
+        let first = decide_here(block_idx_x()).wrapping_sub(has_header_block).saturating_mul(threads);
+        let thread = decide_here(thread_idx_x());
+        let next = if thread < threads { first.saturating_add(thread) } else { u32::MAX };
+        Self { next, step: (blocks - has_header_block) * threads, end: units }
+    }
+
+    /// Those up to `end` that this share, which is used up, has left out.
+    #[inline(always)]
+    pub fn up_to(self, end: u32) -> Self {
+        Self { next: self.next.wrapping_sub(self.step), end, ..self }
+    }
+}
+
+impl Iterator for PacketShare {
+    type Item = u32;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<u32> {
+        let index = self.next;
+        self.next = index.wrapping_add(self.step);
+        (index < self.end).then_some(index)
+    }
+}
+
+/// Some of a call's sources: `first`, and those `step` positions apart behind it.
+#[derive(Clone, Copy)]
+pub struct Sources {
+    /// The lowest position.
+    pub first: u32,
+    /// From one to the next.
+    pub step: u32,
+}
+
+impl Sources {
+    /// Positions from 0 on.
+    pub const ALL: Self = Self { first: 0, step: 1 };
+}
+
+/// What a thread of block 0 tells the relay neighbour of its rank, in a hybrid cube mesh, and is told by it.
+#[derive(Clone, Copy)]
+pub struct Relayed {
+    /// The relay neighbour.
+    pub relay: Peer,
+    /// The position in the own quad of the rank whose header was the same.
+    pub member: u32,
+    /// The position in the other quad that the relay neighbour tells this thread of.
+    pub opposite: u32,
+}
+
+impl<const W: usize> Call<'_, W> {
+    /// Sends this rank's header to the peer that the thread stands for, in block 0. Before the data: nobody waits for it
+    /// then.
+    ///
+    /// # Safety
+    /// All threads of the block call it, once.
+    #[inline(always)]
+    pub unsafe fn announce(&self, peer: Option<Peer>) {
+        if let Some(peer) = peer
+            && block_idx_x() == 0
+        {
+            self.send_header(0, peer, self.position());
+        }
+    }
+
+    /// Pushes a unit to all ranks.
+    ///
+    /// # Safety
+    /// All ranks are mapped, [`Self::open`] has said yes, and `index` is less than the units of a phase.
+    #[inline(always)]
+    pub unsafe fn push_all(&self, phase: u32, index: u32, unit: Unit) {
+        let offset = self.to(phase, index);
+        let pair = self.pair(unit);
+        let _ = from_fn::<_, W, _>(|position| {
+            store_relaxed_sys_u64_pair(self.params.lane.pads[position] + offset, pair)
+        });
+    }
+
+    /// Pushes each rank a unit of its own.
+    ///
+    /// # Safety
+    /// As for [`Self::push_all`].
+    #[inline(always)]
+    pub unsafe fn push_each(&self, phase: u32, index: u32, units: [Unit; W]) {
+        let offset = self.to(phase, index);
+        let _ = from_fn::<_, W, _>(|position| {
+            store_relaxed_sys_u64_pair(self.params.lane.pads[position] + offset, self.pair(units[position]))
+        });
+    }
+
+    /// Pushes a unit to the ranks at positions `N` to 2 `N` - 1 (`upper`) or 0 to `N` - 1.
+    ///
+    /// # Safety
+    /// As for [`Self::push_all`], of these ranks.
+    #[inline(always)]
+    pub unsafe fn push_part<const N: usize>(&self, upper: bool, phase: u32, index: u32, unit: Unit) {
+        let pads = &self.params.lane.pads;
+        let offset = self.to(phase, index);
+        let pair = self.pair(unit);
+        let _ = from_fn::<_, N, _>(|member| {
+            store_relaxed_sys_u64_pair(select(upper, pads[N + member], pads[member]) + offset, pair)
+        });
+    }
+
+    /// Pushes a unit to the rank at `position`.
+    ///
+    /// # Safety
+    /// As for [`Self::push_all`], of this rank.
+    #[inline(always)]
+    pub unsafe fn push(&self, position: u32, phase: u32, index: u32, unit: Unit) {
+        store_relaxed_sys_u64_pair(self.pad(position) + self.to(phase, index), self.pair(unit));
+    }
+
+    /// Counts the call, before anything is pushed: a fence would wait until the peers have what its block has pushed. Says
+    /// whether the block may push; one of which a thread saw that the lane has failed must not.
+    ///
+    /// The thread that counts is of a warp that has no units, so that nobody's units wait for it.
+    ///
+    /// # Safety
+    /// All threads of the block call it, once, and [`Self::depart`] with what it said.
+    #[inline(always)]
+    pub unsafe fn open(&self) -> bool {
+        let dead = sync_threads_or(self.abort != 0);
+        if !dead && is_last_thread() {
+            if block_idx_x() == 0 {
+                self.declare();
+            }
+            self.count(counters::PACKET_CALLS);
+        }
+        !dead
+    }
+
+    /// Ends the pushing: in block 0 exchanges headers with the peer that the thread stands for, and what it tells its relay
+    /// neighbour of that one. A thread that gives up tells it and ends, and so do those of a block of which one saw that the
+    /// lane has failed.
+    ///
+    /// # Safety
+    /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
+    #[inline(always)]
+    pub unsafe fn depart(&self, open: bool, peer: Option<Peer>, relayed: Option<Relayed>) {
+        let (aborted, dead) = (self.abort != 0, !open);
+        // In a dead block whoever saw it tells it.
+        let (peer, relayed) = match (dead, block_idx_x()) {
+            (true, _) => (aborted.then_some(self.myself()), None),
+            // The pad is found anew: no register holds it while the thread pushes.
+            (false, 0) => (self.peer(peer.map(|peer| decide_here(peer.position))), relayed),
+            (false, _) => (None, None),
+        };
+        self.exchange(peer, relayed, if dead { self.abort } else { 0 });
+        if dead {
+            exit();
+        }
+    }
+
+    /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad. (No loop over
+    /// the phases: in a loop threads that go on would be met before those that give up have told it.)
+    #[inline(always)]
+    unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) {
+        if let Some(peer) = peer {
+            self.await_header(0, peer, peer.position, abort);
+        }
+        if let Some(relayed) = relayed {
+            self.send_header(1, relayed.relay, relayed.member);
+            self.await_header(1, relayed.relay, relayed.opposite, 0);
+        }
+    }
+
+    /// Says to `peer` what this rank launches.
+    #[inline(always)]
+    unsafe fn send_header(&self, phase: u32, peer: Peer, slot: u32) {
+        let words = pad::descriptor_words(self.params.descriptor, self.packets as u64);
+        store_relaxed_sys_u64_pair(peer.pad + pad::header(self.packets as u64, phase, slot), words);
+    }
+
+    /// Waits for a header and compares it, unless it is known already that the call has failed. Who gives up tells it here, on
+    /// its way out of the loop: the threads of its warp that still wait are met again only behind.
+    #[inline(always)]
+    unsafe fn await_header(&self, phase: u32, source: Peer, slot: u32, mut abort: u32) {
+        let address = self.params.lane.own_pad + pad::header(self.packets as u64, phase, slot);
+        let mut seen = [0; 2];
+        if abort == 0 {
+            if phase == 0 {
+                // Beside the first look at the header: a rank that comes late finds that the others have given up, though they
+                // have pushed all it needs.
+                abort = load_relaxed_sys_u32(self.params.lane.own_pad + pad::ABORT);
+            }
+            seen = load_relaxed_sys_u64_pair(address);
+        }
+        let mut wait = Wait::new(true);
+        loop {
+            let rank = self.rank_at(source.position);
+            if abort != 0 {
+                let [epoch_wanted, epoch_seen] = self.epochs(seen[0] as u32);
+                self.fail(Failure {
+                    abort,
+                    phase,
+                    peer: rank,
+                    epoch_wanted,
+                    epoch_seen,
+                    peer_launched: wait.peer_launched,
+                    begin: wait.begin,
+                });
+                exit();
+            }
+            match pad::descriptor_of(seen, self.packets as u64) {
+                Some(launched) if launched == self.params.descriptor => return,
+                Some(launched) => {
+                    wait.peer_launched = launched;
+                    abort = self.finding(RecordKind::LaunchMismatch, rank);
+                }
+                None => {
+                    // In phase 1 the peer may be held up by another.
+                    abort = self.turn(&mut wait, 2 * phase, || rank, Some(source.pad), false);
+                    if abort == 0 {
+                        seen = load_relaxed_sys_u64_pair(address);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for `RUN` units from `index` on of each of `N` sources. A thread that gives up tells it and ends.
+    ///
+    /// # Safety
+    /// Behind [`Self::depart`]; the sources push these units in this call, and `index` + `RUN` is at most the units of a phase.
+    #[inline(always)]
+    pub unsafe fn await_units<const N: usize, const RUN: usize>(
+        &self,
+        phase: u32,
+        sources: Sources,
+        index: u32,
+    ) -> [[Unit; RUN]; N] {
+        let lane = &self.params.lane;
+        let offset = self.layout().offset(self.packets as u64, sources.first, phase, index);
+        let step = if sources.step == 1 { SOURCE_BYTES } else { sources.step as u64 * SOURCE_BYTES };
+        let mut wait = Wait::new(false);
+        loop {
+            let first = compute_here(lane.own_pad + lane.packets) + decide_here(offset) as u64;
+            let pairs: [[[u64; 2]; RUN]; N] = from_fn(|source| {
+                let source = first + source as u64 * step;
+                from_fn(|unit| load_relaxed_sys_u64_pair(source + unit as u64 * PAIR_BYTES))
+            });
+            let flag = packets::flag(decide_here(self.packets) as u64);
+            let stale = |source: usize| {
+                let mut bits = 0;
+                let mut unit = 0;
+                while unit < RUN {
+                    let [low, high] = pairs[source][unit];
+                    bits |= (packets::flag_of(low) ^ flag) | (packets::flag_of(high) ^ flag);
+                    unit += 1;
+                }
+                bits
+            };
+            // From the last source on, which is looked at first then: all loads are under way by that time.
+            let mut any = 0;
+            let mut source = N;
+            while source > 0 {
+                source -= 1;
+                any |= stale(source);
+            }
+            if any == 0 {
+                return pairs.map(|run| run.map(|pair| pair.map(packets::data)));
+            }
+            // The first that is missing.
+            let mut missing = 0;
+            let mut source = N;
+            while source > 0 {
+                source -= 1;
+                missing = if stale(source) != 0 { source as u32 } else { missing };
+            }
+            // Whoever waits for data does not ask, and leaves those that do the time to find out; in phase 1 the source may
+            // be held up by another.
+            let rank = self.rank_at(sources.first + missing * sources.step);
+            let abort = self.turn(&mut wait, 1 + 2 * phase, || rank, None, false);
+            if abort != 0 {
+                self.fail(Failure {
+                    abort,
+                    phase,
+                    peer: rank,
+                    epoch_wanted: self.epochs(0)[0],
+                    epoch_seen: 0,
+                    peer_launched: 0,
+                    begin: wait.begin,
+                });
+                exit();
+            }
+        }
+    }
+
+    /// A unit that [`Self::await_units`] has found, once more.
+    ///
+    /// # Safety
+    /// The calling thread has awaited it in this call.
+    #[inline(always)]
+    pub unsafe fn awaited(&self, phase: u32, source: u32, index: u32) -> Unit {
+        load_relaxed_sys_u64_pair(self.params.lane.own_pad + self.offset(source, phase, index))
+            .map(packets::data)
+    }
+
+    /// The epoch, one more than p, from memory, and the one that a header's mark says its source had; 0: none was there. The
+    /// counter may have been advanced meanwhile, of which its lowest bit tells.
+    #[inline(always)]
+    unsafe fn epochs(&self, mark: u32) -> [u64; 2] {
+        let count = load_relaxed_sys_u64(self.counters() + counters::PACKET_CALLS);
+        let epoch = count + ((count as u32 ^ self.packets ^ 1) & 1) as u64;
+        let behind = self.flag().wrapping_sub(mark) as u64;
+        [epoch, if mark == 0 { 0 } else { epoch - behind }]
+    }
+
+    /// Whether the call pushes and awaits every slot of its parity.
+    #[inline(always)]
+    pub fn refreshes(&self) -> bool {
+        packets::refreshes(self.packets as u64)
+    }
+
+    /// In a refreshing call: pushes what the message leaves out of every slot of this rank, in all ranks that are mapped.
+    /// `is_used` says of a position and a place, counted through both phases, whether the message has it.
+    ///
+    /// # Safety
+    /// [`Self::open`] has said yes.
+    #[inline(always)]
+    pub unsafe fn push_unused(&self, is_used: impl Fn(u32, u32) -> bool) {
+        let unused = [packets::packet(0, self.flag()); 2];
+        for place in PacketShare::of_thread(self.places()) {
+            let mut position = 0;
+            while position < decide_here(W as u32) {
+                let pad = self.pad(position);
+                if pad != 0 && !is_used(position, place) {
+                    store_relaxed_sys_u64_pair(pad + self.to(0, place), unused);
+                }
+                position += 1;
+            }
+        }
+    }
+
+    /// Awaits what the peers' [`Self::push_unused`] push.
+    ///
+    /// # Safety
+    /// As for [`Self::await_units`].
+    #[inline(always)]
+    pub unsafe fn await_unused(&self, is_used: impl Fn(u32, u32) -> bool) {
+        for place in PacketShare::of_thread(self.places()) {
+            let mut position = 0;
+            while position < decide_here(W as u32) {
+                if self.pad(position) != 0 && !is_used(position, place) {
+                    self.await_units::<1, 1>(0, Sources { first: position, step: 0 }, place);
+                }
+                position += 1;
+            }
+        }
+    }
+
+    /// Units of both phases of a source, which lie behind one another.
+    #[inline(always)]
+    pub fn places(&self) -> u32 {
+        pad::PHASES * self.phase_units()
+    }
+
+    /// Units of a phase of a source.
+    #[inline(always)]
+    pub fn phase_units(&self) -> u32 {
+        self.layout().phase_units()
+    }
+
+    #[inline(always)]
+    fn layout(&self) -> PacketLayout {
+        // From constant memory each time: no register holds what follows from it.
+        PacketLayout { phase_bytes: decide_here(self.params.lane.phase_bytes), world_size: W as u32 }
+    }
+
+    /// Bytes from a rank's pad to where it has a unit of this call of the source at a position.
+    #[inline(always)]
+    fn offset(&self, source: u32, phase: u32, index: u32) -> u64 {
+        self.params.lane.packets + self.layout().offset(self.packets as u64, source, phase, index) as u64
+    }
+
+    /// Bytes from a peer's pad to where it has a unit of this rank.
+    #[inline(always)]
+    fn to(&self, phase: u32, index: u32) -> u64 {
+        compute_here(self.offset(self.position(), phase, index))
+    }
+
+    #[inline(always)]
+    fn flag(&self) -> u32 {
+        packets::flag(self.packets as u64)
+    }
+
+    #[inline(always)]
+    fn pair(&self, unit: Unit) -> [u64; 2] {
+        unit.map(|data| packets::packet(data, self.flag()))
+    }
+}

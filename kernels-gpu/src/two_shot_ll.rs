@@ -1,0 +1,193 @@
+//! Two-shot by packets: every rank pushes slice p of its input to the rank at position p, which reduces what arrives and
+//! pushes the result to all ranks.
+//!
+//! A slice has as many units as every other: what lies beyond the message travels as zeros, so that each rank hears of each
+//! in both phases, however short the message. The thread that loads a unit of each slice is the one that stores it, behind
+//! all its pushes: calls may be in place.
+
+use meshreduce_wire::{LaunchParams, packets};
+
+use crate::{
+    call::Call,
+    element::{Bf16, Element, F16, F32},
+    message::Message,
+    packets::{PacketShare, Sources},
+    reduction::{Max, Min, Reduction, Sum, combine_units, round_unit},
+    thread::{decide_here, thread_idx_x},
+};
+
+/// The kernel, over `W` ranks.
+///
+/// # Safety
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
+#[inline(always)]
+pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+    let call = Call::<W>::enter(params);
+    let thread = thread_idx_x();
+    let peer = call.peer((thread < W as u32).then_some(thread));
+    let open = call.open();
+    if open {
+        call.announce(peer);
+    }
+    let parts = Parts::<W>::new::<E>(params);
+    for offset in PacketShare::of_thread(parts.end(&call)) {
+        if parts.are_whole(offset) {
+            let units = parts.message.load_each::<W>(offset, parts.slice);
+            if open {
+                call.push_each(0, offset, units);
+            }
+        } else {
+            let mut position = 0;
+            while position < decide_here(W as u32) {
+                let index = position * parts.slice + offset;
+                let is_there = offset < parts.slice && index < parts.message.pieces();
+                let unit = if is_there { parts.message.load::<E>(index) } else { [0; 2] };
+                if open {
+                    call.push(position, 0, offset, unit);
+                }
+                position += 1;
+            }
+        }
+    }
+
+    call.depart(open, peer, None);
+
+    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
+        let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);
+        let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
+        call.push_all(1, offset, round_unit::<E, R>(sums, params.scale));
+    }
+
+    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
+        let units = call.await_units::<W, 1>(1, Sources::ALL, offset);
+        let parts = Parts::<W>::here::<E>(params);
+        if parts.are_whole(offset) {
+            parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
+        } else if offset < parts.slice {
+            let mut position = 0;
+            let mut index = offset;
+            while index < parts.message.pieces() {
+                parts.message.store::<E>(index, call.awaited(1, position, offset));
+                position += 1;
+                index += parts.slice;
+            }
+        }
+    }
+}
+
+/// A message in `W` slices.
+struct Parts<const W: usize> {
+    message: Message<2>,
+    /// Units of a slice.
+    slice: u32,
+}
+
+impl<const W: usize> Parts<W> {
+    #[inline(always)]
+    fn new<E: Element>(params: &LaunchParams) -> Self {
+        Self::of(Message::new::<E>(params))
+    }
+
+    /// The same, as [`Message::here`].
+    #[inline(always)]
+    fn here<E: Element>(params: &LaunchParams) -> Self {
+        Self::of(Message::here::<E>(params))
+    }
+
+    #[inline(always)]
+    fn of(message: Message<2>) -> Self {
+        Self { message, slice: packets::slice_units(message.pieces() as u64, W as u32) as u32 }
+    }
+
+    /// Units of a slice and, now and then, all others of both phases, which are pushed and awaited then: what the slices
+    /// leave out as zeros.
+    #[inline(always)]
+    fn end(&self, call: &Call<'_, W>) -> u32 {
+        if call.refreshes() { call.phase_units() } else { self.slice }
+    }
+
+    /// Whether the units at `offset` of all slices can be moved by [`Message::load_each`].
+    #[inline(always)]
+    fn are_whole(&self, offset: u32) -> bool {
+        self.message.is_whole((W as u32 - 1) * self.slice + offset)
+    }
+}
+
+macro_rules! entries {
+    ($($name:ident: $element:ty, $reduction:ty, $ranks:literal;)*) => {$(
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`LaunchParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
+            two_shot_ll::<$element, $reduction, $ranks>(&params);
+        }
+    )*};
+}
+
+entries! {
+    two_shot_ll_bf16_sum_w2: Bf16, Sum, 2;
+    two_shot_ll_bf16_min_w2: Bf16, Min, 2;
+    two_shot_ll_bf16_max_w2: Bf16, Max, 2;
+    two_shot_ll_f16_sum_w2: F16, Sum, 2;
+    two_shot_ll_f16_min_w2: F16, Min, 2;
+    two_shot_ll_f16_max_w2: F16, Max, 2;
+    two_shot_ll_f32_sum_w2: F32, Sum, 2;
+    two_shot_ll_f32_min_w2: F32, Min, 2;
+    two_shot_ll_f32_max_w2: F32, Max, 2;
+    two_shot_ll_bf16_sum_w3: Bf16, Sum, 3;
+    two_shot_ll_bf16_min_w3: Bf16, Min, 3;
+    two_shot_ll_bf16_max_w3: Bf16, Max, 3;
+    two_shot_ll_f16_sum_w3: F16, Sum, 3;
+    two_shot_ll_f16_min_w3: F16, Min, 3;
+    two_shot_ll_f16_max_w3: F16, Max, 3;
+    two_shot_ll_f32_sum_w3: F32, Sum, 3;
+    two_shot_ll_f32_min_w3: F32, Min, 3;
+    two_shot_ll_f32_max_w3: F32, Max, 3;
+    two_shot_ll_bf16_sum_w4: Bf16, Sum, 4;
+    two_shot_ll_bf16_min_w4: Bf16, Min, 4;
+    two_shot_ll_bf16_max_w4: Bf16, Max, 4;
+    two_shot_ll_f16_sum_w4: F16, Sum, 4;
+    two_shot_ll_f16_min_w4: F16, Min, 4;
+    two_shot_ll_f16_max_w4: F16, Max, 4;
+    two_shot_ll_f32_sum_w4: F32, Sum, 4;
+    two_shot_ll_f32_min_w4: F32, Min, 4;
+    two_shot_ll_f32_max_w4: F32, Max, 4;
+    two_shot_ll_bf16_sum_w5: Bf16, Sum, 5;
+    two_shot_ll_bf16_min_w5: Bf16, Min, 5;
+    two_shot_ll_bf16_max_w5: Bf16, Max, 5;
+    two_shot_ll_f16_sum_w5: F16, Sum, 5;
+    two_shot_ll_f16_min_w5: F16, Min, 5;
+    two_shot_ll_f16_max_w5: F16, Max, 5;
+    two_shot_ll_f32_sum_w5: F32, Sum, 5;
+    two_shot_ll_f32_min_w5: F32, Min, 5;
+    two_shot_ll_f32_max_w5: F32, Max, 5;
+    two_shot_ll_bf16_sum_w6: Bf16, Sum, 6;
+    two_shot_ll_bf16_min_w6: Bf16, Min, 6;
+    two_shot_ll_bf16_max_w6: Bf16, Max, 6;
+    two_shot_ll_f16_sum_w6: F16, Sum, 6;
+    two_shot_ll_f16_min_w6: F16, Min, 6;
+    two_shot_ll_f16_max_w6: F16, Max, 6;
+    two_shot_ll_f32_sum_w6: F32, Sum, 6;
+    two_shot_ll_f32_min_w6: F32, Min, 6;
+    two_shot_ll_f32_max_w6: F32, Max, 6;
+    two_shot_ll_bf16_sum_w7: Bf16, Sum, 7;
+    two_shot_ll_bf16_min_w7: Bf16, Min, 7;
+    two_shot_ll_bf16_max_w7: Bf16, Max, 7;
+    two_shot_ll_f16_sum_w7: F16, Sum, 7;
+    two_shot_ll_f16_min_w7: F16, Min, 7;
+    two_shot_ll_f16_max_w7: F16, Max, 7;
+    two_shot_ll_f32_sum_w7: F32, Sum, 7;
+    two_shot_ll_f32_min_w7: F32, Min, 7;
+    two_shot_ll_f32_max_w7: F32, Max, 7;
+    two_shot_ll_bf16_sum_w8: Bf16, Sum, 8;
+    two_shot_ll_bf16_min_w8: Bf16, Min, 8;
+    two_shot_ll_bf16_max_w8: Bf16, Max, 8;
+    two_shot_ll_f16_sum_w8: F16, Sum, 8;
+    two_shot_ll_f16_min_w8: F16, Min, 8;
+    two_shot_ll_f16_max_w8: F16, Max, 8;
+    two_shot_ll_f32_sum_w8: F32, Sum, 8;
+    two_shot_ll_f32_min_w8: F32, Min, 8;
+    two_shot_ll_f32_max_w8: F32, Max, 8;
+}

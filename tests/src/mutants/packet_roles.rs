@@ -1,0 +1,376 @@
+//! The places of the protocol of packets in an entry.
+
+use anyhow::{Context, Result, bail, ensure};
+use meshreduce_wire::Algorithm;
+
+use super::Death;
+use super::roles::{Failing, Wait, pair};
+use super::text::Entry;
+
+const PAIR_STORE: &str = "st.relaxed.sys.global.v2.u64";
+const PAIR_LOAD: &str = "ld.relaxed.sys.global.v2.u64";
+
+/// Indices of lines, by role.
+pub struct PacketRoles {
+    /// The one block barrier.
+    pub barrier: usize,
+    /// The read of the counters on entry.
+    pub counters: usize,
+    /// The lower half of p, a register.
+    pub packets: String,
+    /// The lower half of n, a register.
+    pub number: String,
+    /// The abort word's read on entry.
+    pub entry_poll: usize,
+    /// The headers from peers, and from the relay neighbour.
+    pub headers: Vec<Header>,
+    /// The read of the pad's abort word beside the first look at a header.
+    pub told: usize,
+    /// The store of the two own words that say what is launched.
+    pub declared: usize,
+    /// The stores of packets, by phase.
+    pub pushes: Vec<Vec<usize>>,
+    /// The stores of packets that a refreshing call pushes besides.
+    pub refreshes: Vec<usize>,
+    /// The comparisons that tell whether a call refreshes, with their masks.
+    pub refreshing: Vec<[usize; 2]>,
+    /// The waits for packets.
+    pub polls: Vec<Poll>,
+    /// The parity of p, in units of what it is worth, where packets lie.
+    pub parities: Vec<usize>,
+    /// The flag, and the mark of headers: p with its lowest bit set.
+    pub flags: Vec<usize>,
+    /// The count of blocks.
+    pub exits: usize,
+    /// The store of the next p.
+    pub advance: usize,
+}
+
+/// The exchange of a header.
+pub struct Header {
+    /// Its store to whom it is for.
+    pub store: usize,
+    /// The reads of the own slot: at first, and in the loop.
+    pub looks: [usize; 2],
+    /// The comparison with what is launched here.
+    pub compare: usize,
+    /// The read of what the peer launches.
+    pub ask: usize,
+    /// How long a thread waits before it asks.
+    pub ask_after: usize,
+    /// What else ends the wait.
+    pub wait: Wait,
+}
+
+/// A wait for packets.
+pub struct Poll {
+    /// Of phase 1.
+    pub is_second: bool,
+    /// The loads.
+    pub loads: Vec<usize>,
+    /// The flag that is awaited, a register, and where it is known.
+    pub flag: String,
+    /// The flags that have come: where each is taken out, and its register; by load, both halves.
+    pub seen: Vec<[(usize, String); 2]>,
+    /// What else ends the wait.
+    pub wait: Wait,
+}
+
+impl PacketRoles {
+    /// Finds them all.
+    ///
+    /// # Errors
+    /// If the text does not have the shape that is expected.
+    pub fn of(entry: &Entry, algorithm: Algorithm, ranks: usize) -> Result<Self> {
+        let barrier = entry.one("\tbar.")?;
+        ensure!(entry.lines[barrier].contains("\tbar.red.or.pred "), "the barrier tells nothing");
+        let counters = entry.one("ld.global.v2.u64")?;
+        let [_, p] = pair(entry, counters);
+        let packets = lower_half(entry, &p)?;
+        let number = number(entry, counters)?;
+        let entry_poll = entry.next(counters, "ld.relaxed.sys.global.u32", 6)?;
+        let exits = entry.one("atom.acq_rel.gpu.global.inc.u32")?;
+        let declared = entry.before(exits, PAIR_STORE, 12)?;
+        let headers = Self::headers(entry, algorithm, declared)?;
+        let told = entry.before(headers[0].looks[0], "ld.relaxed.sys.global.u32", 4)?;
+        let stores = entry.all(PAIR_STORE);
+        let others = stores
+            .iter()
+            .copied()
+            .filter(|at| *at != declared && headers.iter().all(|header| header.store != *at));
+        let values = |at: usize| pair_of(entry, at);
+        let (refreshes, data): (Vec<usize>, Vec<usize>) =
+            others.partition(|&at| values(at)[0] == values(at)[1]);
+        let polls = Self::polls(entry, algorithm, &headers)?;
+        // What has been reduced is pushed in the second phase.
+        let (last, first_ones): (Vec<usize>, Vec<usize>) =
+            data.into_iter().partition(|&at| is_a_sum(entry, &values(at)[0]));
+        let pushes = if polls.len() == 1 { vec![first_ones] } else { vec![first_ones, last] };
+        ensure!(pushes.iter().all(|phase| !phase.is_empty()), "the pushes");
+        // Copies of p are made where it is used.
+        let copies: Vec<String> = entry
+            .all("\tmov.b32")
+            .into_iter()
+            .filter(|&at| entry.operands(at)[1] == packets)
+            .map(|at| entry.operands(at)[0].to_owned())
+            .chain([packets.clone()])
+            .collect();
+        let of_packets = |at: usize, with: &str| {
+            let operands = entry.operands(at);
+            operands.len() == 3 && copies.iter().any(|copy| operands[1] == copy) && operands[2] == with
+        };
+        let flags = entry.all("\tor.b32").into_iter().filter(|&at| of_packets(at, "1")).collect();
+        let refreshing = entry
+            .all("\tand.b32")
+            .into_iter()
+            .filter(|&at| of_packets(at, "1073741822"))
+            .map(|at| {
+                let mask = entry.operands(at)[0].to_owned();
+                let uses = entry.all(&format!("{mask}, 1073741822;"));
+                uses.into_iter().map(|used| [at, used]).collect::<Vec<_>>()
+            })
+            .collect::<Vec<_>>()
+            .concat();
+        let parities = Self::parities(entry, &copies, ranks);
+        ensure!(!parities.is_empty() && !refreshing.is_empty(), "parities, refreshing calls");
+        Ok(Self {
+            barrier,
+            counters,
+            packets,
+            number,
+            entry_poll,
+            headers,
+            told,
+            declared,
+            pushes,
+            refreshes,
+            refreshing,
+            polls,
+            parities,
+            flags,
+            exits,
+            advance: entry.next(exits, "st.relaxed.sys.global.u64", 10)?,
+        })
+    }
+
+    /// The exchanges of headers. A header's slot is read at one address in two places.
+    fn headers(entry: &Entry, algorithm: Algorithm, declared: usize) -> Result<Vec<Header>> {
+        let prefixes: &[&'static str] =
+            if algorithm.is_of_cube_mesh() { &["header-", "relayed-header-"] } else { &["header-"] };
+        let loads = entry.all(PAIR_LOAD);
+        let again = |at: usize| {
+            let same = |other: &&usize| entry.operands(**other)[1] == entry.operands(at)[1];
+            loads.iter().filter(|other| **other > at).find(same).copied()
+        };
+        let looks: Vec<[usize; 2]> =
+            loads.iter().filter_map(|&at| again(at).map(|again| [at, again])).collect();
+        ensure!(looks.len() == prefixes.len(), "{} slots of headers are looked at twice", looks.len());
+        let descriptor = Self::descriptor(entry)?;
+        let compares = entry.all("setp.eq.b64");
+        let compares_it =
+            |at: &&usize| entry.operands(**at).get(2).is_some_and(|operand| *operand == descriptor);
+        let mut headers = Vec::new();
+        for (phase, (looks, prefix)) in looks.into_iter().zip(prefixes).enumerate() {
+            let store = match phase {
+                0 => entry.next(declared + 1, PAIR_STORE, 60)?,
+                _ => entry.before(looks[0], PAIR_STORE, 60)?,
+            };
+            let ask_after = entry.next(looks[0], ", 100000;", 60)?;
+            let ask = entry.next(ask_after, PAIR_LOAD, 100)?;
+            ensure!(ask < looks[1], "the ask of header {phase}");
+            let within: Vec<usize> = compares
+                .iter()
+                .filter(|at| (looks[0]..looks[1]).contains(at) && !(ask..ask + 14).contains(at))
+                .filter(compares_it)
+                .copied()
+                .collect();
+            let [compare] = within[..] else { bail!("{} comparisons of header {phase}", within.len()) };
+            let wait = Self::wait(entry, prefix, entry.before(ask, "ld.relaxed.sys.global.u32", 30)?)?;
+            headers.push(Header { store, looks, compare, ask, ask_after, wait });
+        }
+        Ok(headers)
+    }
+
+    /// The register that holds what is launched.
+    fn descriptor(entry: &Entry) -> Result<String> {
+        let at = std::mem::offset_of!(meshreduce_wire::LaunchParams, descriptor);
+        Ok(entry.operands(entry.one(&format!("_param_0+{at}];"))?)[0].to_owned())
+    }
+
+    /// Where p is shifted and masked to say where packets lie: one parity has two phases of every rank's. (Headers are 256
+    /// bytes from one parity to the other.)
+    fn parities(entry: &Entry, copies: &[String], ranks: usize) -> Vec<usize> {
+        let by = (2 * ranks).trailing_zeros();
+        let shifted = entry.all("\tshl.b32").into_iter().filter(|&at| {
+            let operands = entry.operands(at);
+            copies.iter().any(|copy| operands[1] == copy) && operands[2] == by.to_string()
+        });
+        let masks = shifted.map(|at| format!(", {}, {};", entry.operands(at)[0], 1 << by));
+        masks.flat_map(|mask| entry.all(&mask)).collect()
+    }
+
+    fn wait(entry: &Entry, prefix: &'static str, poll: usize) -> Result<Wait> {
+        let host_poll = entry.next(poll, "ld.relaxed.sys.global.u32", 70)?;
+        entry.before(host_poll, "%lanemask_lt", 6)?;
+        let clock = entry.next(poll, "%globaltimer", 4)?;
+        // The claim behind the loop that is left: it blames whom the poll's word says.
+        let word = entry.operands(poll)[0].to_owned();
+        let claims = entry.all("atom.acq_rel.sys.global.cas.b32");
+        let failing =
+            claims.into_iter().map(|claim| Failing::mixed(entry, claim)).collect::<Result<Vec<_>>>()?;
+        let of_word = |failing: &Failing| entry.operands(failing.own)[1] == word;
+        let failing = failing.into_iter().find(of_word).with_context(|| format!("what {word} ends in"))?;
+        Ok(Wait { prefix, poll, host_poll, clock, failing })
+    }
+
+    fn polls(entry: &Entry, algorithm: Algorithm, headers: &[Header]) -> Result<Vec<Poll>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let is_of_headers =
+            |at: &usize| headers.iter().any(|header| header.looks.contains(at) || header.ask == *at);
+        for at in entry.all(PAIR_LOAD).into_iter().filter(|at| !is_of_headers(at)) {
+            match groups.last_mut().filter(|group| group.last().is_some_and(|last| at - last <= 3)) {
+                Some(group) => group.push(at),
+                None => groups.push(vec![at]),
+            }
+        }
+        let mut polls = Vec::new();
+        for loads in groups {
+            // A unit alone is one that is taken once more, or that a refreshing call awaits.
+            let (Some(&last), true) = (loads.last(), loads.len() > 1) else { continue };
+            let flag_at = entry.next(last, "\tor.b32", 3)?;
+            let flag = entry.operands(flag_at)[0].to_owned();
+            let mut seen = Vec::new();
+            for &load in &loads {
+                let [low, high] = pair_of(entry, load);
+                let of = |register: &str| -> Result<(usize, String)> {
+                    let at = entry.next(flag_at, &format!("}}, {register}; }}"), 40)?;
+                    let line = &entry.lines[at];
+                    let taken = line.split_once("{tmp, ").and_then(|(_, rest)| rest.split_once('}'));
+                    let (taken, _) = taken.with_context(|| format!("no flag in '{}'", line.trim()))?;
+                    Ok((at, taken.to_owned()))
+                };
+                seen.push([of(&low)?, of(&high)?]);
+            }
+            let is_second = match algorithm {
+                Algorithm::OneShotLl => false,
+                Algorithm::TwoShotLl => !Self::is_reduced(entry, &pair_of(entry, last)[0]),
+                Algorithm::HybridCubeMeshLl => {
+                    entry.next(loads[1], "mov.b64 {tmp", 12).is_ok() && {
+                        let apart = entry.next(loads[0], ", 16;", 2);
+                        apart.is_ok()
+                    }
+                }
+                _ => bail!("{algorithm} has no packets"),
+            };
+            let prefix = if is_second { "second-" } else { "" };
+            let wait = Self::wait(entry, prefix, entry.next(last, "ld.relaxed.sys.global.u32", 80)?)?;
+            polls.push(Poll { is_second, loads, flag, seen, wait });
+        }
+        let expected = if algorithm == Algorithm::OneShotLl { 1 } else { 2 };
+        ensure!(polls.len() == expected, "{} waits for packets", polls.len());
+        polls.sort_by_key(|poll| poll.is_second);
+        ensure!(polls.len() == 1 || polls[1].is_second && !polls[0].is_second, "the phases");
+        Ok(polls)
+    }
+
+    /// Whether what has come in the register at `pair` is added to something, wherever in the text.
+    fn is_reduced(entry: &Entry, pair: &str) -> bool {
+        let mut made = vec![pair.to_owned()];
+        let mut looked = 0;
+        while let Some(from) = made.get(looked).cloned() {
+            looked += 1;
+            for at in 0..entry.lines.len() {
+                let operands = entry.operands(at);
+                if !operands.iter().skip(1).any(|operand| *operand == from) {
+                    continue;
+                }
+                let is = |operation: &str| entry.lines[at].trim_start().starts_with(operation);
+                if is("add.rn.f32") {
+                    return true;
+                }
+                let hands_on = ["cvt.u32.u64", "shl.b32", "and.b32", "mov.b32"].into_iter().any(is);
+                if hands_on && !made.iter().any(|known| known == operands[0]) {
+                    made.push(operands[0].to_owned());
+                }
+            }
+        }
+        false
+    }
+
+    /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers.
+    pub fn deaths(&self) -> Vec<Death> {
+        let mut all: Vec<Death> = self
+            .polls
+            .iter()
+            .zip(&self.pushes)
+            .map(|(poll, pushes)| Death {
+                end: poll.loads[0],
+                not_by_first: pushes.clone(),
+                dropped: Vec::new(),
+            })
+            .collect();
+        let end = self.polls[self.polls.len() - 1].loads[0];
+        all.push(Death { end, not_by_first: Vec::new(), dropped: self.header_stores() });
+        all
+    }
+
+    /// The stores of all headers.
+    pub fn header_stores(&self) -> Vec<usize> {
+        self.headers.iter().map(|header| header.store).collect()
+    }
+}
+
+/// Whether a register's value is made of a sum, wherever in the text.
+fn is_a_sum(entry: &Entry, register: &str) -> bool {
+    let mut made_of = vec![register.to_owned()];
+    let mut looked = 0;
+    while let Some(of) = made_of.get(looked).cloned() {
+        looked += 1;
+        for at in 0..entry.lines.len() {
+            let operands = entry.operands(at);
+            if operands.first().is_none_or(|result| *result != of) {
+                continue;
+            }
+            let line = entry.lines[at].trim_start();
+            if line.starts_with("add.rn.f32") {
+                return true;
+            }
+            if !line.starts_with("ld.") {
+                let new = operands[1..].iter().filter(|operand| operand.starts_with('%'));
+                let new: Vec<String> = new.map(|&operand| operand.to_owned()).collect();
+                made_of.extend(
+                    new.into_iter().filter(|register| !made_of.contains(register)).collect::<Vec<_>>(),
+                );
+            }
+        }
+    }
+    false
+}
+
+/// The register that holds the lower half of n, of which the parts are read at `counters`.
+pub fn number(entry: &Entry, counters: usize) -> Result<String> {
+    let [b, p] = pair(entry, counters);
+    let sum = entry.next(counters, &format!(", {b}, {p};"), 6)?;
+    lower_half(entry, entry.operands(sum)[0])
+}
+
+/// Where a descriptor's parity is masked: n is shifted to its two words' length.
+pub fn descriptor_parities(entry: &Entry, number: &str) -> Vec<usize> {
+    let shifted = entry.all("\tshl.b32").into_iter().filter(|&at| entry.operands(at)[1..] == [number, "4"]);
+    shifted.flat_map(|at| entry.all(&format!(", {}, 16;", entry.operands(at)[0]))).collect()
+}
+
+/// The register that holds the lower half of another.
+fn lower_half(entry: &Entry, register: &str) -> Result<String> {
+    let halves = entry.all("cvt.u32.u64").into_iter();
+    let at = halves.into_iter().find(|&at| entry.operands(at)[1] == register);
+    let at = at.with_context(|| format!("no lower half of {register}"))?;
+    Ok(entry.operands(at)[0].to_owned())
+}
+
+/// The two registers of a pair that is stored or loaded.
+pub fn pair_of(entry: &Entry, at: usize) -> [String; 2] {
+    let list = entry.operands(at).into_iter().find(|operand| operand.starts_with('{')).unwrap_or_default();
+    let mut registers = list.trim_matches(['{', '}']).split(", ").map(str::to_owned);
+    std::array::from_fn(|_| registers.next().unwrap_or_default())
+}
