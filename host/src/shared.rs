@@ -323,8 +323,9 @@ impl Shared {
             return Ok(true);
         }
         // Takes everything but the kernels and the counters from the replays to come.
+        let limit = left().max(GRACE);
         let drained = || self.context.finish(left().max(GRACE));
-        match self.counters.bury(self.rank, &self.stream, drained) {
+        match self.counters.bury(self.rank, &self.stream, limit, drained) {
             Ok(drained) => Ok(drained),
             Err(error) if error.loses_context() => Err(error),
             Err(error) => {
