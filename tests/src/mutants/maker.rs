@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use anyhow::{Context, Result};
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, pad};
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, counters, pad};
 
 use super::roles::{Failing, Wait};
 use super::text::{Edit, Entry, Mutant};
@@ -198,5 +198,49 @@ impl<R> Maker<'_, R> {
         for (name, edits) in made {
             self.add(name, edits);
         }
+    }
+
+    /// Calls are counted by the last of the blocks to exit; `which` is the counter, and `barrier` comes before.
+    pub(super) fn counts(&mut self, exits: usize, advance: usize, barrier: usize, which: u64) -> Result<()> {
+        let entry = self.entry;
+        self.weaken("exits", &[exits])?;
+        self.add("advance-dropped", vec![entry.dropped(advance)]);
+        let next = entry.operands(advance)[1].to_owned();
+        let twice = [format!("\tadd.s64 {next}, {next}, 1;")];
+        self.add("advance-by-two", vec![entry.preceded(advance, &twice)]);
+        let last = entry.next(exits, "setp.ne", 2)?;
+        let operands = entry.operands(last);
+        let (told, before, end) = (operands[0].to_owned(), operands[1].to_owned(), operands[2].to_owned());
+        let early =
+            vec![format!("\tsub.s32 %mr0, {end}, 1;"), format!("\tsetp.ne.b32 {told}, {before}, %mr0;")];
+        self.add("exits-one-block-early", vec![Edit { at: last, with: early }]);
+        let add = entry.lines[exits].replacen(".inc.u32", ".add.u32", 1);
+        let add = add.replacen(&format!(", {end};"), ", 1;", 1);
+        self.add("exits-never-reset", vec![Edit { at: exits, with: vec![add] }]);
+        let counter = self.lane_param("%md1", offset_of!(LaneParams, counters));
+        let exited = counters::EXITED;
+        // Before other threads of the block have read the counters.
+        let count = vec![
+            "\tmov.u32 %mr1, %nctaid.x;".to_owned(),
+            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
+            "\tmov.u32 %mr2, %tid.x;".to_owned(),
+            "\tsetp.eq.u32 %mp0, %mr2, 0;".to_owned(),
+            counter,
+            format!("\t@%mp0 atom.acq_rel.gpu.global.inc.u32 %mr3, [%md1+{exited}], %mr1;"),
+            "\tsetp.eq.and.u32 %mp0, %mr3, %mr1, %mp0;".to_owned(),
+            format!("\t@%mp0 ld.relaxed.sys.global.u64 %md2, [%md1+{which}];"),
+            "\tadd.s64 %md2, %md2, 1;".to_owned(),
+            format!("\t@%mp0 st.relaxed.sys.global.u64 [%md1+{which}], %md2;"),
+        ];
+        self.add(
+            "exits-before-the-barrier",
+            vec![
+                entry.preceded(barrier, &count),
+                Edit { at: last, with: vec![format!("\tsetp.ne.b32 {told}, {before}, {before};")] },
+                Edit { at: exits, with: Vec::new() },
+                entry.dropped(advance),
+            ],
+        );
+        Ok(())
     }
 }

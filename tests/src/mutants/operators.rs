@@ -1,7 +1,7 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
 use anyhow::Result;
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, pad};
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, counters, pad};
 use std::mem::offset_of;
 
 use super::maker::Maker;
@@ -28,44 +28,7 @@ impl Maker<'_, Roles> {
         }
         self.descriptors()?;
         self.weaken("entry-poll", &[roles.entry_poll])?;
-        self.weaken("exits", &[roles.exits])?;
-        self.add("advance-dropped", vec![entry.dropped(roles.advance)]);
-        let next = entry.operands(roles.advance)[1].to_owned();
-        let twice = [format!("\tadd.s64 {next}, {next}, 1;")];
-        self.add("advance-by-two", vec![entry.preceded(roles.advance, &twice)]);
-        let last = entry.next(roles.exits, "setp.ne", 2)?;
-        let operands = entry.operands(last);
-        let (told, before, end) = (operands[0].to_owned(), operands[1].to_owned(), operands[2].to_owned());
-        let early =
-            vec![format!("\tsub.s32 %mr0, {end}, 1;"), format!("\tsetp.ne.b32 {told}, {before}, %mr0;")];
-        self.add("exits-one-block-early", vec![Edit { at: last, with: early }]);
-        let add = entry.lines[roles.exits].replacen(".inc.u32", ".add.u32", 1).replacen(
-            &format!(", {end};"),
-            ", 1;",
-            1,
-        );
-        self.add("exits-never-reset", vec![Edit { at: roles.exits, with: vec![add] }]);
-        // Before other threads of the block have read the counters.
-        let count = vec![
-            "\tmov.u32 %mr1, %nctaid.x;".to_owned(),
-            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
-            "\tmov.u32 %mr2, %tid.x;".to_owned(),
-            "\tsetp.eq.u32 %mp0, %mr2, 0;".to_owned(),
-            self.lane_param("%md1", offset_of!(LaneParams, counters)),
-            "\t@%mp0 atom.acq_rel.gpu.global.inc.u32 %mr3, [%md1+32], %mr1;".to_owned(),
-            "\tsetp.eq.and.u32 %mp0, %mr3, %mr1, %mp0;".to_owned(),
-            format!("\tadd.s64 %md2, {}, 1;", roles.calls(entry)),
-            "\t@%mp0 st.global.u64 [%md1], %md2;".to_owned(),
-        ];
-        self.add(
-            "exits-before-the-barrier",
-            vec![
-                entry.preceded(roles.barriers[0], &count),
-                Edit { at: last, with: vec![format!("\tsetp.ne.b32 {told}, {before}, {before};")] },
-                Edit { at: roles.exits, with: Vec::new() },
-                entry.dropped(roles.advance),
-            ],
-        );
+        self.counts(roles.exits, roles.advance, roles.barriers[0], counters::BARRIER_CALLS)?;
         self.weaken("told", &[roles.told])?;
         self.add("told-dropped", vec![entry.constant(roles.told, "0")]);
         self.add("entry-poll-dropped", vec![entry.constant(roles.entry_poll, "0")]);

@@ -26,7 +26,9 @@ impl Maker<'_, PacketRoles> {
         self.refreshes()?;
         self.headers()?;
         self.descriptors()?;
-        self.counts()?;
+        let PacketRoles { exits, advance, barrier, .. } = *self.roles;
+        self.counts(exits, advance, barrier, counters::PACKET_CALLS)?;
+        self.add("barrier-dropped", vec![self.entry.without_barrier(barrier)]);
         self.aborts()
     }
 
@@ -281,49 +283,6 @@ impl Maker<'_, PacketRoles> {
         anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
         let one = masks.iter().map(|&at| entry.replaced(at, ", 16;", ", 0;"));
         self.add("descriptor-one-slot", one.collect::<Result<_>>()?);
-        Ok(())
-    }
-
-    fn counts(&mut self) -> Result<()> {
-        let (entry, roles) = (self.entry, self.roles);
-        self.weaken("exits", &[roles.exits])?;
-        self.add("advance-dropped", vec![entry.dropped(roles.advance)]);
-        let next = entry.operands(roles.advance)[1].to_owned();
-        let twice = [format!("\tadd.s64 {next}, {next}, 1;")];
-        self.add("advance-by-two", vec![entry.preceded(roles.advance, &twice)]);
-        let last = entry.next(roles.exits, "setp.ne", 2)?;
-        let operands = entry.operands(last);
-        let (told, before, end) = (operands[0].to_owned(), operands[1].to_owned(), operands[2].to_owned());
-        let early =
-            vec![format!("\tsub.s32 %mr0, {end}, 1;"), format!("\tsetp.ne.b32 {told}, {before}, %mr0;")];
-        self.add("exits-one-block-early", vec![Edit { at: last, with: early }]);
-        let add = entry.lines[roles.exits].replacen(".inc.u32", ".add.u32", 1);
-        let add = add.replacen(&format!(", {end};"), ", 1;", 1);
-        self.add("exits-never-reset", vec![Edit { at: roles.exits, with: vec![add] }]);
-        let counter = self.lane_param("%md1", offset_of!(LaneParams, counters));
-        let (exited, packets) = (counters::EXITED, counters::PACKET_CALLS);
-        let count = vec![
-            "\tmov.u32 %mr1, %nctaid.x;".to_owned(),
-            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
-            "\tmov.u32 %mr2, %tid.x;".to_owned(),
-            "\tsetp.eq.u32 %mp0, %mr2, 0;".to_owned(),
-            counter,
-            format!("\t@%mp0 atom.acq_rel.gpu.global.inc.u32 %mr3, [%md1+{exited}], %mr1;"),
-            "\tsetp.eq.and.u32 %mp0, %mr3, %mr1, %mp0;".to_owned(),
-            format!("\t@%mp0 ld.relaxed.sys.global.u64 %md2, [%md1+{packets}];"),
-            "\tadd.s64 %md2, %md2, 1;".to_owned(),
-            format!("\t@%mp0 st.relaxed.sys.global.u64 [%md1+{packets}], %md2;"),
-        ];
-        self.add(
-            "exits-before-the-barrier",
-            vec![
-                entry.preceded(roles.barrier, &count),
-                Edit { at: last, with: vec![format!("\tsetp.ne.b32 {told}, {before}, {before};")] },
-                Edit { at: roles.exits, with: Vec::new() },
-                entry.dropped(roles.advance),
-            ],
-        );
-        self.add("barrier-dropped", vec![entry.without_barrier(roles.barrier)]);
         Ok(())
     }
 
