@@ -5,10 +5,9 @@ use meshreduce_device::identity::{Device, PciAddress};
 use meshreduce_device::{ComputeCapability, IpcHandle};
 use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 use meshreduce_store::identity::Member;
-
-use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
 use meshreduce_wire::Algorithm;
 
+use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
 use crate::algorithms::Ground;
 use crate::config::Config;
 use crate::control::connect::Place;
