@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`add_rn`] | `add.rn.f32` |
 //! | [`mul_rn`] | `mul.rn.f32` |
-//! | [`min`], [`max`] | `min.f32`, `max.f32` |
+//! | [`max`] | `max.f32` |
 //! | [`f16_to_f32`] | `cvt.f32.f16` |
 //! | [`f32_to_f16`] | `cvt.rn.f16.f32` |
 //!
@@ -36,20 +36,6 @@ pub fn mul_rn(a: f32, b: f32) -> f32 {
     unsafe {
         asm!(
             "mul.rn.f32 {}, {}, {};",
-            out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    result
-}
-
-/// The lesser; -0 is less than +0. `min.f32` (PTX ISA, "min"): of a NaN and a number it gives the number.
-#[inline(always)]
-pub fn min(a: f32, b: f32) -> f32 {
-    let result;
-    // SAFETY: register arithmetic without a side effect.
-    unsafe {
-        asm!(
-            "min.f32 {}, {}, {};",
             out(reg32) result, in(reg32) a, in(reg32) b, options(pure, nomem, nostack, preserves_flags)
         );
     }

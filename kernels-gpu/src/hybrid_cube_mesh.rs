@@ -9,17 +9,18 @@ use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 
 use crate::{
     call::Call,
-    element::{Bf16, Element, F16, F32, Wide},
+    element::{Element, Wide},
+    entries::entries,
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
-    reduction::{Max, Min, Reduction, Sum, combine, combine_pair, round},
+    reduction::{Reduction, combine, combine_pair, round},
     thread::thread_idx_x,
 };
 
 /// Ranks of a quad.
 const QUAD: usize = MAX_RANKS / 2;
 
-/// The kernel, over eight ranks.
+/// The kernel, over eight ranks, which is all that `W` can be.
 ///
 /// The input's loads go ahead of everything, as in [`crate::one_shot::one_shot`].
 ///
@@ -27,13 +28,14 @@ const QUAD: usize = MAX_RANKS / 2;
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
 /// a relay neighbour.
 #[inline(always)]
-pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) {
+pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+    const { assert!(W == MAX_RANKS) };
     let message = Message::<4>::new::<E>(params);
     let vectors = message.pieces();
     let mut share = Share::of_thread(vectors);
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
-    let call = Call::<MAX_RANKS>::enter(params);
+    let call = Call::<W>::enter(params);
     let partials = geometry::second_region(vectors as u64);
 
     let position = call.position();
@@ -59,7 +61,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction>(params: &LaunchParams) 
     let glance = call.glance(peer);
     for index in Share::of_thread(vectors) {
         let inputs = call.load_part::<QUAD>(quad != 0, index);
-        store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs));
+        store_wide::<E>(own_partials, index, combine::<E, R, QUAD>(inputs, params.scale));
     }
 
     let agrees = call.compare(peer, glance);
@@ -97,27 +99,4 @@ unsafe fn load_wide<E: Element>(base: u64, index: u32) -> [Wide; 2] {
     [low.map(f32::from_bits), high.map(f32::from_bits)]
 }
 
-macro_rules! entries {
-    ($($name:ident: $element:ty, $reduction:ty;)*) => {$(
-        /// Kernel entry.
-        ///
-        /// # Safety
-        /// The parameters are as [`LaunchParams`] says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
-            hybrid_cube_mesh::<$element, $reduction>(&params);
-        }
-    )*};
-}
-
-entries! {
-    hybrid_cube_mesh_bf16_sum_w8: Bf16, Sum;
-    hybrid_cube_mesh_bf16_min_w8: Bf16, Min;
-    hybrid_cube_mesh_bf16_max_w8: Bf16, Max;
-    hybrid_cube_mesh_f16_sum_w8: F16, Sum;
-    hybrid_cube_mesh_f16_min_w8: F16, Min;
-    hybrid_cube_mesh_f16_max_w8: F16, Max;
-    hybrid_cube_mesh_f32_sum_w8: F32, Sum;
-    hybrid_cube_mesh_f32_min_w8: F32, Min;
-    hybrid_cube_mesh_f32_max_w8: F32, Max;
-}
+entries!(hybrid_cube_mesh: hybrid_cube_mesh, 8);

@@ -12,30 +12,32 @@ use meshreduce_wire::{LaunchParams, MAX_RANKS, packets};
 
 use crate::{
     call::Call,
-    element::{Bf16, Element, F16, F32, Wide},
+    element::{Element, Wide},
+    entries::entries,
     memory::Unit,
     message::Message,
     packets::{PacketShare, Relayed, Sources},
-    reduction::{Max, Min, Reduction, Sum, combine_pair, combine_units, round_unit},
+    reduction::{Reduction, combine_pair, combine_units, round_unit},
     thread::thread_idx_x,
 };
 
 /// Ranks of a quad.
 const QUAD: usize = MAX_RANKS / 2;
 
-/// The kernel, over eight ranks.
+/// The kernel, over eight ranks, which is all that `W` can be.
 ///
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
 /// a relay neighbour.
 #[inline(always)]
-pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParams) {
+pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+    const { assert!(W == MAX_RANKS) };
     let message = Message::<2>::new::<E>(params);
     let units = message.pieces();
     let mut share = PacketShare::of_thread(units);
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
 
-    let call = Call::<MAX_RANKS>::enter(params);
+    let call = Call::<W>::enter(params);
     let (position, relay) = (call.position(), call.relay());
     let quad = position & QUAD as u32;
     // Threads 0 to 3 stand for the quad, and for what the relay neighbour tells of the other.
@@ -75,7 +77,7 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction>(params: &LaunchParam
     let sources = Sources { first: quad, step: 1 };
     for index in PacketShare::of_thread(units) {
         let inputs = call.await_units::<QUAD, 1>(0, sources, index);
-        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit)));
+        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit), params.scale));
         let mut half = 0;
         while half < per_unit {
             call.push(relay, 1, index * per_unit + half, part[half as usize]);
@@ -111,27 +113,4 @@ fn from_units([[a, b], [c, d]]: [Unit; 2]) -> Wide {
     [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
 }
 
-macro_rules! entries {
-    ($($name:ident: $element:ty, $reduction:ty;)*) => {$(
-        /// Kernel entry.
-        ///
-        /// # Safety
-        /// The parameters are as [`LaunchParams`] says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
-            hybrid_cube_mesh_ll::<$element, $reduction>(&params);
-        }
-    )*};
-}
-
-entries! {
-    hybrid_cube_mesh_ll_bf16_sum_w8: Bf16, Sum;
-    hybrid_cube_mesh_ll_bf16_min_w8: Bf16, Min;
-    hybrid_cube_mesh_ll_bf16_max_w8: Bf16, Max;
-    hybrid_cube_mesh_ll_f16_sum_w8: F16, Sum;
-    hybrid_cube_mesh_ll_f16_min_w8: F16, Min;
-    hybrid_cube_mesh_ll_f16_max_w8: F16, Max;
-    hybrid_cube_mesh_ll_f32_sum_w8: F32, Sum;
-    hybrid_cube_mesh_ll_f32_min_w8: F32, Min;
-    hybrid_cube_mesh_ll_f32_max_w8: F32, Max;
-}
+entries!(hybrid_cube_mesh_ll: hybrid_cube_mesh_ll, 8);

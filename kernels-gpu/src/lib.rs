@@ -6,12 +6,13 @@
 //!
 //! `cargo xtask build-ptx` compiles this crate; nothing else can (`nvptx64-nvidia-cuda`, `core` from source).
 #![no_std]
-#![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, stdarch_nvptx)]
+#![feature(abi_ptx, asm_experimental_arch, link_llvm_intrinsics, macro_metavar_expr_concat, stdarch_nvptx)]
 
 pub mod barrier;
 pub mod call;
 pub mod convert;
 pub mod element;
+mod entries;
 pub mod hybrid_cube_mesh;
 pub mod hybrid_cube_mesh_ll;
 pub mod memory;

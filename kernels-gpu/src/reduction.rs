@@ -3,17 +3,20 @@
 use meshreduce_wire::tree;
 
 use crate::{
-    convert::{add_rn, max, min, mul_rn},
+    convert::{add_rn, max, mul_rn},
     element::{Element, Wide},
     memory::{Unit, Vector},
 };
 
-/// A reduction over fp32 values.
+/// A reduction over fp32 values, with a scale that the launch says ([`meshreduce_wire::LaunchParams::scale`]).
 pub trait Reduction {
+    /// What a widened element goes into the tree as.
+    fn prepare(value: f32, scale: f32) -> f32;
+
     /// Joins two subtrees.
     fn combine(low: f32, high: f32) -> f32;
 
-    /// The tree's result, scaled where the reduction has a scale.
+    /// What the tree's result is before it is rounded.
     fn finish(value: f32, scale: f32) -> f32;
 }
 
@@ -21,6 +24,11 @@ pub trait Reduction {
 pub struct Sum;
 
 impl Reduction for Sum {
+    #[inline(always)]
+    fn prepare(value: f32, _: f32) -> f32 {
+        value
+    }
+
     #[inline(always)]
     fn combine(low: f32, high: f32) -> f32 {
         add_rn(low, high)
@@ -33,48 +41,41 @@ impl Reduction for Sum {
     }
 }
 
-/// The least value; NaN if any is NaN. (`min.NaN` does it in one instruction from sm_80 on.)
-pub struct Min;
-
-impl Reduction for Min {
-    #[inline(always)]
-    fn combine(low: f32, high: f32) -> f32 {
-        if low.is_nan() || high.is_nan() { f32::NAN } else { min(low, high) }
-    }
-
-    #[inline(always)]
-    fn finish(value: f32, _: f32) -> f32 {
-        value
-    }
-}
-
-/// The greatest value; NaN if any is NaN. (`max.NaN` does it in one instruction from sm_80 on.)
+/// The greatest value, and with a scale of -1 the least, as the greatest of the negatives; NaN if any is NaN. (`max.NaN` does
+/// it in one instruction from sm_80 on.)
 pub struct Max;
 
 impl Reduction for Max {
+    #[inline(always)]
+    fn prepare(value: f32, scale: f32) -> f32 {
+        // Exact, subnormals and signed zeros included: the scale is 1 or -1.
+        mul_rn(value, scale)
+    }
+
     #[inline(always)]
     fn combine(low: f32, high: f32) -> f32 {
         if low.is_nan() || high.is_nan() { f32::NAN } else { max(low, high) }
     }
 
     #[inline(always)]
-    fn finish(value: f32, _: f32) -> f32 {
-        value
+    fn finish(value: f32, scale: f32) -> f32 {
+        mul_rn(value, scale)
     }
 }
 
 /// Combines vectors in tree order, element by element, and leaves the results in fp32.
 #[inline(always)]
-pub fn combine<E: Element, R: Reduction, const N: usize>(vectors: [Vector; N]) -> [Wide; 2] {
+pub fn combine<E: Element, R: Reduction, const N: usize>(vectors: [Vector; N], scale: f32) -> [Wide; 2] {
     let parts = vectors.map(E::widen);
     [
-        combine_parts::<R, N>(parts.map(|[first, _]| first)),
-        combine_parts::<R, N>(parts.map(|[_, second]| second)),
+        combine_parts::<R, N>(parts.map(|[first, _]| first), scale),
+        combine_parts::<R, N>(parts.map(|[_, second]| second), scale),
     ]
 }
 
 #[inline(always)]
-fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N]) -> Wide {
+fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N], scale: f32) -> Wide {
+    let parts = parts.map(|part| part.map(|value| R::prepare(value, scale)));
     // Four constants and no loop: a register array that is indexed by a variable lives in local memory.
     [
         tree::reduce(parts.map(|part| part[0]), R::combine),
@@ -86,9 +87,9 @@ fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N]) -> Wide {
 
 /// Combines units as [`combine`] does vectors; of results in fp32 the first [`Element::PER_VECTOR`] / 2 count.
 #[inline(always)]
-pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N]) -> Wide {
+pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N], scale: f32) -> Wide {
     // What nobody uses of a vector's second half costs nothing.
-    combine_parts::<R, N>(units.map(|[a, b]| E::widen([a, b, 0, 0])[0]))
+    combine_parts::<R, N>(units.map(|[a, b]| E::widen([a, b, 0, 0])[0]), scale)
 }
 
 /// Scales and rounds what [`combine_units`] gave.

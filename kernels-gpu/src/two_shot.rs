@@ -9,10 +9,11 @@ use meshreduce_wire::{LaunchParams, geometry};
 
 use crate::{
     call::Call,
-    element::{Bf16, Element, F16, F32},
+    element::Element,
+    entries::entries,
     memory::{load_vector, store_vector},
     message::{Message, Share, store_each, vector_address},
-    reduction::{Max, Min, Reduction, Sum, combine, round},
+    reduction::{Reduction, combine, round},
     thread::thread_idx_x,
 };
 
@@ -58,7 +59,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         let index = first + offset;
         if index < vectors {
             let inputs = call.load_all(0, index);
-            let reduced = round::<E, R>(combine::<E, R, W>(inputs), params.scale);
+            let reduced = round::<E, R>(combine::<E, R, W>(inputs, params.scale), params.scale);
             // The second region begins behind the vectors of the first.
             store_vector(call.own_vector(vectors + offset), reduced);
         }
@@ -94,81 +95,4 @@ fn last<const W: usize>(slice: u32, offset: u32) -> u32 {
     (W as u32 - 1) * slice + offset
 }
 
-macro_rules! entries {
-    ($($name:ident: $element:ty, $reduction:ty, $ranks:literal;)*) => {$(
-        /// Kernel entry.
-        ///
-        /// # Safety
-        /// The parameters are as [`LaunchParams`] says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
-            two_shot::<$element, $reduction, $ranks>(&params);
-        }
-    )*};
-}
-
-entries! {
-    two_shot_bf16_sum_w2: Bf16, Sum, 2;
-    two_shot_bf16_min_w2: Bf16, Min, 2;
-    two_shot_bf16_max_w2: Bf16, Max, 2;
-    two_shot_f16_sum_w2: F16, Sum, 2;
-    two_shot_f16_min_w2: F16, Min, 2;
-    two_shot_f16_max_w2: F16, Max, 2;
-    two_shot_f32_sum_w2: F32, Sum, 2;
-    two_shot_f32_min_w2: F32, Min, 2;
-    two_shot_f32_max_w2: F32, Max, 2;
-    two_shot_bf16_sum_w3: Bf16, Sum, 3;
-    two_shot_bf16_min_w3: Bf16, Min, 3;
-    two_shot_bf16_max_w3: Bf16, Max, 3;
-    two_shot_f16_sum_w3: F16, Sum, 3;
-    two_shot_f16_min_w3: F16, Min, 3;
-    two_shot_f16_max_w3: F16, Max, 3;
-    two_shot_f32_sum_w3: F32, Sum, 3;
-    two_shot_f32_min_w3: F32, Min, 3;
-    two_shot_f32_max_w3: F32, Max, 3;
-    two_shot_bf16_sum_w4: Bf16, Sum, 4;
-    two_shot_bf16_min_w4: Bf16, Min, 4;
-    two_shot_bf16_max_w4: Bf16, Max, 4;
-    two_shot_f16_sum_w4: F16, Sum, 4;
-    two_shot_f16_min_w4: F16, Min, 4;
-    two_shot_f16_max_w4: F16, Max, 4;
-    two_shot_f32_sum_w4: F32, Sum, 4;
-    two_shot_f32_min_w4: F32, Min, 4;
-    two_shot_f32_max_w4: F32, Max, 4;
-    two_shot_bf16_sum_w5: Bf16, Sum, 5;
-    two_shot_bf16_min_w5: Bf16, Min, 5;
-    two_shot_bf16_max_w5: Bf16, Max, 5;
-    two_shot_f16_sum_w5: F16, Sum, 5;
-    two_shot_f16_min_w5: F16, Min, 5;
-    two_shot_f16_max_w5: F16, Max, 5;
-    two_shot_f32_sum_w5: F32, Sum, 5;
-    two_shot_f32_min_w5: F32, Min, 5;
-    two_shot_f32_max_w5: F32, Max, 5;
-    two_shot_bf16_sum_w6: Bf16, Sum, 6;
-    two_shot_bf16_min_w6: Bf16, Min, 6;
-    two_shot_bf16_max_w6: Bf16, Max, 6;
-    two_shot_f16_sum_w6: F16, Sum, 6;
-    two_shot_f16_min_w6: F16, Min, 6;
-    two_shot_f16_max_w6: F16, Max, 6;
-    two_shot_f32_sum_w6: F32, Sum, 6;
-    two_shot_f32_min_w6: F32, Min, 6;
-    two_shot_f32_max_w6: F32, Max, 6;
-    two_shot_bf16_sum_w7: Bf16, Sum, 7;
-    two_shot_bf16_min_w7: Bf16, Min, 7;
-    two_shot_bf16_max_w7: Bf16, Max, 7;
-    two_shot_f16_sum_w7: F16, Sum, 7;
-    two_shot_f16_min_w7: F16, Min, 7;
-    two_shot_f16_max_w7: F16, Max, 7;
-    two_shot_f32_sum_w7: F32, Sum, 7;
-    two_shot_f32_min_w7: F32, Min, 7;
-    two_shot_f32_max_w7: F32, Max, 7;
-    two_shot_bf16_sum_w8: Bf16, Sum, 8;
-    two_shot_bf16_min_w8: Bf16, Min, 8;
-    two_shot_bf16_max_w8: Bf16, Max, 8;
-    two_shot_f16_sum_w8: F16, Sum, 8;
-    two_shot_f16_min_w8: F16, Min, 8;
-    two_shot_f16_max_w8: F16, Max, 8;
-    two_shot_f32_sum_w8: F32, Sum, 8;
-    two_shot_f32_min_w8: F32, Min, 8;
-    two_shot_f32_max_w8: F32, Max, 8;
-}
+entries!(two_shot: two_shot, 2 3 4 5 6 7 8);

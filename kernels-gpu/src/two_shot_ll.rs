@@ -9,10 +9,11 @@ use meshreduce_wire::{LaunchParams, packets};
 
 use crate::{
     call::Call,
-    element::{Bf16, Element, F16, F32},
+    element::Element,
+    entries::entries,
     message::Message,
     packets::{PacketShare, Sources},
-    reduction::{Max, Min, Reduction, Sum, combine_units, round_unit},
+    reduction::{Reduction, combine_units, round_unit},
     thread::{decide_here, thread_idx_x},
 };
 
@@ -54,7 +55,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
 
     for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);
-        let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit));
+        let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit), params.scale);
         call.push_all(1, offset, round_unit::<E, R>(sums, params.scale));
     }
 
@@ -113,81 +114,4 @@ impl<const W: usize> Parts<W> {
     }
 }
 
-macro_rules! entries {
-    ($($name:ident: $element:ty, $reduction:ty, $ranks:literal;)*) => {$(
-        /// Kernel entry.
-        ///
-        /// # Safety
-        /// The parameters are as [`LaunchParams`] says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $name(params: LaunchParams) {
-            two_shot_ll::<$element, $reduction, $ranks>(&params);
-        }
-    )*};
-}
-
-entries! {
-    two_shot_ll_bf16_sum_w2: Bf16, Sum, 2;
-    two_shot_ll_bf16_min_w2: Bf16, Min, 2;
-    two_shot_ll_bf16_max_w2: Bf16, Max, 2;
-    two_shot_ll_f16_sum_w2: F16, Sum, 2;
-    two_shot_ll_f16_min_w2: F16, Min, 2;
-    two_shot_ll_f16_max_w2: F16, Max, 2;
-    two_shot_ll_f32_sum_w2: F32, Sum, 2;
-    two_shot_ll_f32_min_w2: F32, Min, 2;
-    two_shot_ll_f32_max_w2: F32, Max, 2;
-    two_shot_ll_bf16_sum_w3: Bf16, Sum, 3;
-    two_shot_ll_bf16_min_w3: Bf16, Min, 3;
-    two_shot_ll_bf16_max_w3: Bf16, Max, 3;
-    two_shot_ll_f16_sum_w3: F16, Sum, 3;
-    two_shot_ll_f16_min_w3: F16, Min, 3;
-    two_shot_ll_f16_max_w3: F16, Max, 3;
-    two_shot_ll_f32_sum_w3: F32, Sum, 3;
-    two_shot_ll_f32_min_w3: F32, Min, 3;
-    two_shot_ll_f32_max_w3: F32, Max, 3;
-    two_shot_ll_bf16_sum_w4: Bf16, Sum, 4;
-    two_shot_ll_bf16_min_w4: Bf16, Min, 4;
-    two_shot_ll_bf16_max_w4: Bf16, Max, 4;
-    two_shot_ll_f16_sum_w4: F16, Sum, 4;
-    two_shot_ll_f16_min_w4: F16, Min, 4;
-    two_shot_ll_f16_max_w4: F16, Max, 4;
-    two_shot_ll_f32_sum_w4: F32, Sum, 4;
-    two_shot_ll_f32_min_w4: F32, Min, 4;
-    two_shot_ll_f32_max_w4: F32, Max, 4;
-    two_shot_ll_bf16_sum_w5: Bf16, Sum, 5;
-    two_shot_ll_bf16_min_w5: Bf16, Min, 5;
-    two_shot_ll_bf16_max_w5: Bf16, Max, 5;
-    two_shot_ll_f16_sum_w5: F16, Sum, 5;
-    two_shot_ll_f16_min_w5: F16, Min, 5;
-    two_shot_ll_f16_max_w5: F16, Max, 5;
-    two_shot_ll_f32_sum_w5: F32, Sum, 5;
-    two_shot_ll_f32_min_w5: F32, Min, 5;
-    two_shot_ll_f32_max_w5: F32, Max, 5;
-    two_shot_ll_bf16_sum_w6: Bf16, Sum, 6;
-    two_shot_ll_bf16_min_w6: Bf16, Min, 6;
-    two_shot_ll_bf16_max_w6: Bf16, Max, 6;
-    two_shot_ll_f16_sum_w6: F16, Sum, 6;
-    two_shot_ll_f16_min_w6: F16, Min, 6;
-    two_shot_ll_f16_max_w6: F16, Max, 6;
-    two_shot_ll_f32_sum_w6: F32, Sum, 6;
-    two_shot_ll_f32_min_w6: F32, Min, 6;
-    two_shot_ll_f32_max_w6: F32, Max, 6;
-    two_shot_ll_bf16_sum_w7: Bf16, Sum, 7;
-    two_shot_ll_bf16_min_w7: Bf16, Min, 7;
-    two_shot_ll_bf16_max_w7: Bf16, Max, 7;
-    two_shot_ll_f16_sum_w7: F16, Sum, 7;
-    two_shot_ll_f16_min_w7: F16, Min, 7;
-    two_shot_ll_f16_max_w7: F16, Max, 7;
-    two_shot_ll_f32_sum_w7: F32, Sum, 7;
-    two_shot_ll_f32_min_w7: F32, Min, 7;
-    two_shot_ll_f32_max_w7: F32, Max, 7;
-    two_shot_ll_bf16_sum_w8: Bf16, Sum, 8;
-    two_shot_ll_bf16_min_w8: Bf16, Min, 8;
-    two_shot_ll_bf16_max_w8: Bf16, Max, 8;
-    two_shot_ll_f16_sum_w8: F16, Sum, 8;
-    two_shot_ll_f16_min_w8: F16, Min, 8;
-    two_shot_ll_f16_max_w8: F16, Max, 8;
-    two_shot_ll_f32_sum_w8: F32, Sum, 8;
-    two_shot_ll_f32_min_w8: F32, Min, 8;
-    two_shot_ll_f32_max_w8: F32, Max, 8;
-}
+entries!(two_shot_ll: two_shot_ll, 2 3 4 5 6 7 8);

@@ -32,7 +32,7 @@ pub struct LaunchParams {
     pub tag: u32,
     /// [`IN_PLACE`] or 0.
     pub flags: u32,
-    /// What the sum is multiplied by before rounding: 1 for sum, RN(1/W) for avg. Unused by min and max.
+    /// [`crate::Op::scale`]: what a sum is multiplied by before rounding, and what the inputs and the result of a maximum are.
     pub scale: f32,
     /// Zero.
     pub reserved: u32,

@@ -157,12 +157,26 @@ impl Op {
         }
     }
 
-    /// The name in kernel entries. `sum` and `avg` are one kernel: the factor is a launch parameter.
+    /// The name in kernel entries. `sum` and `avg` are one kernel, and so are `max` and `min`, the greatest of the negatives:
+    /// [`Self::scale`] is a launch parameter.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Op::Sum | Op::Avg => "sum",
-            Op::Min => "min",
-            Op::Max => "max",
+            Op::Min | Op::Max => "max",
+        }
+    }
+
+    /// What the kernel is given as [`crate::LaunchParams::scale`] in a call of `world_size` ranks.
+    ///
+    /// ```
+    /// use meshreduce_wire::Op;
+    /// assert_eq!(Op::ALL.map(|op| op.scale(4)), [1.0, 0.25, -1.0, 1.0]);
+    /// ```
+    pub const fn scale(self, world_size: u32) -> f32 {
+        match self {
+            Op::Sum | Op::Max => 1.0,
+            Op::Avg => 1.0 / world_size as f32,
+            Op::Min => -1.0,
         }
     }
 

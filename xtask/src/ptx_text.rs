@@ -201,8 +201,8 @@ $L__BB0_1:
 \t// begin inline asm
 \tret;
 }
-.visible .entry one_shot_bf16_min_w2(
-\t.param .align 8 .b8 one_shot_bf16_min_w2_param_0[56]
+.visible .entry one_shot_bf16_sum_w2(
+\t.param .align 8 .b8 one_shot_bf16_sum_w2_param_0[56]
 )
 {
 \tret;
@@ -225,8 +225,8 @@ $L__BB0_1:
              .visible .entry one_shot_f32_sum_w3(\n\t.param .align 8 .b8 one_shot_f32_sum_w3_param_0[56]\n)\n\
              .maxntid 512, 1, 1\n.maxnreg 64\n{\n\tret;\n}\n"
         );
-        let (max, min) = (texts["one_shot_w2"].find("_max_"), texts["one_shot_w2"].find("_min_"));
-        assert!(max.unwrap() < min.unwrap(), "entries are in the order of their names");
+        let (max, sum) = (texts["one_shot_w2"].find("_max_"), texts["one_shot_w2"].find("_sum_"));
+        assert!(max.unwrap() < sum.unwrap(), "entries are in the order of their names");
         assert!(!texts["one_shot_w2"].contains("unwind"), "functions that are no entries are left out");
     }
 

@@ -45,7 +45,7 @@ impl Plan {
             geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap),
             descriptor: descriptor.encode(),
             tag: descriptor.tag(),
-            scale: if op == Op::Avg { 1.0 / world_size as f32 } else { 1.0 },
+            scale: op.scale(world_size),
         })
     }
 }

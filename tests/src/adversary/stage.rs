@@ -168,7 +168,7 @@ impl<'a> Stage<'a> {
             deadline_ns: DEADLINE_NS,
             tag: descriptor.tag(),
             flags: if input == output { IN_PLACE } else { 0 },
-            scale: if op == Op::Avg { 1.0 / self.ranks.len() as f32 } else { 1.0 },
+            scale: op.scale(self.ranks.len() as u32),
             reserved: 0,
         };
         let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
