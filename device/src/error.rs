@@ -157,11 +157,21 @@ pub fn initialise() -> Result<(), Error> {
     status()?;
     // SAFETY: cuInit takes no pointers.
     check("cuInit", unsafe { sys::cuInit(0) })?;
+    let found = driver_version()?;
+    if found < NEEDED { Err(Error::DriverTooOld { found, needed: NEEDED }) } else { Ok(()) }
+}
+
+/// The version of CUDA that the driver is of.
+///
+/// # Errors
+///
+/// [`Error::NoDriver`]; the driver's.
+pub fn driver_version() -> Result<CudaVersion, Error> {
+    status()?;
     let mut version = 0;
     // SAFETY: `version` outlives the call.
     check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
-    let found = CudaVersion(version);
-    if found < NEEDED { Err(Error::DriverTooOld { found, needed: NEEDED }) } else { Ok(()) }
+    Ok(CudaVersion(version))
 }
 
 /// A driver's answer as a `Result`.

@@ -37,7 +37,7 @@ mod visible;
 pub use capture::{capture_id, is_capturing};
 pub use context::{ContextState, Entered, PrimaryContext};
 pub use direct_rdma::{FlushScope, GpuDirect, WritesOrdering, flush_rdma_writes};
-pub use error::{CudaVersion, DriverError, Error, initialise};
+pub use error::{CudaVersion, DriverError, Error, driver_version, initialise};
 pub use event::{Event, RawEvent};
 pub use ipc::{Import, ImportedEvent, IpcEvent, IpcHandle};
 pub use last_calls::LastCalls;

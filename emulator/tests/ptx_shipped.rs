@@ -11,7 +11,7 @@ use std::time::Instant;
 use meshreduce_emulator::exec::{Block, DirectExecutor, Executor, Launch};
 use meshreduce_emulator::ptx::Module;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, ErrorRecord, Geometry, LaneParams, LaunchDescriptor, LaunchParams,
+    AbortWord, Algorithm, DType, ErrorRecord, Geometry, Isa, LaneParams, LaunchDescriptor, LaunchParams,
     MAX_RANKS, Op, RecordKind, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16, counters,
     launch::HostPage, packets::PacketLayout, pad, segment::SegmentLayout, tree,
 };
@@ -68,11 +68,13 @@ fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
 }
 
 fn all_reduce<const W: usize>(algorithm: Algorithm, text: &str, count: u64) {
+    let isa = if text.contains(".version 8.4") { Isa::V84 } else { Isa::V70 };
     let module = Module::parse(text).unwrap();
-    let kernel = module.kernel(&format!("{}_bf16_sum_w{W}", algorithm.kernel_name())).unwrap();
+    let kernel =
+        module.kernel(&format!("{}_bf16_sum_w{W}{}", algorithm.kernel_name(), isa.suffix())).unwrap();
     let memory = Memory::default();
     let ranks = ranks::<W>(&memory, count * 2);
-    let shape = Geometry::new(algorithm, count, DType::Bf16, W as u32, 16);
+    let shape = Geometry::new(algorithm, count, DType::Bf16, W as u32, 16, isa);
     let descriptor = LaunchDescriptor { algorithm, dtype: DType::Bf16, op: Op::Sum, count };
     let mut state = 0x1234_5678_9abc_def1u64;
     for call in 0..3 {
@@ -120,6 +122,8 @@ fn two_ranks_agree_on_the_tree_sum_for_any_length() {
     for count in [1, 7, 8, 9, 1000, 4099] {
         all_reduce::<2>(Algorithm::OneShot, include_str!("../../host/ptx/one_shot_w2.ptx"), count);
         all_reduce::<2>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w2.ptx"), count);
+        all_reduce::<2>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w2_b128.ptx"), count);
+        all_reduce::<2>(Algorithm::TwoShotLl, include_str!("../../host/ptx/two_shot_ll_w2_b128.ptx"), count);
     }
 }
 
@@ -128,6 +132,8 @@ fn eight_ranks_agree_on_the_tree_sum() {
     all_reduce::<8>(Algorithm::OneShot, include_str!("../../host/ptx/one_shot_w8.ptx"), 64 << 10);
     all_reduce::<8>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w8.ptx"), 16 << 10);
     all_reduce::<8>(Algorithm::TwoShotLl, include_str!("../../host/ptx/two_shot_ll_w8.ptx"), 64 << 10);
+    all_reduce::<8>(Algorithm::OneShotLl, include_str!("../../host/ptx/one_shot_ll_w8_b128.ptx"), 16 << 10);
+    all_reduce::<8>(Algorithm::TwoShotLl, include_str!("../../host/ptx/two_shot_ll_w8_b128.ptx"), 64 << 10);
 }
 
 /// What rank 0 of two records, where rank 1 gives no signal and says in its pad that it launches `other` or nothing.

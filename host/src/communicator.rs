@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meshreduce_wire::{Algorithm, DType, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, Op};
 
 use crate::error::Error;
 use crate::lane::{Lane, LaneState};
@@ -118,6 +118,12 @@ impl Communicator {
     /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
         self.shared.lanes().iter().map(|lane| lane.launches().get()).sum()
+    }
+
+    /// The latest PTX ISA that the devices and drivers of all ranks take, and all allow ([`crate::Config::latest_isa`]): kernels
+    /// are of the texts in that one where there are some, and in an earlier one where there are not. Equal on all ranks.
+    pub fn isa(&self) -> Isa {
+        self.shared.isa
     }
 
     /// How long the driver took to compile and load the kernels; `None` if another communicator of this process, which is still

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_wire::{Algorithm, DType, MIN_RANKS, packets, pad};
+use meshreduce_wire::{Algorithm, DType, Isa, MIN_RANKS, packets, pad};
 
 use crate::outcome::DisabledBy;
 use crate::topology::{Mesh, Topology};
@@ -128,6 +128,7 @@ pub struct Config {
     pub(crate) allow_shared_devices: bool,
     pub(crate) communicators_per_device: u32,
     pub(crate) ptx: Option<Arc<str>>,
+    pub(crate) latest_isa: Isa,
     pub(crate) first_call_number: u64,
 }
 
@@ -148,6 +149,7 @@ impl Default for Config {
             allow_shared_devices: false,
             communicators_per_device: 1,
             ptx: None,
+            latest_isa: Isa::V84,
             first_call_number: 0,
         }
     }

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use meshreduce_device::{ComputeCapability, DriverError, Function, Module, PrimaryContext};
 use meshreduce_store::sockets::hex;
-use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
 use sha2::{Digest, Sha256};
 
 use crate::algorithms::{self, Description, Ground};
 use crate::config::Config;
 use crate::error::Error;
 
-/// A PTX text that this library contains: the kernels of one algorithm for one world size.
+/// A PTX text that this library contains: the kernels of one algorithm for one world size, in one ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShippedKernels {
@@ -19,6 +19,8 @@ pub struct ShippedKernels {
     pub algorithm: Algorithm,
     /// The number of ranks that it is for.
     pub world_size: usize,
+    /// The ISA that it is in.
+    pub isa: Isa,
     /// The text.
     pub ptx: &'static str,
 }
@@ -30,10 +32,12 @@ pub struct ShippedKernels {
 /// assert!(texts.iter().all(|text| text.ptx.contains(".entry")));
 /// ```
 pub fn shipped_kernels() -> impl Iterator<Item = ShippedKernels> {
-    algorithms::SHIPPED.iter().flat_map(|description| {
-        (MIN_RANKS..=MAX_RANKS).filter_map(|world_size| {
-            let ptx = description.text(world_size)?;
-            Some(ShippedKernels { algorithm: description.algorithm, world_size, ptx })
+    Isa::ALL.into_iter().flat_map(|isa| {
+        algorithms::SHIPPED.iter().flat_map(move |description| {
+            (MIN_RANKS..=MAX_RANKS).filter_map(move |world_size| {
+                let ptx = description.text(world_size, isa)?;
+                Some(ShippedKernels { algorithm: description.algorithm, world_size, isa, ptx })
+            })
         })
     })
 }
@@ -53,6 +57,14 @@ impl Config {
         self.ptx = text.map(Into::into);
         self
     }
+
+    /// The latest PTX ISA whose texts may be used, for comparisons: of what each rank allows and its device and driver take,
+    /// the least is used on all of them ([`crate::Communicator::isa`]). The default is the latest that there is. The results
+    /// are the same.
+    pub fn latest_isa(mut self, isa: Isa) -> Self {
+        self.latest_isa = isa;
+        self
+    }
 }
 
 /// A PTX text with the name it is spoken of by.
@@ -60,8 +72,8 @@ impl Config {
 pub(crate) struct KernelText {
     name: String,
     text: Text,
-    /// The one algorithm in it; `None`: whichever it contains.
-    algorithm: Option<Algorithm>,
+    /// The one algorithm in it, and its ISA; `None`: whichever it contains.
+    shipped: Option<(Algorithm, Isa)>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,22 +83,35 @@ enum Text {
 }
 
 impl KernelText {
-    /// The texts for `world_size` ranks: the one in `config`, else all shipped ones, their digests checked.
+    /// The texts for `world_size` ranks: the one in `config`, else all shipped ones in any ISA, their digests checked.
     pub(crate) fn choose(config: &Config, world_size: usize) -> Result<Vec<Self>, Error> {
         if let Some(text) = &config.ptx {
             return Ok(vec![Self {
                 name: "given in the configuration".into(),
                 text: Text::Given(text.clone()),
-                algorithm: None,
+                shipped: None,
             }]);
         }
-        let shipped = algorithms::SHIPPED.iter().filter_map(|description| {
-            let name = format!("{}_w{world_size}.ptx", description.algorithm.kernel_name());
-            let text = description.text(world_size)?;
-            let kernels = Self { name, text: Text::Shipped(text), algorithm: Some(description.algorithm) };
-            Some(verify(&kernels.name, text).map(|()| kernels))
+        let shipped = shipped_kernels().filter(|shipped| shipped.world_size == world_size).map(|shipped| {
+            let ShippedKernels { algorithm, isa, ptx, .. } = shipped;
+            let name = format!("{}_w{world_size}{}.ptx", algorithm.kernel_name(), isa.suffix());
+            let kernels = Self { name, text: Text::Shipped(ptx), shipped: Some((algorithm, isa)) };
+            verify(&kernels.name, ptx).map(|()| kernels)
         });
         shipped.collect()
+    }
+
+    /// Of every algorithm the text in the latest ISA that is not later than `isa`.
+    pub(crate) fn agreed(texts: Vec<Self>, isa: Isa) -> Vec<Self> {
+        let better = |(algorithm, own): (Algorithm, Isa)| {
+            let others = texts.iter().filter_map(|text| text.shipped);
+            others.filter(|(other, _)| *other == algorithm).any(|(_, other)| other > own && other <= isa)
+        };
+        let kept: Vec<bool> = texts
+            .iter()
+            .map(|text| text.shipped.is_none_or(|shipped| shipped.1 <= isa && !better(shipped)))
+            .collect();
+        texts.into_iter().zip(kept).filter_map(|(text, kept)| kept.then_some(text)).collect()
     }
 
     fn text(&self) -> &str {
@@ -109,9 +134,10 @@ impl KernelText {
     }
 }
 
-/// The compute capability that a device needs for the shipped texts for `world_size` ranks.
+/// The compute capability that a device needs for the shipped texts for `world_size` ranks: those for every device.
 pub(crate) fn needed_for_shipped(world_size: usize) -> Option<ComputeCapability> {
-    shipped_kernels().filter(|text| text.world_size == world_size).filter_map(|text| target(text.ptx)).max()
+    let texts = shipped_kernels().filter(|text| text.world_size == world_size && text.isa == Isa::V70);
+    texts.filter_map(|text| target(text.ptx)).max()
 }
 
 /// The compute capability in a text's `.target` (PTX ISA, "PTX Module Directives"), from which on it runs. What a suffix
@@ -164,9 +190,16 @@ impl Loaded {
     }
 }
 
-/// Functions by what they do.
+/// A kernel and the ISA of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Kernel {
+    pub(crate) function: Function,
+    pub(crate) isa: Isa,
+}
+
+/// Kernels by what they do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Functions([[[Option<Function>; Op::ALL.len()]; DType::ALL.len()]; Algorithm::ALL.len()]);
+struct Functions([[[Option<Kernel>; Op::ALL.len()]; DType::ALL.len()]; Algorithm::ALL.len()]);
 
 /// Where an operation's kernel is found: with the first that has the same.
 const fn kernel_of(op: Op) -> usize {
@@ -179,12 +212,12 @@ const fn kernel_of(op: Op) -> usize {
 }
 
 impl Functions {
-    fn get(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Function> {
+    fn get(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Kernel> {
         self.0[algorithm as usize - 1][dtype as usize - 1][kernel_of(op)]
     }
 
-    fn set(&mut self, algorithm: Algorithm, dtype: DType, op: Op, function: Function) {
-        self.0[algorithm as usize - 1][dtype as usize - 1][kernel_of(op)] = Some(function);
+    fn set(&mut self, algorithm: Algorithm, dtype: DType, op: Op, kernel: Kernel) {
+        self.0[algorithm as usize - 1][dtype as usize - 1][kernel_of(op)] = Some(kernel);
     }
 }
 
@@ -212,7 +245,7 @@ impl Kernels {
         for text in texts {
             // A text that cannot be used here costs a compilation for nothing.
             let wanted =
-                |description: &&Description| text.algorithm.is_none_or(|one| one == description.algorithm);
+                |description: &&Description| text.shipped.is_none_or(|(one, _)| one == description.algorithm);
             if ground.algorithms().find(wanted).is_none() {
                 continue;
             }
@@ -220,12 +253,14 @@ impl Kernels {
             for description in ground.algorithms().filter(wanted) {
                 for dtype in DType::ALL {
                     for op in [Op::Sum, Op::Max] {
-                        let entry = entry(description.algorithm, dtype, op, world_size);
-                        if let Some(function) = module.function(&entry)? {
+                        // A text that was given says by its entries' names which ISA it is in.
+                        for isa in Isa::ALL {
+                            let entry = entry(description.algorithm, dtype, op, world_size, isa);
+                            let Some(function) = module.function(&entry)? else { continue };
                             // SAFETY: its module was loaded just now, in this context.
                             let fits = unsafe { function.occupancy(context, MAX_THREADS) }?;
                             occupancy = occupancy.min(fits);
-                            functions.set(description.algorithm, dtype, op, function);
+                            functions.set(description.algorithm, dtype, op, Kernel { function, isa });
                         }
                     }
                 }
@@ -237,13 +272,13 @@ impl Kernels {
             let name = texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(", ");
             return Err(Error::KernelMissing {
                 name,
-                entry: entry(algorithm, DType::Bf16, Op::Sum, world_size),
+                entry: entry(algorithm, DType::Bf16, Op::Sum, world_size, Isa::V70),
             });
         }
         Ok(Self { functions, occupancy, _modules: modules })
     }
 
-    pub(crate) fn function(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Function> {
+    pub(crate) fn kernel(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Option<Kernel> {
         self.functions.get(algorithm, dtype, op)
     }
 
@@ -253,8 +288,8 @@ impl Kernels {
 }
 
 /// The name of a kernel entry.
-fn entry(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize) -> String {
-    format!("{}_{dtype}_{}_w{world_size}", algorithm.kernel_name(), op.kernel_name())
+fn entry(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize, isa: Isa) -> String {
+    format!("{}_{dtype}_{}_w{world_size}{}", algorithm.kernel_name(), op.kernel_name(), isa.suffix())
 }
 
 #[cfg(test)]
@@ -265,14 +300,31 @@ mod tests {
     fn the_shipped_texts_are_as_they_were_built_and_have_every_entry() {
         for world_size in 2..=8 {
             let texts = KernelText::choose(&Config::default(), world_size).unwrap();
-            assert_eq!(texts.len(), if world_size == 8 { 6 } else { 4 });
-            for (text, description) in texts.iter().zip(algorithms::SHIPPED) {
+            assert_eq!(texts.len(), if world_size == 8 { 8 } else { 6 });
+            for text in &texts {
+                let (algorithm, isa) = text.shipped.unwrap();
                 for dtype in DType::ALL {
                     for op in Op::ALL {
-                        let entry = entry(description.algorithm, dtype, op, world_size);
+                        let entry = entry(algorithm, dtype, op, world_size, isa);
                         assert!(text.text().contains(&format!(".entry {entry}(")), "{entry}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn of_every_algorithm_the_best_text_that_all_ranks_take_is_used() {
+        for world_size in 2..=8 {
+            for (isa, later) in [(Isa::V70, 0), (Isa::V84, 2)] {
+                let texts =
+                    KernelText::agreed(KernelText::choose(&Config::default(), world_size).unwrap(), isa);
+                let mut algorithms: Vec<_> = texts.iter().map(|text| text.shipped.unwrap()).collect();
+                assert_eq!(algorithms.iter().filter(|(_, isa)| *isa == Isa::V84).count(), later);
+                algorithms.sort_unstable_by_key(|(algorithm, _)| *algorithm as u8);
+                algorithms.dedup_by_key(|(algorithm, _)| *algorithm);
+                assert_eq!(algorithms.len(), texts.len(), "one text of each");
+                assert_eq!(texts.len(), if world_size == 8 { 6 } else { 4 });
             }
         }
     }
@@ -285,8 +337,10 @@ mod tests {
             })
         };
         // SAFETY: they are not launched.
-        let functions =
-            (1..).map(|number| unsafe { Function::from_raw(std::ptr::without_provenance_mut::<()>(number)) });
+        let functions = (1..).map(|number| Kernel {
+            function: unsafe { Function::from_raw(std::ptr::without_provenance_mut::<()>(number)) },
+            isa: Isa::V70,
+        });
         let named = all().filter(|(.., op)| matches!(op, Op::Sum | Op::Max)).zip(functions);
         let mut table = Functions::default();
         for ((algorithm, dtype, op), function) in named.clone() {
@@ -305,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_text_that_was_edited_by_hand_is_found_out() {
-        let shipped = algorithms::SHIPPED[0].text(2).unwrap();
+        let shipped = algorithms::SHIPPED[2].text(2, Isa::V70).unwrap();
         verify("whole.ptx", shipped).unwrap();
         let edited = shipped.replacen("st.release.sys", "st.relaxed.sys", 1);
         assert_ne!(edited, shipped);
@@ -335,7 +389,11 @@ mod tests {
         }
         for world_size in 2..=8 {
             let texts = KernelText::choose(&Config::default(), world_size).unwrap();
-            assert_eq!(KernelText::needed(&texts), at_least(7, 0));
+            for isa in Isa::ALL {
+                let ((major, minor), _) = isa.needs();
+                let agreed = KernelText::agreed(texts.clone(), isa);
+                assert_eq!(KernelText::needed(&agreed), at_least(major, minor));
+            }
             assert_eq!(needed_for_shipped(world_size), at_least(7, 0));
         }
     }

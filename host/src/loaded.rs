@@ -35,7 +35,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The kernels of these texts, of this digest, that `world_size` ranks can launch on `ground`.
+    /// The kernels of these texts that `world_size` ranks can launch on `ground`.
     ///
     /// # Errors
     ///
@@ -43,7 +43,6 @@ impl Loaded {
     pub(crate) fn get(
         context: &Arc<PrimaryContext>,
         texts: &[KernelText],
-        digest: &str,
         ground: Ground,
         world_size: usize,
     ) -> Result<Self, Error> {
@@ -56,7 +55,7 @@ impl Loaded {
         };
         // Without a number (before CUDA 12.0) a context that was reset cannot be told from the one before.
         let Some(id) = context.id() else { return load() };
-        let key = (context.ordinal(), id, digest.to_owned(), format!("{ground:?}"), world_size);
+        let key = (context.ordinal(), id, KernelText::digest(texts), format!("{ground:?}"), world_size);
         let place = {
             let mut all = locked(&LOADED);
             all.retain(|_, place| Arc::strong_count(place) > 1 || locked(place).strong_count() > 0);

@@ -8,7 +8,7 @@ use meshreduce_device::{ContextState, DriverError, MappedHost, PrimaryContext, S
 use meshreduce_store::identity::Process;
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{AbortWord, Algorithm, DType, Op, RecordKind, pad};
+use meshreduce_wire::{AbortWord, Algorithm, DType, Isa, Op, RecordKind, pad};
 
 use crate::config::Config;
 use crate::control::{Control, Heard, Message};
@@ -35,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) context: Arc<PrimaryContext>,
     pub(crate) stream: Stream,
     pub(crate) loaded: Loaded,
+    pub(crate) isa: Isa,
     /// By rank.
     pub(crate) mappings: Vec<Option<Mapping>>,
     pub(crate) control: Control,
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) kernels: Arc<Kernels>,
     /// How long the driver took to compile them, if it was for this communicator.
     pub(crate) kernels_took: Option<Duration>,
+    /// The latest ISA that all ranks take.
+    pub(crate) isa: Isa,
     /// 0: none.
     pub(crate) deadline_ns: u64,
     pub(crate) block_cap: u32,
@@ -91,7 +94,7 @@ impl Shared {
         block_cap: u32,
         config: &Config,
     ) -> Result<Self, Error> {
-        let Parts { context, stream, loaded, mappings, control, selector, processes, mesh, residency } =
+        let Parts { context, stream, loaded, isa, mappings, control, selector, processes, mesh, residency } =
             parts;
         let control = Arc::new(control);
         let page = |_| MappedHost::new(&context, HostPage::default());
@@ -107,6 +110,7 @@ impl Shared {
             rank,
             kernels: loaded.kernels,
             kernels_took: loaded.took,
+            isa,
             deadline_ns: nanoseconds(config.deadline),
             block_cap,
             context,
@@ -168,12 +172,12 @@ impl Shared {
     }
 
     pub(crate) fn select(&self, bytes: u64, dtype: DType, op: Op) -> Result<Algorithm, Error> {
-        let loaded = |algorithm| self.kernels.function(algorithm, dtype, op).is_some();
+        let loaded = |algorithm| self.kernels.kernel(algorithm, dtype, op).is_some();
         self.selector.select(bytes, loaded, dtype, op)
     }
 
     pub(crate) fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
-        self.selector.longest(|algorithm| self.kernels.function(algorithm, dtype, op).is_some())
+        self.selector.longest(|algorithm| self.kernels.kernel(algorithm, dtype, op).is_some())
     }
 
     pub(crate) fn status(&self) -> Result<(), Error> {

@@ -7,6 +7,7 @@
 //! | [`max`] | `max.f32` |
 //! | [`f16_to_f32`] | `cvt.f32.f16` |
 //! | [`f32_to_f16`] | `cvt.rn.f16.f32` |
+//! | `f32_pair_to_bf16` (feature `b128`) | `cvt.rn.bf16x2.f32` |
 //!
 //! The rounding is written out: PTX may contract an addition and a multiplication without it into an `fma`, which
 //! rounds once where two roundings are promised (PTX ISA, "Floating-Point Instructions"). Subnormals are kept: no
@@ -79,6 +80,22 @@ pub fn f32_to_f16(value: f32) -> u16 {
         asm!(
             "cvt.rn.f16.f32 {}, {};",
             out(reg16) bits, in(reg32) value, options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    bits
+}
+
+/// Rounds to the bits of two bf16, to nearest even, the first in the lower half. `cvt.rn.bf16x2.f32` (PTX ISA, "cvt", from sm_80
+/// on): its first operand goes to the upper half; a NaN is 0x7fff.
+#[cfg(feature = "b128")]
+#[inline(always)]
+pub fn f32_pair_to_bf16([low, high]: [f32; 2]) -> u32 {
+    let bits;
+    // SAFETY: register arithmetic without a side effect.
+    unsafe {
+        asm!(
+            "cvt.rn.bf16x2.f32 {}, {}, {};",
+            out(reg32) bits, in(reg32) high, in(reg32) low, options(pure, nomem, nostack, preserves_flags)
         );
     }
     bits

@@ -68,7 +68,7 @@ impl Element for Bf16 {
 
     #[inline(always)]
     fn narrow(parts: [Wide; 2]) -> Vector {
-        narrow_halves(parts, |value| bits::f32_bits_to_bf16(value.to_bits()))
+        narrow_halves(parts, bf16_word)
     }
 
     #[inline(always)]
@@ -92,7 +92,7 @@ impl Element for F16 {
 
     #[inline(always)]
     fn narrow(parts: [Wide; 2]) -> Vector {
-        narrow_halves(parts, f32_to_f16)
+        narrow_halves(parts, |pair| pack::word(pair.map(f32_to_f16)))
     }
 
     #[inline(always)]
@@ -140,8 +140,21 @@ fn widen_halves([a, b, c, d]: Vector, widen: impl Fn(u16) -> f32) -> [Wide; 2] {
 }
 
 #[inline(always)]
-fn narrow_halves(parts: [Wide; 2], narrow: impl Fn(f32) -> u16) -> Vector {
-    let [[a, b], [c, d]] =
-        parts.map(|[p, q, r, s]| [pack::word([narrow(p), narrow(q)]), pack::word([narrow(r), narrow(s)])]);
+fn narrow_halves(parts: [Wide; 2], narrow: impl Fn([f32; 2]) -> u32) -> Vector {
+    let [[a, b], [c, d]] = parts.map(|[p, q, r, s]| [narrow([p, q]), narrow([r, s])]);
     [a, b, c, d]
+}
+
+/// Two values rounded to bf16, in integer arithmetic.
+#[cfg(not(feature = "b128"))]
+#[inline(always)]
+fn bf16_word(pair: [f32; 2]) -> u32 {
+    pack::word(pair.map(|value| bits::f32_bits_to_bf16(value.to_bits())))
+}
+
+/// Two values rounded to bf16, by the hardware.
+#[cfg(feature = "b128")]
+#[inline(always)]
+fn bf16_word(pair: [f32; 2]) -> u32 {
+    crate::convert::f32_pair_to_bf16(pair)
 }

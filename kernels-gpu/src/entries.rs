@@ -1,6 +1,7 @@
 //! Kernel entries: one of each algorithm for every element type, reduction and number of ranks that it takes.
 
-/// Makes the entries `{name}_{type}_{reduction}_w{ranks}` of the kernel body `$body`.
+/// Makes the entries `{name}_{type}_{reduction}_w{ranks}` of the kernel body `$body`, with `_b128` behind them where the feature
+/// of that name is on.
 macro_rules! entries {
     ($name:ident: $body:ident, $($ranks:literal)+) => {
         $(entries!(@types $name, $body, $ranks);)+
@@ -11,8 +12,14 @@ macro_rules! entries {
         entries!(@reductions $name, $body, $ranks, f32, F32);
     };
     (@reductions $name:ident, $body:ident, $ranks:literal, $type:ident, $element:ident) => {
+        #[cfg(not(feature = "b128"))]
         entries!(@entry ${concat($name, _, $type, _sum_w, $ranks)}, $body, $ranks, $element, Sum);
+        #[cfg(not(feature = "b128"))]
         entries!(@entry ${concat($name, _, $type, _max_w, $ranks)}, $body, $ranks, $element, Max);
+        #[cfg(feature = "b128")]
+        entries!(@entry ${concat($name, _, $type, _sum_w, $ranks, _b128)}, $body, $ranks, $element, Sum);
+        #[cfg(feature = "b128")]
+        entries!(@entry ${concat($name, _, $type, _max_w, $ranks, _b128)}, $body, $ranks, $element, Max);
     };
     (@entry $entry:ident, $body:ident, $ranks:literal, $element:ident, $reduction:ident) => {
         /// Kernel entry.

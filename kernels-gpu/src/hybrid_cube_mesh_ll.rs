@@ -14,10 +14,10 @@ use crate::{
     call::Call,
     element::{Element, Wide},
     entries::entries,
-    memory::Unit,
     message::Message,
     packets::{PacketShare, Relayed, Sources},
     reduction::{Reduction, combine_pair, combine_units, round_unit},
+    slot::Unit,
     thread::thread_idx_x,
 };
 
@@ -77,7 +77,7 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
     let sources = Sources { first: quad, step: 1 };
     for index in PacketShare::of_thread(units) {
         let inputs = call.await_units::<QUAD, 1>(0, sources, index);
-        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit), params.scale));
+        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit), params.scale)[0]);
         let mut half = 0;
         while half < per_unit {
             call.push(relay, 1, index * per_unit + half, part[half as usize]);
@@ -94,7 +94,7 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
         } else {
             call.await_units::<2, 2>(1, sources, 2 * index).map(from_units)
         };
-        message.store::<E>(index, round_unit::<E, R>(combine_pair::<R>(low, high), params.scale));
+        message.store::<E>(index, round_unit::<E, R>([combine_pair::<R>(low, high), [0.0; 4]], params.scale));
     }
     if call.refreshes() {
         call.await_unused(is_used);

@@ -6,9 +6,10 @@
 //! | [`load_vector_nc`] | `ld.global.nc.v4.u32` |
 //! | [`store_vector`] | `st.global.v4.u32` |
 //! | [`store_vector_cs`] | `st.global.cs.v4.u32` |
-//! | [`load_unit`], [`load_unit_nc`] | `ld.global.v2.u32`, `ld.global.nc.v2.u32` |
-//! | [`store_unit_cs`] | `st.global.cs.v2.u32` |
+//! | [`load_u32_pair`], [`load_u32_pair_nc`] | `ld.global.v2.u32`, `ld.global.nc.v2.u32` |
+//! | [`store_u32_pair_cs`] | `st.global.cs.v2.u32` |
 //! | [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u16`, `.u32`, `.v2.u64` |
+//! | [`load_u32_nc`] | `ld.global.nc.u32` |
 //! | [`store_u32`], [`store_u64`] | `st.global.u32`, `.u64` |
 //! | [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u16`, `.u32` |
 //!
@@ -28,9 +29,6 @@ use core::arch::asm;
 
 /// Sixteen bytes in four registers, the lowest address first.
 pub type Vector = [u32; meshreduce_wire::VECTOR_BYTES / 4];
-
-/// Eight bytes in two registers, the lowest address first.
-pub type Unit = [u32; meshreduce_wire::packets::UNIT_BYTES / 4];
 
 /// `ld.global.v4.u32`, weak (PTX ISA, "ld").
 #[inline(always)]
@@ -79,7 +77,7 @@ pub unsafe fn store_vector_cs(address: u64, [a, b, c, d]: Vector) {
 
 /// `ld.global.v2.u32`, weak (PTX ISA, "ld").
 #[inline(always)]
-pub unsafe fn load_unit(address: u64) -> Unit {
+pub unsafe fn load_u32_pair(address: u64) -> [u32; 2] {
     let (a, b);
     asm!(
         "ld.global.v2.u32 {{{}, {}}}, [{}];",
@@ -91,7 +89,7 @@ pub unsafe fn load_unit(address: u64) -> Unit {
 /// `ld.global.nc.v2.u32` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory
 /// during the launch.
 #[inline(always)]
-pub unsafe fn load_unit_nc(address: u64) -> Unit {
+pub unsafe fn load_u32_pair_nc(address: u64) -> [u32; 2] {
     let (a, b);
     asm!(
         "ld.global.nc.v2.u32 {{{}, {}}}, [{}];",
@@ -102,7 +100,7 @@ pub unsafe fn load_unit_nc(address: u64) -> Unit {
 
 /// `st.global.cs.v2.u32`, weak, streaming (PTX ISA, "st").
 #[inline(always)]
-pub unsafe fn store_unit_cs(address: u64, [a, b]: Unit) {
+pub unsafe fn store_u32_pair_cs(address: u64, [a, b]: [u32; 2]) {
     asm!(
         "st.global.cs.v2.u32 [{}], {{{}, {}}};",
         in(reg64) address, in(reg32) a, in(reg32) b, options(nostack, preserves_flags)
@@ -122,6 +120,15 @@ pub unsafe fn load_u16(address: u64) -> u16 {
 pub unsafe fn load_u32(address: u64) -> u32 {
     let value;
     asm!("ld.global.u32 {}, [{}];", out(reg32) value, in(reg64) address, options(nostack, preserves_flags));
+    value
+}
+
+/// `ld.global.nc.u32` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory during the
+/// launch.
+#[inline(always)]
+pub unsafe fn load_u32_nc(address: u64) -> u32 {
+    let value;
+    asm!("ld.global.nc.u32 {}, [{}];", out(reg32) value, in(reg64) address, options(nostack, preserves_flags));
     value
 }
 

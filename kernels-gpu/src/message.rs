@@ -1,9 +1,10 @@
 //! The caller's input and output: any number of elements at any address that the element type allows, cut into
-//! pieces without reading or writing a byte beyond them: 16-byte vectors for staging, units of half of that for packets.
+//! pieces without reading or writing a byte beyond them: 16-byte vectors for staging, units of half of that or of three words
+//! for packets.
 //!
-//! A piece that lies whole and on a boundary of its size moves in one access. Where the pointer is aligned to its
-//! element only, and at the message's ragged end, pieces move element by element. Pieces are the same whatever the
-//! pointer's alignment, and so are results.
+//! A piece that lies whole and on a boundary of its size moves in one access; three words, on a boundary of a word, in three.
+//! Where the pointer is aligned to its element only, and at the message's ragged end, pieces move element by element. Pieces
+//! are the same whatever the pointer's alignment, and so are results.
 
 use core::array::from_fn;
 
@@ -12,16 +13,16 @@ use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
 use crate::{
     element::Element,
     memory::{
-        Unit, Vector, load_unit, load_unit_nc, load_vector, load_vector_nc, store_unit_cs, store_vector,
-        store_vector_cs,
+        Vector, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector, load_vector_nc, store_u32_cs,
+        store_u32_pair_cs, store_vector, store_vector_cs,
     },
     thread::{block_dim_x, block_idx_x, compute_here, grid_dim_x, thread_idx_x},
 };
 
-/// What moves in one access.
+/// What moves at once.
 pub trait Piece: Copy {
-    /// Its bytes, to which such an access is aligned.
-    const BYTES: u64;
+    /// What its address is a multiple of, where it does.
+    const ALIGNMENT: u64;
 
     /// Loads one, weakly.
     ///
@@ -43,7 +44,7 @@ pub trait Piece: Copy {
 }
 
 impl Piece for Vector {
-    const BYTES: u64 = size_of::<Self>() as u64;
+    const ALIGNMENT: u64 = size_of::<Self>() as u64;
 
     #[inline(always)]
     unsafe fn load(address: u64) -> Self {
@@ -61,22 +62,43 @@ impl Piece for Vector {
     }
 }
 
-impl Piece for Unit {
-    const BYTES: u64 = size_of::<Self>() as u64;
+impl Piece for [u32; 2] {
+    const ALIGNMENT: u64 = size_of::<Self>() as u64;
 
     #[inline(always)]
     unsafe fn load(address: u64) -> Self {
-        load_unit(address)
+        load_u32_pair(address)
     }
 
     #[inline(always)]
     unsafe fn load_nc(address: u64) -> Self {
-        load_unit_nc(address)
+        load_u32_pair_nc(address)
     }
 
     #[inline(always)]
     unsafe fn store_cs(address: u64, piece: Self) {
-        store_unit_cs(address, piece);
+        store_u32_pair_cs(address, piece);
+    }
+}
+
+impl Piece for [u32; 3] {
+    const ALIGNMENT: u64 = size_of::<u32>() as u64;
+
+    #[inline(always)]
+    unsafe fn load(address: u64) -> Self {
+        [load_u32(address), load_u32(address + 4), load_u32(address + 8)]
+    }
+
+    #[inline(always)]
+    unsafe fn load_nc(address: u64) -> Self {
+        [load_u32_nc(address), load_u32_nc(address + 4), load_u32_nc(address + 8)]
+    }
+
+    #[inline(always)]
+    unsafe fn store_cs(address: u64, [a, b, c]: Self) {
+        store_u32_cs(address, a);
+        store_u32_cs(address + 4, b);
+        store_u32_cs(address + 8, c);
     }
 }
 
@@ -139,7 +161,7 @@ where
     pub unsafe fn load<E: Element>(&self, index: u32) -> [u32; WORDS] {
         let address = piece_address::<WORDS>(self.input, index);
         let present = self.present::<E>(index);
-        if present == Self::per_piece::<E>() && self.input % <[u32; WORDS]>::BYTES == 0 {
+        if present == Self::per_piece::<E>() && self.input % <[u32; WORDS]>::ALIGNMENT == 0 {
             self.load_whole(address)
         } else {
             load_elements::<E, WORDS>(address, present)
@@ -154,7 +176,7 @@ where
     pub unsafe fn store<E: Element>(&self, index: u32, piece: [u32; WORDS]) {
         let address = piece_address::<WORDS>(self.output, index);
         let present = self.present::<E>(index);
-        if present == Self::per_piece::<E>() && self.output % <[u32; WORDS]>::BYTES == 0 {
+        if present == Self::per_piece::<E>() && self.output % <[u32; WORDS]>::ALIGNMENT == 0 {
             <[u32; WORDS]>::store_cs(address, piece);
         } else {
             store_elements::<E, WORDS>(address, present, piece);
@@ -165,7 +187,7 @@ where
     /// they can be moved by [`Self::load_each`] and [`Self::store_each`].
     #[inline(always)]
     pub fn is_whole(&self, last: u32) -> bool {
-        last < self.whole && (self.input | self.output) % <[u32; WORDS]>::BYTES == 0
+        last < self.whole && (self.input | self.output) % <[u32; WORDS]>::ALIGNMENT == 0
     }
 
     /// The `N` pieces of the input at `first` and every `step` behind it, for which [`Self::is_whole`] is true. All

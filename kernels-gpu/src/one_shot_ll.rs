@@ -9,6 +9,7 @@ use crate::{
     message::Message,
     packets::{PacketShare, Sources},
     reduction::{Reduction, combine_units, round_unit},
+    slot::UNIT_WORDS,
     thread::thread_idx_x,
 };
 
@@ -21,7 +22,7 @@ use crate::{
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
 pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
-    let message = Message::<2>::new::<E>(params);
+    let message = Message::<UNIT_WORDS>::new::<E>(params);
     let units = message.pieces();
     let mut share = PacketShare::of_thread(units);
     let mut next = share.next().map(|index| (index, message.load::<E>(index)));
@@ -43,7 +44,7 @@ pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
     let end = if call.refreshes() { call.places() } else { units };
     for index in share.up_to(end) {
         if open {
-            call.push_all(0, index, [0; 2]);
+            call.push_all(0, index, [0; UNIT_WORDS]);
         }
     }
 

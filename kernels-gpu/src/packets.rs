@@ -1,10 +1,10 @@
 //! The protocol of packets: push, await; no signal, no fence, no barrier between ranks.
 //!
-//! What a packet is and where it lies, [`meshreduce_wire::packets`] says. Each packet is one relaxed store of 64 bits into
-//! its receiver's memory, and one relaxed load of 64 bits takes it out: data and flag come together (PTX ISA, "Memory
-//! Consistency Model": both are strong, at one scope and of one width, so a load gives one store's whole value), and the
-//! branch on the flag is what lets the data be used. Pairs of them move in one `.v2.u64`, of which each half is whole, and is
-//! looked at, by itself.
+//! What a packet is and where it lies, [`meshreduce_wire::packets`] says. Each packet is one relaxed store into its receiver's
+//! memory, and one relaxed load takes it out: data and flag come together (PTX ISA, "Memory Consistency Model": both are
+//! strong, at one scope and of one width, so a load gives one store's whole value), and the branch on the flag is what lets
+//! the data be used. Pairs of packets of 64 bits move in one `.v2.u64`, of which each half is whole, and is looked at, by
+//! itself ([`crate::slot`]).
 //!
 //! 1. *push*: a thread loads a part of the input and pushes it to all peers that need it, itself among them, before it waits
 //!    for anything. An input that is also the output is overwritten by the thread that loaded it, and behind that.
@@ -24,16 +24,16 @@ use core::array::from_fn;
 
 use meshreduce_wire::{
     RecordKind, counters,
-    packets::{self, COUNTING_THREADS, PAIR_BYTES, PacketLayout, SOURCE_BYTES},
+    packets::{self, COUNTING_THREADS, SLOT_BYTES, PacketLayout, SOURCE_BYTES},
     pad,
 };
 
 use crate::{
     call::{Call, Failure, Peer, Wait, is_last_thread},
-    memory::Unit,
     signal::{
         load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair,
     },
+    slot::{Slot, UNIT_WORDS, Unit},
     thread::{
         block_dim_x, block_idx_x, compute_here, decide_here, exit, grid_dim_x, select, sync_threads_or,
         thread_idx_x,
@@ -130,10 +130,8 @@ impl<const W: usize> Call<'_, W> {
     #[inline(always)]
     pub unsafe fn push_all(&self, phase: u32, index: u32, unit: Unit) {
         let offset = self.to(phase, index);
-        let pair = self.pair(unit);
-        let _ = from_fn::<_, W, _>(|position| {
-            store_relaxed_sys_u64_pair(self.params.lane.pads[position] + offset, pair)
-        });
+        let slot = self.slot(unit);
+        let _ = from_fn::<_, W, _>(|position| slot.store(self.params.lane.pads[position] + offset));
     }
 
     /// Pushes each rank a unit of its own.
@@ -144,7 +142,7 @@ impl<const W: usize> Call<'_, W> {
     pub unsafe fn push_each(&self, phase: u32, index: u32, units: [Unit; W]) {
         let offset = self.to(phase, index);
         let _ = from_fn::<_, W, _>(|position| {
-            store_relaxed_sys_u64_pair(self.params.lane.pads[position] + offset, self.pair(units[position]))
+            self.slot(units[position]).store(self.params.lane.pads[position] + offset)
         });
     }
 
@@ -156,10 +154,8 @@ impl<const W: usize> Call<'_, W> {
     pub unsafe fn push_part<const N: usize>(&self, upper: bool, phase: u32, index: u32, unit: Unit) {
         let pads = &self.params.lane.pads;
         let offset = self.to(phase, index);
-        let pair = self.pair(unit);
-        let _ = from_fn::<_, N, _>(|member| {
-            store_relaxed_sys_u64_pair(select(upper, pads[N + member], pads[member]) + offset, pair)
-        });
+        let slot = self.slot(unit);
+        let _ = from_fn::<_, N, _>(|member| slot.store(select(upper, pads[N + member], pads[member]) + offset));
     }
 
     /// Pushes a unit to the rank at `position`.
@@ -168,7 +164,7 @@ impl<const W: usize> Call<'_, W> {
     /// As for [`Self::push_all`], of this rank.
     #[inline(always)]
     pub unsafe fn push(&self, position: u32, phase: u32, index: u32, unit: Unit) {
-        store_relaxed_sys_u64_pair(self.pad(position) + self.to(phase, index), self.pair(unit));
+        self.slot(unit).store(self.pad(position) + self.to(phase, index));
     }
 
     /// Counts the call, before anything is pushed: a fence would wait until the peers have what its block has pushed. Says
@@ -296,17 +292,16 @@ impl<const W: usize> Call<'_, W> {
         let mut wait = Wait::new(false);
         loop {
             let first = compute_here(lane.own_pad + lane.packets) + decide_here(offset) as u64;
-            let pairs: [[[u64; 2]; RUN]; N] = from_fn(|source| {
+            let slots: [[Slot; RUN]; N] = from_fn(|source| {
                 let source = first + source as u64 * step;
-                from_fn(|unit| load_relaxed_sys_u64_pair(source + unit as u64 * PAIR_BYTES))
+                from_fn(|unit| Slot::load(source + unit as u64 * SLOT_BYTES))
             });
             let flag = packets::flag(decide_here(self.packets) as u64);
             let stale = |source: usize| {
                 let mut bits = 0;
                 let mut unit = 0;
                 while unit < RUN {
-                    let [low, high] = pairs[source][unit];
-                    bits |= (packets::flag_of(low) ^ flag) | (packets::flag_of(high) ^ flag);
+                    bits |= slots[source][unit].stale(flag);
                     unit += 1;
                 }
                 bits
@@ -319,7 +314,7 @@ impl<const W: usize> Call<'_, W> {
                 any |= stale(source);
             }
             if any == 0 {
-                return pairs.map(|run| run.map(|pair| pair.map(packets::data)));
+                return slots.map(|run| run.map(Slot::unit));
             }
             // The first that is missing.
             let mut missing = 0;
@@ -353,8 +348,7 @@ impl<const W: usize> Call<'_, W> {
     /// The calling thread has awaited it in this call.
     #[inline(always)]
     pub unsafe fn awaited(&self, phase: u32, source: u32, index: u32) -> Unit {
-        load_relaxed_sys_u64_pair(self.params.lane.own_pad + self.offset(source, phase, index))
-            .map(packets::data)
+        Slot::load(self.params.lane.own_pad + self.offset(source, phase, index)).unit()
     }
 
     /// The epoch, one more than p, from memory, and the one that a header's mark says its source had; 0: none was there. The
@@ -380,13 +374,13 @@ impl<const W: usize> Call<'_, W> {
     /// [`Self::open`] has said yes.
     #[inline(always)]
     pub unsafe fn push_unused(&self, is_used: impl Fn(u32, u32) -> bool) {
-        let unused = [packets::packet(0, self.flag()); 2];
+        let unused = self.slot([0; UNIT_WORDS]);
         for place in PacketShare::of_thread(self.places()) {
             let mut position = 0;
             while position < decide_here(W as u32) {
                 let pad = self.pad(position);
                 if pad != 0 && !is_used(position, place) {
-                    store_relaxed_sys_u64_pair(pad + self.to(0, place), unused);
+                    unused.store(pad + self.to(0, place));
                 }
                 position += 1;
             }
@@ -446,7 +440,7 @@ impl<const W: usize> Call<'_, W> {
     }
 
     #[inline(always)]
-    fn pair(&self, unit: Unit) -> [u64; 2] {
-        unit.map(|data| packets::packet(data, self.flag()))
+    fn slot(&self, unit: Unit) -> Slot {
+        Slot::new(unit, self.flag())
     }
 }

@@ -1,11 +1,14 @@
 //! The reductions: what joins two values in the tree, and what is done to its result before rounding.
 
+use core::array::from_fn;
+
 use meshreduce_wire::tree;
 
 use crate::{
     convert::{add_rn, max, mul_rn},
     element::{Element, Wide},
-    memory::{Unit, Vector},
+    memory::Vector,
+    slot::{UNIT_WORDS, Unit},
 };
 
 /// A reduction over fp32 values, with a scale that the launch says ([`meshreduce_wire::LaunchParams::scale`]).
@@ -85,18 +88,23 @@ fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N], scale: f32) -> 
     ]
 }
 
-/// Combines units as [`combine`] does vectors; of results in fp32 the first [`Element::PER_VECTOR`] / 2 count.
+/// Combines units as [`combine`] does vectors; of results in fp32 those count that the unit has.
 #[inline(always)]
-pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N], scale: f32) -> Wide {
-    // What nobody uses of a vector's second half costs nothing.
-    combine_parts::<R, N>(units.map(|[a, b]| E::widen([a, b, 0, 0])[0]), scale)
+pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N], scale: f32) -> [Wide; 2] {
+    combine::<E, R, N>(units.map(to_vector), scale)
 }
 
 /// Scales and rounds what [`combine_units`] gave.
 #[inline(always)]
-pub fn round_unit<E: Element, R: Reduction>(part: Wide, scale: f32) -> Unit {
-    let [a, b, _, _] = round::<E, R>([part, [0.0; 4]], scale);
-    [a, b]
+pub fn round_unit<E: Element, R: Reduction>(parts: [Wide; 2], scale: f32) -> Unit {
+    let vector = round::<E, R>(parts, scale);
+    from_fn(|word| vector[word])
+}
+
+/// A vector that begins with a unit. What nobody uses of the rest costs nothing.
+#[inline(always)]
+fn to_vector(unit: Unit) -> Vector {
+    from_fn(|word| if word < UNIT_WORDS { unit[word] } else { 0 })
 }
 
 /// Joins two results of [`combine`] or [`combine_units`].

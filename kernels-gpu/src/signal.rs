@@ -5,9 +5,11 @@
 //! | [`load_acquire_sys_u64`] | `ld.acquire.sys.global.u64` |
 //! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64`] | `ld.relaxed.sys.global.u32`, `.u64` |
 //! | [`load_relaxed_sys_u64_pair`] | `ld.relaxed.sys.global.v2.u64` |
+//! | `load_relaxed_sys_b128` (feature `b128`) | `ld.relaxed.sys.global.b128` |
 //! | [`store_release_sys_u32`], [`store_release_sys_u64`] | `st.release.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u32`], [`store_relaxed_sys_u64`] | `st.relaxed.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u64_pair`] | `st.relaxed.sys.global.v2.u64` |
+//! | `store_relaxed_sys_b128` (feature `b128`) | `st.relaxed.sys.global.b128` |
 //! | [`atomic_inc_acq_rel_gpu_u32`] | `atom.acq_rel.gpu.global.inc.u32` |
 //! | [`atomic_cas_acq_rel_sys_u32`] | `atom.acq_rel.sys.global.cas.b32` |
 //!
@@ -67,6 +69,21 @@ pub unsafe fn load_relaxed_sys_u64_pair(address: u64) -> [u64; 2] {
     [low, high]
 }
 
+/// `ld.relaxed.sys.global.b128` (PTX ISA, "ld"): one read of both halves, the lower first; at this scope from ISA 8.4 on.
+#[cfg(feature = "b128")]
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_b128(address: u64) -> [u64; 2] {
+    let (low, high);
+    asm!(
+        "{{ .reg .b128 %whole;",
+        "\tld.relaxed.sys.global.b128 %whole, [{address}];",
+        "\tmov.b128 {{{low}, {high}}}, %whole; }}",
+        low = out(reg64) low, high = out(reg64) high, address = in(reg64) address,
+        options(nostack, preserves_flags)
+    );
+    [low, high]
+}
+
 /// `st.release.sys.global.u32` (PTX ISA, "st"): who acquires the value sees all that this thread, and before the last block
 /// barrier its whole block, did before.
 #[inline(always)]
@@ -111,6 +128,19 @@ pub unsafe fn store_relaxed_sys_u64_pair(address: u64, [low, high]: [u64; 2]) {
     asm!(
         "st.relaxed.sys.global.v2.u64 [{}], {{{}, {}}};",
         in(reg64) address, in(reg64) low, in(reg64) high, options(nostack, preserves_flags)
+    );
+}
+
+/// `st.relaxed.sys.global.b128` (PTX ISA, "st"): one write of both halves, the lower first; at this scope from ISA 8.4 on.
+#[cfg(feature = "b128")]
+#[inline(always)]
+pub unsafe fn store_relaxed_sys_b128(address: u64, [low, high]: [u64; 2]) {
+    asm!(
+        "{{ .reg .b128 %whole;",
+        "\tmov.b128 %whole, {{{low}, {high}}};",
+        "\tst.relaxed.sys.global.b128 [{address}], %whole; }}",
+        address = in(reg64) address, low = in(reg64) low, high = in(reg64) high,
+        options(nostack, preserves_flags)
     );
 }
 

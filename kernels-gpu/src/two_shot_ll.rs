@@ -14,6 +14,7 @@ use crate::{
     message::Message,
     packets::{PacketShare, Sources},
     reduction::{Reduction, combine_units, round_unit},
+    slot::UNIT_WORDS,
     thread::{decide_here, thread_idx_x},
 };
 
@@ -42,7 +43,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
             while position < decide_here(W as u32) {
                 let index = position * parts.slice + offset;
                 let is_there = offset < parts.slice && index < parts.message.pieces();
-                let unit = if is_there { parts.message.load::<E>(index) } else { [0; 2] };
+                let unit = if is_there { parts.message.load::<E>(index) } else { [0; UNIT_WORDS] };
                 if open {
                     call.push(position, 0, offset, unit);
                 }
@@ -78,7 +79,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
 
 /// A message in `W` slices.
 struct Parts<const W: usize> {
-    message: Message<2>,
+    message: Message<UNIT_WORDS>,
     /// Units of a slice.
     slice: u32,
 }
@@ -96,7 +97,7 @@ impl<const W: usize> Parts<W> {
     }
 
     #[inline(always)]
-    fn of(message: Message<2>) -> Self {
+    fn of(message: Message<UNIT_WORDS>) -> Self {
         Self { message, slice: packets::slice_units(message.pieces() as u64, W as u32) as u32 }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A pure function of what all ranks know, because block b of one rank waits for block b of every other.
 
-use crate::{Algorithm, DType, MAX_BLOCKS, MAX_THREADS, VECTOR_BYTES, packets};
+use crate::{Algorithm, DType, Isa, MAX_BLOCKS, MAX_THREADS, VECTOR_BYTES, packets};
 
 /// A launch's blocks and threads per block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +64,10 @@ impl Geometry {
     /// no part of the message: it counts. Neither has block 0, where there is more than one: it meets the peers' headers.
     ///
     /// ```
-    /// use meshreduce_wire::{Algorithm, DType, Geometry};
-    /// let small = Geometry::new(Algorithm::OneShot, 4096, DType::Bf16, 8, 64);
+    /// use meshreduce_wire::{Algorithm, DType, Geometry, Isa};
+    /// let small = Geometry::new(Algorithm::OneShot, 4096, DType::Bf16, 8, 64, Isa::V70);
     /// assert_eq!((small.blocks, small.threads), (4, 128));
-    /// let large = Geometry::new(Algorithm::OneShot, 128 << 10, DType::Bf16, 8, 64);
+    /// let large = Geometry::new(Algorithm::OneShot, 128 << 10, DType::Bf16, 8, 64, Isa::V70);
     /// assert_eq!((large.blocks, large.threads), (32, 512));
     /// ```
     pub const fn new(
@@ -76,8 +76,9 @@ impl Geometry {
         dtype: DType,
         world_size: u32,
         block_cap: u32,
+        isa: Isa,
     ) -> Self {
-        let (vectors, units) = (vectors(count, dtype), packets::units(count, dtype));
+        let (vectors, units) = (vectors(count, dtype), packets::units(count, dtype, isa));
         let work = match algorithm {
             Algorithm::TwoShot => slice_vectors(vectors, world_size),
             Algorithm::OneShot | Algorithm::HybridCubeMesh => vectors,
@@ -122,13 +123,14 @@ mod tests {
                 for world_size in 2..=8 {
                     for cap in [1, 2, 3, 24, 63, 64, 132] {
                         for count in [1, 7, 8, 9, 1000, 1 << 12, (1 << 17) + 1, 5 << 20] {
-                            let shape = Geometry::new(algorithm, count, dtype, world_size, cap);
-                            assert!(shape.blocks >= 1 && shape.blocks <= cap.min(MAX_BLOCKS), "{shape:?}");
-                            assert!(shape.threads.is_multiple_of(32), "{shape:?}");
-                            assert!(
-                                shape.threads >= MIN_THREADS && shape.threads <= MAX_THREADS,
-                                "{shape:?}"
-                            );
+                            for isa in Isa::ALL {
+                                let shape = Geometry::new(algorithm, count, dtype, world_size, cap, isa);
+                                let blocks = 1..=cap.min(MAX_BLOCKS);
+                                assert!(blocks.contains(&shape.blocks), "{shape:?}");
+                                assert!(shape.threads.is_multiple_of(32), "{shape:?}");
+                                let threads = MIN_THREADS..=MAX_THREADS;
+                                assert!(threads.contains(&shape.threads), "{shape:?}");
+                            }
                         }
                     }
                 }

@@ -24,7 +24,7 @@ pub mod types;
 pub use geometry::Geometry;
 pub use launch::{LaneParams, LaunchDescriptor, LaunchParams};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
-pub use types::{Algorithm, DType, Op};
+pub use types::{Algorithm, DType, Isa, Op};
 
 /// Most ranks that one communicator can have.
 pub const MAX_RANKS: usize = 8;

@@ -2,7 +2,8 @@
 //!
 //! A *packet* is 64 bits: 32 of data below, and above them the [`flag`] of the call. It is stored and loaded whole, so
 //! whoever reads the flag has the data: there is no signal, no fence and no barrier. Two packets, side by side, are what a
-//! thread moves in one access: a *pair*, with [`UNIT_BYTES`] of the message, a *unit*.
+//! thread moves in one access: 8 bytes of the message, a *unit*. Texts for [`Isa::V84`] have packets of 128 bits instead, 96
+//! of data and the flag above them: one is a unit of 12 bytes. Either way a unit takes a *slot* of [`SLOT_BYTES`].
 //!
 //! Every rank has *packet memory* for each lane, behind its staging, into which its peers push and which it polls itself:
 //!
@@ -16,13 +17,10 @@
 //!
 //! A flag has 32 bits. Before it comes again ([`refreshes`]), every slot of its parity has been written with another.
 
-use crate::{Algorithm, DType, VECTOR_BYTES, pad};
+use crate::{Algorithm, DType, Isa, pad};
 
-/// Bytes of a message that travel in one access: half a vector.
-pub const UNIT_BYTES: usize = VECTOR_BYTES / 2;
-
-/// Bytes of packets that carry a unit.
-pub const PAIR_BYTES: u64 = 2 * size_of::<u64>() as u64;
+/// Bytes of the packets that carry a unit.
+pub const SLOT_BYTES: u64 = 16;
 
 /// Most bytes of a lane's packet memory: kernels count them in 32 bits.
 pub const MAX_BYTES: u64 = 1 << 31;
@@ -64,8 +62,8 @@ pub const fn flag_of(packet: u64) -> u32 {
 
 /// Units that `count` elements fill, the last one perhaps in part.
 #[inline(always)]
-pub const fn units(count: u64, dtype: DType) -> u64 {
-    count.div_ceil((UNIT_BYTES / dtype.size()) as u64)
+pub const fn units(count: u64, dtype: DType, isa: Isa) -> u64 {
+    count.div_ceil((isa.unit_bytes() / dtype.size()) as u64)
 }
 
 /// Units in one rank's slice of a two-shot message. All slices have as many; what lies beyond the message travels as zeros.
@@ -74,14 +72,14 @@ pub const fn slice_units(units: u64, world_size: u32) -> u64 {
     units.div_ceil(world_size as u64)
 }
 
-/// Units in which partial sums in fp32 of a unit of elements of this type travel.
+/// Units in which partial sums in fp32 of a unit of elements of this type travel, in texts for [`Isa::V70`].
 #[inline(always)]
 pub const fn partial_units(dtype: DType) -> u32 {
     (size_of::<f32>() / dtype.size()) as u32
 }
 
 /// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the
-/// algorithm does not work by packets.
+/// algorithm does not work by packets. Units of [`Isa::V70`] need most, and there is as much room whatever the text.
 ///
 /// ```
 /// use meshreduce_wire::{Algorithm, DType, packets::phase_bytes};
@@ -91,14 +89,14 @@ pub const fn partial_units(dtype: DType) -> u32 {
 /// assert_eq!(phase_bytes(Algorithm::OneShot, 4096, DType::Bf16, 8), 0);
 /// ```
 pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_size: u32) -> u64 {
-    let units = units(count, dtype);
+    let units = units(count, dtype, Isa::V70);
     let most = match algorithm {
         Algorithm::OneShotLl => units,
         Algorithm::TwoShotLl => slice_units(units, world_size),
         Algorithm::HybridCubeMeshLl => units * partial_units(dtype) as u64,
         Algorithm::OneShot | Algorithm::TwoShot | Algorithm::HybridCubeMesh => 0,
     };
-    most * PAIR_BYTES
+    most * SLOT_BYTES
 }
 
 /// Threads of a block that have no units: one of them counts the block.
@@ -113,7 +111,7 @@ pub const fn counting_threads(algorithm: Algorithm) -> u32 {
 pub const TILE_UNITS: u32 = 32;
 
 /// Bytes from a source's units in a tile to those of the next source.
-pub const SOURCE_BYTES: u64 = TILE_UNITS as u64 * PAIR_BYTES;
+pub const SOURCE_BYTES: u64 = TILE_UNITS as u64 * SLOT_BYTES;
 
 /// A lane's packet memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +137,7 @@ impl PacketLayout {
     pub const fn offset(self, p: u64, source: u32, phase: u32, index: u32) -> u32 {
         let phases = ((p as u32 & 1) * pad::PHASES + phase) * self.world_size * self.phase_bytes;
         let tile = index / TILE_UNITS * self.world_size + source;
-        phases + tile * SOURCE_BYTES as u32 + index % TILE_UNITS * PAIR_BYTES as u32
+        phases + tile * SOURCE_BYTES as u32 + index % TILE_UNITS * SLOT_BYTES as u32
     }
 
     /// Bytes of the memory.
@@ -150,7 +148,7 @@ impl PacketLayout {
     /// Units of a phase.
     #[inline(always)]
     pub const fn phase_units(self) -> u32 {
-        self.phase_bytes / PAIR_BYTES as u32
+        self.phase_bytes / SLOT_BYTES as u32
     }
 }
 
@@ -171,13 +169,13 @@ mod tests {
                     for phase in 0..pad::PHASES {
                         for unit in 0..layout.phase_units() {
                             let slot = layout.offset(p, source, phase, unit) as u64;
-                            assert!(slot + PAIR_BYTES <= layout.bytes());
+                            assert!(slot + SLOT_BYTES <= layout.bytes());
                             assert!(slots.insert(slot));
                         }
                     }
                 }
             }
-            assert_eq!(slots.len() as u64 * PAIR_BYTES, layout.bytes(), "and none is wasted");
+            assert_eq!(slots.len() as u64 * SLOT_BYTES, layout.bytes(), "and none is wasted");
         }
     }
 
@@ -188,7 +186,7 @@ mod tests {
             let first = layout.offset(3, 0, phase, index);
             for source in 0..5 {
                 for thread in 0..TILE_UNITS {
-                    let expected = first + source * SOURCE_BYTES as u32 + thread * PAIR_BYTES as u32;
+                    let expected = first + source * SOURCE_BYTES as u32 + thread * SLOT_BYTES as u32;
                     assert_eq!(layout.offset(3, source, phase, index + thread), expected);
                 }
             }

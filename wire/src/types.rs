@@ -191,6 +191,79 @@ impl Op {
     }
 }
 
+/// The PTX ISA that a text is written in, as its `.version` says. There is one text of every algorithm for the first; of some
+/// there is another for the second, whose kernels use what devices and drivers of its time have: [`Self::needs`] it. The
+/// results are the same, bit by bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Isa {
+    /// PTX ISA 7.0: what every device and driver takes that this library works on.
+    V70 = 1,
+    /// PTX ISA 8.4, for compute capability 8.0 and later: packets of 128 bits (`.b128` at system scope), and bfloat16 rounded by
+    /// the hardware (`cvt.rn.bf16x2.f32`).
+    V84 = 2,
+}
+
+impl Isa {
+    /// Every ISA that there are texts in.
+    pub const ALL: [Isa; 2] = [Isa::V70, Isa::V84];
+
+    /// The version, as `.version` has it: `7.0`, `8.4`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::V70 => "7.0",
+            Isa::V84 => "8.4",
+        }
+    }
+
+    /// What the names of kernel entries and of files end with.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Isa::V70 => "",
+            Isa::V84 => "_b128",
+        }
+    }
+
+    /// Bytes of a message that a thread moves as packets in one access: a unit.
+    pub const fn unit_bytes(self) -> usize {
+        match self {
+            Isa::V70 => 8,
+            Isa::V84 => 12,
+        }
+    }
+
+    /// Major and minor compute capability that a device must have, and the version of CUDA that the driver must be of, as
+    /// `cuDriverGetVersion` says it.
+    ///
+    /// ```
+    /// assert_eq!(meshreduce_wire::Isa::V84.needs(), ((8, 0), 12_040));
+    /// ```
+    pub const fn needs(self) -> ((u32, u32), i32) {
+        match self {
+            Isa::V70 => ((7, 0), 11_000),
+            Isa::V84 => ((8, 0), 12_040),
+        }
+    }
+
+    /// The latest that a device of this compute capability takes under a driver of this version.
+    pub fn best(capability: (u32, u32), driver: i32) -> Self {
+        let taken = |isa: &Isa| {
+            let (needed, version) = isa.needs();
+            capability >= needed && driver >= version
+        };
+        Self::ALL.into_iter().rev().find(taken).unwrap_or(Isa::V70)
+    }
+
+    const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Isa::V70),
+            2 => Some(Isa::V84),
+            _ => None,
+        }
+    }
+}
+
 macro_rules! named {
     ($type:ident, $what:literal) => {
         impl fmt::Display for $type {
@@ -222,8 +295,9 @@ named!(
 );
 named!(DType, "element type (bf16, f16, f32)");
 named!(Op, "operation (sum, avg, min, max)");
+named!(Isa, "ISA (7.0, 8.4)");
 
-/// A word that names no algorithm, element type or operation.
+/// A word that names no algorithm, element type, operation or ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownName {
     what: &'static str,
@@ -255,7 +329,26 @@ mod tests {
             assert_eq!(value.name().parse(), Ok(value));
             assert_eq!(Op::from_repr(value as u8), Some(value));
         }
+        for value in Isa::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+            assert_eq!(Isa::from_repr(value as u8), Some(value));
+        }
         assert!("one_shot".parse::<Algorithm>().is_err());
         assert_eq!(DType::from_repr(0), None);
+    }
+
+    #[test]
+    fn the_later_isa_needs_both_a_device_and_a_driver_of_its_time() {
+        for (capability, driver, best) in [
+            ((7, 0), 12_080, Isa::V70),
+            ((7, 5), 13_000, Isa::V70),
+            ((8, 0), 12_030, Isa::V70),
+            ((8, 0), 12_040, Isa::V84),
+            ((9, 0), 11_080, Isa::V70),
+            ((10, 3), 13_000, Isa::V84),
+            ((6, 1), 9_000, Isa::V70),
+        ] {
+            assert_eq!(Isa::best(capability, driver), best, "{capability:?}, {driver}");
+        }
     }
 }

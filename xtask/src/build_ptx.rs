@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Dur
 
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
-use meshreduce_wire::{DType, Op};
+use meshreduce_wire::{DType, Isa, Op};
 use xshell::Shell;
 
 use crate::{
-    ptx_builder::PtxBuilder,
+    ptx_builder::{self, PtxBuilder},
     ptx_lint,
     ptx_text::{EntryName, FLOOR, FLOOR_STEM, Stamp, unstamp},
     repository,
@@ -32,25 +32,26 @@ impl Args {
     /// Runs the command.
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut parts = Vec::new();
+        let kernels = || Isa::ALL.map(PtxBuilder::kernels).to_vec();
         match self.out {
-            Some(folder) => parts.push((PtxBuilder::kernels(), folder)),
+            Some(folder) => parts.push((kernels(), folder)),
             None => {
-                parts.push((PtxBuilder::kernels(), repository::shipped_ptx()));
-                parts.push((PtxBuilder::floor(), repository::floor_ptx()));
+                parts.push((kernels(), repository::shipped_ptx()));
+                parts.push((vec![PtxBuilder::floor()], repository::floor_ptx()));
             }
         }
-        for (builder, folder) in parts {
-            let builder = builder.arch("sm_70");
-            if self.check { check(&builder, folder) } else { build(builder, folder) }?;
+        for (builders, folder) in parts {
+            if self.check { check(&builders, folder) } else { build(&builders, folder) }?;
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn build(builder: PtxBuilder, folder: PathBuf) -> Result<()> {
+fn build(builders: &[PtxBuilder], folder: PathBuf) -> Result<()> {
     let shell = Shell::new()?;
     let toolchain = Toolchain::find(&shell)?;
-    let texts = compile(&builder.copy_to(&folder), &shell, &toolchain)?;
+    let texts = compile(builders, &shell, &toolchain)?;
+    ptx_builder::write(&folder, &texts)?;
     let bytes: usize = texts.values().map(String::len).sum();
     println!(
         "{} texts, {} KiB, in {} ({})",
@@ -62,8 +63,8 @@ fn build(builder: PtxBuilder, folder: PathBuf) -> Result<()> {
     Ok(())
 }
 
-fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<()> {
-    let sources = builder.sources_digest()?;
+fn check(builders: &[PtxBuilder], folder: PathBuf) -> Result<()> {
+    let sources = builders.iter().map(PtxBuilder::sources_digest).collect::<Result<Vec<_>>>()?;
     let mut shipped = BTreeMap::new();
     let mut compilers = BTreeMap::new();
     for path in repository::ptx_files(&folder)? {
@@ -91,7 +92,7 @@ fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<()> {
     let shell = Shell::new()?;
     match Toolchain::find(&shell) {
         Ok(toolchain) if toolchain.identity == recorded => {
-            compare(&shipped, &compile(builder, &shell, &toolchain)?)?;
+            compare(&shipped, &compile(builders, &shell, &toolchain)?)?;
             println!("rebuilt with {recorded}: every byte agrees");
         }
         Ok(toolchain) => {
@@ -103,9 +104,12 @@ fn check(builder: &PtxBuilder, folder: PathBuf) -> Result<()> {
 }
 
 /// Checks one text by itself: digests, lint, and that every kernel is there.
-fn check_text(stem: &str, stamped: &str, sources: &str) -> Result<Stamp> {
+/// `sources` are the digests of the compilations; every one of the kernels is for an ISA of its own, in the order of those.
+fn check_text(stem: &str, stamped: &str, sources: &[String]) -> Result<Stamp> {
     let (stamp, text) = unstamp(stamped)?;
-    if stamp.sources != sources {
+    let isa = names(text).find_map(EntryName::parse).map_or(Isa::V70, |entry| entry.isa);
+    let sources = sources.get(isa as usize - 1).context("there is no compilation for its ISA")?;
+    if stamp.sources != *sources {
         bail!("stale: the sources' digest is {sources}, the header says {}", stamp.sources);
     }
     if let Some(finding) = ptx_lint::lint(stamped).first() {
@@ -146,13 +150,21 @@ fn compare(shipped: &BTreeMap<String, String>, rebuilt: &BTreeMap<String, String
     Ok(())
 }
 
-fn compile(builder: &PtxBuilder, shell: &Shell, toolchain: &Toolchain) -> Result<BTreeMap<String, String>> {
-    let spinner = ProgressBar::new_spinner();
-    spinner.set_message(format!("compiling {} with {}", builder.package(), toolchain.identity));
-    spinner.enable_steady_tick(Duration::from_millis(100));
-    let texts = builder.build(shell, toolchain);
-    spinner.finish_and_clear();
-    texts
+fn compile(
+    builders: &[PtxBuilder],
+    shell: &Shell,
+    toolchain: &Toolchain,
+) -> Result<BTreeMap<String, String>> {
+    let mut texts = BTreeMap::new();
+    for builder in builders {
+        let spinner = ProgressBar::new_spinner();
+        spinner.set_message(format!("compiling {} with {}", builder.package(), toolchain.identity));
+        spinner.enable_steady_tick(Duration::from_millis(100));
+        let built = builder.build(shell, toolchain);
+        spinner.finish_and_clear();
+        texts.extend(built?);
+    }
+    Ok(texts)
 }
 
 #[cfg(test)]
@@ -168,23 +180,28 @@ mod tests {
     fn shipped_ptx_is_complete_and_unedited() {
         let text = shipped("one_shot_w8");
         let (found, _) = unstamp(&text).unwrap();
-        assert_eq!(check_text("one_shot_w8", &text, &found.sources).unwrap(), found);
+        assert_eq!(check_text("one_shot_w8", &text, std::slice::from_ref(&found.sources)).unwrap(), found);
     }
 
     #[test]
     fn stale_edited_and_misplaced_ptx_is_refused() {
         let text = shipped("one_shot_w2");
         let (found, body) = unstamp(&text).unwrap();
-        let stale = check_text("one_shot_w2", &text, "another").unwrap_err();
+        let stale = check_text("one_shot_w2", &text, &["another".into()]).unwrap_err();
         assert!(stale.to_string().contains("stale"), "{stale}");
-        let misplaced = check_text("one_shot_w3", &text, &found.sources).unwrap_err();
+        let misplaced = check_text("one_shot_w3", &text, std::slice::from_ref(&found.sources)).unwrap_err();
         assert!(misplaced.to_string().contains("expected"), "{misplaced}");
-        let edited =
-            check_text("one_shot_w2", &text.replacen("add.rn", "sub.rn", 1), &found.sources).unwrap_err();
+        let edited = check_text(
+            "one_shot_w2",
+            &text.replacen("add.rn", "sub.rn", 1),
+            std::slice::from_ref(&found.sources),
+        )
+        .unwrap_err();
         assert!(edited.to_string().contains("edited"), "{edited}");
         let without_last = &body[..body.rfind(".visible").unwrap()];
         let incomplete = stamp(without_last, &found.compiler, &found.sources);
-        let incomplete = check_text("one_shot_w2", &incomplete, &found.sources).unwrap_err();
+        let incomplete =
+            check_text("one_shot_w2", &incomplete, std::slice::from_ref(&found.sources)).unwrap_err();
         assert!(incomplete.to_string().contains("5 kernels"), "{incomplete}");
     }
 
@@ -192,10 +209,10 @@ mod tests {
     fn the_floor_has_its_kernels_and_no_others() {
         let text = fs::read_to_string(repository::floor_ptx().join("floor.ptx")).unwrap();
         let (found, body) = unstamp(&text).unwrap();
-        assert_eq!(check_text("floor", &text, &found.sources).unwrap(), found);
+        assert_eq!(check_text("floor", &text, std::slice::from_ref(&found.sources)).unwrap(), found);
         let without_last = &body[..body.rfind(".visible").unwrap()];
         let incomplete = stamp(without_last, &found.compiler, &found.sources);
-        let incomplete = check_text("floor", &incomplete, &found.sources).unwrap_err();
+        let incomplete = check_text("floor", &incomplete, std::slice::from_ref(&found.sources)).unwrap_err();
         assert!(incomplete.to_string().contains("were expected"), "{incomplete}");
     }
 

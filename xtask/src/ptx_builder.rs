@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use meshreduce_wire::Isa;
 use xshell::{Shell, cmd};
 
 use crate::{ptx_lint, ptx_text, repository, toolchain::Toolchain};
@@ -18,7 +19,7 @@ const OPTIONS: &str = "-Zunstable-options -Cpanic=immediate-abort -Zmir-enable-p
 /// A compilation of a device crate.
 ///
 /// ```ignore
-/// let texts = PtxBuilder::kernels().arch("sm_70").copy_to("host/ptx").build(&shell, &toolchain)?;
+/// let texts = PtxBuilder::kernels(Isa::V70).build(&shell, &toolchain)?;
 /// ```
 #[derive(Clone, Debug)]
 pub(crate) struct PtxBuilder {
@@ -26,16 +27,23 @@ pub(crate) struct PtxBuilder {
     package: String,
     /// What it is compiled from beside its own folder: folders of crates, and files.
     also: Vec<PathBuf>,
-    arch: String,
-    ptx_feature: String,
-    copy_to: Option<PathBuf>,
+    /// The compute capability that it is for, and later ones.
+    arch: &'static str,
+    /// The compiler's name of the PTX ISA.
+    ptx_feature: &'static str,
+    /// The crate's features.
+    features: &'static [&'static str],
 }
 
 impl PtxBuilder {
-    /// Of the library's kernels.
-    pub(crate) fn kernels() -> Self {
+    /// Of the library's kernels that there are for `isa`.
+    pub(crate) fn kernels(isa: Isa) -> Self {
         let root = repository::root();
-        Self::new(root.join("kernels-gpu"), "meshreduce-kernels", vec![root.join("wire")])
+        let builder = Self::new(root.join("kernels-gpu"), "meshreduce-kernels", vec![root.join("wire")]);
+        match isa {
+            Isa::V84 => Self { arch: "sm_80", ptx_feature: "ptx84", features: &["b128"], ..builder },
+            _ => builder,
+        }
     }
 
     /// Of the kernels that measure the floor.
@@ -47,20 +55,7 @@ impl PtxBuilder {
 
     /// Of the crate in the folder `path`, which is compiled from what is there and from `also`.
     fn new(path: PathBuf, package: &str, also: Vec<PathBuf>) -> Self {
-        let (arch, ptx_feature) = ("sm_70".into(), "ptx70".into());
-        Self { path, package: package.into(), also, arch, ptx_feature, copy_to: None }
-    }
-
-    /// For this compute capability and later ones. Default: `sm_70`.
-    pub(crate) fn arch(mut self, arch: &str) -> Self {
-        self.arch = arch.into();
-        self
-    }
-
-    /// Also writes the texts into this folder and removes other PTX from it.
-    pub(crate) fn copy_to(mut self, folder: impl Into<PathBuf>) -> Self {
-        self.copy_to = Some(folder.into());
-        self
+        Self { path, package: package.into(), also, arch: "sm_70", ptx_feature: "ptx70", features: &[] }
     }
 
     /// Digest of all that decides the text, the compiler aside: the sources, by path and content in the order of paths, and
@@ -81,7 +76,7 @@ impl PtxBuilder {
             let content = fs::read(&file).with_context(|| format!("reading {}", repository::shown(&file)))?;
             named.insert(repository::shown(&file), content);
         }
-        let mut summary = format!("{}\n", self.rustflags());
+        let mut summary = format!("{} {}\n", self.rustflags(), self.features.join(","));
         for (name, content) in named {
             summary += &format!("{name} {}\n", ptx_text::sha256(&content));
         }
@@ -101,9 +96,6 @@ impl PtxBuilder {
             }
             *text = stamped;
         }
-        if let Some(folder) = &self.copy_to {
-            write(folder, &texts)?;
-        }
         Ok(texts)
     }
 
@@ -118,6 +110,7 @@ impl PtxBuilder {
 
     fn compile(&self, shell: &Shell, toolchain: &Toolchain) -> Result<String> {
         let key = ptx_text::sha256(format!("{}{}", toolchain.identity, self.rustflags()).as_bytes());
+        let features = self.features.join(",");
         let target = repository::target().join("device").join(&key[..12]);
         let release = target.join("nvptx64-nvidia-cuda/release");
         // The crate itself is always compiled anew (`core` is not), so that exactly one assembly file is there.
@@ -129,7 +122,7 @@ impl PtxBuilder {
         let Toolchain { rustc, cargo, .. } = toolchain;
         let output = cmd!(
             shell,
-            "{cargo} rustc --release --locked --target nvptx64-nvidia-cuda -Zbuild-std=core --crate-type rlib -- --emit=asm"
+            "{cargo} rustc --release --locked --features={features} --target nvptx64-nvidia-cuda -Zbuild-std=core --crate-type rlib -- --emit=asm"
         )
         .env("RUSTC", rustc)
         .env("RUSTC_BOOTSTRAP", "1")
@@ -158,7 +151,7 @@ impl PtxBuilder {
 }
 
 /// Writes texts into a folder and removes PTX from it that is not among them.
-fn write(folder: &Path, texts: &BTreeMap<String, String>) -> Result<()> {
+pub(crate) fn write(folder: &Path, texts: &BTreeMap<String, String>) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("creating {}", repository::shown(folder)))?;
     for old in repository::ptx_files(folder)? {
         let kept =

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fmt, mem::offset_of};
 
-use meshreduce_wire::{LaneParams, LaunchParams};
+use meshreduce_wire::{Isa, LaneParams, LaunchParams};
 
 use crate::ptx_text::{EntryName, FLOOR, LAUNCH_BOUNDS};
 
@@ -44,7 +44,7 @@ pub(crate) enum Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Rule::Target => "the text must be for sm_70, PTX 7.0, 64-bit addresses",
+            Rule::Target => "the text must be for sm_70 and PTX 7.0 or, with its suffix, sm_80 and PTX 8.4; 64-bit addresses",
             Rule::Function => "no function but entries",
             Rule::Call => "no call",
             Rule::Local => "no local memory",
@@ -83,13 +83,15 @@ impl Finding {
 pub(crate) fn lint(text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut entry: Option<Entry<'_>> = None;
-    let mut directives = 0;
+    let mut directives = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = Line { number: index + 1, text: line.split("//").next().unwrap_or_default().trim() };
         let mut report = |line: Line<'_>, rule| {
             findings.push(Finding { line: line.number, text: line.text.to_owned(), rule });
         };
-        directives += usize::from([".version 7.0", ".target sm_70", ".address_size 64"].contains(&line.text));
+        if [".version ", ".target ", ".address_size "].iter().any(|word| line.text.starts_with(word)) {
+            directives.push(line.text);
+        }
         if let Some((_, name)) = line.text.split_once(".entry ") {
             entry = Some(Entry::new(line, name.trim_end_matches('(')));
         }
@@ -103,7 +105,12 @@ pub(crate) fn lint(text: &str) -> Vec<Finding> {
             entry = None;
         }
     }
-    if directives != 3 {
+    let suffixed = text.lines().any(|line| line.contains(&format!("{}(", Isa::V84.suffix())));
+    let wanted = match suffixed {
+        true => [".version 8.4", ".target sm_80", ".address_size 64"],
+        false => [".version 7.0", ".target sm_70", ".address_size 64"],
+    };
+    if directives != wanted {
         findings.push(Finding {
             line: 1,
             text: text.lines().next().unwrap_or_default().into(),

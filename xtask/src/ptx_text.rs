@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail};
-use meshreduce_wire::{Algorithm, DType, MAX_RANKS, MIN_RANKS, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, MIN_RANKS, Op};
 use sha2::{Digest as _, Sha256};
 
 const MAGIC: &str = "// meshreduce PTX 1";
@@ -20,23 +20,26 @@ pub(crate) const LAUNCH_BOUNDS: &str = ".maxntid 512, 1, 1\n.maxnreg 64";
 
 const _: () = assert!(meshreduce_wire::MAX_THREADS == 512);
 
-/// What a kernel's entry name says: `{algorithm}_{dtype}_{op}_w{world size}`.
+/// What a kernel's entry name says: `{algorithm}_{dtype}_{op}_w{world size}` and the suffix of its ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryName {
     /// The algorithm.
     pub(crate) algorithm: Algorithm,
     /// The element type.
     pub(crate) dtype: DType,
-    /// The operation; [`Op::Sum`] also stands for the average.
+    /// The operation; [`Op::Sum`] also stands for the average, and [`Op::Min`] for the maximum.
     pub(crate) op: Op,
     /// The world size.
     pub(crate) ranks: usize,
+    /// The ISA of its text.
+    pub(crate) isa: Isa,
 }
 
 impl EntryName {
     /// Reads an entry name; `None` if it is not one.
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        let (rest, ranks) = name.rsplit_once("_w")?;
+        let isa = Isa::ALL.into_iter().rev().find(|isa| name.ends_with(isa.suffix()))?;
+        let (rest, ranks) = name.strip_suffix(isa.suffix())?.rsplit_once("_w")?;
         let (rest, op) = rest.rsplit_once('_')?;
         let (algorithm, dtype) = rest.rsplit_once('_')?;
         let found = Self {
@@ -44,20 +47,21 @@ impl EntryName {
             dtype: DType::ALL.into_iter().find(|value| value.name() == dtype)?,
             op: Op::ALL.into_iter().find(|value| value.kernel_name() == op)?,
             ranks: ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?,
+            isa,
         };
         (found.to_string() == name).then_some(found)
     }
 
     /// The file that the entry goes to, without `.ptx`.
     pub(crate) fn file_stem(self) -> String {
-        format!("{}_w{}", self.algorithm.kernel_name(), self.ranks)
+        format!("{}_w{}{}", self.algorithm.kernel_name(), self.ranks, self.isa.suffix())
     }
 }
 
 impl std::fmt::Display for EntryName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (algorithm, dtype, op) = (self.algorithm.kernel_name(), self.dtype.name(), self.op.kernel_name());
-        write!(f, "{algorithm}_{dtype}_{op}_w{}", self.ranks)
+        write!(f, "{algorithm}_{dtype}_{op}_w{}{}", self.ranks, self.isa.suffix())
     }
 }
 

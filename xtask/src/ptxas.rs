@@ -95,6 +95,10 @@ fn assemble(shell: &Shell, ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assemb
     let mut kernels = Vec::new();
     for file in files {
         for target in TARGETS {
+            if !runs_on(file, target)? {
+                progress.inc(1);
+                continue;
+            }
             progress.set_message(format!("{} for {target}", repository::shown(file)));
             let found = assemble_one(shell, ptxas, file, target, &cubin)?;
             kernels.extend(found);
@@ -103,6 +107,16 @@ fn assemble(shell: &Shell, ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assemb
     }
     progress.finish_and_clear();
     Ok(kernels)
+}
+
+/// Whether a text is for this target or an earlier one.
+pub(crate) fn runs_on(file: &Path, target: &str) -> Result<bool> {
+    let number =
+        |target: &str| target.trim_start_matches("sm_").trim_end_matches(['a', 'f']).parse::<u32>().ok();
+    let text = fs::read_to_string(file).with_context(|| format!("reading {}", repository::shown(file)))?;
+    let own = text.lines().find_map(|line| line.strip_prefix(".target "));
+    // Of a text that does not say so, ptxas knows what is wrong.
+    Ok(own.and_then(number).is_none_or(|own| number(target).is_none_or(|target| target >= own)))
 }
 
 /// Assembles one text for one target to `cubin`. Kernels are in the order of their names.

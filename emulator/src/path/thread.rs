@@ -324,7 +324,7 @@ impl Thread {
         shared: &mut Words,
         store: &Store,
     ) -> Result<(), String> {
-        let Store { target, order, scope, ty, lanes, a } = store;
+        let Store { target, order, scope, ty, lanes, a, .. } = store;
         let each = ty.bytes() as usize;
         let bytes = each * usize::from(*lanes);
         let (space, address) = self.resolve((target.space, target.base, target.offset), bytes)?;

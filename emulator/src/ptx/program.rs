@@ -41,6 +41,8 @@ pub struct Kernel {
     pub(crate) specials: Box<[Special]>,
     /// Memory instructions, which are numbered by `site`.
     pub(crate) sites: u16,
+    /// Whether some of them access sixteen bytes at once.
+    pub(crate) accesses_b128: bool,
     /// The module's initialised constant memory.
     pub(crate) constant_memory: Arc<[u8]>,
     /// The module's text, for reports.
@@ -215,6 +217,8 @@ pub(crate) struct Load {
     pub(crate) noncoherent: bool,
     pub(crate) ty: Type,
     pub(crate) lanes: u8,
+    /// Two lanes of 64 bits are one scalar access: `.b128`.
+    pub(crate) whole: bool,
     pub(crate) d: [Slot; 4],
 }
 
@@ -225,6 +229,8 @@ pub(crate) struct Store {
     pub(crate) scope: Scope,
     pub(crate) ty: Type,
     pub(crate) lanes: u8,
+    /// Two lanes of 64 bits are one scalar access: `.b128`.
+    pub(crate) whole: bool,
     pub(crate) a: [Slot; 4],
 }
 

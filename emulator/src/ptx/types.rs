@@ -10,6 +10,8 @@ pub enum Type {
     B16,
     B32,
     B64,
+    /// In two registers of 64 bits.
+    B128,
     U8,
     U16,
     U32,
@@ -43,11 +45,12 @@ pub enum Class {
 }
 
 impl Type {
-    const NAMES: [(&'static str, Type); 19] = [
+    const NAMES: [(&'static str, Type); 20] = [
         ("b8", Type::B8),
         ("b16", Type::B16),
         ("b32", Type::B32),
         ("b64", Type::B64),
+        ("b128", Type::B128),
         ("u8", Type::U8),
         ("u16", Type::U16),
         ("u32", Type::U32),
@@ -78,6 +81,7 @@ impl Type {
             Type::B16 | Type::U16 | Type::S16 | Type::F16 | Type::Bf16 => 16,
             Type::B32 | Type::U32 | Type::S32 | Type::F32 | Type::F16x2 | Type::Bf16x2 => 32,
             Type::B64 | Type::U64 | Type::S64 | Type::F64 => 64,
+            Type::B128 => 128,
         }
     }
 
@@ -89,7 +93,7 @@ impl Type {
     /// What the bits mean.
     pub const fn class(self) -> Class {
         match self {
-            Type::B8 | Type::B16 | Type::B32 | Type::B64 => Class::Bits,
+            Type::B8 | Type::B16 | Type::B32 | Type::B64 | Type::B128 => Class::Bits,
             Type::U8 | Type::U16 | Type::U32 | Type::U64 => Class::Unsigned,
             Type::S8 | Type::S16 | Type::S32 | Type::S64 => Class::Signed,
             Type::F16 | Type::F16x2 | Type::Bf16 | Type::Bf16x2 | Type::F32 | Type::F64 => Class::Float,

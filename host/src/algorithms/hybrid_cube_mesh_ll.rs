@@ -8,5 +8,6 @@ use meshreduce_wire::Algorithm;
 pub(super) const DESCRIPTION: Description = Description {
     algorithm: Algorithm::HybridCubeMeshLl,
     topology: Topology::HybridCubeMesh,
-    texts: [None, None, None, None, None, None, Some(include_str!("../../ptx/hybrid_cube_mesh_ll_w8.ptx"))],
+    texts: super::cube_texts!("hybrid_cube_mesh_ll"),
+    later_texts: super::NONE,
 };

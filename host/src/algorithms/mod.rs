@@ -1,6 +1,28 @@
 //! The algorithms that are shipped: one file each, stating what it needs.
 #![forbid(unsafe_code)]
 
+/// The texts of an algorithm, for 2 to 8 ranks, by the names of their files.
+macro_rules! texts {
+    ($name:literal, $suffix:literal) => {
+        super::texts!(@of $name, $suffix, "_w2", "_w3", "_w4", "_w5", "_w6", "_w7", "_w8")
+    };
+    (@of $name:literal, $suffix:literal, $($ranks:literal),+) => {
+        [$(Some(include_str!(concat!("../../ptx/", $name, $ranks, $suffix, ".ptx")))),+]
+    };
+}
+use texts;
+
+/// The text of an algorithm for hybrid cube meshes, which have 8 ranks.
+macro_rules! cube_texts {
+    ($name:literal) => {
+        [None, None, None, None, None, None, Some(include_str!(concat!("../../ptx/", $name, "_w8.ptx")))]
+    };
+}
+use cube_texts;
+
+/// No text, for 2 to 8 ranks.
+const NONE: [Option<&str>; 7] = [None; 7];
+
 mod hybrid_cube_mesh;
 mod hybrid_cube_mesh_ll;
 mod one_shot;
@@ -9,7 +31,7 @@ mod two_shot;
 mod two_shot_ll;
 
 use meshreduce_wire::packets::{self, PacketLayout};
-use meshreduce_wire::{Algorithm, DType, geometry};
+use meshreduce_wire::{Algorithm, DType, Isa, geometry};
 
 use crate::config::Limits;
 use crate::topology::{Mesh, Topology};
@@ -22,12 +44,18 @@ pub(crate) struct Description {
     pub(crate) topology: Topology,
     /// The PTX texts for 2 to 8 ranks, where the algorithm takes that many.
     pub(crate) texts: [Option<&'static str>; 7],
+    /// Those for [`Isa::V84`].
+    pub(crate) later_texts: [Option<&'static str>; 7],
 }
 
 impl Description {
-    /// The PTX text for `world_size` ranks.
-    pub(crate) fn text(&self, world_size: usize) -> Option<&'static str> {
-        self.texts.get(world_size.checked_sub(meshreduce_wire::MIN_RANKS)?).copied().flatten()
+    /// The PTX text for `world_size` ranks in this ISA, if there is one.
+    pub(crate) fn text(&self, world_size: usize, isa: Isa) -> Option<&'static str> {
+        let texts = match isa {
+            Isa::V84 => &self.later_texts,
+            _ => &self.texts,
+        };
+        texts.get(world_size.checked_sub(meshreduce_wire::MIN_RANKS)?).copied().flatten()
     }
 }
 

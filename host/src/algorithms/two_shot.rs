@@ -9,13 +9,6 @@ use meshreduce_wire::Algorithm;
 pub(super) const DESCRIPTION: Description = Description {
     algorithm: Algorithm::TwoShot,
     topology: Topology::FullyConnected,
-    texts: [
-        Some(include_str!("../../ptx/two_shot_w2.ptx")),
-        Some(include_str!("../../ptx/two_shot_w3.ptx")),
-        Some(include_str!("../../ptx/two_shot_w4.ptx")),
-        Some(include_str!("../../ptx/two_shot_w5.ptx")),
-        Some(include_str!("../../ptx/two_shot_w6.ptx")),
-        Some(include_str!("../../ptx/two_shot_w7.ptx")),
-        Some(include_str!("../../ptx/two_shot_w8.ptx")),
-    ],
+    texts: super::texts!("two_shot", ""),
+    later_texts: super::NONE,
 };

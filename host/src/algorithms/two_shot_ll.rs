@@ -9,13 +9,6 @@ use meshreduce_wire::Algorithm;
 pub(super) const DESCRIPTION: Description = Description {
     algorithm: Algorithm::TwoShotLl,
     topology: Topology::FullyConnected,
-    texts: [
-        Some(include_str!("../../ptx/two_shot_ll_w2.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w3.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w4.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w5.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w6.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w7.ptx")),
-        Some(include_str!("../../ptx/two_shot_ll_w8.ptx")),
-    ],
+    texts: super::texts!("two_shot_ll", ""),
+    later_texts: super::texts!("two_shot_ll", "_b128"),
 };

@@ -5,6 +5,7 @@ use meshreduce_device::Function;
 use meshreduce_wire::{DType, Geometry, LaunchDescriptor, Op};
 
 use crate::error::Error;
+use crate::kernels::Kernel;
 use crate::shared::Shared;
 
 /// How many are remembered. (Two of a layer, for two batch sizes.)
@@ -33,16 +34,13 @@ impl Plan {
     fn new(kind: Kind, bytes: u64, shared: &Shared) -> Result<Self, Error> {
         let Kind { count, dtype, op } = kind;
         let algorithm = shared.select(bytes, dtype, op)?;
-        let function = shared.kernels.function(algorithm, dtype, op).ok_or(Error::Unsupported {
-            algorithm,
-            dtype,
-            op,
-        })?;
+        let Kernel { function, isa } =
+            shared.kernels.kernel(algorithm, dtype, op).ok_or(Error::Unsupported { algorithm, dtype, op })?;
         let (count, world_size) = (count as u64, shared.world_size() as u32);
         let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
         Ok(Self {
             function,
-            geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap),
+            geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap, isa),
             descriptor: descriptor.encode(),
             tag: descriptor.tag(),
             scale: op.scale(world_size),

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshreduce_device::identity::Device;
-use meshreduce_device::{self as device, PrimaryContext, Stream};
+use meshreduce_device::{self as device, ComputeCapability, PrimaryContext, Stream};
 use meshreduce_store::clock::Pause;
 use meshreduce_store::identity::{Member, Process, namespace};
-use meshreduce_wire::MAX_BLOCKS;
 use meshreduce_wire::segment::SegmentLayout;
+use meshreduce_wire::{Isa, MAX_BLOCKS};
 
 use super::exchange::{Acknowledgement, First, Identity, Offer, Second, judge_first, judge_second, settings};
 use super::session::{Session, Stop};
@@ -68,10 +68,13 @@ impl Assembly {
             device: context.identity()?,
         };
         let capability = context.compute_capability()?;
-        let digest = KernelText::digest(&texts);
-        let settings = settings(config, world_size, &digest);
+        let settings = settings(config, world_size, &KernelText::digest(&texts));
+        let ComputeCapability { major, minor } = capability;
+        let isa = Isa::best((major, minor), device::driver_version()?.0).min(config.latest_isa);
 
-        let first = session.exchange(Step::First, &First { identity, capability, settings })?;
+        let first = session.exchange(Step::First, &First { identity, capability, isa, settings })?;
+        let isa = first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70);
+        let texts = KernelText::agreed(texts, isa);
         let needed = KernelText::needed(&texts);
         if let Some(verdict) = judge_first(&first, config.allow_shared_devices, needed) {
             return Err(session.decide(verdict));
@@ -95,7 +98,7 @@ impl Assembly {
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
-            let loaded = Loaded::get(&context, &texts, &digest, ground, world_size)?;
+            let loaded = Loaded::get(&context, &texts, ground, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
             let share = Share::of(&loaded.kernels, &context, sharers, config)?;
             own.block_cap = share.block_cap;
@@ -158,7 +161,7 @@ impl Assembly {
         residency.shrink(block_cap * config.lanes);
         let mesh = own.mesh;
         let parts =
-            Parts { context, stream, loaded, mappings, control, selector, processes, mesh, residency };
+            Parts { context, stream, loaded, isa, mappings, control, selector, processes, mesh, residency };
         let shared = Shared::new(parts, layout, rank, block_cap, config)?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
             Ok(_) => Ok(shared),

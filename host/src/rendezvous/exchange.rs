@@ -5,7 +5,7 @@ use meshreduce_device::identity::{Device, PciAddress};
 use meshreduce_device::{ComputeCapability, IpcHandle};
 use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 use meshreduce_store::identity::Member;
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, Isa};
 
 use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
 use crate::algorithms::Ground;
@@ -40,6 +40,8 @@ pub(crate) struct First {
     pub(crate) identity: Identity,
     /// What its device is.
     pub(crate) capability: ComputeCapability,
+    /// The latest ISA that it takes.
+    pub(crate) isa: Isa,
     /// Name and value of everything that must be equal.
     pub(crate) settings: Vec<(String, String)>,
 }
@@ -208,6 +210,7 @@ impl Payload for First {
         out.raw(&[device.pci.bus, device.pci.device, device.pci.function]);
         out.raw(&device.uuid);
         write_capability(self.capability, out);
+        out.u8(self.isa as u8);
         out.list(&self.settings, |out, (name, value)| {
             out.text(name);
             out.text(value);
@@ -222,8 +225,10 @@ impl Payload for First {
         let [bus, device, function] = from.array()?;
         let device = Device { pci: PciAddress { domain, bus, device, function }, uuid: from.array()? };
         let capability = read_capability(from)?;
+        let code = from.u8()?;
+        let isa = Isa::from_repr(code).ok_or_else(|| Malformed::wrong(format!("{code} is no ISA")))?;
         let settings = from.list(|from| Ok((from.text()?, from.text()?)))?;
-        Ok(Self { identity: Identity { member, network, ipc, device }, capability, settings })
+        Ok(Self { identity: Identity { member, network, ipc, device }, capability, isa, settings })
     }
 }
 
@@ -306,6 +311,7 @@ mod tests {
                 },
             },
             capability: VOLTA,
+            isa: Isa::V84,
             settings: settings(&Config::default(), 2, "digest"),
         }
     }

@@ -168,6 +168,10 @@ fn examine(shell: &Shell, tools: &Tools, files: &[PathBuf], targets: &[String]) 
     let mut kernels = Vec::new();
     for file in files {
         for target in targets {
+            if !ptxas::runs_on(file, target)? {
+                progress.inc(1);
+                continue;
+            }
             progress.set_message(format!("{} for {target}", repository::shown(file)));
             let assembled = ptxas::assemble_one(shell, &tools.ptxas, file, target, &cubin)?;
             let code = disassemble(shell, &tools.nvdisasm, target, &cubin)

@@ -28,7 +28,7 @@ pub(super) struct Who {
 pub(super) struct Access {
     pub(super) who: Who,
     /// Bytes of the word.
-    pub(super) mask: u8,
+    pub(super) mask: u16,
     pub(super) strong: bool,
     pub(super) scope: Scope,
     pub(super) mapping: u32,
@@ -38,7 +38,7 @@ pub(super) struct Access {
 pub(super) struct Write {
     pub(super) access: Access,
     /// The bytes, in their places in the word.
-    pub(super) value: u64,
+    pub(super) value: u128,
     /// By an `atom` or `red`.
     pub(super) atomic: bool,
     /// What preceded it in causality order, its own thread aside.
@@ -86,7 +86,7 @@ pub(super) struct Exposed {
     pub(super) knowledge: Knowledge,
     pub(super) closings: Vec<Closing>,
     /// The bytes and the write that it returns, once somebody who follows it has come to the word.
-    pub(super) choice: Option<(u64, Option<Write>)>,
+    pub(super) choice: Option<(u128, Option<Write>)>,
 }
 
 /// The end of an acquire pattern that began with a load which is still open: an acquire operation, or a fence.
@@ -160,7 +160,7 @@ impl Access {
 }
 
 impl Write {
-    pub(super) fn new(access: Access, value: u64, knowledge: Knowledge) -> Self {
+    pub(super) fn new(access: Access, value: u128, knowledge: Knowledge) -> Self {
         Self {
             access,
             value,
@@ -233,7 +233,7 @@ impl Cell {
 
     /// Finds the writes that `reader` may return for the bytes `mask`, the latest first; `None` is the value before
     /// the history.
-    pub(super) fn candidates(&self, reader: &Reader<'_>, mask: u8, out: &mut Vec<Option<usize>>) {
+    pub(super) fn candidates(&self, reader: &Reader<'_>, mask: u16, out: &mut Vec<Option<usize>>) {
         out.clear();
         // By index from the end: the write, or one that is coherence-behind it, precedes the read.
         let mut hidden: Vec<(usize, bool)> = Vec::new();
@@ -262,7 +262,7 @@ impl Cell {
     }
 
     /// Finds the writes of the bytes `mask` that no other is coherence-behind.
-    pub(super) fn last(&self, mask: u8, out: &mut Vec<Option<usize>>) {
+    pub(super) fn last(&self, mask: u16, out: &mut Vec<Option<usize>>) {
         out.clear();
         let concerned = |write: &&Write| write.access.mask & mask != 0;
         for (index, write) in self.writes.iter().enumerate().rev().filter(|(_, write)| concerned(write)) {
@@ -273,7 +273,7 @@ impl Cell {
     }
 
     /// Whether every write that concerns `mask` covers all of it, so that it has one value.
-    pub(super) fn is_uniform(&self, mask: u8) -> bool {
+    pub(super) fn is_uniform(&self, mask: u16) -> bool {
         self.writes.iter().all(|write| {
             let common = write.access.mask & mask;
             common == 0 || common == mask
@@ -321,7 +321,7 @@ impl Cell {
     }
 
     /// Takes an open load out of the sight of others; what it returns, if that has been decided.
-    pub(super) fn conceal(&mut self, load: Event) -> Option<(u64, Option<Write>)> {
+    pub(super) fn conceal(&mut self, load: Event) -> Option<(u128, Option<Write>)> {
         let at = self.exposed.iter().position(|known| known.access.who.event == load)?;
         self.exposed.swap_remove(at).choice
     }
@@ -357,14 +357,29 @@ impl Cell {
 
     /// Forgets the writes that nobody can read any more: those before the last one that everybody knows.
     pub(super) fn prune(&mut self, everybody: impl Fn(&Access) -> bool) {
-        let whole = self.writes.iter().fold(0, |mask, write| mask | write.access.mask);
-        let last = self
-            .writes
-            .iter()
-            .rposition(|write| write.dominates && write.access.mask == whole && everybody(&write.access));
-        if let Some(last) = last {
-            self.writes.drain(..last);
+        for region in self.regions() {
+            let writes = || self.writes.iter().filter(|write| write.access.mask & region != 0);
+            let whole = writes().fold(0, |mask, write| mask | write.access.mask);
+            let last = self
+                .writes
+                .iter()
+                .rposition(|write| write.dominates && write.access.mask == whole && everybody(&write.access));
+            if let Some(last) = last {
+                let mut at = 0;
+                self.writes.retain(|write| {
+                    at += 1;
+                    at > last || write.access.mask & region == 0
+                });
+            }
         }
+    }
+
+    /// The parts of the word that have histories of their own: its halves of eight bytes, unless a write spans them.
+    pub(super) fn regions(&self) -> impl Iterator<Item = u16> + use<> {
+        const HALVES: [u16; 2] = [0x00ff, 0xff00];
+        let spans = |write: &Write| HALVES.iter().all(|half| write.access.mask & half != 0);
+        let regions = if self.writes.iter().any(spans) { [0xffff, 0] } else { HALVES };
+        regions.into_iter().filter(|region| *region != 0)
     }
 
     /// The earlier accesses with which a read conflicts; the read is remembered.

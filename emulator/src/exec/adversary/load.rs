@@ -8,6 +8,7 @@ use super::report::Finding;
 use super::thread::{Glimpse, Thread};
 use super::trace::What;
 use super::view::Knowledge;
+use crate::ptx::Slot;
 use crate::ptx::semantics::convert::extend;
 use crate::ptx::types::{Order, Scope, Type};
 
@@ -19,8 +20,21 @@ pub(super) struct LoadOf {
     pub(super) scope: Scope,
     pub(super) noncoherent: bool,
     pub(super) ty: Type,
-    pub(super) slot: u16,
+    pub(super) to: Registers,
     pub(super) pc: u32,
+}
+
+/// Where a scalar goes: one register, or of sixteen bytes two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Registers {
+    pub(super) low: Slot,
+    pub(super) high: Option<Slot>,
+}
+
+impl Registers {
+    pub(super) fn iter(self) -> impl Iterator<Item = Slot> {
+        std::iter::once(self.low).chain(self.high)
+    }
 }
 
 /// What a read means for acquire patterns.
@@ -70,7 +84,7 @@ impl Model {
             access,
             place: load.place,
             ty: load.ty,
-            slot: load.slot,
+            to: load.to,
             knowledge,
             noncoherent: load.noncoherent,
             closings,
@@ -165,7 +179,10 @@ impl Model {
             chosen
         });
         let bits = value >> (8 * u32::from(open.place.shift));
-        thread.set(open.slot, extend(bits, open.ty));
+        thread.set(open.to.low, extend(bits as u64, open.ty));
+        if let Some(high) = open.to.high {
+            thread.set(high, (bits >> 64) as u64);
+        }
         self.trace
             .add(self.now, What::Load, &access, word, bits, || write.as_ref().map(|write| write.access.who));
         match write {
@@ -180,7 +197,7 @@ impl Model {
 
     /// Chooses what a read returns: the bytes, in their places in the word, and the write, if it is not older than the
     /// history.
-    fn value(&mut self, word: WordId, reader: &Reader<'_>, closings: &[Closing]) -> (u64, Option<Write>) {
+    fn value(&mut self, word: WordId, reader: &Reader<'_>, closings: &[Closing]) -> (u128, Option<Write>) {
         let mask = reader.access.mask;
         let mut value = self.memory.settled(word);
         let mut from = None;
@@ -190,7 +207,7 @@ impl Model {
                 value = self.memory.cell(word).writes[index].value;
             }
         } else {
-            for bit in (0..8).map(|bit| 1u8 << bit).filter(|bit| bit & mask != 0) {
+            for bit in (0..16).map(|bit| 1u16 << bit).filter(|bit| bit & mask != 0) {
                 if let Some(index) = self.choose(word, reader, bit, closings) {
                     let byte = self.memory.cell(word).writes[index].value;
                     value = value & !bits_of(bit) | byte & bits_of(bit);
@@ -205,7 +222,7 @@ impl Model {
         &mut self,
         word: WordId,
         reader: &Reader<'_>,
-        mask: u8,
+        mask: u16,
         closings: &[Closing],
     ) -> Option<usize> {
         let mut candidates = std::mem::take(&mut self.candidates);

@@ -1,5 +1,5 @@
-//! Allocations and their words. An access of at most eight bytes lies within one aligned word, and a word keeps the
-//! history of the writes to it that some thread might still read.
+//! Allocations and their words. A scalar access lies within one aligned word, and a word keeps the history of the writes to it
+//! that some thread might still read. Words have eight bytes, or sixteen where a kernel accesses so many at once.
 
 use super::history::Cell;
 
@@ -13,12 +13,20 @@ pub(super) struct Place {
     /// Bytes from the beginning of the word.
     pub(super) shift: u8,
     /// The bytes of the word, one bit each.
-    pub(super) mask: u8,
+    pub(super) mask: u16,
     /// The mapping through which it is reached.
     pub(super) mapping: u32,
 }
 
-/// A word of an allocation.
+impl Place {
+    /// Whether both concern the same eight bytes.
+    pub(super) fn meets(&self, other: &Place) -> bool {
+        self.word == other.word
+            && [0x00ff, 0xff00].iter().any(|half| self.mask & half != 0 && other.mask & half != 0)
+    }
+}
+
+/// A word of an allocation, by its first eight bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct WordId {
     pub(super) allocation: u32,
@@ -38,6 +46,8 @@ pub(super) struct Memory {
     hidden: Vec<u32>,
     /// Words that have a cell.
     active: Vec<WordId>,
+    /// Whether words have sixteen bytes.
+    wide: bool,
 }
 
 #[derive(Debug)]
@@ -46,11 +56,12 @@ struct Allocation {
     words: Vec<Word>,
 }
 
+/// Eight bytes, which are a word or half of one.
 #[derive(Clone, Copy, Debug)]
 struct Word {
     /// The value before the writes of the cell.
     settled: u64,
-    /// Index of the cell plus one, or 0.
+    /// Index of the cell plus one, or 0. In a word of sixteen bytes its first half has it.
     cell: u32,
 }
 
@@ -72,7 +83,7 @@ struct Label {
 impl Memory {
     /// A zeroed allocation, without an address.
     fn hidden(&mut self, bytes: u64) -> u32 {
-        let words = vec![Word { settled: 0, cell: 0 }; bytes.div_ceil(8) as usize];
+        let words = vec![Word { settled: 0, cell: 0 }; 2 * bytes.div_ceil(16) as usize];
         self.allocations.push(Allocation { bytes, words });
         self.allocations.len() as u32 - 1
     }
@@ -133,11 +144,17 @@ impl Memory {
             .map(|(base, mapping)| (base, mapping.bytes, mapping.allocation as usize, mapping.offset))
     }
 
+    /// From now on words have sixteen bytes, for kernels that access so many at once. Nothing is running.
+    pub(super) fn widen(&mut self) {
+        assert!(self.active.is_empty(), "histories are of words of one size");
+        self.wide = true;
+    }
+
     /// The place of a scalar of `bytes` bytes at an aligned global address.
     pub(super) fn place(&self, address: u64, bytes: u32) -> Result<Place, String> {
         let (index, offset) = self.find(address, u64::from(bytes))?;
         let mapping = self.mappings[index as usize];
-        Ok(Self::at(mapping.allocation, mapping.offset + offset, bytes, index))
+        Ok(self.at(mapping.allocation, mapping.offset + offset, bytes, index))
     }
 
     /// The place of a scalar in an allocation without an address.
@@ -146,19 +163,22 @@ impl Memory {
         if offset + u64::from(bytes) > size {
             return Err(format!("offset {offset} of {size} bytes of shared memory"));
         }
-        Ok(Self::at(allocation, offset, bytes, u32::MAX))
+        Ok(self.at(allocation, offset, bytes, u32::MAX))
     }
 
-    fn at(allocation: u32, offset: u64, bytes: u32, mapping: u32) -> Place {
-        let shift = (offset % 8) as u8;
+    fn at(&self, allocation: u32, offset: u64, bytes: u32, mapping: u32) -> Place {
+        let size = if self.wide { 16 } else { 8 };
+        let shift = (offset % size) as u8;
         let mask = ((1u32 << bytes) - 1) << shift;
-        Place { word: WordId { allocation, index: (offset / 8) as u32 }, shift, mask: mask as u8, mapping }
+        let word = WordId { allocation, index: ((offset - u64::from(shift)) / 8) as u32 };
+        Place { word, shift, mask: mask as u16, mapping }
     }
 
     /// The value of a word before its cell's writes.
     #[inline]
-    pub(super) fn settled(&self, id: WordId) -> u64 {
-        self.allocations[id.allocation as usize].words[id.index as usize].settled
+    pub(super) fn settled(&self, id: WordId) -> u128 {
+        let words = &self.allocations[id.allocation as usize].words[id.index as usize..];
+        u128::from(words[0].settled) | if self.wide { u128::from(words[1].settled) << 64 } else { 0 }
     }
 
     /// The history of a word, and its value before.
@@ -179,14 +199,19 @@ impl Memory {
     }
 
     /// Ends all histories, and memory without an address: `last` says which value a history leaves behind.
-    pub(super) fn settle(&mut self, mut last: impl FnMut(&Cell, u64) -> u64) {
+    pub(super) fn settle(&mut self, mut last: impl FnMut(&Cell, u128) -> u128) {
         for id in std::mem::take(&mut self.active) {
-            let word = &mut self.allocations[id.allocation as usize].words[id.index as usize];
-            let cell = &mut self.cells[word.cell as usize - 1];
-            word.settled = last(cell, word.settled);
+            let settled = self.settled(id);
+            let words = &mut self.allocations[id.allocation as usize].words[id.index as usize..];
+            let cell = &mut self.cells[words[0].cell as usize - 1];
+            let value = last(cell, settled);
+            words[0].settled = value as u64;
+            if self.wide {
+                words[1].settled = (value >> 64) as u64;
+            }
             cell.clear();
-            self.spare.push(word.cell);
-            word.cell = 0;
+            self.spare.push(words[0].cell);
+            words[0].cell = 0;
         }
         for allocation in self.hidden.drain(..) {
             self.allocations[allocation as usize].words = Vec::new();
@@ -217,8 +242,8 @@ impl Memory {
     }
 
     /// A place in words: the label with the offset in it, else allocation and offset.
-    pub(super) fn describe(&self, word: WordId, mask: u8) -> String {
-        let offset = u64::from(word.index) * 8 + u64::from(mask.trailing_zeros().min(7));
+    pub(super) fn describe(&self, word: WordId, mask: u16) -> String {
+        let offset = u64::from(word.index) * 8 + u64::from(mask.trailing_zeros().min(15));
         // The narrowest label says most.
         let label = self
             .labels
@@ -238,10 +263,10 @@ impl Memory {
 
 /// Expands a mask of bytes to a mask of bits.
 #[inline]
-pub(super) const fn bits_of(mask: u8) -> u64 {
+pub(super) const fn bits_of(mask: u16) -> u128 {
     let mut bits = 0;
     let mut at = 0;
-    while at < 8 {
+    while at < 16 {
         if mask >> at & 1 == 1 {
             bits |= 0xff << (at * 8);
         }

@@ -234,6 +234,9 @@ impl Session {
             (1..=1 << 16).contains(&threads) && (1..=1 << 31).contains(&blocks),
             "an empty or huge launch"
         );
+        if launch.kernel.accesses_b128 {
+            self.machine.model.memory.widen();
+        }
         self.machine.devices[device.index()].queue.push_back(Arc::new(launch));
     }
 

@@ -104,7 +104,7 @@ impl Model {
         &mut self,
         thread: &mut Thread,
         store: StoreOf,
-        bits: u64,
+        bits: u128,
     ) -> Result<(), Box<Finding>> {
         let who = thread.event(store.pc);
         let word = store.place.word;
@@ -164,8 +164,9 @@ impl Model {
         let source = from.map(|index| self.memory.cell(word).writes[index].clone());
         let shift = 8 * u32::from(store.place.shift);
         let whole = source.as_ref().map_or(self.memory.settled(word), |write| write.value);
-        let old = (whole & bits_of(access.mask)) >> shift;
-        self.trace.add(self.now, What::Atomic, &access, word, old, || {
+        // Of at most eight bytes.
+        let old = ((whole & bits_of(access.mask)) >> shift) as u64;
+        self.trace.add(self.now, What::Atomic, &access, word, old.into(), || {
             source.as_ref().map(|write| write.access.who)
         });
         let pattern = match (acquire, reduction) {
@@ -187,7 +188,8 @@ impl Model {
         };
         // What it has synchronized with precedes it; what it has only observed does not.
         self.check_write(word, &access, &knowledge.with_base_of(&thread.knowledge))?;
-        let mut write = Write::new(access, (new << shift) & bits_of(access.mask), thread.knowledge.clone());
+        let mut write =
+            Write::new(access, (u128::from(new) << shift) & bits_of(access.mask), thread.knowledge.clone());
         write.atomic = true;
         let source = source.filter(|source| source.access.morally_strong(&access));
         write.releases = releases(thread, word, &access, store.order, source.as_ref());
@@ -272,14 +274,19 @@ impl Model {
         let Self { memory, random, candidates, .. } = self;
         memory.settle(|cell, settled| {
             let mut value = settled;
-            let written = cell.writes.iter().fold(0, |mask, write| mask | write.access.mask);
-            let one = cell.writes.iter().all(|write| write.access.mask == written);
-            let parts = (0..8).map(|bit| 1u8 << bit).filter(|bit| !one && bit & written != 0);
-            for mask in one.then_some(written).into_iter().chain(parts) {
-                cell.last(mask, candidates);
-                let at = ((u64::from(random.next_u32()) * candidates.len() as u64) >> 32) as usize;
-                if let Some(Some(index)) = candidates.get(at) {
-                    value = value & !bits_of(mask) | cell.writes[*index].value & bits_of(mask);
+            for region in cell.regions() {
+                let masks = || cell.writes.iter().map(|write| write.access.mask & region);
+                let written = masks().fold(0, |all, mask| all | mask);
+                let one = masks().all(|mask| mask == written || mask == 0);
+                let parts = (0..16).map(|bit| 1u16 << bit).filter(|bit| !one && bit & written != 0);
+                // (Words that were only read take a draw too: what a seed plays does not depend on the words' size.)
+                let whole = (one && (written != 0 || region & 1 != 0)).then_some(written);
+                for mask in whole.into_iter().chain(parts) {
+                    cell.last(mask, candidates);
+                    let at = ((u64::from(random.next_u32()) * candidates.len() as u64) >> 32) as usize;
+                    if let Some(Some(index)) = candidates.get(at) {
+                        value = value & !bits_of(mask) | cell.writes[*index].value & bits_of(mask);
+                    }
                 }
             }
             value

@@ -1,11 +1,11 @@
 //! Loads of a thread whose value has not been chosen.
 
 use super::history::{Access, Closing, Reader};
+use super::load::Registers;
 use super::memory::Place;
 use super::model::Model;
 use super::thread::Thread;
 use super::view::Knowledge;
-use crate::ptx::Slot;
 use crate::ptx::types::{Scope, Type};
 
 /// A load whose value is still open.
@@ -14,7 +14,7 @@ pub(super) struct Pending {
     pub(super) access: Access,
     pub(super) place: Place,
     pub(super) ty: Type,
-    pub(super) slot: Slot,
+    pub(super) to: Registers,
     /// What the thread knew when it issued the load.
     pub(super) knowledge: Knowledge,
     pub(super) noncoherent: bool,
@@ -34,7 +34,7 @@ impl Pending {
 
 impl Thread {
     pub(super) fn leave_open(&mut self, open: Pending) {
-        self.waits[usize::from(open.slot)] = true;
+        open.to.iter().for_each(|slot| self.waits[usize::from(slot)] = true);
         self.open.push(open);
     }
 

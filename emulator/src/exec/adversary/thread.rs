@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::compute::{Uses, compute};
 use super::history::{Access, Release, Who};
-use super::load::LoadOf;
+use super::load::{LoadOf, Registers};
 use super::memory::{Place, WordId};
 use super::model::{Model, StoreOf};
 use super::pending::Pending;
@@ -54,7 +54,7 @@ pub(super) struct Thread {
 pub(super) struct Poll {
     pub(super) who: Who,
     pub(super) word: WordId,
-    pub(super) mask: u8,
+    pub(super) mask: u16,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Thread {
                         break Stop::Budget;
                     }
                     let slots = uses.of(pc);
-                    self.bind(model, |open| slots.contains(&open.slot));
+                    self.bind(model, |open| open.to.iter().any(|slot| slots.contains(&slot)));
                 }
             }
             resumed = false;
@@ -371,7 +371,7 @@ impl Thread {
 
     /// A load, lane by lane in any order. Returns whether others could notice it.
     fn load(&mut self, model: &mut Model, launch: &Launch, load: &Load, pc: u32) -> Result<bool, Stop> {
-        let Load { target, order, scope, noncoherent, ty, lanes, d } = load;
+        let Load { target, order, scope, noncoherent, ty, lanes, whole, d } = load;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
         let (space, address) =
@@ -398,20 +398,22 @@ impl Thread {
                 Ok(false)
             }
             _ => {
-                let first = if lanes > 1 { model.below(lanes) } else { 0 };
-                for lane in 0..lanes {
-                    let lane = (lane + first) % lanes;
+                // The lanes of a vector are scalars of their own; two registers may also hold one.
+                let (scalars, bytes) = if *whole { (1, 2 * bytes) } else { (lanes, bytes) };
+                let first = if scalars > 1 { model.below(scalars) } else { 0 };
+                for lane in 0..scalars {
+                    let lane = (lane + first) % scalars;
                     let at = address + (lane as u64 * u64::from(bytes));
                     let place = self.place(model, space, at, bytes, "load")?;
                     if !self.open.is_empty() {
-                        self.bind(model, |open| open.place.word == place.word);
+                        self.bind(model, |open| open.place.meets(&place));
                     }
                     let (order, scope) = (*order, strong_scope(*order, *scope));
                     if order.is_strong() {
                         self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
                     }
-                    let load =
-                        LoadOf { place, order, scope, noncoherent: *noncoherent, ty: *ty, slot: d[lane], pc };
+                    let to = Registers { low: d[lane], high: whole.then_some(d[1]) };
+                    let load = LoadOf { place, order, scope, noncoherent: *noncoherent, ty: *ty, to, pc };
                     model.load(self, load).map_err(Stop::Found)?;
                 }
                 Ok(true)
@@ -420,7 +422,7 @@ impl Thread {
     }
 
     fn store(&mut self, model: &mut Model, store: &Store, pc: u32) -> Result<bool, Stop> {
-        let Store { target, order, scope, ty, lanes, a } = store;
+        let Store { target, order, scope, ty, lanes, whole, a } = store;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
         let (space, address) =
@@ -437,15 +439,17 @@ impl Thread {
         if *order == Order::Release {
             self.expose(model, None);
         }
-        let first = if lanes > 1 { model.below(lanes) } else { 0 };
-        for lane in 0..lanes {
-            let lane = (lane + first) % lanes;
+        let (scalars, bytes) = if *whole { (1, 2 * bytes) } else { (lanes, bytes) };
+        let first = if scalars > 1 { model.below(scalars) } else { 0 };
+        for lane in 0..scalars {
+            let lane = (lane + first) % scalars;
             let at = address + (lane as u64 * u64::from(bytes));
             let place = self.place(model, space, at, bytes, "store")?;
             if !self.open.is_empty() {
-                self.bind(model, |open| open.place.word == place.word);
+                self.bind(model, |open| open.place.meets(&place));
             }
-            let bits = self.slots[usize::from(a[lane])];
+            let high = if *whole { u128::from(self.slots[usize::from(a[1])]) << 64 } else { 0 };
+            let bits = u128::from(self.slots[usize::from(a[lane])]) | high;
             let store = StoreOf { place, order: *order, scope: strong_scope(*order, *scope), pc };
             model.store(self, store, bits).map_err(Stop::Found)?;
         }
@@ -457,7 +461,7 @@ impl Thread {
         let (space, address) =
             self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
         let place = self.place(model, space, address, ty.bytes(), "atomic")?;
-        self.bind(model, |open| open.place.word == place.word);
+        self.bind(model, |open| open.place.meets(&place));
         if matches!(order, Order::Release | Order::AcqRel) {
             self.expose(model, None);
         }

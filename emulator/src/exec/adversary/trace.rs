@@ -29,9 +29,9 @@ struct Step {
     what: What,
     who: Who,
     word: WordId,
-    mask: u8,
+    mask: u16,
     strong: bool,
-    value: u64,
+    value: u128,
     from: Option<Who>,
 }
 
@@ -47,7 +47,7 @@ impl Trace {
         what: What,
         access: &Access,
         word: WordId,
-        value: u64,
+        value: u128,
         from: impl FnOnce() -> Option<Who>,
     ) {
         if self.on {
@@ -69,7 +69,16 @@ impl Trace {
     pub(super) fn pass(&mut self, now: u64, who: Who, barrier: u64) {
         if self.on {
             let (what, word) = (What::Barrier, WordId { allocation: u32::MAX, index: 0 });
-            self.push(Step { now, what, who, word, mask: 0, strong: true, value: barrier, from: None });
+            self.push(Step {
+                now,
+                what,
+                who,
+                word,
+                mask: 0,
+                strong: true,
+                value: barrier.into(),
+                from: None,
+            });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use portable_atomic::AtomicU128;
+
 use crate::exec::{AddressSpace, FaultKind, Launch, Region, window};
 use crate::ptx::types::{Order, Space};
 
@@ -48,6 +50,12 @@ pub(super) struct Request {
 impl Memory {
     pub(super) fn new(launch: &Launch, threads: usize) -> Self {
         let kernel = &launch.kernel;
+        // Else other processes could see one half of what a thread stores.
+        assert!(
+            !kernel.accesses_b128 || AtomicU128::is_lock_free(),
+            "this machine has no access of sixteen bytes at once, which {} needs",
+            kernel.name
+        );
         let dynamic = kernel.dynamic_shared_offset as usize + launch.dynamic_shared as usize;
         Self {
             shared: vec![0; dynamic.max(kernel.shared_bytes as usize)].into(),
@@ -203,6 +211,36 @@ impl Memory {
             Place::Const(_) | Place::Param(_) => return,
         };
         memory[at + offset..][..bytes as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+    }
+
+    /// Reads sixteen bytes at once at `place`, for which they were checked.
+    pub(super) fn load_b128(&self, launch: &Launch, place: Place, order: Order) -> u128 {
+        match place {
+            Place::Host(host) => {
+                let order = if order == Order::Acquire { Ordering::Acquire } else { Ordering::Relaxed };
+                // SAFETY: as in `load`.
+                unsafe { AtomicU128::from_ptr(host.cast()).load(order) }
+            }
+            place => {
+                let half = |offset| u128::from(self.load(launch, place, offset, 8, Order::Weak));
+                half(0) | half(8) << 64
+            }
+        }
+    }
+
+    /// Writes sixteen bytes at once; the rest as in [`Memory::load_b128`].
+    pub(super) fn store_b128(&mut self, place: Place, value: u128, order: Order) {
+        match place {
+            Place::Host(host) => {
+                let order = if order == Order::Release { Ordering::Release } else { Ordering::Relaxed };
+                // SAFETY: as in `load`.
+                unsafe { AtomicU128::from_ptr(host.cast()).store(value, order) }
+            }
+            place => {
+                self.store(place, 0, 8, value as u64, Order::Weak);
+                self.store(place, 8, 8, (value >> 64) as u64, Order::Weak);
+            }
+        }
     }
 
     /// Replaces the value by `update` of it, atomically, and returns the old one.

@@ -79,7 +79,7 @@ impl DirectBlock {
                         get!(*slot) = whole >> (lane * usize::from(*bits)) & mask;
                     }
                 }
-                Op::Load(Load { target, order, ty, lanes, d, .. }) => {
+                Op::Load(Load { target, order, ty, lanes, whole, d, .. }) => {
                     let address = get!(target.base).wrapping_add_signed(i64::from(target.offset));
                     let bytes = ty.bytes();
                     let request = Request {
@@ -95,10 +95,16 @@ impl DirectBlock {
                         Err(kind) => break Stop::Fault(kind),
                     };
                     let mut seen = 0u64;
-                    for (lane, slot) in d[..usize::from(*lanes)].iter().enumerate() {
-                        let bits = memory.load(&launch, place, lane * bytes as usize, bytes, *order);
-                        get!(*slot) = extend(bits, *ty);
-                        seen = seen.rotate_left(7) ^ bits;
+                    if *whole {
+                        let bits = memory.load_b128(&launch, place, *order);
+                        (get!(d[0]), get!(d[1])) = (bits as u64, (bits >> 64) as u64);
+                        seen = bits as u64 ^ (bits >> 64) as u64;
+                    } else {
+                        for (lane, slot) in d[..usize::from(*lanes)].iter().enumerate() {
+                            let bits = memory.load(&launch, place, lane * bytes as usize, bytes, *order);
+                            get!(*slot) = extend(bits, *ty);
+                            seen = seen.rotate_left(7) ^ bits;
+                        }
                     }
                     if (order.is_strong() || spin.polling)
                         && !matches!(target.space, Space::Param | Space::Local | Space::Const)
@@ -108,7 +114,7 @@ impl DirectBlock {
                         break Stop::Spinning;
                     }
                 }
-                Op::Store(Store { target, order, ty, lanes, a, .. }) => {
+                Op::Store(Store { target, order, ty, lanes, whole, a, .. }) => {
                     let address = get!(target.base).wrapping_add_signed(i64::from(target.offset));
                     let bytes = ty.bytes();
                     let request = Request {
@@ -124,10 +130,16 @@ impl DirectBlock {
                         Err(kind) => break Stop::Fault(kind),
                     };
                     let mut written = 0u64;
-                    for (lane, slot) in a[..usize::from(*lanes)].iter().enumerate() {
-                        let bits = get!(*slot);
-                        memory.store(place, lane * bytes as usize, bytes, bits, *order);
-                        written = written.rotate_left(7) ^ bits;
+                    if *whole {
+                        let bits = u128::from(get!(a[0])) | u128::from(get!(a[1])) << 64;
+                        memory.store_b128(place, bits, *order);
+                        written = bits as u64 ^ (bits >> 64) as u64;
+                    } else {
+                        for (lane, slot) in a[..usize::from(*lanes)].iter().enumerate() {
+                            let bits = get!(*slot);
+                            memory.store(place, lane * bytes as usize, bytes, bits, *order);
+                            written = written.rotate_left(7) ^ bits;
+                        }
                     }
                     if spin.polling
                         && target.space != Space::Local

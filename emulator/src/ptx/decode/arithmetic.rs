@@ -301,6 +301,9 @@ impl<'a> Decoder<'a> {
         let ty = line.ty()?;
         let at = line.instruction.line;
         let [d, a] = self.operands(line)?;
+        if ty == Type::B128 {
+            return self.mov_wide(line, &d, &a);
+        }
         let lanes = |count: usize| match (ty, count) {
             (Type::B16 | Type::B32 | Type::B64, 2) | (Type::B32 | Type::B64, 4) => {
                 Type::parse(&format!("b{}", ty.bits() as usize / count))
@@ -354,6 +357,29 @@ impl<'a> Decoder<'a> {
                 Ok(Op::Move { d, a: self.names.source(&a, ty, false, at)? })
             }
         }
+    }
+
+    /// `mov.b128`: of a register of 128 bits to another, to two of 64, or from two of 64.
+    fn mov_wide(&mut self, line: &Line<'_, 'a>, d: &Operand<'a>, a: &Operand<'a>) -> Result<Op, At> {
+        let at = line.instruction.line;
+        let bad = "a vector must have two parts of 64 bits";
+        let [a, b] = match a {
+            Operand::Vector(parts) => match parts.as_slice() {
+                [low, high] => [self.source(line, low, Type::B64)?, self.source(line, high, Type::B64)?],
+                _ => return line.fail(bad),
+            },
+            whole => self.names.wide(whole, at)?,
+        };
+        let [d, e] = match d {
+            Operand::Vector(parts) => match parts.as_slice() {
+                [low, high] => {
+                    [self.destination(line, low, Type::B64)?, self.destination(line, high, Type::B64)?]
+                }
+                _ => return line.fail(bad),
+            },
+            whole => self.names.wide(whole, at)?,
+        };
+        Ok(Op::Pair { f: |low, high, _| (low, high), d, e, a, b, c: a })
     }
 
     fn named_space(&mut self, line: &mut Line<'_, 'a>) -> Result<Space, At> {

@@ -151,8 +151,14 @@ impl<'a> Decoder<'a> {
             return line.fail("a load takes a destination and an address");
         };
         let target = self.target(line, space, address)?;
+        if ty == Type::B128 {
+            let [low, high] = self.names.wide(d, at)?;
+            let d = [low, high, 0, 0];
+            let ty = Type::B64;
+            return Ok(Op::Load(Load { target, order, scope, noncoherent, ty, lanes: 2, whole: true, d }));
+        }
         let d = Self::vector(line, d, lanes, |part| self.names.destination(part, ty, true, at))?;
-        Ok(Op::Load(Load { target, order, scope, noncoherent, ty, lanes, d }))
+        Ok(Op::Load(Load { target, order, scope, noncoherent, ty, lanes, whole: false, d }))
     }
 
     fn cache_hints(&mut self, line: &mut Line<'_, 'a>) {
@@ -174,8 +180,13 @@ impl<'a> Decoder<'a> {
             return line.fail("a store takes an address and a source");
         };
         let target = self.target(line, space, address)?;
+        if ty == Type::B128 {
+            let [low, high] = self.names.wide(a, at)?;
+            let (ty, a) = (Type::B64, [low, high, 0, 0]);
+            return Ok(Op::Store(Store { target, order, scope, ty, lanes: 2, whole: true, a }));
+        }
         let a = Self::vector(line, a, lanes, |part| self.names.source(part, ty, true, at))?;
-        Ok(Op::Store(Store { target, order, scope, ty, lanes, a }))
+        Ok(Op::Store(Store { target, order, scope, ty, lanes, whole: false, a }))
     }
 
     pub(super) fn atomic(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {

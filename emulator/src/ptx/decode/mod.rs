@@ -66,6 +66,11 @@ pub(crate) fn decode(
     decoder.resolve_labels()?;
     let dynamic_shared_offset = decoder.names.finish_shared();
     let Decoder { names, mut code, sites, .. } = decoder;
+    let accesses_b128 = code.iter().any(|step| match &step.op {
+        Op::Load(load) => load.whole,
+        Op::Store(store) => store.whole,
+        _ => false,
+    });
     let allocation = registers::allocate(&mut code, &names.kinds, entry.line)?;
     Ok(Kernel {
         name: entry.name.to_owned(),
@@ -82,6 +87,7 @@ pub(crate) fn decode(
         constants: allocation.constants.into(),
         specials: allocation.specials.into(),
         sites,
+        accesses_b128,
         constant_memory: constant_memory.clone(),
         source: source.clone(),
     })

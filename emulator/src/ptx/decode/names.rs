@@ -19,6 +19,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug)]
 enum Symbol {
     Register(Slot),
+    /// A register of 128 bits, in two slots: the lower half first.
+    Wide([Slot; 2]),
     /// `%r<n>`: registers `%r0` to `%r(n-1)`.
     Family(Type, u32),
     Variable(Space, u64),
@@ -91,9 +93,33 @@ impl<'a> Names<'a> {
     ) -> Result<(), At> {
         let symbol = match count {
             Some(count) => Symbol::Family(ty, count),
-            None => Symbol::Register(self.add(Kind::Register(ty), line)?),
+            None => self.new_register(ty, line)?,
         };
         self.define(name, symbol, line)
+    }
+
+    fn new_register(&mut self, ty: Type, line: u32) -> Result<Symbol, At> {
+        let mut add = |ty| self.add(Kind::Register(ty), line);
+        Ok(match ty {
+            Type::B128 => Symbol::Wide([add(Type::B64)?, add(Type::B64)?]),
+            _ => Symbol::Register(add(ty)?),
+        })
+    }
+
+    /// The halves of the register `operand` of 128 bits.
+    pub(super) fn wide(&mut self, operand: &Operand<'a>, line: u32) -> Result<[Slot; 2], At> {
+        match operand {
+            Operand::Name("_") => {
+                let mut add = || self.add(Kind::Register(Type::B64), line);
+                Ok([add()?, add()?])
+            }
+            Operand::Name(name) => match self.lookup(name, line)? {
+                Some(Symbol::Wide(halves)) => Ok(halves),
+                Some(_) => Err(At::new(line, format!("{name} is no register of 128 bits"))),
+                None => Err(At::new(line, format!("{name} is not declared"))),
+            },
+            _ => Err(At::new(line, "a register of 128 bits is needed")),
+        }
     }
 
     pub(super) fn define_variable(
@@ -147,7 +173,7 @@ impl<'a> Names<'a> {
                 (self.scopes[at].1.get(stem), digits.parse::<u32>(), canonical)
                 && index < count
             {
-                let symbol = Symbol::Register(self.add(Kind::Register(ty), line)?);
+                let symbol = self.new_register(ty, line)?;
                 self.scopes[at].1.insert(name, symbol);
                 return Ok(Some(symbol));
             }
@@ -188,6 +214,9 @@ impl<'a> Names<'a> {
                         format!("{name} is declared {declared}, the instruction works on {ty}"),
                     ))
                 }
+            }
+            Some(Symbol::Wide(_)) => {
+                Err(At::new(line, format!("{name} is declared .b128, the instruction works on {ty}")))
             }
             Some(_) => Err(At::new(line, format!("{name} is not a register"))),
             None => Err(At::new(line, format!("{name} is not declared"))),
@@ -300,6 +329,7 @@ impl<'a> Names<'a> {
                 }
                 _ => Err(At::new(line, format!("{name} cannot hold an address"))),
             },
+            Some(Symbol::Wide(_)) => Err(At::new(line, format!("{name} cannot hold an address"))),
             Some(Symbol::Family(..)) => Err(At::new(line, format!("{name} is not a register"))),
             None => Err(At::new(line, format!("{name} is not declared"))),
         }
