@@ -52,7 +52,7 @@ impl Config {
     /// # Safety
     ///
     /// The text's kernels run on the device, with the addresses of the callers' and of all ranks' memory: they do with these
-    /// what the shipped ones of the same names do.
+    /// what the shipped ones of the same names do. All kernels by packets in it are of one ISA.
     pub unsafe fn ptx(mut self, text: Option<impl Into<Arc<str>>>) -> Self {
         self.ptx = text.map(Into::into);
         self

@@ -77,7 +77,8 @@ pub unsafe fn load_relaxed_sys_b128(address: u64) -> [u64; 2] {
     asm!(
         "{{ .reg .b128 %whole;",
         "\tld.relaxed.sys.global.b128 %whole, [{address}];",
-        "\tmov.b128 {{{low}, {high}}}, %whole; }}",
+        "\tmov.b128 {{{low}, {high}}}, %whole;",
+        "\t}}",
         low = out(reg64) low, high = out(reg64) high, address = in(reg64) address,
         options(nostack, preserves_flags)
     );
@@ -138,7 +139,8 @@ pub unsafe fn store_relaxed_sys_b128(address: u64, [low, high]: [u64; 2]) {
     asm!(
         "{{ .reg .b128 %whole;",
         "\tmov.b128 %whole, {{{low}, {high}}};",
-        "\tst.relaxed.sys.global.b128 [{address}], %whole; }}",
+        "\tst.relaxed.sys.global.b128 [{address}], %whole;",
+        "\t}}",
         address = in(reg64) address, low = in(reg64) low, high = in(reg64) high,
         options(nostack, preserves_flags)
     );

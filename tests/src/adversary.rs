@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use meshreduce::{ShippedKernels, shipped_kernels};
 use meshreduce_emulator::exec::adversary::{Options, Report, Session, Summary};
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{Algorithm, DType, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, Op};
 
 pub use abort::{Abort, Teller};
 pub use late::Late;
@@ -42,28 +42,32 @@ pub struct Kernels {
     pub algorithm: Algorithm,
     /// Ranks.
     pub world_size: usize,
+    /// The ISA that they are in.
+    pub isa: Isa,
     /// What else is launched on the lane.
     others: Others,
 }
 
 /// Kernels of other algorithms, whose calls stand between those of one.
 #[derive(Clone, Default)]
-pub struct Others(Arc<[(Algorithm, Module)]>);
+pub struct Others(Arc<[(Algorithm, Isa, Module)]>);
 
 impl Others {
-    /// All that are shipped and may be launched on one lane with those of `algorithm`.
+    /// All that are shipped and may be launched on one lane with those of `algorithm` in `isa`.
     ///
     /// # Errors
     /// If a text is not understood.
-    pub fn shipped(algorithm: Algorithm, world_size: usize) -> Result<Self> {
+    pub fn shipped(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
         let goes_with = |text: &ShippedKernels| {
             text.world_size == world_size
                 && text.algorithm != algorithm
                 && text.algorithm.is_of_cube_mesh() == algorithm.is_of_cube_mesh()
+                // Packets of one lane are all of one width.
+                && (text.isa == isa || !text.algorithm.is_by_packets())
         };
         let modules = shipped_kernels()
             .filter(goes_with)
-            .map(|text| Ok((text.algorithm, Module::parse(text.ptx)?)))
+            .map(|text| Ok((text.algorithm, text.isa, Module::parse(text.ptx)?)))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self(modules.into()))
     }
@@ -114,23 +118,33 @@ impl fmt::Display for Failure {
 }
 
 impl Kernels {
-    /// The shipped kernels of `algorithm` for `world_size` ranks, as the library has them.
+    /// The shipped kernels of `algorithm` for `world_size` ranks in `isa`, as the library has them.
     ///
     /// # Errors
     /// If there are none, or it is not understood.
-    pub fn shipped(algorithm: Algorithm, world_size: usize) -> Result<Self> {
-        let kernels = Self::parse(&Self::shipped_text(algorithm, world_size)?, algorithm, world_size)?;
-        Ok(kernels.beside(Others::shipped(algorithm, world_size)?))
+    pub fn shipped(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
+        let kernels = Self::parse(&Self::shipped_text(algorithm, world_size, isa)?, algorithm, world_size)?;
+        Ok(kernels.beside(Others::shipped(algorithm, world_size, isa)?))
+    }
+
+    /// The algorithms that are shipped in `isa`.
+    pub fn shipped_in(isa: Isa) -> Vec<Algorithm> {
+        let has = |algorithm: &Algorithm| {
+            shipped_kernels().any(|text| (text.algorithm, text.isa) == (*algorithm, isa))
+        };
+        Algorithm::ALL.into_iter().filter(has).collect()
     }
 
     /// The text of the shipped kernels.
     ///
     /// # Errors
     /// If there is none.
-    pub fn shipped_text(algorithm: Algorithm, world_size: usize) -> Result<String> {
-        let wanted = |text: &ShippedKernels| (text.algorithm, text.world_size) == (algorithm, world_size);
-        let text = shipped_kernels().find(wanted);
-        Ok(text.with_context(|| format!("{algorithm} is not shipped for {world_size} ranks"))?.ptx.to_owned())
+    pub fn shipped_text(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<String> {
+        let wanted = |text: &ShippedKernels| {
+            (text.algorithm, text.world_size, text.isa) == (algorithm, world_size, isa)
+        };
+        let missing = || format!("{algorithm} is not shipped for {world_size} ranks in PTX ISA {isa}");
+        Ok(shipped_kernels().find(wanted).with_context(missing)?.ptx.to_owned())
     }
 
     /// The same kernels with others between.
@@ -144,15 +158,21 @@ impl Kernels {
     /// # Errors
     /// If the text is not understood.
     pub fn parse(text: &str, algorithm: Algorithm, world_size: usize) -> Result<Self> {
-        Ok(Self { module: Module::parse(text)?, algorithm, world_size, others: Others::default() })
+        let module = Module::parse(text)?;
+        // Names say which.
+        let isa =
+            if text.contains(&format!("_w{world_size}{}(", Isa::V84.suffix())) { Isa::V84 } else { Isa::V70 };
+        Ok(Self { module, algorithm, world_size, isa, others: Others::default() })
     }
 
     fn entry(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Result<Arc<Kernel>> {
-        let others = self.others.0.iter().map(|(algorithm, module)| (*algorithm, module));
-        let mut all = [(self.algorithm, &self.module)].into_iter().chain(others);
-        let module = all.find(|&(known, _)| known == algorithm).map(|(_, module)| module);
-        let name = format!("{}_{dtype}_{}_w{}", algorithm.kernel_name(), op.kernel_name(), self.world_size);
-        let kernel = module.and_then(|module| module.kernel(&name));
+        let others = self.others.0.iter().map(|(algorithm, isa, module)| (*algorithm, *isa, module));
+        let mut all = [(self.algorithm, self.isa, &self.module)].into_iter().chain(others);
+        let (_, isa, module) = all
+            .find(|&(known, ..)| known == algorithm)
+            .with_context(|| format!("there are no kernels of {algorithm}"))?;
+        let name = entry_name(algorithm, dtype, op, self.world_size, isa);
+        let kernel = module.kernel(&name);
         kernel.with_context(|| format!("there is no kernel {name}"))
     }
 
@@ -216,4 +236,9 @@ impl Kernels {
         let expected = stage.launch(seed, uneven)?;
         Ok(stage.finish(&expected))
     }
+}
+
+/// The name of a kernel.
+pub fn entry_name(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize, isa: Isa) -> String {
+    format!("{}_{dtype}_{}_w{world_size}{}", algorithm.kernel_name(), op.kernel_name(), isa.suffix())
 }

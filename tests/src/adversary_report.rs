@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use meshreduce_emulator::exec::adversary::Options;
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, Isa};
 use serde::Serialize;
 
 use crate::adversary::{Failure, Kernels};
@@ -28,6 +28,7 @@ const CUBE_MESH_SHARE: u64 = 10;
 #[derive(Serialize)]
 struct Line {
     algorithm: String,
+    isa: String,
     ranks: usize,
     first_seed: u64,
     seeds: u64,
@@ -46,7 +47,7 @@ struct Line {
 pub fn run(plan: &Plan) -> Result<bool> {
     let cases = cases(plan);
     ensure!(!cases.is_empty(), "no such case: the hybrid cube mesh takes 8 ranks, all others 2 to 8");
-    let total = cases.iter().map(|&(algorithm, _)| seeds(plan, algorithm)).sum();
+    let total = cases.iter().map(|&(algorithm, ..)| seeds(plan, algorithm)).sum();
     let bar = ProgressBar::new(total);
     if plan.json {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -55,21 +56,22 @@ pub fn run(plan: &Plan) -> Result<bool> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut lines = Vec::new();
     let mut stories = Vec::new();
-    for (algorithm, ranks) in cases {
-        bar.set_message(format!("{algorithm}, {ranks} ranks"));
+    for (algorithm, ranks, isa) in cases {
+        bar.set_message(format!("{algorithm} in {isa}, {ranks} ranks"));
         let kernels = match &plan.ptx {
             Some(file) => {
                 let text =
                     std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
                 Kernels::parse(&text, algorithm, ranks)?
             }
-            None => Kernels::shipped(algorithm, ranks)?,
+            None => Kernels::shipped(algorithm, ranks, isa)?,
         };
         let start = Instant::now();
         let (instructions, failed) = sweep(&kernels, plan.seed, seeds(plan, algorithm), &bar)?;
-        let replay = failed.as_ref().map(|(seed, _)| replay(algorithm, ranks, *seed));
+        let replay = failed.as_ref().map(|(seed, _)| replay(algorithm, ranks, isa, *seed));
         lines.push(Line {
             algorithm: algorithm.to_string(),
+            isa: isa.to_string(),
             ranks,
             first_seed: plan.seed,
             seeds: seeds(plan, algorithm),
@@ -84,7 +86,7 @@ pub fn run(plan: &Plan) -> Result<bool> {
             let told = if plan.explain { explained(&kernels, seed)? } else { failure.to_string() };
             let scenario = kernels.scenario(seed);
             stories.push(format!(
-                "{algorithm}, {ranks} ranks, seed {seed}\n{told}\nwhat was launched: {scenario:?}\nreplay with --seed {seed}: {replay}\n"
+                "{algorithm} in PTX ISA {isa}, {ranks} ranks, seed {seed}\n{told}\nwhat was launched: {scenario:?}\nreplay with --seed {seed}: {replay}\n"
             ));
         }
     }
@@ -111,15 +113,23 @@ fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
     }
 }
 
-fn cases(plan: &Plan) -> Vec<(Algorithm, usize)> {
-    let all = if plan.algorithm.is_empty() { &Algorithm::ALL[..] } else { &plan.algorithm[..] };
+fn cases(plan: &Plan) -> Vec<(Algorithm, usize, Isa)> {
     let mut cases = Vec::new();
-    for &algorithm in all {
+    for algorithm in plan.algorithms() {
         let possible = if algorithm.is_of_cube_mesh() { 8..=8 } else { 2..=8 };
-        match plan.ranks {
-            Some(ranks) => cases.extend(possible.contains(&ranks).then_some((algorithm, ranks))),
-            None if algorithm.is_of_cube_mesh() => cases.push((algorithm, 8)),
-            None => cases.extend((2..=4).map(|ranks| (algorithm, ranks))),
+        // A text that is given says itself which it is.
+        let wanted = |isa: &Isa| match &plan.ptx {
+            Some(_) => *isa == Isa::V70,
+            None => {
+                plan.isa.is_none_or(|only| only == *isa) && Kernels::shipped_in(*isa).contains(&algorithm)
+            }
+        };
+        for isa in Isa::ALL.into_iter().filter(wanted) {
+            match plan.ranks {
+                Some(ranks) => cases.extend(possible.contains(&ranks).then_some((algorithm, ranks, isa))),
+                None if algorithm.is_of_cube_mesh() => cases.push((algorithm, 8, isa)),
+                None => cases.extend((2..=4).map(|ranks| (algorithm, ranks, isa))),
+            }
         }
     }
     cases
@@ -172,15 +182,15 @@ fn explained(kernels: &Kernels, seed: u64) -> Result<String> {
     Ok(again.map_or_else(|failure| failure.to_string(), |_| "the seed did not fail again".to_owned()))
 }
 
-fn replay(algorithm: Algorithm, ranks: usize, seed: u64) -> String {
+fn replay(algorithm: Algorithm, ranks: usize, isa: Isa, seed: u64) -> String {
     format!(
-        "cargo xtask test-multigpu --adversary --algorithm {algorithm} --ranks {ranks} --seed {seed} --seeds 1 --explain"
+        "cargo xtask test-multigpu --adversary --algorithm {algorithm} --isa {isa} --ranks {ranks} --seed {seed} --seeds 1 --explain"
     )
 }
 
 fn table(lines: &[Line], width: u16) -> Table {
-    let header = ["algorithm", "ranks", "seeds", "result", "instructions", "seconds"];
-    let mut table = tables::table(width, header, &[1, 2, 4, 5]);
+    let header = ["algorithm", "isa", "ranks", "seeds", "result", "instructions", "seconds"];
+    let mut table = tables::table(width, header, &[2, 3, 5, 6]);
     for line in lines {
         let result = match line.failing_seed {
             Some(seed) => format!("{} (seed {seed})", line.result),
@@ -188,6 +198,7 @@ fn table(lines: &[Line], width: u16) -> Table {
         };
         table.add_row([
             line.algorithm.clone(),
+            line.isa.clone(),
             line.ranks.to_string(),
             format!("{}..{}", line.first_seed, line.first_seed.saturating_add(line.seeds)),
             result,
@@ -205,7 +216,8 @@ mod tests {
     #[test]
     fn the_table_fits_the_screen() {
         let line = |failing_seed| Line {
-            algorithm: "hybrid-cube-mesh".into(),
+            algorithm: "hybrid-cube-mesh-ll".into(),
+            isa: "8.4".into(),
             ranks: 8,
             first_seed: 1_000_000_000,
             seeds: 100_000,

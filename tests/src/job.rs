@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use meshreduce::{Algorithm, DType, Op, Topology};
+use meshreduce::{Algorithm, DType, Isa, Op, Topology};
 use serde::{Deserialize, Serialize};
 
 /// The work of one process: some ranks of one communicator, and the cases they run in order.
@@ -26,6 +26,9 @@ pub struct Job {
     pub seed: u64,
     /// PTX text to run in place of the shipped one.
     pub ptx: Option<PathBuf>,
+    /// The latest PTX ISA whose texts may be used, by name.
+    #[serde(with = "name")]
+    pub isa: Isa,
     /// Deadline of a wait inside a kernel, in milliseconds.
     pub deadline_ms: u64,
     /// Deadline of the rendezvous, in milliseconds.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, DType, Isa, Op};
 use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 
 use crate::cluster::Placement;
@@ -61,6 +61,9 @@ pub struct Plan {
     /// PTX text to run in place of the shipped one
     #[arg(long, value_name = "FILE")]
     pub ptx: Option<PathBuf>,
+    /// Latest PTX ISA whose texts may be used, 7.0 or 8.4; with --adversary the only one [default: 8.4; with --adversary each]
+    #[arg(long, value_name = "V", value_parser = |text: &str| text.parse::<Isa>())]
+    pub isa: Option<Isa>,
     /// Seconds that a kernel waits for a peer
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     pub deadline: f64,

@@ -4,6 +4,7 @@
 mod all_nodes;
 mod left_out;
 
+use meshreduce_wire::Isa;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -69,6 +70,7 @@ fn job(plan: &Plan, world_size: usize, store: &Path) -> Result<Job> {
         launches: plan.launches(),
         seed: plan.seed,
         ptx: plan.ptx.clone(),
+        isa: plan.isa.unwrap_or(Isa::V84),
         deadline_ms: deadline.as_millis() as u64,
         rendezvous_ms: 60_000,
         lanes: 1,

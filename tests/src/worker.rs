@@ -113,6 +113,7 @@ impl Rank<'_> {
             .timeout(Duration::from_millis(job.rendezvous_ms))
             .allow_shared_devices(job.shared_devices)
             .force_topology(job.force_topology.map(Into::into))
+            .latest_isa(job.isa)
             .lanes(job.lanes)
             .first_call_number(job.first_call_number);
         let config = forced(config, algorithm);

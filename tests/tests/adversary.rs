@@ -7,7 +7,7 @@ use std::mem::offset_of;
 
 use meshreduce_emulator::exec::adversary::{Options, ReportKind};
 use meshreduce_tests::adversary::{Failure, Kernels, Scenario};
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams};
+use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams};
 
 /// Seeds of a clean run here; `test-multigpu --adversary --seeds N` runs any number.
 const CLEAN: u64 = 60;
@@ -20,7 +20,7 @@ fn shipped_kernels_are_clean() {
         Algorithm::ALL.into_iter().partition(|algorithm| algorithm.is_of_cube_mesh());
     let cases = (2..=4).flat_map(|ranks| others.iter().map(move |&algorithm| (algorithm, ranks, CLEAN)));
     for (algorithm, ranks, seeds) in cases.chain(cubes.iter().map(|&algorithm| (algorithm, 8, CLEAN / 2))) {
-        let kernels = Kernels::shipped(algorithm, ranks).unwrap();
+        let kernels = Kernels::shipped(algorithm, ranks, Isa::V70).unwrap();
         for seed in 0..seeds {
             if let Err(failure) = kernels.play(seed, Options::default()).unwrap() {
                 panic!("{algorithm}, {ranks} ranks, seed {seed}: {failure}\n{:?}", kernels.scenario(seed));
@@ -31,13 +31,13 @@ fn shipped_kernels_are_clean() {
 
 #[test]
 fn a_seed_replays_the_same_run() {
-    let kernels = Kernels::shipped(Algorithm::TwoShot, 3).unwrap();
+    let kernels = Kernels::shipped(Algorithm::TwoShot, 3, Isa::V70).unwrap();
     for seed in 0..5 {
         let play = || kernels.play(seed, Options::default()).unwrap().map_err(|failure| failure.to_string());
         let (first, second) = (play().unwrap(), play().unwrap());
         assert_eq!(first, second, "instructions and turns");
     }
-    let text = Kernels::shipped_text(Algorithm::TwoShot, 3).unwrap();
+    let text = Kernels::shipped_text(Algorithm::TwoShot, 3, Isa::V70).unwrap();
     let text = text.replace("st.release.sys.global.u64", "st.relaxed.sys.global.u64");
     let kernels = Kernels::parse(&text, Algorithm::TwoShot, 3).unwrap();
     let play = |seed| {
@@ -55,7 +55,7 @@ fn killed(
     ranks: usize,
     mutate: impl Fn(&str) -> String,
 ) -> BTreeMap<&'static str, u32> {
-    let text = Kernels::shipped_text(algorithm, ranks).unwrap();
+    let text = Kernels::shipped_text(algorithm, ranks, Isa::V70).unwrap();
     let mutant = mutate(&text);
     assert!(mutant != text, "{name}: nothing to change");
     let kernels = Kernels::parse(&mutant, algorithm, ranks).unwrap();
@@ -221,7 +221,7 @@ fn counting_blocks_out_without_ordering_is_a_race_on_the_number_of_calls() {
 
 #[test]
 fn ranks_with_different_numbers_of_calls_are_found() {
-    let kernels = Kernels::shipped(Algorithm::OneShot, 2).unwrap();
+    let kernels = Kernels::shipped(Algorithm::OneShot, 2, Isa::V70).unwrap();
     // An abort would end what else waits for ever.
     let mut scenario = Scenario { abort: None, late: None, ..kernels.scenario(0) };
     scenario.calls.iter_mut().for_each(|call| call.algorithm = Algorithm::OneShot);

@@ -10,7 +10,7 @@ use meshreduce_tests::adversary::Kernels;
 use meshreduce_tests::mutants::known::KNOWN;
 use meshreduce_tests::mutants::stage::{Stage, Trouble};
 use meshreduce_tests::mutants::{Set, Verdict, judge_all};
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, Isa};
 
 /// All but the hybrid cube mesh by packets, of which a seed takes ten times as long as of the others.
 fn sets() -> Vec<Set> {
@@ -25,11 +25,11 @@ fn sets() -> Vec<Set> {
         (Algorithm::TwoShotLl, 2),
         (Algorithm::TwoShotLl, 3),
     ];
-    all.into_iter().flat_map(|(algorithm, ranks)| Set::all(algorithm, ranks).unwrap()).collect()
+    all.into_iter().flat_map(|(algorithm, ranks)| Set::all(algorithm, ranks, Isa::V70).unwrap()).collect()
 }
 
 fn all_sets() -> Vec<Set> {
-    let cube_mesh_ll = Set::all(Algorithm::HybridCubeMeshLl, 8).unwrap();
+    let cube_mesh_ll = Set::all(Algorithm::HybridCubeMeshLl, 8, Isa::V70).unwrap();
     sets().into_iter().chain(cube_mesh_ll).collect()
 }
 
@@ -143,7 +143,7 @@ fn a_failure_in_one_lane_ends_the_other() {
     for (algorithm, ranks) in
         [(Algorithm::OneShot, 4), (Algorithm::TwoShot, 3), (Algorithm::HybridCubeMesh, 8)]
     {
-        let text = Kernels::shipped_text(algorithm, ranks).unwrap();
+        let text = Kernels::shipped_text(algorithm, ranks, Isa::V70).unwrap();
         let name = format!("{}_bf16_sum_w{ranks}", algorithm.kernel_name());
         let kernel = Module::parse(&text).unwrap().kernel(&name).unwrap();
         for seed in 1..=30 {
@@ -162,7 +162,7 @@ fn a_failure_in_one_lane_ends_the_other() {
 #[test]
 fn a_call_behind_a_failed_one_leaves_staging_alone() {
     for (algorithm, ranks) in [(Algorithm::OneShot, 2), (Algorithm::TwoShot, 2), (Algorithm::OneShot, 3)] {
-        let text = Kernels::shipped_text(algorithm, ranks).unwrap();
+        let text = Kernels::shipped_text(algorithm, ranks, Isa::V70).unwrap();
         let name = format!("{}_bf16_sum_w{ranks}", algorithm.kernel_name());
         let kernel = Module::parse(&text).unwrap().kernel(&name).unwrap();
         let stage = Stage { kernel: &kernel, algorithm, ranks, halfway: None, queued: true };

@@ -92,6 +92,16 @@ impl Ground {
         })
     }
 
+    /// The latest ISA whose texts may be used here. Packets of all calls of a lane have one width: a slot whose data were part of
+    /// a wider packet could hold what looks like the flag of a narrower one. And those of the hybrid cube mesh have 64 bits.
+    pub(crate) fn latest_isa(self) -> Isa {
+        if self.algorithms().any(|description| description.algorithm == Algorithm::HybridCubeMeshLl) {
+            Isa::V70
+        } else {
+            Isa::V84
+        }
+    }
+
     /// Bytes that one staging half needs, so that every message within the limits fits.
     pub(crate) fn staging_half_bytes(self, limits: &Limits, world_size: usize) -> u64 {
         self.most(limits, world_size, geometry::staging_bytes)
@@ -157,5 +167,16 @@ mod tests {
         let forced = Ground { topology: Topology::FullyConnected, cube: true };
         let own = ["hybrid-cube-mesh-ll", "hybrid-cube-mesh"];
         assert_eq!(names(forced), [&names(FULL)[..], &own].concat());
+        assert_eq!([FULL, cube, forced].map(Ground::latest_isa), [Isa::V84, Isa::V70, Isa::V70]);
+    }
+
+    #[test]
+    fn where_packets_may_be_wide_all_of_them_are() {
+        for description in SHIPPED.iter().filter(|description| description.algorithm.is_by_packets()) {
+            let has_later = description.later_texts.iter().any(Option::is_some);
+            assert_eq!(has_later, description.algorithm != Algorithm::HybridCubeMeshLl);
+            let both = || description.texts.iter().zip(&description.later_texts);
+            assert!(!has_later || both().all(|(text, later)| text.is_some() == later.is_some()));
+        }
     }
 }

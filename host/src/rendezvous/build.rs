@@ -73,9 +73,8 @@ impl Assembly {
         let isa = Isa::best((major, minor), device::driver_version()?.0).min(config.latest_isa);
 
         let first = session.exchange(Step::First, &First { identity, capability, isa, settings })?;
-        let isa = first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70);
-        let texts = KernelText::agreed(texts, isa);
-        let needed = KernelText::needed(&texts);
+        // A later ISA is agreed on only where all devices are newer than that.
+        let needed = KernelText::needed(&KernelText::agreed(texts.clone(), Isa::V70));
         if let Some(verdict) = judge_first(&first, config.allow_shared_devices, needed) {
             return Err(session.decide(verdict));
         }
@@ -92,6 +91,8 @@ impl Assembly {
             segment: None,
         };
         let ground = Ground::new(own.topology, &own.mesh);
+        let isa = first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70).min(ground.latest_isa());
+        let texts = KernelText::agreed(texts, isa);
         let selector =
             Selector { ground, limits: config.limits, world_size, forced: config.forced_algorithm };
         let mut made = None;

@@ -116,7 +116,7 @@ impl Kernels {
         // What a failed call leaves in a buffer is not known, so no call may go on from there.
         let in_place = draw.below(2) == 0 && abort.is_none();
         let most = if ranks > 4 { 3 } else { 4 };
-        let others: Vec<Algorithm> = self.others.0.iter().map(|(algorithm, _)| *algorithm).collect();
+        let others: Vec<Algorithm> = self.others.0.iter().map(|(algorithm, ..)| *algorithm).collect();
         let is_mixed = !others.is_empty() && draw.below(2) == 0;
         let mut calls: Vec<Call> = Vec::new();
         for _ in 0..2 + draw.below(most) {

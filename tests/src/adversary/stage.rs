@@ -9,7 +9,7 @@ use meshreduce_wire::launch::{HostPage, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, ErrorRecord, LaneParams, LaunchDescriptor, LaunchParams, MAX_RANKS, Op,
+    AbortWord, Algorithm, DType, ErrorRecord, Isa, LaneParams, LaunchDescriptor, LaunchParams, MAX_RANKS, Op,
     counters, geometry, pad,
 };
 
@@ -306,7 +306,10 @@ impl<'a> Stage<'a> {
             {
                 for (phase, index) in (0..pad::PHASES * packets.phase_units()).map(|at| (0, at)) {
                     let slot = memory + u64::from(packets.offset(refreshed, source, phase, index));
-                    for half in self.session.read(slot, packets::PAIR_BYTES as usize).chunks(8) {
+                    let width = if self.kernels.isa == Isa::V84 { 16 } else { 8 };
+                    for packet in self.session.read(slot, packets::SLOT_BYTES as usize).chunks(width) {
+                        // The flag is above the data.
+                        let half = &packet[width - 8..];
                         let packet = half.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
                         if !flags.contains(&packets::flag_of(packet)) {
                             return Some(format!(

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use cust::device::{Device, DeviceAttribute};
-use meshreduce::{Algorithm, DType, Op, Topology};
+use meshreduce::{Algorithm, DType, Isa, Op, Topology};
 
 use super::part::Done;
 use super::place::Place;
@@ -42,6 +42,7 @@ fn job(place: &Place, world_size: usize, cases: Vec<Case>, store: &std::path::Pa
         launches: 3,
         seed: 3,
         ptx: None,
+        isa: Isa::V84,
         deadline_ms: 60_000,
         rendezvous_ms: 180_000,
         lanes: 1,

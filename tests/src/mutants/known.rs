@@ -1,5 +1,7 @@
 //! Mutants that cannot or do not die, by name, with the reason.
 
+use meshreduce_wire::Isa;
+
 /// Why a mutant survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -24,6 +26,9 @@ pub struct Known {
 impl Known {
     /// The entry for a mutant, if it is listed.
     pub fn of(name: &str, ranks: usize) -> Option<&'static Self> {
+        // What holds of packets holds of wide ones.
+        let name = name.replace(&format!("{}/", Isa::V84.suffix()), "/");
+        let name = name.as_str();
         let short = name.split_once('/').map_or(name, |(_, short)| short);
         let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-"]
             .iter()

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use anyhow::{Context, Result};
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, counters, pad};
+use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams, counters, pad};
 
 use super::roles::{Failing, Wait};
 use super::text::{Edit, Entry, Mutant};
@@ -18,6 +18,8 @@ pub struct Maker<'a, R> {
     pub algorithm: Algorithm,
     /// Ranks.
     pub ranks: usize,
+    /// The ISA of the text.
+    pub isa: Isa,
     /// What was made.
     pub made: Vec<Mutant>,
 }
@@ -25,7 +27,7 @@ pub struct Maker<'a, R> {
 impl<R> Maker<'_, R> {
     /// Adds a mutant.
     pub fn add(&mut self, name: impl AsRef<str>, edits: Vec<Edit>) {
-        let name = format!("{}/{}", self.algorithm.kernel_name(), name.as_ref());
+        let name = format!("{}{}/{}", self.algorithm.kernel_name(), self.isa.suffix(), name.as_ref());
         self.made.push(Mutant { name, edits });
     }
 

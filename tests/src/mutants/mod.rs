@@ -23,10 +23,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use meshreduce_emulator::exec::adversary::Options;
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{Algorithm, DType};
+use meshreduce_wire::{Algorithm, DType, Isa, Op};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, Others};
+use crate::adversary::{Failure, Kernels, Others, entry_name};
 use known::{Known, Why};
 use maker::Maker;
 use packet_roles::PacketRoles;
@@ -40,7 +40,7 @@ const LONGEST: u64 = 20_000_000;
 /// What became of a mutant.
 #[derive(Clone, Debug, Serialize)]
 pub struct Verdict {
-    /// `{algorithm}/{what}`.
+    /// `{algorithm}/{what}`, the algorithm with the suffix of its text's ISA.
     pub name: String,
     /// Ranks.
     pub ranks: usize,
@@ -104,10 +104,10 @@ impl Set {
     ///
     /// # Errors
     /// If there is no such kernel, or a mutation does not apply.
-    pub fn all(algorithm: Algorithm, ranks: usize) -> Result<Vec<Self>> {
-        let others = Others::shipped(algorithm, ranks)?;
+    pub fn all(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Vec<Self>> {
+        let others = Others::shipped(algorithm, ranks, isa)?;
         if algorithm.is_by_packets() {
-            return Ok(vec![Self::of_packets(algorithm, ranks, others)?]);
+            return Ok(vec![Self::of_packets(algorithm, ranks, isa, others)?]);
         }
         let mut sets = vec![Self::of(algorithm, ranks, DType::Bf16, others.clone(), |maker| {
             maker.add("unchanged", Vec::new());
@@ -130,9 +130,10 @@ impl Set {
         others: Others,
         make: impl FnOnce(&mut Maker<Roles>) -> Result<()>,
     ) -> Result<Self> {
-        let (name, entry) = Self::entry(algorithm, ranks, dtype)?;
+        let (name, entry) = Self::entry(algorithm, ranks, dtype, Isa::V70)?;
         let roles = Roles::of(&entry, algorithm).with_context(|| format!("the shape of {name}"))?;
-        let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
+        let mut maker =
+            Maker { entry: &entry, roles: &roles, algorithm, ranks, isa: Isa::V70, made: Vec::new() };
         make(&mut maker).with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
         // Where the second phase begins.
@@ -143,11 +144,12 @@ impl Set {
     }
 
     /// Those of an algorithm by packets: of the bf16 sum.
-    fn of_packets(algorithm: Algorithm, ranks: usize, others: Others) -> Result<Self> {
-        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16)?;
+    fn of_packets(algorithm: Algorithm, ranks: usize, isa: Isa, others: Others) -> Result<Self> {
+        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
         let roles =
-            PacketRoles::of(&entry, algorithm, ranks).with_context(|| format!("the shape of {name}"))?;
-        let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, made: Vec::new() };
+            PacketRoles::of(&entry, algorithm, ranks, isa).with_context(|| format!("the shape of {name}"))?;
+        let mut maker =
+            Maker { entry: &entry, roles: &roles, algorithm, ranks, isa: Isa::V70, made: Vec::new() };
         maker.add("unchanged", Vec::new());
         maker.packets().with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
@@ -155,9 +157,9 @@ impl Set {
         Ok(Self { entry, name, algorithm, ranks, deaths, others, troubled: true, mutants })
     }
 
-    fn entry(algorithm: Algorithm, ranks: usize, dtype: DType) -> Result<(String, Entry)> {
-        let name = format!("{}_{dtype}_sum_w{ranks}", algorithm.kernel_name());
-        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks)?, &name)?;
+    fn entry(algorithm: Algorithm, ranks: usize, dtype: DType, isa: Isa) -> Result<(String, Entry)> {
+        let name = entry_name(algorithm, dtype, Op::Sum, ranks, isa);
+        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks, isa)?, &name)?;
         Ok((name, entry))
     }
 

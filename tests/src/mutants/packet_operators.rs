@@ -60,7 +60,12 @@ impl Maker<'_, PacketRoles> {
             let torn = |at: usize| {
                 let [low, high] = pair_of(entry, at);
                 let mut with = Vec::new();
-                for (packet, place) in [(low, 0), (high, 8)] {
+                let mut packets = vec![(low, 0), (high, 8)];
+                if roles.polls[phase].seen[0].len() == 1 {
+                    // One flag, above both.
+                    packets.reverse();
+                }
+                for (packet, place) in packets {
                     with.push(format!("\tmov.b64 {{%mr0, %mr1}}, {packet};"));
                     with.push(format!("\tst.relaxed.sys.global.u32 [{}+{}], %mr1;", address(at), place + 4));
                     with.push(format!("\tst.relaxed.sys.global.u32 [{}+{place}], %mr0;", address(at)));
@@ -82,9 +87,11 @@ impl Maker<'_, PacketRoles> {
         for (source, halves) in poll.seen.iter().enumerate() {
             self.add(name(&format!("source-{source}-not-awaited")), halves.iter().map(taken).collect());
         }
-        for half in 0..2 {
-            let halves = poll.seen.iter().map(|halves| taken(&halves[half])).collect();
-            self.add(name(&format!("half-{half}-not-awaited")), halves);
+        if poll.seen.iter().all(|packets| packets.len() == 2) {
+            for half in 0..2 {
+                let halves = poll.seen.iter().map(|halves| taken(&halves[half])).collect();
+                self.add(name(&format!("half-{half}-not-awaited")), halves);
+            }
         }
         let all = || poll.seen.iter().flatten();
         self.add(name("nothing-awaited"), all().map(taken).collect());
@@ -108,12 +115,16 @@ impl Maker<'_, PacketRoles> {
         self.add(name("flag-of-eight-bits"), all().map(part).collect());
         let words = |&load: &usize| {
             let [low, high] = pair_of(entry, load);
-            let address = entry.operands(load)[1].to_owned();
-            let with = vec![
-                format!("\tld.relaxed.sys.global.v4.u32 {{%mr0, %mr1, %mr2, %mr3}}, {address};"),
-                format!("\tmov.b64 {low}, {{%mr0, %mr1}};"),
-                format!("\tmov.b64 {high}, {{%mr2, %mr3}};"),
-            ];
+            let [to, address] = entry.operands(load)[..] else { return Edit { at: load, with: Vec::new() } };
+            let mut with =
+                vec![format!("\tld.relaxed.sys.global.v4.u32 {{%mr0, %mr1, %mr2, %mr3}}, {address};")];
+            let is_pair = to.starts_with('{');
+            let (low, high) = if is_pair { (low.as_str(), high.as_str()) } else { ("%md0", "%md1") };
+            with.push(format!("\tmov.b64 {low}, {{%mr0, %mr1}};"));
+            with.push(format!("\tmov.b64 {high}, {{%mr2, %mr3}};"));
+            if !is_pair {
+                with.push(format!("\tmov.b128 {to}, {{{low}, {high}}};"));
+            }
             Edit { at: load, with }
         };
         self.add(name("poll-v4-u32"), poll.loads.iter().map(words).collect());

@@ -1,7 +1,7 @@
 //! The places of the protocol of packets in an entry.
 
 use anyhow::{Context, Result, bail, ensure};
-use meshreduce_wire::Algorithm;
+use meshreduce_wire::{Algorithm, Isa};
 
 use super::Death;
 use super::roles::{Failing, Wait, pair};
@@ -9,6 +9,8 @@ use super::text::Entry;
 
 const PAIR_STORE: &str = "st.relaxed.sys.global.v2.u64";
 const PAIR_LOAD: &str = "ld.relaxed.sys.global.v2.u64";
+const B128_STORE: &str = "st.relaxed.sys.global.b128";
+const B128_LOAD: &str = "ld.relaxed.sys.global.b128";
 
 /// Indices of lines, by role.
 pub struct PacketRoles {
@@ -70,8 +72,8 @@ pub struct Poll {
     pub loads: Vec<usize>,
     /// The flag that is awaited, a register, and where it is known.
     pub flag: String,
-    /// The flags that have come: where each is taken out, and its register; by load, both halves.
-    pub seen: Vec<[(usize, String); 2]>,
+    /// The flags that have come: where each is taken out, and its register; by load, those of its packets.
+    pub seen: Vec<Vec<(usize, String)>>,
     /// What else ends the wait.
     pub wait: Wait,
 }
@@ -81,7 +83,7 @@ impl PacketRoles {
     ///
     /// # Errors
     /// If the text does not have the shape that is expected.
-    pub fn of(entry: &Entry, algorithm: Algorithm, ranks: usize) -> Result<Self> {
+    pub fn of(entry: &Entry, algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Self> {
         let barrier = entry.one("\tbar.")?;
         ensure!(entry.lines[barrier].contains("\tbar.red.or.pred "), "the barrier tells nothing");
         let counters = entry.one("ld.global.v2.u64")?;
@@ -93,15 +95,18 @@ impl PacketRoles {
         let declared = entry.before(exits, PAIR_STORE, 12)?;
         let headers = Self::headers(entry, algorithm, declared)?;
         let told = entry.before(headers[0].looks[0], "ld.relaxed.sys.global.u32", 4)?;
-        let stores = entry.all(PAIR_STORE);
+        let stores = entry.all(if isa == Isa::V84 { B128_STORE } else { PAIR_STORE });
         let others = stores
             .iter()
             .copied()
             .filter(|at| *at != declared && headers.iter().all(|header| header.store != *at));
         let values = |at: usize| pair_of(entry, at);
-        let (refreshes, data): (Vec<usize>, Vec<usize>) =
-            others.partition(|&at| values(at)[0] == values(at)[1]);
-        let polls = Self::polls(entry, algorithm, &headers)?;
+        let (refreshes, data): (Vec<usize>, Vec<usize>) = others.partition(|&at| {
+            let [low, high] = values(at);
+            // Zeros: two packets that are the same, or no data below.
+            low == high || isa == Isa::V84 && entry.all(&format!("mov.b64 \t{low}, 0;")).len() == 1
+        });
+        let polls = Self::polls(entry, algorithm, &headers, isa)?;
         // What has been reduced is pushed in the second phase.
         let (last, first_ones): (Vec<usize>, Vec<usize>) =
             data.into_iter().partition(|&at| is_a_sum(entry, &values(at)[0]));
@@ -223,12 +228,14 @@ impl PacketRoles {
         Ok(Wait { prefix, poll, host_poll, clock, failing })
     }
 
-    fn polls(entry: &Entry, algorithm: Algorithm, headers: &[Header]) -> Result<Vec<Poll>> {
+    fn polls(entry: &Entry, algorithm: Algorithm, headers: &[Header], isa: Isa) -> Result<Vec<Poll>> {
+        // How many lines lie from one load to the next, at most.
+        let (load, apart) = if isa == Isa::V84 { (B128_LOAD, 6) } else { (PAIR_LOAD, 3) };
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let is_of_headers =
             |at: &usize| headers.iter().any(|header| header.looks.contains(at) || header.ask == *at);
-        for at in entry.all(PAIR_LOAD).into_iter().filter(|at| !is_of_headers(at)) {
-            match groups.last_mut().filter(|group| group.last().is_some_and(|last| at - last <= 3)) {
+        for at in entry.all(load).into_iter().filter(|at| !is_of_headers(at)) {
+            match groups.last_mut().filter(|group| group.last().is_some_and(|last| at - last <= apart)) {
                 Some(group) => group.push(at),
                 None => groups.push(vec![at]),
             }
@@ -237,19 +244,19 @@ impl PacketRoles {
         for loads in groups {
             // A unit alone is one that is taken once more, or that a refreshing call awaits.
             let (Some(&last), true) = (loads.last(), loads.len() > 1) else { continue };
-            let flag_at = entry.next(last, "\tor.b32", 3)?;
+            let flag_at = entry.next(last, "\tor.b32", 5)?;
             let flag = entry.operands(flag_at)[0].to_owned();
             let mut seen = Vec::new();
             for &load in &loads {
                 let [low, high] = pair_of(entry, load);
                 let of = |register: &str| -> Result<(usize, String)> {
-                    let at = entry.next(flag_at, &format!("}}, {register}; }}"), 40)?;
+                    let at = entry.next(flag_at, &format!("}}, {register};"), 40)?;
                     let line = &entry.lines[at];
-                    let taken = line.split_once("{tmp, ").and_then(|(_, rest)| rest.split_once('}'));
+                    let taken = line.split_once(", ").and_then(|(_, rest)| rest.split_once('}'));
                     let (taken, _) = taken.with_context(|| format!("no flag in '{}'", line.trim()))?;
                     Ok((at, taken.to_owned()))
                 };
-                seen.push([of(&low)?, of(&high)?]);
+                seen.push(if isa == Isa::V84 { vec![of(&high)?] } else { vec![of(&low)?, of(&high)?] });
             }
             let is_second = match algorithm {
                 Algorithm::OneShotLl => false,
@@ -288,7 +295,8 @@ impl PacketRoles {
                 if is("add.rn.f32") {
                     return true;
                 }
-                let hands_on = ["cvt.u32.u64", "shl.b32", "and.b32", "mov.b32"].into_iter().any(is);
+                let hands_on =
+                    ["cvt.u32.u64", "shl.b32", "and.b32", "mov.b32", "mov.b64"].into_iter().any(is);
                 if hands_on && !made.iter().any(|known| known == operands[0]) {
                     made.push(operands[0].to_owned());
                 }
@@ -368,8 +376,13 @@ fn lower_half(entry: &Entry, register: &str) -> Result<String> {
     Ok(entry.operands(at)[0].to_owned())
 }
 
-/// The two registers of a pair that is stored or loaded.
+/// The two registers of what is stored or loaded: a pair, or the halves of 128 bits, which are joined before or parted behind.
 pub fn pair_of(entry: &Entry, at: usize) -> [String; 2] {
+    let at = match &entry.lines[at] {
+        line if line.contains(B128_STORE) => at - 1,
+        line if line.contains(B128_LOAD) => at + 1,
+        _ => at,
+    };
     let list = entry.operands(at).into_iter().find(|operand| operand.starts_with('{')).unwrap_or_default();
     let mut registers = list.trim_matches(['{', '}']).split(", ").map(str::to_owned);
     std::array::from_fn(|_| registers.next().unwrap_or_default())

@@ -6,8 +6,10 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_wire::{Algorithm, MAX_RANKS};
+use meshreduce_wire::{Algorithm, Isa, MAX_RANKS};
 use serde::Serialize;
+
+use crate::adversary::Kernels;
 
 use super::{Seeds, Set, Verdict, count, judge_all};
 
@@ -22,6 +24,9 @@ pub struct Mutants {
     /// One algorithm only; else all
     #[arg(long, value_parser = |text: &str| text.parse::<Algorithm>())]
     algorithm: Option<Algorithm>,
+    /// One PTX ISA only; else all in which the algorithm has a text
+    #[arg(long, value_name = "V", value_parser = |text: &str| text.parse::<Isa>())]
+    isa: Option<Isa>,
     /// Ranks, but in a hybrid cube mesh: each of these
     #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
     ranks: Vec<usize>,
@@ -68,9 +73,14 @@ impl Mutants {
             Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();
         for algorithm in algorithms {
-            let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
-            for &ranks in ranks {
-                sets.extend(Set::all(algorithm, ranks)?);
+            let has = |isa: &Isa| {
+                self.isa.is_none_or(|only| only == *isa) && Kernels::shipped_in(*isa).contains(&algorithm)
+            };
+            for isa in Isa::ALL.into_iter().filter(has) {
+                let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
+                for &ranks in ranks {
+                    sets.extend(Set::all(algorithm, ranks, isa)?);
+                }
             }
         }
         let begin = Instant::now();

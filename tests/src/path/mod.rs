@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use meshreduce::shipped_kernels;
 use meshreduce_emulator::path::{self, Path, Step};
 use meshreduce_wire::packets;
-use meshreduce_wire::{Algorithm, DType, Geometry, MAX_BLOCKS, Op};
+use meshreduce_wire::{Algorithm, DType, Geometry, Isa, MAX_BLOCKS, Op};
 use serde::Serialize;
 
 use crate::adversary::{Call, Kernels, Numbers, Scenario};
@@ -29,6 +29,8 @@ pub struct Subject {
     pub algorithm: Algorithm,
     /// Ranks.
     pub ranks: usize,
+    /// The ISA of its text.
+    pub isa: Isa,
     /// The element type.
     pub dtype: DType,
     /// The operation.
@@ -94,11 +96,10 @@ pub struct Outcome {
     pub steps: Vec<Step>,
 }
 
-/// All shipped algorithms with their world sizes.
-pub fn shipped() -> Vec<(Algorithm, usize)> {
-    let mut all: Vec<_> = shipped_kernels().map(|text| (text.algorithm, text.world_size)).collect();
-    all.sort_unstable();
-    all.dedup();
+/// All shipped algorithms with their world sizes and ISAs.
+pub fn shipped() -> Vec<(Algorithm, usize, Isa)> {
+    let mut all: Vec<_> = shipped_kernels().map(|text| (text.algorithm, text.world_size, text.isa)).collect();
+    all.sort_unstable_by_key(|&(algorithm, ranks, isa)| (algorithm, isa, ranks));
     all
 }
 
@@ -107,7 +108,7 @@ pub fn shipped() -> Vec<(Algorithm, usize)> {
 /// # Errors
 /// If there is no such kernel, it goes wrong, or its result is wrong.
 pub fn count(subject: Subject) -> Result<Outcome> {
-    let text = Kernels::shipped_text(subject.algorithm, subject.ranks)?;
+    let text = Kernels::shipped_text(subject.algorithm, subject.ranks, subject.isa)?;
     count_text(&text, subject)
 }
 
@@ -116,7 +117,7 @@ pub fn count(subject: Subject) -> Result<Outcome> {
 /// # Errors
 /// As [`count`].
 pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
-    let Subject { algorithm, ranks, dtype, op, bytes } = subject;
+    let Subject { algorithm, ranks, isa, dtype, op, bytes } = subject;
     ensure!(
         bytes.is_multiple_of(dtype.size()) && bytes > 0,
         "{bytes} bytes are not a whole number of {dtype} elements"
@@ -124,7 +125,7 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
     let kernels = Kernels::parse(text, algorithm, ranks)?;
     let count = bytes / dtype.size();
     let Geometry { blocks, threads } =
-        Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS);
+        Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS, isa);
     let threads = threads - packets::counting_threads(algorithm);
     let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false };
     // Where ranks stand in the tree and who relays is any scenario's.
@@ -147,7 +148,7 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
         ensure!(right, "the result of rank {} is wrong", part.rank);
     }
     let result = traced.result.as_ref().context("the kernel stores no result")?;
-    let family = algorithm.kernel_name().to_owned();
+    let family = format!("{}{}", algorithm.kernel_name(), isa.suffix());
     let counted = Counted {
         family,
         ranks,
@@ -182,13 +183,19 @@ mod tests {
     use super::*;
     use crate::mutants::text::{Edit, Entry};
 
-    const SUBJECT: Subject =
-        Subject { algorithm: Algorithm::OneShot, ranks: 2, dtype: DType::Bf16, op: Op::Sum, bytes: 2048 };
+    const SUBJECT: Subject = Subject {
+        algorithm: Algorithm::OneShot,
+        ranks: 2,
+        isa: Isa::V70,
+        dtype: DType::Bf16,
+        op: Op::Sum,
+        bytes: 2048,
+    };
 
     /// The shipped kernel of [`SUBJECT`], and the same with lines before the first that contains `at`: these, where `{0}`,
     /// `{1}`, ... stand for the operands of that line, of a vector the first.
     fn with(at: &str, lines: &[&str]) -> (Counted, Counted) {
-        let shipped = Kernels::shipped_text(SUBJECT.algorithm, SUBJECT.ranks).unwrap();
+        let shipped = Kernels::shipped_text(SUBJECT.algorithm, SUBJECT.ranks, SUBJECT.isa).unwrap();
         let entry = Entry::of(&shipped, "one_shot_bf16_sum_w2").unwrap();
         let place = *entry.all(at).first().unwrap();
         let operands: Vec<String> = entry

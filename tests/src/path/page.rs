@@ -131,9 +131,9 @@ mod tests {
     fn the_page_is_what_the_shipped_kernels_give_and_no_path_is_too_long() {
         let all: Vec<Counted> = shipped()
             .into_iter()
-            .map(|(algorithm, ranks)| {
+            .map(|(algorithm, ranks, isa)| {
                 let (dtype, op) = (DType::Bf16, Op::Sum);
-                count(Subject { algorithm, ranks, dtype, op, bytes: 8 << 10 }).unwrap().counted
+                count(Subject { algorithm, ranks, isa, dtype, op, bytes: 8 << 10 }).unwrap().counted
             })
             .collect();
         let page = include_str!("../../../docs/path.md");

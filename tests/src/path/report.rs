@@ -61,13 +61,17 @@ impl CountPath {
                 && (self.ranks.is_empty() || self.ranks.contains(ranks))
         };
         let mut outcomes = Vec::new();
-        for (algorithm, ranks) in shipped().into_iter().filter(|(algorithm, ranks)| wanted(algorithm, ranks))
+        for (algorithm, ranks, isa) in
+            shipped().into_iter().filter(|(algorithm, ranks, _)| wanted(algorithm, ranks))
         {
             for &bytes in &sizes {
-                let subject = Subject { algorithm, ranks, dtype: self.dtype, op: self.op, bytes };
+                let subject = Subject { algorithm, ranks, isa, dtype: self.dtype, op: self.op, bytes };
                 let outcome = count(subject);
-                outcomes
-                    .push(outcome.with_context(|| format!("{algorithm} over {ranks} ranks, {bytes} bytes"))?);
+                outcomes.push(
+                    outcome.with_context(|| {
+                        format!("{algorithm} over {ranks} ranks, {bytes} bytes, ISA {isa}")
+                    })?,
+                );
             }
         }
         ensure!(!outcomes.is_empty(), "there is no such kernel");

@@ -37,12 +37,14 @@ pub struct Rule {
 pub const ANY: u16 = u16::MAX;
 
 /// The rows: trips, local accesses, system fences, acknowledgements waited for, local accesses behind the result.
-pub const RULES: [Rule; 6] = [
+pub const RULES: [Rule; 8] = [
     row("one_shot", (1.5, 4, 1, 0, 0), (1.5, 4, 1, 0, 0)),
     row("two_shot", (3.0, 7, 2, 0, 0), (3.0, 6, 2, 0, 0)),
     row("hybrid_cube_mesh", (3.0, 6, 2, 0, 0), (3.0, 6, 2, 0, 0)),
     row("one_shot_ll", (0.5, 3, 0, 0, 0), (0.5, 3, 0, 0, 0)),
+    row("one_shot_ll_b128", (0.5, 3, 0, 0, 0), (0.5, 3, 0, 0, 0)),
     row("two_shot_ll", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
+    row("two_shot_ll_b128", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
     row("hybrid_cube_mesh_ll", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
 ];
 

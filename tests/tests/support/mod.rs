@@ -59,6 +59,7 @@ impl Scene {
             launches: 1,
             seed: 1,
             ptx: None,
+            isa: meshreduce::Isa::V84,
             deadline_ms: 60_000,
             rendezvous_ms: 60_000,
             lanes: 1,
