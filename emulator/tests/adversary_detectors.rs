@@ -59,6 +59,22 @@ fn a_read_at_a_narrow_scope_is_remembered_behind_one_at_a_wide_scope() {
 }
 
 #[test]
+fn halves_of_sixteen_bytes_race_with_the_whole() {
+    let whole = ".reg .b128 %w; mov.b128 %w, {%x, %y}; st.relaxed.sys.global.b128 [%x], %w;";
+    for half in [0, 8] {
+        let reads = format!("ld.relaxed.sys.global.u64 %y, [%x+{half}];");
+        for seed in 0..20 {
+            let report = two(Options { seed, ..Options::default() }, &reads, whole).unwrap_err();
+            assert_eq!(report.kind, ReportKind::MixedSize, "{report}");
+        }
+    }
+    // Those beside it do not, nor do two wholes.
+    for beside in ["ld.global.u64 %y, [%x+16];", whole] {
+        two(Options::default(), beside, whole).unwrap_or_else(|report| panic!("{report}"));
+    }
+}
+
+#[test]
 fn a_compare_and_swap_that_fails_races_with_writes_alone() {
     let fails = "atom.relaxed.sys.global.cas.b32 %r3, [%x], 7, 8;";
     for seed in 0..50 {

@@ -99,6 +99,33 @@ fn message_passing_needs_both_sides_and_their_scopes() {
 }
 
 #[test]
+fn sixteen_bytes_come_whole_if_they_are_one_access_and_not_if_they_are_two() {
+    // Both stores write one number into both halves.
+    let whole = ".reg .b64 %n; .reg .b128 %q; cvt.u64.u32 %n, %r2; mov.b128 %q, {%n, %n};
+        st.relaxed.sys.global.b128 [%x], %q;
+        cvt.u64.u32 %n, %r3; mov.b128 %q, {%n, %n}; st.relaxed.sys.global.b128 [%x], %q;";
+    let looks = ".reg .b64 %l, %h; .reg .b128 %q; ld.relaxed.sys.global.b128 %q, [%x];
+        mov.b128 {%l, %h}, %q; cvt.u32.u64 %r0, %l; cvt.u32.u64 %r1, %h;";
+    let torn = |o: &[u32]| o[2] != o[3];
+    check("packets of 128 bits", &[(0, whole), (1, looks)], torn, false);
+    let backwards = |o: &[u32]| o[2] > o[3];
+    let twice = ".reg .b64 %l, %h; .reg .b128 %q, %s; ld.relaxed.sys.global.b128 %q, [%x];
+        ld.relaxed.sys.global.b128 %s, [%x];
+        mov.b128 {%l, _}, %q; cvt.u32.u64 %r0, %l; mov.b128 {_, %h}, %s; cvt.u32.u64 %r1, %h;";
+    check("CoRR of 128 bits", &[(0, whole), (1, twice)], backwards, false);
+    let pairs = ".reg .b64 %n; cvt.u64.u32 %n, %r2; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};
+        cvt.u64.u32 %n, %r3; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};";
+    let looks = ".reg .b64 %l, %h; ld.relaxed.sys.global.v2.u64 {%l, %h}, [%x];
+        cvt.u32.u64 %r0, %l; cvt.u32.u64 %r1, %h;";
+    check("pairs of packets of 64 bits", &[(0, pairs), (1, looks)], torn, true);
+    // In a kernel that has wide accesses, too, halves that are accessed apart come apart.
+    let also_wide = ".reg .b64 %n; .reg .b128 %q; cvt.u64.u32 %n, %r2; mov.b128 %q, {%n, %n};
+        st.relaxed.sys.global.v2.u64 [%x], {%n, %n}; st.relaxed.sys.global.b128 [%z], %q;
+        cvt.u64.u32 %n, %r3; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};";
+    check("pairs beside wide accesses", &[(0, also_wide), (1, looks)], torn, true);
+}
+
+#[test]
 fn message_passing_by_fences() {
     let fence = "st.global.u32 [%x], %r2; fence.acq_rel.sys; st.relaxed.sys.global.u32 [%y], %r2;";
     let reads = "ld.relaxed.sys.global.u32 %r0, [%y]; fence.acq_rel.sys; ld.global.u32 %r1, [%x];";

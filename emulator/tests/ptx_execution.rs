@@ -72,6 +72,25 @@ fn an_access_past_the_end_names_kernel_line_thread_and_allocation() {
 }
 
 #[test]
+fn sixteen_bytes_move_at_once_the_lower_half_first() {
+    let text = kernel(
+        OUT,
+        ".reg .u64 %a, %x, %y; .reg .b128 %w<3>; .shared .align 16 .b8 s[16]; .local .align 16 .b8 l[16];
+         ld.param.u64 %a, [out]; ld.global.b128 %w0, [%a]; st.shared.b128 [s], %w0; ld.shared.b128 %w1, [s];
+         mov.b128 %w2, %w1; mov.b128 {%x, %y}, %w2; add.u64 %x, %x, 1; mov.b128 %w2, {%y, %x};
+         st.local.b128 [l], %w2; ld.local.b128 %w0, [l]; st.relaxed.sys.global.b128 [%a+16], %w0;",
+    );
+    let memory = Memory::default();
+    let out = memory.allocate(32);
+    memory.write(out, &[[7u64.to_le_bytes(), 9u64.to_le_bytes()].concat(), vec![0; 16]].concat());
+    run(&memory, &text, 1, 1, &[out]).unwrap();
+    assert_eq!(memory.read(out + 16, 16), [9u64.to_le_bytes(), 8u64.to_le_bytes()].concat());
+    let off = kernel(OUT, ".reg .u64 %a; .reg .b128 %w; ld.param.u64 %a, [out]; ld.global.b128 %w, [%a+8];");
+    let fault = run(&memory, &off, 1, 1, &[out]).unwrap_err();
+    assert!(matches!(fault.kind, FaultKind::Misaligned { access: "load", bytes: 16, .. }), "{fault:?}");
+}
+
+#[test]
 fn a_vector_must_be_aligned_as_a_whole_and_lie_in_one_allocation() {
     let text = kernel(OUT, ".reg .u64 %a, %x, %y; ld.param.u64 %a, [out]; ld.global.v2.u64 {%x, %y}, [%a];");
     let memory = Memory::default();

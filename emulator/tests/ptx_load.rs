@@ -61,6 +61,13 @@ fn what_is_not_legal_is_refused_with_its_reason() {
         (".frob 3;", "unknown directive .frob"),
         ("shfl.sync.idx.b32 %r1, %r1, 0, 31, -1;", "unknown instruction shfl"),
         ("mov.u32 %r1 %r2;", "expected `;`"),
+        (".reg .b128 %w; ld.relaxed.sys.global.b128 %d1, [%d2];", "%d1 is no register of 128 bits"),
+        (".reg .b128 %w; ld.global.u64 %w, [%d2];", "%w is declared .b128, the instruction works on .u64"),
+        (".reg .b128 %w; ld.global.b128 %d1, [%w];", "%w cannot hold an address"),
+        (".reg .b128 %w; mov.b128 %w, {%d1, %d2, %d3};", "two parts of 64 bits"),
+        (".reg .b128 %w; mov.b128 %w, {%r1, %d2};", "%r1 is declared .b32"),
+        (".reg .b128 %w; ld.global.v2.b128 {%w, %w}, [%d1];", "not supported"),
+        ("mov.b128 {%d1, %d2}, %nothing;", "%nothing is not declared"),
     ] {
         let error = refuse(&format!("{DECLARATIONS}{instruction}"));
         assert!(error.reason.contains(reason), "{instruction}: {error}");

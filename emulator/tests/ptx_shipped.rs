@@ -188,3 +188,40 @@ fn a_peer_that_launches_the_same_or_nothing_and_gives_no_signal_is_told_as_a_tim
         }
     }
 }
+
+/// By packets: rank 1 has sent its header of the first call, or none, and no data. The epochs of what rank 0 of two records.
+fn without_data(text: &str, sends_header: bool) -> (u64, u64) {
+    let launch = LaunchDescriptor { algorithm: Algorithm::OneShotLl, ..LAUNCH };
+    let module = Module::parse(text).unwrap();
+    let memory = Memory::default();
+    let ranks = ranks::<2>(&memory, 16);
+    let words = pad::descriptor_words(launch.encode(), 0);
+    for (&word, at) in words.iter().zip([0, 8]) {
+        memory.write_u64(ranks[1].pad + pad::descriptor(0) + at, word);
+        if sends_header {
+            memory.write_u64(ranks[0].pad + pad::header(0, 0, 1) + at, word);
+        }
+    }
+    let kernel = module.kernels()[1].clone();
+    assert!(kernel.name.starts_with("one_shot_ll_bf16_sum_w2"), "{}", kernel.name);
+    let params = params(&ranks[0], launch, 100_000);
+    let shape = ([1; 3], [64, 1, 1]);
+    let launch = Arc::new(Launch { kernel, grid: shape.0, block: shape.1, params, dynamic_shared: 0 });
+    support::run_all(&memory, vec![DirectExecutor.block(&launch, [0; 3])]).unwrap();
+    let record = ranks[0].host_page + offset_of!(HostPage, record) as u64;
+    let word = AbortWord::decode(memory.u32(record + offset_of!(ErrorRecord, abort) as u64)).unwrap();
+    assert_eq!((word.kind, word.culprit), (RecordKind::PeerTimeout, 1));
+    let field = |at: usize| memory.u64(record + at as u64);
+    (field(offset_of!(ErrorRecord, epoch_wanted)), field(offset_of!(ErrorRecord, epoch_seen)))
+}
+
+#[test]
+fn who_gives_up_on_packets_tells_how_far_their_sender_had_come() {
+    for text in [
+        include_str!("../../host/ptx/one_shot_ll_w2.ptx"),
+        include_str!("../../host/ptx/one_shot_ll_w2_b128.ptx"),
+    ] {
+        assert_eq!(without_data(text, false), (1, 0));
+        assert_eq!(without_data(text, true), (1, 1), "its header has come, its data have not");
+    }
+}

@@ -329,7 +329,7 @@ pub enum Error {
         phase: u32,
         /// The epoch that was waited for.
         epoch_wanted: u64,
-        /// The epoch that was there; 0 also of a wait for packets with data, which do not say.
+        /// The epoch that was there; of a wait for packets with data, of their sender's header. 0: none was there.
         epoch_seen: u64,
         /// How long the kernel waited: at least the deadline of that phase ([`crate::Config::deadline`]).
         waited: Duration,

@@ -328,12 +328,17 @@ impl<const W: usize> Call<'_, W> {
             let rank = self.rank_at(sources.first + missing * sources.step);
             let abort = self.turn(&mut wait, 1 + 2 * phase, || rank, None, false);
             if abort != 0 {
+                // Of the source's calls its header tells.
+                let position = sources.first + missing * sources.step;
+                let header = pad::header(self.packets as u64, 0, position);
+                let mark = load_relaxed_sys_u64(self.params.lane.own_pad + header) as u32;
+                let [epoch_wanted, epoch_seen] = self.epochs(mark);
                 self.fail(Failure {
                     abort,
                     phase,
                     peer: rank,
-                    epoch_wanted: self.epochs(0)[0],
-                    epoch_seen: 0,
+                    epoch_wanted,
+                    epoch_seen,
                     peer_launched: 0,
                     begin: wait.begin,
                 });

@@ -71,16 +71,29 @@ pub fn outcomes<T: Send>(
     config: &Config,
     program: impl Fn(Result<Outcome, Error>) -> T + Sync,
 ) -> Vec<T> {
+    outcomes_each(world_size, |_| config.clone(), program)
+}
+
+/// The same with a configuration for every rank.
+///
+/// # Panics
+/// If a rank panics.
+pub fn outcomes_each<T: Send>(
+    world_size: usize,
+    config: impl Fn(usize) -> Config + Sync,
+    program: impl Fn(Result<Outcome, Error>) -> T + Sync,
+) -> Vec<T> {
     let _alone = alone();
     open_driver();
     let directory = tempfile::tempdir().expect("a temporary directory");
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..world_size)
             .map(|rank| {
-                let (directory, program) = (directory.path(), &program);
+                let (directory, config, program) = (directory.path(), &config, &program);
                 scope.spawn(move || {
                     let store = FileStore::open(directory).expect("a store");
-                    program(meshreduce::rendezvous(&store, rank, world_size, rank as u32, config))
+                    let config = config(rank);
+                    program(meshreduce::rendezvous(&store, rank, world_size, rank as u32, &config))
                 })
             })
             .collect();

@@ -2,7 +2,8 @@
 
 mod support;
 
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, DType, Isa, Op};
+use meshreduce_tests::adversary::Kernels;
 use meshreduce_tests::job::Case;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -32,9 +33,15 @@ fn shapes(algorithm: Algorithm) -> impl Strategy<Value = Vec<Case>> {
 }
 
 fn run(node_name: &str, world_size: usize, cases: Vec<Case>, seed: u64) {
+    run_in(Isa::V84, node_name, world_size, cases, seed);
+}
+
+/// With texts in no later ISA than this.
+fn run_in(isa: Isa, node_name: &str, world_size: usize, cases: Vec<Case>, seed: u64) {
     let count = cases.len();
     let mut scene = Scene::new(world_size, cases);
     scene.environment = node(node_name).environment();
+    scene.job.isa = isa;
     scene.job.launches = 2;
     scene.job.seed = seed;
     scene.play().assert_all_ok(world_size, count);
@@ -78,10 +85,11 @@ proptest! {
     fn by_packets_the_bits_are_those_of_the_reference(
         world_size in 2..=8_usize,
         node in select(vec!["hgx-h100", "dgx-a100", "hgx-h200"]),
+        isa in select(Isa::ALL.to_vec()),
         cases in select(vec![Algorithm::OneShotLl, Algorithm::TwoShotLl]).prop_flat_map(shapes),
         seed: u64,
     ) {
-        run(node, world_size, cases, seed);
+        run_in(isa, node, world_size, cases, seed);
     }
 
     #[test]
@@ -116,7 +124,9 @@ fn every_shipped_kernel_gives_the_reference_bits() {
     };
     for world_size in 2..=8 {
         for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| !algorithm.is_of_cube_mesh()) {
-            run("hgx-h100", world_size, cases(algorithm), world_size as u64);
+            for isa in Isa::ALL.into_iter().filter(|isa| Kernels::shipped_in(*isa).contains(&algorithm)) {
+                run_in(isa, "hgx-h100", world_size, cases(algorithm), world_size as u64);
+            }
         }
     }
     for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_of_cube_mesh()) {

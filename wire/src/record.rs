@@ -81,7 +81,8 @@ pub struct ErrorRecord {
     pub reserved: u32,
     /// The epoch that was waited for: one more than b, or than p in a call by packets.
     pub epoch_wanted: u64,
-    /// The epoch that was last seen in the slot; 0 where a wait for packets with data was given up: they do not say.
+    /// The epoch that was last seen in the slot, or of a wait for packets with data in the header of the rank that sends them;
+    /// 0: none of it was there.
     pub epoch_seen: u64,
     /// The descriptor of this rank's launch.
     pub launched: u64,

@@ -148,8 +148,7 @@ impl Set {
         let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
         let roles =
             PacketRoles::of(&entry, algorithm, ranks, isa).with_context(|| format!("the shape of {name}"))?;
-        let mut maker =
-            Maker { entry: &entry, roles: &roles, algorithm, ranks, isa: Isa::V70, made: Vec::new() };
+        let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
         maker.add("unchanged", Vec::new());
         maker.packets().with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;

@@ -83,7 +83,6 @@ fn build(shell: &Shell, folder: &Path) -> Result<u64> {
         fs::remove_dir_all(folder).with_context(|| format!("clearing {}", folder.display()))?;
     }
     fs::create_dir_all(folder.join("bin"))?;
-    fs::create_dir_all(folder.join("ptx"))?;
     for (package, program) in PROGRAMS {
         eprintln!("building {program} ...");
         cmd!(shell, "cargo rustc --quiet --release --package {package} --bin {program} -- -C strip=symbols")
@@ -94,10 +93,6 @@ fn build(shell: &Shell, folder: &Path) -> Result<u64> {
         fs::copy(repository::target().join("release").join(program), &goal)
             .with_context(|| format!("copying {program}"))?;
         check_program(&goal)?;
-    }
-    for text in repository::ptx_files(&repository::shipped_ptx())? {
-        let name = text.file_name().context("a file's name")?.to_owned();
-        fs::copy(&text, folder.join("ptx").join(name))?;
     }
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT)?;
