@@ -23,16 +23,17 @@ fn reduced(isa: Isa, algorithm: Algorithm, op: Op) -> Vec<(Isa, Vec<u8>)> {
         if rank == 1 { own.latest_isa(isa) } else { own }
     };
     let program = |communicator: Communicator| {
-        let device = Device::get_device(communicator.device()).unwrap();
-        let _context = Context::new(device).unwrap();
+        let device = Device::get_device(communicator.device()).expect("the rank's device");
+        let _context = Context::new(device).expect("its context");
         let elements = message(communicator.rank());
         let elements = elements.chunks(2).map(|two| bf16::from_le_bytes([two[0], two[1]]).into());
         let elements: Vec<Bf16> = elements.collect();
-        let mut data = DeviceBuffer::from_slice(&elements).unwrap();
-        let stream = Stream::new(StreamFlags::NON_BLOCKING, None).unwrap();
-        communicator.lane(0).unwrap().all_reduce_in_place_and_wait(&mut data, op, &stream).unwrap();
+        let mut data = DeviceBuffer::from_slice(&elements).expect("device memory");
+        let stream = Stream::new(StreamFlags::NON_BLOCKING, None).expect("a stream");
+        let mut lane = communicator.lane(0).expect("a lane");
+        lane.all_reduce_in_place_and_wait(&mut data, op, &stream).expect("an all-reduce");
         let mut result = vec![Bf16::default(); COUNT];
-        data.copy_to(&mut result).unwrap();
+        data.copy_to(&mut result).expect("a copy");
         (communicator.isa(), result.iter().flat_map(|value| value.0.to_le_bytes()).collect())
     };
     outcomes_each(3, each, |outcome| match outcome {

@@ -266,12 +266,21 @@ $L__BB0_1:
 
     #[test]
     fn entry_names_parse_back_and_nothing_else_does() {
-        let name =
-            EntryName { algorithm: Algorithm::HybridCubeMesh, dtype: DType::F16, op: Op::Max, ranks: 8 };
-        assert_eq!(EntryName::parse(&name.to_string()), Some(name));
-        for wrong in
-            ["one_shot_bf16_sum_w9", "one_shot_bf16_avg_w8", "one_shot_bf16_sum_w08", "one_shot_bf16_sum"]
-        {
+        for (isa, suffix) in [(Isa::V70, ""), (Isa::V84, "_b128")] {
+            let (algorithm, dtype, op, ranks) = (Algorithm::OneShotLl, DType::F16, Op::Max, 8);
+            let name = EntryName { algorithm, dtype, op, ranks, isa };
+            assert_eq!(name.to_string(), format!("one_shot_ll_f16_max_w8{suffix}"));
+            assert_eq!(name.file_stem(), format!("one_shot_ll_w8{suffix}"));
+            assert_eq!(EntryName::parse(&name.to_string()), Some(name));
+        }
+        for wrong in [
+            "one_shot_bf16_sum_w9",
+            "one_shot_bf16_avg_w8",
+            "one_shot_bf16_min_w8",
+            "one_shot_bf16_sum_w08",
+            "one_shot_bf16_sum",
+            "one_shot_ll_bf16_sum_w8_b64",
+        ] {
             assert_eq!(EntryName::parse(wrong), None, "{wrong}");
         }
     }
