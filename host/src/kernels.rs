@@ -336,8 +336,8 @@ mod tests {
                 DType::ALL.into_iter().flat_map(move |dtype| Op::ALL.map(|op| (algorithm, dtype, op)))
             })
         };
-        // SAFETY: they are not launched.
         let functions = (1..).map(|number| Kernel {
+            // SAFETY: it is not launched.
             function: unsafe { Function::from_raw(std::ptr::without_provenance_mut::<()>(number)) },
             isa: Isa::V70,
         });
