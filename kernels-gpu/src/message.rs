@@ -13,8 +13,8 @@ use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
 use crate::{
     element::Element,
     memory::{
-        Vector, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector, load_vector_nc, store_u32_cs,
-        store_u32_pair_cs, store_vector, store_vector_cs,
+        Vector, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector, load_vector_nc,
+        store_u32_cs, store_u32_pair_cs, store_vector, store_vector_cs,
     },
     thread::{block_dim_x, block_idx_x, compute_here, grid_dim_x, thread_idx_x},
 };

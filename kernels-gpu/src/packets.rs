@@ -24,7 +24,7 @@ use core::array::from_fn;
 
 use meshreduce_wire::{
     RecordKind, counters,
-    packets::{self, COUNTING_THREADS, SLOT_BYTES, PacketLayout, SOURCE_BYTES},
+    packets::{self, COUNTING_THREADS, PacketLayout, SLOT_BYTES, SOURCE_BYTES},
     pad,
 };
 
@@ -155,7 +155,8 @@ impl<const W: usize> Call<'_, W> {
         let pads = &self.params.lane.pads;
         let offset = self.to(phase, index);
         let slot = self.slot(unit);
-        let _ = from_fn::<_, N, _>(|member| slot.store(select(upper, pads[N + member], pads[member]) + offset));
+        let _ =
+            from_fn::<_, N, _>(|member| slot.store(select(upper, pads[N + member], pads[member]) + offset));
     }
 
     /// Pushes a unit to the rank at `position`.
