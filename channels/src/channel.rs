@@ -146,6 +146,12 @@ pub trait ChannelContext: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
+    /// Looks after what no channel does. The progress thread calls it about twice a second while it is awake, and wakes for it as long as
+    /// the answer is that there is more to look after.
+    fn tend(&self) -> bool {
+        false
+    }
+
     /// Ends it: no new channels. Those there are have been ended.
     fn close(&self) {}
 }

@@ -181,9 +181,9 @@ fn at_any_moment(peer: &Peer) {
     let gpu = Gpu::new(peer.part.rank as u32);
     let mut well = Vec::new();
     for round in 0..ROUNDS {
-        let bytes = [100, SLOT, 3 * SLOT + 5, 9 * SLOT][round % 4];
+        let bytes = [0, 100, SLOT, 3 * SLOT + 5, 9 * SLOT][round % 5];
         let (send_is_dropped, receive_is_dropped) =
-            [(false, false), (true, false), (false, true), (true, true)][round / 4 % 4];
+            [(false, false), (true, false), (false, true), (true, true)][round / 5 % 4];
         let memory = match peer.part.rank {
             0 => gpu.memory(&data(round as u64, bytes)),
             _ => gpu.empty(bytes),

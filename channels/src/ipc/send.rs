@@ -66,7 +66,7 @@ struct Sending {
     filled: u64,
     /// Bytes that the receiver has copied away.
     taken: u64,
-    /// It is in the line of those that are staged.
+    /// It is in the line of those that are staged; or the receiver was told that there are no bytes.
     is_in_line: bool,
     /// The caller's stream has been waited for.
     waits: bool,
@@ -163,13 +163,28 @@ impl Sends {
             io.send(Message::Differs { number, sent }.to_bytes());
             let peer = Arc::clone(&here.peer);
             self.give_up(number, Error::LengthsDiffer { peer, number, sent, expected });
-        } else if sent == 0 {
-            io.send(Message::Nothing { number }.to_bytes());
-            if let Some(sending) = self.waiting.remove(&number) {
-                sending.operation.into_ticket().done();
-            }
         } else if !std::mem::replace(&mut sending.is_in_line, true) {
-            self.line.push_back(number);
+            match sent {
+                0 => io.send(Message::Nothing { number }.to_bytes()),
+                _ => self.line.push_back(number),
+            }
+        }
+    }
+
+    /// A receive of no bytes has ended well.
+    pub(super) fn nothing_came(&mut self, number: u64, here: &Here) -> Result<(), Error> {
+        let is_it = |sending: &Sending| sending.operation.span.bytes == 0 && sending.is_in_line;
+        match self.waiting.get(&number) {
+            Some(sending) if is_it(sending) => {
+                if let Some(Sending { operation, .. }) = self.waiting.remove(&number) {
+                    operation.into_ticket().done();
+                }
+                Ok(())
+            }
+            // It was given up meanwhile.
+            None if number < self.next => Ok(()),
+            _ => Err(here
+                .nonsense(format!("it has received no bytes of transfer {number}, which was not asked for"))),
         }
     }
 

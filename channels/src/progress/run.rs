@@ -25,6 +25,8 @@ const YIELD: Duration = Duration::from_micros(100);
 const NAPS: (Duration, Duration) = (Duration::from_micros(10), Duration::from_micros(100));
 /// How often it is looked whether a region that was given up is still in use.
 const WITHDRAWN: Duration = Duration::from_millis(5);
+/// How often kinds of channels look after what no channel does.
+const TEND: Duration = Duration::from_millis(500);
 /// The key of the waker among those of the endpoints.
 const BELL: u64 = 0;
 
@@ -40,6 +42,8 @@ pub(crate) fn start(site: Arc<Site>) -> Result<(), Error> {
             commands: Vec::new(),
             ready: Vec::new(),
             withdrawn: Vec::new(),
+            tended: Instant::now(),
+            is_to_tend: false,
             is_ending: false,
         };
         let builder = std::thread::Builder::new().name("meshreduce channels".to_owned());
@@ -82,6 +86,9 @@ struct Thread {
     ready: Vec<u64>,
     /// Regions that are being given up.
     withdrawn: Vec<Withdrawn>,
+    /// When kinds of channels have last looked after what is theirs, and whether they have to do so again.
+    tended: Instant,
+    is_to_tend: bool,
     is_ending: bool,
 }
 
@@ -107,6 +114,10 @@ impl Thread {
             if self.is_ending && self.endpoints.is_empty() {
                 return;
             }
+            self.is_to_tend |= activity == Activity::Moved;
+            if self.is_to_tend && now.saturating_duration_since(self.tended) >= TEND {
+                self.tend(now);
+            }
             if activity == Activity::Moved {
                 (last, nap) = (now, NAPS.0);
                 continue;
@@ -120,6 +131,13 @@ impl Thread {
                 self.sleep((activity == Activity::Waiting).then_some(nap));
                 nap = (nap * 2).min(NAPS.1);
             }
+        }
+    }
+
+    fn tend(&mut self, now: Instant) {
+        (self.tended, self.is_to_tend) = (now, false);
+        for context in self.site.kinds.viable() {
+            unharmed("looking after a kind of channel", || self.is_to_tend |= context.tend());
         }
     }
 
@@ -243,7 +261,8 @@ impl Thread {
         let due = due.map(|due| due.saturating_duration_since(Instant::now()));
         // Whoever lets go of a region need not be this thread, and rings no bell.
         let withdrawn = (!self.withdrawn.is_empty()).then_some(WITHDRAWN);
-        let most = most.into_iter().chain(due).chain(withdrawn).min();
+        let tend = self.is_to_tend.then(|| TEND.saturating_sub(self.tended.elapsed()));
+        let most = most.into_iter().chain(due).chain(withdrawn).chain(tend).min();
         // By poll and not by epoll, whose waits are of whole milliseconds on older systems.
         let time = most
             .map(|most| Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) });
