@@ -284,6 +284,8 @@ fn interest(writes: bool) -> epoll::EventFlags {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::devices::Devices;
     use crate::link::{Half, Link};
@@ -291,18 +293,23 @@ mod tests {
     use crate::progress::testing::{Meek, connection, kinds};
     use crate::registry::Registry;
 
-    #[test]
-    fn an_endpoint_that_comes_behind_the_end_of_its_context_ends_too() {
+    /// A context without a thread, which has one kind of channel; an endpoint of it, and its other end.
+    fn site(meek: &Meek) -> (Arc<Site>, Connection, Half) {
         let mut registry = Registry::empty();
-        registry.register(Meek::default()).unwrap();
+        registry.register(meek.clone()).unwrap();
         registry.allow("meek").unwrap();
         let waker = Waker::new().unwrap();
         let kinds = kinds(&registry, &waker);
         let (one, other) = Half::pair();
         let connection = connection(&kinds, "meek", Link::Memory(one));
-        let shared = Arc::clone(connection.shared());
         let devices = Devices::new(&[]).unwrap().into();
-        let site = Site::new(kinds, devices, waker);
+        (Site::new(kinds, devices, waker), connection, other)
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_behind_the_end_of_its_context_ends_too() {
+        let (site, connection, other) = site(&Meek::default());
+        let shared = Arc::clone(connection.shared());
         // One thread closes the context while another one meets somebody, before the progress thread looks.
         site.post.send(Command::End);
         site.post.send(Command::Add(Box::new(connection)));
@@ -310,5 +317,21 @@ mod tests {
         drop(other);
         assert!(site.ended.wait(Duration::from_secs(20)));
         assert!(matches!(shared.cause(), Some(Error::ContextClosed)));
+    }
+
+    #[test]
+    fn a_kind_looks_after_its_own_as_long_as_there_is_more_though_nothing_happens() {
+        let meek = Meek::default();
+        let (site, connection, other) = site(&meek);
+        site.post.send(Command::Add(Box::new(connection)));
+        start(Arc::clone(&site)).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while meek.tended.load(Ordering::Relaxed) < 3 {
+            assert!(Instant::now() < until, "it has looked {:?} times", meek.tended);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(other);
+        site.post.send(Command::End);
+        assert!(site.ended.wait(Duration::from_secs(20)));
     }
 }
