@@ -14,8 +14,8 @@ use crate::gdr::hub::Hub;
 use crate::gdr::job::Job;
 use crate::gdr::memory::LONG;
 
-/// Allocations of a NIC's cache that the driver is asked for at a time: some ten microseconds.
-const ASKED: usize = 64;
+/// Allocations of a NIC's cache that the driver is asked for at a time: some microseconds, between transfers.
+const ASKED: usize = 32;
 
 impl Hub {
     /// Gives up registrations with a NIC whose memory the driver does not know any more.
