@@ -154,6 +154,7 @@ mod mesh;
 mod owned;
 pub mod pci;
 pub mod progress;
+mod ready;
 mod region;
 mod registry;
 mod shared_copy;

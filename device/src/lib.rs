@@ -44,7 +44,7 @@ pub use last_calls::LastCalls;
 pub use mapped::MappedHost;
 pub use memory::{
     Allocation, DeviceMemory, Rows, allocated_on, allocation_of, check_pointer, copy, copy_between,
-    copy_rows, copy_within, dma_buf, ordinal_of,
+    copy_rows, copy_within, dma_buf, is_allocated, ordinal_of,
 };
 pub use meshreduce_driver_loader as loader;
 pub use module::{Function, Module};

@@ -336,11 +336,7 @@ impl Allocation {
             _ => error.into(),
         };
         let (base, bytes) = address_range(address).map_err(unknown)?;
-        let mut buffer_id = 0_u64;
-        let place = (&raw mut buffer_id).cast();
-        // SAFETY: `place` is a place of the attribute's type.
-        let answer = unsafe { sys::cuPointerGetAttribute(place, BUFFER_ID, address) };
-        check("cuPointerGetAttribute", answer).map_err(unknown)?;
+        let buffer_id = buffer_id(address).map_err(unknown)?;
         Ok(Self { base, bytes: bytes as u64, buffer_id })
     }
 }
@@ -353,6 +349,29 @@ impl Allocation {
 pub fn allocation_of(context: &PrimaryContext, address: CUdeviceptr) -> Result<Allocation, Error> {
     let _entered = context.enter()?;
     Allocation::at(context, address)
+}
+
+/// Whether the allocation that had this number and lies, or lay, at `address` is still there: the driver knows it, and has not given the
+/// address to another one. One call of the driver.
+///
+/// # Errors
+///
+/// The driver's, of which nothing follows.
+pub fn is_allocated(address: CUdeviceptr, number: u64) -> Result<bool, DriverError> {
+    match buffer_id(address) {
+        Ok(there) => Ok(there == number),
+        Err(error) if matches!(error.result(), CUresult::INVALID_VALUE | CUresult::NOT_FOUND) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The driver's number of the allocation that an address lies in.
+fn buffer_id(address: CUdeviceptr) -> Result<u64, DriverError> {
+    let mut number = 0_u64;
+    let place = (&raw mut number).cast();
+    // SAFETY: `place` is a place of the attribute's type.
+    check("cuPointerGetAttribute", unsafe { sys::cuPointerGetAttribute(place, BUFFER_ID, address) })?;
+    Ok(number)
 }
 
 /// Base and bytes of the allocation that an address lies in. A context is current.

@@ -183,6 +183,12 @@ mod registrations {
     }
 
     #[test]
+    fn of_memory_that_was_freed_without_a_word_end_too() {
+        Stage::new("freed_memory_is_found").goes_well();
+        Stage::new("freed_memory_is_found").with("--peermem-first").goes_well();
+    }
+
+    #[test]
     fn cost_a_warm_transfer_nothing() {
         Stage::new("a_warm_transfer_registers_nothing").goes_well();
         Stage::new("a_warm_transfer_registers_nothing").with("--peermem-first --chunk 100000").goes_well();

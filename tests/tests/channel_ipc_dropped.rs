@@ -3,8 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use meshreduce_channels::{Error, Failed, Ipc, Registry};
-use meshreduce_device::{Device, DeviceMemory};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+
+use meshreduce_channels::{Error, Failed, Ipc, Memory, Registry, Slice};
+use meshreduce_device::Device;
 use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, data, eventually};
 use meshreduce_tests::in_process::all_driver_calls;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
@@ -46,6 +52,7 @@ fn rank() {
         "the send is dropped" => held(&peer, Dropped::Send),
         "the receive is dropped" => held(&peer, Dropped::Receive),
         "closed" => closed(&peer),
+        "no bytes" => no_bytes(&peer),
         "at any moment" => at_any_moment(&peer),
         other => panic!("there is no part {other}"),
     }
@@ -71,7 +78,7 @@ fn go_well(peer: &Peer, gpu: &Gpu, number: u64) {
     sent.wait(LONG).unwrap();
 }
 
-fn is_remote(failed: &Failed<DeviceMemory>, expected: &str) -> bool {
+fn is_remote<M: Memory>(failed: &Failed<M>, expected: &str) -> bool {
     matches!(&failed.error, Error::Remote { what, .. } if what.contains(expected))
 }
 
@@ -174,6 +181,62 @@ fn an_endpoint_that_is_closed_ends_all_but_what_is_enqueued_behind_a_stream_that
     play("closed");
 }
 
+/// Holds up whoever wakes it.
+struct HoldUp {
+    held: Sender<()>,
+    go: Mutex<Receiver<()>>,
+}
+
+impl Wake for HoldUp {
+    fn wake(self: Arc<Self>) {
+        self.held.send(()).unwrap();
+        // Whoever has the other end is told nothing if it is gone, and then this goes on too.
+        let _ = self.go.lock().unwrap().recv();
+    }
+}
+
+/// Rank 1 wants a message of no bytes, and drops it while rank 0, whose progress thread is held up, has not answered: the send fails too.
+fn no_bytes(peer: &Peer) {
+    let gpu = Gpu::new(peer.part.rank as u32);
+    let nothing = || Slice::new(gpu.empty(1), 0..0).unwrap();
+    let remote = Device::Cuda(1 - peer.part.rank as u32);
+    if peer.part.rank == 0 {
+        let ((held, is_held), (go, may_go)) = (channel(), channel());
+        let waker = Waker::from(Arc::new(HoldUp { held, go: Mutex::new(may_go) }));
+        let mut first = pin!(peer.endpoint.send(gpu.empty(SLOT), remote, None));
+        assert!(first.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let sends = [1, 2].map(|_| peer.endpoint.send(nothing(), remote, None));
+        peer.part.tell("they are started", b"");
+        is_held.recv_timeout(LONG).unwrap();
+        peer.part.tell("it is held up", b"");
+        peer.part.hear("they were dropped");
+        drop(go);
+        for sent in sends {
+            let failed = sent.wait(LONG).expect_err("its receive was dropped");
+            assert!(is_remote(&failed, "the receive was dropped") && failed.into_memory().is_some());
+        }
+        assert!(matches!(first.poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(_))));
+    } else {
+        peer.part.hear("they are started");
+        peer.endpoint.recv(gpu.empty(SLOT), remote, None).wait(LONG).unwrap();
+        peer.part.hear("it is held up");
+        let [wanted, next] = [1, 2].map(|_| peer.endpoint.recv(nothing(), remote, None));
+        // What ends later was begun later, so the sender was told of both.
+        for received in [next, wanted] {
+            received.abort();
+            let failed = received.wait(LONG).expect_err("nothing has come");
+            assert!(matches!(failed.error, Error::Dropped) && failed.into_memory().is_some());
+        }
+        peer.part.tell("they were dropped", b"");
+    }
+    go_well(peer, &gpu, 1);
+}
+
+#[test]
+fn a_send_of_no_bytes_whose_receive_is_dropped_in_time_fails_too() {
+    play("no bytes");
+}
+
 /// Transfers of some slots that one side drops, or both do, at many moments. What went well on the receiver's side has every byte; what
 /// went well on the sender's side did so on the receiver's.
 fn at_any_moment(peer: &Peer) {
@@ -181,13 +244,14 @@ fn at_any_moment(peer: &Peer) {
     let gpu = Gpu::new(peer.part.rank as u32);
     let mut well = Vec::new();
     for round in 0..ROUNDS {
-        let bytes = [100, SLOT, 3 * SLOT + 5, 9 * SLOT][round % 4];
+        let bytes = [0, 100, SLOT, 3 * SLOT + 5, 9 * SLOT][round % 5];
         let (send_is_dropped, receive_is_dropped) =
-            [(false, false), (true, false), (false, true), (true, true)][round / 4 % 4];
+            [(false, false), (true, false), (false, true), (true, true)][round / 5 % 4];
         let memory = match peer.part.rank {
             0 => gpu.memory(&data(round as u64, bytes)),
             _ => gpu.empty(bytes),
         };
+        let memory = Slice::new(memory, 0..bytes).unwrap();
         let (transfer, is_dropped) = match peer.part.rank {
             0 => (peer.endpoint.send(memory, Device::Cuda(1), &gpu.stream), send_is_dropped),
             _ => (peer.endpoint.recv(memory, Device::Cuda(0), &gpu.stream), receive_is_dropped),
@@ -199,7 +263,7 @@ fn at_any_moment(peer: &Peer) {
         match transfer.wait(LONG) {
             Ok((memory, _)) => {
                 if peer.part.rank == 1 {
-                    gpu.assert_holds(memory.address(), round as u64, bytes);
+                    gpu.assert_holds(memory.into_inner().address(), round as u64, bytes);
                 }
                 well.push(b'+');
             }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use meshreduce_emulator::node::{Node, sysfs};
 use serde_json::Value;
 use xshell::{Shell, cmd};
 
@@ -29,21 +30,37 @@ const VERBS: (&str, &str, &str, &str) =
 
 /// Build the libraries of the emulated node and say how any program sees it
 #[derive(clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// The node: a shipped name or the file of a description
+    #[arg(long, value_name = "NAME|FILE", default_value = "hgx-h100")]
+    node: String,
+    /// Also write what the kernel shows of the node into this folder, as MESHREDUCE_SYSFS: a program's RDMA needs it. (Of the instance that
+    /// MESHREDUCE_NODE_ID names, as for the program.)
+    #[arg(long, value_name = "DIR")]
+    sysfs: Option<PathBuf>,
+}
 
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
+        let node = self.sysfs.as_ref().map(|_| Node::load(&self.node)).transpose()?;
         let shell = Shell::new()?;
         let directory = build(&shell)?;
         let directory = directory.display();
         println!(
             "The emulated node is in {directory}. For a program that uses the CUDA driver API, NVML and NCCL:\n"
         );
-        println!("    LD_LIBRARY_PATH={directory} MESHREDUCE_NODE=hgx-h100 PROGRAM");
+        println!("    LD_LIBRARY_PATH={directory} MESHREDUCE_NODE={} PROGRAM", self.node);
         let (_, _, folder, name) = VERBS;
         println!(
             "\nIts network adapters are in {directory}/{folder}/{name}, which MESHREDUCE_VERBS names to meshreduce."
         );
+        if let (Some(root), Some(node)) = (self.sysfs, node) {
+            let instance = std::env::var("MESHREDUCE_NODE_ID").unwrap_or_default();
+            std::fs::create_dir_all(&root)
+                .and_then(|()| sysfs::write(&node, &instance, &root))
+                .with_context(|| format!("writing the node's sysfs into {}", root.display()))?;
+            println!("What the kernel shows of them is in {}, for MESHREDUCE_SYSFS.", root.display());
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,10 +5,11 @@
 //! allocation, and never goes out under the old registration, which would let the NIC write to whoever owns those pages now. An
 //! old registration is found when a new one overlaps it, and goes then.
 //!
-//! A registration keeps freed memory pinned. So there is a bound, in bytes and in entries, on those that nobody uses, beyond which
-//! the least recently used go; and whoever frees memory can say so ([`Gdr::forget`](crate::gdr::Gdr::forget)). What is in use does
-//! not count: regions may hold all of a GPU's memory for as long as a program runs, and transfers of other memory are to find theirs
-//! registered all the same.
+//! A registration may keep freed memory pinned, and the driver tells nobody what is freed. So it is asked ([`Cache::due`]), a few
+//! allocations at a time, the longest unasked first: whenever another one is registered, and by the progress thread now and then.
+//! Whoever cannot wait for that says what is about to be freed ([`Gdr::forget`](crate::gdr::Gdr::forget)). And there is a bound, in bytes and
+//! in entries, on those that nobody uses, beyond which the least recently used go. What is in use does not count: regions may hold all
+//! of a GPU's memory for as long as a program runs, and transfers of other memory are to find theirs registered all the same.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -50,7 +51,8 @@ pub struct CacheStats {
     pub misses: u64,
     /// Registrations that were given up to keep within the bound.
     pub evicted: u64,
-    /// Registrations of memory that was freed: told so, or found out because other memory was at the same place.
+    /// Registrations of memory that was freed: told so, or found out, because the driver does not know it any more or other memory is at
+    /// the same place.
     pub forgotten: u64,
     /// Registrations that are kept.
     pub entries: usize,
@@ -65,23 +67,32 @@ pub(crate) struct Cache<V> {
     bound: Bound,
     clock: u64,
     stats: CacheStats,
+    /// Nothing is kept any more.
+    is_closed: bool,
 }
 
 #[derive(Debug)]
 struct Entry<V> {
     value: Arc<V>,
     used: u64,
+    /// When it was last asked of it whether its memory is still there.
+    asked: u64,
 }
 
 /// What is in a cache no more, to be dropped where dropping may take its time.
 #[must_use = "dropping it is what ends the registrations"]
 #[derive(Debug)]
-pub(crate) struct Removed<V>(#[expect(dead_code, reason = "held to be dropped")] Vec<Arc<V>>);
+pub(crate) struct Removed<V> {
+    #[expect(dead_code, reason = "held to be dropped")]
+    values: Vec<Arc<V>>,
+    /// Bytes that they keep pinned.
+    pub(crate) bytes: u64,
+}
 
 impl<V> Cache<V> {
     /// An empty one.
     pub(crate) fn new(bound: Bound) -> Self {
-        Self { entries: HashMap::new(), bound, clock: 0, stats: CacheStats::default() }
+        Self { entries: HashMap::new(), bound, clock: 0, stats: CacheStats::default(), is_closed: false }
     }
 
     /// The registration of an allocation, if it is there. Whoever holds it keeps it from being given up.
@@ -103,30 +114,64 @@ impl<V> Cache<V> {
     /// Keeps a new registration, and gives up others: those of memory that was there before, and the least recently used ones
     /// that nobody holds until these, with the new one, keep within the bound.
     pub(crate) fn insert(&mut self, key: Key, value: Arc<V>) -> Removed<V> {
-        let mut removed = self.remove(|other| other.overlaps(&key));
-        self.stats.forgotten += removed.len() as u64;
+        if self.is_closed {
+            return Removed { values: Vec::new(), bytes: 0 };
+        }
+        let before = self.stats.bytes;
+        let mut values = self.remove(|other| other.overlaps(&key));
+        self.stats.forgotten += values.len() as u64;
         self.stats.bytes = self.stats.bytes.saturating_add(key.bytes);
         self.clock += 1;
-        self.entries.insert(key, Entry { value, used: self.clock });
-        removed.extend(self.shrink(key));
-        Removed(removed)
+        self.entries.insert(key, Entry { value, used: self.clock, asked: self.clock });
+        values.extend(self.shrink(key));
+        let bytes = before.saturating_add(key.bytes).saturating_sub(self.stats.bytes);
+        Removed { values, bytes }
     }
 
     /// Gives up what lies in `bytes` bytes at `base`, also if it is held: it ends with its last holder.
     pub(crate) fn forget(&mut self, base: u64, bytes: u64) -> Removed<V> {
         let range = Key { buffer_id: 0, base, bytes };
-        let removed = self.remove(|other| other.overlaps(&range));
-        self.stats.forgotten += removed.len() as u64;
-        Removed(removed)
+        self.forget_those(|other| other.overlaps(&range))
+    }
+
+    /// The allocations, at most so many, of which it was not asked for the longest time whether they are still there.
+    pub(crate) fn due(&mut self, most: usize) -> Vec<Key> {
+        let mut all: Vec<(u64, Key)> = self.entries.iter().map(|(key, entry)| (entry.asked, *key)).collect();
+        all.sort_unstable_by_key(|(asked, _)| *asked);
+        all.truncate(most);
+        self.clock += 1;
+        for (_, key) in &all {
+            self.entries.entry(*key).and_modify(|entry| entry.asked = self.clock);
+        }
+        all.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// Gives up what is of allocations that are there no more, also if it is held.
+    pub(crate) fn freed(&mut self, gone: &[Key]) -> Removed<V> {
+        self.forget_those(|key| gone.contains(key))
     }
 
     /// Gives up all that nobody holds.
     pub(crate) fn clear(&mut self) -> Removed<V> {
         let held: Vec<_> =
             self.entries.iter().filter(|(_, entry)| is_held(entry)).map(|(key, _)| *key).collect();
-        let removed = self.remove(|key| !held.contains(key));
-        self.stats.evicted += removed.len() as u64;
-        Removed(removed)
+        let before = self.stats.bytes;
+        let values = self.remove(|key| !held.contains(key));
+        self.stats.evicted += values.len() as u64;
+        Removed { values, bytes: before.saturating_sub(self.stats.bytes) }
+    }
+
+    /// Gives up all, also what is held, which ends with its last holder, and keeps nothing from now on.
+    pub(crate) fn close(&mut self) -> Removed<V> {
+        self.is_closed = true;
+        self.forget_those(|_| true)
+    }
+
+    fn forget_those(&mut self, which: impl Fn(&Key) -> bool) -> Removed<V> {
+        let before = self.stats.bytes;
+        let values = self.remove(which);
+        self.stats.forgotten += values.len() as u64;
+        Removed { values, bytes: before.saturating_sub(self.stats.bytes) }
     }
 
     /// What it has come to.
@@ -262,6 +307,40 @@ mod tests {
         drop(cache.forget(9, 1));
         assert!(weak.upgrade().is_none());
         assert_eq!(cache.stats().bytes, 0);
+    }
+
+    #[test]
+    fn what_was_freed_is_found_by_asking_for_all_in_turn() {
+        let mut cache = cache(1000, 100);
+        let weak: Vec<_> =
+            (1..=10).map(|id| Arc::downgrade(&register(&mut cache, key(id, id * 10, 10)))).collect();
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let due = cache.due(3);
+            let gone: Vec<Key> = due.iter().filter(|key| key.buffer_id % 2 == 0).copied().collect();
+            let removed = cache.freed(&gone);
+            assert_eq!(removed.bytes, 10 * gone.len() as u64);
+            asked.extend(due.into_iter().map(|key| key.buffer_id));
+        }
+        asked.sort_unstable();
+        asked.dedup();
+        assert_eq!(asked.len(), 10, "each in its turn: {asked:?}");
+        for (id, weak) in (1..=10).zip(weak) {
+            assert_eq!(weak.upgrade().is_some(), id % 2 == 1, "{id}");
+        }
+        let CacheStats { entries, bytes, forgotten, .. } = cache.stats();
+        assert_eq!((entries, bytes, forgotten), (5, 50, 5));
+    }
+
+    #[test]
+    fn one_that_is_closed_keeps_nothing() {
+        let mut cache = cache(100, 10);
+        let held = register(&mut cache, key(1, 0, 10));
+        let late = Arc::new(2);
+        drop(cache.close());
+        drop(cache.insert(key(2, 10, 10), Arc::clone(&late)));
+        assert_eq!((Arc::strong_count(&held), Arc::strong_count(&late)), (1, 1));
+        assert_eq!((cache.stats().entries, cache.stats().bytes), (0, 0));
     }
 
     #[test]

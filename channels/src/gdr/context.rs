@@ -399,6 +399,14 @@ impl ChannelContext for GdrContext {
     fn report(&self) -> Vec<(String, String)> {
         self.rows.clone()
     }
+
+    fn tend(&self) -> bool {
+        self.hub.tend()
+    }
+
+    fn close(&self) {
+        self.hub.close();
+    }
 }
 
 impl fmt::Debug for GdrContext {

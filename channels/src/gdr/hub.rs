@@ -13,6 +13,7 @@ use meshreduce_verbs_loader::{AsyncElement, AsyncEventType, Completion, Gid};
 use crate::gdr::config::Config;
 use crate::gdr::credits::Credits;
 use crate::gdr::descriptor::Port;
+use crate::gdr::job::Job;
 use crate::gdr::nic::Nic;
 use crate::gdr::region::Region;
 use crate::gdr::served::Served;
@@ -38,6 +39,8 @@ pub(crate) struct Hub {
     pub(crate) watch: Arc<Watch>,
     /// Regions, as far as they are still there.
     pub(crate) regions: Mutex<Vec<Weak<Region>>>,
+    /// Registrations that are being given up.
+    pub(crate) releasing: Mutex<Vec<Job<()>>>,
     state: Mutex<State>,
 }
 
@@ -113,8 +116,8 @@ impl Hub {
             polled: None,
             asked: None,
         };
-        let (watch, regions) = (Arc::default(), Mutex::default());
-        Self { config, nics, served, waker, watch, regions, state: Mutex::new(state) }
+        let (watch, regions, releasing) = (Arc::default(), Mutex::default(), Mutex::default());
+        Self { config, nics, served, waker, watch, regions, releasing, state: Mutex::new(state) }
     }
 
     /// What changes. Only the progress thread, and whoever asks for counts, locks it.

@@ -36,6 +36,12 @@ impl<T> Job<T> {
         self.0.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
+    /// Waits for it, whatever comes of it.
+    pub(crate) fn wait(self) {
+        // A panic has been told of where it was.
+        let _ = self.0.map(JoinHandle::join);
+    }
+
     /// What came of it, once; `None` if it is not done.
     pub(crate) fn outcome(&mut self) -> Option<T> {
         let thread = self.0.take_if(|thread| thread.is_finished())?;

@@ -28,7 +28,7 @@ use crate::gdr::visible::Gpu;
 use crate::span::Span;
 
 /// What takes longer to pin than the progress thread can be kept waiting.
-const LONG: u64 = 1 << 20;
+pub(crate) const LONG: u64 = 1 << 20;
 /// What a dma-buf is made of.
 const PAGE: u64 = 4096;
 
@@ -191,6 +191,7 @@ impl Hub {
     /// As [`Hub::register`].
     unsafe fn register_now(&self, nic: usize, memory: Located, purpose: Use) -> Result<Registered, Error> {
         let Located { served, span, allocation } = memory;
+        let index = nic;
         let (device, nic) = (&self.served[served], &self.nics[nic]);
         let (Some(gpu), Some(allocation)) = (&device.gpu, allocation) else {
             let access = if purpose == Use::Receive { self.bulk_access() } else { Access::NONE };
@@ -198,6 +199,8 @@ impl Hub {
             let region = unsafe { register_host(nic, span, access) }?;
             return Ok(Registered::new(Arc::new(region)));
         };
+        // It may be what there is no room for.
+        drop(self.forget_freed(index));
         let try_all = || {
             // SAFETY: the caller's: the allocation lives as long as any part of it.
             unsafe { register_allocation(device, gpu, nic, &self.nics, allocation, self.bulk_access()) }

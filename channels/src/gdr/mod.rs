@@ -36,6 +36,7 @@ mod connect;
 mod context;
 mod credits;
 mod descriptor;
+mod freed;
 mod gid;
 mod hub;
 mod job;
@@ -133,8 +134,9 @@ impl Gdr {
         all
     }
 
-    /// Gives up the registrations of device memory that `span` touches: it is about to be freed. Without this a registration keeps
-    /// freed memory pinned until other memory takes its place in the registrations; it is never used for other memory.
+    /// Gives up the registrations of device memory that `span` touches: it is about to be freed, and the next allocation needs the room
+    /// at once. Without this a registration may keep freed memory pinned until the driver is asked for it: soon, or when other memory
+    /// is registered. It is never used for other memory.
     ///
     /// A registration that a transfer uses, or a region, goes when they do.
     pub fn forget(&self, span: Span) {

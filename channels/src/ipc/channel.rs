@@ -136,7 +136,8 @@ impl Channel for IpcChannel {
                 self.receives.staged((number, offset, bytes), (slot, filled), here, io)?;
             }
             Said::Filled { slot, filled } => self.receives.filled(slot, filled),
-            Said::Nothing { number } => self.receives.nothing(number, here)?,
+            Said::Nothing { number } => self.receives.nothing(number, here, io)?,
+            Said::NothingCame { number } => self.sends.nothing_came(number, here)?,
             Said::Taken { slot } => self.sends.taken(slot, here, io)?,
             Said::Blind => self.sends.blind(io),
             Said::Differs { number, sent } => self.receives.differs(number, sent, here),

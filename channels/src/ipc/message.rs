@@ -19,8 +19,10 @@ pub(super) enum Message {
     Staged { number: u64, offset: u64, bytes: u64, slot: u16, filled: u32 },
     /// The chunk in the slot is there: for receivers that do not see the word.
     Filled { slot: u16, filled: u32 },
-    /// Transfer `number`, of no bytes, is over.
+    /// Transfer `number` has no bytes on the sender's side either.
     Nothing { number: u64 },
+    /// The receive of that has ended well.
+    NothingCame { number: u64 },
     /// The slot is free again.
     Taken { slot: u16 },
     /// The receiver does not see the words: tell it.
@@ -107,6 +109,7 @@ impl Message {
             | Message::Unwanted { number }
             | Message::Staged { number, .. }
             | Message::Nothing { number }
+            | Message::NothingCame { number }
             | Message::Differs { number, .. }
             | Message::GivenUp { number }
             | Message::SendFailed { number, .. }
@@ -143,6 +146,7 @@ impl Message {
                 out.u32(*filled);
             }
             Message::Nothing { number } => kind(&mut out, 6, &[*number]),
+            Message::NothingCame { number } => kind(&mut out, 20, &[*number]),
             Message::Taken { slot } => {
                 out.u8(7);
                 out.u16(*slot);
@@ -227,6 +231,7 @@ impl Message {
             17 => Message::Missed { counter: from.u32()?, why: from.text()? },
             18 => Message::SendFailed { number: from.u64()?, what: from.text()? },
             19 => Message::ReceiveFailed { number: from.u64()?, what: from.text()? },
+            20 => Message::NothingCame { number: from.u64()? },
             other => return Err(Malformed::wrong(format!("message of kind {other}"))),
         };
         from.end()?;
@@ -249,6 +254,7 @@ mod tests {
             Message::Staged { number: 1, offset: 2, bytes: 3, slot: 4, filled: 5 },
             Message::Filled { slot: 1, filled: 2 },
             Message::Nothing { number: 1 },
+            Message::NothingCame { number: 1 },
             Message::Taken { slot: 2 },
             Message::Blind,
             Message::Differs { number: 1, sent: 2 },

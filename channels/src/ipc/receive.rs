@@ -300,11 +300,12 @@ impl Receives {
         }
     }
 
-    /// The sender says that a transfer of no bytes is over.
-    pub(super) fn nothing(&mut self, number: u64, here: &Here) -> Result<(), Error> {
+    /// The sender has no bytes for it. It waits for the answer: one that was given up just now has failed, for both.
+    pub(super) fn nothing(&mut self, number: u64, here: &Here, io: &mut Io<'_>) -> Result<(), Error> {
         match self.waiting.remove(&number) {
             Some(receiving) if receiving.operation.span.bytes == 0 && receiving.fate.is_none() => {
                 receiving.operation.into_ticket().done();
+                io.send(Message::NothingCame { number }.to_bytes());
                 Ok(())
             }
             // It was given up meanwhile.

@@ -1,8 +1,9 @@
 //! The sending side: from the caller's memory into slots of the staging ring.
 
+mod ends;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use meshreduce_device::Stream;
 
@@ -66,7 +67,7 @@ struct Sending {
     filled: u64,
     /// Bytes that the receiver has copied away.
     taken: u64,
-    /// It is in the line of those that are staged.
+    /// It is in the line of those that are staged; or the receiver was told that there are no bytes.
     is_in_line: bool,
     /// The caller's stream has been waited for.
     waits: bool,
@@ -163,13 +164,28 @@ impl Sends {
             io.send(Message::Differs { number, sent }.to_bytes());
             let peer = Arc::clone(&here.peer);
             self.give_up(number, Error::LengthsDiffer { peer, number, sent, expected });
-        } else if sent == 0 {
-            io.send(Message::Nothing { number }.to_bytes());
-            if let Some(sending) = self.waiting.remove(&number) {
-                sending.operation.into_ticket().done();
-            }
         } else if !std::mem::replace(&mut sending.is_in_line, true) {
-            self.line.push_back(number);
+            match sent {
+                0 => io.send(Message::Nothing { number }.to_bytes()),
+                _ => self.line.push_back(number),
+            }
+        }
+    }
+
+    /// A receive of no bytes has ended well.
+    pub(super) fn nothing_came(&mut self, number: u64, here: &Here) -> Result<(), Error> {
+        let is_it = |sending: &Sending| sending.operation.span.bytes == 0 && sending.is_in_line;
+        match self.waiting.get(&number) {
+            Some(sending) if is_it(sending) => {
+                if let Some(Sending { operation, .. }) = self.waiting.remove(&number) {
+                    operation.into_ticket().done();
+                }
+                Ok(())
+            }
+            // It was given up meanwhile.
+            None if number < self.next => Ok(()),
+            _ => Err(here
+                .nonsense(format!("it has received no bytes of transfer {number}, which was not asked for"))),
         }
     }
 
@@ -408,78 +424,6 @@ impl Sends {
         }
         Ok(activity)
     }
-
-    /// The end: it wants no slots any more, and whatever has nothing under way fails at once.
-    pub(super) fn end(&mut self, cause: &Error, here: &Here) {
-        self.line.clear();
-        let Some(way) = &self.way else { return };
-        need_none(&way.ring, here);
-        if way.taking.is_some() {
-            // Something may be enqueued that is not in the books.
-            return;
-        }
-        for number in self.waiting.keys().copied().collect::<Vec<_>>() {
-            self.give_up(number, cause.clone());
-        }
-    }
-
-    /// Behind the end: whether none of its copies is under way any more.
-    pub(super) fn is_idle(&mut self, here: &Here) -> bool {
-        self.reap(here, None);
-        let is_used = |way: &&Way| way.taking.is_some() || !self.staged.is_empty();
-        let Some(way) = self.way.as_ref().filter(is_used) else { return true };
-        // Not all of it may have been enqueued, and a context that is lost writes no words.
-        match way.stream.finish(Duration::ZERO) {
-            Ok(finished) => finished,
-            Err(error) => error.loses_context(),
-        }
-    }
-
-    /// Behind the end, and idle: everything fails.
-    pub(super) fn fail(&mut self, cause: &Error) {
-        for sending in std::mem::take(&mut self.waiting).into_values() {
-            sending.operation.into_ticket().fail(sending.fate.unwrap_or_else(|| cause.clone()));
-        }
-    }
-
-    /// The receiver uses nothing of this side's any more.
-    pub(super) fn over(&mut self, here: &Here) {
-        let Some(way) = self.way.take() else { return };
-        if let Some((slot, is_ready)) = way.taking {
-            if !is_ready {
-                way.ring.slots().became_ready();
-            }
-            give_back(&way.ring, slot, here);
-        }
-        // A context that was lost has not said of all that they are done.
-        for staged in self.staged.drain(..) {
-            if staged.is_early {
-                way.ring.slots().became_ready();
-            }
-            if staged.is_returned {
-                give_back(&way.ring, staged.slot, here);
-            }
-        }
-        self.lent.drain(..).for_each(|lent| give_back(&way.ring, lent.slot, here));
-        if way.ring.slots().leave(here.number) {
-            here.home.waker.wake();
-        }
-        let Way { ring, mut old, .. } = way;
-        old.push(ring);
-        free(old);
-    }
-
-    /// Keeps what the receiver may still use for ever.
-    pub(super) fn leak(&mut self, here: &Here) -> bool {
-        let Some(way) = self.way.take() else { return false };
-        // The slots that it holds are lost, but nobody waits behind it: the others go over to another ring.
-        need_none(&way.ring, here);
-        if here.device().retire(&way.ring) {
-            here.home.waker.wake();
-        }
-        std::mem::forget((way.ring, way.old));
-        true
-    }
 }
 
 /// The device's ring, which the receiver is told of.
@@ -488,19 +432,6 @@ fn join(here: &Here, io: &mut Io<'_>) -> Result<Arc<Ring>, Error> {
     ring.slots().join(here.number, here.remote.party.member.process);
     io.send(Message::Ring(ring.offer()).to_bytes());
     Ok(ring)
-}
-
-/// Frees rings that nobody uses any more.
-fn free(mut rings: Vec<Arc<Ring>>) {
-    rings.retain(|ring| Arc::strong_count(ring) == 1);
-    if rings.is_empty() {
-        return;
-    }
-    // The driver waits for kernels before it frees memory, and they may wait for what this thread is to bring.
-    let thread = std::thread::Builder::new().name("meshreduce drop".into());
-    if let Err(error) = thread.spawn(move || drop(rings)) {
-        tracing::warn!(%error, "a staging ring was freed by the progress thread");
-    }
 }
 
 fn need_none(ring: &Ring, here: &Here) {

@@ -25,6 +25,8 @@ const YIELD: Duration = Duration::from_micros(100);
 const NAPS: (Duration, Duration) = (Duration::from_micros(10), Duration::from_micros(100));
 /// How often it is looked whether a region that was given up is still in use.
 const WITHDRAWN: Duration = Duration::from_millis(5);
+/// How often kinds of channels look after what no channel does.
+const TEND: Duration = Duration::from_millis(500);
 /// The key of the waker among those of the endpoints.
 const BELL: u64 = 0;
 
@@ -40,6 +42,8 @@ pub(crate) fn start(site: Arc<Site>) -> Result<(), Error> {
             commands: Vec::new(),
             ready: Vec::new(),
             withdrawn: Vec::new(),
+            tended: Instant::now(),
+            is_to_tend: false,
             is_ending: false,
         };
         let builder = std::thread::Builder::new().name("meshreduce channels".to_owned());
@@ -82,6 +86,9 @@ struct Thread {
     ready: Vec<u64>,
     /// Regions that are being given up.
     withdrawn: Vec<Withdrawn>,
+    /// When kinds of channels have last looked after what is theirs, and whether they have to do so again.
+    tended: Instant,
+    is_to_tend: bool,
     is_ending: bool,
 }
 
@@ -107,6 +114,10 @@ impl Thread {
             if self.is_ending && self.endpoints.is_empty() {
                 return;
             }
+            self.is_to_tend |= activity == Activity::Moved;
+            if self.is_to_tend && now.saturating_duration_since(self.tended) >= TEND {
+                self.tend(now);
+            }
             if activity == Activity::Moved {
                 (last, nap) = (now, NAPS.0);
                 continue;
@@ -120,6 +131,13 @@ impl Thread {
                 self.sleep((activity == Activity::Waiting).then_some(nap));
                 nap = (nap * 2).min(NAPS.1);
             }
+        }
+    }
+
+    fn tend(&mut self, now: Instant) {
+        (self.tended, self.is_to_tend) = (now, false);
+        for context in self.site.kinds.viable() {
+            unharmed("looking after a kind of channel", || self.is_to_tend |= context.tend());
         }
     }
 
@@ -243,7 +261,8 @@ impl Thread {
         let due = due.map(|due| due.saturating_duration_since(Instant::now()));
         // Whoever lets go of a region need not be this thread, and rings no bell.
         let withdrawn = (!self.withdrawn.is_empty()).then_some(WITHDRAWN);
-        let most = most.into_iter().chain(due).chain(withdrawn).min();
+        let tend = self.is_to_tend.then(|| TEND.saturating_sub(self.tended.elapsed()));
+        let most = most.into_iter().chain(due).chain(withdrawn).chain(tend).min();
         // By poll and not by epoll, whose waits are of whole milliseconds on older systems.
         let time = most
             .map(|most| Timespec { tv_sec: most.as_secs() as i64, tv_nsec: i64::from(most.subsec_nanos()) });
@@ -265,6 +284,8 @@ fn interest(writes: bool) -> epoll::EventFlags {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use crate::devices::Devices;
     use crate::link::{Half, Link};
@@ -272,18 +293,23 @@ mod tests {
     use crate::progress::testing::{Meek, connection, kinds};
     use crate::registry::Registry;
 
-    #[test]
-    fn an_endpoint_that_comes_behind_the_end_of_its_context_ends_too() {
+    /// A context without a thread, which has one kind of channel; an endpoint of it, and its other end.
+    fn site(meek: &Meek) -> (Arc<Site>, Connection, Half) {
         let mut registry = Registry::empty();
-        registry.register(Meek::default()).unwrap();
+        registry.register(meek.clone()).unwrap();
         registry.allow("meek").unwrap();
         let waker = Waker::new().unwrap();
         let kinds = kinds(&registry, &waker);
         let (one, other) = Half::pair();
         let connection = connection(&kinds, "meek", Link::Memory(one));
-        let shared = Arc::clone(connection.shared());
         let devices = Devices::new(&[]).unwrap().into();
-        let site = Site::new(kinds, devices, waker);
+        (Site::new(kinds, devices, waker), connection, other)
+    }
+
+    #[test]
+    fn an_endpoint_that_comes_behind_the_end_of_its_context_ends_too() {
+        let (site, connection, other) = site(&Meek::default());
+        let shared = Arc::clone(connection.shared());
         // One thread closes the context while another one meets somebody, before the progress thread looks.
         site.post.send(Command::End);
         site.post.send(Command::Add(Box::new(connection)));
@@ -291,5 +317,21 @@ mod tests {
         drop(other);
         assert!(site.ended.wait(Duration::from_secs(20)));
         assert!(matches!(shared.cause(), Some(Error::ContextClosed)));
+    }
+
+    #[test]
+    fn a_kind_looks_after_its_own_as_long_as_there_is_more_though_nothing_happens() {
+        let meek = Meek::default();
+        let (site, connection, other) = site(&meek);
+        site.post.send(Command::Add(Box::new(connection)));
+        start(Arc::clone(&site)).unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while meek.tended.load(Ordering::Relaxed) < 3 {
+            assert!(Instant::now() < until, "it has looked {:?} times", meek.tended);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(other);
+        site.post.send(Command::End);
+        assert!(site.ended.wait(Duration::from_secs(20)));
     }
 }

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -33,11 +34,13 @@ pub(super) struct Meek {
     pub(super) rest: Arc<Mutex<Rest>>,
     /// No channel comes about.
     pub(super) refuses: bool,
+    /// How often it has looked after what is its own. The first two times there was more.
+    pub(super) tended: Arc<AtomicU32>,
 }
 
 impl Default for Meek {
     fn default() -> Self {
-        Self { rest: Arc::new(Mutex::new(Rest::Busy)), refuses: false }
+        Self { rest: Arc::new(Mutex::new(Rest::Busy)), refuses: false, tended: Arc::default() }
     }
 }
 
@@ -58,6 +61,10 @@ impl ChannelFactory for Meek {
 impl ChannelContext for Meek {
     fn name(&self) -> &str {
         "meek"
+    }
+
+    fn tend(&self) -> bool {
+        self.tended.fetch_add(1, Ordering::Relaxed) < 2
     }
 
     fn descriptors(&self) -> Vec<(Device, Descriptor)> {

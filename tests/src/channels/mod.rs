@@ -73,6 +73,7 @@ macro_rules! channel_scenarios {
             dropped_transfers,
             dropped_at_random,
             threads_share_an_endpoint,
+            many_endpoints,
             refused_copies_fail_their_transfer_alone,
             closed_during_transfers,
             link_cut,

@@ -1,6 +1,7 @@
 //! What happens between two parties. Each function is run by both.
 
 mod ends;
+mod many;
 mod speed;
 mod streams;
 
@@ -18,6 +19,7 @@ use ends::{
     refused_streams_fail_their_transfer_alone, the_context_is_renewed, the_context_is_reset,
     until_the_other_is_lost,
 };
+use many::many_endpoints;
 use speed::throughput;
 use streams::{streams_are_waited_for_and_wait, streams_that_stand_still};
 
@@ -58,6 +60,7 @@ scenarios![
     dropped_transfers,
     dropped_at_random,
     threads_share_an_endpoint,
+    many_endpoints,
     closed_during_transfers,
     refused_copies_fail_their_transfer_alone,
     link_cut,

@@ -25,6 +25,7 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("one_fails_and_the_next_goes", one_fails_and_the_next_goes),
     ("registrations_are_kept", registrations_are_kept),
     ("freed_memory_is_forgotten", freed_memory_is_forgotten),
+    ("freed_memory_is_found", freed_memory_is_found),
     ("what_comes_late_is_seen", what_comes_late_is_seen),
     ("goes_by", goes_by),
     ("lengths_up_to", lengths_up_to),
@@ -273,6 +274,46 @@ fn freed_memory_is_forgotten(side: &Side<'_>) -> Result<()> {
     let forgotten: u64 = side.gdr.stats().iter().map(|nic| nic.cache.forgotten).sum();
     // Three that were told, and at least one that was found out.
     ensure!(forgotten >= 4, "{:?}", side.gdr.stats());
+    Ok(())
+}
+
+/// Memory that is freed without a word does not stay registered: not until others need its place, nor while nothing happens, nor
+/// behind the end of the context.
+fn freed_memory_is_found(side: &Side<'_>) -> Result<()> {
+    let party = &side.party;
+    let transfer = |bytes| -> Result<Buffer> {
+        let buffer = party.buffer(&vec![0; bytes])?;
+        Ok(match party.is_a() {
+            true => party.send(buffer).wait(SOON)?.0,
+            false => party.recv(buffer).wait(SOON)?.0,
+        })
+    };
+    let kept = transfer(64 << 10)?;
+    let nics = side.gdr.stats().iter().filter(|nic| nic.cache.entries > 0).count() as u64;
+    let of_kept = verbs_count("pinned_bytes")?;
+    for _ in 0..side.arguments.count {
+        drop(transfer(64 << 10)?);
+        // That of the memory that was freed just now, and what stays.
+        let (live, entries) = (verbs_count("live_mr")?, side.gdr.stats());
+        ensure!(live <= 2 * nics && entries.iter().all(|nic| nic.cache.entries <= 2), "{live}: {entries:?}");
+    }
+    // Nothing else is registered, and so much that another thread lets go of it.
+    drop(transfer(3 << 20)?);
+    let until = Instant::now() + SOON;
+    while verbs_count("pinned_bytes")? > of_kept {
+        ensure!(Instant::now() < until, "freed memory stays registered: {:?}", side.gdr.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let forgotten: u64 = side.gdr.stats().iter().map(|nic| nic.cache.forgotten).sum();
+    ensure!(forgotten == nics * (side.arguments.count + 1), "{forgotten}: {:?}", side.gdr.stats());
+    // It was not thrown out with the rest; and the end leaves nothing, whoever still has the endpoint.
+    ensure!(side.gdr.stats().iter().all(|nic| nic.cache.evicted == 0), "{:?}", side.gdr.stats());
+    drop(kept);
+    party.sync()?;
+    party.context.close();
+    party.context.join(SOON)?;
+    let left = (verbs_count("live_mr")?, verbs_count("pinned_bytes")?);
+    ensure!(left == (0, 0), "registrations and bytes behind the end: {left:?}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::left::{held, rings};
 use super::*;
 
 /// Transfers in both directions over two pairs of devices, until rank 1 is no more, or is stopped. Rank 0 is told so in time, by
