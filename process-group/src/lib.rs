@@ -33,6 +33,7 @@
 //! named by [`Tensor`], for which a [`Buffer`] vouches.
 
 pub mod backend;
+mod brief_lock;
 mod call;
 mod clock;
 mod config;

@@ -1,11 +1,12 @@
 //! The place of one backend in a group: made when it is first used.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::watch::Watch;
 use crate::backend::Backend;
+use crate::brief_lock::{Brief, BriefLock};
 use crate::error::Error;
 use crate::turn::Turn;
 
@@ -15,7 +16,7 @@ pub(super) struct Slot {
     name: Option<Arc<str>>,
     made: OnceLock<Arc<dyn Backend>>,
     making: Turn,
-    watch: Mutex<Watch>,
+    watch: BriefLock<Watch>,
 }
 
 impl Slot {
@@ -54,10 +55,10 @@ impl Slot {
     /// In a forked child: the backend and its calls are not dropped.
     pub(super) fn leave_to_parent(&mut self) {
         std::mem::forget(self.made.take());
-        std::mem::forget(std::mem::take(self.watch.get_mut().unwrap_or_else(PoisonError::into_inner)));
+        std::mem::forget(std::mem::take(self.watch.get_mut()));
     }
 
-    pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn watch(&self) -> Brief<'_, Watch> {
+        self.watch.lock()
     }
 }
