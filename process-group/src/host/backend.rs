@@ -144,7 +144,10 @@ impl Backend for HostBackend {
     fn error(&self) -> Option<Error> {
         // Who sees to deadlines once there are connections still waits for the others.
         self.shared.look_for_late_before_it_is_connected(Instant::now());
-        self.shared.failure()
+        let failure = self.shared.failure()?;
+        // One that was shut down may hear of others since.
+        let since = || self.shared.heard_since(self.shared.net.get()?);
+        Some(if matches!(failure, Error::ShutDown { .. }) { since().unwrap_or(failure) } else { failure })
     }
 
     fn shutdown(&self, timeout: Duration) -> Result<(), Error> {

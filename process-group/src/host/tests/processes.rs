@@ -95,7 +95,11 @@ fn come_to_the_end(rank: &Rank) {
             std::thread::park();
         }
     }
-    println!("ENDED: {}", rank.backend.shutdown(FAR).unwrap_err());
+    let error = rank.backend.shutdown(FAR).unwrap_err();
+    // Who asks later is told too, and so what the group leaves behind does not wait for the dead.
+    let later = rank.backend.error();
+    assert!(matches!(later, Some(Error::RankDied { rank: 1, .. })), "{later:?}");
+    println!("ENDED: {error}");
 }
 
 /// Works until something fails.
