@@ -191,6 +191,29 @@ fn a_receive_from_any_rank_in_a_world_of_one_is_refused() {
 }
 
 #[test]
+fn ranks_that_call_two_groups_in_different_orders_are_told_in_which_call_of_which_each_of_them_waits() {
+    let store = Arc::default();
+    let both_have_failed = std::sync::Barrier::new(2);
+    on_ranks(2, |rank| {
+        let world = builder(&store, rank, 2).name("a").build().unwrap();
+        let other = world.new_group(&[0, 1], &GroupOptions::default().name("b")).unwrap().member().unwrap();
+        let mut data = [1.0_f32];
+        for group in [&world, &other] {
+            group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+        }
+        let (first, name) = [(&world, "a"), (&other, "a/b")][rank];
+        let error = first.with_deadline(Some(Duration::from_secs(1))).all_reduce(&mut data, ReduceOp::Sum);
+        both_have_failed.wait();
+        match error.unwrap_err() {
+            Error::Timeout { group, sequence: 2, missing, .. } => {
+                assert_eq!((&*group, missing), (name, vec![1 - rank]));
+            }
+            error => panic!("{error}"),
+        }
+    });
+}
+
+#[test]
 fn calls_are_numbered_on_after_calls_that_failed() {
     let store = Arc::default();
     on_ranks(2, |rank| {
