@@ -1,6 +1,7 @@
 //! The place of one backend in a group: made when it is first used.
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -16,6 +17,8 @@ pub(super) struct Slot {
     name: Option<Arc<str>>,
     made: OnceLock<Arc<dyn Backend>>,
     making: Turn,
+    /// This rank has begun to make it, well or not.
+    begun: AtomicBool,
     watch: BriefLock<Watch>,
 }
 
@@ -33,6 +36,11 @@ impl Slot {
         self.made.get()
     }
 
+    /// Whether this rank has ever begun to make it: whoever else does so hears of it then.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     /// The backend, made by `make` if it is not there yet. A failure is not kept: the next call tries again. While another thread
     /// makes it, this one waits, not beyond `until`, where it gets what `late` says, and only while `goes_on` has no objection.
     pub(super) fn get_or_make(
@@ -46,6 +54,7 @@ impl Slot {
         match self.made.get() {
             Some(backend) => Ok(backend),
             None => {
+                self.begun.store(true, Ordering::Relaxed);
                 let backend = make()?;
                 Ok(self.made.get_or_init(|| backend))
             }

@@ -74,6 +74,10 @@ fn a_rank_that_is_aborted_before_its_backend_is_made_ends_the_making_on_the_othe
     named(group(1).barrier(Device::Cpu).unwrap_err());
     drop((before, after, other));
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+    // Nor does anybody wait for it to split the group.
+    let (here, other) = (group(0), group(2));
+    other.abort("out of memory");
+    named(here.split(Some(0), 0, &GroupOptions::default()).unwrap_err());
 }
 
 #[test]
