@@ -48,6 +48,7 @@ mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod nccl;
+mod prefetch;
 mod tensor;
 mod turn;
 mod types;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::{Caller, Entry, RecordedGroup, Sizes, Snapshot, State, Status};
 use crate::brief_lock::{Brief, BriefLock};
 use crate::call::Call;
+use crate::prefetch::prefetch;
 use crate::tensor::{Parts, Tensor};
 use crate::types::Operation;
 
@@ -226,6 +227,10 @@ impl FlightRecorder {
             entry.overwrite(record, is_p2p, begun);
         } else if ring.capacity > 0 {
             ring.entries.push(Entry::new(record, is_p2p, begun));
+        }
+        // Of thousands of entries the next one is far away, and whoever takes a lock waits for what it has written.
+        if let Some(next) = ring.entries.get(ring.next_place) {
+            prefetch(next);
         }
         (EntryId { record, place, group: begun.group, collective }, numbers)
     }
