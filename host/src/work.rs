@@ -1,5 +1,6 @@
 //! Work objects: waiting for an all-reduce.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use meshreduce_device::{DriverError, Event, RawStream};
@@ -64,6 +65,11 @@ impl Work {
 
     fn refusal(&self, error: DriverError) -> Error {
         Error::of_driver(error, self.state().context())
+    }
+
+    /// What its lane was given to tell it by ([`crate::Lane::set_label`]); `None` if that was nothing, or of another type.
+    pub fn label<T: Any>(&self) -> Option<&T> {
+        self.state().label().get()?.downcast_ref()
     }
 
     /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the

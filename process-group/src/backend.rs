@@ -60,6 +60,43 @@ pub struct BackendContext {
 }
 
 impl BackendContext {
+    /// Of rank `rank` of `world_size` that use a backend without a group: they meet over `store`, of which no other backend uses these
+    /// keys, for `device`. It is called `world`, waits 60 s for others, and has all backends of [`Registry::default`]; its fields can be
+    /// changed. (What a group does besides is the caller's: to check calls and number them, to watch their deadlines where the backend
+    /// itself does not, to record them.)
+    ///
+    /// ```
+    /// use std::{sync::Arc, time::Duration};
+    /// use meshreduce_process_group::store::MemoryStore;
+    /// use meshreduce_process_group::{BackendContext, BackendFactory, BufferMut, Call, Device, HostFactory, ReduceOp, Request};
+    ///
+    /// let context = BackendContext::new(Arc::new(MemoryStore::new()), 0, 1, Device::Cpu);
+    /// let backend = HostFactory::new().create(context)?;
+    /// let mut data = [1.0_f32, 2.0];
+    /// let tensor = data.tensor_mut();
+    /// // SAFETY: nobody else uses the data before the call has ended.
+    /// let work = unsafe { backend.start(&Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum }, &Request::new()) }?;
+    /// work.wait(None)?;
+    /// backend.shutdown(Duration::from_secs(60))?;
+    /// # Ok::<(), meshreduce_process_group::Error>(())
+    /// ```
+    pub fn new(store: Arc<dyn Store>, rank: usize, world_size: usize, device: Device) -> Self {
+        const TIMEOUT: Duration = Duration::from_secs(60);
+        let ranks = (0..world_size).collect();
+        Self {
+            group: Arc::new(GroupInfo { name: "world".into(), rank, world_size, ranks }),
+            device,
+            store,
+            timeout: TIMEOUT,
+            group_timeout: TIMEOUT,
+            deadline: Some(TIMEOUT),
+            forbid_fallback: false,
+            registry: Registry::default(),
+            end: Arc::default(),
+            dead_member: DeadMember::default(),
+        }
+    }
+
     /// Why the group takes no calls any more, once that is so: whoever makes a backend need not go on then.
     pub fn ended(&self) -> Option<&Error> {
         self.end.get()

@@ -317,6 +317,9 @@ pub enum CallError {
         /// The rank.
         rank: usize,
     },
+    /// A receive from any rank in a world of one.
+    #[error("there is no other rank to receive from")]
+    NobodyElse,
     /// Input and output, or this rank's part of them, differ in length.
     #[error("the input has {input} elements, the output {output}")]
     LengthsDiffer {

@@ -33,6 +33,7 @@
 //! named by [`Tensor`], for which a [`Buffer`] vouches.
 
 pub mod backend;
+mod brief_lock;
 mod call;
 mod clock;
 mod config;
@@ -47,6 +48,7 @@ mod mesh;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 mod nccl;
+mod prefetch;
 mod tensor;
 mod turn;
 mod types;

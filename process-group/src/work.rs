@@ -69,13 +69,13 @@ pub trait Completion: Send + Sync + fmt::Debug {
 pub(crate) enum Progress {
     /// It has ended.
     Done(Outcome, Arc<str>),
-    /// The mesh's kernels see to it. (Both names in one: each that is cloned and dropped costs a call as much as its checks do.)
-    Mesh(meshreduce::Work, Arc<Names>),
+    /// The mesh's kernels see to it. Its label is [`Names`]: what is cloned and dropped for each costs a call as much as its checks do.
+    Mesh(meshreduce::Work),
     /// Something else does.
     Other(Arc<dyn Completion>, Arc<str>),
 }
 
-/// What a call on the mesh is told by.
+/// What a call on the mesh is told by: the label of the lane that it was made on.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub(crate) backend: Arc<str>,
@@ -118,9 +118,10 @@ impl Work {
         Self { progress: Progress::Other(completion, Arc::clone(backend)), sequence: None, site: None }
     }
 
+    /// Of a call on a lane whose label is [`Names`].
     #[inline]
-    pub(crate) fn on_mesh(names: &Arc<Names>, work: meshreduce::Work) -> Self {
-        Self { progress: Progress::Mesh(work, Arc::clone(names)), sequence: None, site: None }
+    pub(crate) fn on_mesh(work: meshreduce::Work) -> Self {
+        Self { progress: Progress::Mesh(work), sequence: None, site: None }
     }
 
     /// The backend that makes the call: where the group's has another one behind it, that one if it took the call.
@@ -128,7 +129,7 @@ impl Work {
     pub fn backend(&self) -> &Arc<str> {
         match &self.progress {
             Progress::Done(_, backend) | Progress::Other(_, backend) => backend,
-            Progress::Mesh(_, names) => &names.backend,
+            Progress::Mesh(work) => &names(work).backend,
         }
     }
 
@@ -163,10 +164,10 @@ impl Work {
         self.own_process()?;
         let ended = match &self.progress {
             Progress::Done(outcome, _) => return Ok(Some(*outcome)),
-            Progress::Mesh(work, names) => work
+            Progress::Mesh(work) => work
                 .is_finished()
                 .map(|is| is.then(Outcome::default))
-                .map_err(|error| self.of_mesh(error, names)),
+                .map_err(|error| self.of_mesh(error, names(work))),
             Progress::Other(completion, _) => completion.poll(),
         };
         self.judge(ended)
@@ -176,7 +177,7 @@ impl Work {
     pub(crate) fn is_captured(&self) -> bool {
         match &self.progress {
             Progress::Done(..) => false,
-            Progress::Mesh(work, _) => work.is_captured(),
+            Progress::Mesh(work) => work.is_captured(),
             Progress::Other(completion, _) => completion.is_captured(),
         }
     }
@@ -236,10 +237,10 @@ impl Work {
         let _span = self.span().entered();
         let ended = match &self.progress {
             Progress::Done(outcome, _) => return Ok(*outcome),
-            Progress::Mesh(work, names) => work
+            Progress::Mesh(work) => work
                 .synchronize()
                 .map(|()| Some(Outcome::default()))
-                .map_err(|error| self.of_mesh(error, names)),
+                .map_err(|error| self.of_mesh(error, names(work))),
             Progress::Other(completion, _) => loop {
                 match completion.wait(None) {
                     Ok(None) => {}
@@ -264,9 +265,9 @@ impl Work {
         self.own_process()?;
         match &self.progress {
             Progress::Done(..) => Ok(()),
-            Progress::Mesh(work, names) => {
+            Progress::Mesh(work) => {
                 // SAFETY: the caller vouches for the stream.
-                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, names))
+                unsafe { work.wait_raw(stream) }.map_err(|error| self.of_mesh(error, names(work)))
             }
             // SAFETY: the caller vouches for the stream.
             Progress::Other(completion, _) => unsafe { completion.wait_on(stream) },
@@ -318,6 +319,11 @@ impl Work {
         };
         Error::StillRunning { call, waited }
     }
+}
+
+/// What a call on the mesh is told by.
+fn names(work: &meshreduce::Work) -> &Names {
+    work.label().expect("a backend labels the lane of its mesh before any call")
 }
 
 impl IntoFuture for Work {

@@ -120,6 +120,37 @@ fn a_lane_is_given_out_once_at_a_time() {
 }
 
 #[test]
+fn works_have_the_first_label_of_their_lane() {
+    ranks(2, &config(), |communicator| {
+        let (stream, data) = (stream(), ones(64));
+        let mut call = |lane: &mut meshreduce::Lane| {
+            let address = data.as_device_ptr().as_raw();
+            // SAFETY: the data outlive the work, for which this waits.
+            let work =
+                unsafe { lane.all_reduce_raw(address, address, 64, DType::Bf16, Op::Sum, stream.as_inner()) };
+            let work = work.unwrap();
+            work.synchronize().unwrap();
+            work
+        };
+        let mut lane = communicator.lane(0).unwrap();
+        let before = call(&mut lane);
+        assert_eq!(before.label::<String>(), None);
+        assert!(lane.set_label("first".to_owned()));
+        drop(lane);
+        let mut lane = communicator.lane(0).unwrap();
+        assert!(!lane.set_label(2_u32));
+        for work in [&before, &call(&mut lane)] {
+            assert_eq!(
+                (work.label::<String>().map(String::as_str), work.label::<u32>()),
+                (Some("first"), None)
+            );
+        }
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
 fn nothing_is_launched_for_nothing() {
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();

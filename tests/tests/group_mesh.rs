@@ -12,7 +12,8 @@ use cust::memory::{CopyDestination, DeviceBuffer, DeviceCopy};
 use half::bf16;
 use meshreduce::{Bf16, Config};
 use meshreduce_process_group::{
-    DType, DeviceType, Element, Error, MeshFactory, ProcessGroup, ReduceOp, Registry, Usage, WorkFuture,
+    Backend, BackendContext, BackendFactory, Call, DType, DeviceType, Element, Error, MeshFactory,
+    ProcessGroup, ReduceOp, Registry, Request, Usage, Work, WorkFuture,
 };
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
@@ -372,4 +373,83 @@ fn a_shutdown_that_waits_for_a_call_in_vain_names_who_has_not_come_to_it() {
         "pending",
         &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")],
     );
+}
+
+/// A backend of a program's own around the mesh's.
+#[derive(Debug)]
+struct Around(Arc<str>, Arc<dyn Backend>);
+
+struct AroundFactory;
+
+impl BackendFactory for AroundFactory {
+    fn name(&self) -> &str {
+        "around"
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &[DeviceType::Cuda]
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        let mesh = context.registry.factory("mesh")?.create(context.clone())?;
+        Ok(Arc::new(Around(self.name().into(), mesh)))
+    }
+}
+
+impl Backend for Around {
+    fn name(&self) -> &Arc<str> {
+        &self.0
+    }
+
+    fn supports(&self, call: &Call<'_>) -> Result<(), String> {
+        self.1.supports(call)
+    }
+
+    unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        // SAFETY: the caller's promise.
+        let work = unsafe { self.1.start(call, request) }?;
+        assert_eq!((&**work.backend(), work.sequence()), ("mesh", None), "{work:?}");
+        work.wait(Some(LONG))?;
+        Ok(work)
+    }
+
+    fn abort(&self, cause: &Error) {
+        self.1.abort(cause);
+    }
+
+    fn error(&self) -> Option<Error> {
+        self.1.error()
+    }
+
+    fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
+        self.1.shutdown(timeout)
+    }
+}
+
+#[test]
+fn rank_with_a_backend_around_the_mesh() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "around") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let mut registry = Registry::default();
+    registry.register(AroundFactory).unwrap();
+    let store: Arc<dyn meshreduce::Store> = Arc::from(Part::of_this_process().unwrap().store);
+    let group = ProcessGroup::builder(store, part.rank, part.world_size)
+        .registry(registry)
+        .backend("around".parse().unwrap())
+        .cuda_device(part.rank as u32)
+        .timeout(LONG)
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    }
+    let entries = group.flight_recorder().snapshot().entries;
+    assert_eq!(entries.iter().filter(|entry| &*entry.backend == "mesh").count(), 3, "{entries:?}");
+    group.shutdown().unwrap();
+}
+
+#[test]
+fn a_backend_around_the_mesh_sees_who_makes_its_calls() {
+    run(&Stage::new("rank_with_a_backend_around_the_mesh", 2), 2, "around", &[]);
 }

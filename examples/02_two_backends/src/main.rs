@@ -1,10 +1,10 @@
 //! One process group: an all-reduce of a tensor in host memory, then one of a tensor on the GPU. Each goes to the backend of its
 //! tensor's device.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use cust::memory::{CopyDestination, DeviceBuffer};
-use meshreduce_process_group::{DeviceType, ReduceOp, destroy_default_group, init};
+use meshreduce_process_group::{Device, DeviceType, ReduceOp, destroy_default_group, init};
 
 /// One group, two backends: a CPU tensor, then a CUDA tensor.
 #[derive(Parser)]
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     ensure!(tensor == [sum; 1000], "rank {} has {:?} in host memory", group.rank(), &tensor[..4]);
 
     // The group says on which device its tensors are; the same one is current here.
-    let ordinal = std::env::var("LOCAL_RANK")?.parse()?;
+    let Some(Device::Cuda(ordinal)) = group.cuda_device() else { bail!("the group has no device") };
     cust::init(cust::CudaFlags::empty())?;
     let _context = cust::context::Context::new(cust::device::Device::get_device(ordinal)?)?;
     let mut tensor = DeviceBuffer::from_slice(&[own; 1000])?;

@@ -5,6 +5,7 @@ mod order;
 mod plan;
 mod state;
 
+use std::any::Any;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -88,6 +89,12 @@ impl Lane {
     /// passes ends the call on all. A graph keeps the deadlines with which its calls were captured.
     pub fn set_deadline(&mut self, deadline: Option<Duration>) {
         self.deadline_ns = nanoseconds(deadline.map(|deadline| deadline.max(Duration::from_micros(1))));
+    }
+
+    /// Gives the work objects of all calls on this lane something that they can be told by ([`Work::label`]), at no cost to a call.
+    /// The first label that a lane is given stays, as long as its communicator; says whether this is it.
+    pub fn set_label(&mut self, label: impl Any + Send + Sync) -> bool {
+        self.state.label().set(Box::new(label)).is_ok()
     }
 
     /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for

@@ -1,7 +1,8 @@
 //! What a lane's work objects, and the end of its communicator, share with it.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use meshreduce_device::{ContextState, DriverError, Event, MappedHost, PrimaryContext, RawStream};
@@ -38,6 +39,8 @@ pub(crate) struct LaneState {
     ended: AtomicU64,
     /// All-reduces that took an intra-node algorithm. Only the lane's owner adds to it.
     launches: Launches,
+    /// What whoever calls has given its work objects.
+    label: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl LaneState {
@@ -60,6 +63,7 @@ impl LaneState {
             unobserved: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             launches: Launches::new(),
+            label: OnceLock::new(),
         }
     }
 
@@ -73,6 +77,10 @@ impl LaneState {
 
     pub(crate) fn launches(&self) -> &Launches {
         &self.launches
+    }
+
+    pub(crate) fn label(&self) -> &OnceLock<Box<dyn Any + Send + Sync>> {
+        &self.label
     }
 
     /// Notes that the call of this number has ended, as the host now knows: what is enqueued from now on runs behind it, on whatever

@@ -37,6 +37,9 @@ impl Call<'_> {
                 return Err(CallError::ToOneself { rank });
             }
         }
+        if matches!(self, Call::Recv { peer: None, .. }) && world_size == 1 {
+            return Err(CallError::NobodyElse);
+        }
         self.check_tensors()?;
         self.check_counts(rank, world_size)?;
         overlaps::check(self, rank, world_size)

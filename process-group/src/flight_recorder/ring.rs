@@ -3,12 +3,14 @@
 
 use std::cell::OnceCell;
 use std::panic::Location;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Caller, Entry, RecordedGroup, Sizes, Snapshot, State, Status};
+use crate::brief_lock::{Brief, BriefLock};
 use crate::call::Call;
+use crate::prefetch::prefetch;
 use crate::tensor::{Parts, Tensor};
 use crate::types::Operation;
 
@@ -43,7 +45,7 @@ use crate::types::Operation;
 #[derive(Debug)]
 pub struct FlightRecorder {
     rank: usize,
-    ring: Mutex<Ring>,
+    ring: BriefLock<Ring>,
     /// By place: one more than the record number of the call that had started as soon as it was made. Noted without a lock, which a
     /// call would take for this alone; whoever has the lock and looks at an entry takes it in first ([`Ring::take_in`]).
     started: Box<[AtomicU64]>,
@@ -136,7 +138,7 @@ impl FlightRecorder {
         let entries = Vec::with_capacity(capacity);
         Self {
             rank,
-            ring: Mutex::new(Ring {
+            ring: BriefLock::new(Ring {
                 capacity,
                 entries,
                 next: 0,
@@ -149,8 +151,8 @@ impl FlightRecorder {
         }
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ring(&self) -> Brief<'_, Ring> {
+        self.ring.lock()
     }
 
     /// Adds a group whose members are, by rank, these ranks of the group of all ranks; returns its index.
@@ -225,6 +227,10 @@ impl FlightRecorder {
             entry.overwrite(record, is_p2p, begun);
         } else if ring.capacity > 0 {
             ring.entries.push(Entry::new(record, is_p2p, begun));
+        }
+        // Of thousands of entries the next one is far away, and whoever takes a lock waits for what it has written.
+        if let Some(next) = ring.entries.get(ring.next_place) {
+            prefetch(next);
         }
         (EntryId { record, place, group: begun.group, collective }, numbers)
     }

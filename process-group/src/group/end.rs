@@ -172,6 +172,9 @@ impl Shared {
         }
         self.hooks.aborted(&self.info, cause);
         self.family.dump_once();
+        if self.owes_end() {
+            self.family.watchdog.start();
+        }
     }
 
     /// A call has ended well.
@@ -203,6 +206,7 @@ impl Shared {
         if self.own_process().is_err() {
             return;
         }
+        self.tell_end();
         self.take_back_progress(!matches!(self.end.get(), Some(Error::ShutDown { .. })));
         self.forget_the_unheard();
     }

@@ -1,5 +1,6 @@
 //! The group: one object for all collectives of its ranks.
 
+mod aborted;
 mod builder;
 mod calls;
 mod check;

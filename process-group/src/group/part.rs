@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::ProcessGroup;
+use super::aborted::AbortedMember;
 use super::shared::{Settings, Shared};
 use crate::backend::{BackendContext, GroupInfo, UntilEnd};
 use crate::config::BackendConfig;
@@ -183,9 +184,10 @@ impl ProcessGroup {
         if let Some(cause) = shared.is_hopeless() {
             return Err(cause);
         }
-        let of_all = Arc::clone(shared);
-        let store =
-            UntilEnd::when(shared.store_below(&format!("split/{number}"))?, move || of_all.is_hopeless());
+        let (of_all, aborted) = (Arc::clone(shared), AbortedMember::new(&shared.info, &shared.store));
+        let is_hopeless = Arc::new(move || of_all.is_hopeless().or_else(|| aborted.look()));
+        let looks = Arc::clone(&is_hopeless);
+        let store = UntilEnd::when(shared.store_below(&format!("split/{number}"))?, move || looks());
         let told = match color {
             Some(color) => format!("{color} {key}"),
             None => String::new(),
@@ -199,7 +201,7 @@ impl ProcessGroup {
         };
         let told = meshreduce::rendezvous::meet(&store, rank, world_size, told.as_bytes(), timeout);
         let told = told.map_err(|error| {
-            shared.is_hopeless().unwrap_or_else(|| Error::NotMade {
+            is_hopeless().unwrap_or_else(|| Error::NotMade {
                 backend: "split".into(),
                 group: Arc::clone(&shared.info.name),
                 source: Cause::new(error),

@@ -17,6 +17,7 @@ use meshreduce_store::identity::{Life, Member};
 
 use super::shared::Shared;
 use crate::error::Error;
+use crate::types::DeviceType;
 
 /// How often at most a rank tells how far it has come.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
@@ -86,15 +87,27 @@ pub(super) struct Published {
     last: Option<u64>,
     /// It was taken back, and nothing more is told.
     taken_back: bool,
+    /// The others were told that this rank was aborted, as far as they need it.
+    pub(super) end: bool,
 }
 
 impl Shared {
-    fn published(&self) -> MutexGuard<'_, Published> {
+    pub(super) fn published(&self) -> MutexGuard<'_, Published> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn others(&self) -> Vec<usize> {
         (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect()
+    }
+
+    /// Tells the last collective, also after the end: for who comes later. Says whether something is told still.
+    pub(super) fn tell_once_more(&self, published: &mut Published) -> Result<bool, StoreError> {
+        if published.taken_back {
+            return Ok(false);
+        }
+        let (collectives, _) = self.sequence_numbers();
+        published.last = Some(collectives);
+        self.tell(collectives, false).map(|()| true)
     }
 
     fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
@@ -211,12 +224,26 @@ impl Shared {
         }
         (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
         self.store.delete(LEFT)?;
-        for backend in self.slots().iter().filter_map(|slot| slot.made()) {
-            if let Err(error) = backend.clear_away() {
-                tracing::debug!(%error, group = &*self.info.name, "keys of a backend stay in the store");
+        self.forget_end()?;
+        for kind in DeviceType::ALL {
+            if let Err(error) = self.clear_away(kind) {
+                tracing::debug!(%error, group = &*self.info.name, %kind, "keys of a backend stay in the store");
             }
         }
         self.forget_differences()
+    }
+
+    /// Deletes what ranks have left in the store that have made, or could not make, the backend for a kind of device.
+    fn clear_away(&self, kind: DeviceType) -> Result<(), Error> {
+        if self.slot(kind).name().is_none() || self.device(kind).is_none() {
+            return Ok(());
+        }
+        let context = self.context(kind)?;
+        if let Some(backend) = self.slot(kind).made() {
+            backend.clear_away()?;
+        }
+        let cleared = meshreduce::rendezvous::clear_away(&*context.store);
+        cleared.map_err(|error| context.not_made(&kind.to_string().into(), error))
     }
 
     /// Deletes what ranks have told that have left before, when nothing had failed yet.
@@ -226,17 +253,27 @@ impl Shared {
         // All have come to the end of a backend, and so of their calls: nobody asks any more how far somebody has come.
         let all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
         others.rotate_left(self.info.rank);
-        if !self.store.delete(LEFT)? {
+        let have_left = self.store.delete(LEFT)?;
+        if !have_left {
             // Only one that is killed leaves something then, at the very end, perhaps when all others are gone.
             others.truncate(NEXT);
         }
+        let mut are_gone = true;
         for (place, rank) in others.into_iter().enumerate() {
             let is_next = all_have_ended && place < NEXT;
-            if is_next || self.told_by(rank)?.is_some_and(|told| told.is_gone()) {
-                self.forget(rank)?;
+            let told = if is_next { None } else { self.told_by(rank)? };
+            match told {
+                Some(told) if !told.is_gone() => are_gone = false,
+                None if !is_next => {}
+                _ => self.forget(rank)?,
             }
         }
-        Ok(())
+        match (have_left && self.ended_by_another().is_some(), are_gone) {
+            (false, _) => Ok(()),
+            (true, true) => self.forget_end(),
+            // Somebody may still have to hear why, and sees to it.
+            (true, false) => self.store.set(LEFT, b"1"),
+        }
     }
 
     /// Ranks that are dead, as a backend has seen, or did not come to the call that ended everything: one on another host cannot be

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use meshreduce::RawStream;
 use meshreduce_store::{PrefixStore, Store, StoreError};
 
+use super::aborted::AbortedMember;
 use super::end::Hooks;
 use super::family::Family;
 use super::parents::dead_member;
@@ -185,7 +186,7 @@ impl Shared {
     }
 
     /// The device of a kind that the group was made for.
-    fn device(&self, kind: DeviceType) -> Option<Device> {
+    pub(super) fn device(&self, kind: DeviceType) -> Option<Device> {
         match kind {
             DeviceType::Cpu => Some(Device::Cpu),
             DeviceType::Cuda => self.settings.cuda_device.map(Device::Cuda),
@@ -226,10 +227,11 @@ impl Shared {
         })
     }
 
-    /// What looks for a member that has died, as the groups know that this one was made from.
+    /// What looks for a member that has died, as the groups know that this one was made from, or was aborted, as it has told.
     fn dead_member(&self) -> DeadMember {
         let (info, parent) = (Arc::clone(&self.info), Weak::clone(&self.parent));
-        DeadMember::new(move || dead_member(&info, &parent))
+        let aborted = AbortedMember::new(&self.info, &self.store);
+        DeadMember::new(move || dead_member(&info, &parent).or_else(|| aborted.look()))
     }
 
     /// The backend for a kind of device, made if need be: for a call on this stream and with this deadline, if there is one. It is not

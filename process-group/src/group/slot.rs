@@ -1,11 +1,13 @@
 //! The place of one backend in a group: made when it is first used.
 #![forbid(unsafe_code)]
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use super::watch::Watch;
 use crate::backend::Backend;
+use crate::brief_lock::{Brief, BriefLock};
 use crate::error::Error;
 use crate::turn::Turn;
 
@@ -15,7 +17,9 @@ pub(super) struct Slot {
     name: Option<Arc<str>>,
     made: OnceLock<Arc<dyn Backend>>,
     making: Turn,
-    watch: Mutex<Watch>,
+    /// This rank has begun to make it, well or not.
+    begun: AtomicBool,
+    watch: BriefLock<Watch>,
 }
 
 impl Slot {
@@ -32,6 +36,11 @@ impl Slot {
         self.made.get()
     }
 
+    /// Whether this rank has ever begun to make it: whoever else does so hears of it then.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     /// The backend, made by `make` if it is not there yet. A failure is not kept: the next call tries again. While another thread
     /// makes it, this one waits, not beyond `until`, where it gets what `late` says, and only while `goes_on` has no objection.
     pub(super) fn get_or_make(
@@ -45,6 +54,7 @@ impl Slot {
         match self.made.get() {
             Some(backend) => Ok(backend),
             None => {
+                self.begun.store(true, Ordering::Relaxed);
                 let backend = make()?;
                 Ok(self.made.get_or_init(|| backend))
             }
@@ -54,10 +64,10 @@ impl Slot {
     /// In a forked child: the backend and its calls are not dropped.
     pub(super) fn leave_to_parent(&mut self) {
         std::mem::forget(self.made.take());
-        std::mem::forget(std::mem::take(self.watch.get_mut().unwrap_or_else(PoisonError::into_inner)));
+        std::mem::forget(std::mem::take(self.watch.get_mut()));
     }
 
-    pub(super) fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn watch(&self) -> Brief<'_, Watch> {
+        self.watch.lock()
     }
 }

@@ -10,7 +10,7 @@ use super::watchdog::TICK;
 use crate::call::Peers;
 use crate::flight_recorder::EntryId;
 use crate::types::Operation;
-use crate::work::{Names, Progress, Work};
+use crate::work::{Progress, Work};
 
 /// What is known of a call that goes on.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +64,8 @@ pub(super) struct Run {
     pub(super) last: u64,
 }
 
-/// How to see the end of a call that is held. (Of one on the mesh without the names of its backend and group, which its line has:
-/// calls that follow one another on a mesh are replaced here by one another, and each is on the way of an engine.)
+/// How to see the end of a call that is held. (One on the mesh by itself: calls that follow one another there are replaced here by one
+/// another, and each is on the way of an engine.)
 #[derive(Debug)]
 enum Sight {
     Mesh(meshreduce::Work),
@@ -110,6 +110,14 @@ impl Held {
         };
         is_in_time && !has_failed_alone()
     }
+
+    fn watched(&self) -> Watched {
+        let work = match &self.sight {
+            Sight::Mesh(mesh) => Work::on_mesh(mesh.clone()),
+            Sight::Other(work) => work.clone(),
+        };
+        Watched { work, noted: self.noted }
+    }
 }
 
 /// Collectives that end in the order in which they are made.
@@ -123,8 +131,6 @@ pub(super) struct Line {
     runs: VecDeque<Run>,
     /// Who makes them, once there has been one.
     backend: Option<Arc<str>>,
-    /// The same of those on the mesh.
-    mesh: Option<Arc<Names>>,
     /// The time of one is up: the first that had not ended then, since when that is known, and the ranks that had not come to it.
     pub(super) late: Option<(u64, Instant, Vec<usize>)>,
 }
@@ -149,7 +155,7 @@ impl Line {
         match (&work.progress, self.held.back_mut()) {
             // On the way of each call of an engine, and so without anything that can be avoided.
             (
-                Progress::Mesh(mesh, _),
+                Progress::Mesh(mesh),
                 Some(Held { sight: Sight::Mesh(its), noted, stands_for: Some(stands_for) }),
             ) if is_steady && stands_for.contains(call.end) => {
                 its.clone_from(mesh);
@@ -171,10 +177,7 @@ impl Line {
             self.held.pop_back();
         }
         let sight = match &work.progress {
-            Progress::Mesh(mesh, names) => {
-                self.mesh.get_or_insert_with(|| Arc::clone(names));
-                Sight::Mesh(mesh.clone())
-            }
+            Progress::Mesh(mesh) => Sight::Mesh(mesh.clone()),
             _ => Sight::Other(work.clone()),
         };
         let stands_for =
@@ -184,16 +187,7 @@ impl Line {
 
     /// The first that is held.
     pub(super) fn first(&self) -> Option<Watched> {
-        self.watched(self.held.front()?)
-    }
-
-    fn watched(&self, held: &Held) -> Option<Watched> {
-        let work = match (&held.sight, &self.mesh) {
-            (Sight::Mesh(mesh), Some(names)) => Work::on_mesh(names, mesh.clone()),
-            (Sight::Mesh(_), None) => return None,
-            (Sight::Other(work), _) => work.clone(),
-        };
-        Some(Watched { work, noted: held.noted })
+        self.held.front().map(Held::watched)
     }
 
     /// Who makes them, once there has been one.
@@ -214,7 +208,7 @@ impl Line {
     /// Those that are held and whose time is up.
     pub(super) fn late_ones(&self) -> Vec<Watched> {
         let late = self.held.iter().filter(|held| held.noted.is_late());
-        late.filter_map(|held| self.watched(held)).collect()
+        late.map(Held::watched).collect()
     }
 
     /// The number of the first one that is not known to have ended.

@@ -206,6 +206,7 @@ fn watch(family: &Weak<Family>, shared: &Shares) {
             next_told = Instant::now() + INTERVAL;
         }
         for group in family.groups() {
+            group.tell_end();
             for slot in group.slots() {
                 guarded("a hook", || look_at(&group, slot));
             }

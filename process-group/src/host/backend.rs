@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::collectives::Way;
-use super::failure::{LIVING, NotShutDown, SHUT_DOWN};
+use super::failure::{self, LIVING, NotShutDown, SHUT_DOWN};
 use super::shared::{Net, Shared, lock};
 use super::{progress, run, wire};
 use crate::backend::{Backend, BackendContext, BackendFactory, Request};
@@ -144,7 +144,10 @@ impl Backend for HostBackend {
     fn error(&self) -> Option<Error> {
         // Who sees to deadlines once there are connections still waits for the others.
         self.shared.look_for_late_before_it_is_connected(Instant::now());
-        self.shared.failure()
+        let failure = self.shared.failure()?;
+        // One that was shut down may hear of others since.
+        let since = || self.shared.heard_since(self.shared.net.get()?);
+        Some(if matches!(failure, Error::ShutDown { .. }) { since().unwrap_or(failure) } else { failure })
     }
 
     fn shutdown(&self, timeout: Duration) -> Result<(), Error> {
@@ -187,14 +190,13 @@ impl Backend for HostBackend {
             return Err(error);
         }
         shared.close(Error::ShutDown { group: Arc::clone(shared.name()) });
-        shared.announce(net, SHUT_DOWN, &[]);
+        shared.announce(net, SHUT_DOWN, &failure::encode_last(shared.history.last()));
         wire::ring(&shared.bell);
         loop {
             let missing: Vec<_> =
                 (0..shared.group.world_size).filter(|rank| !has_come(net, shared, *rank)).collect();
             if missing.is_empty() {
-                let differs = || net.engine.try_lock().ok()?.differs_at_the_end(shared.name());
-                return shared.heard_since(net).or_else(differs).map_or(Ok(()), Err);
+                return shared.heard_at_the_end(net).map_or(Ok(()), Err);
             }
             if let Some(cause) = shared.aborted.get() {
                 return Err(cause.clone());

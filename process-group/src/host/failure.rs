@@ -8,6 +8,7 @@ use std::time::Duration;
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::segment::Ended;
+use super::stamp::Stamp;
 use crate::error::{Error, Ranks};
 use crate::types::UnknownName;
 
@@ -106,6 +107,22 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
         group: Arc::clone(&group),
         cause: format!("rank {from} failed and did not say how"),
     })
+}
+
+/// The last collective of a rank that was shut down.
+pub(super) fn encode_last(last: Option<Stamp>) -> Vec<u8> {
+    let mut out = Writer::new();
+    if let Some(Stamp { sequence, what, count }) = last {
+        [sequence, what, count].into_iter().for_each(|word| out.u64(word));
+    }
+    out.into_bytes()
+}
+
+/// What [`encode_last`] has written.
+pub(super) fn decode_last(bytes: &[u8]) -> Option<Stamp> {
+    let mut from = Reader::new(bytes);
+    let mut word = || from.u64().ok();
+    Some(Stamp { sequence: word()?, what: word()?, count: word()? })
 }
 
 impl Ended {

@@ -184,7 +184,7 @@ fn end(shared: &Shared, net: &Net, error: &Error) {
         Error::ShutDown { .. } => {
             // What was begun at that very moment.
             mailbox.fail_all(error);
-            mailbox.leave(SHUT_DOWN);
+            mailbox.leave(SHUT_DOWN, shared.history.last());
         }
         _ => mailbox.end(error),
     }
@@ -199,7 +199,7 @@ fn leave(shared: &Shared, net: &Net) {
         if is_idle {
             shared.close(Error::ShutDown { group: Arc::clone(shared.name()) });
             shared.announce(net, DROPPED, &[]);
-            net.mailbox().leave(DROPPED);
+            net.mailbox().leave(DROPPED, None);
         } else {
             let error = shared.fail(failure::dropped(shared.name()));
             end(shared, net, &error);

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use super::collectives::Engine;
 use super::connect::{Connected, Own};
-use super::failure::{self, FAILED, LIVING};
+use super::failure::{self, FAILED, LIVING, SHUT_DOWN};
 use super::job::Job;
-use super::mailbox::Mailbox;
+use super::mailbox::{Mailbox, differ};
 use super::place::Islands;
 use super::segment::{ASLEEP, IN_STEP};
 use super::stamp::{History, Stamp};
@@ -109,6 +109,14 @@ pub(super) struct Shared {
     pub(super) connected: Ticket,
 }
 
+/// The last collective of a neighbour that was shut down.
+fn last_call(neighbour: &Neighbour) -> Option<Stamp> {
+    match neighbour.segment.control().ended.0.heard() {
+        (SHUT_DOWN, record) => failure::decode_last(&record),
+        _ => None,
+    }
+}
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -199,6 +207,38 @@ impl Shared {
             }
         });
         failed.or_else(|| self.heard_since.get().cloned())
+    }
+
+    /// What this rank, which has come to the end as all others have, hears there: a failure of another one, or that it has called
+    /// something else. Ranks do not wait for one another in all calls, and compare nothing in those.
+    pub(super) fn heard_at_the_end(&self, net: &Net) -> Option<Error> {
+        // Whoever looks for messages has noted what was wrong with one before another thread may look.
+        let in_messages = net.mailbox().differs_at_the_end(&self.history);
+        let in_steps = || net.engine.try_lock().ok()?.differs_at_the_end(self.name());
+        let in_the_last = || {
+            (0..self.group.world_size).filter(|rank| *rank != self.rank()).find_map(|rank| {
+                let other = self.last_call(net, rank)?;
+                let own = self.history.at(&other).filter(|own| *own != other)?;
+                Some(differ(self.name(), (self.rank(), rank), &own, &other))
+            })
+        };
+        self.heard_since(net).or(in_messages).or_else(in_steps).or_else(in_the_last)
+    }
+
+    /// The last collective of a rank that was shut down.
+    fn last_call(&self, net: &Net, rank: usize) -> Option<Stamp> {
+        match net.island.iter().find(|neighbour| neighbour.rank == rank) {
+            Some(neighbour) => last_call(neighbour),
+            None => net.mailbox().last_call(rank),
+        }
+    }
+
+    /// That a rank, which is needed for the call `own`, has left: it may have called something else in its place.
+    pub(super) fn has_left(&self, net: &Net, rank: usize, state: u32, own: &Stamp) -> Error {
+        match self.last_call(net, rank).filter(|last| last.is_at(own) && last != own) {
+            Some(other) => differ(self.name(), (self.rank(), rank), own, &other),
+            None => failure::has_left(rank, self.name(), state),
+        }
     }
 
     /// The calls that wait for their turn fail, if it is over. They have not been begun, so nobody uses their memory.
@@ -319,9 +359,13 @@ impl Shared {
             if state == LIVING || mailbox.is_gone(neighbour.rank) {
                 continue;
             }
-            if let Err(error) = mailbox.neighbour_left(neighbour.rank, state, &self.history) {
+            let how = (state, last_call(neighbour));
+            if let Err(error) = mailbox.neighbour_left(neighbour.rank, how, &self.history) {
                 tracing::debug!(%error, rank = self.rank(), "what a rank sent before it ended was of no use");
                 mailbox.note_left(neighbour.rank, state);
+                if matches!(error, Error::Mismatch { .. }) {
+                    self.fail(error);
+                }
             }
         }
     }
@@ -344,7 +388,8 @@ impl Shared {
                 }
                 state => {
                     let mut mailbox = net.mailbox();
-                    if let Err(error) = mailbox.neighbour_left(neighbour.rank, state, &self.history) {
+                    let how = (state, last_call(neighbour));
+                    if let Err(error) = mailbox.neighbour_left(neighbour.rank, how, &self.history) {
                         let error = self.fail(error);
                         mailbox.end(&error);
                         return Err(error);

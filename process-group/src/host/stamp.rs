@@ -181,12 +181,15 @@ impl History {
         self.begun.store(begun + 1, Ordering::Release);
     }
 
+    /// The last one.
+    pub(super) fn last(&self) -> Option<Stamp> {
+        let begun = self.begun.load(Ordering::Acquire);
+        (begun > 0).then(|| self.read(begun - 1))
+    }
+
     /// The sequence number of the last one, plus 1; 0: there was none.
     pub(super) fn latest(&self) -> u64 {
-        match self.begun.load(Ordering::Acquire) {
-            0 => 0,
-            begun => self.read(begun - 1).sequence + 1,
-        }
+        self.last().map_or(0, |last| last.sequence + 1)
     }
 
     /// What this rank has called at the place of `other`, if it has come there and remembers.

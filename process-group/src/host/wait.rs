@@ -150,7 +150,8 @@ impl Wait<'_> {
             let neighbour = &self.net.island[place];
             let state = neighbour.segment.control().ended.0.state.load(Ordering::Acquire);
             if state != LIVING && !ready() {
-                return Err(self.shared.fail(failure::has_left(neighbour.rank, self.shared.name(), state)));
+                let error = self.shared.has_left(self.net, neighbour.rank, state, &self.stamp);
+                return Err(self.shared.fail(error));
             }
         }
         if self.is_progress {

@@ -21,13 +21,11 @@ use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::turn::{Taken, Turn};
 use crate::types::{DType, Device, ReduceOp};
-use crate::work::{Names, Work};
+use crate::work::Work;
 
 #[derive(Debug)]
 pub(super) struct MeshBackend {
     name: Arc<str>,
-    /// For the works of the mesh.
-    names: Arc<Names>,
     context: BackendContext,
     primary: Arc<PrimaryContext>,
     rule: Rule,
@@ -84,9 +82,7 @@ impl MeshBackend {
             ground => tracing::info!(group = &*context.group.name, mesh = ground.name(), "a mesh"),
         }
         let rule = Rule::new(only, |dtype, op| ground.mesh()?.longest(dtype, op));
-        let names = Arc::new(Names { backend: Arc::clone(&name), group: Arc::clone(&context.group.name) });
         Ok(Self {
-            names,
             name,
             context,
             primary,
@@ -275,7 +271,7 @@ impl MeshBackend {
         request: &Request,
     ) -> Result<meshreduce::Work, Error> {
         let MeshCall { input, output, dtype, op } = call;
-        let mut lane = lock(&mesh.lane);
+        let mut lane = mesh.lane.lock();
         let Some(lane) = lane.as_mut() else {
             return Err(Error::ShutDown { group: Arc::clone(&self.context.group.name) });
         };
@@ -372,7 +368,7 @@ impl Backend for MeshBackend {
             Ok((mesh, None, chosen)) => {
                 // SAFETY: the caller vouches for the tensors and the stream.
                 let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
-                Ok(Work::on_mesh(&self.names, work))
+                Ok(Work::on_mesh(work))
             }
             Ok((mesh, Some(placement), chosen)) => {
                 let nodes = self.nodes(placement, Some(request))?;
@@ -462,7 +458,7 @@ impl Backend for MeshBackend {
             result = transfers.shutdown(left());
         }
         if let Some(mesh) = self.ground.mesh() {
-            drop(lock(&mesh.lane).take());
+            drop(mesh.lane.lock().take());
             let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(communicator) = communicator {
                 // It may have been aborted between the two.

@@ -1,13 +1,15 @@
 //! What a group's mesh stands on: one node's communicator, one of each node, or none.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use meshreduce::{Closer, Communicator, Config, Lane, Outcome, PrefixStore, rendezvous};
 use meshreduce_device::{DeviceMemory, PrimaryContext, Stream};
 
 use super::place::Placement;
 use crate::backend::BackendContext;
+use crate::brief_lock::BriefLock;
 use crate::error::Error;
+use crate::work::Names;
 
 /// The communicator of this rank's node, and the lane that the group's calls take.
 #[derive(Debug)]
@@ -16,7 +18,7 @@ pub(super) struct Mesh {
     pub(super) communicator: RwLock<Option<Communicator>>,
     /// Ends the closing of it that waits.
     pub(super) closer: Closer,
-    pub(super) lane: Mutex<Option<Lane>>,
+    pub(super) lane: BriefLock<Option<Lane>>,
     /// One number, for barriers.
     pub(super) token: DeviceMemory,
     /// The group's ranks, by the mesh's.
@@ -89,7 +91,8 @@ fn find_mesh(
     let Some(communicator) = communicator else {
         return Ok(Ground::None(reason.unwrap_or_default().into()));
     };
-    let mesh = Mesh::new(communicator, ranks, primary).map_err(of_mesh)?;
+    let names = Names { backend: Arc::clone(name), group: Arc::clone(&group.name) };
+    let mesh = Mesh::new(communicator, ranks, primary, names).map_err(of_mesh)?;
     Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
 }
 
@@ -98,13 +101,15 @@ impl Mesh {
         communicator: Communicator,
         ranks: Vec<usize>,
         primary: &Arc<PrimaryContext>,
+        names: Names,
     ) -> Result<Self, meshreduce::Error> {
-        let lane = communicator.lane(0)?;
+        let mut lane = communicator.lane(0)?;
+        lane.set_label(names);
         let token = DeviceMemory::new(primary, 4)?;
         let stream = Stream::new(primary)?;
         token.write(0, &[0; 4], &stream)?;
         let closer = communicator.closer();
-        let (communicator, lane) = (RwLock::new(Some(communicator)), Mutex::new(Some(lane)));
+        let (communicator, lane) = (RwLock::new(Some(communicator)), BriefLock::new(Some(lane)));
         Ok(Self { communicator, closer, lane, token, ranks })
     }
 

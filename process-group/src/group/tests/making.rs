@@ -49,6 +49,38 @@ fn an_abort_ends_the_making_of_a_backend_and_others_wait_for_it_no_longer_than_t
 }
 
 #[test]
+fn a_rank_that_is_aborted_before_its_backend_is_made_ends_the_making_on_the_others() {
+    let store = Arc::<MemoryStore>::default();
+    let group = |rank: usize| {
+        ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+            .timeout(Duration::from_secs(3600))
+            .deadline(None)
+            .dump_to(None)
+            .build()
+            .unwrap()
+    };
+    let (before, after, other) = (group(0), group(1), group(2));
+    let named = |error: Error| {
+        assert_eq!(error.to_string(), "group world was aborted: rank 2: out of memory");
+    };
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| before.barrier(Device::Cpu).unwrap_err());
+        until(|| before.made(DeviceType::Cpu).is_some());
+        other.abort("out of memory");
+        named(waits.join().unwrap());
+    });
+    // One that comes later hears it too, and of the first that was aborted alone.
+    after.abort("it heard of that elsewhere");
+    named(group(1).barrier(Device::Cpu).unwrap_err());
+    drop((before, after, other));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+    // Nor does anybody wait for it to split the group.
+    let (here, other) = (group(0), group(2));
+    other.abort("out of memory");
+    named(here.split(Some(0), 0, &GroupOptions::default()).unwrap_err());
+}
+
+#[test]
 fn a_part_is_made_no_longer_when_the_group_that_it_is_of_has_seen_a_member_die() {
     let (making, is_made) = std::sync::mpsc::channel();
     let (mut registry, notes) = registry();

@@ -62,6 +62,8 @@ pub(super) struct Link {
     pub(super) is_deaf: bool,
     /// How the peer has left.
     pub(super) left: Option<u32>,
+    /// Its last collective, if it was shut down.
+    pub(super) last_call: Option<Stamp>,
     pub(super) position: u64,
     /// The call in which the peer has said last to wait.
     pub(super) waiting: Option<Stamp>,
@@ -83,6 +85,7 @@ impl Link {
             broken: false,
             is_deaf: false,
             left: None,
+            last_call: None,
             position: 0,
             waiting: None,
         }

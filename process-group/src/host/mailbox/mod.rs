@@ -87,7 +87,7 @@ impl Mailbox {
             && let Some(state) = self.links[peer].left
             && (post.sends || !self.has_arrival_from(peer))
         {
-            return Err(failure::has_left(peer, &self.group, state));
+            return Err(self.has_left(peer, state, post.channel, &post.stamp));
         }
         let op = Op { post, state: State::Posted, moved: 0, remote: 0 };
         if op.post.sends {
@@ -222,9 +222,10 @@ impl Mailbox {
         dropped.iter().for_each(|op| op.post.ticket.fail(error.clone()));
     }
 
-    /// Says to the peers behind connections how this rank leaves.
-    pub(super) fn leave(&mut self, state: u32) {
-        self.tell_connections(Header::short(Kind::Left, u64::from(state)), &[]);
+    /// Says to the peers behind connections how this rank leaves, and the last collective, if it was shut down.
+    pub(super) fn leave(&mut self, state: u32, last: Option<Stamp>) {
+        let (has_last, stamp) = (u64::from(last.is_some()), last.unwrap_or_default());
+        self.tell_connections(Header { id: has_last, stamp, ..Header::short(Kind::Left, state.into()) }, &[]);
     }
 
     fn tell_connections(&mut self, header: Header, data: &[u8]) {
@@ -287,6 +288,11 @@ impl Mailbox {
         }
     }
 
+    /// The last collective of a rank behind a connection that was shut down.
+    pub(super) fn last_call(&self, rank: usize) -> Option<Stamp> {
+        self.links[rank].last_call
+    }
+
     /// What a rank behind a connection has said last of the collective (plus 1) that it has come to.
     pub(super) fn position(&self, rank: usize) -> u64 {
         self.links[rank].position
@@ -308,9 +314,41 @@ impl Mailbox {
         }
     }
 
+    /// At the end, to which all others have come too: that one of them has sent a message of another call than this rank's at its place,
+    /// in which this rank took none.
+    pub(super) fn differs_at_the_end(&mut self, history: &History) -> Option<Error> {
+        for peer in 0..self.links.len() {
+            // What came over a connection came before the word that its rank has left.
+            if !matches!(self.links[peer].wire, Wire::Shared { .. }) {
+                continue;
+            }
+            loop {
+                match self.receive(peer, history) {
+                    Ok(true) => {}
+                    Err(error @ Error::Mismatch { .. }) => return Some(error),
+                    Ok(false) | Err(_) => break,
+                }
+            }
+        }
+        let of_group = self.arrivals.iter().filter(|arrival| arrival.header.channel == Channel::Group);
+        let mut sent = of_group.map(|arrival| (arrival.peer, arrival.header.stamp));
+        sent.find_map(|(peer, stamp)| {
+            let own = history.at(&stamp).filter(|own| *own != stamp)?;
+            Some(self.differ(&own, peer, &stamp))
+        })
+    }
+
     /// That `peer` calls `other` where this rank calls `own`.
     fn differ(&self, own: &Stamp, peer: usize, other: &Stamp) -> Error {
         differ(&self.group, (self.rank, peer), own, other)
+    }
+
+    /// That `peer`, which is needed for the call `own`, has left: it may have called something else in its place.
+    fn has_left(&self, peer: usize, state: u32, channel: Channel, own: &Stamp) -> Error {
+        match self.links[peer].last_call.filter(|last| last.is_at(own) && last != own) {
+            Some(other) if channel == Channel::Group => self.differ(own, peer, &other),
+            _ => failure::has_left(peer, &self.group, state),
+        }
     }
 
     /// That a message is not what a receive of the call `own`, of so many bytes, expects.

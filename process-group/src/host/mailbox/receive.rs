@@ -215,7 +215,9 @@ impl Mailbox {
             }
             Kind::Failed => Ok(Target::Own(Vec::new())),
             Kind::Left => {
-                self.links[peer].left = Some(header.bytes as u32);
+                let link = &mut self.links[peer];
+                link.left = Some(header.bytes as u32);
+                link.last_call = (header.id == 1).then_some(header.stamp);
                 Ok(Target::Nobody)
             }
         }
@@ -310,12 +312,13 @@ impl Mailbox {
     pub(in super::super) fn neighbour_left(
         &mut self,
         peer: usize,
-        state: u32,
+        (state, last_call): (u32, Option<Stamp>),
         history: &History,
     ) -> Result<(), Error> {
         if self.links[peer].left.is_none() {
             while self.receive(peer, history)? {}
-            self.links[peer].left = Some(state);
+            let link = &mut self.links[peer];
+            (link.left, link.last_call) = (Some(state), last_call);
         }
         self.needs_none_of(peer)
     }
@@ -330,10 +333,10 @@ impl Mailbox {
         let Some(state) = self.links[peer].left else { return Ok(()) };
         let everybody = self.all_have_left().is_some();
         let waits = |op: &Op| op.post.peer.map_or(everybody, |rank| rank == peer);
-        if self.ops.all().any(waits) {
-            return Err(failure::has_left(peer, &self.group, state));
+        match self.ops.all().find(|op| waits(op)) {
+            Some(op) => Err(self.has_left(peer, state, op.post.channel, &op.post.stamp)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

@@ -182,7 +182,7 @@ fn what_makes_no_sense_is_found_once_in_shared_memory() {
     // As of a rank that was shut down, and hears how the others leave.
     assert!(mailbox.is_quiet() && mailbox.is_gone(1));
     assert!(!mailbox.pump(&history).unwrap());
-    mailbox.neighbour_left(1, failure::SHUT_DOWN, &history).unwrap();
+    mailbox.neighbour_left(1, (failure::SHUT_DOWN, None), &history).unwrap();
 }
 
 #[test]

@@ -83,6 +83,55 @@ fn ranks_that_call_different_operations_get_a_mismatch_and_never_a_timeout() {
 }
 
 #[test]
+fn ranks_that_differ_in_calls_in_which_nobody_waits_hear_of_it_when_they_shut_down() {
+    type Make = fn(&mut [f32], &mut [f32], usize) -> Call<'static>;
+    let of_root: [Make; 2] = [
+        |data, _, _| Call::Broadcast { tensor: data.tensor_mut(), root: 0 },
+        |data, other, rank| Call::Scatter {
+            inputs: (rank == 0).then(|| Parts::Whole(other.tensor_mut())),
+            output: data.tensor_mut(),
+            root: 0,
+        },
+    ];
+    let of_others: [Make; 2] = [
+        |data, other, rank| Call::Gather {
+            input: data.tensor_mut(),
+            outputs: (rank == 0).then(|| Parts::Whole(other.tensor_mut())),
+            root: 0,
+        },
+        |data, _, rank| {
+            let input = data.tensor_mut();
+            Call::Reduce { input, output: (rank == 0).then_some(input), op: ReduceOp::Sum, root: 0 }
+        },
+    ];
+    for hosts in ["aa", "ab", "aab", "abcd"] {
+        for (one, other) in of_root.iter().flat_map(|one| of_others.iter().map(move |other| (one, other))) {
+            for (count, then) in [(8, false), (700, false), (8, true)] {
+                let errors = on_hosts(hosts, |rank| {
+                    let (mut data, mut more) = (vec![1.0; count], vec![1.0; count * rank.world]);
+                    let make = if rank.rank == 0 { one } else { other };
+                    let ended = rank.call(&make(&mut data, &mut more, rank.rank));
+                    // What all call alike is no reason to forget it.
+                    let ended = if then { ended.and_then(|_| rank.barrier()) } else { ended };
+                    ended.and_then(|_| rank.backend.shutdown(FAR)).unwrap_err()
+                });
+                let is_told =
+                    |error: &Error| matches!(error, Error::Mismatch { ranks, .. } if ranks.0 != ranks.1);
+                assert!(errors.iter().all(is_told), "{hosts}: {errors:?}");
+            }
+        }
+        for make in of_root.iter().chain(&of_others) {
+            let ended = on_hosts(hosts, |rank| {
+                let (mut data, mut more) = (vec![1.0; 8], vec![1.0; 8 * rank.world]);
+                rank.call(&make(&mut data, &mut more, rank.rank))?;
+                rank.backend.shutdown(FAR)
+            });
+            assert!(ended.iter().all(Result::is_ok), "{hosts}: {ended:?}");
+        }
+    }
+}
+
+#[test]
 fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
     for hosts in ["aa", "ab", "aab", "abab"] {
         for blocking in [true, false] {

@@ -89,13 +89,25 @@ fn once(rank: &Rank) {
 /// All but rank 1 do.
 fn come_to_the_end(rank: &Rank) {
     rank.barrier().unwrap();
+    let mut word = [0_u8];
     if rank.rank == 1 {
+        // All have left the barrier.
+        for peer in [0, 2] {
+            let call = Call::Recv { output: word.tensor_mut(), peer: Some(peer), tag: 0 };
+            rank.call(&call).unwrap();
+        }
         println!("ALONE");
         loop {
             std::thread::park();
         }
     }
-    println!("ENDED: {}", rank.backend.shutdown(FAR).unwrap_err());
+    // Rank 1 may be gone as soon as it has the word.
+    let _ = rank.call(&Call::Send { input: word.tensor_mut(), peer: 1, tag: 0 });
+    let error = rank.backend.shutdown(FAR).unwrap_err();
+    // Who asks later is told too, and so what the group leaves behind does not wait for the dead.
+    let later = rank.backend.error();
+    assert!(matches!(later, Some(Error::RankDied { rank: 1, .. })), "{later:?}");
+    println!("ENDED: {error}");
 }
 
 /// Works until something fails.
