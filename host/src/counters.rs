@@ -6,6 +6,7 @@
 //! caller's input.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
@@ -54,11 +55,12 @@ impl Counters {
     }
 
     /// Tells every kernel that begins from now on that `rank` has aborted, and that this has been reported. Returns what
-    /// `drained` says of those that had begun before.
+    /// `drained` says of those that had begun before, or `false` if `stream` does not get on within `limit`.
     pub(crate) fn bury(
         &self,
         rank: usize,
         stream: &Stream,
+        limit: Duration,
         drained: impl FnOnce() -> Result<bool, DriverError>,
     ) -> Result<bool, DriverError> {
         let rank = rank as u32;
@@ -66,7 +68,9 @@ impl Counters {
         for lane in 0..self.lanes {
             self.memory.set(offset(lane) + counters::RECORD_CLAIM, 1, stream)?;
         }
-        stream.synchronize()?;
+        if !stream.finish(limit)? {
+            return Ok(false);
+        }
         for lane in 0..self.lanes {
             let word = AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane };
             // One aligned word, which a kernel that begins meanwhile reads old or new. Each thread reads it once, and a block

@@ -415,7 +415,7 @@ pub enum Error {
         /// The lanes there are, from 0.
         lanes: u32,
     },
-    /// Kernels of this rank did not end, although they were told to.
+    /// Kernels of this rank did not end, although they were told to, or replays of graphs could not be kept from the memory.
     #[error("kernels of rank {rank} did not end within {waited:?}: the communicator's memory is leaked")]
     KernelsRunning {
         /// This rank.

@@ -270,9 +270,11 @@ impl Shared {
                 Some(State::Ended(Leak::Everything)) => {
                     tracing::warn!(
                         rank = self.rank,
+                        ?said,
                         "kernels did not end: the communicator's memory is leaked"
                     );
-                    return said.and(Err(Error::KernelsRunning { rank: self.rank, waited: limit }));
+                    // Whatever failed before: who goes on has lost the memory.
+                    return Err(Error::KernelsRunning { rank: self.rank, waited: limit });
                 }
                 Some(State::Ended(_) | State::Open) | None => return said,
             };
@@ -327,8 +329,9 @@ impl Shared {
             return Ok(true);
         }
         // Takes everything but the kernels and the counters from the replays to come.
+        let limit = left().max(GRACE);
         let drained = || self.context.finish(left().max(GRACE));
-        match self.counters.bury(self.rank, &self.stream, drained) {
+        match self.counters.bury(self.rank, &self.stream, limit, drained) {
             Ok(drained) => Ok(drained),
             Err(error) if error.loses_context() => Err(error),
             Err(error) => {

@@ -3,15 +3,17 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use cust::context::{Context, CurrentContext};
 use cust::device::Device;
+use cust::memory::mem_get_info;
 use cust::stream::Stream;
 use meshreduce::store::MemoryStore;
-use meshreduce::{Algorithm, Communicator, DType, Lane, Op, Outcome, rendezvous};
+use meshreduce::{Algorithm, Communicator, DType, Error, Lane, Op, Outcome, rendezvous};
 use meshreduce_tests::calls::{Buffers, CALLS, call, limits, new_stream, replay};
 use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{again_on, config, is_again_on, ranks};
+use meshreduce_tests::in_process::{again_on, config, fail_driver_calls, is_again_on, ranks};
 use meshreduce_tests::latch::Latch;
 
 fn capture(buffers: &[Buffers], lane: &mut Lane, stream: &Stream) -> Graph {
@@ -157,4 +159,48 @@ fn replays_that_another_thread_launches_during_the_end_do_no_harm() {
         replay(&graph, &stream);
         finish(&stream);
     });
+}
+
+/// A driver's answer when what was enqueued has not ended.
+const NOT_READY: u32 = 600;
+
+#[test]
+fn an_end_that_cannot_keep_replays_from_the_memory_in_time_frees_nothing_and_says_so() {
+    let (all_have_replayed, rank_0_is_done) = (Latch::new(2), Latch::new(1));
+    let closed = ranks(2, &config(), |communicator| {
+        let rank = communicator.rank();
+        let stream = new_stream();
+        let mut buffers = [Buffers::new(0, CALLS[0])];
+        let mut lane = communicator.lane(0).unwrap();
+        let graph = capture(&buffers, &mut lane, &stream);
+        drop(lane);
+        buffers[0].write(0, rank);
+        replay(&graph, &stream);
+        CurrentContext::synchronize().unwrap();
+        all_have_replayed.meet();
+        let free = || mem_get_info().unwrap().0;
+        let before = free();
+        if rank == 0 {
+            // That its kernels have ended is still told: the library's stream is asked for that once.
+            fail_driver_calls("cuStreamQuery", NOT_READY, 1, u32::MAX);
+        } else {
+            rank_0_is_done.wait();
+        }
+        let closed = communicator.close_within(Duration::from_millis(100));
+        fail_driver_calls("cuStreamQuery", NOT_READY, 0, 0);
+        assert_eq!(free(), before, "rank {rank} frees what the other one or replays may use");
+        if rank == 0 {
+            rank_0_is_done.come();
+        }
+        Buffers::assert_untouched(&mut buffers, 1, rank, || {
+            replay(&graph, &stream);
+            finish(&stream);
+        });
+        closed.expect_err("there is something to say")
+    });
+    let told = closed[0].error();
+    assert!(matches!(told, Error::KernelsRunning { rank: 0, .. }), "{told:?}");
+    // Rank 0 has told nobody that its kernels have ended.
+    let told = closed[1].error();
+    assert!(matches!(told, Error::CloseTimeout { ranks, .. } if *ranks == [0]), "{told:?}");
 }

@@ -15,7 +15,7 @@ pub(super) type Event = (u32, u32);
 pub(super) struct Knowledge {
     /// By thread: its last event that precedes in base causality order.
     clock: Rc<Vec<u32>>,
-    /// Writes that precede by observation alone.
+    /// Writes that precede by observation alone, in ascending order: where nothing synchronizes, there are many.
     observed: Option<Rc<Vec<Event>>>,
 }
 
@@ -36,7 +36,8 @@ impl Knowledge {
     /// Whether `event`, a write, precedes in causality order.
     #[inline]
     pub(super) fn has(&self, event: Event) -> bool {
-        self.has_base(event) || self.observed.as_ref().is_some_and(|observed| observed.contains(&event))
+        self.has_base(event)
+            || self.observed.as_ref().is_some_and(|observed| observed.binary_search(&event).is_ok())
     }
 
     /// Adds all that precedes an event, and the event.
@@ -67,7 +68,28 @@ impl Knowledge {
             }
         }
         if let Some(observed) = &other.observed {
-            observed.iter().for_each(|&event| self.observe(event));
+            self.observe_all(observed);
+        }
+    }
+
+    /// Adds single writes, in ascending order.
+    fn observe_all(&mut self, all: &[Event]) {
+        let known = self.observed.as_deref().map_or(&[][..], Vec::as_slice);
+        let mut union = Vec::new();
+        let (mut at, mut is_new) = (0, false);
+        for &event in all.iter().filter(|&&event| !self.has_base(event)) {
+            let before = known[at..].iter().take_while(|&&known| known < event).count();
+            union.extend_from_slice(&known[at..][..before]);
+            at += before;
+            match known.get(at) {
+                Some(&same) if same == event => at += 1,
+                _ => is_new = true,
+            }
+            union.push(event);
+        }
+        if is_new {
+            union.extend_from_slice(&known[at..]);
+            self.observed = Some(Rc::new(union));
         }
     }
 
@@ -86,18 +108,23 @@ impl Knowledge {
             clock.resize(thread as usize + 1, 0);
         }
         clock[thread as usize] = number;
-        if let Some(observed) = &mut self.observed
-            && observed.iter().any(|&(t, n)| t == thread && n <= number)
-        {
-            Rc::make_mut(observed).retain(|&(t, n)| t != thread || n > number);
+        if let Some(observed) = &mut self.observed {
+            let first = observed.partition_point(|&event| event < (thread, 0));
+            let end = observed.partition_point(|&event| event <= (thread, number));
+            if first < end {
+                Rc::make_mut(observed).drain(first..end);
+            }
         }
     }
 
-    /// Adds a single write. Returns whether it is new.
+    /// Adds a single write.
     pub(super) fn observe(&mut self, event: Event) {
-        if !self.has(event) {
-            let observed = Rc::make_mut(self.observed.get_or_insert_default());
-            observed.push(event);
+        if self.has_base(event) {
+            return;
+        }
+        let observed = self.observed.get_or_insert_default();
+        if let Err(place) = observed.binary_search(&event) {
+            Rc::make_mut(observed).insert(place, event);
         }
     }
 
@@ -122,6 +149,25 @@ mod tests {
         assert!(reader.has_base((0, 3)) && reader.has_base((1, 5)) && reader.has((2, 7)));
         assert!(!reader.has_base((2, 7)), "an observed write brings nothing that precedes it");
         assert!(!reader.has((2, 6)) && !reader.has((0, 4)) && !reader.has((1, 6)));
+    }
+
+    #[test]
+    fn merging_brings_observed_writes_that_are_not_known_and_each_once() {
+        let observing = |events: &[Event]| {
+            let mut knowledge = Knowledge::default();
+            events.iter().for_each(|&event| knowledge.observe(event));
+            knowledge
+        };
+        let mut knowledge = observing(&[(9, 1), (2, 7), (4, 2)]);
+        knowledge.raise((3, 5));
+        knowledge.merge(&observing(&[(3, 4), (4, 2), (1, 1), (9, 1), (3, 6), (2, 9)]));
+        let expected = vec![(1, 1), (2, 7), (2, 9), (3, 6), (4, 2), (9, 1)];
+        assert_eq!(knowledge.observed.as_deref(), Some(&expected));
+        knowledge.merge(&observing(&[(2, 7), (9, 1)]));
+        assert_eq!(knowledge.observed.as_deref(), Some(&expected));
+        knowledge.raise((2, 8));
+        assert_eq!(knowledge.observed.as_deref(), Some(&vec![(1, 1), (2, 9), (3, 6), (4, 2), (9, 1)]));
+        assert!(knowledge.has((2, 7)) && knowledge.has((2, 9)) && !knowledge.has((2, 10)));
     }
 
     #[test]
