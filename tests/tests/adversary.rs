@@ -20,10 +20,13 @@ fn shipped_kernels_are_clean() {
         Algorithm::ALL.into_iter().partition(|algorithm| algorithm.is_of_cube_mesh());
     let cases = (2..=4).flat_map(|ranks| others.iter().map(move |&algorithm| (algorithm, ranks, CLEAN)));
     for (algorithm, ranks, seeds) in cases.chain(cubes.iter().map(|&algorithm| (algorithm, 8, CLEAN / 2))) {
-        let kernels = Kernels::shipped(algorithm, ranks, Isa::V70).unwrap();
-        for seed in 0..seeds {
-            if let Err(failure) = kernels.play(seed, Options::default()).unwrap() {
-                panic!("{algorithm}, {ranks} ranks, seed {seed}: {failure}\n{:?}", kernels.scenario(seed));
+        for isa in Isa::ALL.into_iter().filter(|isa| Kernels::shipped_in(*isa).contains(&algorithm)) {
+            let kernels = Kernels::shipped(algorithm, ranks, isa).unwrap();
+            for seed in 0..seeds {
+                if let Err(failure) = kernels.play(seed, Options::default()).unwrap() {
+                    let scenario = kernels.scenario(seed);
+                    panic!("{algorithm} in {isa}, {ranks} ranks, seed {seed}: {failure}\n{scenario:?}");
+                }
             }
         }
     }

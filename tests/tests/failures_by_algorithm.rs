@@ -5,16 +5,25 @@ mod support;
 use std::fs;
 use std::time::Instant;
 
-use meshreduce::Algorithm;
+use meshreduce::{Algorithm, Isa};
 use meshreduce_tests::job::{Action, Case, Fault};
 use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Played, Scene, case, node};
 
+/// What is launched.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    algorithm: Algorithm,
+    /// The latest ISA whose texts may be used.
+    isa: Isa,
+}
+
 /// Eight ranks on the node that the algorithm is for.
-fn scene(algorithm: Algorithm, launches: usize) -> Scene {
+fn scene(Kind { algorithm, isa }: Kind, launches: usize) -> Scene {
     let mut scene = Scene::new(8, vec![Case { algorithm, ..case(20_000) }]);
     if algorithm.is_of_cube_mesh() {
         scene.environment = node("dgx-1v").environment();
     }
+    scene.job.isa = isa;
     scene.job.launches = launches;
     scene
 }
@@ -30,19 +39,22 @@ fn assert_all_name(played: &Played, culprit: usize) {
 
 macro_rules! every_algorithm {
     ($($behaviour:ident)*) => {
-        every_algorithm! { @ one_shot OneShot [$($behaviour)*] }
-        every_algorithm! { @ two_shot TwoShot [$($behaviour)*] }
-        every_algorithm! { @ hybrid_cube_mesh HybridCubeMesh [$($behaviour)*] }
-        every_algorithm! { @ one_shot_ll OneShotLl [$($behaviour)*] }
-        every_algorithm! { @ two_shot_ll TwoShotLl [$($behaviour)*] }
-        every_algorithm! { @ hybrid_cube_mesh_ll HybridCubeMeshLl [$($behaviour)*] }
+        every_algorithm! { @ one_shot OneShot V70 [$($behaviour)*] }
+        every_algorithm! { @ two_shot TwoShot V70 [$($behaviour)*] }
+        every_algorithm! { @ hybrid_cube_mesh HybridCubeMesh V70 [$($behaviour)*] }
+        every_algorithm! { @ one_shot_ll OneShotLl V70 [$($behaviour)*] }
+        every_algorithm! { @ one_shot_ll_b128 OneShotLl V84 [$($behaviour)*] }
+        every_algorithm! { @ two_shot_ll TwoShotLl V70 [$($behaviour)*] }
+        every_algorithm! { @ two_shot_ll_b128 TwoShotLl V84 [$($behaviour)*] }
+        every_algorithm! { @ hybrid_cube_mesh_ll HybridCubeMeshLl V70 [$($behaviour)*] }
     };
-    (@ $module:ident $algorithm:ident [$($behaviour:ident)*]) => {
+    (@ $module:ident $algorithm:ident $isa:ident [$($behaviour:ident)*]) => {
         mod $module {
             $(
                 #[test]
                 fn $behaviour() {
-                    super::$behaviour(super::Algorithm::$algorithm);
+                    let (algorithm, isa) = (super::Algorithm::$algorithm, super::Isa::$isa);
+                    super::$behaviour(super::Kind { algorithm, isa });
                 }
             )*
         }
@@ -56,22 +68,21 @@ every_algorithm! {
     an_abort_from_one_host_ends_every_rank_and_names_it
 }
 
-fn a_rank_that_dies_between_two_calls_is_named_by_all_others(algorithm: Algorithm) {
+fn a_rank_that_dies_between_two_calls_is_named_by_all_others(kind: Kind) {
     let mut scene =
-        scene(algorithm, 3).in_processes().with(Fault { rank: 5, launch: Some(1), action: Action::Die });
+        scene(kind, 3).in_processes().with(Fault { rank: 5, launch: Some(1), action: Action::Die });
     scene.job.deadline_ms = BRIEF_MS;
     assert_all_name(&scene.play(), 5);
 }
 
-fn a_rank_that_leaves_a_call_out_is_named_by_all_others(algorithm: Algorithm) {
-    let mut scene = scene(algorithm, 1).with(Fault { rank: 3, launch: Some(0), action: Action::Skip });
+fn a_rank_that_leaves_a_call_out_is_named_by_all_others(kind: Kind) {
+    let mut scene = scene(kind, 1).with(Fault { rank: 3, launch: Some(0), action: Action::Skip });
     scene.job.deadline_ms = BRIEF_MS;
     assert_all_name(&scene.play(), 3);
 }
 
-fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks(algorithm: Algorithm) {
-    let mut scene =
-        scene(algorithm, 1).with(Fault { rank: 6, launch: Some(0), action: Action::FewerElements(2) });
+fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks(kind: Kind) {
+    let mut scene = scene(kind, 1).with(Fault { rank: 6, launch: Some(0), action: Action::FewerElements(2) });
     scene.job.deadline_ms = FAR_MS;
     let start = Instant::now();
     let played = scene.play();
@@ -95,7 +106,7 @@ fn a_rank_that_launches_something_else_ends_the_call_on_all_ranks(algorithm: Alg
 #[test]
 fn quads_that_launch_different_things_are_found_by_their_relays() {
     for algorithm in [Algorithm::HybridCubeMesh, Algorithm::HybridCubeMeshLl] {
-        let mut scene = scene(algorithm, 1);
+        let mut scene = scene(Kind { algorithm, isa: Isa::V70 }, 1);
         for rank in 4..8 {
             scene = scene.with(Fault { rank, launch: Some(0), action: Action::FewerElements(2) });
         }
@@ -108,8 +119,8 @@ fn quads_that_launch_different_things_are_found_by_their_relays() {
     }
 }
 
-fn an_abort_from_one_host_ends_every_rank_and_names_it(algorithm: Algorithm) {
-    let mut scene = scene(algorithm, 1)
+fn an_abort_from_one_host_ends_every_rank_and_names_it(kind: Kind) {
+    let mut scene = scene(kind, 1)
         .with(Fault { rank: 2, launch: Some(0), action: Action::Skip })
         .with(Fault { rank: 7, launch: Some(0), action: Action::Abort });
     scene.job.deadline_ms = FAR_MS;
@@ -136,7 +147,7 @@ fn a_wait_of_the_second_phase_ends_with_its_number() {
         let signals: Vec<usize> =
             text[entry..].match_indices(signal).map(|(at, _)| entry + at).take(2).collect();
         let end = signals[1] + text[signals[1]..].find('\n').expect("the line's end");
-        let mut scene = scene(algorithm, 1);
+        let mut scene = scene(Kind { algorithm, isa: Isa::V70 }, 1);
         let file = scene.directory.path().with_extension("ptx");
         fs::write(&file, format!("{}{}", &text[..signals[1]], &text[end..])).expect("writing the mutant");
         scene.job.ptx = Some(file.clone());

@@ -25,7 +25,12 @@ fn sets() -> Vec<Set> {
         (Algorithm::TwoShotLl, 2),
         (Algorithm::TwoShotLl, 3),
     ];
-    all.into_iter().flat_map(|(algorithm, ranks)| Set::all(algorithm, ranks, Isa::V70).unwrap()).collect()
+    let isas =
+        |algorithm| Isa::ALL.into_iter().filter(move |isa| Kernels::shipped_in(*isa).contains(&algorithm));
+    let sets = all.into_iter().flat_map(|(algorithm, ranks)| {
+        isas(algorithm).flat_map(move |isa| Set::all(algorithm, ranks, isa).unwrap())
+    });
+    sets.collect()
 }
 
 fn all_sets() -> Vec<Set> {
