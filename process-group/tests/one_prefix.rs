@@ -100,11 +100,11 @@ fn what_another_version_has_left_in_the_store_is_a_typed_error_that_says_so() {
             None => std::thread::yield_now(),
         }
     };
+    let mut told = store.get(&key, FAR).unwrap();
     first.abort("a test says so");
     assert!(waiting.wait().1.is_err());
     drop(first);
     let other = Arc::new(MemoryStore::new());
-    let mut told = store.get(&key, FAR).unwrap();
     // Behind "MSHR".
     told[4] += 1;
     other.set(&key, &told).unwrap();

@@ -123,7 +123,7 @@ fn a_lane_is_given_out_once_at_a_time() {
 fn works_have_the_first_label_of_their_lane() {
     ranks(2, &config(), |communicator| {
         let (stream, data) = (stream(), ones(64));
-        let mut call = |lane: &mut meshreduce::Lane| {
+        let call = |lane: &mut meshreduce::Lane| {
             let address = data.as_device_ptr().as_raw();
             // SAFETY: the data outlive the work, for which this waits.
             let work =

@@ -208,13 +208,14 @@ fn a_rank_that_does_not_come_to_the_end_is_named() {
 #[test]
 fn no_keys_stay_after_an_end_that_fails_when_the_last_rank_has_left() {
     for second_shuts_down in [true, false] {
-        let over = Latch::new(2);
+        let (begun, over) = (Latch::new(2), Latch::new(2));
         with_stores(2, |store, rank| {
             let group = builder(Arc::clone(&store), rank, 2).deadline(Some(BRIEF)).build().unwrap();
             group.connect(DeviceType::Cuda).unwrap();
             let numbers = Numbers::new(rank, COUNT, 1.0);
             // Rank 1 never makes it.
             let work = (rank == 0).then(|| start(&group, &numbers.all_reduce()).unwrap());
+            begun.meet();
             if rank == 0 || second_shuts_down {
                 let errors = [Some(group.shutdown().unwrap_err()), work.as_ref().map(failure)];
                 let is_named = |error: &Error| matches!(error, Error::Timeout { sequence: 1, missing, .. } if *missing == [1]);

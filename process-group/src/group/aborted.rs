@@ -2,12 +2,15 @@
 //! and they would wait for it as long as they may. (Of one that it could not make they hear where they meet.)
 #![forbid(unsafe_code)]
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use meshreduce_store::codec::{Malformed, Reader, Writer};
+use meshreduce_store::codec::{Reader, Writer};
+use meshreduce_store::identity::Member;
 use meshreduce_store::{Store, StoreError};
 
+use super::progress::{is_gone, own};
 use super::shared::Shared;
 use crate::backend::GroupInfo;
 use crate::error::Error;
@@ -22,23 +25,38 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Characters of a cause that are told.
 const LONGEST: usize = 1000;
 
-fn write(rank: usize, cause: &str) -> Vec<u8> {
-    let mut out = Writer::new();
-    out.rank(rank);
-    out.text(&cause.chars().take(LONGEST).collect::<String>());
-    out.into_bytes()
+/// What is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    rank: usize,
+    cause: String,
+    /// Of each abort of a process another one.
+    number: u64,
+    who: Option<Member>,
 }
 
-fn read(bytes: &[u8], info: &GroupInfo) -> Option<Error> {
-    let mut from = Reader::new(bytes);
-    let mut told = || Ok::<_, Malformed>((from.rank()?, from.text()?));
-    let (rank, cause) = told().ok().filter(|(rank, _)| *rank != info.rank)?;
-    Some(Error::Aborted { group: Arc::clone(&info.name), cause: format!("rank {rank}: {cause}") })
+impl Told {
+    fn write(&self) -> Vec<u8> {
+        let mut out = Writer::new();
+        out.rank(self.rank);
+        out.text(&self.cause);
+        out.u64(self.number);
+        if let Some(who) = &self.who {
+            who.write(&mut out);
+        }
+        out.into_bytes()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let mut from = Reader::new(bytes);
+        let (rank, cause, number) = (from.rank().ok()?, from.text().ok()?, from.u64().ok()?);
+        Some(Self { rank, cause, number, who: Member::read(&mut from).ok() })
+    }
 }
 
-fn look(store: &dyn Store, info: &GroupInfo) -> Option<Error> {
+fn told(store: &dyn Store) -> Option<Told> {
     // Whoever cannot reach the store hears of that otherwise.
-    read(&store.compare_set(KEY, NOTHING, NOTHING).ok()?, info)
+    Told::read(&store.compare_set(KEY, NOTHING, NOTHING).ok()?)
 }
 
 /// Looks whether another member of a group was aborted, as it has told.
@@ -46,7 +64,15 @@ pub(super) struct AbortedMember {
     info: Arc<GroupInfo>,
     store: Arc<dyn Store>,
     found: OnceLock<Error>,
-    looked: Mutex<Option<Instant>>,
+    looked: Mutex<Looked>,
+}
+
+/// What was seen so far.
+#[derive(Default)]
+struct Looked {
+    last: Option<Instant>,
+    /// Told by a rank that was gone already at the first look: it may be of another group, over the same keys before this one.
+    past: Option<Told>,
 }
 
 impl AbortedMember {
@@ -59,12 +85,20 @@ impl AbortedMember {
     pub(super) fn look(&self) -> Option<Error> {
         if self.found.get().is_none() {
             let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-            if looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
+            if looked.last.is_some_and(|last| last.elapsed() < INTERVAL) {
                 return None;
             }
-            *looked = Some(Instant::now());
-            let error = look(&*self.store, &self.info)?;
-            let _ = self.found.set(error);
+            let is_first = looked.last.replace(Instant::now()).is_none();
+            let told = told(&*self.store).filter(|told| told.rank != self.info.rank)?;
+            if is_first && is_gone(&*self.store, told.rank) {
+                looked.past = Some(told);
+                return None;
+            }
+            if looked.past.as_ref() == Some(&told) {
+                return None;
+            }
+            let (group, cause) = (Arc::clone(&self.info.name), format!("rank {}: {}", told.rank, told.cause));
+            let _ = self.found.set(Error::Aborted { group, cause });
         }
         self.found.get().cloned()
     }
@@ -93,7 +127,7 @@ impl Shared {
         }
         // With who it is, and so with what keys it leaves.
         let told = self.tell_once_more(&mut published).and_then(|is_told| match is_told {
-            true => self.store.compare_set(KEY, b"", &write(self.info.rank, cause)).map(|_| ()),
+            true => self.tell_cause(cause),
             false => Ok(()),
         });
         if let Err(error) = told {
@@ -101,9 +135,29 @@ impl Shared {
         }
     }
 
-    /// That another rank was aborted, as it has told.
-    pub(super) fn ended_by_another(&self) -> Option<Error> {
-        look(&*self.store, &self.info)
+    fn tell_cause(&self, cause: &str) -> Result<(), StoreError> {
+        /// How many this process has told.
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        // The first one counts, unless it is of the past.
+        if told(&*self.store).is_some_and(|told| !is_gone(&*self.store, told.rank)) {
+            return Ok(());
+        }
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let cause = cause.chars().take(LONGEST).collect();
+        self.store.set(KEY, &Told { rank: self.info.rank, cause, number, who: own().cloned() }.write())
+    }
+
+    /// This rank begins: what it may have told as a member of another group over the same keys is of the past.
+    pub(super) fn forget_own_end(&self) -> Result<(), StoreError> {
+        match told(&*self.store) {
+            Some(told) if told.rank == self.info.rank => self.forget_end(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether another rank has told that it was aborted.
+    pub(super) fn has_end_of_another(&self) -> bool {
+        told(&*self.store).is_some_and(|told| told.rank != self.info.rank)
     }
 
     /// Nobody needs to hear of it any more.

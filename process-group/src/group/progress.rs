@@ -11,9 +11,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use meshreduce_store::StoreError;
 use meshreduce_store::codec::{Reader, Writer};
 use meshreduce_store::identity::{Life, Member};
+use meshreduce_store::{Store, StoreError};
 
 use super::shared::Shared;
 use crate::error::Error;
@@ -36,7 +36,7 @@ fn key(rank: usize) -> String {
 }
 
 /// This process; `None`: the system does not tell.
-fn own() -> Option<&'static Member> {
+pub(super) fn own() -> Option<&'static Member> {
     static OWN: OnceLock<Option<Member>> = OnceLock::new();
     OWN.get_or_init(|| Member::current().ok()).as_ref()
 }
@@ -78,6 +78,12 @@ impl Told {
         let has_ended = |who: &Member| own().is_some_and(|own| who.life(&own.host) == Life::Ended);
         !self.has_left && self.who.as_ref().is_some_and(has_ended)
     }
+}
+
+/// Whether a rank is gone, as it has told or this process can tell; one that has told nothing is.
+pub(super) fn is_gone(store: &dyn Store, rank: usize) -> bool {
+    let told = store.compare_set(&key(rank), NOTHING, NOTHING).map(|told| Told::read(&told));
+    told.is_ok_and(|told| told.is_none_or(|told| told.is_gone()))
 }
 
 /// What the store was told.
@@ -134,6 +140,9 @@ impl Shared {
     pub(super) fn publish_first_progress(&self) {
         let has_told = self.published().last.is_some();
         if !has_told && self.info.world_size > 1 {
+            if let Err(error) = self.forget_own_end() {
+                tracing::debug!(%error, group = &*self.info.name, "what it told before could not be taken back");
+            }
             self.publish(true);
         }
     }
@@ -268,7 +277,7 @@ impl Shared {
                 _ => self.forget(rank)?,
             }
         }
-        match (have_left && self.ended_by_another().is_some(), are_gone) {
+        match (have_left && self.has_end_of_another(), are_gone) {
             (false, _) => Ok(()),
             (true, true) => self.forget_end(),
             // Somebody may still have to hear why, and sees to it.

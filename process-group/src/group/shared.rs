@@ -263,6 +263,9 @@ impl Shared {
             self.alive()?;
             tracing::info!(group = &*self.info.name, backend = &*name, device = %context.device, "making a backend");
             self.publish_first_progress();
+            if let Some(why) = context.dead_member.look() {
+                return Err(why);
+            }
             let made = self.family.registry.factory(&name)?.create(context.clone());
             // Where the end has ended that too, it says more than what came of it.
             made.map_err(|error| self.end.get().cloned().or_else(|| context.dead_member.look()).unwrap_or(error))

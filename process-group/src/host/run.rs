@@ -227,11 +227,7 @@ unsafe fn post(
         return Err(error);
     }
     // SAFETY: the caller's promise.
-    unsafe { mailbox.post(post) }.map_err(|error| {
-        let error = shared.fail(error);
-        mailbox.end(&error);
-        error
-    })
+    unsafe { mailbox.post(post) }.map_err(|error| shared.fail_with_mail(&mut mailbox, error))
 }
 
 /// # Safety
@@ -335,11 +331,7 @@ unsafe fn short(
 
 /// An error of the mailbox's ends everything.
 fn ended<T>(shared: &Shared, net: &Net, result: Result<T, Error>) -> Result<T, Error> {
-    result.map_err(|error| {
-        let error = shared.fail(error);
-        net.mailbox().end(&error);
-        error
-    })
+    result.map_err(|error| shared.fail_with_mail(&mut net.mailbox(), error))
 }
 
 /// Waits for messages, seeing to them.

@@ -191,6 +191,17 @@ impl Shared {
         self.failure.get().cloned().unwrap_or(error)
     }
 
+    /// The same, and nothing more comes of messages. But who was shut down still hears how the others leave, whatever becomes of one of
+    /// them.
+    pub(super) fn fail_with_mail(&self, mailbox: &mut Mailbox, error: Error) -> Error {
+        let error = self.fail(error);
+        match error {
+            Error::ShutDown { .. } => mailbox.fail_all(&error),
+            _ => mailbox.end(&error),
+        }
+        error
+    }
+
     /// What a rank has failed with that this one, which has come to the end, needs nothing of any more.
     pub(super) fn heard_since(&self, net: &Net) -> Option<Error> {
         let failed = net.island.iter().find_map(|neighbour| {
@@ -311,15 +322,7 @@ impl Shared {
         };
         match mailbox.pump(&self.history) {
             Ok(moved) => Ok(moved),
-            Err(error) => {
-                let error = self.fail(error);
-                match error {
-                    // Who was shut down still hears how the others leave, whatever becomes of one of them.
-                    Error::ShutDown { .. } => mailbox.fail_all(&error),
-                    _ => mailbox.end(&error),
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.fail_with_mail(&mut mailbox, error)),
         }
     }
 
@@ -390,9 +393,7 @@ impl Shared {
                     let mut mailbox = net.mailbox();
                     let how = (state, last_call(neighbour));
                     if let Err(error) = mailbox.neighbour_left(neighbour.rank, how, &self.history) {
-                        let error = self.fail(error);
-                        mailbox.end(&error);
-                        return Err(error);
+                        return Err(self.fail_with_mail(&mut mailbox, error));
                     }
                 }
             }
@@ -413,11 +414,7 @@ impl Shared {
         let mut mailbox = net.mailbox();
         match mailbox.late(now) {
             None => Ok(()),
-            Some(error) => {
-                let error = self.fail(error);
-                mailbox.end(&error);
-                Err(error)
-            }
+            Some(error) => Err(self.fail_with_mail(&mut mailbox, error)),
         }
     }
 

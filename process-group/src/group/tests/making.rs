@@ -81,6 +81,43 @@ fn a_rank_that_is_aborted_before_its_backend_is_made_ends_the_making_on_the_othe
 }
 
 #[test]
+fn an_abort_is_heard_of_a_rank_that_has_left_since_and_does_not_end_the_next_group_over_the_same_keys() {
+    let store = Arc::<MemoryStore>::default();
+    let group = |rank: usize| {
+        ProcessGroup::builder(Arc::clone(&store) as _, rank, 2)
+            .timeout(LONG)
+            .deadline(Some(LONG))
+            .dump_to(None)
+            .build()
+            .unwrap()
+    };
+    let (old, gone) = (group(0), group(1));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| old.barrier(Device::Cpu).unwrap_err());
+        until(|| old.made(DeviceType::Cpu).is_some());
+        gone.abort("of the past");
+        drop(gone);
+        assert_eq!(waits.join().unwrap().to_string(), "group world was aborted: rank 1: of the past");
+    });
+    drop(old);
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+    // One whose ranks were killed leaves it behind.
+    let killed = group(1);
+    killed.abort("of the past");
+    until(|| store.check(&["aborted"]).unwrap());
+    let told = store.get("aborted", LONG).unwrap();
+    drop(killed);
+    store.set("aborted", &told).unwrap();
+    let ended = ranks(2, |rank| {
+        let group = group(rank);
+        group.barrier(Device::Cpu)?;
+        group.shutdown()
+    });
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn a_part_is_made_no_longer_when_the_group_that_it_is_of_has_seen_a_member_die() {
     let (making, is_made) = std::sync::mpsc::channel();
     let (mut registry, notes) = registry();
