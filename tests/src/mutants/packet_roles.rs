@@ -305,7 +305,8 @@ impl PacketRoles {
         false
     }
 
-    /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers.
+    /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers, in each
+    /// phase that has some: then whoever waits for those alone must give up, and notice why.
     pub fn deaths(&self) -> Vec<Death> {
         let mut all: Vec<Death> = self
             .polls
@@ -318,13 +319,9 @@ impl PacketRoles {
             })
             .collect();
         let end = self.polls[self.polls.len() - 1].loads[0];
-        all.push(Death { end, not_by_first: Vec::new(), dropped: self.header_stores() });
+        let headless = |header: &Header| Death { end, not_by_first: Vec::new(), dropped: vec![header.store] };
+        all.extend(self.headers.iter().map(headless));
         all
-    }
-
-    /// The stores of all headers.
-    pub fn header_stores(&self) -> Vec<usize> {
-        self.headers.iter().map(|header| header.store).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod memory;
 mod other_kind;
+mod parts;
 mod trouble;
 
 use std::mem::offset_of;
@@ -23,11 +24,17 @@ use meshreduce_wire::{
 use crate::adversary::Failure;
 use crate::params;
 use memory::{LANES, Memory};
+use parts::Parts;
 pub use trouble::Trouble;
 
-/// Nanoseconds (instructions) for every rank, whose threads take turns: less than the patience of the session in all, more
-/// than a call takes that goes well.
+/// Nanoseconds (instructions) of the deadline for every rank, whose threads take turns: more than a call takes that goes well.
 const DEADLINE_NS: u64 = 10_000;
+/// The same in calls by packets, which all threads await at once: more than the 26 threads at most of a rank that wait, in both
+/// lanes and as hosts, take from look to look at the clock, 16 polls of 60 to 90 instructions. Else a wait could be over twice
+/// at the first look.
+const PACKETS_DEADLINE_NS: u64 = 40_000;
+/// The most that a wait is longer than the deadline, in such margins as [`Stage::patience`] counts.
+const MOST_MARGINS: u64 = 3;
 /// Good calls of the failing lane before the bad one.
 const GOOD: usize = 1;
 /// Elements of its calls are at most these.
@@ -84,92 +91,6 @@ pub struct Stage<'a> {
     pub queued: bool,
 }
 
-/// What follows from the seed.
-struct Parts {
-    seed: u64,
-    trouble: Trouble,
-    /// The lane that fails.
-    failing: u32,
-    /// The rank that is dead or launches something else.
-    odd: usize,
-    /// The rank whose host aborts.
-    aborting: usize,
-    /// All ranks but `aborting` are dead.
-    alone: bool,
-    /// A whole quad launches something else.
-    quads: bool,
-    /// In the other lane all ranks but this one wait, if any do.
-    absent: Option<usize>,
-    /// Threads take turns, so that what is waited for comes within few turns of all.
-    prompt: bool,
-    /// Who launches something else has a smaller grid, too.
-    smaller: bool,
-}
-
-impl Parts {
-    fn of(stage: &Stage<'_>, trouble: Trouble, seed: u64) -> Self {
-        let ranks = stage.ranks;
-        let cube = stage.algorithm.is_of_cube_mesh();
-        let odd = (seed / 3) as usize % ranks;
-        Self {
-            seed,
-            trouble,
-            failing: (seed / 5 % u64::from(LANES)) as u32,
-            odd,
-            aborting: (odd + 1) % ranks,
-            // In every other run; and where only relays meet behind the first phase, in every run, for the others
-            // would end well.
-            alone: cube && stage.halfway.is_some() || seed.is_multiple_of(2),
-            // Then only relays launch different things.
-            quads: cube && !seed.is_multiple_of(2),
-            absent: (!seed.is_multiple_of(3)).then_some((seed / 2) as usize % ranks),
-            // Who waits for what was launched asks after a time, and again when the session would have lost patience.
-            prompt: trouble == Trouble::DeadPeer && seed % 4 < 2 || trouble == Trouble::OtherKind,
-            smaller: (seed / 2).is_multiple_of(2),
-        }
-    }
-
-    fn live(&self, rank: usize) -> bool {
-        match self.trouble {
-            Trouble::Mismatch | Trouble::Collision => true,
-            Trouble::OtherKind => rank != self.odd,
-            _ if self.alone => rank == self.aborting,
-            _ => rank != self.odd,
-        }
-    }
-
-    fn strange(&self, rank: usize) -> bool {
-        if self.quads && self.trouble != Trouble::OtherKind {
-            rank / 4 == self.odd / 4
-        } else {
-            rank == self.odd
-        }
-    }
-
-    /// Whether `rank` waits in the lane that does not fail.
-    fn waits(&self, rank: usize) -> bool {
-        self.absent.is_some_and(|absent| absent != rank)
-    }
-
-    /// The word with which a rank's pad is told to give up from outside.
-    fn relayed(&self) -> AbortWord {
-        let rank = self.odd as u32;
-        AbortWord { kind: RecordKind::HostAbort, culprit: rank, origin: rank, lane: self.failing }
-    }
-
-    /// Whether a rank that is blamed deserves it.
-    fn deserves(&self, word: AbortWord) -> bool {
-        let (culprit, origin) = (word.culprit as usize, word.origin as usize);
-        match self.trouble {
-            _ if self.trouble.is_by_launch() => self.strange(culprit) != self.strange(origin),
-            Trouble::HostAbort => (culprit, origin) == (self.aborting, self.aborting),
-            Trouble::Relayed => word == self.relayed(),
-            // A rank that does not get its turn for long is as good as dead.
-            _ => !(self.prompt && self.live(culprit)),
-        }
-    }
-}
-
 /// The elements of the failing lane's calls.
 fn counts(ranks: usize, seed: u64) -> [u64; 3] {
     [40 + 8 * ranks as u64, 120 + 8 * (seed % 5), 64]
@@ -194,7 +115,12 @@ impl Stage<'_> {
     pub fn play(&self, trouble: Trouble, seed: u64, options: Options) -> Result<(), Failure> {
         let parts = Parts::of(self, trouble, seed);
         let strategy = if parts.prompt { Strategy::Random } else { options.strategy };
-        let mut memory = Memory::new(self, LONGEST, Options { seed, strategy, ..options });
+        // Whoever waits for the deadline is not starved before it has passed.
+        let patience = match trouble {
+            Trouble::DeadPeer => options.patience.max(self.patience(MOST_MARGINS)),
+            _ => options.patience,
+        };
+        let mut memory = Memory::new(self, LONGEST, Options { seed, strategy, patience, ..options });
         let Some(host) = HOST.as_ref() else {
             return Err(wrong("the host's kernel is not understood".into()));
         };
@@ -276,7 +202,7 @@ impl Stage<'_> {
         let kernel = match self.halfway {
             _ if parts.live(rank) || call < GOOD => self.kernel,
             Some(halfway) if call == GOOD => halfway,
-            None if parts.trouble == Trouble::OtherKind && call == GOOD => {
+            None if parts.trouble == Trouble::OtherKind && call == GOOD && parts.strange(rank) => {
                 other_kind::launch(
                     memory,
                     (parts.failing, rank),
@@ -386,9 +312,14 @@ impl Stage<'_> {
     }
 
     fn deadline(&self) -> u64 {
-        // Polls of packets, with data by all threads, take longer from look to look.
-        let least = if self.algorithm.is_by_packets() { 6 } else { 0 };
-        DEADLINE_NS * self.ranks.max(least) as u64
+        let of_rank = if self.algorithm.is_by_packets() { PACKETS_DEADLINE_NS } else { DEADLINE_NS };
+        of_rank * self.ranks as u64
+    }
+
+    /// How long a wait takes that the deadline ends. Those that do not ask what was launched leave the others time to do so, and
+    /// those of phase 1 leave it to those of phase 0: so many margins.
+    fn patience(&self, margins: u64) -> u64 {
+        self.deadline() + margins * (self.deadline() / 16 + 25_000)
     }
 
     fn check(
@@ -503,14 +434,13 @@ impl Stage<'_> {
         if found && word.kind == RecordKind::PeerTimeout {
             let phase = memory.field(lane, rank, offset_of!(ErrorRecord, phase)) as u32;
             let block = memory.field(lane, rank, offset_of!(ErrorRecord, block)) as u32;
-            // Blocks that do not ask what was launched leave the others time to do so.
             let margins = match (self.algorithm.is_by_packets(), phase) {
                 // Block 0 waits for headers, all others for data.
                 (true, phase) => 2 * u64::from(phase) + u64::from(block != 0),
                 (false, 1) => 2,
                 (false, _) => u64::from(block != 0),
             };
-            let patience = self.deadline() + margins * (self.deadline() / 16 + 25_000);
+            let patience = self.patience(margins);
             let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
             // Where threads take turns, none comes much too late to see that the time is over.
             let slack = if self.algorithm.is_by_packets() { patience } else { patience / 4 };

@@ -28,6 +28,8 @@ pub(super) struct Machine {
     places: Vec<u32>,
     pub(super) resident: Option<u32>,
     pub(super) longest: u64,
+    /// What [`super::Options::patience`] says.
+    patience: u64,
     pub(super) steps: u64,
 }
 
@@ -78,7 +80,13 @@ struct Barrier {
 }
 
 impl Machine {
-    pub(super) fn new(model: Model, schedule: Schedule, resident: Option<u32>, longest: u64) -> Self {
+    pub(super) fn new(
+        model: Model,
+        schedule: Schedule,
+        resident: Option<u32>,
+        longest: u64,
+        patience: u64,
+    ) -> Self {
         Self {
             model,
             schedule,
@@ -89,6 +97,7 @@ impl Machine {
             places: Vec::new(),
             resident,
             longest,
+            patience,
             steps: 0,
         }
     }
@@ -140,7 +149,7 @@ impl Machine {
             self.turn()?;
             let idle = self.model.now - self.model.progress;
             // A wait may look at what ends it in every 64th of turns that have some 60 instructions each.
-            let patience = 100_000 + 6_000 * self.runnable.len() as u64;
+            let patience = self.patience + 6_000 * self.runnable.len() as u64;
             self.model.calm = idle > patience;
             if idle > 2 * patience {
                 return Err(self.starved());

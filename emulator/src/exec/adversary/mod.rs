@@ -71,6 +71,10 @@ pub struct Options {
     pub trace: bool,
     /// PTX instructions of one [`Session::run`] after which it is given up.
     pub max_instructions: u64,
+    /// PTX instructions without any change after which reads return the latest write and nobody sleeps, and after as many
+    /// again whoever still waits is starved; besides those that threads take from look to look at what ends a wait. At least
+    /// as many as a wait takes that its own clock ends, or that is called starvation.
+    pub patience: u64,
 }
 
 impl Default for Options {
@@ -82,6 +86,7 @@ impl Default for Options {
             resident_blocks: None,
             trace: false,
             max_instructions: 2_000_000_000,
+            patience: 100_000,
         }
     }
 }
@@ -123,11 +128,12 @@ const SHOWN: usize = 60;
 impl Session {
     /// A session without devices.
     pub fn new(options: Options) -> Self {
-        let Options { seed, strategy, detect_races, resident_blocks, trace, max_instructions } = options;
+        let Options { seed, strategy, detect_races, resident_blocks, trace, max_instructions, patience } =
+            options;
         let model = Model::new(seed, detect_races, trace);
         let mut random = ChaCha8Rng::seed_from_u64(!seed);
         let schedule = Schedule::new(strategy, &mut random);
-        let machine = Machine::new(model, schedule, resident_blocks, max_instructions);
+        let machine = Machine::new(model, schedule, resident_blocks, max_instructions, patience);
         Self { machine, seed, owners: Vec::new() }
     }
 
