@@ -14,8 +14,11 @@ type Thread = (usize, &'static str);
 
 const SEEDS: u64 = 1500;
 
-/// The kernel of the threads on one device, a block each.
-fn text(threads: &[(usize, &str)]) -> String {
+/// An access of sixteen bytes that nobody comes to: words have as many then.
+const NEVER: &str = ".reg .b128 %never; ld.global.b128 %never, [%x];\n";
+
+/// The kernel of the threads on one device, a block each, and behind them what is never reached.
+fn text(threads: &[(usize, &str)], never: &str) -> String {
     let mut body = String::from(
         ".reg .pred %p; .reg .b32 %r<8>; .reg .b32 %b; .reg .b64 %x, %y, %z, %out, %o;
          ld.param.u64 %x, [a]; add.s64 %y, %x, 64; add.s64 %z, %x, 128; add.s64 %out, %x, 192;
@@ -31,11 +34,18 @@ fn text(threads: &[(usize, &str)]) -> String {
             at + 4
         );
     }
-    format!(".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k(.param .u64 a)\n{{\n{body}}}\n")
+    format!(
+        ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k(.param .u64 a)\n{{\n{body}{never}}}\n"
+    )
 }
 
-/// All outcomes over many seeds: results of all threads, then the final x, y, z.
+/// All outcomes over many seeds: results of all threads, then the final x, y, z, and what is behind x.
 fn outcomes(threads: &[Thread]) -> BTreeSet<Vec<u32>> {
+    by_seed(threads, "").into_iter().map(|(outcome, _)| outcome).collect()
+}
+
+/// The outcome of each seed, and the instructions that it took.
+fn by_seed(threads: &[Thread], never: &str) -> Vec<(Vec<u32>, u64)> {
     let devices = threads.iter().map(|(device, _)| device + 1).max().unwrap();
     let modules: Vec<(u32, Module)> = (0..devices)
         .map(|device| {
@@ -44,7 +54,7 @@ fn outcomes(threads: &[Thread]) -> BTreeSet<Vec<u32>> {
                 .filter(|(_, (of, _))| *of == device)
                 .map(|(number, (_, code))| (number, *code))
                 .collect();
-            (mine.len() as u32, Module::parse(&text(&mine)).unwrap_or_else(|error| panic!("{error}")))
+            (mine.len() as u32, Module::parse(&text(&mine, never)).unwrap_or_else(|error| panic!("{error}")))
         })
         .collect();
     (0..SEEDS)
@@ -60,10 +70,11 @@ fn outcomes(threads: &[Thread]) -> BTreeSet<Vec<u32>> {
                     Launch { kernel, grid: [*blocks, 1, 1], block: [1; 3], params, dynamic_shared: 0 },
                 );
             }
-            session.run().unwrap();
+            let instructions = session.run().unwrap().instructions;
             let word = |at: u64| u32::from_le_bytes(session.read(memory + at, 4).try_into().unwrap());
             let results = (0..2 * threads.len() as u64).map(|at| word(192 + 4 * at));
-            results.chain([word(0), word(64), word(128)]).collect()
+            let ends = [0, 64, 128, 8].map(word);
+            (results.chain(ends).collect(), instructions)
         })
         .collect()
 }
@@ -123,6 +134,38 @@ fn sixteen_bytes_come_whole_if_they_are_one_access_and_not_if_they_are_two() {
         st.relaxed.sys.global.v2.u64 [%x], {%n, %n}; st.relaxed.sys.global.b128 [%z], %q;
         cvt.u64.u32 %n, %r3; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};";
     check("pairs beside wide accesses", &[(0, also_wide), (1, looks)], torn, true);
+}
+
+#[test]
+fn halves_of_sixteen_bytes_are_locations_of_their_own() {
+    // A pattern on one half is none on the other.
+    let other_released = "st.global.u32 [%z], %r2; st.release.sys.global.u32 [%x], %r2;
+        st.relaxed.sys.global.u32 [%x+8], %r2;";
+    let reads = "ld.acquire.sys.global.u32 %r0, [%x+8]; ld.global.u32 %r1, [%z];";
+    let released = "st.global.u32 [%z], %r2; st.release.sys.global.u32 [%x], %r2;";
+    let other_acquired = "ld.relaxed.sys.global.u32 %r0, [%x]; ld.acquire.sys.global.u32 %r4, [%x+8];
+        ld.global.u32 %r1, [%z];";
+    // Which of two pairs is the last differs from half to half, and open loads of one say nothing of the other.
+    let ones = ".reg .b64 %n; cvt.u64.u32 %n, %r2; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};";
+    let twos = ".reg .b64 %n; cvt.u64.u32 %n, %r3; st.relaxed.sys.global.v2.u64 [%x], {%n, %n};";
+    let looks = "ld.relaxed.sys.global.u32 %r0, [%x]; ld.relaxed.sys.global.u32 %r1, [%x+8];";
+    let loads = "ld.relaxed.sys.global.u32 %r0, [%x+8]; st.release.sys.global.u32 [%x], %r2;";
+    let follows = "ld.acquire.sys.global.u32 %r0, [%x]; st.relaxed.sys.global.u32 [%x+8], %r2;";
+    type Shape<'a> = (&'a str, Vec<Thread>, fn(&[u32]) -> bool);
+    let shapes: [Shape<'_>; 5] = [
+        ("a release of the other half", vec![(0, other_released), (1, reads)], passed),
+        ("an acquire of the other half", vec![(0, released), (1, other_acquired)], passed),
+        ("2W of pairs", vec![(0, ones), (1, twos)], |o| o[4] != o[7]),
+        ("2W+R of pairs", vec![(0, ones), (1, twos), (1, looks)], |o| o[4] != o[5] && o[4] * o[5] != 0),
+        ("LB+rel+acq", vec![(0, loads), (1, follows)], |o| o[2] == 0),
+    ];
+    for (name, threads, weak) in shapes {
+        let narrow = by_seed(&threads, "");
+        assert!(narrow.iter().any(|(outcome, _)| weak(outcome)), "{name}: {narrow:?}");
+        let wide = by_seed(&threads, NEVER);
+        let differ = narrow.iter().zip(&wide).position(|(one, other)| one != other);
+        assert_eq!(differ, None, "{name}: the seed that plays something else where words have sixteen bytes");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Loads: left open and bound late, within the axioms, and what a thread learns from what it reads.
 
 use super::history::{Access, Closing, Exposed, Reader, Write};
-use super::memory::{Place, WordId, bits_of};
+use super::memory::{Location, Place, WordId, bits_of};
 use super::model::Model;
 use super::pending::Pending;
 use super::report::Finding;
@@ -56,17 +56,17 @@ impl Model {
         let acquire = load.order == Order::Acquire;
         let access =
             Access { who, mask: load.place.mask, strong, scope: load.scope, mapping: load.place.mapping };
-        let word = load.place.word;
+        let (word, location) = (load.place.word, load.place.location());
         if acquire && !thread.seen.is_empty() {
             // A strong read followed by an acquire on the same location is an acquire pattern too.
-            thread.acquire_seen(|at, release| at == word && release.reaches(access.scope, &who));
+            thread.acquire_seen(|at, release| at.meets(location) && release.reaches(access.scope, &who));
         }
         let knowledge = match load.noncoherent {
             true => self.book.start_of(who.launch).clone(),
             false => thread.knowledge.clone(),
         };
         if !load.noncoherent {
-            self.admit(thread, word);
+            self.admit(thread, &load.place);
         }
         if self.detect_races {
             let until = load.noncoherent.then(|| self.book.end_of(who.launch));
@@ -138,14 +138,19 @@ impl Model {
         true
     }
 
-    /// Before the thread comes to a word: open loads there that its access follows must have their values, for the
+    /// Before the thread comes to a place: open loads there that its access follows must have their values, for the
     /// access may not contradict them.
-    pub(super) fn admit(&mut self, thread: &Thread, word: WordId) {
+    pub(super) fn admit(&mut self, thread: &Thread, place: &Place) {
+        let word = place.word;
         for at in 0..self.memory.cell(word).exposed.len() {
             let Exposed { access, ref knowledge, ref closings, ref choice } =
                 self.memory.cell(word).exposed[at];
             let event = access.who.event;
-            if choice.is_none() && event.0 != thread.number && thread.knowledge.has_base(event) {
+            if choice.is_none()
+                && Location::new(word, access.mask).meets(place.location())
+                && event.0 != thread.number
+                && thread.knowledge.has_base(event)
+            {
                 let (knowledge, closings) = (knowledge.clone(), closings.clone());
                 let reader = Reader { access, knowledge: &knowledge, atomic: false, noncoherent: false };
                 let (value, write) = self.value(word, &reader, &closings);
@@ -299,7 +304,7 @@ impl Model {
             } else if pattern != Pattern::None
                 && !thread.seen.iter().any(|(_, known)| known.view.at == release.view.at)
             {
-                thread.seen.push((word, release.clone()));
+                thread.seen.push((Location::new(word, access.mask), release.clone()));
             }
         }
         if new && !synchronized {

@@ -19,10 +19,32 @@ pub(super) struct Place {
 }
 
 impl Place {
+    pub(super) fn location(&self) -> Location {
+        Location::new(self.word, self.mask)
+    }
+}
+
+/// The eight bytes of a word that an access concerns, or all sixteen: what a thread did at one half says nothing of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    word: WordId,
+    /// A bit for each half.
+    halves: u8,
+}
+
+impl Location {
+    pub(super) fn new(word: WordId, mask: u16) -> Self {
+        Self { word, halves: u8::from(mask & 0x00ff != 0) | u8::from(mask & 0xff00 != 0) << 1 }
+    }
+
     /// Whether both concern the same eight bytes.
-    pub(super) fn meets(&self, other: &Place) -> bool {
-        self.word == other.word
-            && [0x00ff, 0xff00].iter().any(|half| self.mask & half != 0 && other.mask & half != 0)
+    pub(super) fn meets(self, other: Self) -> bool {
+        self.word == other.word && self.halves & other.halves != 0
+    }
+
+    /// Whether the other concerns nothing else.
+    pub(super) fn covers(self, other: Self) -> bool {
+        self.word == other.word && other.halves & !self.halves == 0
     }
 }
 

@@ -16,7 +16,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use super::book::Book;
 use super::history::{Access, Conflict, Reader, Release, Who, Write, includes};
 use super::load::Pattern;
-use super::memory::{Memory, Place, WordId, bits_of};
+use super::memory::{Location, Memory, Place, WordId, bits_of};
 use super::report::Finding;
 use super::thread::Thread;
 use super::trace::{Trace, What};
@@ -111,18 +111,21 @@ impl Model {
         let strong = store.order.is_strong();
         let access =
             Access { who, mask: store.place.mask, strong, scope: store.scope, mapping: store.place.mapping };
-        self.admit(thread, word);
+        self.admit(thread, &store.place);
         self.check_write(word, &access, &thread.knowledge)?;
         let value = (bits << (8 * u32::from(store.place.shift))) & bits_of(access.mask);
         let mut write = Write::new(access, value, thread.knowledge.clone());
         if strong {
-            write.releases = releases(thread, word, &access, store.order, None);
+            write.releases = releases(thread, store.place.location(), &access, store.order, None);
         }
         self.trace.add(self.now, What::Store, &access, word, bits, || None);
         let settled = self.memory.settled(word);
         let cell = self.memory.cell(word);
-        let before = cell.writes.last().map_or(settled, |last| last.value);
-        let racing = cell.writes.last().is_some_and(|last| {
+        let location = store.place.location();
+        let here = |write: &&Write| Location::new(word, write.access.mask).meets(location);
+        let last = cell.writes.iter().rfind(here);
+        let before = last.map_or(settled, |last| last.value);
+        let racing = last.is_some_and(|last| {
             let event = last.access.who.event;
             event.0 != who.event.0 && !thread.knowledge.has(event)
         });
@@ -155,9 +158,10 @@ impl Model {
         };
         let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
         if acquire && !thread.seen.is_empty() {
-            thread.acquire_seen(|at, release| at == word && release.reaches(access.scope, &who));
+            let location = store.place.location();
+            thread.acquire_seen(|at, release| at.meets(location) && release.reaches(access.scope, &who));
         }
-        self.admit(thread, word);
+        self.admit(thread, &store.place);
         let knowledge = thread.knowledge.clone();
         let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
         let from = self.choose(word, &reader, access.mask, &[]);
@@ -192,7 +196,7 @@ impl Model {
             Write::new(access, (u128::from(new) << shift) & bits_of(access.mask), thread.knowledge.clone());
         write.atomic = true;
         let source = source.filter(|source| source.access.morally_strong(&access));
-        write.releases = releases(thread, word, &access, store.order, source.as_ref());
+        write.releases = releases(thread, store.place.location(), &access, store.order, source.as_ref());
         if let Some(source) = &source {
             let mut chain = vec![source.access.who.event];
             chain.extend(source.chain.iter().flat_map(|chain| chain.iter()));
@@ -298,7 +302,7 @@ impl Model {
 /// The release patterns that a strong write ends (PTX ISA, "Release and Acquire Patterns").
 fn releases(
     thread: &mut Thread,
-    word: WordId,
+    location: Location,
     access: &Access,
     order: Order,
     source: Option<&Write>,
@@ -309,14 +313,15 @@ fn releases(
     if matches!(order, Order::Release | Order::AcqRel) {
         let view = View { at: who.event, knowledge: thread.knowledge.clone() };
         let release = Release { view, scope: access.scope, who };
-        thread.released.retain(|(at, known)| *at != word || known.scope > access.scope);
-        thread.released.push((word, release.clone()));
+        thread.released.retain(|(at, known)| !location.covers(*at) || known.scope > access.scope);
+        thread.released.push((location, release.clone()));
         widest = Some(access.scope);
         all.push(release);
     }
     // A pattern that begins earlier says less than one of the same scope that begins here.
     let says_more = |scope: Scope| widest.is_none_or(|widest| scope > widest);
-    let earlier = thread.released.iter().filter(|(at, known)| *at == word && known.who.event != who.event);
+    let here = |(at, known): &&(Location, Release)| at.meets(location) && known.who.event != who.event;
+    let earlier = thread.released.iter().filter(here);
     all.extend(earlier.filter(|(_, known)| says_more(known.scope)).map(|(_, known)| known.clone()));
     for (scope, fence) in [Scope::Cta, Scope::Cluster, Scope::Gpu, Scope::Sys].into_iter().zip(&thread.fences)
     {

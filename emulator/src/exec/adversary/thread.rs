@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::compute::{Uses, compute};
 use super::history::{Access, Release, Who};
 use super::load::{LoadOf, Registers};
-use super::memory::{Place, WordId};
+use super::memory::{Location, Place, WordId};
 use super::model::{Model, StoreOf};
 use super::pending::Pending;
 use super::report::Finding;
@@ -39,9 +39,9 @@ pub(super) struct Thread {
     /// The last release fence of each scope.
     pub(super) fences: [Option<(Who, View)>; 4],
     /// Release operations by location.
-    pub(super) released: Vec<(WordId, Release)>,
+    pub(super) released: Vec<(Location, Release)>,
     /// Release patterns that a strong read observed without acquiring them.
-    pub(super) seen: Vec<(WordId, Release)>,
+    pub(super) seen: Vec<(Location, Release)>,
     /// Reads that saw another thread's write but did not synchronize, for the report.
     pub(super) glimpses: Vec<Glimpse>,
     /// Strong reads in a row that brought nothing new.
@@ -177,10 +177,10 @@ impl Thread {
     }
 
     /// Acquires the release patterns seen before that `which` names, and forgets those that are known.
-    pub(super) fn acquire_seen(&mut self, which: impl Fn(WordId, &Release) -> bool) {
+    pub(super) fn acquire_seen(&mut self, which: impl Fn(Location, &Release) -> bool) {
         let Self { seen, knowledge, .. } = self;
-        for (word, release) in seen.iter() {
-            if which(*word, release) {
+        for (location, release) in seen.iter() {
+            if which(*location, release) {
                 knowledge.join(&release.view);
             }
         }
@@ -406,7 +406,7 @@ impl Thread {
                     let at = address + (lane as u64 * u64::from(bytes));
                     let place = self.place(model, space, at, bytes, "load")?;
                     if !self.open.is_empty() {
-                        self.bind(model, |open| open.place.meets(&place));
+                        self.bind(model, |open| open.place.location().meets(place.location()));
                     }
                     let (order, scope) = (*order, strong_scope(*order, *scope));
                     if order.is_strong() {
@@ -446,7 +446,7 @@ impl Thread {
             let at = address + (lane as u64 * u64::from(bytes));
             let place = self.place(model, space, at, bytes, "store")?;
             if !self.open.is_empty() {
-                self.bind(model, |open| open.place.meets(&place));
+                self.bind(model, |open| open.place.location().meets(place.location()));
             }
             let high = if *whole { u128::from(self.slots[usize::from(a[1])]) << 64 } else { 0 };
             let bits = u128::from(self.slots[usize::from(a[lane])]) | high;
@@ -461,7 +461,7 @@ impl Thread {
         let (space, address) =
             self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
         let place = self.place(model, space, address, ty.bytes(), "atomic")?;
-        self.bind(model, |open| open.place.meets(&place));
+        self.bind(model, |open| open.place.location().meets(place.location()));
         if matches!(order, Order::Release | Order::AcqRel) {
             self.expose(model, None);
         }
