@@ -69,7 +69,6 @@ pub static KNOWN: &[Known] = &[
     equivalent("two_shot_ll/agreement-dropped", PROVES_ITSELF),
     equivalent("hybrid_cube_mesh_ll/agreement-dropped", PROVES_ITSELF),
     equivalent("two_shot_ll/told-dropped", PUSHES_NO_MORE),
-    equivalent("hybrid_cube_mesh_ll/told-dropped", PUSHES_NO_MORE),
     equivalent("one_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("two_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("hybrid_cube_mesh_ll/agreement-of-all", SEEN_BY_ALL),
