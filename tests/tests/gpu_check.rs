@@ -75,7 +75,7 @@ fn the_driver_takes_every_text_and_says_what_the_kernels_need() {
     let (_, left) = run("modules", &[]);
     assert_eq!(left.checks.len(), meshreduce::shipped_kernels().count());
     let kernels = &left.tables[1];
-    assert_eq!(kernels.rows.len(), 9 * left.checks.len());
+    assert_eq!(kernels.rows.len(), 6 * left.checks.len());
     assert!(kernels.rows.iter().all(|row| row[1].parse::<u32>().unwrap() > 0), "registers");
     assert!(left.logs.iter().any(|log| log.text.contains("one_shot_bf16_sum_w2")), "{:?}", left.logs.first());
 }
