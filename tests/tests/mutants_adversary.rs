@@ -123,7 +123,13 @@ fn a_deadline_twice_as_long_is_noticed_in_either_phase() {
 
 #[test]
 fn a_lane_that_is_not_told_of_another_lanes_failure_is_noticed() {
-    let by = ["starvation", "different barrier counts", "wrong result", "buffer handed back too early"];
+    let by = [
+        "starvation",
+        "different barrier counts",
+        "epoch overwritten before it was seen",
+        "wrong result",
+        "buffer handed back too early",
+    ];
     assert_killed("spread-not-to-lanes", 30, &by);
     assert_killed("spread-not-to-own-lanes", 30, &by);
 }
