@@ -21,6 +21,7 @@ enum Line<'a> {
         #[serde(flatten)]
         machine: &'a Machine,
         ranks: usize,
+        latest_isa: &'static str,
         shared_device: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         warning: Option<String>,
@@ -50,8 +51,8 @@ impl Report<'_> {
     /// If something cannot be written as JSON.
     pub fn json_machine(&self) -> Result<String> {
         let (machine, ranks, warning) = (self.machine, self.work.ranks, self.warning());
-        let shared_device = self.work.shared_device;
-        Ok(serde_json::to_string(&Line::Machine { machine, ranks, shared_device, warning })?)
+        let (latest_isa, shared_device) = (self.work.isa.name(), self.work.shared_device);
+        Ok(serde_json::to_string(&Line::Machine { machine, ranks, latest_isa, shared_device, warning })?)
     }
 
     /// What there is to tell, as one JSON object; nothing of what is measured only now.

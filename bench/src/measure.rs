@@ -173,6 +173,7 @@ impl Everyone<'_> {
             .limits(limits(work))
             .allow_shared_devices(work.shared_device)
             .force_topology(work.topology)
+            .latest_isa(work.isa)
             .force_algorithm(way.forced());
         let store = PrefixStore::new(way.name(), &self.store)?;
         match rendezvous(&store, rank, work.ranks, device, &config) {

@@ -232,6 +232,7 @@ mod tests {
             ranks: 2,
             shared_device: true,
             topology: None,
+            isa: meshreduce::Isa::V84,
             ways: Vec::new(),
             cases: vec![crate::plan::Case { dtype: DType::Bf16, op: Op::Sum, bytes: 1024 }],
             warmup: 1,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use meshreduce::{Algorithm, DType, Op, Topology};
+use meshreduce::{Algorithm, DType, Isa, Op, Topology};
 use meshreduce_tests::job::ForcedTopology;
 
 /// What to measure, and where.
@@ -29,6 +29,9 @@ pub struct Plan {
     /// commas [default: all]
     #[arg(long, value_name = "A", value_delimiter = ',')]
     pub algorithm: Vec<Choice>,
+    /// Latest PTX ISA whose texts may be used, 7.0 or 8.4: packets have 64 bits in the first, 128 in the second
+    #[arg(long, value_name = "V", default_value = "8.4", value_parser = |text: &str| text.parse::<Isa>())]
+    pub isa: Isa,
     /// bf16, f16 or f32; several with commas
     #[arg(long, value_name = "D", value_delimiter = ',', default_value = "bf16", value_parser = |text: &str| text.parse::<DType>())]
     pub dtype: Vec<DType>,
@@ -183,6 +186,8 @@ pub struct Work {
     pub shared_device: bool,
     /// Taken for the topology whatever the links are.
     pub topology: Option<Topology>,
+    /// The latest ISA whose texts may be used.
+    pub isa: Isa,
     /// Ways, one communicator each.
     pub ways: Vec<Way>,
     /// Cases of every way.
@@ -276,6 +281,7 @@ impl Plan {
                 true => Some(Topology::FullyConnected),
                 false => self.force_topology.map(Into::into),
             },
+            isa: self.isa,
             ways: self.ways(),
             cases,
             warmup: self.warmup.unwrap_or(if emulated { 1 } else { 20 }),
@@ -343,6 +349,14 @@ mod tests {
         assert_eq!(ways("--algorithm all"), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm auto,two-shot,auto"), [Way::Selected, Way::Forced(Algorithm::TwoShot)]);
         assert!(plan("--algorithm ring").is_err());
+    }
+
+    #[test]
+    fn an_isa_is_one_that_there_are_texts_in() {
+        let isa = |line: &str| plan(line).map(|plan| plan.work(8, true).unwrap().isa);
+        assert_eq!(isa("").unwrap(), Isa::V84);
+        assert_eq!(isa("--isa 7.0").unwrap(), Isa::V70);
+        assert!(isa("--isa 8.0").is_err());
     }
 
     #[test]

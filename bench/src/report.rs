@@ -65,9 +65,10 @@ impl Report<'_> {
     /// Tables with what their columns mean.
     pub fn text(&self) -> String {
         let Machine { device, devices, cuda, driver, .. } = self.machine;
-        let Work { ranks, iterations, warmup, .. } = self.work;
+        let Work { ranks, iterations, warmup, isa, .. } = self.work;
         let mut text = format!(
             "# {ranks} ranks, threads of one process; {devices} x {device}; CUDA {cuda} ({driver})\n\
+             # kernels in PTX ISA {isa}, where there are some and all ranks take it, else in an earlier one\n\
              # {iterations} measured calls (or replays) after {warmup} that are not\n"
         );
         if let Some(warning) = self.warning() {
@@ -271,6 +272,7 @@ pub(crate) mod tests {
             ranks: 4,
             shared_device,
             topology: None,
+            isa: meshreduce::Isa::V84,
             ways: vec![Way::Forced(Algorithm::OneShot)],
             cases: Vec::new(),
             warmup: 1,

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use meshreduce::{Algorithm, DType, Op, Topology};
+use meshreduce::{Algorithm, DType, Isa, Op, Topology};
 use meshreduce_bench::measure::{self, Measured, News};
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
@@ -18,6 +18,7 @@ fn work(ranks: usize, shared_device: bool) -> Work {
         ranks,
         shared_device,
         topology: shared_device.then_some(Topology::FullyConnected),
+        isa: Isa::V84,
         ways: vec![
             Way::Forced(Algorithm::OneShot),
             Way::Forced(Algorithm::HybridCubeMesh),

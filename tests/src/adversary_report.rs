@@ -56,19 +56,21 @@ pub fn run(plan: &Plan) -> Result<bool> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut lines = Vec::new();
     let mut stories = Vec::new();
-    for (algorithm, ranks, isa) in cases {
-        bar.set_message(format!("{algorithm} in {isa}, {ranks} ranks"));
+    for (algorithm, ranks, wanted) in cases {
+        bar.set_message(format!("{algorithm} in {wanted}, {ranks} ranks"));
         let kernels = match &plan.ptx {
             Some(file) => {
                 let text =
                     std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
                 Kernels::parse(&text, algorithm, ranks)?
             }
-            None => Kernels::shipped(algorithm, ranks, isa)?,
+            None => Kernels::shipped(algorithm, ranks, wanted)?,
         };
+        // Of a text that was given it is not known before.
+        let isa = kernels.isa;
         let start = Instant::now();
         let (instructions, failed) = sweep(&kernels, plan.seed, seeds(plan, algorithm), &bar)?;
-        let replay = failed.as_ref().map(|(seed, _)| replay(algorithm, ranks, isa, *seed));
+        let replay = failed.as_ref().map(|(seed, _)| replay(plan, algorithm, ranks, isa, *seed));
         lines.push(Line {
             algorithm: algorithm.to_string(),
             isa: isa.to_string(),
@@ -182,9 +184,11 @@ fn explained(kernels: &Kernels, seed: u64) -> Result<String> {
     Ok(again.map_or_else(|failure| failure.to_string(), |_| "the seed did not fail again".to_owned()))
 }
 
-fn replay(algorithm: Algorithm, ranks: usize, isa: Isa, seed: u64) -> String {
+fn replay(plan: &Plan, algorithm: Algorithm, ranks: usize, isa: Isa, seed: u64) -> String {
+    let text =
+        plan.ptx.as_ref().map_or_else(|| format!("--isa {isa}"), |file| format!("--ptx {}", file.display()));
     format!(
-        "cargo xtask test-multigpu --adversary --algorithm {algorithm} --isa {isa} --ranks {ranks} --seed {seed} --seeds 1 --explain"
+        "cargo xtask test-multigpu --adversary --algorithm {algorithm} {text} --ranks {ranks} --seed {seed} --seeds 1 --explain"
     )
 }
 
@@ -212,6 +216,15 @@ fn table(lines: &[Line], width: u16) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replay_takes_the_text_that_failed() {
+        let of = |plan: &Plan| replay(plan, Algorithm::OneShotLl, 2, Isa::V84, 7);
+        let mut plan = Plan::of_all_nodes();
+        assert!(of(&plan).contains("--algorithm one-shot-ll --isa 8.4 --ranks 2 --seed 7"));
+        plan.ptx = Some("a/b.ptx".into());
+        assert!(of(&plan).contains("--algorithm one-shot-ll --ptx a/b.ptx --ranks 2 --seed 7"));
+    }
 
     #[test]
     fn the_table_fits_the_screen() {

@@ -93,7 +93,7 @@ fn text_name(text: &ShippedKernels) -> String {
 }
 
 /// The latest ISA that a device and the driver take.
-fn best(device: u32) -> Result<Isa> {
+pub(super) fn best(device: u32) -> Result<Isa> {
     let device = Device::get_device(device)?;
     let attribute = |attribute| anyhow::Ok(device.get_attribute(attribute)? as u32);
     let capability = (
