@@ -52,7 +52,8 @@ impl Config {
     /// # Safety
     ///
     /// The text's kernels run on the device, with the addresses of the callers' and of all ranks' memory: they do with these
-    /// what the shipped ones of the same names do. All kernels by packets in it are of one ISA.
+    /// what the shipped ones of the same names do. All kernels by packets in it are of one ISA. (Those of a later one than is
+    /// agreed on are not used.)
     pub unsafe fn ptx(mut self, text: Option<impl Into<Arc<str>>>) -> Self {
         self.ptx = text.map(Into::into);
         self
@@ -232,11 +233,12 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// Loads every kernel that can be launched on `ground` by `world_size` ranks.
+    /// Loads every kernel that can be launched on `ground` by `world_size` ranks that take no later ISA than `isa`.
     pub(crate) fn load(
         context: &Arc<PrimaryContext>,
         texts: &[KernelText],
         ground: Ground,
+        isa: Isa,
         world_size: usize,
     ) -> Result<Self, Error> {
         let mut modules = Vec::new();
@@ -254,7 +256,7 @@ impl Kernels {
                 for dtype in DType::ALL {
                     for op in [Op::Sum, Op::Max] {
                         // A text that was given says by its entries' names which ISA it is in.
-                        for isa in Isa::ALL {
+                        for isa in Isa::ALL.into_iter().filter(|own| *own <= isa) {
                             let entry = entry(description.algorithm, dtype, op, world_size, isa);
                             let Some(function) = module.function(&entry)? else { continue };
                             // SAFETY: its module was loaded just now, in this context.

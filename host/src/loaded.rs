@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use meshreduce_device::PrimaryContext;
+use meshreduce_wire::Isa;
 
 use crate::algorithms::Ground;
 use crate::error::Error;
 use crate::kernels::{KernelText, Kernels};
 
 /// What was loaded: by the driver's number of the context, which is never given out again, the texts' digest, what of them can be
-/// launched, and the ranks.
-type Key = (u32, u64, String, String, usize);
+/// launched, the latest ISA, and the ranks.
+type Key = (u32, u64, String, String, Isa, usize);
 
 /// Locked while it is being loaded: who wants the same waits for it, and others do not.
 type Place = Arc<Mutex<Weak<Kernels>>>;
@@ -35,7 +36,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The kernels of these texts that `world_size` ranks can launch on `ground`.
+    /// The kernels of these texts that `world_size` ranks can launch on `ground` which take no later ISA than `isa`.
     ///
     /// # Errors
     ///
@@ -44,18 +45,19 @@ impl Loaded {
         context: &Arc<PrimaryContext>,
         texts: &[KernelText],
         ground: Ground,
+        isa: Isa,
         world_size: usize,
     ) -> Result<Self, Error> {
         let load = || {
             let begun = Instant::now();
-            let kernels = Arc::new(Kernels::load(context, texts, ground, world_size)?);
+            let kernels = Arc::new(Kernels::load(context, texts, ground, isa, world_size)?);
             let took = begun.elapsed();
             tracing::debug!(device = context.ordinal(), ?took, "the kernels are loaded");
             Ok(Self { kernels, took: Some(took) })
         };
         // Without a number (before CUDA 12.0) a context that was reset cannot be told from the one before.
         let Some(id) = context.id() else { return load() };
-        let key = (context.ordinal(), id, KernelText::digest(texts), format!("{ground:?}"), world_size);
+        let key = (context.ordinal(), id, KernelText::digest(texts), format!("{ground:?}"), isa, world_size);
         let place = {
             let mut all = locked(&LOADED);
             all.retain(|_, place| Arc::strong_count(place) > 1 || locked(place).strong_count() > 0);

@@ -13,7 +13,7 @@ const HEADER: usize = 4 + 2 + 1 + 8;
 const CHECKSUM: usize = 8;
 
 /// The layout of what is sealed: a reader of another version is told so.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 
 /// What is wrong with bytes that were to be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

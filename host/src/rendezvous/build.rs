@@ -99,7 +99,7 @@ impl Assembly {
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
-            let loaded = Loaded::get(&context, &texts, ground, world_size)?;
+            let loaded = Loaded::get(&context, &texts, ground, isa, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
             let share = Share::of(&loaded.kernels, &context, sharers, config)?;
             own.block_cap = share.block_cap;
