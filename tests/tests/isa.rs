@@ -34,7 +34,11 @@ fn reduced(isa: Isa, algorithm: Algorithm, op: Op) -> Vec<(Isa, Vec<u8>)> {
         lane.all_reduce_in_place_and_wait(&mut data, op, &stream).expect("an all-reduce");
         let mut result = vec![Bf16::default(); COUNT];
         data.copy_to(&mut result).expect("a copy");
-        (communicator.isa(), result.iter().flat_map(|value| value.0.to_le_bytes()).collect())
+        drop(lane);
+        let isa = communicator.isa();
+        // Others may still be in the call, which an end without them would abort.
+        communicator.close().expect("all have ended");
+        (isa, result.iter().flat_map(|value| value.0.to_le_bytes()).collect())
     };
     outcomes_each(3, each, |outcome| match outcome {
         Ok(Outcome::Ready(communicator)) => program(communicator),
