@@ -202,7 +202,7 @@ pub(crate) struct Kernel {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Functions([[[Option<Kernel>; Op::ALL.len()]; DType::ALL.len()]; Algorithm::ALL.len()]);
 
-/// Where an operation's kernel is found: with the first that has the same.
+/// Where an operation's kernel is found: at the operation that it is named after.
 const fn kernel_of(op: Op) -> usize {
     let op = match op {
         Op::Avg => Op::Sum,
