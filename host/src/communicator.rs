@@ -19,7 +19,7 @@ use crate::topology::{Mesh, Topology};
 ///
 /// # Memory
 ///
-/// Device memory: per lane one signal pad (8.75 KiB), counters (128 bytes), packet memory and two staging halves; per device
+/// Device memory: per lane one signal pad (8.875 KiB), counters (128 bytes), packet memory and two staging halves; per device
 /// the kernels. Packet memory has room for the longest message of each algorithm by packets, twice (calls take turns), in two
 /// phases, from every rank, in packets of which half is data: with the default limits 16 MiB (2 ranks), 11 MiB (3), 10 MiB
 /// (4), 9 MiB (5 to 7), 8 MiB (8), and 6 MiB on a hybrid cube mesh. A staging half holds the longest message of each

@@ -12,6 +12,7 @@ mod abort;
 mod labels;
 mod late;
 mod scenario;
+mod slices;
 mod stage;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use meshreduce_wire::{Algorithm, DType, Isa, Op};
 pub use abort::{Abort, Teller};
 pub use late::Late;
 pub use scenario::{Call, Numbers, Scenario};
+pub use slices::{SliceCall, SliceKernels};
 pub(crate) use stage::Expected;
 use stage::Stage;
 

@@ -3,7 +3,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use meshreduce_wire::{LaneParams, LaunchParams};
+use meshreduce_wire::{LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
 
 /// The bytes of `params`.
 pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
@@ -49,5 +49,35 @@ pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
     set(offset_of!(LaunchParams, tag), &tag.to_le_bytes());
     set(offset_of!(LaunchParams, flags), &flags.to_le_bytes());
     set(offset_of!(LaunchParams, scale), &scale.to_le_bytes());
+    set(offset_of!(LaunchParams, kind), &params.kind.to_le_bytes());
     bytes.into()
+}
+
+/// The bytes of `params`.
+pub fn slice_bytes(params: &SliceParams) -> Box<[u8]> {
+    let mut all = bytes(&params.launch).into_vec();
+    all.resize(size_of::<SliceParams>(), 0);
+    let mut set = |at: usize, value: &[u8]| all[at..at + value.len()].copy_from_slice(value);
+    for (at, slices) in
+        [(offset_of!(SliceParams, sent), &params.sent), (offset_of!(SliceParams, received), &params.received)]
+    {
+        for position in 0..MAX_RANKS {
+            set(at + offset_of!(Slices, addresses) + 8 * position, &slices.addresses[position].to_le_bytes());
+            set(at + offset_of!(Slices, bytes) + 4 * position, &slices.bytes[position].to_le_bytes());
+        }
+        set(at + offset_of!(Slices, most), &slices.most.to_le_bytes());
+        set(at + offset_of!(Slices, least), &slices.least.to_le_bytes());
+        set(at + offset_of!(Slices, alignment), &slices.alignment.to_le_bytes());
+    }
+    set(offset_of!(SliceParams, stride), &params.stride.to_le_bytes());
+    for position in 0..MAX_RANKS {
+        set(offset_of!(SliceParams, said) + 8 * position, &params.said[position].to_le_bytes());
+        set(offset_of!(SliceParams, expected) + 8 * position, &params.expected[position].to_le_bytes());
+        set(offset_of!(SliceParams, tags_said) + 4 * position, &params.tags_said[position].to_le_bytes());
+        set(
+            offset_of!(SliceParams, tags_expected) + 4 * position,
+            &params.tags_expected[position].to_le_bytes(),
+        );
+    }
+    all.into()
 }

@@ -1,9 +1,11 @@
 //! All-gather, reduce-scatter, broadcast, reduce, all-to-all and barrier give, byte for byte, what plain copies and the reference of
 //! the reduction give.
 
-use meshreduce::{Algorithm, Collective, Config, Isa, Limits};
-use meshreduce_tests::calls::new_stream;
+use meshreduce::{Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Op, RecordKind};
+use meshreduce_tests::buffer::Guarded;
+use meshreduce_tests::calls::{new_stream, replay};
 use meshreduce_tests::collectives::{self, Case};
+use meshreduce_tests::graph::Graph;
 use meshreduce_tests::in_process::{config, ranks};
 
 const OTHERS: [Collective; 6] = [
@@ -37,7 +39,7 @@ fn play(world_size: usize, config: &Config, cases: &[Case]) {
 fn by_packets_every_collective_gives_what_it_must() {
     for world_size in 2..=8 {
         for isa in Isa::ALL {
-            play(world_size, &config().latest_isa(isa), &drawn(world_size, 4, 700, world_size as u64));
+            play(world_size, &config().latest_isa(isa), &drawn(world_size, 3, 700, world_size as u64));
         }
     }
 }
@@ -87,6 +89,136 @@ fn the_selector_says_what_takes_a_slice() {
         assert_eq!(select(Collective::ReduceScatter, 8 << 10), Some(Algorithm::ReduceScatterLl));
         assert_eq!(select(Collective::AllToAll, 7 << 20), None);
         assert_eq!(select(Collective::AllReduce, 8 << 10), Some(Algorithm::OneShotLl));
+        communicator.close().unwrap();
+    });
+}
+
+/// What becomes of one all-gather for which rank 1 has another list, by packets or by barriers.
+fn lists_that_differ(packets: bool) {
+    let limits = if packets { Limits::default() } else { Limits::default().without_packets() };
+    let found = ranks(3, &config().limits(limits), |communicator| {
+        let (rank, stream) = (communicator.rank(), new_stream());
+        let memory = Guarded::new(&[0; 4096], 0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
+        let counts = if rank == 1 { [4, 4, 8] } else { [4, 4, 4] };
+        let (input, output) = (memory.address(), memory.address() + 2048);
+        // SAFETY: both lie in the buffer, which is there until the work has ended.
+        let work =
+            unsafe { lane.all_gather_v_raw(input, output, &counts, DType::F32, stream.as_inner()) }.unwrap();
+        let found = work.synchronize().err();
+        drop(lane);
+        // Who ends it ends it for all, so nobody does before all have been told.
+        (communicator, found)
+    });
+    let found: Vec<Option<Error>> = found.into_iter().map(|(_communicator, found)| found).collect();
+    let mismatch = |error: &Option<Error>| match error {
+        Some(Error::LaunchMismatch { rank, peer, launched, peer_launched }) => {
+            let counts = [launched, peer_launched].map(|launch| launch.unwrap().count);
+            assert_eq!(launched.unwrap().collective, Collective::AllGather);
+            Some(((*rank, *peer), counts))
+        }
+        _ => None,
+    };
+    // Rank 1 expects 8 of rank 2, which sends 4. All else agrees, so the others may have ended well before they heard.
+    let told: Vec<_> = found.iter().map(mismatch).collect();
+    assert_eq!(told, [None, Some(((1, 2), [8, 4])), None], "{found:?}");
+    for error in [&found[0], &found[2]].into_iter().flatten() {
+        let blames = matches!(error, Error::PeerAborted { kind: RecordKind::LaunchMismatch, .. });
+        assert!(blames, "{error}");
+    }
+}
+
+#[test]
+fn ranks_whose_lists_differ_get_a_mismatch_that_names_both() {
+    lists_that_differ(true);
+    lists_that_differ(false);
+}
+
+#[test]
+fn ranks_with_different_roots_get_a_mismatch() {
+    let found = ranks(2, &config(), |communicator| {
+        let (rank, stream) = (communicator.rank(), new_stream());
+        let memory = Guarded::new(&[0; 1024], 0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
+        let address = memory.address();
+        // SAFETY: the buffer is there until the work has ended.
+        let work = unsafe { lane.broadcast_raw(address, address, 16, DType::F32, rank, stream.as_inner()) };
+        let found = work.unwrap().synchronize().unwrap_err();
+        drop(lane);
+        (communicator, found)
+    });
+    let text: Vec<String> = found.iter().map(|(_, found)| found.to_string()).collect();
+    let names = |text: &&String| text.contains("with root 0") && text.contains("with root 1");
+    assert!(text.iter().any(|text| names(&text)), "{text:?}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_launched() {
+    ranks(2, &config(), |communicator| {
+        let stream = new_stream();
+        let stream = stream.as_inner();
+        let longest = communicator.longest_all_to_all_v() as usize;
+        let mut lane = communicator.lane(0).unwrap();
+        let (input, output) = (0x1000, 0x9000_0000);
+        // SAFETY: nothing is launched.
+        let found = unsafe {
+            [
+                lane.all_gather_v_raw(input, output, &[1], DType::F32, stream),
+                lane.reduce_scatter_v_raw(input, output, &[1; 3], DType::F32, Op::Sum, stream),
+                lane.broadcast_raw(input, output, 1, DType::F32, 2, stream),
+                lane.all_to_all_v_raw(input, output, &[1, 2], &[2, 1], DType::F32, stream),
+                lane.all_gather_raw(input, output, 7 << 20, ElementSize::ONE, stream),
+                lane.all_to_all_v_raw(
+                    input,
+                    output,
+                    &[longest + 1; 2],
+                    &[longest + 1; 2],
+                    ElementSize::ONE,
+                    stream,
+                ),
+                lane.all_gather_raw(input + 1, output, 1, DType::F32, stream),
+                lane.reduce_scatter_raw(input, input + 4, 2, DType::F32, Op::Sum, stream),
+            ]
+        };
+        let [short, long, root, own, all_gather, all_to_all, misaligned, overlap] =
+            found.map(|found| found.unwrap_err());
+        assert!(matches!(short, Error::WrongCounts { found: 1, world_size: 2 }), "{short}");
+        assert!(matches!(long, Error::WrongCounts { found: 3, world_size: 2 }), "{long}");
+        assert!(matches!(root, Error::NoSuchRoot { root: 2, world_size: 2 }), "{root}");
+        assert!(matches!(own, Error::OwnSlicesDiffer { .. }), "{own}");
+        assert!(matches!(all_gather, Error::NoAlgorithmFor { collective: Collective::AllGather, .. }));
+        assert!(matches!(all_to_all, Error::NoAlgorithmFor { collective: Collective::AllToAll, .. }));
+        assert!(matches!(misaligned, Error::Misaligned { .. }), "{misaligned}");
+        assert!(matches!(overlap, Error::PartialOverlap { .. }), "{overlap}");
+        assert_eq!(communicator.launches(), 0);
+        drop(lane);
+        communicator.close().unwrap();
+    });
+}
+
+#[test]
+fn captured_collectives_replay() {
+    ranks(3, &config(), |communicator| {
+        let (rank, stream) = (communicator.rank(), new_stream());
+        let memory = Guarded::new(&[rank as u8 + 1; 64], 0).unwrap();
+        let gathered = Guarded::new(&[0; 192], 0).unwrap();
+        let mut lane = communicator.lane(0).unwrap();
+        let graph = Graph::capture(&stream, || {
+            let (input, output) = (memory.address(), gathered.address());
+            // SAFETY: both are there until the last replay has ended.
+            let all = unsafe { lane.all_gather_raw(input, output, 64, ElementSize::ONE, stream.as_inner()) };
+            assert!(all.unwrap().is_captured());
+            // SAFETY: as above.
+            unsafe { lane.barrier_raw(stream.as_inner()) }.unwrap();
+        });
+        for _ in 0..3 {
+            replay(&graph, &stream);
+        }
+        stream.synchronize().unwrap();
+        communicator.status().unwrap();
+        let expected: Vec<u8> = [1, 2, 3].iter().flat_map(|byte| [*byte; 64]).collect();
+        assert_eq!(gathered.read().unwrap(), expected);
+        drop((lane, graph));
         communicator.close().unwrap();
     });
 }

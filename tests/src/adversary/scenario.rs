@@ -40,7 +40,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    fn draw(draw: &mut Draw, refreshes: bool) -> Self {
+    pub(super) fn draw(draw: &mut Draw, refreshes: bool) -> Self {
         let (few, less) = (draw.below(3) as u64, 1 + draw.below(4) as u64);
         let barriers = draw.of(&[few, few, few, (1 << 31) - less, (1 << 32) - less]);
         let packets = match refreshes {
@@ -149,6 +149,10 @@ impl Kernels {
 pub(super) struct Draw(ChaCha8Rng);
 
 impl Draw {
+    pub(super) fn new(random: ChaCha8Rng) -> Self {
+        Self(random)
+    }
+
     pub(super) fn below(&mut self, end: usize) -> usize {
         ((u64::from(self.0.next_u32()) * end as u64) >> 32) as usize
     }

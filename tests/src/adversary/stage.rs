@@ -325,7 +325,7 @@ impl<'a> Stage<'a> {
 }
 
 /// Writes what the calls before have left in a rank's pad, counters and packet memory.
-fn before(
+pub(super) fn before(
     session: &mut Session,
     first: Numbers,
     (pad, counters): (u64, u64),
@@ -379,6 +379,32 @@ fn lane_params(
     let own_position = scenario.positions.iter().position(|&at| at == rank).unwrap_or(0);
     let mut params = LaneParams {
         pads: [0; MAX_RANKS],
+        ranks: 0,
+        position: own_position as u32,
+        relay: scenario.relays[own_position] as u32,
+        ..shared_lane_params(layout, segments, (lane, rank), (counters, host_page))
+    };
+    for (position, &peer) in scenario.positions.iter().enumerate() {
+        params.ranks |= LaneParams::rank_at(position as u32, peer as u32);
+        let mapped = !kernels.algorithm.is_of_cube_mesh()
+            || position / 4 == own_position / 4
+            || position == scenario.relays[own_position];
+        if mapped {
+            params.pads[position] = segments[peer] + layout.pad(lane);
+        }
+    }
+    params
+}
+
+/// The same where ranks are their own positions and all are mapped.
+pub(super) fn shared_lane_params(
+    layout: SegmentLayout,
+    segments: &[u64],
+    (lane, rank): (u32, usize),
+    (counters, host_page): (u64, u64),
+) -> LaneParams {
+    let mut params = LaneParams {
+        pads: [0; MAX_RANKS],
         own_pad: segments[rank] + layout.pad(lane),
         staging: layout.staging(lane) - layout.pad(lane),
         half_bytes: layout.half_bytes(),
@@ -389,19 +415,14 @@ fn lane_params(
         host_page,
         ranks: 0,
         rank: rank as u32,
-        position: own_position as u32,
-        relay: scenario.relays[own_position] as u32,
+        position: rank as u32,
+        relay: rank as u32,
         lane,
         lanes: LANES,
     };
-    for (position, &peer) in scenario.positions.iter().enumerate() {
-        params.ranks |= LaneParams::rank_at(position as u32, peer as u32);
-        let mapped = !kernels.algorithm.is_of_cube_mesh()
-            || position / 4 == own_position / 4
-            || position == scenario.relays[own_position];
-        if mapped {
-            params.pads[position] = segments[peer] + layout.pad(lane);
-        }
+    for (peer, segment) in segments.iter().enumerate() {
+        params.ranks |= LaneParams::rank_at(peer as u32, peer as u32);
+        params.pads[peer] = segment + layout.pad(lane);
     }
     params
 }
