@@ -1,4 +1,4 @@
-//! Low-latency all-reduce over the NVLink mesh of one node.
+//! Low-latency collectives over the NVLink mesh of one node.
 //!
 //! For engines that shard a model over the GPUs of one server and all-reduce a few hundred kilobytes, hundreds of times
 //! a token: one kernel launch a call on the caller's stream, the same bits on every rank, failures as typed errors with
@@ -37,6 +37,8 @@
 //! - **Calls** go through a [`Lane`], one after the other. [`Lane::all_reduce_raw`] takes raw pointers and
 //!   streams of any crate, and where calls are on different streams a [`StreamOrder`]; the other calls (with the feature
 //!   `cust`) take `cust`'s slices, check them, and order streams themselves.
+//! - **Other collectives**: [`Lane::all_gather_raw`], [`Lane::reduce_scatter_raw`], [`Lane::broadcast_raw`], [`Lane::reduce_raw`],
+//!   [`Lane::all_to_all_raw`] and [`Lane::barrier_raw`], with the same rules; [`Communicator::select_for`] says what takes one.
 //! - **Results** are one fp32 sum over one fixed tree, rounded once: they do not depend on rank, algorithm, message
 //!   size, alignment or launch shape.
 //! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
