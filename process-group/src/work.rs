@@ -89,7 +89,7 @@ pub(crate) struct Names {
 #[derive(Clone)]
 pub struct Work {
     pub(crate) progress: Progress,
-    /// The number that its group has given it.
+    /// The number that its group has given it. A backend that has noted the call for the group's watchdog has set it.
     pub(crate) sequence: Option<u64>,
     /// Where it was made, of a call that goes on.
     pub(crate) site: Option<Site>,
