@@ -135,7 +135,11 @@ impl Work {
 
     /// The call's sequence number on its group: among collectives, or among sends and receives.
     pub fn sequence(&self) -> Option<u64> {
-        self.sequence
+        match &self.progress {
+            // What its backend has noted is told when the group has it.
+            Progress::Mesh(_) if self.site.is_none() => None,
+            _ => self.sequence,
+        }
     }
 
     /// Whether the call has ended, without waiting.
