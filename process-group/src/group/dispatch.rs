@@ -97,7 +97,7 @@ impl ProcessGroup {
         let way = Way { blocking: true, lent: true, location };
         let at_once = |_: &Shared| Made::Ended(Outcome::default());
         // SAFETY: the caller vouches for the tensors.
-        let made = unsafe { self.make_by(call, way, at_once, |begun| self.hand_over_and_wait(call, &begun)) };
+        let made = unsafe { self.make_by(call, way, at_once, |begun| self.hand_over_and_wait(call, begun)) };
         let outcome = match made? {
             Made::Ended(outcome) => return Ok(wanted(&outcome)),
             Made::GoesOn(work) => work.finish(),
@@ -127,7 +127,7 @@ impl ProcessGroup {
     pub(super) unsafe fn make_call(&self, call: &Call<'_>, way: Way) -> Result<Work, Error> {
         let at_once = |shared: &Shared| Work::done(&shared.info.name, Outcome::default());
         // SAFETY: the caller's promise, until the call has ended.
-        unsafe { self.make_by(call, way, at_once, |begun| self.hand_over(call, &begun)) }
+        unsafe { self.make_by(call, way, at_once, |begun| self.hand_over(call, begun)) }
     }
 
     /// Looks whether a call can be made, numbers and records it, and has it made by `hand_over`. What is for nothing is `at_once`.
@@ -141,7 +141,7 @@ impl ProcessGroup {
         call: &Call<'_>,
         way: Way,
         at_once: impl FnOnce(&Shared) -> T,
-        hand_over: impl FnOnce(Handed<'a>) -> Result<T, Error>,
+        hand_over: impl FnOnce(&Handed<'a>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let shared = &*self.shared;
         shared.alive()?;
@@ -204,7 +204,8 @@ impl ProcessGroup {
             entry: Some(entry),
             names: shared.hooks.want_completions(),
         };
-        hand_over(Handed { slot, backend, request, entry, lent: way.lent.then_some(device) })
+        // By reference: moving it takes longer than building it.
+        hand_over(&Handed { slot, backend, request, entry, lent: way.lent.then_some(device) })
     }
 
     /// Gives a call to its backend, and notes what that has made of it. (By itself, so that the work is where it is wanted from the
@@ -220,17 +221,13 @@ impl ProcessGroup {
         let mut started = unsafe { begun.backend.start(call, &begun.request) };
         drop(span);
         match &mut started {
-            Ok(work) => {
-                // (One that comes from another group has a site too.)
-                let is_followed = work.sequence.is_some() && work.site.is_none();
-                work.sequence = Some(begun.request.sequence);
-                if let Progress::Done(outcome, _) = &work.progress {
-                    shared.ended_at_once(call, begun, outcome);
-                } else {
-                    shared.goes_on(call, begun, work, is_followed);
-                    work.site = Some(Site { group: Arc::clone(&self.shared), operation: call.operation() });
+            Ok(work) => match work.progress {
+                Progress::Done(outcome, _) => {
+                    work.sequence = Some(begun.request.sequence);
+                    shared.ended_at_once(call, begun, &outcome);
                 }
-            }
+                _ => self.goes_on(call, begun, work),
+            },
             Err(_) => shared.not_started(begun.entry, &mut started, begun.lent),
         }
         started
@@ -249,15 +246,20 @@ impl ProcessGroup {
         drop(span);
         match &mut made {
             Ok(Made::Ended(outcome)) => shared.ended_at_once(call, begun, outcome),
-            Ok(Made::GoesOn(work)) => {
-                let is_followed = work.sequence.is_some() && work.site.is_none();
-                work.sequence = Some(begun.request.sequence);
-                shared.goes_on(call, begun, work, is_followed);
-                work.site = Some(Site { group: Arc::clone(&self.shared), operation: call.operation() });
-            }
+            Ok(Made::GoesOn(work)) => self.goes_on(call, begun, work),
             Err(_) => shared.not_started(begun.entry, &mut made, begun.lent),
         }
         made
+    }
+
+    /// A call goes on: its end is looked for, and whoever has the work finds the group by it.
+    #[inline]
+    fn goes_on(&self, call: &Call<'_>, begun: &Handed<'_>, work: &mut Work) {
+        // (One that comes from another group has a site too.)
+        let is_followed = work.sequence.is_some() && work.site.is_none();
+        work.sequence = Some(begun.request.sequence);
+        self.shared.note(call, begun, work, is_followed);
+        work.site = Some(Site { group: Arc::clone(&self.shared), operation: call.operation() });
     }
 }
 
@@ -287,9 +289,9 @@ impl Shared {
         self.completed(call.operation(), begun.request.sequence);
     }
 
-    /// A call goes on: its end is looked for.
+    /// Notes a call that goes on, whose end is looked for.
     #[inline]
-    fn goes_on(&self, call: &Call<'_>, begun: &Handed<'_>, work: &Work, is_followed: bool) {
+    fn note(&self, call: &Call<'_>, begun: &Handed<'_>, work: &Work, is_followed: bool) {
         let Handed { slot, backend, ref request, entry, .. } = *begun;
         let recorder = &self.family.recorder;
         let is_own = Arc::ptr_eq(work.backend(), backend.name());
