@@ -75,7 +75,7 @@ fn all_reduce<const W: usize>(algorithm: Algorithm, text: &str, count: u64) {
     let memory = Memory::default();
     let ranks = ranks::<W>(&memory, count * 2);
     let shape = Geometry::new(algorithm, count, DType::Bf16, W as u32, 16, isa);
-    let descriptor = LaunchDescriptor { algorithm, dtype: DType::Bf16, op: Op::Sum, count };
+    let descriptor = LaunchDescriptor::all_reduce(algorithm, DType::Bf16, Op::Sum, count);
     let mut state = 0x1234_5678_9abc_def1u64;
     for call in 0..3 {
         let mut inputs: Vec<Vec<u16>> = Vec::new();
@@ -146,7 +146,7 @@ fn left_alone(other: Option<LaunchDescriptor>, deadline_ns: u64) -> (RecordKind,
         words
             .iter()
             .zip([0, 8])
-            .for_each(|(&word, at)| memory.write_u64(ranks[1].pad + pad::descriptor(0) + at, word));
+            .for_each(|(&word, at)| memory.write_u64(ranks[1].pad + pad::descriptor(0, 0) + at, word));
     }
     let launch = Arc::new(Launch {
         kernel: module.kernel("one_shot_bf16_sum_w2").unwrap(),
@@ -164,15 +164,14 @@ fn left_alone(other: Option<LaunchDescriptor>, deadline_ns: u64) -> (RecordKind,
     (word.kind, field(offset_of!(ErrorRecord, peer_launched)), field(offset_of!(ErrorRecord, waited_ns)))
 }
 
-const LAUNCH: LaunchDescriptor =
-    LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count: 8 };
+const LAUNCH: LaunchDescriptor = LaunchDescriptor::all_reduce(Algorithm::OneShot, DType::Bf16, Op::Sum, 8);
 
 #[test]
 fn another_launch_that_gives_no_signal_is_told_as_such_however_short_the_deadline() {
     // Whoever waits asks after 100 us for the first time, and then after a millisecond more: between both, and before, only
     // because it asks before it gives up.
     for deadline in [1_000, 20_000, 99_000, 300_000, 5_000_000, 0] {
-        let other = LaunchDescriptor { op: Op::Max, ..LAUNCH };
+        let other = LaunchDescriptor { op: Some(Op::Max), ..LAUNCH };
         let (kind, launched, _) = left_alone(Some(other), deadline);
         assert_eq!((kind, launched), (RecordKind::LaunchMismatch, other.encode()), "{deadline} ns");
     }
@@ -197,7 +196,7 @@ fn without_data(text: &str, sends_header: bool) -> (u64, u64) {
     let ranks = ranks::<2>(&memory, 16);
     let words = pad::descriptor_words(launch.encode(), 0);
     for (&word, at) in words.iter().zip([0, 8]) {
-        memory.write_u64(ranks[1].pad + pad::descriptor(0) + at, word);
+        memory.write_u64(ranks[1].pad + pad::descriptor(0, 0) + at, word);
         if sends_header {
             memory.write_u64(ranks[0].pad + pad::header(0, 0, 1) + at, word);
         }

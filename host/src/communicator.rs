@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meshreduce_wire::{Algorithm, DType, Isa, Op};
+use meshreduce_wire::{Algorithm, Collective, DType, Isa, Op};
 
 use crate::error::Error;
 use crate::lane::{Lane, LaneState};
@@ -98,6 +98,22 @@ impl Communicator {
     /// ones; `None`: there is no kernel for the type and operation. Equal on all ranks, and always the same.
     pub fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
         self.shared.longest(dtype, op)
+    }
+
+    /// The algorithm that a collective takes of which the longest slice, as one rank sends it to another, has `bytes` bytes; `None`:
+    /// use something else for it. Equal on all ranks. (Of an all-reduce, the algorithm for a sum of `bytes` bytes of `f32`.)
+    ///
+    /// A slice of a broadcast or a reduce is the message; a barrier has none, 0 bytes.
+    pub fn select_for(&self, collective: Collective, bytes: u64) -> Option<Algorithm> {
+        match collective {
+            Collective::AllReduce => self.select(bytes, DType::F32, Op::Sum),
+            _ => self.shared.select_for(collective, bytes).ok(),
+        }
+    }
+
+    /// Bytes of the longest slice of [`Lane::all_to_all_v_raw`].
+    pub fn longest_all_to_all_v(&self) -> u64 {
+        self.shared.longest_all_to_all_v()
     }
 
     /// Takes a lane, until it is dropped. All ranks must use a lane in the same order of calls.

@@ -21,6 +21,10 @@ use crate::topology::{Mesh, Topology};
 /// | two-shot by packets | 1024 | 1408 | 1280 | 1152 | 1120 | 1088 | 1024 |
 /// | hybrid cube mesh by packets | | | | | | | 48 |
 ///
+/// The limits of the other collectives are those of the longest *slice*, as one rank sends it to another. They were calculated for
+/// 8x H100, too: to where what is staged (at 1.5 TB/s) and moved over the links (at 337 GB/s) takes as long as a ring that needs
+/// 20 us and moves 370 GB/s.
+///
 /// ```
 /// use meshreduce::{Algorithm, Limits};
 /// let limits = Limits { one_shot_ll: Some(64 << 10), ..Limits::default() };
@@ -41,6 +45,12 @@ pub struct Limits {
     pub two_shot_ll: Option<u64>,
     /// Hybrid cube mesh by packets; `None`: 48 KiB.
     pub hybrid_cube_mesh_ll: Option<u64>,
+    /// The longest slice of an all-gather, broadcast or all-to-all: 6 MiB. A slice is what one rank sends another; of a broadcast
+    /// that is the message. Up to one-shot's limit by packets, slices go by packets.
+    pub exchange: u64,
+    /// The longest slice of a reduce-scatter or reduce: 2 MiB. Up to two-shot's limit by packets over the number of ranks, slices
+    /// go by packets.
+    pub reduce_scatter: u64,
 }
 
 /// KiB that one-shot and two-shot by packets take, for 2 to 8 ranks: to where two-shot by packets, and from there to where
@@ -61,12 +71,15 @@ impl Default for Limits {
             one_shot_ll: None,
             two_shot_ll: None,
             hybrid_cube_mesh_ll: None,
+            exchange: 6 << 20,
+            reduce_scatter: 2 << 20,
         }
     }
 }
 
 impl Limits {
-    /// The longest message that `algorithm` takes over `world_size` ranks, in bytes.
+    /// The longest message, or of collectives other than all-reduce the longest slice, that `algorithm` takes over `world_size`
+    /// ranks, in bytes.
     pub fn of(&self, algorithm: Algorithm, world_size: usize) -> u64 {
         let by_ranks = |table: [u64; 7]| {
             let at = world_size.checked_sub(MIN_RANKS).filter(|at| *at < table.len());
@@ -79,6 +92,13 @@ impl Limits {
             Algorithm::OneShotLl => self.one_shot_ll.unwrap_or_else(|| by_ranks(ONE_SHOT_LL_KIB)),
             Algorithm::TwoShotLl => self.two_shot_ll.unwrap_or_else(|| by_ranks(TWO_SHOT_LL_KIB)),
             Algorithm::HybridCubeMeshLl => self.hybrid_cube_mesh_ll.unwrap_or(HYBRID_CUBE_MESH_LL_KIB << 10),
+            Algorithm::Exchange => self.exchange,
+            Algorithm::ReduceScatter => self.reduce_scatter,
+            // A slice crosses the links and lies in packet memory as a message does there, or a message's slice.
+            Algorithm::ExchangeLl => self.of(Algorithm::OneShotLl, world_size).min(self.exchange),
+            Algorithm::ReduceScatterLl => (self.of(Algorithm::TwoShotLl, world_size)
+                / world_size.max(1) as u64)
+                .min(self.reduce_scatter),
             _ => 0,
         }
     }
@@ -93,6 +113,8 @@ impl Limits {
             one_shot_ll: by_packets(Algorithm::OneShotLl),
             two_shot_ll: by_packets(Algorithm::TwoShotLl),
             hybrid_cube_mesh_ll: by_packets(Algorithm::HybridCubeMeshLl),
+            exchange: self.exchange.min(longest),
+            reduce_scatter: self.reduce_scatter.min(longest),
         }
     }
 

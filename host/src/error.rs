@@ -10,7 +10,7 @@ use std::time::Duration;
 use meshreduce_device::loader::LoadError;
 use meshreduce_store::StoreError;
 use meshreduce_store::identity::{Member, NoHostId};
-use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op, RecordKind};
+use meshreduce_wire::{Algorithm, Collective, DType, LaunchDescriptor, Op, RecordKind};
 
 pub use meshreduce_device::{CudaVersion, DriverError};
 pub use namespaces::SharedNamespaces;
@@ -248,6 +248,40 @@ pub enum Error {
         bytes: u64,
         /// The longest that it takes.
         limit: u64,
+    },
+    /// No algorithm takes this collective; [`crate::Communicator::select_for`] would have said so.
+    #[error(
+        "no intra-node algorithm takes a slice of {bytes} bytes of {collective} here: use something else for it"
+    )]
+    NoAlgorithmFor {
+        /// The collective.
+        collective: Collective,
+        /// Bytes of the longest slice.
+        bytes: u64,
+    },
+    /// A list has not one count for each rank.
+    #[error("{found} counts were given for {world_size} ranks")]
+    WrongCounts {
+        /// Counts that there are.
+        found: usize,
+        /// Counts that there must be.
+        world_size: usize,
+    },
+    /// A root is no rank of the communicator.
+    #[error("root {root} is not one of {world_size} ranks")]
+    NoSuchRoot {
+        /// The root.
+        root: usize,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// What a rank sends itself in an all-to-all has not as many elements as what it receives of itself.
+    #[error("this rank sends itself {sent} elements and receives {received}")]
+    OwnSlicesDiffer {
+        /// Elements sent.
+        sent: usize,
+        /// Elements received.
+        received: usize,
     },
     /// No algorithm takes this message; [`crate::Communicator::select`] would have said so.
     #[error("no intra-node algorithm takes {bytes} bytes of {dtype}, {op}: use something else for it")]

@@ -94,7 +94,7 @@ pub use lane::{Lane, StreamOrder};
 pub use launches::launches;
 pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
 pub use meshreduce_store as store;
-pub use meshreduce_wire::{Algorithm, DType, Isa, LaunchDescriptor, Op, RecordKind};
+pub use meshreduce_wire::{Algorithm, Collective, DType, ElementSize, Isa, LaunchDescriptor, Op, RecordKind};
 pub use outcome::{DisabledBy, Outcome, Reason};
 pub use rendezvous::rendezvous;
 pub use store::{

@@ -135,8 +135,7 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
-        let launch =
-            LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count: 5 };
+        let launch = LaunchDescriptor::all_reduce(Algorithm::OneShot, DType::Bf16, Op::Sum, 5);
         let record = ErrorRecord { launched: launch.encode(), ..with(RecordKind::LaunchMismatch, 3, 1) };
         match translate(&record, 1, 2) {
             Error::LaunchMismatch { rank: 1, peer: 3, launched, peer_launched: None } => {

@@ -1,7 +1,7 @@
 //! Which algorithm takes a message.
 #![forbid(unsafe_code)]
 
-use meshreduce_wire::{Algorithm, DType, Op};
+use meshreduce_wire::{Algorithm, Collective, DType, Op};
 
 use crate::algorithms::{self, Ground};
 use crate::config::Limits;
@@ -37,6 +37,21 @@ impl Selector {
         able.filter(|algorithm| loaded(*algorithm))
             .map(|algorithm| self.limits.of(algorithm, self.world_size))
             .max()
+    }
+
+    /// The algorithm for a collective other than an all-reduce whose longest slice has `bytes` bytes; `loaded` says whether there is a
+    /// kernel. An algorithm that is forced is one of all-reduces, and changes nothing here.
+    pub(crate) fn select_for(
+        &self,
+        collective: Collective,
+        bytes: u64,
+        loaded: impl Fn(Algorithm) -> bool,
+    ) -> Result<Algorithm, Error> {
+        let takes = |algorithm: &Algorithm| bytes <= self.limits.of(*algorithm, self.world_size);
+        let able = self.ground.of_slices().map(|description| description.algorithm);
+        able.filter(|algorithm| algorithm.serves(collective))
+            .find(|algorithm| takes(algorithm) && loaded(*algorithm))
+            .ok_or(Error::NoAlgorithmFor { collective, bytes })
     }
 
     /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel.
@@ -98,6 +113,42 @@ mod tests {
             Err(Error::NoAlgorithm { bytes, .. }) => assert_eq!(bytes, (10 << 20) + 2),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn other_collectives_go_by_their_longest_slice() {
+        let select =
+            |selector: &Selector, collective, bytes| selector.select_for(collective, bytes, |_| true);
+        let free = selector(None);
+        for (collective, bytes, expected) in [
+            (Collective::Barrier, 0, Algorithm::ExchangeLl),
+            (Collective::AllGather, 40 << 10, Algorithm::ExchangeLl),
+            (Collective::Broadcast, (40 << 10) + 1, Algorithm::Exchange),
+            (Collective::AllToAll, 6 << 20, Algorithm::Exchange),
+            (Collective::ReduceScatter, 128 << 10, Algorithm::ReduceScatterLl),
+            (Collective::Reduce, (128 << 10) + 2, Algorithm::ReduceScatter),
+        ] {
+            assert_eq!(select(&free, collective, bytes).unwrap(), expected, "{collective} {bytes}");
+        }
+        match select(&free, Collective::AllGather, (6 << 20) + 1) {
+            Err(Error::NoAlgorithmFor { collective: Collective::AllGather, bytes }) => {
+                assert_eq!(bytes, (6 << 20) + 1);
+            }
+            other => panic!("{other:?}"),
+        }
+        let forced = selector(Some(Algorithm::OneShot));
+        assert_eq!(select(&forced, Collective::AllGather, 8).unwrap(), Algorithm::ExchangeLl);
+        let limits = Limits::default().without_packets();
+        let none = Selector { limits, ..selector(None) };
+        assert_eq!(select(&none, Collective::AllGather, 8).unwrap(), Algorithm::Exchange);
+        assert_eq!(
+            select(&none, Collective::Barrier, 0).unwrap(),
+            Algorithm::ExchangeLl,
+            "headers need no memory"
+        );
+        let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Selector { ground, ..selector(None) };
+        assert!(select(&cube, Collective::Barrier, 0).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use meshreduce_device::{ContextState, DriverError, MappedHost, PrimaryContext, S
 use meshreduce_store::identity::Process;
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{AbortWord, Algorithm, DType, Isa, Op, RecordKind, pad};
+use meshreduce_wire::{AbortWord, Algorithm, Collective, DType, Isa, Op, RecordKind, VECTOR_BYTES, pad};
 
 use crate::config::Config;
 use crate::control::{Control, Heard, Message};
@@ -174,6 +174,38 @@ impl Shared {
     pub(crate) fn select(&self, bytes: u64, dtype: DType, op: Op) -> Result<Algorithm, Error> {
         let loaded = |algorithm| self.kernels.kernel(algorithm, dtype, op).is_some();
         self.selector.select(bytes, loaded, dtype, op)
+    }
+
+    /// Bytes of a staging half.
+    pub(crate) fn half_bytes(&self) -> u64 {
+        self.layout.half_bytes()
+    }
+
+    /// The algorithm for another collective whose longest slice has so many bytes.
+    pub(crate) fn select_for(&self, collective: Collective, longest: u64) -> Result<Algorithm, Error> {
+        // A staging half must have room for a vector of each slice.
+        let has_staging = self.half_bytes() >= (self.world_size() * VECTOR_BYTES) as u64;
+        let able = |algorithm: Algorithm| {
+            (algorithm.is_by_packets() || has_staging)
+                && self.kernels.kernel(algorithm, DType::F32, Op::Sum).is_some()
+        };
+        self.selector.select_for(collective, longest, able)
+    }
+
+    /// Bytes of the longest slice of another collective.
+    pub(crate) fn longest_slice(&self, collective: Collective) -> u64 {
+        let able = self.selector.ground.of_slices().map(|description| description.algorithm);
+        let limits = able
+            .filter(|algorithm| algorithm.serves(collective))
+            .map(|algorithm| self.selector.limits.of(algorithm, self.world_size()));
+        limits.max().unwrap_or(0)
+    }
+
+    /// Bytes of the longest slice of an all-to-all with lists: one piece of staging.
+    pub(crate) fn longest_all_to_all_v(&self) -> u64 {
+        let vector = VECTOR_BYTES as u64;
+        let piece = self.half_bytes() / self.world_size() as u64 / vector * vector;
+        self.longest_slice(Collective::AllToAll).min(piece)
     }
 
     pub(crate) fn longest(&self, dtype: DType, op: Op) -> Option<u64> {

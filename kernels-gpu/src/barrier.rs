@@ -31,7 +31,7 @@ use meshreduce_wire::{
 };
 
 use crate::{
-    call::{Call, Failure, Peer, Wait, is_last_thread},
+    call::{Call, Failure, Launch, Peer, Wait, is_last_thread},
     memory::{Vector, load_vector},
     message::vector_address,
     signal::{load_acquire_sys_u64, load_relaxed_sys_u32, load_relaxed_sys_u64_pair, store_release_sys_u64},
@@ -41,7 +41,7 @@ use crate::{
 /// What a thread has read of a peer's descriptor, to be compared later.
 pub struct Glance([u64; 2]);
 
-impl<const W: usize> Call<'_, W> {
+impl<const W: usize, L: Launch> Call<'_, W, L> {
     /// This rank's staging half of this call.
     #[inline(always)]
     pub fn own_staging(&self) -> u64 {
@@ -96,7 +96,7 @@ impl<const W: usize> Call<'_, W> {
     #[inline(always)]
     pub unsafe fn meet(&self, peer: Option<Peer>) -> bool {
         let aborted = self.abort != 0;
-        if !aborted && block_idx_x() == 0 && is_last_thread() {
+        if !aborted {
             self.declare();
         }
         let dead = sync_threads_or(aborted);
@@ -140,7 +140,8 @@ impl<const W: usize> Call<'_, W> {
     pub unsafe fn glance(&self, peer: Option<Peer>) -> Glance {
         match peer {
             Some(peer) if block_idx_x() == 0 => {
-                Glance(load_relaxed_sys_u64_pair(peer.pad + pad::descriptor(self.number())))
+                let place = pad::descriptor(self.number(), self.position());
+                Glance(load_relaxed_sys_u64_pair(peer.pad + place))
             }
             _ => Glance([0, 0]),
         }
@@ -160,17 +161,18 @@ impl<const W: usize> Call<'_, W> {
         if block_idx_x() != 0 {
             return true;
         }
-        let words = pad::descriptor_words(self.params.descriptor, self.number());
+        let words = pad::descriptor_words(self.launch.expected::<W>(peer.position), self.number());
         if ((glance.0[0] ^ words[0]) | (glance.0[1] ^ words[1])) == 0 {
             return true;
         }
         let peer_launched = pad::descriptor_of(glance.0, self.number()).unwrap_or(0);
-        let peer = self.rank_at(peer.position);
-        let abort = self.finding(RecordKind::LaunchMismatch, peer);
+        let rank = self.rank_at(peer.position);
+        let abort = self.finding(RecordKind::LaunchMismatch, rank);
         self.fail(Failure {
             abort,
             phase: 0,
-            peer,
+            peer: rank,
+            position: peer.position,
             epoch_wanted: self.epoch(),
             epoch_seen: self.epoch(),
             peer_launched,
@@ -190,7 +192,7 @@ impl<const W: usize> Call<'_, W> {
         if abort == 0 {
             store_release_sys_u64(
                 peer.pad + pad::signal(phase, block_idx_x(), self.position()),
-                self.signal(),
+                self.signal(self.launch.tag_said::<W>(peer.position)),
             );
             if first {
                 // Beside the first look at the signal: a rank that comes late finds that the others have given up, though
@@ -199,6 +201,7 @@ impl<const W: usize> Call<'_, W> {
             }
             seen = load_acquire_sys_u64(slot);
         }
+        let expected = self.launch.tag_expected::<W>(peer.position);
         let mut wait = Wait::new(block_idx_x() == 0);
         loop {
             let rank = self.rank_at(peer.position);
@@ -207,6 +210,7 @@ impl<const W: usize> Call<'_, W> {
                     abort,
                     phase,
                     peer: rank,
+                    position: peer.position,
                     epoch_wanted: self.epoch(),
                     epoch_seen: seen >> TAG_BITS,
                     peer_launched: wait.peer_launched,
@@ -214,14 +218,14 @@ impl<const W: usize> Call<'_, W> {
                 });
                 return false;
             }
-            if self.is_met(seen) {
+            if self.is_met(seen, expected) {
                 return true;
             }
             // Who does not ask has more patience; in phase 1 still more. A tag that differs says that the descriptors do;
             // they say how. In phase 1 they have been found equal.
             let level = if first { (block_idx_x() != 0) as u32 } else { 2 };
             let suspected = seen >> TAG_BITS == self.epoch();
-            abort = self.turn(&mut wait, level, || rank, first.then_some(peer.pad), suspected);
+            abort = self.turn(&mut wait, level, || rank, first.then_some(peer), suspected);
             if abort == 0 {
                 seen = load_acquire_sys_u64(slot);
             }
@@ -231,8 +235,8 @@ impl<const W: usize> Call<'_, W> {
     /// Whether a slot's word says that its source has begun this call, with the same tag, or a later one: who has begun that
     /// has ended this one well, so its block 0 has compared what was launched.
     #[inline(always)]
-    fn is_met(&self, seen: u64) -> bool {
-        seen == self.signal() || seen >> TAG_BITS > self.epoch()
+    fn is_met(&self, seen: u64, tag: u32) -> bool {
+        seen == self.signal(tag) || seen >> TAG_BITS > self.epoch()
     }
 
     #[inline(always)]
@@ -241,8 +245,8 @@ impl<const W: usize> Call<'_, W> {
     }
 
     #[inline(always)]
-    fn signal(&self) -> u64 {
-        pad::signal_word(self.epoch(), self.params.tag)
+    fn signal(&self, tag: u32) -> u64 {
+        pad::signal_word(self.epoch(), tag)
     }
 
     /// Bytes from a pad to the staging half of this call.

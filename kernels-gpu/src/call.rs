@@ -15,7 +15,9 @@
 
 use core::mem::offset_of;
 
-use meshreduce_wire::{AbortWord, ErrorRecord, LaunchParams, RecordKind, counters, launch::HostPage, pad};
+use meshreduce_wire::{
+    AbortWord, ErrorRecord, LaunchParams, RecordKind, SliceParams, counters, launch::HostPage, pad,
+};
 
 use crate::{
     memory::{load_u64_pair, store_u32, store_u64},
@@ -25,7 +27,8 @@ use crate::{
         store_release_sys_u32,
     },
     thread::{
-        block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, leads_warp, select, thread_idx_x,
+        block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, leads_warp, select, select_of_4,
+        select_of_8, thread_idx_x,
     },
     time::globaltimer,
 };
@@ -44,8 +47,83 @@ const ASK_AGAIN_NS: u64 = 1_000_000;
 /// 1 twice as much.
 const MARGIN_NS: u64 = 25_000;
 
+/// What a kernel was given: what it tells each peer of its launch, and what it must be told.
+pub trait Launch {
+    /// What every launch has.
+    fn params(&self) -> &LaunchParams;
+
+    /// The descriptor for the rank at `position`.
+    fn said<const W: usize>(&self, position: u32) -> u64;
+
+    /// The descriptor that the rank at `position` must have for this one.
+    fn expected<const W: usize>(&self, position: u32) -> u64;
+
+    /// The tag of signals to the rank at `position`.
+    fn tag_said<const W: usize>(&self, position: u32) -> u32;
+
+    /// The tag of signals from the rank at `position`.
+    fn tag_expected<const W: usize>(&self, position: u32) -> u32;
+}
+
+/// One message, the same for all.
+impl Launch for LaunchParams {
+    #[inline(always)]
+    fn params(&self) -> &LaunchParams {
+        self
+    }
+
+    #[inline(always)]
+    fn said<const W: usize>(&self, _: u32) -> u64 {
+        self.descriptor
+    }
+
+    #[inline(always)]
+    fn expected<const W: usize>(&self, _: u32) -> u64 {
+        self.descriptor
+    }
+
+    #[inline(always)]
+    fn tag_said<const W: usize>(&self, _: u32) -> u32 {
+        self.tag
+    }
+
+    #[inline(always)]
+    fn tag_expected<const W: usize>(&self, _: u32) -> u32 {
+        self.tag
+    }
+}
+
+/// A slice for each.
+impl Launch for SliceParams {
+    #[inline(always)]
+    fn params(&self) -> &LaunchParams {
+        &self.launch
+    }
+
+    #[inline(always)]
+    fn said<const W: usize>(&self, position: u32) -> u64 {
+        choose::<W>(position, |index| self.said[index])
+    }
+
+    #[inline(always)]
+    fn expected<const W: usize>(&self, position: u32) -> u64 {
+        choose::<W>(position, |index| self.expected[index])
+    }
+
+    #[inline(always)]
+    fn tag_said<const W: usize>(&self, position: u32) -> u32 {
+        choose::<W>(position, |index| self.tags_said[index] as u64) as u32
+    }
+
+    #[inline(always)]
+    fn tag_expected<const W: usize>(&self, position: u32) -> u32 {
+        choose::<W>(position, |index| self.tags_expected[index] as u64) as u32
+    }
+}
+
 /// One call of a lane over `W` ranks, as the threads of a block see it.
-pub struct Call<'a, const W: usize> {
+pub struct Call<'a, const W: usize, L = LaunchParams> {
+    pub(crate) launch: &'a L,
     pub(crate) params: &'a LaunchParams,
     /// b, the calls by barriers before.
     pub(crate) barriers: u64,
@@ -69,6 +147,8 @@ pub(crate) struct Failure {
     pub(crate) abort: u32,
     pub(crate) phase: u32,
     pub(crate) peer: u32,
+    /// The position of that peer.
+    pub(crate) position: u32,
     pub(crate) epoch_wanted: u64,
     pub(crate) epoch_seen: u64,
     pub(crate) peer_launched: u64,
@@ -95,17 +175,19 @@ impl Wait {
     }
 }
 
-impl<'a, const W: usize> Call<'a, W> {
+impl<'a, const W: usize, L: Launch> Call<'a, W, L> {
     /// Begins a call: reads the lane's counters, and whether it has failed.
     ///
     /// # Safety
-    /// All threads of the block call it, once, and then [`Self::meet`] or [`Self::depart`]. `params` is what the kernel was
+    /// All threads of the block call it, once, and then [`Self::meet`] or [`Self::depart`]. `launch` is what the kernel was
     /// given.
     #[inline(always)]
-    pub unsafe fn enter(params: &'a LaunchParams) -> Self {
+    pub unsafe fn enter(launch: &'a L) -> Self {
+        let params = launch.params();
         let [barriers, packets] = load_u64_pair(params.lane.counters + counters::BARRIER_CALLS);
         let abort = load_relaxed_sys_u32(params.lane.counters + counters::ABORT);
         Self {
+            launch,
             params,
             barriers,
             packets: decide_here(packets as u32),
@@ -152,12 +234,19 @@ impl<'a, const W: usize> Call<'a, W> {
         self.number as u64
     }
 
-    /// Says in the own pad what this rank launches. Block 0 does it. Under the protocol of barriers it does so before its first
-    /// one: whoever has met that block sees it, and whoever waits for it sees it at last.
+    /// Says in the own pad what this rank launches. In block 0 the last `W` threads do it, for one peer each, and all threads call
+    /// it. Under the protocol of barriers that is before the first one: whoever has met that block sees it, and whoever waits for
+    /// it sees it at last.
     #[inline(always)]
     pub(crate) unsafe fn declare(&self) {
-        let words = pad::descriptor_words(self.params.descriptor, self.number());
-        store_relaxed_sys_u64_pair(self.params.lane.own_pad + pad::descriptor(self.number()), words);
+        let reader = block_dim_x() - 1 - thread_idx_x();
+        if reader < W as u32 && block_idx_x() == 0 {
+            let words = pad::descriptor_words(self.launch.said::<W>(reader), self.number());
+            store_relaxed_sys_u64_pair(
+                self.params.lane.own_pad + pad::descriptor(self.number(), reader),
+                words,
+            );
+        }
     }
 
     /// Counts the block among those that have read the counters; the last one advances the one at `which`. All reads on
@@ -176,7 +265,7 @@ impl<'a, const W: usize> Call<'a, W> {
     /// A turn of a wait for a peer: what came was not it. Looks now and then at what else may end the wait, and says by which
     /// abort word it ends; 0: it goes on.
     ///
-    /// `level` is that of [`Self::patience`], and `rank` who is blamed when that is over. Where `pad` is the peer's, it may be
+    /// `level` is that of [`Self::patience`], and `rank` who is blamed when that is over. The peer `asked` may be
     /// asked what it launches: when the wait is long, or at once if it is `suspected`.
     ///
     /// The second look at what is awaited comes before the first at anything else: most waits need no third.
@@ -186,7 +275,7 @@ impl<'a, const W: usize> Call<'a, W> {
         wait: &mut Wait,
         level: u32,
         rank: impl Fn() -> u32,
-        pad: Option<u64>,
+        asked: Option<Peer>,
         suspected: bool,
     ) -> u32 {
         if wait.begin == 0 {
@@ -199,14 +288,15 @@ impl<'a, const W: usize> Call<'a, W> {
         let mut abort = load_relaxed_sys_u32(compute_here(self.params.lane.own_pad) + pad::ABORT);
         let waited = globaltimer().wrapping_sub(wait.begin);
         let is_over = waited >= self.patience(level);
-        if let Some(pad) = pad {
+        if let Some(peer) = asked {
             // Block 0 asks before it gives up, so that another launch is never told as a timeout.
             let asks = waited >= wait.ask_after || is_over && block_idx_x() == 0;
             if abort == 0 && (asks || suspected) {
                 wait.ask_after = waited.saturating_add(ASK_AGAIN_NS);
-                let words = load_relaxed_sys_u64_pair(pad + pad::descriptor(self.number()));
+                let place = pad::descriptor(self.number(), decide_here(self.params.lane.position));
+                let words = load_relaxed_sys_u64_pair(peer.pad + place);
                 match pad::descriptor_of(words, self.number()) {
-                    Some(launched) if launched != self.params.descriptor => {
+                    Some(launched) if launched != self.launch.expected::<W>(peer.position) => {
                         wait.peer_launched = launched;
                         abort = self.finding(RecordKind::LaunchMismatch, rank());
                     }
@@ -264,7 +354,8 @@ impl<'a, const W: usize> Call<'a, W> {
         store_u32(record + offset_of!(ErrorRecord, phase) as u64, failure.phase);
         store_u64(record + offset_of!(ErrorRecord, epoch_wanted) as u64, failure.epoch_wanted);
         store_u64(record + offset_of!(ErrorRecord, epoch_seen) as u64, failure.epoch_seen);
-        store_u64(record + offset_of!(ErrorRecord, launched) as u64, self.params.descriptor);
+        let launched = self.launch.expected::<W>(failure.position);
+        store_u64(record + offset_of!(ErrorRecord, launched) as u64, launched);
         store_u64(record + offset_of!(ErrorRecord, peer_launched) as u64, failure.peer_launched);
         store_u64(record + offset_of!(ErrorRecord, waited_ns) as u64, waited);
         store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);
@@ -310,21 +401,29 @@ impl<'a, const W: usize> Call<'a, W> {
         self.params.lane.ranks >> (4 * position) & 0xf
     }
 
-    /// The pad of the rank at `position`, chosen without indexing: a parameter that is indexed lives in local memory.
+    /// The pad of the rank at `position`.
     #[inline(always)]
     pub(crate) fn pad(&self, position: u32) -> u64 {
-        let pads = &self.params.lane.pads;
-        let pad = if W > 1 { select(position == 1, pads[1], pads[0]) } else { pads[0] };
-        let pad = if W > 2 { select(position == 2, pads[2], pad) } else { pad };
-        let pad = if W > 3 { select(position == 3, pads[3], pad) } else { pad };
-        let pad = if W > 4 { select(position == 4, pads[4], pad) } else { pad };
-        let pad = if W > 5 { select(position == 5, pads[5], pad) } else { pad };
-        let pad = if W > 6 { select(position == 6, pads[6], pad) } else { pad };
-        if W > 7 { select(position == 7, pads[7], pad) } else { pad }
+        choose::<W>(position, |index| self.params.lane.pads[index])
     }
 }
 
-/// The thread that counts and declares. In all but the smallest blocks it is of another warp than those that wait.
+/// The value at `position` of those that `at` gives for 0 to `W` - 1, chosen without indexing: a parameter that is indexed lives
+/// in local memory.
+#[inline(always)]
+pub(crate) fn choose<const W: usize>(position: u32, at: impl Fn(usize) -> u64) -> u64 {
+    // Values that do not exist are chosen by no position.
+    let at = |index: usize| at(if index < W { index } else { W - 1 });
+    if W > 4 {
+        select_of_8(position, [at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7)])
+    } else if W > 2 {
+        select_of_4(position, [at(0), at(1), at(2), at(3)])
+    } else {
+        select(position != 0, at(1), at(0))
+    }
+}
+
+/// The thread that counts. In all but the smallest blocks it is of another warp than those that wait.
 #[inline(always)]
 pub(crate) unsafe fn is_last_thread() -> bool {
     thread_idx_x() == block_dim_x() - 1

@@ -33,3 +33,27 @@ macro_rules! entries {
     };
 }
 pub(crate) use entries;
+
+/// Makes the entries `{name}_w{ranks}` of the kernel body `$body` of an algorithm of slices. Where it computes, type and operation
+/// are a parameter.
+macro_rules! slice_entries {
+    ($name:ident: $body:ident, $($ranks:literal)+) => {
+        $(
+            #[cfg(not(feature = "b128"))]
+            $crate::entries::slice_entries!(@entry ${concat($name, _w, $ranks)}, $body, $ranks);
+            #[cfg(feature = "b128")]
+            $crate::entries::slice_entries!(@entry ${concat($name, _w, $ranks, _b128)}, $body, $ranks);
+        )+
+    };
+    (@entry $entry:ident, $body:ident, $ranks:literal) => {
+        /// Kernel entry.
+        ///
+        /// # Safety
+        /// The parameters are as [`meshreduce_wire::SliceParams`] says.
+        #[unsafe(no_mangle)]
+        pub unsafe extern "ptx-kernel" fn $entry(params: meshreduce_wire::SliceParams) {
+            $body::<$ranks>(&params);
+        }
+    };
+}
+pub(crate) use slice_entries;

@@ -2,7 +2,7 @@
 //!
 //! One module per hardware concept ([`thread`], [`memory`], [`signal`], [`time`], [`convert`]), each a
 //! set of functions of one PTX instruction, and above them, without a line of assembly, the parts that algorithms are
-//! made of ([`element`], [`reduction`], [`message`], [`call`], [`barrier`], [`packets`]) and one module per algorithm.
+//! made of ([`element`], [`reduction`], [`message`], [`slices`], [`call`], [`barrier`], [`packets`]) and one module per algorithm.
 //!
 //! With the feature `b128` it gives the texts for PTX ISA 8.4 ([`meshreduce_wire::Isa::V84`]), of the algorithms alone that
 //! have one.
@@ -18,6 +18,9 @@ pub mod convert;
 pub mod element;
 mod entries;
 #[cfg(not(feature = "b128"))]
+pub mod exchange;
+pub mod exchange_ll;
+#[cfg(not(feature = "b128"))]
 pub mod hybrid_cube_mesh;
 #[cfg(not(feature = "b128"))]
 pub mod hybrid_cube_mesh_ll;
@@ -27,8 +30,12 @@ pub mod message;
 pub mod one_shot;
 pub mod one_shot_ll;
 pub mod packets;
+#[cfg(not(feature = "b128"))]
+pub mod reduce_scatter;
+pub mod reduce_scatter_ll;
 pub mod reduction;
 pub mod signal;
+pub mod slices;
 pub mod slot;
 pub mod thread;
 pub mod time;

@@ -8,10 +8,10 @@
 //! | [`store_vector_cs`] | `st.global.cs.v4.u32` |
 //! | [`load_u32_pair`], [`load_u32_pair_nc`] | `ld.global.v2.u32`, `ld.global.nc.v2.u32` |
 //! | [`store_u32_pair_cs`] | `st.global.cs.v2.u32` |
-//! | [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u16`, `.u32`, `.v2.u64` |
+//! | [`load_u8`], [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u8`, `.u16`, `.u32`, `.v2.u64` |
 //! | [`load_u32_nc`] | `ld.global.nc.u32` |
 //! | [`store_u32`], [`store_u64`] | `st.global.u32`, `.u64` |
-//! | [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u16`, `.u32` |
+//! | [`store_u8_cs`], [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u8`, `.u16`, `.u32` |
 //!
 //! Addresses are device addresses in global memory, as numbers: they come from the host and from peers, and no Rust
 //! object lies behind them.
@@ -107,6 +107,17 @@ pub unsafe fn store_u32_pair_cs(address: u64, [a, b]: [u32; 2]) {
     );
 }
 
+/// `ld.global.u8`, weak, into the low bits (PTX ISA, "ld").
+#[inline(always)]
+pub unsafe fn load_u8(address: u64) -> u32 {
+    let value;
+    asm!(
+        "ld.global.u8 {}, [{}];",
+        out(reg32) value, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
 /// `ld.global.u16`, weak (PTX ISA, "ld").
 #[inline(always)]
 pub unsafe fn load_u16(address: u64) -> u16 {
@@ -153,6 +164,12 @@ pub unsafe fn store_u32(address: u64, value: u32) {
 #[inline(always)]
 pub unsafe fn store_u64(address: u64, value: u64) {
     asm!("st.global.u64 [{}], {};", in(reg64) address, in(reg64) value, options(nostack, preserves_flags));
+}
+
+/// `st.global.cs.u8`, weak, streaming, of the low bits (PTX ISA, "st").
+#[inline(always)]
+pub unsafe fn store_u8_cs(address: u64, value: u32) {
+    asm!("st.global.cs.u8 [{}], {};", in(reg64) address, in(reg32) value, options(nostack, preserves_flags));
 }
 
 /// `st.global.cs.u16`, weak, streaming (PTX ISA, "st").

@@ -273,8 +273,9 @@ pub fn vector_address(base: u64, index: u32) -> u64 {
     base + index as u64 * VECTOR_BYTES as u64
 }
 
+/// The address of the piece at `index` of those that begin at `base`.
 #[inline(always)]
-fn piece_address<const WORDS: usize>(base: u64, index: u32) -> u64 {
+pub fn piece_address<const WORDS: usize>(base: u64, index: u32) -> u64 {
     base + index as u64 * (WORDS * size_of::<u32>()) as u64
 }
 

@@ -29,7 +29,7 @@ use meshreduce_wire::{
 };
 
 use crate::{
-    call::{Call, Failure, Peer, Wait, is_last_thread},
+    call::{Call, Failure, Launch, Peer, Wait, is_last_thread},
     signal::{
         load_relaxed_sys_u32, load_relaxed_sys_u64, load_relaxed_sys_u64_pair, store_relaxed_sys_u64_pair,
     },
@@ -108,7 +108,7 @@ pub struct Relayed {
     pub opposite: u32,
 }
 
-impl<const W: usize> Call<'_, W> {
+impl<const W: usize, L: Launch> Call<'_, W, L> {
     /// Sends this rank's header to the peer that the thread stands for, in block 0. Before the data: nobody waits for it
     /// then.
     ///
@@ -178,11 +178,11 @@ impl<const W: usize> Call<'_, W> {
     #[inline(always)]
     pub unsafe fn open(&self) -> bool {
         let dead = sync_threads_or(self.abort != 0);
-        if !dead && is_last_thread() {
-            if block_idx_x() == 0 {
-                self.declare();
+        if !dead {
+            self.declare();
+            if is_last_thread() {
+                self.count(counters::PACKET_CALLS);
             }
-            self.count(counters::PACKET_CALLS);
         }
         !dead
     }
@@ -225,7 +225,7 @@ impl<const W: usize> Call<'_, W> {
     /// Says to `peer` what this rank launches.
     #[inline(always)]
     unsafe fn send_header(&self, phase: u32, peer: Peer, slot: u32) {
-        let words = pad::descriptor_words(self.params.descriptor, self.packets as u64);
+        let words = pad::descriptor_words(self.launch.said::<W>(peer.position), self.packets as u64);
         store_relaxed_sys_u64_pair(peer.pad + pad::header(self.packets as u64, phase, slot), words);
     }
 
@@ -252,6 +252,7 @@ impl<const W: usize> Call<'_, W> {
                     abort,
                     phase,
                     peer: rank,
+                    position: source.position,
                     epoch_wanted,
                     epoch_seen,
                     peer_launched: wait.peer_launched,
@@ -260,14 +261,14 @@ impl<const W: usize> Call<'_, W> {
                 exit();
             }
             match pad::descriptor_of(seen, self.packets as u64) {
-                Some(launched) if launched == self.params.descriptor => return,
+                Some(launched) if launched == self.launch.expected::<W>(source.position) => return,
                 Some(launched) => {
                     wait.peer_launched = launched;
                     abort = self.finding(RecordKind::LaunchMismatch, rank);
                 }
                 None => {
                     // In phase 1 the peer may be held up by another.
-                    abort = self.turn(&mut wait, 2 * phase, || rank, Some(source.pad), false);
+                    abort = self.turn(&mut wait, 2 * phase, || rank, Some(source), false);
                     if abort == 0 {
                         seen = load_relaxed_sys_u64_pair(address);
                     }
@@ -338,6 +339,7 @@ impl<const W: usize> Call<'_, W> {
                     abort,
                     phase,
                     peer: rank,
+                    position,
                     epoch_wanted,
                     epoch_seen,
                     peer_launched: 0,

@@ -2,13 +2,14 @@
 
 use core::array::from_fn;
 
-use meshreduce_wire::tree;
+use meshreduce_wire::{DType, LaunchParams, launch, tree};
 
 use crate::{
     convert::{add_rn, max, mul_rn},
-    element::{Element, Wide},
+    element::{Bf16, Element, F16, F32, Wide},
     memory::Vector,
     slot::{UNIT_WORDS, Unit},
+    thread::decide_here,
 };
 
 /// A reduction over fp32 values, with a scale that the launch says ([`meshreduce_wire::LaunchParams::scale`]).
@@ -105,6 +106,34 @@ pub fn round_unit<E: Element, R: Reduction>(parts: [Wide; 2], scale: f32) -> Uni
 #[inline(always)]
 fn to_vector(unit: Unit) -> Vector {
     from_fn(|word| if word < UNIT_WORDS { unit[word] } else { 0 })
+}
+
+/// Combines units in tree order and rounds the result, of the type and operation that the launch says. A decision is taken for
+/// every unit, and all of a grid take the same: it costs a jump, and one text has what would be six.
+#[inline(always)]
+pub fn reduce_unit<const N: usize>(params: &LaunchParams, units: [Unit; N]) -> Unit {
+    // Where it is used: none of the six is a loop of its own.
+    let kind = decide_here(params.kind);
+    let scale = params.scale;
+    let is_max = kind & launch::MAX != 0;
+    let vectors = units.map(to_vector);
+    let vector = match kind & !launch::MAX {
+        OF_BF16 if is_max => rounded::<Bf16, Max, N>(vectors, scale),
+        OF_BF16 => rounded::<Bf16, Sum, N>(vectors, scale),
+        OF_F16 if is_max => rounded::<F16, Max, N>(vectors, scale),
+        OF_F16 => rounded::<F16, Sum, N>(vectors, scale),
+        _ if is_max => rounded::<F32, Max, N>(vectors, scale),
+        _ => rounded::<F32, Sum, N>(vectors, scale),
+    };
+    from_fn(|word| vector[word])
+}
+
+const OF_BF16: u32 = DType::Bf16 as u32;
+const OF_F16: u32 = DType::F16 as u32;
+
+#[inline(always)]
+fn rounded<E: Element, R: Reduction, const N: usize>(vectors: [Vector; N], scale: f32) -> Vector {
+    round::<E, R>(combine::<E, R, N>(vectors, scale), scale)
 }
 
 /// Joins two results of [`combine`] or [`combine_units`].

@@ -9,7 +9,7 @@
 //! | [`sync_threads_or`] | `bar.red.or.pred 0` |
 //! | [`exit`] | `exit` |
 //! | [`leads_warp`] | `activemask.b32`, `mov.u32 %lanemask_lt` |
-//! | [`select`] | `selp.b64` |
+//! | [`select`], [`select_of_4`], [`select_of_8`] | `setp.ne.u32`, `selp.b64` |
 //! | [`decide_here`], [`compute_here`] | none |
 //!
 //! The compiler's own intrinsics, not `asm!`: inline assembly is not marked convergent, and a barrier that is
@@ -90,6 +90,49 @@ pub fn compute_here(mut value: u64) -> u64 {
     // SAFETY: there is no instruction; the value stays as it is.
     unsafe { asm!("// {0}", inout(reg64) value, options(nostack, preserves_flags)) };
     value
+}
+
+/// One of four values, as [`select`]: by the bits of `index`, which is less than 4. `and.b32`, `setp.ne.u32`, `selp.b64` (PTX ISA,
+/// "selp").
+#[inline(always)]
+pub fn select_of_4(index: u32, values: [u64; 4]) -> u64 {
+    let chosen;
+    let [a, b, c, d] = values;
+    // SAFETY: the instructions touch no memory; registers and predicates are their own.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p, q; .reg .b32 i; .reg .b64 x, y;",
+            "and.b32 i, {0}, 1; setp.ne.u32 p, i, 0;",
+            "and.b32 i, {0}, 2; setp.ne.u32 q, i, 0;",
+            "selp.b64 x, {3}, {2}, p; selp.b64 y, {5}, {4}, p; selp.b64 {1}, y, x, q; }}",
+            in(reg32) index, lateout(reg64) chosen, in(reg64) a, in(reg64) b, in(reg64) c, in(reg64) d,
+            options(nostack, preserves_flags, nomem)
+        );
+    }
+    chosen
+}
+
+/// One of eight values, as [`select_of_4`].
+#[inline(always)]
+pub fn select_of_8(index: u32, values: [u64; 8]) -> u64 {
+    let chosen;
+    let [a, b, c, d, e, f, g, h] = values;
+    // SAFETY: the instructions touch no memory; registers and predicates are their own.
+    unsafe {
+        asm!(
+            "{{ .reg .pred p, q, r; .reg .b32 i; .reg .b64 x, y, z;",
+            "and.b32 i, {0}, 1; setp.ne.u32 p, i, 0;",
+            "and.b32 i, {0}, 2; setp.ne.u32 q, i, 0;",
+            "and.b32 i, {0}, 4; setp.ne.u32 r, i, 0;",
+            "selp.b64 x, {3}, {2}, p; selp.b64 y, {5}, {4}, p; selp.b64 x, y, x, q;",
+            "selp.b64 y, {7}, {6}, p; selp.b64 z, {9}, {8}, p; selp.b64 y, z, y, q;",
+            "selp.b64 {1}, y, x, r; }}",
+            in(reg32) index, lateout(reg64) chosen, in(reg64) a, in(reg64) b, in(reg64) c, in(reg64) d,
+            in(reg64) e, in(reg64) f, in(reg64) g, in(reg64) h,
+            options(nostack, preserves_flags, nomem)
+        );
+    }
+    chosen
 }
 
 /// One of two values, chosen here and without a jump: of a chain of choices the compiler would make a table of jumps.

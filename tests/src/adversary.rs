@@ -61,6 +61,7 @@ impl Others {
         let goes_with = |text: &ShippedKernels| {
             text.world_size == world_size
                 && text.algorithm != algorithm
+                && !text.algorithm.is_of_slices()
                 && text.algorithm.is_of_cube_mesh() == algorithm.is_of_cube_mesh()
                 // Packets of one lane are all of one width.
                 && (text.isa == isa || !text.algorithm.is_by_packets())

@@ -12,6 +12,7 @@ pub mod calls;
 pub mod channel_peer;
 pub mod channels;
 pub mod cluster;
+pub mod collectives;
 pub mod counting;
 pub mod doctor;
 pub mod emulated_node;

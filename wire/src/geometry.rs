@@ -49,7 +49,13 @@ pub const fn second_region(vectors: u64) -> u64 {
 pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_size: u32) -> u64 {
     let vectors = vectors(count, dtype);
     let second = match algorithm {
-        Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl => return 0,
+        Algorithm::OneShotLl
+        | Algorithm::TwoShotLl
+        | Algorithm::HybridCubeMeshLl
+        | Algorithm::ExchangeLl
+        | Algorithm::ReduceScatterLl => return 0,
+        // What does not fit goes in several pieces.
+        Algorithm::Exchange | Algorithm::ReduceScatter => return 0,
         Algorithm::OneShot => 0,
         Algorithm::TwoShot => slice_vectors(vectors, world_size) * VECTOR_BYTES as u64,
         Algorithm::HybridCubeMesh => vectors * (VECTOR_BYTES / dtype.size() * size_of::<f32>()) as u64,
@@ -81,15 +87,33 @@ impl Geometry {
         let (vectors, units) = (vectors(count, dtype), packets::units(count, dtype, isa));
         let work = match algorithm {
             Algorithm::TwoShot => slice_vectors(vectors, world_size),
-            Algorithm::OneShot | Algorithm::HybridCubeMesh => vectors,
             Algorithm::TwoShotLl => packets::slice_units(units, world_size),
-            Algorithm::OneShotLl | Algorithm::HybridCubeMeshLl => units,
+            algorithm if algorithm.is_by_packets() => units,
+            _ => vectors,
         };
+        Self::of_work(algorithm, work, block_cap)
+    }
+
+    /// The geometry of a call of an algorithm of slices of which the longest has so many bytes, as in [`Self::new`].
+    ///
+    /// ```
+    /// use meshreduce_wire::{Algorithm, Geometry, Isa};
+    /// let barrier = Geometry::of_slices(Algorithm::ExchangeLl, 0, 64, Isa::V70);
+    /// assert_eq!((barrier.blocks, barrier.threads), (1, 160));
+    /// ```
+    pub const fn of_slices(algorithm: Algorithm, longest: u64, block_cap: u32, isa: Isa) -> Self {
+        let bytes = if algorithm.is_by_packets() { isa.unit_bytes() } else { VECTOR_BYTES };
+        let work = longest.div_ceil(bytes as u64);
+        let geometry = Self::of_work(algorithm, work, block_cap);
+        // Of nothing, block 0 alone is enough.
+        if work == 0 { Self { blocks: 1, ..geometry } } else { geometry }
+    }
+
+    const fn of_work(algorithm: Algorithm, work: u64, block_cap: u32) -> Self {
         let most = match algorithm {
             // Every block costs world size signals, and at these sizes half the pad's blocks fill the links.
             Algorithm::OneShot | Algorithm::HybridCubeMesh => MAX_BLOCKS / 2,
-            Algorithm::TwoShot => MAX_BLOCKS,
-            Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl => MAX_BLOCKS,
+            _ => MAX_BLOCKS,
         };
         let cap = clamp(block_cap as u64, 1, most as u64);
         let headers = if algorithm.is_by_packets() && cap > 1 { 1 } else { 0 };

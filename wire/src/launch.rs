@@ -3,7 +3,7 @@
 //! Addresses come as parameters, which kernels read from constant memory, and not through a table in device memory, which
 //! would put one more dependent access on the way of the first signal.
 
-use crate::{Algorithm, DType, MAX_RANKS, Op, pad};
+use crate::{Algorithm, Collective, DType, Element, MAX_RANKS, Op, pad};
 
 /// The single parameter of every kernel entry, passed by value.
 ///
@@ -34,8 +34,25 @@ pub struct LaunchParams {
     pub flags: u32,
     /// [`crate::Op::scale`]: what a sum is multiplied by before rounding, and what the inputs and the result of a maximum are.
     pub scale: f32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`kind`] of what is reduced, in launches of slices; else 0: the entry says it.
+    pub kind: u32,
+}
+
+/// The flag in [`LaunchParams::kind`] of a maximum.
+pub const MAX: u32 = 1 << 8;
+
+/// What [`LaunchParams::kind`] is of a reduction of elements of this type.
+///
+/// ```
+/// use meshreduce_wire::{DType, Op, launch};
+/// assert_eq!(launch::kind(DType::F16, Op::Avg), 2);
+/// assert_eq!(launch::kind(DType::F32, Op::Min), 3 | launch::MAX);
+/// ```
+pub const fn kind(dtype: DType, op: Op) -> u32 {
+    match op {
+        Op::Sum | Op::Avg => dtype as u32,
+        Op::Min | Op::Max => dtype as u32 | MAX,
+    }
 }
 
 /// What a kernel is given of its lane. All tables are by *position* in the reduction tree; positions are a permutation of the
@@ -103,18 +120,93 @@ pub struct HostPage {
     pub record: crate::ErrorRecord,
 }
 
-/// What a rank launched, in 64 bits, so that ranks that launched different things find out.
+/// The single parameter of the kernel entries of [`Algorithm::OF_SLICES`], passed by value: for each position what this rank
+/// sends the rank there and what it receives of it.
 ///
-/// From the lowest bit: count (40 bits), algorithm, dtype, op (8 bits each).
+/// Entries are named `exchange_w{world size}`, `reduce_scatter_w{world size}`, and with `_ll_` those by packets: type and operation
+/// are [`LaunchParams::kind`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct SliceParams {
+    /// As of every launch. Of `count`, `descriptor` and `tag` nothing is used: they are by position, below.
+    pub launch: LaunchParams,
+    /// What is sent, of the input.
+    pub sent: Slices,
+    /// What is received, into the output. In a reduction every position has this rank's own slice.
+    pub received: Slices,
+    /// Bytes in a staging half from one position's slice to the next; 0: one slice is sent to all.
+    pub stride: u64,
+    /// By position: [`LaunchDescriptor::encode`] of what is said to the rank there: the count is that of the slice sent.
+    pub said: [u64; MAX_RANKS],
+    /// By position: what the rank there must say, with the count of the slice received.
+    pub expected: [u64; MAX_RANKS],
+    /// By position: [`LaunchDescriptor::tag`] of [`Self::said`].
+    pub tags_said: [u32; MAX_RANKS],
+    /// By position: the same of [`Self::expected`].
+    pub tags_expected: [u32; MAX_RANKS],
+}
+
+/// Slices of the input, or of the output, by position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Slices {
+    /// The device address of each.
+    pub addresses: [u64; MAX_RANKS],
+    /// The bytes of each, in whole elements. Positions that do not exist have none.
+    pub bytes: [u32; MAX_RANKS],
+    /// The most bytes of any.
+    pub most: u32,
+    /// The least bytes of any position that exists.
+    pub least: u32,
+    /// A power of two, at most 16, that the addresses of all slices which are not empty are multiples of.
+    pub alignment: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Slices {
+    /// The slices of positions from 0 on: address and bytes of each.
+    ///
+    /// ```
+    /// use meshreduce_wire::Slices;
+    /// let slices = Slices::new([(0x1000, 24), (0x1018, 16), (0x1001, 0)]);
+    /// assert_eq!((slices.most, slices.least, slices.alignment), (24, 0, 8));
+    /// ```
+    pub fn new(slices: impl IntoIterator<Item = (u64, u32)>) -> Self {
+        let mut all = Self { least: u32::MAX, alignment: crate::VECTOR_BYTES as u32, ..Self::default() };
+        for (position, (address, bytes)) in slices.into_iter().take(MAX_RANKS).enumerate() {
+            all.addresses[position] = address;
+            all.bytes[position] = bytes;
+            all.most = all.most.max(bytes);
+            all.least = all.least.min(bytes);
+            if bytes > 0 {
+                let alignment = 1 << (address | crate::VECTOR_BYTES as u64).trailing_zeros();
+                all.alignment = all.alignment.min(alignment);
+            }
+        }
+        all.least = all.least.min(all.most);
+        all
+    }
+}
+
+/// What a rank launched, in 64 bits, so that ranks that launched different things find out. Where ranks send one another
+/// different numbers of elements, there is one for each peer.
+///
+/// From the lowest bit: count (40 bits), algorithm (8), element (5), collective (3), operation (4), root (4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchDescriptor {
+    /// The collective.
+    pub collective: Collective,
     /// The algorithm.
     pub algorithm: Algorithm,
-    /// The element type.
-    pub dtype: DType,
-    /// The operation.
-    pub op: Op,
-    /// Elements, at most [`LaunchDescriptor::MAX_COUNT`].
+    /// What an element is.
+    pub element: Element,
+    /// The operation, of a collective that computes.
+    pub op: Option<Op>,
+    /// The root, of a collective that has one; else 0.
+    pub root: u32,
+    /// Elements, at most [`LaunchDescriptor::MAX_COUNT`]: of an all-reduce those that are reduced, else those that the rank which
+    /// launches it sends to the one that is told.
     pub count: u64,
 }
 
@@ -122,27 +214,63 @@ impl LaunchDescriptor {
     /// Most elements that a launch can have.
     pub const MAX_COUNT: u64 = (1 << 40) - 1;
 
-    /// The descriptor as one word; never 0.
-    pub const fn encode(self) -> u64 {
-        debug_assert!(self.count <= Self::MAX_COUNT);
-        self.count | (self.algorithm as u64) << 40 | (self.dtype as u64) << 48 | (self.op as u64) << 56
+    /// That of an all-reduce.
+    pub const fn all_reduce(algorithm: Algorithm, dtype: DType, op: Op, count: u64) -> Self {
+        let (collective, element) = (Collective::AllReduce, Element::Typed(dtype));
+        Self { collective, algorithm, element, op: Some(op), root: 0, count }
     }
 
-    /// What travels with every signal, [`pad::TAG_BITS`] bits: algorithm, dtype and op exactly (7 bits), and 13 bits of a
-    /// checksum of the count. Where two counts have the same one, the comparison of descriptors tells them apart.
+    /// The descriptor as one word; never 0.
+    pub const fn encode(self) -> u64 {
+        debug_assert!(self.count <= Self::MAX_COUNT && self.root < MAX_RANKS as u32);
+        let op = match self.op {
+            Some(op) => op as u64,
+            None => 0,
+        };
+        self.count
+            | (self.algorithm as u64) << 40
+            | (self.element.code() as u64) << 48
+            | (self.collective as u64) << 53
+            | op << 56
+            | (self.root as u64) << 60
+    }
+
+    /// What travels with every signal, [`pad::TAG_BITS`] bits: of an all-reduce algorithm, element type and operation exactly (7
+    /// bits), and 13 bits of a checksum of the count; of the others algorithm and collective (7 bits), and a checksum of all
+    /// else. Where two launches have the same one, the comparison of descriptors tells them apart.
     pub const fn tag(self) -> u32 {
-        let kind = (self.algorithm as u32) << 4 | (self.dtype as u32) << 2 | (self.op as u32 - 1);
-        kind << CHECK_BITS | checksum(self.count)
+        match (self.collective, self.element, self.op) {
+            (Collective::AllReduce, Element::Typed(dtype), Some(op)) => {
+                let kind = (self.algorithm as u32) << 4 | (dtype as u32) << 2 | (op as u32 - 1);
+                kind << CHECK_BITS | checksum(self.count)
+            }
+            _ => {
+                // No algorithm of an all-reduce has the number 7.
+                let (algorithm, collective) = (self.algorithm as u32 & 1, self.collective as u32);
+                let kind = 7 << 4 | algorithm << 3 | collective;
+                let rest = self.encode() >> 48;
+                kind << CHECK_BITS | (checksum(self.count) ^ checksum(rest << CHECK_BITS))
+            }
+        }
     }
 
     /// Reads a word back; `None` if no launch encodes to it.
     pub const fn decode(word: u64) -> Option<Self> {
         let algorithm = Algorithm::from_repr((word >> 40) as u8);
-        let dtype = DType::from_repr((word >> 48) as u8);
-        let op = Op::from_repr((word >> 56) as u8);
-        match (algorithm, dtype, op) {
-            (Some(algorithm), Some(dtype), Some(op)) => {
-                Some(Self { algorithm, dtype, op, count: word & Self::MAX_COUNT })
+        let element = Element::from_code((word >> 48) as u8 & 0x1f);
+        let collective = Collective::from_repr((word >> 53) as u8 & 7);
+        let op = Op::from_repr((word >> 56) as u8 & 0xf);
+        let root = (word >> 60) as u32;
+        match (algorithm, element, collective) {
+            (Some(algorithm), Some(element), Some(collective)) => {
+                let is_whole = algorithm.serves(collective)
+                    && collective.reduces() == op.is_some()
+                    && collective.reduces() == element.dtype().is_some()
+                    && (op.is_some() || (word >> 56) & 0xf == 0)
+                    && root < MAX_RANKS as u32
+                    && (root == 0 || collective.has_root());
+                let count = word & Self::MAX_COUNT;
+                if is_whole { Some(Self { collective, algorithm, element, op, root, count }) } else { None }
             }
             _ => None,
         }
@@ -191,7 +319,21 @@ static CHECKSUMS: [u16; 256] = {
 
 impl core::fmt::Display for LaunchDescriptor {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "{} {} of {} {} elements", self.algorithm, self.op, self.count, self.dtype)
+        let Self { collective, algorithm, element, op, root, count } = *self;
+        match (collective, op) {
+            (Collective::AllReduce, Some(op)) => write!(f, "{algorithm} {op} of {count} {element}"),
+            (Collective::Barrier, _) => write!(f, "barrier ({algorithm})"),
+            (_, op) => {
+                write!(f, "{collective} ")?;
+                if let Some(op) = op {
+                    write!(f, "{op} ")?;
+                }
+                if collective.has_root() {
+                    write!(f, "with root {root} ")?;
+                }
+                write!(f, "({algorithm}) of {count} {element} to this peer")
+            }
+        }
     }
 }
 
@@ -208,7 +350,7 @@ mod tests {
             for dtype in DType::ALL {
                 for op in Op::ALL {
                     for count in [0, 1, 0x1234_5678, LaunchDescriptor::MAX_COUNT] {
-                        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+                        let descriptor = LaunchDescriptor::all_reduce(algorithm, dtype, op, count);
                         assert_eq!(LaunchDescriptor::decode(descriptor.encode()), Some(descriptor));
                         assert!(seen.insert(descriptor.encode()));
                     }
@@ -219,12 +361,47 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_of_every_collective_survive_the_round_trip_and_differ() {
+        let (mut seen, mut tags) = (std::collections::BTreeSet::new(), std::collections::BTreeSet::new());
+        for collective in Collective::ALL {
+            let ops = if collective.reduces() { Op::ALL.map(Some).to_vec() } else { std::vec![None] };
+            let roots = if collective.has_root() { 0..MAX_RANKS as u32 } else { 0..1 };
+            let typed = DType::ALL.map(Element::Typed);
+            let sized = crate::ElementSize::ALL.map(Element::Sized);
+            let elements = if collective.reduces() { &typed[..] } else { &sized[..] };
+            for algorithm in Algorithm::every().filter(|algorithm| algorithm.serves(collective)) {
+                for (&element, op) in
+                    elements.iter().flat_map(|element| ops.iter().map(move |op| (element, *op)))
+                {
+                    for root in roots.clone() {
+                        for count in [0, 1, LaunchDescriptor::MAX_COUNT] {
+                            let launch = LaunchDescriptor { collective, algorithm, element, op, root, count };
+                            assert_eq!(LaunchDescriptor::decode(launch.encode()), Some(launch));
+                            assert!(seen.insert(launch.encode()));
+                            assert!(launch.tag() < 1 << pad::TAG_BITS);
+                            if count == 1 {
+                                assert!(
+                                    tags.insert(launch.tag()),
+                                    "{launch}: with one count no two are alike"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let (algorithm, op) = (Algorithm::ReduceScatter, Op::Sum);
+        let none = LaunchDescriptor::all_reduce(algorithm, DType::F16, op, 1).encode();
+        assert_eq!(LaunchDescriptor::decode(none), None, "no all-reduce is made of it");
+    }
+
+    #[test]
     fn tags_tell_kinds_apart_and_counts_that_are_near() {
         let mut kinds = std::collections::BTreeSet::new();
         for algorithm in Algorithm::ALL {
             for dtype in DType::ALL {
                 for op in Op::ALL {
-                    let tag = LaunchDescriptor { algorithm, dtype, op, count: 4096 }.tag();
+                    let tag = LaunchDescriptor::all_reduce(algorithm, dtype, op, 4096).tag();
                     assert!(tag < 1 << pad::TAG_BITS);
                     assert!(kinds.insert(tag >> CHECK_BITS), "a kind of its own");
                 }
@@ -245,8 +422,7 @@ mod tests {
 
     #[test]
     fn counts_with_one_tag_have_descriptors_of_their_own() {
-        let launch =
-            |count| LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::F16, op: Op::Sum, count };
+        let launch = |count| LaunchDescriptor::all_reduce(Algorithm::OneShot, DType::F16, Op::Sum, count);
         // The checksum's polynomial apart, 14 bits wide: as near as two such counts can be.
         for (one, other) in [(4096, 4096 ^ 0x3cf5), (1 << 20, 1 << 20 ^ 0x3cf5 << 7)] {
             assert_eq!(launch(one).tag(), launch(other).tag(), "{one} {other}");
@@ -258,6 +434,8 @@ mod tests {
     fn layouts_have_no_hidden_padding() {
         assert_eq!((size_of::<LaneParams>(), align_of::<LaneParams>()), (144, 8));
         assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (200, 8));
+        assert_eq!((size_of::<Slices>(), align_of::<Slices>()), (112, 8));
+        assert_eq!((size_of::<SliceParams>(), align_of::<SliceParams>()), (200 + 2 * 112 + 8 + 192, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

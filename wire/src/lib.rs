@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod collective;
 pub mod convert;
 pub mod counters;
 pub mod geometry;
@@ -21,8 +22,9 @@ pub mod segment;
 pub mod tree;
 pub mod types;
 
+pub use collective::{Collective, Element, ElementSize};
 pub use geometry::Geometry;
-pub use launch::{LaneParams, LaunchDescriptor, LaunchParams};
+pub use launch::{LaneParams, LaunchDescriptor, LaunchParams, SliceParams, Slices};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
 pub use types::{Algorithm, DType, Isa, Op};
 

@@ -79,7 +79,7 @@ pub const fn partial_units(dtype: DType) -> u32 {
 }
 
 /// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the
-/// algorithm does not work by packets. Units of [`Isa::V70`] need most, and there is as much room whatever the text.
+/// algorithm does not work by packets. Of algorithms of slices, `count` is that of the longest slice. Units of [`Isa::V70`] need most, and there is as much room whatever the text.
 ///
 /// ```
 /// use meshreduce_wire::{Algorithm, DType, packets::phase_bytes};
@@ -94,7 +94,13 @@ pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_s
         Algorithm::OneShotLl => units,
         Algorithm::TwoShotLl => slice_units(units, world_size),
         Algorithm::HybridCubeMeshLl => units * partial_units(dtype) as u64,
-        Algorithm::OneShot | Algorithm::TwoShot | Algorithm::HybridCubeMesh => 0,
+        // As of one source's slice.
+        Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => units,
+        Algorithm::OneShot
+        | Algorithm::TwoShot
+        | Algorithm::HybridCubeMesh
+        | Algorithm::Exchange
+        | Algorithm::ReduceScatter => 0,
     };
     most * SLOT_BYTES
 }

@@ -6,7 +6,7 @@
 //! | part | slots | written by | read by |
 //! |---|---|---|---|
 //! | signals | phase x block x source, u64 | `st.release.sys` of the source | `ld.acquire.sys` of the owner |
-//! | descriptors | parity of n x 2, u64 | block 0 of the owner, in every call, relaxed | its peers, relaxed |
+//! | descriptors | parity of n x reader x 2, u64 | block 0 of the owner, in every call, relaxed | that peer, relaxed |
 //! | headers | parity of p x phase x source x 2, u64 | block 0 of the source, relaxed | block 0 of the owner, relaxed |
 //! | abort | one u32 ([`crate::AbortWord`]) | any lane of any rank | the owner, while it waits |
 //!
@@ -15,7 +15,8 @@
 //! reset: at 5 us a call it lasts 2.8 years.
 //!
 //! A rank says what it launches as its lane's call n in two words, each with half of the descriptor above and
-//! [`call_mark`] below. Both carry the call, so they need no order: a reader believes them when both say n.
+//! [`call_mark`] below, to every peer in a place of its own: where slices differ, a descriptor says how many elements that
+//! peer is sent. Both carry the call, so they need no order: a reader believes them when both say n.
 //!
 //! A call by packets sends the same two words, with the number p of such calls before it in place of n, as its *header*: to
 //! every peer in phase 0, and in phase 1, in a hybrid cube mesh, to the relay neighbour, once for each rank of the own quad
@@ -42,7 +43,7 @@ pub const BYTES: u64 = ABORT + 128;
 const PHASE_BYTES: u64 = MAX_BLOCKS as u64 * MAX_RANKS as u64 * 8;
 const SIGNALS: u64 = 0;
 const DESCRIPTORS: u64 = SIGNALS + PHASES as u64 * PHASE_BYTES;
-const HEADERS: u64 = DESCRIPTORS + 128;
+const HEADERS: u64 = DESCRIPTORS + 2 * MAX_RANKS as u64 * 16;
 const HEADER_BYTES: u64 = 2 * PHASES as u64 * MAX_RANKS as u64 * 16;
 
 /// Bytes from the start of the pad that hold signals: all of them start at the lane's first epoch.
@@ -61,10 +62,10 @@ pub const fn signal_word(epoch: u64, tag: u32) -> u64 {
     epoch << TAG_BITS | tag as u64
 }
 
-/// Offset of the two words, 16 bytes, that say what the owner launches as its lane's call `n`.
+/// Offset of the two words, 16 bytes, that say to the rank at position `reader` what the owner launches as its lane's call `n`.
 #[inline(always)]
-pub const fn descriptor(n: u64) -> u64 {
-    DESCRIPTORS + (n & 1) * 16
+pub const fn descriptor(n: u64, reader: u32) -> u64 {
+    DESCRIPTORS + ((n & 1) * MAX_RANKS as u64 + reader as u64) * 16
 }
 
 /// Offset of the two words, 16 bytes, of the header of call `p` that in `phase` belongs to `source`.
@@ -113,10 +114,10 @@ mod tests {
             }
         }
         for parity in 0..2 {
-            assert_eq!(descriptor(parity) % 16, 0, "both words in one access");
-            add(descriptor(parity));
-            add(descriptor(parity) + 8);
             for source in 0..MAX_RANKS as u32 {
+                assert_eq!(descriptor(parity, source) % 16, 0, "both words in one access");
+                add(descriptor(parity, source));
+                add(descriptor(parity, source) + 8);
                 for phase in 0..PHASES {
                     assert_eq!(header(parity, phase, source) % 16, 0, "both words in one access");
                     add(header(parity, phase, source));

@@ -2,7 +2,9 @@
 
 use core::fmt;
 
-/// An all-reduce algorithm.
+use crate::Collective;
+
+/// An algorithm: of an all-reduce ([`Self::ALL`]), or one that the other collectives are made of ([`Self::OF_SLICES`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -19,10 +21,18 @@ pub enum Algorithm {
     TwoShotLl = 5,
     /// [`Self::HybridCubeMesh`] by packets, within the quad as to the relay neighbour.
     HybridCubeMeshLl = 6,
+    /// Every rank stages what it sends; each peer reads its slice of it. All-gather, broadcast, all-to-all and barrier.
+    Exchange = 7,
+    /// [`Self::Exchange`] by packets: every rank pushes each peer its slice.
+    ExchangeLl = 8,
+    /// Every rank stages its input; the rank at position p reduces slice p of all of them. Reduce-scatter and reduce.
+    ReduceScatter = 9,
+    /// [`Self::ReduceScatter`] by packets: every rank pushes each peer its slice, which reduces what arrives.
+    ReduceScatterLl = 10,
 }
 
 impl Algorithm {
-    /// Every algorithm that has a name, shipped or not.
+    /// Every algorithm of an all-reduce.
     pub const ALL: [Algorithm; 6] = [
         Algorithm::OneShot,
         Algorithm::TwoShot,
@@ -32,9 +42,49 @@ impl Algorithm {
         Algorithm::HybridCubeMeshLl,
     ];
 
+    /// Those that the other collectives are made of. Each rank has a slice for each: what it sends there, and what it receives.
+    pub const OF_SLICES: [Algorithm; 4] =
+        [Algorithm::Exchange, Algorithm::ExchangeLl, Algorithm::ReduceScatter, Algorithm::ReduceScatterLl];
+
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len() + Self::OF_SLICES.len();
+
+    /// Every algorithm, in the order of their numbers.
+    pub fn every() -> impl Iterator<Item = Algorithm> + Clone {
+        Self::ALL.into_iter().chain(Self::OF_SLICES)
+    }
+
     /// Whether its ranks push packets, instead of meeting at barriers.
     pub const fn is_by_packets(self) -> bool {
-        matches!(self, Algorithm::OneShotLl | Algorithm::TwoShotLl | Algorithm::HybridCubeMeshLl)
+        matches!(
+            self,
+            Algorithm::OneShotLl
+                | Algorithm::TwoShotLl
+                | Algorithm::HybridCubeMeshLl
+                | Algorithm::ExchangeLl
+                | Algorithm::ReduceScatterLl
+        )
+    }
+
+    /// Whether it is one of [`Self::OF_SLICES`].
+    pub const fn is_of_slices(self) -> bool {
+        self as u8 >= Algorithm::Exchange as u8
+    }
+
+    /// Whether it moves bytes and computes nothing: one kernel serves all element types and operations.
+    pub const fn moves(self) -> bool {
+        matches!(self, Algorithm::Exchange | Algorithm::ExchangeLl)
+    }
+
+    /// Whether a collective other than all-reduce is made of it.
+    pub const fn serves(self, collective: Collective) -> bool {
+        match collective {
+            Collective::AllReduce => !self.is_of_slices(),
+            Collective::ReduceScatter | Collective::Reduce => self.is_of_slices() && !self.moves(),
+            Collective::AllGather | Collective::Broadcast | Collective::AllToAll | Collective::Barrier => {
+                self.moves()
+            }
+        }
     }
 
     /// Whether it needs quads and relay neighbours, and nothing but them.
@@ -56,6 +106,10 @@ impl Algorithm {
             Algorithm::OneShotLl => "one_shot_ll",
             Algorithm::TwoShotLl => "two_shot_ll",
             Algorithm::HybridCubeMeshLl => "hybrid_cube_mesh_ll",
+            Algorithm::Exchange => "exchange",
+            Algorithm::ExchangeLl => "exchange_ll",
+            Algorithm::ReduceScatter => "reduce_scatter",
+            Algorithm::ReduceScatterLl => "reduce_scatter_ll",
         }
     }
 
@@ -68,6 +122,10 @@ impl Algorithm {
             Algorithm::OneShotLl => "one-shot-ll",
             Algorithm::TwoShotLl => "two-shot-ll",
             Algorithm::HybridCubeMeshLl => "hybrid-cube-mesh-ll",
+            Algorithm::Exchange => "exchange",
+            Algorithm::ExchangeLl => "exchange-ll",
+            Algorithm::ReduceScatter => "reduce-scatter",
+            Algorithm::ReduceScatterLl => "reduce-scatter-ll",
         }
     }
 
@@ -79,6 +137,10 @@ impl Algorithm {
             4 => Some(Algorithm::OneShotLl),
             5 => Some(Algorithm::TwoShotLl),
             6 => Some(Algorithm::HybridCubeMeshLl),
+            7 => Some(Algorithm::Exchange),
+            8 => Some(Algorithm::ExchangeLl),
+            9 => Some(Algorithm::ReduceScatter),
+            10 => Some(Algorithm::ReduceScatterLl),
             _ => None,
         }
     }
@@ -303,9 +365,15 @@ pub struct UnknownName {
     what: &'static str,
 }
 
+impl UnknownName {
+    pub(crate) const fn new(what: &'static str) -> Self {
+        Self { what }
+    }
+}
+
 impl fmt::Display for UnknownName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "not an {}", self.what)
+        write!(f, "not a known {}", self.what)
     }
 }
 
@@ -333,8 +401,27 @@ mod tests {
             assert_eq!(value.name().parse(), Ok(value));
             assert_eq!(Isa::from_repr(value as u8), Some(value));
         }
+        for (index, value) in Algorithm::every().enumerate() {
+            assert_eq!(value as usize, index + 1);
+            assert_eq!(Algorithm::from_repr(value as u8), Some(value));
+            assert_eq!(value.is_of_slices(), Algorithm::OF_SLICES.contains(&value));
+        }
+        assert_eq!(Algorithm::every().count(), Algorithm::COUNT);
+        assert!("exchange".parse::<Algorithm>().is_err(), "no all-reduce can be forced to it");
         assert!("one_shot".parse::<Algorithm>().is_err());
         assert_eq!(DType::from_repr(0), None);
+    }
+
+    #[test]
+    fn every_collective_is_served_by_barriers_and_by_packets() {
+        for collective in Collective::ALL {
+            for packets in [false, true] {
+                let serves = |algorithm: &Algorithm| {
+                    algorithm.serves(collective) && algorithm.is_by_packets() == packets
+                };
+                assert!(Algorithm::every().any(|algorithm| serves(&algorithm)), "{collective}");
+            }
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fmt, mem::offset_of};
 
-use meshreduce_wire::{Isa, LaneParams, LaunchParams};
+use meshreduce_wire::{Isa, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
 
 use crate::ptx_text::{EntryName, FLOOR, LAUNCH_BOUNDS};
 
@@ -37,7 +37,8 @@ pub(crate) enum Rule {
     Barrier,
     /// Every entry states its launch bounds.
     LaunchBound,
-    /// Entries are named `{algorithm}_{dtype}_{op}_w{W}` or are of the floor, and take one `LaunchParams` or as much.
+    /// Entries are named `{algorithm}_{dtype}_{op}_w{W}` or are of the floor, and take one `LaunchParams` or as much; those of
+    /// slices one `SliceParams`.
     Entry,
 }
 
@@ -56,7 +57,7 @@ impl fmt::Display for Rule {
             Rule::Contraction => "no fused multiply-add",
             Rule::Barrier => "no block barrier but `bar.sync 0` and `bar.red.or.pred` of barrier 0",
             Rule::LaunchBound => "an entry must state its launch bounds",
-            Rule::Entry => "an entry must be named after its kernel and take one LaunchParams",
+            Rule::Entry => "an entry must be named after its kernel and take one LaunchParams, or of slices SliceParams",
         })
     }
 }
@@ -234,10 +235,15 @@ impl<'a> Entry<'a> {
         }
     }
 
+    /// Whether it takes a [`SliceParams`].
+    fn is_of_slices(&self) -> bool {
+        EntryName::parse(self.name).is_some_and(|entry| entry.algorithm.is_of_slices())
+    }
+
     fn finish(&self) -> Vec<(Line<'a>, Rule)> {
         let mut broken = Vec::new();
         // The floor's parameter is as long, so that launches can be compared.
-        let bytes = size_of::<LaunchParams>();
+        let bytes = if self.is_of_slices() { size_of::<SliceParams>() } else { size_of::<LaunchParams>() };
         let param = format!(".param .align 8 .b8 {}_param_0[{bytes}]", self.name);
         let known = EntryName::parse(self.name).is_some() || FLOOR.contains(&self.name);
         if !known || self.params != [param.as_str()] {
@@ -272,12 +278,8 @@ impl<'a> Entry<'a> {
                 let Some((results, sources)) = split_results(instruction, &operands) else { continue };
                 let origin = match instruction.split('.').collect::<Vec<_>>().as_slice() {
                     ["ld", "param", ..] => match line.text.split_once(&param) {
-                        Some((_, rest)) if rest.starts_with(&format!("+{INPUT}]")) => {
-                            Origin { readable: true, foreign: false }
-                        }
-                        // The lane's memory, ranks' memory, the output.
-                        Some((_, rest)) if is_foreign(rest) => Origin { readable: false, foreign: true },
-                        _ => Origin::default(),
+                        Some((_, rest)) => of_parameter(rest, self.is_of_slices()),
+                        None => Origin::default(),
                     },
                     // A count or index that was loaded moves an address, but an address that was loaded is foreign.
                     ["ld" | "atom", .., "u64" | "b64"] => Origin { readable: false, foreign: true },
@@ -307,15 +309,21 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Where the input pointer is in the parameters.
-const INPUT: usize = offset_of!(LaunchParams, input);
-
-/// Whether a parameter, given as what follows its name, is a pointer that is not the input's.
-fn is_foreign(rest: &str) -> bool {
+/// Where a parameter, given as what follows its name, comes from.
+fn of_parameter(rest: &str, of_slices: bool) -> Origin {
     let offset =
         rest.strip_prefix('+').and_then(|rest| rest.split_once(']')?.0.parse::<usize>().ok()).unwrap_or(0);
+    let addresses = |slices: usize| {
+        let first = slices + offset_of!(Slices, addresses);
+        of_slices && (first..first + MAX_RANKS * size_of::<u64>()).contains(&offset)
+    };
     let host_page = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, host_page);
-    offset <= host_page || offset == offset_of!(LaunchParams, output)
+    // The lane's memory, ranks' memory, the output.
+    let foreign = offset <= host_page
+        || offset == offset_of!(LaunchParams, output)
+        || addresses(offset_of!(SliceParams, received));
+    let readable = offset == offset_of!(LaunchParams, input) || addresses(offset_of!(SliceParams, sent));
+    Origin { readable, foreign }
 }
 
 /// An instruction and the registers among its operands, in order.
@@ -485,6 +493,17 @@ mod tests {
         assert_eq!(rules(&peer), [(13, Rule::NonCoherent)]);
         for other in ["_param_0]", "_param_0+56]", "_param_0+64]", "_param_0+104]", "_param_0+152]"] {
             assert_eq!(rules(&input.replace("_param_0+144]", other)), [(12, Rule::NonCoherent)], "{other}");
+        }
+        let of_slices = |place: &str| {
+            let text = text_with(&input.replace("+144]", place));
+            let text = text.replace("one_shot_bf16_sum_w8", "exchange_w8").replace("[200]", "[624]");
+            lint(&text).into_iter().map(|f| (f.line, f.rule)).collect::<Vec<_>>()
+        };
+        for (place, is_sent) in
+            [("+200]", true), ("+256]", true), ("+312]", false), ("+152]", false), ("+264]", false)]
+        {
+            let expected = if is_sent { vec![] } else { vec![(12, Rule::NonCoherent)] };
+            assert_eq!(of_slices(place), expected, "{place}");
         }
     }
 }

@@ -20,15 +20,15 @@ pub(crate) const LAUNCH_BOUNDS: &str = ".maxntid 512, 1, 1\n.maxnreg 64";
 
 const _: () = assert!(meshreduce_wire::MAX_THREADS == 512);
 
-/// What a kernel's entry name says: `{algorithm}_{dtype}_{op}_w{world size}` and the suffix of its ISA.
+/// What a kernel's entry name says: `{algorithm}_{dtype}_{op}_w{world size}` or, of an algorithm of slices,
+/// `{algorithm}_w{world size}`, and the suffix of its ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryName {
     /// The algorithm.
     pub(crate) algorithm: Algorithm,
-    /// The element type.
-    pub(crate) dtype: DType,
-    /// The operation; [`Op::Sum`] also stands for the average, and [`Op::Max`] for the minimum.
-    pub(crate) op: Op,
+    /// The element type and the operation, where they are in the name; [`Op::Sum`] also stands for the average, and
+    /// [`Op::Max`] for the minimum.
+    pub(crate) reduces: Option<(DType, Op)>,
     /// The world size.
     pub(crate) ranks: usize,
     /// The ISA of its text.
@@ -40,16 +40,25 @@ impl EntryName {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let isa = Isa::ALL.into_iter().rev().find(|isa| name.ends_with(isa.suffix()))?;
         let (rest, ranks) = name.strip_suffix(isa.suffix())?.rsplit_once("_w")?;
-        let (rest, op) = rest.rsplit_once('_')?;
-        let (algorithm, dtype) = rest.rsplit_once('_')?;
-        let found = Self {
-            algorithm: Algorithm::ALL.into_iter().find(|value| value.kernel_name() == algorithm)?,
-            dtype: DType::ALL.into_iter().find(|value| value.name() == dtype)?,
-            op: [Op::Sum, Op::Max].into_iter().find(|value| value.kernel_name() == op)?,
-            ranks: ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?,
-            isa,
+        let ranks = ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?;
+        let named = |name: &str| Algorithm::every().find(|value| value.kernel_name() == name);
+        let (algorithm, reduces) = match named(rest).filter(|algorithm| algorithm.is_of_slices()) {
+            Some(algorithm) => (algorithm, None),
+            None => {
+                let (rest, op) = rest.rsplit_once('_')?;
+                let (algorithm, dtype) = rest.rsplit_once('_')?;
+                let dtype = DType::ALL.into_iter().find(|value| value.name() == dtype)?;
+                let op = [Op::Sum, Op::Max].into_iter().find(|value| value.kernel_name() == op)?;
+                (named(algorithm).filter(|algorithm| !algorithm.is_of_slices())?, Some((dtype, op)))
+            }
         };
+        let found = Self { algorithm, reduces, ranks, isa };
         (found.to_string() == name).then_some(found)
+    }
+
+    /// Entries of its file.
+    pub(crate) fn siblings(self) -> usize {
+        if self.reduces.is_some() { DType::ALL.len() * [Op::Sum, Op::Max].len() } else { 1 }
     }
 
     /// The file that the entry goes to, without `.ptx`.
@@ -60,8 +69,11 @@ impl EntryName {
 
 impl std::fmt::Display for EntryName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (algorithm, dtype, op) = (self.algorithm.kernel_name(), self.dtype.name(), self.op.kernel_name());
-        write!(f, "{algorithm}_{dtype}_{op}_w{}{}", self.ranks, self.isa.suffix())
+        write!(f, "{}", self.algorithm.kernel_name())?;
+        if let Some((dtype, op)) = self.reduces {
+            write!(f, "_{}_{}", dtype.name(), op.kernel_name())?;
+        }
+        write!(f, "_w{}{}", self.ranks, self.isa.suffix())
     }
 }
 
@@ -267,11 +279,17 @@ $L__BB0_1:
     #[test]
     fn entry_names_parse_back_and_nothing_else_does() {
         for (isa, suffix) in [(Isa::V70, ""), (Isa::V84, "_b128")] {
-            let (algorithm, dtype, op, ranks) = (Algorithm::OneShotLl, DType::F16, Op::Max, 8);
-            let name = EntryName { algorithm, dtype, op, ranks, isa };
-            assert_eq!(name.to_string(), format!("one_shot_ll_f16_max_w8{suffix}"));
-            assert_eq!(name.file_stem(), format!("one_shot_ll_w8{suffix}"));
-            assert_eq!(EntryName::parse(&name.to_string()), Some(name));
+            for (algorithm, reduces, text, siblings) in [
+                (Algorithm::OneShotLl, Some((DType::F16, Op::Max)), "one_shot_ll_f16_max_w8", 6),
+                (Algorithm::ReduceScatter, None, "reduce_scatter_w8", 1),
+                (Algorithm::ExchangeLl, None, "exchange_ll_w8", 1),
+            ] {
+                let name = EntryName { algorithm, reduces, ranks: 8, isa };
+                assert_eq!(name.to_string(), format!("{text}{suffix}"));
+                assert_eq!(name.file_stem(), format!("{}_w8{suffix}", algorithm.kernel_name()));
+                assert_eq!(name.siblings(), siblings);
+                assert_eq!(EntryName::parse(&name.to_string()), Some(name));
+            }
         }
         for wrong in [
             "one_shot_bf16_sum_w9",
@@ -280,6 +298,8 @@ $L__BB0_1:
             "one_shot_bf16_sum_w08",
             "one_shot_bf16_sum",
             "one_shot_ll_bf16_sum_w8_b64",
+            "one_shot_w8",
+            "reduce_scatter_bf16_sum_w8",
         ] {
             assert_eq!(EntryName::parse(wrong), None, "{wrong}");
         }

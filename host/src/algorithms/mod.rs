@@ -23,10 +23,14 @@ use cube_texts;
 /// No text, for 2 to 8 ranks.
 const NONE: [Option<&str>; 7] = [None; 7];
 
+mod exchange;
+mod exchange_ll;
 mod hybrid_cube_mesh;
 mod hybrid_cube_mesh_ll;
 mod one_shot;
 mod one_shot_ll;
+mod reduce_scatter;
+mod reduce_scatter_ll;
 mod two_shot;
 mod two_shot_ll;
 
@@ -59,7 +63,7 @@ impl Description {
     }
 }
 
-/// The shipped algorithms, the one for the shortest messages first. (No constant: every use of that would bring the texts
+/// The shipped algorithms: those of all-reduces and then those of slices, of either the one for the shortest messages first. (No constant: every use of that would bring the texts
 /// along once more.)
 pub(crate) static SHIPPED: &[Description] = &[
     one_shot_ll::DESCRIPTION,
@@ -68,6 +72,10 @@ pub(crate) static SHIPPED: &[Description] = &[
     two_shot::DESCRIPTION,
     hybrid_cube_mesh_ll::DESCRIPTION,
     hybrid_cube_mesh::DESCRIPTION,
+    exchange_ll::DESCRIPTION,
+    exchange::DESCRIPTION,
+    reduce_scatter_ll::DESCRIPTION,
+    reduce_scatter::DESCRIPTION,
 ];
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
@@ -83,9 +91,19 @@ impl Ground {
         Self { topology, cube: mesh.is_cube() }
     }
 
-    /// The shipped algorithms that run here. Where full connection is forced on a hybrid cube mesh that is all of
+    /// The shipped algorithms of all-reduces that run here. Where full connection is forced on a hybrid cube mesh that is all of
     /// them, the mesh's own last.
     pub(crate) fn algorithms(self) -> impl Iterator<Item = &'static Description> {
+        self.every().filter(|description| !description.algorithm.is_of_slices())
+    }
+
+    /// Those of the other collectives.
+    pub(crate) fn of_slices(self) -> impl Iterator<Item = &'static Description> {
+        self.every().filter(|description| description.algorithm.is_of_slices())
+    }
+
+    /// Both.
+    pub(crate) fn every(self) -> impl Iterator<Item = &'static Description> {
         SHIPPED.iter().filter(move |description| match description.topology {
             Topology::HybridCubeMesh => self.cube && self.topology != Topology::Unknown,
             topology => topology == self.topology,

@@ -10,9 +10,7 @@ fn messages_name_what_is_needed_to_act() {
         name: "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED".into(),
         description: "peer access is not supported between these two devices".into(),
     };
-    let launch = |count| {
-        Some(LaunchDescriptor { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, count })
-    };
+    let launch = |count| Some(LaunchDescriptor::all_reduce(Algorithm::OneShot, DType::Bf16, Op::Sum, count));
     let second = Duration::from_secs(1);
     let cases = [
         (Error::NoSuchDevice { ordinal: 8, count: 2 }, "no CUDA device 8: this process sees 2"),

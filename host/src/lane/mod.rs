@@ -1,8 +1,10 @@
 //! Lanes: where all-reduces are launched.
 
 mod calls;
+mod collectives;
 mod order;
 mod plan;
+mod slices;
 mod state;
 
 use std::any::Any;
@@ -12,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use meshreduce_device::{self as device, DriverError};
+use meshreduce_device::{self as device, DriverError, RawStream};
 use meshreduce_wire::launch::IN_PLACE;
 use meshreduce_wire::{DType, LaunchParams, Op};
 
@@ -21,6 +23,7 @@ use crate::shared::{Shared, nanoseconds};
 use crate::work::Work;
 use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
+use slices::{SliceCall, SlicePlan};
 
 pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
@@ -186,10 +189,14 @@ impl Lane {
     ) -> Result<Work, Error> {
         // SAFETY: the caller vouches for all of it.
         let enqueued = unsafe { self.enqueue(message, order, true) }?;
-        Ok(match enqueued {
+        Ok(self.work(enqueued))
+    }
+
+    fn work(&self, enqueued: Enqueued) -> Work {
+        match enqueued {
             Enqueued::Launched { event: Some(event), number, captured } => Work::new(event, number, captured),
             Enqueued::Launched { event: None, .. } | Enqueued::Nothing => Work::done(Arc::clone(&self.state)),
-        })
+        }
     }
 
     /// All-reduces and waits: returns only when no kernel of the call runs any more, whatever the driver refuses meanwhile.
@@ -251,9 +258,78 @@ impl Lane {
             tag,
             flags: if input == output { IN_PLACE } else { 0 },
             scale,
-            reserved: 0,
+            kind: 0,
         };
+        // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it leads to lives as
+        // long as `shared`, and the counters, without which nothing of it is touched, outlive it with the module if this is
+        // captured. The caller vouches for the pointers and the stream, and for its order.
+        unsafe {
+            self.submit(order, observed, |stream, done| {
+                function.launch(geometry.blocks, geometry.threads, stream, &params)?;
+                *done += 1;
+                Ok(())
+            })
+        }
+    }
 
+    /// [`Lane::enqueue`] of another collective, with a work object.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_reduce_raw`].
+    unsafe fn enqueue_slices_work(&mut self, call: &SliceCall, order: StreamOrder) -> Result<Work, Error> {
+        // SAFETY: the caller vouches for all of it.
+        let enqueued = unsafe { self.enqueue_slices(call, order) }?;
+        Ok(self.work(enqueued))
+    }
+
+    /// Enqueues a collective other than an all-reduce, in as many launches as it needs.
+    unsafe fn enqueue_slices(&mut self, call: &SliceCall, order: StreamOrder) -> Result<Enqueued, Error> {
+        self.state.status()?;
+        if call.is_for_nothing() {
+            return Ok(Enqueued::Nothing);
+        }
+        let lane = LaunchParams {
+            lane: self.state.params,
+            input: 0,
+            output: 0,
+            count: 0,
+            descriptor: 0,
+            deadline_ns: self.deadline_ns,
+            tag: 0,
+            flags: 0,
+            scale: 1.0,
+            kind: 0,
+        };
+        let plan = SlicePlan::new(call, lane, &self.shared)?;
+        let world_size = self.shared.world_size();
+        // SAFETY: as for an all-reduce; kernels of slices take one `SliceParams`.
+        unsafe {
+            self.submit(order, true, |stream, done| {
+                while *done < plan.pieces() {
+                    let (geometry, params) = plan.launch(call, *done, world_size);
+                    plan.kernel.function.launch(geometry.blocks, geometry.threads, stream, &params)?;
+                    *done += 1;
+                }
+                Ok(())
+            })
+        }
+    }
+
+    /// Launches what `launch` launches, on the stream and behind the call that `order` says, and puts an event behind it if it is
+    /// to be `observed`. `launch` counts its launches in its second argument: it is called again where the driver first wanted the
+    /// context to be current, and goes on from there.
+    ///
+    /// # Safety
+    ///
+    /// The caller vouches for the stream and its order; what is launched may run now, and if the stream is captured again and again.
+    unsafe fn submit(
+        &mut self,
+        order: StreamOrder,
+        observed: bool,
+        mut launch: impl FnMut(RawStream, &mut u64) -> Result<(), DriverError>,
+    ) -> Result<Enqueued, Error> {
+        let state = &*self.state;
         let stream = order.stream;
         let context = state.context();
         // SAFETY: the caller vouches for the stream.
@@ -278,15 +354,17 @@ impl Lane {
         }
         let event = observed.then(|| self.calls.event(&self.state)).transpose();
         let event = event.map_err(|error| self.refusal(error))?;
-        let launched = context.on_stream(stream, || {
-            // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it
-            // leads to lives as long as `shared`, and the counters, without which nothing of it is touched, outlive it
-            // with the module if this is captured. The caller vouches for the
-            // pointers and the stream.
-            unsafe { function.launch(geometry.blocks, geometry.threads, stream, &params) }
-        });
+        let mut done = 0;
+        let launched = context.on_stream(stream, || launch(stream, &mut done));
         if let Err(error) = launched {
             event.into_iter().for_each(|event| self.calls.give_back(event));
+            if done > 0 && capture.is_none() {
+                // A part of the call runs, and peers wait for the rest: the communicator is over, and nothing may run behind the
+                // error.
+                self.shared.abort();
+                // SAFETY: the caller vouches for the stream, and the launch before has shown that it is one of this context.
+                let _lost = unsafe { state.settle(stream, None) };
+            }
             return Err(self.refused_launch(error));
         }
         state.launches().add();

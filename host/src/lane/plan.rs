@@ -37,7 +37,7 @@ impl Plan {
         let Kernel { function, isa } =
             shared.kernels.kernel(algorithm, dtype, op).ok_or(Error::Unsupported { algorithm, dtype, op })?;
         let (count, world_size) = (count as u64, shared.world_size() as u32);
-        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+        let descriptor = LaunchDescriptor::all_reduce(algorithm, dtype, op, count);
         Ok(Self {
             function,
             geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap, isa),

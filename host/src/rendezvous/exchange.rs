@@ -61,6 +61,8 @@ pub(crate) fn settings(config: &Config, world_size: usize, kernels: &str) -> Vec
         ("one-shot-ll limit", limits.of(Algorithm::OneShotLl, world_size).to_string()),
         ("two-shot-ll limit", limits.of(Algorithm::TwoShotLl, world_size).to_string()),
         ("hybrid-cube-mesh-ll limit", limits.of(Algorithm::HybridCubeMeshLl, world_size).to_string()),
+        ("exchange limit", limits.exchange.to_string()),
+        ("reduce-scatter limit", limits.reduce_scatter.to_string()),
         ("shared devices allowed", config.allow_shared_devices.to_string()),
         ("communicators per device", config.communicators_per_device.to_string()),
         ("forced topology", optional(config.forced_topology.map(|topology| topology.to_string()))),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce::{Error as MeshError, LaunchDescriptor, RecordKind};
+use meshreduce::{Collective, Error as MeshError, LaunchDescriptor, RecordKind};
 
 use super::choice::BARRIER;
 use crate::error::{Cause, Error};
@@ -97,7 +97,11 @@ fn known(
 /// A launch as the group's call that it makes: of this rank's own it is known which, of a peer's what the launch tells.
 fn text(launch: Option<LaunchDescriptor>, operation: Option<Operation>) -> String {
     let Some(launch) = launch else { return "something unreadable".to_owned() };
-    let LaunchDescriptor { algorithm, dtype, op, count } = launch;
+    let LaunchDescriptor { collective, algorithm, count, .. } = launch;
+    let (Collective::AllReduce, Some(op), Some(dtype)) = (collective, launch.op, launch.element.dtype())
+    else {
+        return launch.to_string();
+    };
     let all_reduce = format!("{} ({op}) of {count} {dtype}, {algorithm}", Operation::AllReduce);
     let is_barriers = (dtype, op, count) == (BARRIER.0, BARRIER.1, 1);
     match operation {
@@ -163,7 +167,7 @@ mod tests {
     fn calls_that_differ_are_named_as_the_groups() {
         let launch = |op, count| {
             let (algorithm, dtype) = (meshreduce::Algorithm::OneShot, meshreduce::DType::F32);
-            Some(LaunchDescriptor { algorithm, dtype, op, count })
+            Some(LaunchDescriptor::all_reduce(algorithm, dtype, op, count))
         };
         let (sum, barrier) = (launch(meshreduce::Op::Sum, 100), launch(meshreduce::Op::Max, 1));
         let calls = |launched, peer_launched, operation| {

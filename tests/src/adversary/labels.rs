@@ -18,9 +18,9 @@ pub(super) fn of_lane(session: &mut Session, rank: usize, (pad, counters): (u64,
     }
     for parity in 0..2 {
         session.label(
-            pad + pad::descriptor(parity),
-            16,
-            &format!("rank {rank}'s descriptor (parity {parity})"),
+            pad + pad::descriptor(parity, 0),
+            16 * MAX_RANKS as u64,
+            &format!("rank {rank}'s descriptors (parity {parity})"),
         );
         for phase in 0..pad::PHASES {
             for source in 0..MAX_RANKS as u32 {

@@ -158,7 +158,7 @@ impl<'a> Stage<'a> {
     fn enqueue(&mut self, rank: usize, call: &Call, input: u64, output: u64) -> Result<()> {
         let Scenario { dtype, op, .. } = *self.scenario;
         let (algorithm, count) = (call.algorithm, call.count as u64);
-        let descriptor = LaunchDescriptor { algorithm, dtype, op, count };
+        let descriptor = LaunchDescriptor::all_reduce(algorithm, dtype, op, count);
         let params = LaunchParams {
             lane: self.ranks[rank].params,
             input,
@@ -169,7 +169,7 @@ impl<'a> Stage<'a> {
             tag: descriptor.tag(),
             flags: if input == output { IN_PLACE } else { 0 },
             scale: op.scale(self.ranks.len() as u32),
-            reserved: 0,
+            kind: 0,
         };
         let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
         let launch = Launch {
@@ -336,15 +336,15 @@ fn before(
     session.write(pad, &signals);
     session.write(counters + counters::BARRIER_CALLS, &first.barriers.to_le_bytes());
     session.write(counters + counters::PACKET_CALLS, &first.packets.to_le_bytes());
-    let other =
-        LaunchDescriptor { algorithm: Algorithm::OneShotLl, dtype: DType::F32, op: Op::Min, count: 1 };
+    let other = LaunchDescriptor::all_reduce(Algorithm::OneShotLl, DType::F32, Op::Min, 1);
     let words = |number| {
         let [low, high] = pad::descriptor_words(other.encode(), number);
         [low.to_le_bytes(), high.to_le_bytes()].concat()
     };
     let all = first.barriers + first.packets;
     for call in all.saturating_sub(2)..all {
-        session.write(pad + pad::descriptor(call), &words(call));
+        (0..MAX_RANKS as u32)
+            .for_each(|reader| session.write(pad + pad::descriptor(call, reader), &words(call)));
     }
     for call in first.packets.saturating_sub(2)..first.packets {
         for phase in 0..pad::PHASES {

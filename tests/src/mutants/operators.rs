@@ -222,8 +222,8 @@ impl Maker<'_, Roles> {
         let guard = vec![
             "\tmov.u32 %mr0, %tid.x;".to_owned(),
             "\tmov.u32 %mr1, %ntid.x;".to_owned(),
-            "\tsub.s32 %mr1, %mr1, 1;".to_owned(),
-            "\tsetp.eq.u32 %mp0, %mr0, %mr1;".to_owned(),
+            format!("\tsub.s32 %mr1, %mr1, {};", self.ranks),
+            "\tsetp.ge.u32 %mp0, %mr0, %mr1;".to_owned(),
             "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
             "\tsetp.eq.and.u32 %mp0, %mr1, 0, %mp0;".to_owned(),
             format!("\t@%mp0 {}", late[0].trim()),
@@ -232,7 +232,7 @@ impl Maker<'_, Roles> {
         self.add("descriptor-after-signal", moved);
         // Both parities in one place.
         let masks = descriptor_parities(entry, &number(entry, roles.counters)?).into_iter();
-        let masks: Vec<Edit> = masks.map(|at| entry.replaced(at, ", 16;", ", 0;")).collect::<Result<_>>()?;
+        let masks: Vec<Edit> = masks.map(|at| entry.replaced(at, ", 8;", ", 0;")).collect::<Result<_>>()?;
         anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
         self.add("descriptor-one-slot", masks);
         // What was read seems to be what is launched here.

@@ -292,7 +292,7 @@ impl Maker<'_, PacketRoles> {
         self.add("descriptor-dropped", vec![entry.dropped(roles.declared)]);
         let masks = descriptor_parities(entry, &roles.number);
         anyhow::ensure!(!masks.is_empty(), "the parity of descriptors");
-        let one = masks.iter().map(|&at| entry.replaced(at, ", 16;", ", 0;"));
+        let one = masks.iter().map(|&at| entry.replaced(at, ", 8;", ", 0;"));
         self.add("descriptor-one-slot", one.collect::<Result<_>>()?);
         Ok(())
     }

@@ -92,7 +92,7 @@ impl PacketRoles {
         let number = number(entry, counters)?;
         let entry_poll = entry.next(counters, "ld.relaxed.sys.global.u32", 6)?;
         let exits = entry.one("atom.acq_rel.gpu.global.inc.u32")?;
-        let declared = entry.before(exits, PAIR_STORE, 12)?;
+        let declared = entry.before(exits, PAIR_STORE, 20)?;
         let headers = Self::headers(entry, algorithm, declared)?;
         let told = entry.before(headers[0].looks[0], "ld.relaxed.sys.global.u32", 4)?;
         let stores = entry.all(if isa == Isa::V84 { B128_STORE } else { PAIR_STORE });
@@ -190,7 +190,7 @@ impl PacketRoles {
                 .copied()
                 .collect();
             let [compare] = within[..] else { bail!("{} comparisons of header {phase}", within.len()) };
-            let wait = Self::wait(entry, prefix, entry.before(ask, "ld.relaxed.sys.global.u32", 30)?)?;
+            let wait = Self::wait(entry, prefix, entry.before(ask, "ld.relaxed.sys.global.u32", 50)?)?;
             headers.push(Header { store, looks, compare, ask, ask_after, wait });
         }
         Ok(headers)
@@ -359,10 +359,10 @@ pub fn number(entry: &Entry, counters: usize) -> Result<String> {
     lower_half(entry, entry.operands(sum)[0])
 }
 
-/// Where a descriptor's parity is masked: n is shifted to its two words' length.
+/// Where a descriptor's parity is masked: n is shifted to the number of its readers.
 pub fn descriptor_parities(entry: &Entry, number: &str) -> Vec<usize> {
-    let shifted = entry.all("\tshl.b32").into_iter().filter(|&at| entry.operands(at)[1..] == [number, "4"]);
-    shifted.flat_map(|at| entry.all(&format!(", {}, 16;", entry.operands(at)[0]))).collect()
+    let shifted = entry.all("\tshl.b32").into_iter().filter(|&at| entry.operands(at)[1..] == [number, "3"]);
+    shifted.flat_map(|at| entry.all(&format!(", {}, 8;", entry.operands(at)[0]))).collect()
 }
 
 /// The register that holds the lower half of another.

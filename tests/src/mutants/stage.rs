@@ -217,7 +217,7 @@ impl Stage<'_> {
         let smaller = parts.trouble == Trouble::Mismatch && strange && parts.smaller;
         let blocks = if call == GOOD && !smaller { 2 } else { 1 };
         let deadline = if parts.trouble == Trouble::DeadPeer && call >= GOOD { self.deadline() } else { 0 };
-        let usual = LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count };
+        let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
         let descriptor = if call == GOOD { self.declared(parts, rank, count) } else { usual };
         // Two counts with one tag are some thousands apart, which would be long to play: a kernel takes its tag as given.
         let tag = if parts.trouble == Trouble::Collision { usual.tag() } else { descriptor.tag() };
@@ -252,8 +252,7 @@ impl Stage<'_> {
         let lane = (parts.failing + 1) % LANES;
         let comes = parts.waits(rank) || parts.absent.is_some() && !self.queued && call > GOOD;
         if call >= GOOD && comes {
-            let launched =
-                LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count: 64 };
+            let launched = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, 64);
             // In a grid of several blocks it is others that have units than those that await headers.
             let blocks = if self.algorithm.is_by_packets() { 1 + (parts.seed / 4 % 2) as u32 } else { 1 };
             let launched = (launched, launched.tag());
@@ -267,12 +266,12 @@ impl Stage<'_> {
 
     /// What a rank launches in the failing lane as the call that fails, where `count` elements are usual.
     fn declared(&self, parts: &Parts, rank: usize, count: u64) -> LaunchDescriptor {
-        let usual = LaunchDescriptor { algorithm: self.algorithm, dtype: DType::Bf16, op: Op::Sum, count };
+        let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
         match parts.trouble {
             Trouble::Mismatch if parts.strange(rank) => LaunchDescriptor { count: count - 8, ..usual },
             // As many vectors as the others: nobody reads what nobody has written.
             Trouble::Collision if parts.strange(rank) => LaunchDescriptor { count: count - 1, ..usual },
-            Trouble::OtherKind if parts.strange(rank) => LaunchDescriptor { op: Op::Max, ..usual },
+            Trouble::OtherKind if parts.strange(rank) => LaunchDescriptor { op: Some(Op::Max), ..usual },
             _ => usual,
         }
     }
@@ -301,7 +300,7 @@ impl Stage<'_> {
             tag,
             flags: 0,
             scale: 1.0,
-            reserved: 0,
+            kind: 0,
         };
         let launch = Launch {
             kernel: kernel.clone(),
@@ -380,11 +379,15 @@ impl Stage<'_> {
         if parts.trouble == Trouble::OtherKind && parts.absent.is_none() {
             for rank in (0..self.ranks).filter(|&rank| parts.live(rank)) {
                 let number = GOOD as u64;
-                let place = memory.pad(parts.failing, rank) + pad::descriptor(number);
-                let words = [memory.word(place), memory.word(place + 8)];
                 let expected = self.declared(parts, rank, counts(self.ranks, parts.seed)[GOOD]).encode();
-                if pad::descriptor_of(words, number) != Some(expected) {
-                    return Err(wrong(format!("rank {rank} does not say what it launches when {trouble}")));
+                for reader in 0..self.ranks as u32 {
+                    let place = memory.pad(parts.failing, rank) + pad::descriptor(number, reader);
+                    let words = [memory.word(place), memory.word(place + 8)];
+                    if pad::descriptor_of(words, number) != Some(expected) {
+                        let text =
+                            format!("rank {rank} does not tell {reader} what it launches when {trouble}");
+                        return Err(wrong(text));
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{LaunchDescriptor, pad};
+use meshreduce_wire::{LaunchDescriptor, MAX_RANKS, pad};
 
 use super::memory::Memory;
 
@@ -14,16 +14,19 @@ const BEAT_NS: u64 = 50_000;
 /// there before, but hardly as often.
 const BEATS_NS: u64 = 15_500_000;
 
-/// Stores two words, and ends when its rank is told to give up. Till then it counts now and then, so that the session does
+/// Stores two words for every peer, and ends when its rank is told to give up. Till then it counts now and then, so that the session does
 /// not take waiting for starvation.
 static KERNEL: LazyLock<Option<Arc<Kernel>>> = LazyLock::new(|| {
+    let stores: String = (0..MAX_RANKS)
+        .map(|reader| format!("st.relaxed.sys.global.v2.u64 [%rd1+{}], {{%rd2, %rd3}};\n", 16 * reader))
+        .collect();
     let text = format!(
         ".version 7.0\n.target sm_70\n.address_size 64
 .visible .entry other(.param .u64 place, .param .u64 low, .param .u64 high, .param .u64 abort, .param .u64 beats) {{
     .reg .pred %p<4>; .reg .b32 %r<2>; .reg .b64 %rd<12>;
     ld.param.u64 %rd1, [place]; ld.param.u64 %rd2, [low]; ld.param.u64 %rd3, [high]; ld.param.u64 %rd4, [abort];
     ld.param.u64 %rd5, [beats];
-    st.relaxed.sys.global.v2.u64 [%rd1], {{%rd2, %rd3}};
+    {stores}
     mov.u64 %rd6, %globaltimer;
     add.s64 %rd7, %rd6, {BEAT_NS};
     add.s64 %rd8, %rd6, {BEATS_NS};
@@ -53,7 +56,7 @@ pub(super) fn launch(memory: &mut Memory, (lane, rank): (u32, usize), what: Laun
     let beats = memory.session.allocate(stream, 8);
     let own = memory.pad(lane, rank);
     let [low, high] = pad::descriptor_words(what.encode(), number);
-    let params = [own + pad::descriptor(number), low, high, own + pad::ABORT, beats];
+    let params = [own + pad::descriptor(number, 0), low, high, own + pad::ABORT, beats];
     let params = params.map(u64::to_le_bytes).concat().into();
     memory.session.launch(stream, Launch { kernel, grid: [1; 3], block: [1; 3], params, dynamic_shared: 0 });
 }

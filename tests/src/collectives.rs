@@ -1,0 +1,279 @@
+//! Collectives other than all-reduce, in cases that are compared with plain copies, byte by byte.
+
+use std::fmt;
+
+use anyhow::{Context as _, Result};
+use cust::stream::Stream;
+use meshreduce::{Collective, DType, ElementSize, Lane, Op, Work};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+use crate::buffer::Guarded;
+use crate::{inputs, reference};
+
+/// One call, as all ranks make it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Which.
+    pub collective: Collective,
+    /// The type of the elements. Where they only move, what counts is the size.
+    pub dtype: DType,
+    /// Bytes of an element that only moves.
+    pub size: ElementSize,
+    /// The reduction, where there is one.
+    pub op: Op,
+    /// The root, where there is one.
+    pub root: usize,
+    /// Elements from rank to rank: `counts[from][to]`.
+    pub counts: Vec<Vec<usize>>,
+    /// Whether counts are given as lists, also where they are equal.
+    pub lists: bool,
+    /// Elements by which messages are shifted from alignment.
+    pub offset: usize,
+    /// Whether what is received overwrites what is sent.
+    pub in_place: bool,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { collective, dtype, size, op, root, counts, lists, offset, in_place } = self;
+        match collective.reduces() {
+            true => write!(f, "{collective} {op} {dtype}")?,
+            false => write!(f, "{collective} of {} B", size.bytes())?,
+        }
+        write!(f, " root {root} counts {:?}", counts.iter().map(|row| &row[..]).collect::<Vec<_>>())?;
+        write!(f, " lists {lists} offset {offset} in place {in_place}")
+    }
+}
+
+/// `each` cases of each of these collectives over `world_size` ranks, of slices of up to `most` elements.
+pub fn drawn(
+    collectives: &[Collective],
+    world_size: usize,
+    each: usize,
+    most: usize,
+    seed: u64,
+) -> Vec<Case> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut below = |end: usize| (random.next_u64() % end as u64) as usize;
+    let mut once = |_| {
+        let cases =
+            collectives.iter().map(|&collective| Case::drawn(collective, world_size, most, &mut below));
+        cases.collect::<Vec<_>>()
+    };
+    (0..each).flat_map(&mut once).collect()
+}
+
+impl Case {
+    fn drawn(
+        collective: Collective,
+        world_size: usize,
+        most: usize,
+        below: &mut dyn FnMut(usize) -> usize,
+    ) -> Self {
+        let dtype = DType::ALL[below(3)];
+        let size = ElementSize::ALL[below(5)];
+        let op = Op::ALL[below(4)];
+        let root = below(world_size);
+        let lists = below(3) == 0
+            && matches!(collective, Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll);
+        let usual = below(most + 1);
+        let mut count = |even: bool| match (even, below(4)) {
+            (true, _) | (false, 3) => usual,
+            (false, 0) => 0,
+            (false, _) => below(most + 1),
+        };
+        // By sender, by receiver, or by both.
+        let list: Vec<usize> = (0..world_size).map(|_| count(!lists)).collect();
+        let counts = (0..world_size)
+            .map(|from| {
+                (0..world_size)
+                    .map(|to| match collective {
+                        Collective::AllGather => list[from],
+                        Collective::ReduceScatter => list[to],
+                        Collective::Broadcast if from == root => usual,
+                        Collective::Reduce if to == root => usual,
+                        Collective::AllToAll if lists => count(false),
+                        Collective::AllToAll => usual,
+                        _ => 0,
+                    })
+                    .collect()
+            })
+            .collect();
+        let in_place = below(2) == 0 && !(lists && collective == Collective::AllToAll);
+        Self { collective, dtype, size, op, root, counts, lists, offset: below(9), in_place }
+    }
+
+    fn element(&self) -> usize {
+        if self.collective.reduces() { self.dtype.size() } else { self.size.bytes() }
+    }
+
+    /// Elements that `rank` has as input: of what goes to all alike, once.
+    fn inputs(&self, rank: usize) -> usize {
+        let row = &self.counts[rank];
+        match self.collective {
+            Collective::AllGather | Collective::Broadcast => row[rank],
+            _ => row.iter().sum(),
+        }
+    }
+
+    /// Elements that `rank` has as output: of what is reduced, once.
+    fn outputs(&self, rank: usize) -> usize {
+        let column = self.counts.iter().map(|row| row[rank]);
+        if self.collective.reduces() { self.counts[rank][rank] } else { column.sum() }
+    }
+
+    /// What `rank` sends in launch number `launch` of a run that has this `seed`.
+    fn input(&self, seed: u64, launch: usize, rank: usize) -> Vec<u8> {
+        let count = self.inputs(rank);
+        if self.collective.reduces() {
+            return inputs::message(seed, 0, launch, rank, count, self.dtype);
+        }
+        let bytes = count * self.element();
+        let mut message = inputs::message(seed, 0, launch, rank, bytes.div_ceil(4), DType::F32);
+        message.truncate(bytes);
+        message
+    }
+
+    /// What `rank` must end up with.
+    fn expected(&self, seed: u64, launch: usize, rank: usize) -> Vec<u8> {
+        let element = self.element();
+        let ranks = 0..self.counts.len();
+        let slice = |from: usize| {
+            let input = self.input(seed, launch, from);
+            let first = match self.collective {
+                Collective::AllGather | Collective::Broadcast => 0,
+                _ => self.counts[from][..rank].iter().sum::<usize>(),
+            };
+            input[first * element..][..self.counts[from][rank] * element].to_vec()
+        };
+        let slices: Vec<Vec<u8>> = ranks.map(slice).collect();
+        if self.collective.reduces() {
+            reference::all_reduce(&slices, self.dtype, self.op)
+        } else {
+            slices.concat()
+        }
+    }
+
+    /// Elements of the output before what this rank sends itself, or of the input before what it receives of itself.
+    fn own(&self, rank: usize) -> usize {
+        match self.collective {
+            Collective::AllGather => self.counts[..rank].iter().map(|row| row[rank]).sum(),
+            Collective::ReduceScatter => self.counts[rank][..rank].iter().sum(),
+            _ => 0,
+        }
+    }
+
+    /// Makes the call on `lane` once for each of `launches`, and compares.
+    ///
+    /// # Errors
+    ///
+    /// The library's, and the driver's; what is wrong with the result.
+    pub fn check(
+        &self,
+        lane: &mut Lane,
+        rank: usize,
+        seed: u64,
+        launches: usize,
+        stream: &Stream,
+    ) -> Result<()> {
+        let element = self.element();
+        let (inputs, outputs) = (self.inputs(rank) * element, self.outputs(rank) * element);
+        let shift = self.offset * element;
+        for launch in 0..launches {
+            let message = self.input(seed, launch, rank);
+            let (memory, input, output);
+            let other;
+            // What lies where, in bytes of one buffer or of two.
+            if self.in_place && self.collective != Collective::Barrier {
+                let own = self.own(rank) * element;
+                let (from, to) = match self.collective {
+                    Collective::AllGather => (own, 0),
+                    Collective::ReduceScatter => (0, own),
+                    _ => (0, 0),
+                };
+                let mut all = vec![0x5a; (from + inputs).max(to + outputs)];
+                all[from..from + inputs].copy_from_slice(&message);
+                memory = Guarded::new(&all, shift)?;
+                other = None;
+                (input, output) = (memory.address() + from as u64, memory.address() + to as u64);
+            } else {
+                memory = Guarded::new(&vec![0x5a; outputs], shift)?;
+                let sent = Guarded::new(&message, shift)?;
+                (input, output) = (sent.address(), memory.address());
+                other = Some(sent);
+            }
+            // SAFETY: the buffers are as long as the case says, and live until the work has ended.
+            let work = unsafe { self.call(lane, rank, (input, output), stream) }?;
+            work.synchronize()?;
+            let to = (output - memory.address()) as usize;
+            let found = memory.read()?[to..to + outputs].to_vec();
+            let expected = self.expected(seed, launch, rank);
+            if let Some(at) = (0..outputs).find(|at| found[*at] != expected[*at]) {
+                let (found, expected) = (found[at], expected[at]);
+                anyhow::bail!(
+                    "{self}: rank {rank}, launch {launch}: byte {at} is {found:#x}, not {expected:#x}"
+                );
+            }
+            for guarded in [Some(&memory), other.as_ref()].into_iter().flatten() {
+                if let Some(at) = guarded.broken_guard()? {
+                    anyhow::bail!("{self}: rank {rank}, launch {launch}: wrote at byte {at} of a message");
+                }
+            }
+            if let Some(sent) = other {
+                anyhow::ensure!(sent.read()? == message, "{self}: rank {rank}: the input was changed");
+            }
+        }
+        Ok(())
+    }
+
+    /// Enqueues the call.
+    ///
+    /// # Safety
+    ///
+    /// Input and output are as long as the case says, and live until the work has ended.
+    ///
+    /// # Errors
+    ///
+    /// The library's.
+    pub unsafe fn call(
+        &self,
+        lane: &mut Lane,
+        rank: usize,
+        (input, output): (u64, u64),
+        stream: &Stream,
+    ) -> Result<Work> {
+        let Self { size, dtype, op, root, .. } = *self;
+        let stream = stream.as_inner();
+        let column: Vec<usize> = self.counts.iter().map(|row| row[rank]).collect();
+        let row = &self.counts[rank];
+        let one = |list: &[usize]| list.first().copied().unwrap_or(0);
+        // SAFETY: the caller vouches for the memory; the stream is borrowed, and one of this device.
+        let work = unsafe {
+            match (self.collective, self.lists) {
+                (Collective::AllGather, true) => lane.all_gather_v_raw(input, output, &column, size, stream),
+                (Collective::AllGather, false) => {
+                    lane.all_gather_raw(input, output, one(&column), size, stream)
+                }
+                (Collective::ReduceScatter, true) => {
+                    lane.reduce_scatter_v_raw(input, output, row, dtype, op, stream)
+                }
+                (Collective::ReduceScatter, false) => {
+                    lane.reduce_scatter_raw(input, output, one(row), dtype, op, stream)
+                }
+                (Collective::Broadcast, _) => {
+                    lane.broadcast_raw(input, output, self.counts[root][rank], size, root, stream)
+                }
+                (Collective::Reduce, _) => {
+                    lane.reduce_raw(input, output, self.counts[rank][root], dtype, op, root, stream)
+                }
+                (Collective::AllToAll, true) => {
+                    lane.all_to_all_v_raw(input, output, row, &column, size, stream)
+                }
+                (Collective::AllToAll, false) => lane.all_to_all_raw(input, output, one(row), size, stream),
+                _ => lane.barrier_raw(stream),
+            }
+        };
+        work.with_context(|| self.to_string())
+    }
+}
