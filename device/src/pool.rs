@@ -45,12 +45,13 @@ impl<T> Reused<T> {
     /// Those of `make`.
     #[inline]
     pub fn take<E>(&mut self, make: impl FnOnce() -> Result<T, E>) -> Result<Arc<T>, E> {
+        // The last one first: of users that keep none it is free, and near, whatever others hold that have been out for long.
+        if let Some(value) = self.values.pop_back_if(|value| is_free(value)) {
+            return Ok(value);
+        }
         for _ in 0..LOOKS.min(self.values.len()) {
             let Some(value) = self.values.pop_front() else { break };
-            // Nobody can become a holder after this: only a holder makes another one.
-            if Arc::strong_count(&value) == 1 {
-                // What the last holder did is before what the next one does (as `Arc` itself has it when it frees a value).
-                fence(Ordering::Acquire);
+            if is_free(&value) {
                 return Ok(value);
             }
             self.values.push_back(value);
@@ -62,6 +63,17 @@ impl<T> Reused<T> {
     pub fn give_back(&mut self, value: Arc<T>) {
         self.values.push_back(value);
     }
+}
+
+/// Whether nobody else holds it. Nobody can become a holder after this: only a holder makes another one.
+#[inline]
+fn is_free<T>(value: &Arc<T>) -> bool {
+    let is = Arc::strong_count(value) == 1;
+    if is {
+        // What the last holder did is before what the next one does (as `Arc` itself has it when it frees a value).
+        fence(Ordering::Acquire);
+    }
+    is
 }
 
 /// Shared values of several owners. One is free when nobody but the pool holds it.

@@ -25,16 +25,34 @@ enum Call {
     Launched {
         /// Behind it.
         recorded: Arc<Recorded>,
-        /// Its number on its lane.
-        number: u64,
-        /// It went into a graph, so that there is nothing that the host could wait for.
-        captured: bool,
+        number: Number,
     },
+}
+
+/// A call's number on its lane, and whether it went into a graph, so that there is nothing that the host could wait for. In one word: a
+/// work object goes from hand to hand while the processor still writes it, and copies of whole words need not wait for that.
+#[derive(Clone, Copy, Debug)]
+struct Number(u64);
+
+impl Number {
+    const CAPTURED: u64 = 1 << 63;
+
+    fn new(number: u64, captured: bool) -> Self {
+        Self(number | if captured { Self::CAPTURED } else { 0 })
+    }
+
+    fn is_captured(self) -> bool {
+        self.0 & Self::CAPTURED != 0
+    }
+
+    fn get(self) -> u64 {
+        self.0 & !Self::CAPTURED
+    }
 }
 
 impl Work {
     pub(crate) fn new(recorded: Arc<Recorded>, number: u64, captured: bool) -> Self {
-        Self { call: Call::Launched { recorded, number, captured } }
+        Self { call: Call::Launched { recorded, number: Number::new(number, captured) } }
     }
 
     pub(crate) fn done(state: Arc<LaneState>) -> Self {
@@ -53,14 +71,22 @@ impl Work {
     fn event(&self) -> Result<Option<(&Event, u64)>, Error> {
         match &self.call {
             Call::Nothing(_) => Ok(None),
-            Call::Launched { captured: true, .. } => Err(Error::Capturing),
-            Call::Launched { recorded, number, .. } => Ok(Some((&recorded.event, *number))),
+            Call::Launched { number, .. } if number.is_captured() => Err(Error::Capturing),
+            Call::Launched { recorded, number } => Ok(Some((&recorded.event, number.get()))),
         }
     }
 
     /// Whether the all-reduce was captured into a graph: it cannot be asked or waited for.
     pub fn is_captured(&self) -> bool {
-        matches!(&self.call, Call::Launched { captured: true, .. })
+        matches!(&self.call, Call::Launched { number, .. } if number.is_captured())
+    }
+
+    /// Its number among the calls that were made on its lane, from 1; `None` if nothing was launched.
+    pub fn number(&self) -> Option<u64> {
+        match &self.call {
+            Call::Nothing(_) => None,
+            Call::Launched { number, .. } => Some(number.get()),
+        }
     }
 
     fn refusal(&self, error: DriverError) -> Error {

@@ -6,7 +6,7 @@ pub(crate) use ending::{DeadMember, UntilEnd};
 mod registry;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use meshreduce::RawStream;
@@ -14,8 +14,10 @@ use meshreduce_store::{PrefixStore, Store};
 
 use crate::call::Call;
 use crate::error::{Cause, Error};
+use crate::flight_recorder::EntryId;
+use crate::mesh::MeshLane;
 use crate::types::{Device, DeviceType};
-use crate::work::Work;
+use crate::work::{Outcome, Progress, Work};
 
 pub use registry::Registry;
 
@@ -57,6 +59,8 @@ pub struct BackendContext {
     pub(crate) end: Arc<OnceLock<Error>>,
     /// Whether a member has died, of which other groups know.
     pub(crate) dead_member: DeadMember,
+    /// Where the group finds the lane of a mesh that follows its own calls. The first mesh that is made of this is that.
+    pub(crate) lane: Arc<OnceLock<Weak<MeshLane>>>,
 }
 
 impl BackendContext {
@@ -94,6 +98,7 @@ impl BackendContext {
             registry: Registry::default(),
             end: Arc::default(),
             dead_member: DeadMember::default(),
+            lane: Arc::default(),
         }
     }
 
@@ -151,7 +156,7 @@ impl BackendContext {
             world_size: ranks.len(),
             ranks: ranks.iter().map(|rank| self.group.ranks[*rank]).collect(),
         });
-        Ok(Self { group, store: Arc::new(store), ..self.clone() })
+        Ok(Self { group, store: Arc::new(store), lane: Arc::default(), ..self.clone() })
     }
 
     /// That the backend cannot be made.
@@ -189,6 +194,10 @@ pub struct Request {
     pub stream: RawStream,
     /// The caller waits for the end at once: the backend may do all of it before it returns.
     pub blocking: bool,
+    /// Its place in the group's flight recorder; `None`: no group's.
+    pub(crate) entry: Option<EntryId>,
+    /// Somebody wants to hear of each of the group's calls what it was.
+    pub(crate) names: bool,
 }
 
 impl Default for Request {
@@ -207,6 +216,8 @@ impl Request {
             deadline: None,
             stream: std::ptr::null_mut::<std::ffi::c_void>().into(),
             blocking: false,
+            entry: None,
+            names: false,
         }
     }
 
@@ -250,6 +261,24 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ///
     /// Nothing goes on in that case.
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error>;
+
+    /// Makes a call whose caller waits for its end at once: of one that ends before this returns nobody needs a work object.
+    ///
+    /// # Safety
+    ///
+    /// As [`Backend::start`], which it is unless the backend says otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Backend::start`].
+    unsafe fn make(&self, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
+        // SAFETY: the caller's promise.
+        let started = unsafe { self.start(call, request) };
+        started.map(|work| match work.progress {
+            Progress::Done(outcome, _) => Made::Ended(outcome),
+            _ => Made::GoesOn(work),
+        })
+    }
 
     /// Makes now what would otherwise be made with some later call, in which the group's ranks come together too. All ranks of the
     /// group call it.
@@ -306,6 +335,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn usage(&self) -> Option<Usage> {
         None
     }
+}
+
+/// What has become of a call when [`Backend::make`] returns.
+#[derive(Debug)]
+pub enum Made {
+    /// It has ended well.
+    Ended(Outcome),
+    /// It goes on.
+    GoesOn(Work),
 }
 
 /// How often a backend with another one behind it has used which.

@@ -54,7 +54,7 @@ mod turn;
 mod types;
 mod work;
 
-pub use backend::{Backend, BackendContext, BackendFactory, GroupInfo, Registry, Request, Usage};
+pub use backend::{Backend, BackendContext, BackendFactory, GroupInfo, Made, Registry, Request, Usage};
 pub use call::Call;
 pub use config::{BackendConfig, CPU_DEFAULT, CUDA_DEFAULT, ConfigError};
 pub use error::{CallError, Cause, Error, Role};

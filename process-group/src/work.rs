@@ -89,7 +89,7 @@ pub(crate) struct Names {
 #[derive(Clone)]
 pub struct Work {
     pub(crate) progress: Progress,
-    /// The number that its group has given it.
+    /// The number that its group has given it. A backend that has noted the call for the group's watchdog has set it.
     pub(crate) sequence: Option<u64>,
     /// Where it was made, of a call that goes on.
     pub(crate) site: Option<Site>,
@@ -135,7 +135,11 @@ impl Work {
 
     /// The call's sequence number on its group: among collectives, or among sends and receives.
     pub fn sequence(&self) -> Option<u64> {
-        self.sequence
+        match &self.progress {
+            // What its backend has noted is told when the group has it.
+            Progress::Mesh(_) if self.site.is_none() => None,
+            _ => self.sequence,
+        }
     }
 
     /// Whether the call has ended, without waiting.

@@ -45,6 +45,8 @@ pub struct Lane {
     state: Arc<LaneState>,
     /// How long kernels wait for a peer; 0: for ever.
     deadline_ns: u64,
+    /// Of what that was made, if it is not the communicator's.
+    deadline: Option<Option<Duration>>,
     /// Given back to the communicator at the end.
     calls: Calls,
     /// Not `Sync`.
@@ -79,7 +81,7 @@ enum Enqueued {
 impl Lane {
     pub(crate) fn new(shared: Arc<Shared>, state: Arc<LaneState>) -> Self {
         let (calls, deadline_ns) = (shared.lend(state.index), shared.deadline_ns);
-        Self { shared, state, deadline_ns, calls, _one_thread: PhantomData }
+        Self { shared, state, deadline_ns, deadline: None, calls, _one_thread: PhantomData }
     }
 
     /// The lane's number, equal on all ranks.
@@ -90,8 +92,13 @@ impl Lane {
     /// The kernels of the calls that are made from now on through this value wait so long for their peers, instead of what
     /// [`crate::Config::deadline`] says; `None`: for ever. Less than a microsecond is one. Ranks may differ: the first whose deadline
     /// passes ends the call on all. A graph keeps the deadlines with which its calls were captured.
+    #[inline]
     pub fn set_deadline(&mut self, deadline: Option<Duration>) {
-        self.deadline_ns = nanoseconds(deadline.map(|deadline| deadline.max(Duration::from_micros(1))));
+        // Most calls have the one of those before.
+        if self.deadline != Some(deadline) {
+            self.deadline = Some(deadline);
+            self.deadline_ns = nanoseconds(deadline.map(|deadline| deadline.max(Duration::from_micros(1))));
+        }
     }
 
     /// Gives the work objects of all calls on this lane something that they can be told by ([`Work::label`]), at no cost to a call.
@@ -376,6 +383,13 @@ impl Lane {
             return Err(self.refusal(error));
         }
         Ok(Enqueued::Launched { event, number, captured: capture.is_some() })
+    }
+
+    /// The last call outside of captures, as its work object tells of it; `None` if there was none, or it was made without an event.
+    /// Whoever has the lane need not keep the work object of each call to see the end of the last one.
+    pub fn last_work(&self) -> Option<Work> {
+        let last = self.calls.last(None)?;
+        Some(Work::new(Arc::clone(last.event.as_ref()?), last.number, false))
     }
 
     /// Checks that `address` lies in memory of the communicator's device.

@@ -46,9 +46,25 @@ use crate::types::Operation;
 pub struct FlightRecorder {
     rank: usize,
     ring: BriefLock<Ring>,
-    /// By place: one more than the record number of the call that had started as soon as it was made. Noted without a lock, which a
-    /// call would take for this alone; whoever has the lock and looks at an entry takes it in first ([`Ring::take_in`]).
-    started: Box<[AtomicU64]>,
+    /// By place. Noted without a lock, which a call would take for this alone; whoever has the lock and looks at an entry takes it in
+    /// first ([`Ring::take_in`]).
+    marks: Box<[Mark]>,
+    /// From when on marks count.
+    first: Instant,
+}
+
+/// What is noted of the call at a place without the lock: of which one by its record number and 1 more, so that a mark that comes late,
+/// when the place is another call's, is seen to be none of its.
+#[derive(Debug, Default)]
+struct Mark {
+    /// The call whose place it is.
+    call: AtomicU64,
+    /// It had started as soon as it was made.
+    started: AtomicU64,
+    /// It has ended well, then.
+    ended: AtomicU64,
+    /// Nanoseconds from [`FlightRecorder::first`] on.
+    ended_at: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -147,7 +163,8 @@ impl FlightRecorder {
                 made: 0,
                 free: Vec::new(),
             }),
-            started: (0..capacity).map(|_| AtomicU64::new(0)).collect(),
+            marks: (0..capacity).map(|_| Mark::default()).collect(),
+            first: Instant::now(),
         }
     }
 
@@ -206,6 +223,7 @@ impl FlightRecorder {
     }
 
     /// [`FlightRecorder::begin`] of a call that is given its numbers in its turn, those of collectives and of sends and receives.
+    #[inline(always)]
     pub(crate) fn begin_in_turn(
         &self,
         begun: &mut Begun<'_>,
@@ -217,12 +235,15 @@ impl FlightRecorder {
         (begun.collective_sequence, begun.p2p_sequence) = numbers;
         let collective = if is_p2p { 0 } else { numbers.0 };
         let (record, place) = (ring.next, ring.next_place);
-        ring.take_in(&self.started, place);
+        self.take_in(&mut ring, place);
         let status = &mut ring.groups[begun.group as usize].group.status;
         status.last_enqueued = status.last_enqueued.max(collective);
         ring.next += 1;
         // No division: this is on the way of every call.
         ring.next_place = if place + 1 < ring.capacity { place + 1 } else { 0 };
+        if let Some(mark) = self.marks.get(place) {
+            mark.call.store(record + 1, Ordering::Relaxed);
+        }
         if let Some(entry) = ring.entries.get_mut(place) {
             entry.overwrite(record, is_p2p, begun);
         } else if ring.capacity > 0 {
@@ -248,15 +269,54 @@ impl FlightRecorder {
     /// The backend has it, since the moment when it was made or so.
     #[inline]
     pub(crate) fn started_at_once(&self, id: EntryId, at: Instant) {
-        match self.started.get(id.place) {
+        match self.marks.get(id.place) {
             // Another call may have this place by now, and between the two another one's mark be put there: after as many calls as
             // are kept, of which one is then said to be scheduled until it ends.
-            Some(started) if started.load(Ordering::Relaxed) <= id.record => {
-                started.store(id.record + 1, Ordering::Relaxed);
+            Some(mark) if mark.call.load(Ordering::Relaxed) == id.record + 1 => {
+                mark.started.store(id.record + 1, Ordering::Relaxed);
             }
             Some(_) => {}
             None => self.started(id, at),
         }
+    }
+
+    /// It has ended well, before anybody else could see it go on.
+    #[inline]
+    pub(crate) fn ended_at_once(&self, id: EntryId, at: Instant) {
+        match self.marks.get(id.place) {
+            // (As above, the group is then said to have come as far as the next call that ends.)
+            Some(mark) if mark.call.load(Ordering::Relaxed) == id.record + 1 => {
+                let nanos = at.saturating_duration_since(self.first).as_nanos() as u64;
+                mark.ended_at.store(nanos, Ordering::Relaxed);
+                mark.ended.store(id.record + 1, Ordering::Release);
+            }
+            _ => self.ended(id, true, at),
+        }
+    }
+
+    /// Notes of the call at a place what its mark says.
+    #[inline]
+    fn take_in(&self, ring: &mut Ring, place: usize) {
+        let (Some(entry), Some(mark)) = (ring.entries.get_mut(place), self.marks.get(place)) else { return };
+        let number = entry.record + 1;
+        let status = &mut ring.groups[entry.group as usize].group.status;
+        if mark.started.load(Ordering::Relaxed) == number && entry.started.is_none() {
+            entry.state = entry.state.max(State::Started);
+            entry.started = Some(entry.created);
+            if !entry.is_p2p {
+                status.has_started(entry.collective_sequence);
+            }
+        }
+        if mark.ended.load(Ordering::Acquire) == number {
+            let at = self.first + Duration::from_nanos(mark.ended_at.load(Ordering::Relaxed));
+            if entry.end(true, at) && !entry.is_p2p {
+                status.has_completed(entry.collective_sequence);
+            }
+        }
+    }
+
+    fn take_in_all(&self, ring: &mut Ring) {
+        (0..ring.entries.len()).for_each(|place| self.take_in(ring, place));
     }
 
     /// It has gone into a graph: it stays as it is.
@@ -283,7 +343,7 @@ impl FlightRecorder {
     /// It has ended. If it has ended well, it was started, whether anybody said so or not. Only its first end counts.
     pub fn ended(&self, id: EntryId, well: bool, at: Instant) {
         let mut ring = self.ring();
-        ring.take_in(&self.started, id.place);
+        self.take_in(&mut ring, id.place);
         let is_first = ring.entry(id).is_none_or(|entry| entry.end(well, at));
         if well && is_first {
             ring.groups[id.group as usize].group.status.has_completed(id.collective);
@@ -309,7 +369,7 @@ impl FlightRecorder {
         mut note: impl FnMut(&Entry),
     ) {
         let mut ring = self.ring();
-        ring.take_in_all(&self.started);
+        self.take_in_all(&mut ring);
         let Ring { entries, groups, .. } = &mut *ring;
         let status = &mut groups[group as usize].group.status;
         for entry in entries.iter_mut() {
@@ -332,14 +392,14 @@ impl FlightRecorder {
     /// If there is no such group.
     pub fn status(&self, group: u32) -> Status {
         let mut ring = self.ring();
-        ring.take_in_all(&self.started);
+        self.take_in_all(&mut ring);
         ring.groups[group as usize].group.status
     }
 
     /// Everything, now.
     pub fn snapshot(&self) -> Snapshot {
         let mut ring = self.ring();
-        ring.take_in_all(&self.started);
+        self.take_in_all(&mut ring);
         let mut entries = ring.entries.clone();
         let moment = (Instant::now(), SystemTime::now());
         let mut order: Vec<usize> =
@@ -500,24 +560,6 @@ impl Ring {
                 self.free.push(at as u32);
             }
         }
-    }
-
-    /// Notes that the call at a place has started, if [`FlightRecorder::started_at_once`] has said so.
-    #[inline]
-    fn take_in(&mut self, started: &[AtomicU64], place: usize) {
-        let (Some(entry), Some(mark)) = (self.entries.get_mut(place), started.get(place)) else { return };
-        if mark.load(Ordering::Relaxed) != entry.record + 1 || entry.started.is_some() {
-            return;
-        }
-        entry.state = entry.state.max(State::Started);
-        entry.started = Some(entry.created);
-        if !entry.is_p2p {
-            self.groups[entry.group as usize].group.status.has_started(entry.collective_sequence);
-        }
-    }
-
-    fn take_in_all(&mut self, started: &[AtomicU64]) {
-        (0..self.entries.len()).for_each(|place| self.take_in(started, place));
     }
 
     /// An entry that is still there.

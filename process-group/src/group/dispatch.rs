@@ -6,17 +6,19 @@ use std::time::Duration;
 
 use meshreduce::RawStream;
 use meshreduce_device::{ContextState, PrimaryContext};
+use tracing::level_filters::LevelFilter;
+use tracing::span::EnteredSpan;
 
 use super::site::Site;
 use super::slot::Slot;
 use super::watch::{Message, Noted, Watched};
 use super::{ProcessGroup, Shared};
-use crate::backend::{Backend, Request};
+use crate::backend::{Backend, Made, Request};
 use crate::call::Call;
 use crate::clock;
 use crate::error::Error;
 use crate::flight_recorder::{Begun, EntryId};
-use crate::types::Device;
+use crate::types::{Device, Operation};
 use crate::work::{Outcome, Progress, Work};
 
 /// How a call is made through a handle.
@@ -26,6 +28,16 @@ pub(super) struct Way {
     /// The memory is somebody's again as soon as the call has failed.
     pub(super) lent: bool,
     pub(super) location: &'static Location<'static>,
+}
+
+/// A call that its backend is about to get.
+struct Handed<'a> {
+    slot: &'a Slot,
+    backend: &'a Arc<dyn Backend>,
+    request: Request,
+    entry: EntryId,
+    /// Of memory that is somebody's again as soon as the call has failed: where that is.
+    lent: Option<Device>,
 }
 
 impl ProcessGroup {
@@ -82,13 +94,14 @@ impl ProcessGroup {
         wanted: impl FnOnce(&Outcome) -> T,
     ) -> Result<T, Error> {
         self.outside_of_captures(call)?;
+        let way = Way { blocking: true, lent: true, location };
+        let at_once = |_: &Shared| Made::Ended(Outcome::default());
         // SAFETY: the caller vouches for the tensors.
-        let started = unsafe { self.make_call(call, Way { blocking: true, lent: true, location }) };
-        // Looked at where it is: moving it takes longer than the rest.
-        if let Ok(Work { progress: Progress::Done(outcome, _), .. }) = &started {
-            return Ok(wanted(outcome));
-        }
-        let outcome = started?.finish();
+        let made = unsafe { self.make_by(call, way, at_once, |begun| self.hand_over_and_wait(call, begun)) };
+        let outcome = match made? {
+            Made::Ended(outcome) => return Ok(wanted(&outcome)),
+            Made::GoesOn(work) => work.finish(),
+        };
         if outcome.is_err() {
             self.shared.drain(call.device());
         }
@@ -112,6 +125,24 @@ impl ProcessGroup {
     ///
     /// As for [`ProcessGroup::start`].
     pub(super) unsafe fn make_call(&self, call: &Call<'_>, way: Way) -> Result<Work, Error> {
+        let at_once = |shared: &Shared| Work::done(&shared.info.name, Outcome::default());
+        // SAFETY: the caller's promise, until the call has ended.
+        unsafe { self.make_by(call, way, at_once, |begun| self.hand_over(call, begun)) }
+    }
+
+    /// Looks whether a call can be made, numbers and records it, and has it made by `hand_over`. What is for nothing is `at_once`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`ProcessGroup::start`]; `hand_over` hands it to the backend, and needs no more than [`Backend::start`].
+    #[inline(always)]
+    unsafe fn make_by<'a, T>(
+        &'a self,
+        call: &Call<'_>,
+        way: Way,
+        at_once: impl FnOnce(&Shared) -> T,
+        hand_over: impl FnOnce(&Handed<'a>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let shared = &*self.shared;
         shared.alive()?;
         let info = &*shared.info;
@@ -123,7 +154,7 @@ impl ProcessGroup {
         })?;
         let Some(device) = call.device() else {
             // An empty batch.
-            return Ok(Work::done(&info.name, Outcome::default()));
+            return Ok(at_once(shared));
         };
         let deadline = self.deadline.unwrap_or(shared.settings.deadline);
         let slot = shared.slot(device.kind());
@@ -164,10 +195,17 @@ impl ProcessGroup {
         let (entry, numbers) =
             recorder.begin_in_turn(&mut begun, || checked.unwrap_or_else(|| shared.count(is_p2p)));
         let sequence = if is_p2p { numbers.1 } else { numbers.0 };
-        let request = Request { sequence, start, deadline, stream: self.stream, blocking: way.blocking };
-        // SAFETY: the caller vouches for the tensors until the call has ended; they were checked, and are the backend's device's.
-        // The stream is one of that device's primary context, as who set it vouched.
-        unsafe { self.hand_over(call, (slot, backend), &request, entry, way.lent.then_some(device)) }
+        let request = Request {
+            sequence,
+            start,
+            deadline,
+            stream: self.stream,
+            blocking: way.blocking,
+            entry: Some(entry),
+            names: shared.hooks.want_completions(),
+        };
+        // By reference: moving it takes longer than building it.
+        hand_over(&Handed { slot, backend, request, entry, lent: way.lent.then_some(device) })
     }
 
     /// Gives a call to its backend, and notes what that has made of it. (By itself, so that the work is where it is wanted from the
@@ -176,63 +214,87 @@ impl ProcessGroup {
     /// # Safety
     ///
     /// As for [`Backend::start`].
-    unsafe fn hand_over(
-        &self,
-        call: &Call<'_>,
-        (slot, backend): (&Slot, &Arc<dyn Backend>),
-        request: &Request,
-        entry: EntryId,
-        lent: Option<Device>,
-    ) -> Result<Work, Error> {
+    unsafe fn hand_over(&self, call: &Call<'_>, begun: &Handed<'_>) -> Result<Work, Error> {
         let shared = &*self.shared;
-        let (operation, sequence) = (call.operation(), request.sequence);
-        let name = backend.name();
-        let span = tracing::debug_span!(
-            "call",
-            group = &*shared.info.name,
-            rank = shared.info.rank,
-            operation = operation.name(),
-            sequence,
-            backend = &**name
-        );
-        let within = span.enter();
+        let span = shared.traced(call, begun);
         // SAFETY: the caller's promise.
-        let mut started = unsafe { backend.start(call, request) };
-        drop(within);
+        let mut started = unsafe { begun.backend.start(call, &begun.request) };
+        drop(span);
         match &mut started {
-            Ok(work) => {
-                work.sequence = Some(sequence);
-                if let Progress::Done(..) = work.progress {
-                    if call.is_point_to_point() {
-                        shared.note_source(entry, call, work);
-                    }
-                    shared.family.recorder.ended(entry, true, clock::now());
-                    shared.completed(operation, sequence);
-                } else {
-                    shared.goes_on(entry, call, work, slot, name, request);
-                    work.site = Some(Site { group: Arc::clone(&self.shared), operation });
+            Ok(work) => match work.progress {
+                Progress::Done(outcome, _) => {
+                    work.sequence = Some(begun.request.sequence);
+                    shared.ended_at_once(call, begun, &outcome);
                 }
-            }
-            Err(_) => shared.not_started(entry, &mut started, lent),
+                _ => self.goes_on(call, begun, work),
+            },
+            Err(_) => shared.not_started(begun.entry, &mut started, begun.lent),
         }
         started
+    }
+
+    /// The same of a call that is waited for. One that goes on is still to be waited for.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Backend::start`].
+    unsafe fn hand_over_and_wait(&self, call: &Call<'_>, begun: &Handed<'_>) -> Result<Made, Error> {
+        let shared = &*self.shared;
+        let span = shared.traced(call, begun);
+        // SAFETY: the caller's promise.
+        let mut made = unsafe { begun.backend.make(call, &begun.request) };
+        drop(span);
+        match &mut made {
+            Ok(Made::Ended(outcome)) => shared.ended_at_once(call, begun, outcome),
+            Ok(Made::GoesOn(work)) => self.goes_on(call, begun, work),
+            Err(_) => shared.not_started(begun.entry, &mut made, begun.lent),
+        }
+        made
+    }
+
+    /// A call goes on: its end is looked for, and whoever has the work finds the group by it.
+    #[inline]
+    fn goes_on(&self, call: &Call<'_>, begun: &Handed<'_>, work: &mut Work) {
+        // (One that comes from another group has a site too.)
+        let is_followed = work.sequence.is_some() && work.site.is_none();
+        work.sequence = Some(begun.request.sequence);
+        self.shared.note(call, begun, work, is_followed);
+        work.site = Some(Site { group: Arc::clone(&self.shared), operation: call.operation() });
     }
 }
 
 impl Shared {
-    /// A call goes on: its end is looked for.
+    /// The span of a call, entered. Without a subscriber that wants it that is a look at one number, here where most calls go on.
     #[inline]
-    fn goes_on(
-        &self,
-        entry: EntryId,
-        call: &Call<'_>,
-        work: &Work,
-        slot: &Slot,
-        own: &Arc<str>,
-        request: &Request,
-    ) {
+    fn traced(&self, call: &Call<'_>, begun: &Handed<'_>) -> Option<EnteredSpan> {
+        let is_wanted = LevelFilter::current() >= LevelFilter::DEBUG;
+        is_wanted.then(|| self.span(call.operation(), begun.request.sequence, begun.backend.name()))
+    }
+
+    #[cold]
+    fn span(&self, operation: Operation, sequence: u64, backend: &str) -> EnteredSpan {
+        let (group, rank, operation) = (&*self.info.name, self.info.rank, operation.name());
+        tracing::debug_span!("call", group, rank, operation, sequence, backend).entered()
+    }
+
+    /// A call has ended while it was made.
+    #[inline]
+    fn ended_at_once(&self, call: &Call<'_>, begun: &Handed<'_>, outcome: &Outcome) {
         let recorder = &self.family.recorder;
-        let is_own = Arc::ptr_eq(work.backend(), own);
+        // Of a receive from any rank: whom it was from.
+        if let (Call::Recv { peer: None, .. }, Some(source)) = (call, outcome.source) {
+            recorder.received_from(begun.entry, source);
+        }
+        recorder.ended_at_once(begun.entry, clock::now());
+        self.completed(call.operation(), begun.request.sequence);
+    }
+
+    /// Notes a call that goes on, whose end is looked for.
+    #[inline]
+    fn note(&self, call: &Call<'_>, begun: &Handed<'_>, work: &Work, is_followed: bool) {
+        let Handed { slot, backend, ref request, entry, .. } = *begun;
+        let recorder = &self.family.recorder;
+        let is_own = Arc::ptr_eq(work.backend(), backend.name());
         if !is_own {
             recorder.taken_by(entry, work.backend());
         }
@@ -241,29 +303,22 @@ impl Shared {
             return recorder.captured(entry);
         }
         recorder.started_at_once(entry, request.start);
-        let Request { sequence, start, .. } = *request;
+        if is_followed {
+            return;
+        }
+        let Request { sequence, start, names, .. } = *request;
         let noted = Noted { entry, operation: call.operation(), sequence, start, end: request.end() };
         if call.is_point_to_point() {
             let call = Message { call: Watched { work: work.clone(), noted }, peers: call.peers() };
             slot.watch().messages.push(call);
         } else {
-            let names = self.hooks.want_completions();
             slot.watch().lines[usize::from(!is_own)].follow(work, &noted, names);
-        }
-    }
-
-    /// Of a receive from any rank that has ended: whom it was from.
-    fn note_source(&self, entry: EntryId, call: &Call<'_>, work: &Work) {
-        if let (Call::Recv { peer: None, .. }, Progress::Done(Outcome { source: Some(source) }, _)) =
-            (call, &work.progress)
-        {
-            self.family.recorder.received_from(entry, *source);
         }
     }
 
     /// The backend did not take a call.
     #[cold]
-    fn not_started(&self, entry: EntryId, started: &mut Result<Work, Error>, lent: Option<Device>) {
+    fn not_started<T>(&self, entry: EntryId, started: &mut Result<T, Error>, lent: Option<Device>) {
         self.family.recorder.ended(entry, false, clock::now());
         if let Err(error) = started {
             if may_have_been_enqueued(error) {

@@ -130,12 +130,9 @@ impl Shared {
         }
         // The mesh was told to end what did not end by itself.
         let is_late = crate::mesh::failure::was_ended_here(&error);
-        let calls = match &slot.watch().lines[0] {
-            line if is_late => [line.first().map(|first| first.noted), line.last().copied()],
-            _ => return error,
-        };
+        let Some((first, last)) = slot.own_calls().filter(|_| is_late) else { return error };
         // The first that has not been seen to end, unless all have come to that.
-        let named = calls.into_iter().flatten().map(|call| (self.missing(None, call.sequence), call));
+        let named = [first.noted, last].into_iter().map(|call| (self.missing(None, call.sequence), call));
         let Some((missing, call)) = named.reduce(|first, last| if first.0.is_empty() { last } else { first })
         else {
             return error;

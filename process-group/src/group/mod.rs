@@ -43,6 +43,7 @@ pub use future::WorkFuture;
 pub use owned::{Owned, StableBuffer};
 pub use part::{GroupOptions, Membership};
 pub(crate) use site::Site;
+pub(crate) use watch::{Line, Noted};
 
 /// Ranks that make collectives together, on host and device memory, each through the backend of its tensor's device.
 ///

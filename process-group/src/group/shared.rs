@@ -224,6 +224,7 @@ impl Shared {
             registry: self.family.registry.clone(),
             end: Arc::clone(&self.end),
             dead_member: self.dead_member(),
+            lane: Arc::clone(self.slot(kind).lane()),
         })
     }
 

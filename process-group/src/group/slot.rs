@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
-use super::watch::Watch;
+use super::watch::{Line, Noted, Watch, Watched};
 use crate::backend::Backend;
 use crate::brief_lock::{Brief, BriefLock};
 use crate::error::Error;
+use crate::mesh::MeshLane;
 use crate::turn::Turn;
 
 /// The place of one backend.
@@ -20,6 +21,20 @@ pub(super) struct Slot {
     /// This rank has begun to make it, well or not.
     begun: AtomicBool,
     watch: BriefLock<Watch>,
+    /// Where the backend follows calls by itself, if it does.
+    lane: Arc<OnceLock<Weak<MeshLane>>>,
+}
+
+/// Collectives that end in their order: those of the backend's own, those of the one behind it, and those that a mesh follows itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    Own,
+    Behind,
+    OnMesh,
+}
+
+impl Which {
+    pub(super) const ALL: [Self; 3] = [Self::OnMesh, Self::Own, Self::Behind];
 }
 
 impl Slot {
@@ -65,6 +80,26 @@ impl Slot {
     pub(super) fn leave_to_parent(&mut self) {
         std::mem::forget(self.made.take());
         std::mem::forget(std::mem::take(self.watch.get_mut()));
+    }
+
+    /// Where the backend may say that it follows calls by itself.
+    pub(super) fn lane(&self) -> &Arc<OnceLock<Weak<MeshLane>>> {
+        &self.lane
+    }
+
+    /// Does something with a line of calls; `None`: there is none of this kind.
+    pub(super) fn with_line<T>(&self, which: Which, act: impl FnOnce(&mut Line) -> T) -> Option<T> {
+        match which {
+            Which::Own => Some(act(&mut self.watch().lines[0])),
+            Which::Behind => Some(act(&mut self.watch().lines[1])),
+            Which::OnMesh => Some(act(&mut self.lane.get()?.upgrade()?.line())),
+        }
+    }
+
+    /// The first of the backend's own calls that is looked at, of which none is known to have ended, and the last.
+    pub(super) fn own_calls(&self) -> Option<(Watched, Noted)> {
+        let both = |line: &mut Line| line.first().zip(line.last().copied());
+        [Which::OnMesh, Which::Own].into_iter().find_map(|which| self.with_line(which, both).flatten())
     }
 
     pub(super) fn watch(&self) -> Brief<'_, Watch> {

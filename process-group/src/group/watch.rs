@@ -10,17 +10,17 @@ use super::watchdog::TICK;
 use crate::call::Peers;
 use crate::flight_recorder::EntryId;
 use crate::types::Operation;
-use crate::work::{Progress, Work};
+use crate::work::{Outcome, Progress, Work};
 
 /// What is known of a call that goes on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Noted {
-    pub(super) entry: EntryId,
-    pub(super) operation: Operation,
-    pub(super) sequence: u64,
-    pub(super) start: Instant,
+pub(crate) struct Noted {
+    pub(crate) entry: EntryId,
+    pub(crate) operation: Operation,
+    pub(crate) sequence: u64,
+    pub(crate) start: Instant,
     /// When it must have ended; `None`: never.
-    pub(super) end: Option<Instant>,
+    pub(crate) end: Option<Instant>,
 }
 
 /// A call whose end the watchdog looks for.
@@ -69,6 +69,9 @@ pub(super) struct Run {
 #[derive(Debug)]
 enum Sight {
     Mesh(meshreduce::Work),
+    /// It is the call of this number on the mesh's lane, which is the lane's last: who looks at the line asks the lane first for its
+    /// work object ([`Line::pin`]).
+    LastOfLane(u64),
     Other(Work),
 }
 
@@ -105,7 +108,7 @@ impl Held {
         };
         let has_failed_alone = || match &self.sight {
             // What fails on the mesh ends the mesh.
-            Sight::Mesh(_) => false,
+            Sight::Mesh(_) | Sight::LastOfLane(_) => false,
             Sight::Other(work) => work.has_failed_alone(),
         };
         is_in_time && !has_failed_alone()
@@ -114,6 +117,7 @@ impl Held {
     fn watched(&self) -> Watched {
         let work = match &self.sight {
             Sight::Mesh(mesh) => Work::on_mesh(mesh.clone()),
+            Sight::LastOfLane(_) => unreachable!("whoever looks at a line has asked the lane before"),
             Sight::Other(work) => work.clone(),
         };
         Watched { work, noted: self.noted }
@@ -125,7 +129,7 @@ impl Held {
 /// Since they end in order, one that has ended stands for all before it, and so a few are held, however many are made: the first
 /// ones, and behind them the last one of each tick's worth of deadlines.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(crate) struct Line {
     held: VecDeque<Held>,
     /// All that are not known to have ended.
     runs: VecDeque<Run>,
@@ -137,10 +141,24 @@ pub(super) struct Line {
 
 impl Line {
     /// `names`: somebody wants to hear of each call what it was.
-    pub(super) fn follow(&mut self, work: &Work, call: &Noted, names: bool) {
+    pub(crate) fn follow(&mut self, work: &Work, call: &Noted, names: bool) {
         if self.backend.is_none() {
             self.backend = Some(Arc::clone(work.backend()));
         }
+        self.count(call, names);
+        match (&work.progress, self.steady_for(call.end)) {
+            // On the way of each call of an engine, and so without anything that can be avoided.
+            (Progress::Mesh(mesh), Some(Held { sight: Sight::Mesh(its), noted, .. })) => {
+                its.clone_from(mesh);
+                *noted = *call;
+            }
+            _ => self.hold(work, call),
+        }
+    }
+
+    /// Notes that a call is among those that are not known to have ended.
+    #[inline]
+    fn count(&mut self, call: &Noted, names: bool) {
         let operation = Some(call.operation);
         match self.runs.back_mut() {
             Some(run) if run.last + 1 == call.sequence && (run.operation == operation || !names) => {
@@ -151,18 +169,47 @@ impl Line {
             }
             _ => self.runs.push_back(Run { operation, first: call.sequence, last: call.sequence }),
         }
-        let is_steady = self.held.len() == HELD;
-        match (&work.progress, self.held.back_mut()) {
-            // On the way of each call of an engine, and so without anything that can be avoided.
-            (
-                Progress::Mesh(mesh),
-                Some(Held { sight: Sight::Mesh(its), noted, stands_for: Some(stands_for) }),
-            ) if is_steady && stands_for.contains(call.end) => {
-                its.clone_from(mesh);
-                *noted = *call;
-            }
-            _ => self.hold(work, call),
+    }
+
+    /// The last that is held, if a call on the mesh that must have ended then takes its place without more ado.
+    #[inline]
+    fn steady_for(&mut self, end: Option<Instant>) -> Option<&mut Held> {
+        let is_steady = self.held.len() >= HELD;
+        self.held.back_mut().filter(|last| {
+            let is_on_mesh = matches!(last.sight, Sight::Mesh(_) | Sight::LastOfLane(_));
+            is_steady && is_on_mesh && last.stands_for.is_some_and(|stands_for| stands_for.contains(end))
+        })
+    }
+
+    /// Whether [`Line::follow_last`] may follow a call that must have ended then. Asked before it is made, when whoever does not use that
+    /// can still ask the lane for the one before.
+    #[inline]
+    pub(crate) fn is_steady_for(&mut self, end: Option<Instant>) -> bool {
+        self.steady_for(end).is_some()
+    }
+
+    /// [`Line::follow`] of a call that is the last one of its lane, with this number there, and as long as it is, without its work object:
+    /// what is cloned and dropped for each costs a call as much as its checks do.
+    #[inline]
+    pub(crate) fn follow_last(&mut self, number: u64, call: &Noted, names: bool) {
+        self.count(call, names);
+        if let Some(last) = self.held.back_mut() {
+            last.sight = Sight::LastOfLane(number);
+            last.noted = *call;
         }
+    }
+
+    /// Before the lane's last call is another one, and before anybody looks: holds that call by its work object, as `last` gives it.
+    pub(crate) fn pin(&mut self, last: impl FnOnce() -> Option<meshreduce::Work>) {
+        let Some(held) = self.held.back_mut() else { return };
+        let Sight::LastOfLane(number) = held.sight else { return };
+        held.sight = match (last().filter(|work| work.number() == Some(number)), &self.backend) {
+            (Some(work), _) => Sight::Mesh(work),
+            // A call was launched behind it and refused, because no event could be put behind that: whoever refused it has waited until
+            // nothing ran any more. What of it failed the mesh says itself.
+            (None, Some(backend)) => Sight::Other(Work::done(backend, Outcome::default())),
+            (None, None) => return,
+        };
     }
 
     fn hold(&mut self, work: &Work, call: &Noted) {
@@ -272,7 +319,6 @@ mod tests {
     use crate::flight_recorder::{Begun, FlightRecorder};
     use crate::group::tests::Pending;
     use crate::types::Device;
-    use crate::work::Outcome;
 
     fn call(sequence: u64, operation: Operation, start: Instant, limit: Option<Duration>) -> Watched {
         let recorder = FlightRecorder::new(0, 0);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::family::Family;
 use super::progress::{INTERVAL, PATIENCE};
 use super::shared::Shared;
-use super::slot::Slot;
+use super::slot::{Slot, Which};
 use super::watch::{Message, Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
@@ -223,16 +223,15 @@ fn look_at(group: &Shared, slot: &Slot) {
     if group.end.get().is_some() {
         return;
     }
-    for line in [0, 1] {
+    for line in Which::ALL {
         look_at_line(group, slot, &**backend, line);
     }
     look_at_messages(group, slot, &**backend);
     // (That it was shut down since this has looked at the group is nothing that anybody did to it.)
     if let Some(error) = backend.error().filter(|error| !matches!(error, Error::ShutDown { .. })) {
         // What its peers or its transport did: everything pending on it ends.
-        let first = slot.watch().lines[0].first();
-        let error = match first {
-            Some(first) => with_call(&first, error),
+        let error = match slot.own_calls() {
+            Some((first, _)) => with_call(&first, error),
             None => error,
         };
         backend.abort(&error);
@@ -248,18 +247,18 @@ fn with_call(call: &Watched, error: Error) -> Error {
 }
 
 /// Looks at the collectives that go on in a line of one backend of a group.
-fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize) {
+fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: Which) {
     /// Whoever makes calls without an end does not keep it from the others.
     const MOST: usize = 64;
     for _ in 0..MOST {
-        let Some(first) = slot.watch().lines[line].first() else { return };
+        let Some(first) = slot.with_line(line, |line| line.first()).flatten() else { return };
         match first.work.look() {
             Ok(Some(_)) => {
-                let runs = slot.watch().lines[line].take_through(first.sequence);
-                group.ended_well(&first, &runs);
+                let runs = slot.with_line(line, |line| line.take_through(first.sequence));
+                group.ended_well(&first, &runs.unwrap_or_default());
             }
             Err(error) => {
-                slot.watch().lines[line].forget(first.sequence);
+                slot.with_line(line, |line| line.forget(first.sequence));
                 let error = with_call(&first, error);
                 if matches!(first.work.progress, Progress::Mesh(..))
                     && !matches!(error, Error::Backend { .. })
@@ -271,20 +270,20 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
             }
             Ok(None) => {
                 // One that has failed by itself is late no more, and says nothing of the first.
-                let late = slot.watch().lines[line].late_ones();
+                let late = slot.with_line(line, |line| line.late_ones()).unwrap_or_default();
                 for watched in late.into_iter().filter(|late| late.sequence != first.sequence) {
                     if let Err(error) = watched.work.look() {
-                        slot.watch().lines[line].forget(watched.sequence);
+                        slot.with_line(line, |line| line.forget(watched.sequence));
                         failed(group, &watched, error);
                     }
                 }
-                let watch = slot.watch();
                 // Behind one that has not ended none has.
-                let (is_late, unknown) = (watch.lines[line].is_late(), watch.lines[line].first_number());
-                let is_first = !watch.has_expired;
-                let late =
-                    watch.lines[line].late.clone().filter(|(sequence, ..)| *sequence == first.sequence);
-                drop(watch);
+                let state = slot.with_line(line, |line| {
+                    let late = line.late.clone().filter(|(sequence, ..)| *sequence == first.sequence);
+                    (line.is_late(), line.first_number(), late)
+                });
+                let Some((is_late, unknown, late)) = state else { return };
+                let is_first = !slot.watch().has_expired;
                 if is_late && is_first {
                     // Of those between, none of which is held, some may have ended: who has not come to the first of them is
                     // certainly missing.
@@ -300,7 +299,8 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: usize)
                             let _ = expire(group, slot, backend, &first, missing);
                         }
                         Look::Again(since, missing) => {
-                            slot.watch().lines[line].late = Some((first.sequence, since, missing));
+                            let late = Some((first.sequence, since, missing));
+                            slot.with_line(line, |line| line.late = late);
                         }
                     }
                 }
@@ -339,13 +339,13 @@ pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backen
 
 /// Sees which collectives of a backend have ended well, and waits for none.
 pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
-    for line in [0, 1] {
+    for line in Which::ALL {
         loop {
             // (The lock is not to be held in what follows.)
-            let Some(first) = slot.watch().lines[line].first() else { break };
+            let Some(first) = slot.with_line(line, |line| line.first()).flatten() else { break };
             let Ok(Some(_)) = first.work.look() else { break };
-            let runs = slot.watch().lines[line].take_through(first.sequence);
-            group.ended_well(&first, &runs);
+            let runs = slot.with_line(line, |line| line.take_through(first.sequence));
+            group.ended_well(&first, &runs.unwrap_or_default());
         }
     }
 }
@@ -354,8 +354,9 @@ pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
 /// Gives what the mesh has failed with meanwhile, if it has.
 pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) -> Option<Error> {
     let mut of_mesh = None;
+    let mut on_mesh = slot.with_line(Which::OnMesh, std::mem::take);
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
-    for line in &mut lines {
+    for line in on_mesh.iter_mut().chain(&mut lines) {
         // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.
         while let Some(call) = line.first() {
             match call.work.look() {

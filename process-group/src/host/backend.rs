@@ -13,7 +13,7 @@ use super::collectives::Way;
 use super::failure::{self, LIVING, NotShutDown, SHUT_DOWN};
 use super::shared::{Net, Shared, lock};
 use super::{progress, run, wire};
-use crate::backend::{Backend, BackendContext, BackendFactory, Request};
+use crate::backend::{Backend, BackendContext, BackendFactory, Made, Request};
 use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::types::{Device, DeviceType};
@@ -118,7 +118,15 @@ impl Backend for HostBackend {
 
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
         // SAFETY: the caller's promise.
-        unsafe { run::start(&self.shared, call, request) }
+        unsafe { run::make(&self.shared, call, request) }.map(|made| match made {
+            Made::Ended(outcome) => Work::done(&self.shared.backend, outcome),
+            Made::GoesOn(work) => work,
+        })
+    }
+
+    unsafe fn make(&self, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { run::make(&self.shared, call, request) }
     }
 
     fn abort(&self, cause: &Error) {

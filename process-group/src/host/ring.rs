@@ -263,6 +263,16 @@ impl Reader {
         taken.frames.store(self.0.frames, Ordering::Release);
     }
 
+    /// Whether whoever has just taken out a frame of so many bytes must ask whether the writer [waits](Self::was_full), which a fence goes
+    /// with: with every fourth frame, and with each eighth of the bytes. A writer that waits has put in as many frames as there may be,
+    /// or half of the bytes at least, so that this comes before all of them are taken out; and when it comes for the last time there is
+    /// room for any frame, which the writer finds by itself if it begins to wait only then.
+    pub(super) fn is_to_ask(&self, kind: Kind, data: usize) -> bool {
+        let End { frames, bytes, .. } = self.0;
+        let (room, eighth) = (room_of(kind, data) as u64, self.0.capacity() as u64 / 8);
+        frames.is_multiple_of(4) || (room > 0 && bytes / eighth != (bytes - room) / eighth)
+    }
+
     /// Whether the writer has waited for room since this was asked last.
     pub(super) fn was_full(&self) -> bool {
         fence(Ordering::SeqCst);

@@ -13,7 +13,7 @@ use super::stamp::Stamp;
 use super::ticket::Ticket;
 use super::wait::{Driving, Wait};
 use super::wire;
-use crate::backend::Request;
+use crate::backend::{Made, Request};
 use crate::call::Call;
 use crate::clock;
 use crate::error::Error;
@@ -59,12 +59,12 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
 /// # Safety
 ///
 /// As [`crate::Backend::start`].
-pub(super) unsafe fn start(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+pub(super) unsafe fn make(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
     if let Some(error) = shared.failure() {
         return Err(error);
     }
     if matches!(call, Call::Batch([])) {
-        return Ok(Work::done(&shared.backend, Outcome::default()));
+        return Ok(Made::Ended(Outcome::default()));
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -76,9 +76,8 @@ pub(super) unsafe fn start(shared: &Arc<Shared>, call: &Call<'_>, request: &Requ
                 Some(net) => net,
                 None => connected(shared, call, request)?,
             };
-            // What is returned is made here and now: moving it takes longer than some calls do.
             match at_once(shared, net, call, request) {
-                Some(Ok(())) => return Ok(Work::done(&shared.backend, Outcome::default())),
+                Some(Ok(())) => return Ok(Made::Ended(Outcome::default())),
                 Some(Err(error)) => return Err(error),
                 None => {}
             }
@@ -91,13 +90,13 @@ pub(super) unsafe fn start(shared: &Arc<Shared>, call: &Call<'_>, request: &Requ
 }
 
 /// Waits, or not.
-fn finish(shared: &Arc<Shared>, ticket: Arc<Ticket>, blocking: bool) -> Result<Work, Error> {
+fn finish(shared: &Arc<Shared>, ticket: Arc<Ticket>, blocking: bool) -> Result<Made, Error> {
     if !blocking {
-        return Ok(Work::pending(&shared.backend, ticket));
+        return Ok(Made::GoesOn(Work::pending(&shared.backend, ticket)));
     }
     // Its deadline is the progress thread's business.
     let outcome = ticket.wait(None)?.unwrap_or_default();
-    Ok(Work::done(&shared.backend, outcome))
+    Ok(Made::Ended(outcome))
 }
 
 fn enqueue(shared: &Shared, job: Job, is_message: bool) -> Result<(), Error> {
@@ -121,7 +120,7 @@ fn enqueue(shared: &Shared, job: Job, is_message: bool) -> Result<(), Error> {
 ///
 /// # Safety
 ///
-/// As [`start`].
+/// As [`make`].
 unsafe fn at_once(
     shared: &Shared,
     net: &Net,
@@ -150,7 +149,7 @@ unsafe fn at_once(
 
 /// # Safety
 ///
-/// As [`start`].
+/// As [`make`].
 unsafe fn one(
     shared: &Shared,
     net: &Net,
@@ -173,7 +172,7 @@ pub(super) fn job(shared: &Shared, net: &Net, engine: &mut Engine, job: &Job) ->
         return Err(error);
     }
     job.calls().enumerate().try_for_each(|(index, call)| {
-        // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
+        // SAFETY: the promise of `make`, which holds until the job's ticket has ended.
         unsafe { one(shared, net, engine, &call, index, &job.request, true) }
     })
 }
@@ -194,7 +193,7 @@ pub(super) fn post_early(shared: &Shared, net: &Net) -> bool {
 /// Begins the sends and receives of a job.
 fn begin_early(shared: &Shared, net: &Net, job: &Job) {
     let begun = job.calls().try_for_each(|call| {
-        // SAFETY: the promise of `start`, which holds until the job's ticket has ended.
+        // SAFETY: the promise of `make`, which holds until the job's ticket has ended.
         unsafe { post(shared, net, &call, &job.request, &job.ticket) }
     });
     if let Err(error) = begun {
@@ -206,7 +205,7 @@ fn begin_early(shared: &Shared, net: &Net, job: &Job) {
 
 /// # Safety
 ///
-/// As [`start`], until the ticket has ended or its messages are cancelled.
+/// As [`make`], until the ticket has ended or its messages are cancelled.
 unsafe fn post(
     shared: &Shared,
     net: &Net,
@@ -232,15 +231,15 @@ unsafe fn post(
 
 /// # Safety
 ///
-/// As [`start`].
-unsafe fn messages(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+/// As [`make`].
+unsafe fn messages(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
     let blocking = request.blocking;
     if blocking && let Some(net) = shared.net.get() {
         post_early(shared, net);
         // SAFETY: the caller's promise.
         match unsafe { short(shared, net, call, request.sequence) } {
             Ok(None) => {}
-            Ok(Some(outcome)) => return Ok(Work::done(&shared.backend, outcome)),
+            Ok(Some(outcome)) => return Ok(Made::Ended(outcome)),
             Err(error) => return Err(error),
         }
     }
@@ -265,28 +264,27 @@ unsafe fn messages(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> 
         }
     }
     let pumped = shared.pump(net);
-    let done = |outcome: Outcome| Work::done(&shared.backend, outcome);
     if !blocking {
         let ended = pumped.is_ok() && ticket.is_complete();
         if ended {
-            return Ok(done(ticket.result()?.unwrap_or_default()));
+            return Ok(Made::Ended(ticket.result()?.unwrap_or_default()));
         }
         // What is not done is the progress thread's business now.
         wire::ring(&shared.bell);
-        return Ok(Work::pending(&shared.backend, ticket));
+        return Ok(Made::GoesOn(Work::pending(&shared.backend, ticket)));
     }
     let result = wait(shared, net, &ticket);
     if result.is_err() {
         net.mailbox().cancel(&ticket);
     }
-    result.map(done)
+    result.map(Made::Ended)
 }
 
 /// Makes a send or a receive of a short message between neighbours, if nothing is in its way; `None`: nothing was begun.
 ///
 /// # Safety
 ///
-/// As [`start`].
+/// As [`make`].
 unsafe fn short(
     shared: &Shared,
     net: &Net,

@@ -12,7 +12,7 @@ use super::collectives::Engine;
 use super::connect::{Connected, Own};
 use super::failure::{self, FAILED, LIVING, SHUT_DOWN};
 use super::job::Job;
-use super::mailbox::{Mailbox, differ};
+use super::mailbox::{Mailbox, differ, differ_in_number};
 use super::place::Islands;
 use super::segment::{ASLEEP, IN_STEP};
 use super::stamp::{History, Stamp};
@@ -109,10 +109,10 @@ pub(super) struct Shared {
     pub(super) connected: Ticket,
 }
 
-/// The last collective of a neighbour that was shut down.
-fn last_call(neighbour: &Neighbour) -> Option<Stamp> {
+/// The last collective of a neighbour that was shut down, if it has made one.
+fn last_call(neighbour: &Neighbour) -> Option<Option<Stamp>> {
     match neighbour.segment.control().ended.0.heard() {
-        (SHUT_DOWN, record) => failure::decode_last(&record),
+        (SHUT_DOWN, record) => Some(failure::decode_last(&record)),
         _ => None,
     }
 }
@@ -221,23 +221,27 @@ impl Shared {
     }
 
     /// What this rank, which has come to the end as all others have, hears there: a failure of another one, or that it has called
-    /// something else. Ranks do not wait for one another in all calls, and compare nothing in those.
+    /// something else, or more. Ranks do not wait for one another in all calls, and compare nothing in those.
     pub(super) fn heard_at_the_end(&self, net: &Net) -> Option<Error> {
         // Whoever looks for messages has noted what was wrong with one before another thread may look.
         let in_messages = net.mailbox().differs_at_the_end(&self.history);
         let in_steps = || net.engine.try_lock().ok()?.differs_at_the_end(self.name());
         let in_the_last = || {
             (0..self.group.world_size).filter(|rank| *rank != self.rank()).find_map(|rank| {
-                let other = self.last_call(net, rank)?;
-                let own = self.history.at(&other).filter(|own| *own != other)?;
-                Some(differ(self.name(), (self.rank(), rank), &own, &other))
+                let (own, other) = (self.history.last(), self.last_call(net, rank)?);
+                let there = other.and_then(|other| Some((self.history.at(&other)?, other)));
+                let ranks = (self.rank(), rank);
+                match there.filter(|(own, other)| own != other) {
+                    Some((own, other)) => Some(differ(self.name(), ranks, &own, &other)),
+                    None => differ_in_number(self.name(), ranks, own, other),
+                }
             })
         };
         self.heard_since(net).or(in_messages).or_else(in_steps).or_else(in_the_last)
     }
 
-    /// The last collective of a rank that was shut down.
-    fn last_call(&self, net: &Net, rank: usize) -> Option<Stamp> {
+    /// The last collective of a rank that was shut down, if it has made one.
+    fn last_call(&self, net: &Net, rank: usize) -> Option<Option<Stamp>> {
         match net.island.iter().find(|neighbour| neighbour.rank == rank) {
             Some(neighbour) => last_call(neighbour),
             None => net.mailbox().last_call(rank),
@@ -246,7 +250,7 @@ impl Shared {
 
     /// That a rank, which is needed for the call `own`, has left: it may have called something else in its place.
     pub(super) fn has_left(&self, net: &Net, rank: usize, state: u32, own: &Stamp) -> Error {
-        match self.last_call(net, rank).filter(|last| last.is_at(own) && last != own) {
+        match self.last_call(net, rank).flatten().filter(|last| last.is_at(own) && last != own) {
             Some(other) => differ(self.name(), (self.rank(), rank), own, &other),
             None => failure::has_left(rank, self.name(), state),
         }
@@ -362,7 +366,7 @@ impl Shared {
             if state == LIVING || mailbox.is_gone(neighbour.rank) {
                 continue;
             }
-            let how = (state, last_call(neighbour));
+            let how = (state, last_call(neighbour).flatten());
             if let Err(error) = mailbox.neighbour_left(neighbour.rank, how, &self.history) {
                 tracing::debug!(%error, rank = self.rank(), "what a rank sent before it ended was of no use");
                 mailbox.note_left(neighbour.rank, state);
@@ -391,7 +395,7 @@ impl Shared {
                 }
                 state => {
                     let mut mailbox = net.mailbox();
-                    let how = (state, last_call(neighbour));
+                    let how = (state, last_call(neighbour).flatten());
                     if let Err(error) = mailbox.neighbour_left(neighbour.rank, how, &self.history) {
                         return Err(self.fail_with_mail(&mut mailbox, error));
                     }

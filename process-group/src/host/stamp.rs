@@ -55,9 +55,14 @@ impl Stamp {
         Self { sequence, what, count: count(call, world_size) }
     }
 
+    /// Its place in the order of calls: its number, and which call of a batch it is.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.sequence, self.what >> 44)
+    }
+
     /// Whether both are the same place in the order of calls.
     pub(super) fn is_at(&self, other: &Stamp) -> bool {
-        self.sequence == other.sequence && self.what >> 44 == other.what >> 44
+        self.place() == other.place()
     }
 
     fn operation(&self) -> Option<Operation> {

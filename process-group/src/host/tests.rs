@@ -51,6 +51,7 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
         registry,
         end,
         dead_member: Default::default(),
+        lane: Arc::default(),
     }
 }
 
@@ -89,7 +90,7 @@ impl Rank {
         let sequence = counter.replace(counter.get() + 1);
         let (start, deadline) = (Instant::now(), self.deadline.get());
         let stream = std::ptr::null_mut::<u8>().into();
-        let request = Request { sequence, start, deadline, stream, blocking };
+        let request = Request { sequence, start, deadline, stream, blocking, ..Request::new() };
         // SAFETY: tests wait for their calls, or keep the memory until the backend is dropped.
         unsafe { self.backend.start(call, &request) }
     }

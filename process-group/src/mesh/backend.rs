@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use meshreduce::{Config, StreamOrder};
+use meshreduce::Config;
 use meshreduce_channels::Registry;
 use meshreduce_device::{self as device, PrimaryContext};
 
@@ -20,7 +20,7 @@ use crate::backend::{Backend, BackendContext, Request, Usage};
 use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::turn::{Taken, Turn};
-use crate::types::{DType, Device, ReduceOp};
+use crate::types::{DType, Device, Operation, ReduceOp};
 use crate::work::Work;
 
 #[derive(Debug)]
@@ -43,8 +43,7 @@ pub(super) struct MeshBackend {
     end: OnceLock<Error>,
     /// Why whoever shuts it down waits no longer.
     aborted: Arc<OnceLock<Error>>,
-    /// Calls that its kernels have taken, and that it has taken otherwise.
-    on_mesh: AtomicU64,
+    /// Calls that it has taken without its kernels.
     otherwise: AtomicU64,
     fallback: AtomicU64,
     /// Why calls were left to the one behind, each of which was logged.
@@ -97,7 +96,6 @@ impl MeshBackend {
             making_transfers: Turn::default(),
             end: OnceLock::new(),
             aborted: Arc::default(),
-            on_mesh: AtomicU64::new(0),
             otherwise: AtomicU64::new(0),
             fallback: AtomicU64::new(0),
             told: Mutex::default(),
@@ -267,23 +265,95 @@ impl MeshBackend {
     unsafe fn on_mesh(
         &self,
         mesh: &Mesh,
-        call: MeshCall,
+        (call, operation): (&MeshCall, Operation),
         request: &Request,
-    ) -> Result<meshreduce::Work, Error> {
-        let MeshCall { input, output, dtype, op } = call;
-        let mut lane = mesh.lane.lock();
-        let Some(lane) = lane.as_mut() else {
-            return Err(Error::ShutDown { group: Arc::clone(&self.context.group.name) });
+    ) -> Result<Work, Error> {
+        // SAFETY: the caller's promise.
+        match unsafe { mesh.lane.all_reduce(call, operation, request, mesh.is_followed) } {
+            Some(Ok(work)) => Ok(work),
+            Some(Err(error)) => Err(self.of_mesh(mesh, error)),
+            None => Err(self.is_shut_down()),
+        }
+    }
+
+    fn is_shut_down(&self) -> Error {
+        Error::ShutDown { group: Arc::clone(&self.context.group.name) }
+    }
+
+    /// [`Backend::start`] of what is not an all-reduce on the one mesh.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Backend::start`].
+    unsafe fn start_otherwise(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        let group = &self.context.group.name;
+        let by_channels = self.by_channels(call);
+        if let Some(Ok(())) = by_channels {
+            // SAFETY: the caller vouches for the tensors and the stream, which is not captured.
+            let work = unsafe { self.transfers(request)?.start(call, request) }.inspect_err(|error| {
+                // As with any call that is late, the group's backend is over.
+                if matches!(error, Error::Timeout { .. }) {
+                    self.abort(error);
+                }
+            })?;
+            self.otherwise.fetch_add(1, Ordering::Relaxed);
+            return Ok(work);
+        }
+        let choice =
+            by_channels.map_or_else(|| self.choose(call), |why| Err(why.expect_err("it was not Ok")));
+        let chosen = match (&self.ground, choice) {
+            (Ground::Alone, _) => {
+                if call.is_point_to_point() {
+                    return Err(self.unsupported(call, "a world of one".to_owned()));
+                }
+                // SAFETY: the caller vouches for the tensors and the stream.
+                let stream = unsafe { alone::make(&self.primary, call, request.stream) };
+                stream.map_err(|error| self.of_driver(error))?;
+                self.otherwise.fetch_add(1, Ordering::Relaxed);
+                // SAFETY: as above.
+                return unsafe { alone::work(&self.name, group, &self.primary, request) }
+                    .map_err(|error| self.of_driver(error));
+            }
+            (Ground::One(mesh), Ok(chosen)) => Ok((mesh, None, chosen)),
+            (Ground::Several(mesh, placement), Ok(chosen)) => Ok((mesh, Some(placement), chosen)),
+            (_, Err(why)) => Err(why),
+            (Ground::None(why), Ok(_)) => Err(Refusal::NoMesh(Arc::clone(why))),
         };
-        lane.set_deadline(request.deadline);
-        let order = StreamOrder::behind_last_call(request.stream);
-        // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
-        // of the last one, and every call has one.
-        let work = unsafe { lane.all_reduce_raw(input, output.address, output.count, dtype, op, order) }
-            .map_err(|error| self.of_mesh(mesh, error))?;
-        // Nobody else adds while this has the lane.
-        self.on_mesh.store(self.on_mesh.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        Ok(work)
+        match chosen {
+            Ok((mesh, None, chosen)) => {
+                // SAFETY: the caller vouches for the tensors and the stream.
+                unsafe { self.on_mesh(mesh, (&chosen, call.operation()), request) }
+            }
+            Ok((mesh, Some(placement), chosen)) => {
+                let nodes = self.nodes(placement, Some(request))?;
+                // SAFETY: the caller vouches for the tensors and the stream.
+                let first = unsafe { mesh.lane.step(&chosen, request) }
+                    .ok_or_else(|| self.is_shut_down())?
+                    .map_err(|error| self.of_mesh(mesh, error))?;
+                let op = call.op().unwrap_or(ReduceOp::Sum);
+                // SAFETY: as above; the steps are on one stream, one behind the other.
+                let last = unsafe { nodes.finish(chosen.output, op, request) }?;
+                let (name, group, ranks) = (Arc::clone(&self.name), Arc::clone(group), mesh.ranks.clone());
+                let call = (call.operation(), request.sequence);
+                let convert = move |error| convert(error, &name, &group, &ranks, Some(call));
+                Ok(Work::pending(&self.name, Arc::new(Steps::new(first, last, convert))))
+            }
+            Err(why) => {
+                self.tell(&why);
+                let behind = self.behind(Some(request))?;
+                behind.supports(call).map_err(|more| {
+                    let name = behind.name();
+                    self.unsupported(
+                        call,
+                        format!("{why}; {name} behind it does not take it either{}", dash(&more)),
+                    )
+                })?;
+                // SAFETY: the caller's promises are those that it needs.
+                let work = unsafe { behind.start(call, request) }?;
+                self.fallback.fetch_add(1, Ordering::Relaxed);
+                Ok(work)
+            }
+        }
     }
 
     fn of_mesh(&self, mesh: &Mesh, error: meshreduce::Error) -> Error {
@@ -331,73 +401,15 @@ impl Backend for MeshBackend {
 
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
         self.alive()?;
-        let group = &self.context.group.name;
-        let by_channels = self.by_channels(call);
-        if let Some(Ok(())) = by_channels {
-            // SAFETY: the caller vouches for the tensors and the stream, which is not captured.
-            let work = unsafe { self.transfers(request)?.start(call, request) }.inspect_err(|error| {
-                // As with any call that is late, the group's backend is over.
-                if matches!(error, Error::Timeout { .. }) {
-                    self.abort(error);
-                }
-            })?;
-            self.otherwise.fetch_add(1, Ordering::Relaxed);
-            return Ok(work);
+        // What is called most, and by whom every step more is felt.
+        if let (Ground::One(mesh), Call::AllReduce { .. }) = (&self.ground, call)
+            && let Ok(chosen) = self.rule.take(call, mesh.token.address())
+        {
+            // SAFETY: the caller vouches for the tensors and the stream.
+            return unsafe { self.on_mesh(mesh, (&chosen, call.operation()), request) };
         }
-        let choice =
-            by_channels.map_or_else(|| self.choose(call), |why| Err(why.expect_err("it was not Ok")));
-        let chosen = match (&self.ground, choice) {
-            (Ground::Alone, _) => {
-                if call.is_point_to_point() {
-                    return Err(self.unsupported(call, "a world of one".to_owned()));
-                }
-                // SAFETY: the caller vouches for the tensors and the stream.
-                let stream = unsafe { alone::make(&self.primary, call, request.stream) };
-                stream.map_err(|error| self.of_driver(error))?;
-                self.otherwise.fetch_add(1, Ordering::Relaxed);
-                // SAFETY: as above.
-                return unsafe { alone::work(&self.name, group, &self.primary, request) }
-                    .map_err(|error| self.of_driver(error));
-            }
-            (Ground::One(mesh), Ok(chosen)) => Ok((mesh, None, chosen)),
-            (Ground::Several(mesh, placement), Ok(chosen)) => Ok((mesh, Some(placement), chosen)),
-            (_, Err(why)) => Err(why),
-            (Ground::None(why), Ok(_)) => Err(Refusal::NoMesh(Arc::clone(why))),
-        };
-        match chosen {
-            Ok((mesh, None, chosen)) => {
-                // SAFETY: the caller vouches for the tensors and the stream.
-                let work = unsafe { self.on_mesh(mesh, chosen, request) }?;
-                Ok(Work::on_mesh(work))
-            }
-            Ok((mesh, Some(placement), chosen)) => {
-                let nodes = self.nodes(placement, Some(request))?;
-                // SAFETY: the caller vouches for the tensors and the stream.
-                let first = unsafe { self.on_mesh(mesh, chosen, request) }?;
-                let op = call.op().unwrap_or(ReduceOp::Sum);
-                // SAFETY: as above; the steps are on one stream, one behind the other.
-                let last = unsafe { nodes.finish(chosen.output, op, request) }?;
-                let (name, group, ranks) = (Arc::clone(&self.name), Arc::clone(group), mesh.ranks.clone());
-                let call = (call.operation(), request.sequence);
-                let convert = move |error| convert(error, &name, &group, &ranks, Some(call));
-                Ok(Work::pending(&self.name, Arc::new(Steps::new(first, last, convert))))
-            }
-            Err(why) => {
-                self.tell(&why);
-                let behind = self.behind(Some(request))?;
-                behind.supports(call).map_err(|more| {
-                    let name = behind.name();
-                    self.unsupported(
-                        call,
-                        format!("{why}; {name} behind it does not take it either{}", dash(&more)),
-                    )
-                })?;
-                // SAFETY: the caller's promises are those that it needs.
-                let work = unsafe { behind.start(call, request) }?;
-                self.fallback.fetch_add(1, Ordering::Relaxed);
-                Ok(work)
-            }
-        }
+        // SAFETY: the caller's promise.
+        unsafe { self.start_otherwise(call, request) }
     }
 
     fn prepare(&self) -> Result<(), Error> {
@@ -458,7 +470,7 @@ impl Backend for MeshBackend {
             result = transfers.shutdown(left());
         }
         if let Some(mesh) = self.ground.mesh() {
-            drop(mesh.lane.lock().take());
+            mesh.lane.close();
             let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(communicator) = communicator {
                 // It may have been aborted between the two.
@@ -492,7 +504,8 @@ impl Backend for MeshBackend {
 
     fn usage(&self) -> Option<Usage> {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Some(Usage { own: of(&self.on_mesh) + of(&self.otherwise), fallback: of(&self.fallback) })
+        let on_mesh = self.ground.mesh().map_or(0, |mesh| mesh.lane.made());
+        Some(Usage { own: on_mesh + of(&self.otherwise), fallback: of(&self.fallback) })
     }
 }
 

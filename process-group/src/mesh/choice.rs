@@ -99,7 +99,7 @@ impl Rule {
 
     /// The call, if the mesh takes it; else why not.
     /// A barrier is the all-reduce of the number at `token`.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&self, call: &Call<'_>, token: u64) -> Result<MeshCall, Refusal> {
         match call {
             Call::AllReduce { input, output, op } => match self.kinds[input.dtype as usize][*op as usize] {

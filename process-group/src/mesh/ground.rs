@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use meshreduce::{Closer, Communicator, Config, Lane, Outcome, PrefixStore, rendezvous};
+use meshreduce::{Closer, Communicator, Config, Outcome, PrefixStore, rendezvous};
 use meshreduce_device::{DeviceMemory, PrimaryContext, Stream};
 
+use super::lane::MeshLane;
 use super::place::Placement;
 use crate::backend::BackendContext;
-use crate::brief_lock::BriefLock;
 use crate::error::Error;
 use crate::work::Names;
 
@@ -18,7 +18,10 @@ pub(super) struct Mesh {
     pub(super) communicator: RwLock<Option<Communicator>>,
     /// Ends the closing of it that waits.
     pub(super) closer: Closer,
-    pub(super) lane: BriefLock<Option<Lane>>,
+    /// The group looks for their ends there, if it knows of it ([`Mesh::is_followed`]).
+    pub(super) lane: Arc<MeshLane>,
+    /// Whether the group knows of the lane, which is the first one of its backend then.
+    pub(super) is_followed: bool,
     /// One number, for barriers.
     pub(super) token: DeviceMemory,
     /// The group's ranks, by the mesh's.
@@ -92,7 +95,8 @@ fn find_mesh(
         return Ok(Ground::None(reason.unwrap_or_default().into()));
     };
     let names = Names { backend: Arc::clone(name), group: Arc::clone(&group.name) };
-    let mesh = Mesh::new(communicator, ranks, primary, names).map_err(of_mesh)?;
+    let mut mesh = Mesh::new(communicator, ranks, primary, names).map_err(of_mesh)?;
+    mesh.is_followed = context.lane.set(Arc::downgrade(&mesh.lane)).is_ok();
     Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
 }
 
@@ -109,8 +113,8 @@ impl Mesh {
         let stream = Stream::new(primary)?;
         token.write(0, &[0; 4], &stream)?;
         let closer = communicator.closer();
-        let (communicator, lane) = (RwLock::new(Some(communicator)), BriefLock::new(Some(lane)));
-        Ok(Self { communicator, closer, lane, token, ranks })
+        let (communicator, lane) = (RwLock::new(Some(communicator)), Arc::new(MeshLane::new(lane)));
+        Ok(Self { communicator, closer, lane, is_followed: false, token, ranks })
     }
 
     /// Bytes of the longest all-reduce of a type and operation that it takes.

@@ -5,6 +5,7 @@ mod backend;
 mod choice;
 pub(crate) mod failure;
 mod ground;
+mod lane;
 mod nodes;
 mod place;
 mod transfers;
@@ -18,6 +19,8 @@ use crate::backend::{Backend, BackendContext, BackendFactory};
 use crate::error::Error;
 use crate::types::{DType, DeviceType, ReduceOp};
 use backend::MeshBackend;
+
+pub(crate) use lane::MeshLane;
 
 /// The backend's name.
 const NAME: &str = "mesh";

@@ -18,7 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::failure;
+use super::failure::{self, SHUT_DOWN};
 use super::frame::{Channel, HEADER, Header, Kind};
 use super::stamp::{History, Stamp};
 use super::ticket::Ticket;
@@ -288,9 +288,10 @@ impl Mailbox {
         }
     }
 
-    /// The last collective of a rank behind a connection that was shut down.
-    pub(super) fn last_call(&self, rank: usize) -> Option<Stamp> {
-        self.links[rank].last_call
+    /// The last collective of a rank behind a connection that was shut down, if it has made one.
+    pub(super) fn last_call(&self, rank: usize) -> Option<Option<Stamp>> {
+        let link = &self.links[rank];
+        (link.left == Some(SHUT_DOWN)).then_some(link.last_call)
     }
 
     /// What a rank behind a connection has said last of the collective (plus 1) that it has come to.
@@ -475,6 +476,25 @@ pub(super) fn differ(group: &Arc<str>, ranks: (usize, usize), own: &Stamp, other
         );
     }
     Error::Mismatch { sequence: own.sequence, group: Arc::clone(group), ranks, calls }
+}
+
+/// That one of two ranks, whose last calls these are, has made more of them; `None`: neither has.
+pub(super) fn differ_in_number(
+    group: &Arc<str>,
+    ranks: (usize, usize),
+    own: Option<Stamp>,
+    other: Option<Stamp>,
+) -> Option<Error> {
+    let place = |last: Option<Stamp>| last.map(|last| last.place());
+    let last = if place(own) > place(other) { own } else { other }?;
+    let of = |stamp: Option<Stamp>| match stamp {
+        Some(stamp) if stamp.is_at(&last) => stamp.to_string(),
+        Some(Stamp { sequence, .. }) => format!("nothing after number {sequence}"),
+        None => "nothing".to_owned(),
+    };
+    let calls = (of(own), of(other));
+    let sequence = last.sequence;
+    (place(own) != place(other)).then(|| Error::Mismatch { sequence, group: Arc::clone(group), ranks, calls })
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Mailbox {
         }
         // SAFETY: the caller's promise.
         inn.take(&header, unsafe { span.write(0, span.bytes) });
-        if inn.was_full() {
+        if inn.is_to_ask(header.kind, span.bytes) && inn.was_full() {
             self.ring(peer);
         }
         self.took(peer, span.bytes);

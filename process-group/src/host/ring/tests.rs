@@ -126,3 +126,28 @@ fn what_makes_no_sense_is_refused() {
     reader.0.control().taken.0.frames.store(2, Ordering::Relaxed);
     assert_eq!(writer.look(), Err(Corrupt), "more is taken out than was put in");
 }
+
+#[test]
+fn a_writer_that_goes_on_only_when_the_reader_asks_gets_everything_through() {
+    const FRAMES: usize = 300;
+    for bytes in [0, 4, 100, 5000, EAGER] {
+        let (mut writer, mut reader) = ring();
+        let (frame, data) = (header(Kind::Eager, 1, bytes), data(1, bytes));
+        let mut left = FRAMES;
+        let mut write_on = |left: &mut usize| {
+            while *left > 0 && writer.write(&frame, &data).unwrap() {
+                *left -= 1;
+            }
+        };
+        write_on(&mut left);
+        let mut taken = 0;
+        while reader.has_frame() {
+            reader.skip(&frame);
+            taken += 1;
+            if reader.is_to_ask(Kind::Eager, bytes) && reader.was_full() {
+                write_on(&mut left);
+            }
+        }
+        assert_eq!((taken, left), (FRAMES, 0), "{bytes} bytes");
+    }
+}

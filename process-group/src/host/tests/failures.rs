@@ -132,6 +132,36 @@ fn ranks_that_differ_in_calls_in_which_nobody_waits_hear_of_it_when_they_shut_do
 }
 
 #[test]
+fn a_rank_that_has_made_one_call_more_than_others_is_named_on_all_when_they_shut_down() {
+    for hosts in ["aa", "ab", "aab", "abcd"] {
+        for before in [0, 3] {
+            // Others leave behind the call that only one makes, so that it finds them there.
+            let made = std::sync::Barrier::new(hosts.len());
+            let errors = on_hosts(hosts, |rank| {
+                (0..before).for_each(|_| _ = rank.barrier().unwrap());
+                let mut data = [1.0_f32; 4];
+                if rank.rank == 1 {
+                    let call = Call::Broadcast { tensor: data.tensor_mut(), root: 1 };
+                    rank.call(&call).unwrap();
+                }
+                made.wait();
+                rank.backend.shutdown(FAR).unwrap_err()
+            });
+            for (rank, error) in errors.iter().enumerate() {
+                let Error::Mismatch { sequence, ranks, calls, .. } = error else {
+                    panic!("{hosts}: {errors:?}")
+                };
+                assert_eq!((ranks.0, ranks.0 == 1 || ranks.1 == 1), (rank, true), "{error}");
+                let (most, least) = if rank == 1 { (&calls.0, &calls.1) } else { (&calls.1, &calls.0) };
+                assert!(most.contains("broadcast") && least.contains("nothing"), "{error}");
+                assert_eq!(least.contains("number 2"), before == 3, "{error}");
+                assert_eq!(*sequence, before, "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
     for hosts in ["aa", "ab", "aab", "abab"] {
         for blocking in [true, false] {

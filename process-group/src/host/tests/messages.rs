@@ -151,7 +151,7 @@ fn two_threads_send_while_a_third_waits_in_a_collective() {
             let make = |call: &Call<'_>, sequence: u64| {
                 let stream = std::ptr::null_mut::<u8>().into();
                 let (start, deadline) = (Instant::now(), Some(FAR));
-                let request = Request { sequence, start, deadline, stream, blocking: true };
+                let request = Request { sequence, start, deadline, stream, blocking: true, ..Request::new() };
                 // SAFETY: it has ended when this returns.
                 unsafe { backend.start(call, &request) }.and_then(ended).unwrap()
             };
