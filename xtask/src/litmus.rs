@@ -12,7 +12,9 @@ use std::{fs, io::IsTerminal as _};
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
-use meshreduce_emulator::litmus::{Judgement, Litmus, Verdict, compare, judge, parse, random, shrink};
+use meshreduce_emulator::litmus::{
+    Judgement, Litmus, Verdict, compare, judge, parse, parse_bounded, random, shrink,
+};
 use serde::Serialize;
 
 use crate::repository;
@@ -23,8 +25,21 @@ const SEEDS: u64 = 1000;
 /// Check litmus tests against the axioms, and the adversary executor against both
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// A file, or a folder of `.litmus` files. Default: the shipped ones
+    /// A file, or a folder of `.litmus` files and folders, in the format of this project or of Dat3M. Default: the
+    /// shipped ones
     path: Option<PathBuf>,
+    /// How often loops go round, at most, for the enumerator
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    rounds: u8,
+    /// What tests that only ask must give: lines `PATH,0` or `PATH,1` (does the question hold?), as Dat3M has them
+    #[arg(long, value_name = "CSV")]
+    expected: Option<PathBuf>,
+    /// What `--expected` is about: whether the question holds, or whether every execution ends
+    #[arg(long, value_enum, default_value_t = About::Condition)]
+    about: About,
+    /// Pass over files that are not understood, and say which
+    #[arg(long)]
+    lenient: bool,
     /// Only tests whose name contains this
     #[arg(long)]
     filter: Option<String>,
@@ -42,6 +57,13 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// What a file of expectations is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum About {
+    Condition,
+    Termination,
+}
+
 /// Runs of the executor for every random program, through races and stopping at them.
 const RANDOM_SEEDS: u64 = 300;
 
@@ -53,6 +75,16 @@ struct Row {
     test: String,
     stated: &'static str,
     enumerator: &'static str,
+    /// Whether some execution has a data race.
+    racy: bool,
+    /// The first seed in which the executor reported one.
+    race_seed: Option<u64>,
+    /// Whether every execution ends; not there if that is not known.
+    terminates: Option<bool>,
+    /// Runs of the executor that would not have ended.
+    hung: usize,
+    /// Why the executor was not asked.
+    unfit: Option<String>,
     /// Outcomes that the axioms allow.
     allowed: usize,
     /// Those that the executor had.
@@ -80,6 +112,16 @@ struct Totals {
     /// Tests whose condition is allowed, and those of them whose condition the executor met.
     conditions_allowed: usize,
     conditions_seen: usize,
+    /// Tests with a data race in some execution, and those of them in which the executor reported one.
+    racy: usize,
+    racy_seen: usize,
+    /// Tests that the executor was not asked about.
+    unfit: usize,
+    /// Tests about which something was expected, and those of them that gave it.
+    expected: usize,
+    as_expected: usize,
+    /// Files that were passed over.
+    passed_over: Vec<String>,
 }
 
 /// What the random programs gave.
@@ -105,18 +147,33 @@ impl Args {
         let first = self.seed.unwrap_or(0);
         let count = self.seeds.unwrap_or(if self.seed.is_some() { 1 } else { SEEDS });
         let seeds = first..first.checked_add(count).context("--seed and --seeds go beyond 64 bits")?;
-        let tests = self.tests()?;
+        let (tests, passed_over) = self.tests()?;
+        let expected = self.expected.as_deref().map(Expectations::read).transpose()?;
         let progress = progress(tests.len() as u64);
         let mut rows = Vec::new();
+        let (mut asked, mut met) = (0, 0);
         for (file, test) in &tests {
             progress.set_message(test.name.clone());
             let judged = judge(test, seeds.clone());
-            let judged = judged.with_context(|| format!("{file}:{}: {}", test.line, test.name))?;
-            rows.push(row(file, test, &judged));
+            let mut row = row(file, test, &judged);
+            if let Some(wanted) = expected.as_ref().and_then(|all| all.of(file)) {
+                asked += 1;
+                let found = match self.about {
+                    About::Condition => Some(judged.possible == (test.verdict != Verdict::Asked(false))),
+                    About::Termination => judged.allowed.terminates(),
+                };
+                met += usize::from(found == Some(wanted));
+                if found != Some(wanted) {
+                    let found = found.map_or("not known", |found| if found { "1" } else { "0" });
+                    row.failures.push(format!("{} is expected and {found} is found", u8::from(wanted)));
+                    row.ok = false;
+                }
+            }
+            rows.push(row);
             progress.inc(1);
         }
         progress.finish_and_clear();
-        let totals = totals(&rows, seeds);
+        let totals = Totals { expected: asked, as_expected: met, passed_over, ..totals(&rows, seeds) };
         if self.json {
             let all = serde_json::json!({ "tests": rows, "totals": totals });
             println!("{}", serde_json::to_string_pretty(&all)?);
@@ -184,20 +241,54 @@ impl Args {
         Ok(ExitCode::FAILURE)
     }
 
-    /// The tests to judge, with the files they are in.
-    fn tests(&self) -> Result<Vec<(String, Litmus)>> {
+    /// The tests to judge, with the files they are in; and the files that are not understood, if they are passed over.
+    fn tests(&self) -> Result<(Vec<FileTest>, Vec<String>)> {
         let path = self.path.clone().unwrap_or_else(|| repository::root().join("emulator/litmus"));
-        let mut tests = Vec::new();
+        let (mut tests, mut passed_over) = (Vec::new(), Vec::new());
         for file in files(&path)? {
             let shown = repository::shown(&file);
             let text = fs::read_to_string(&file).with_context(|| format!("reading {shown}"))?;
-            tests.extend(parse(&shown, &text)?.into_iter().map(|test| (shown.clone(), test)));
+            match parse_bounded(&shown, &text, self.rounds.into()) {
+                Ok(found) => tests.extend(found.into_iter().map(|test| (shown.clone(), test))),
+                Err(error) if self.lenient => passed_over.push(error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
         }
         if let Some(filter) = &self.filter {
             tests.retain(|(_, test)| test.name.contains(filter));
         }
         ensure!(!tests.is_empty(), "there is no such litmus test in {}", repository::shown(&path));
-        Ok(tests)
+        Ok((tests, passed_over))
+    }
+}
+
+/// A test with the file it is in.
+type FileTest = (String, Litmus);
+
+/// What is expected, by path.
+struct Expectations(Vec<(String, bool)>);
+
+impl Expectations {
+    fn read(path: &Path) -> Result<Self> {
+        let shown = repository::shown(path);
+        let text = fs::read_to_string(path).with_context(|| format!("reading {shown}"))?;
+        let line = |(number, line): (usize, &str)| {
+            let (path, value) = line.rsplit_once(',').context("no `PATH,0` or `PATH,1`")?;
+            let value = match value.trim() {
+                "0" => false,
+                "1" => true,
+                _ => bail!("{shown}:{}: no `PATH,0` or `PATH,1`", number + 1),
+            };
+            Ok((path.trim().to_owned(), value))
+        };
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        Ok(Self(lines.map(line).collect::<Result<_>>()?))
+    }
+
+    /// Paths may begin elsewhere than those of the expectations: the end counts.
+    fn of(&self, file: &str) -> Option<bool> {
+        let same = |(path, _): &&(String, bool)| Path::new(file).ends_with(path);
+        self.0.iter().find(same).map(|(_, value)| *value)
     }
 }
 
@@ -207,10 +298,16 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![path.to_owned()]);
     }
     let mut files = Vec::new();
-    for entry in path.read_dir().with_context(|| format!("reading {shown}"))? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|extension| extension == "litmus") {
-            files.push(file);
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = folder.read_dir().with_context(|| format!("reading {}", repository::shown(&folder)))?;
+        for entry in entries {
+            let entry = entry?.path();
+            if entry.is_dir() {
+                folders.push(entry);
+            } else if entry.extension().is_some_and(|extension| extension == "litmus") {
+                files.push(entry);
+            }
         }
     }
     if files.is_empty() {
@@ -235,12 +332,22 @@ fn word(allowed: bool) -> &'static str {
 fn row(file: &str, test: &Litmus, judged: &Judgement) -> Row {
     let mut failures = Vec::new();
     if !judged.verdict_holds(test) {
-        failures.push(format!("the axioms make its condition {}", word(judged.possible)));
+        let ends = match judged.allowed.terminates() {
+            Some(true) => "all executions end",
+            Some(false) => "some execution does not end",
+            None => "whether executions end is not known",
+        };
+        let racy = if judged.allowed.racy { "some has" } else { "none has" };
+        let condition = word(judged.possible);
+        failures.push(format!("the axioms make its condition {condition}; {racy} a data race; {ends}"));
     }
     let replay = |seed: u64| format!("cargo xtask litmus {file} --filter {} --seed {seed}", test.name);
     for (outcome, seed) in judged.excess() {
         let outcome = outcome.describe(test);
         failures.push(format!("the executor gave {outcome}, which no execution has: {}", replay(seed)));
+    }
+    if let Some(seed) = judged.false_race() {
+        failures.push(format!("the executor reported a data race, which no execution has: {}", replay(seed)));
     }
     if let Some((seed, report)) = judged.stopped.first() {
         let runs = judged.stopped.len();
@@ -250,9 +357,18 @@ fn row(file: &str, test: &Litmus, judged: &Judgement) -> Row {
         file: file.to_owned(),
         line: test.line,
         test: test.name.clone(),
-        stated: word(test.verdict == Verdict::Allowed),
+        stated: match test.verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Forbidden => "forbidden",
+            Verdict::Asked(_) => "asked",
+        },
         enumerator: word(judged.possible),
-        allowed: judged.allowed.len(),
+        racy: judged.allowed.racy,
+        race_seed: judged.race,
+        terminates: judged.allowed.terminates(),
+        hung: judged.hung.len(),
+        unfit: judged.unfit.as_ref().map(ToString::to_string),
+        allowed: judged.allowed.outcomes.len(),
         seen: judged.seen.len(),
         weak_allowed: judged.weak.len(),
         weak_seen: judged.weak_seen(),
@@ -265,7 +381,14 @@ fn row(file: &str, test: &Litmus, judged: &Judgement) -> Row {
 fn totals(rows: &[Row], seeds: Range<u64>) -> Totals {
     let sum = |of: fn(&Row) -> usize| rows.iter().map(of).sum();
     let possible = |row: &&Row| row.enumerator == word(true);
+    let racy = || rows.iter().filter(|row| row.racy);
     Totals {
+        racy: racy().count(),
+        racy_seen: racy().filter(|row| row.race_seed.is_some()).count(),
+        unfit: rows.iter().filter(|row| row.unfit.is_some()).count(),
+        expected: 0,
+        as_expected: 0,
+        passed_over: Vec::new(),
         tests: rows.len(),
         failed: rows.iter().filter(|row| !row.ok).count(),
         seeds,
@@ -288,6 +411,8 @@ fn print(rows: &[Row], totals: &Totals) {
         "outcomes seen / allowed",
         "weak",
         "condition met by seed",
+        "data race",
+        "ends",
         "ok",
     ]);
     for row in rows {
@@ -297,7 +422,22 @@ fn print(rows: &[Row], totals: &Totals) {
             row.enumerator.to_owned(),
             format!("{} / {}", row.seen, row.allowed),
             format!("{} / {}", row.weak_seen, row.weak_allowed),
-            row.condition_seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string()),
+            match (&row.unfit, row.condition_seed) {
+                (Some(_), _) => "not run".to_owned(),
+                (None, Some(seed)) => seed.to_string(),
+                (None, None) => "-".to_owned(),
+            },
+            match (row.racy, row.race_seed) {
+                (false, _) => "none".to_owned(),
+                (true, None) => "yes".to_owned(),
+                (true, Some(seed)) => format!("yes, seed {seed}"),
+            },
+            match row.terminates {
+                Some(true) => "always".to_owned(),
+                Some(false) if row.hung > 0 => format!("not always, {} seeds", row.hung),
+                Some(false) => "not always".to_owned(),
+                None => "not known".to_owned(),
+            },
             if row.ok { "yes" } else { "NO" }.to_owned(),
         ]);
     }
@@ -307,8 +447,18 @@ fn print(rows: &[Row], totals: &Totals) {
             println!("FAIL {}:{} {}: {failure}", row.file, row.line, row.test);
         }
     }
-    let Totals { tests, failed, seeds, .. } = totals;
+    let Totals { tests, failed, seeds, racy, racy_seen, .. } = totals;
+    for file in &totals.passed_over {
+        println!("passed over: {file}");
+    }
+    if totals.expected > 0 {
+        println!("{} of {} as expected", totals.as_expected, totals.expected);
+    }
     println!("{tests} tests, {failed} failed; executor: seeds {} to {}", seeds.start, seeds.end);
+    println!("{racy} tests with a data race in some execution, reported in {racy_seen}");
+    if totals.unfit > 0 {
+        println!("{} tests not run on the executor", totals.unfit);
+    }
     println!(
         "executor reached {} of {} allowed outcomes, {} of {} weak ones ({:.0} %), and the condition of {} of {} \
          tests that allow it",

@@ -1,9 +1,9 @@
 //! Candidate executions: who reads from whom, and the values that follow.
 
 use super::machine::{Machine, Stored};
-use super::program::{Fence, Litmus, Op, Order, Scope};
+use super::program::{Fence, Litmus, Op, Operand, Order, Participants, Scope, Thread};
 
-/// A memory operation, fence or barrier in the text of a test.
+/// A memory operation, fence, barrier or bound of a loop in the code of a test.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Site<'a> {
     pub(super) thread: usize,
@@ -18,7 +18,7 @@ pub(super) fn sites(litmus: &Litmus) -> Vec<Site<'_>> {
     for (thread, code) in litmus.threads.iter().map(|thread| &thread.code).enumerate() {
         for (index, instruction) in code.iter().enumerate() {
             let op = &instruction.op;
-            if op.location().is_some() || matches!(op, Op::Fence(_) | Op::Barrier) {
+            if op.location().is_some() || matches!(op, Op::Fence(_) | Op::Barrier { .. } | Op::Bound { .. }) {
                 sites.push(Site { thread, index, op });
             }
         }
@@ -26,10 +26,12 @@ pub(super) fn sites(litmus: &Litmus) -> Vec<Site<'_>> {
     sites
 }
 
-/// An operation of a candidate execution.
+/// An operation of a candidate execution. An atomic is two: a read, and a write if it writes.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) thread: usize,
+    /// Index of the instruction within the thread.
+    pub(super) index: usize,
     /// The location of a memory operation.
     pub(super) location: Option<usize>,
     pub(super) reads: bool,
@@ -44,16 +46,27 @@ pub(super) struct Event {
     pub(super) fence: bool,
     /// `fence.sc`.
     pub(super) sequential: bool,
-    /// An atomic operation; `red` among them.
-    pub(super) atomic: bool,
-    /// `red`, whose read makes no acquire pattern.
+    /// The other half of an atomic that writes.
+    pub(super) partner: Option<usize>,
+    /// Of a `red`, whose read makes no acquire pattern.
     pub(super) reduction: bool,
-    /// A barrier: the how manieth of its thread.
-    pub(super) barrier: Option<usize>,
+    /// An arrival at a barrier.
+    pub(super) barrier: Option<Barrier>,
     /// The write that a read reads from; `None` is the initial value.
     pub(super) source: Option<usize>,
     /// The value that a write leaves.
     pub(super) value: u64,
+}
+
+/// An arrival at a barrier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Barrier {
+    pub(super) id: u64,
+    /// How many threads meet, if it says so.
+    pub(super) count: Option<u32>,
+    pub(super) arrive: bool,
+    /// Nobody comes: the thread waits for ever.
+    pub(super) forever: bool,
 }
 
 /// The executed operations of all threads with one choice of sources.
@@ -62,6 +75,20 @@ pub(super) struct Candidate {
     pub(super) events: Vec<Event>,
     /// Final registers, by thread.
     pub(super) registers: Vec<Vec<u64>>,
+    /// By thread: where the last round begins of a loop that goes on beyond the bound.
+    pub(super) bound: Vec<Option<usize>>,
+}
+
+/// What is decided of a site before it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Open,
+    /// A read of the initial value; a barrier that is passed.
+    Plain,
+    /// A read from the write of a site.
+    From(usize),
+    /// A barrier at which the thread stays.
+    Stay,
 }
 
 /// Calls `visit` with every candidate execution.
@@ -71,27 +98,58 @@ pub(super) struct Candidate {
 /// from a later write of its own thread are left out; axiom Causality excludes them.
 pub(super) fn candidates(litmus: &Litmus, visit: &mut impl FnMut(Candidate)) {
     let sites = sites(litmus);
-    let reads: Vec<usize> = (0..sites.len()).filter(|&site| sites[site].op.reads()).collect();
-    let choices: Vec<Vec<Option<usize>>> = reads.iter().map(|&read| sources(&sites, read)).collect();
-    let mut chosen = vec![0; reads.len()];
-    loop {
-        let mut source = vec![None; sites.len()];
-        for ((&read, choices), &choice) in reads.iter().zip(&choices).zip(&chosen) {
-            source[read] = choices[choice];
-        }
-        if let Some(candidate) = compute(litmus, &sites, &source) {
+    let passed = all_meet(litmus);
+    let choices = sites.iter().map(|site| match site.op {
+        Op::Barrier { arrive, .. } if passed || *arrive => Choice::Plain,
+        _ => Choice::Open,
+    });
+    decide(litmus, &sites, &mut choices.collect(), visit);
+}
+
+/// Whether nobody can be left at a barrier: the threads of a block have the same, and always come to them.
+fn all_meet(litmus: &Litmus) -> bool {
+    let ops = |thread: &Thread| thread.barriers().map(|one| one.op.clone()).collect::<Vec<_>>();
+    let fine = |op: &Op| matches!(op, Op::Barrier { id: Operand::Constant(_), count: None, arrive: false });
+    litmus.threads.iter().all(|thread| {
+        let same = |other: &&Thread| (other.device, other.block) == (thread.device, thread.block);
+        let mine = ops(thread);
+        mine.iter().all(fine)
+            && (mine.is_empty() || thread.barriers_are_fixed())
+            && litmus.threads.iter().filter(same).all(|other| ops(other) == mine)
+    })
+}
+
+/// Decides the first site that is known to be executed and still open, in every way.
+fn decide(litmus: &Litmus, sites: &[Site<'_>], choices: &mut Vec<Choice>, visit: &mut impl FnMut(Candidate)) {
+    let round = compute(litmus, sites, choices);
+    let from_nothing =
+        |choice: &Choice| matches!(choice, Choice::From(write) if round.stored[*write] == Stored::Nothing);
+    if choices.iter().any(from_nothing) {
+        return;
+    }
+    let open = |&site: &usize| {
+        let asks = sites[site].op.reads() || matches!(sites[site].op, Op::Barrier { .. });
+        choices[site] == Choice::Open && asks && round.executed[site] == Some(true)
+    };
+    let Some(site) = (0..sites.len()).find(open) else {
+        if let Some(candidate) = round.candidate(litmus, sites, choices) {
             visit(candidate);
         }
-        let Some(next) = (0..reads.len()).find(|&read| chosen[read] + 1 < choices[read].len()) else {
-            return;
-        };
-        chosen[..next].fill(0);
-        chosen[next] += 1;
+        return;
+    };
+    let ways = match sites[site].op.reads() {
+        true => sources(sites, site),
+        false => vec![Choice::Plain, Choice::Stay],
+    };
+    for way in ways {
+        choices[site] = way;
+        decide(litmus, sites, choices, visit);
     }
+    choices[site] = Choice::Open;
 }
 
 /// The sites that `read` may read from; the initial value first.
-fn sources(sites: &[Site<'_>], read: usize) -> Vec<Option<usize>> {
+fn sources(sites: &[Site<'_>], read: usize) -> Vec<Choice> {
     let reader = &sites[read];
     let may = |&write: &usize| {
         let writer = &sites[write];
@@ -99,16 +157,16 @@ fn sources(sites: &[Site<'_>], read: usize) -> Vec<Option<usize>> {
             && writer.op.location() == reader.op.location()
             && (writer.thread != reader.thread || writer.index < reader.index)
     };
-    std::iter::once(None).chain((0..sites.len()).filter(may).map(Some)).collect()
+    std::iter::once(Choice::Plain).chain((0..sites.len()).filter(may).map(Choice::From)).collect()
 }
 
 /// Runs the threads again and again, each time with what is known of memory by then, until nothing new comes.
-fn compute(litmus: &Litmus, sites: &[Site<'_>], source: &[Option<usize>]) -> Option<Candidate> {
+fn compute(litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice]) -> Round {
     let mut stored = vec![Stored::Unknown; sites.len()];
     loop {
-        let round = run(litmus, sites, source, &stored);
+        let round = run(litmus, sites, choices, &stored);
         if round.stored == stored {
-            return round.candidate(sites, source);
+            return round;
         }
         stored = round.stored;
     }
@@ -119,31 +177,39 @@ struct Round {
     stored: Vec<Stored>,
     executed: Vec<Option<bool>>,
     machines: Vec<Machine>,
+    /// By site: the number of a barrier.
+    ids: Vec<Option<u64>>,
 }
 
-fn run(litmus: &Litmus, sites: &[Site<'_>], source: &[Option<usize>], known: &[Stored]) -> Round {
+fn run(litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice], known: &[Stored]) -> Round {
     let mut round = Round {
-        stored: vec![Stored::Nothing; sites.len()],
+        stored: vec![Stored::Unknown; sites.len()],
         executed: vec![None; sites.len()],
         machines: litmus.threads.iter().map(Machine::new).collect(),
+        ids: vec![None; sites.len()],
     };
     let mut site = 0;
-    for (thread, machine) in litmus.threads.iter().zip(&mut round.machines) {
+    for (number, (thread, machine)) in litmus.threads.iter().zip(&mut round.machines).enumerate() {
+        let mut ended = Some(true);
         while let Some((index, active)) = machine.next(thread) {
-            debug_assert_eq!(sites[site].index, index);
-            let found = |location: usize| match source[site] {
-                None => Some(litmus.locations[location].initial),
-                Some(write) => match known[write] {
+            debug_assert_eq!((sites[site].thread, sites[site].index), (number, index));
+            let found = |location: usize| match choices[site] {
+                Choice::Plain => Some(litmus.locations[location].initial),
+                Choice::From(write) => match known[write] {
                     Stored::Value(value) => Some(value),
                     Stored::Unknown | Stored::Nothing => None,
                 },
+                Choice::Open | Choice::Stay => None,
             };
             let stored = match thread.code[index].op {
                 Op::Load { location, d, .. } => {
                     machine.set(d, active, found(location));
                     Stored::Nothing
                 }
-                Op::Store { a, .. } => machine.value(a).map_or(Stored::Unknown, Stored::Value),
+                Op::Store { location, a, .. } => {
+                    let width = litmus.locations[location].width;
+                    machine.value(a).map_or(Stored::Unknown, |value| Stored::Value(width.cut(value)))
+                }
                 Op::Atomic { location, rmw, d, .. } => {
                     let old = found(location);
                     let stored = machine.modify(rmw, litmus.locations[location].width, old);
@@ -151,6 +217,19 @@ fn run(litmus: &Litmus, sites: &[Site<'_>], source: &[Option<usize>], known: &[S
                         machine.set(d, active, old);
                     }
                     stored
+                }
+                Op::Barrier { id, .. } => {
+                    round.ids[site] = machine.value(id);
+                    if active != Some(false) && choices[site] != Choice::Plain {
+                        ended = (active == Some(true) && choices[site] == Choice::Stay).then_some(true);
+                        machine.halt(thread);
+                    }
+                    Stored::Nothing
+                }
+                Op::Bound { .. } if active != Some(false) => {
+                    ended = active;
+                    machine.halt(thread);
+                    Stored::Nothing
                 }
                 _ => Stored::Nothing,
             };
@@ -162,6 +241,13 @@ fn run(litmus: &Litmus, sites: &[Site<'_>], source: &[Option<usize>], known: &[S
             round.executed[site] = active;
             site += 1;
         }
+        // Behind where it has ended, nothing is executed.
+        while sites.get(site).is_some_and(|site| site.thread == number) {
+            if ended == Some(true) {
+                (round.stored[site], round.executed[site]) = (Stored::Nothing, Some(false));
+            }
+            site += 1;
+        }
     }
     round
 }
@@ -169,44 +255,87 @@ fn run(litmus: &Litmus, sites: &[Site<'_>], source: &[Option<usize>], known: &[S
 impl Round {
     /// The candidate execution, if everything is known and every read that is executed, and none else, has a source
     /// that writes.
-    fn candidate(self, sites: &[Site<'_>], source: &[Option<usize>]) -> Option<Candidate> {
+    fn candidate(self, litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice]) -> Option<Candidate> {
         let registers = self.machines.iter().map(|machine| machine.registers.iter().copied().collect());
         let registers: Vec<Vec<u64>> = registers.collect::<Option<_>>()?;
         let executed: Vec<bool> = self.executed.iter().copied().collect::<Option<_>>()?;
-        let mut events = Vec::new();
-        let mut event_of = vec![None; sites.len()];
-        let mut barriers = vec![0; self.machines.len()];
-        for (number, site) in sites.iter().enumerate() {
-            if !executed[number] {
-                // One source stands for all where it does not matter.
-                if source[number].is_some() {
-                    return None;
-                }
-                continue;
-            }
-            event_of[number] = Some(events.len());
-            let mut event = event(site);
-            match self.stored[number] {
+        let mut events: Vec<Event> = Vec::new();
+        // The write of each site.
+        let mut written = vec![None; sites.len()];
+        let mut bound = vec![None; litmus.threads.len()];
+        for (number, site) in sites.iter().enumerate().filter(|(number, _)| executed[*number]) {
+            let value = match self.stored[number] {
                 Stored::Unknown => return None,
-                Stored::Nothing => event.writes = false,
-                Stored::Value(value) => event.value = value,
+                Stored::Nothing => None,
+                Stored::Value(value) => Some(value),
+            };
+            let mut event = event(site);
+            match *site.op {
+                Op::Bound { from } => {
+                    bound[site.thread] = Some(from);
+                    continue;
+                }
+                Op::Barrier { count, arrive, .. } => {
+                    let (id, forever) = (self.ids[number]?, choices[number] == Choice::Stay);
+                    event.barrier = Some(Barrier { id, count, arrive, forever });
+                }
+                _ => {}
             }
-            if *site.op == Op::Barrier {
-                event.barrier = Some(barriers[site.thread]);
-                barriers[site.thread] += 1;
-            }
-            if let Some(write) = source[number] {
+            if let Choice::From(write) = choices[number] {
                 if !matches!(self.stored[write], Stored::Value(_)) {
                     return None;
                 }
+                // By site, until all events are there.
                 event.source = Some(write);
             }
-            events.push(event);
+            let at = events.len();
+            let write = Event { reads: false, acquire: false, source: None, ..event.clone() };
+            if event.reads {
+                events.push(Event { writes: false, release: false, ..event.clone() });
+            }
+            match value {
+                Some(value) => {
+                    let partner = event.reads.then_some(at);
+                    if event.reads {
+                        events[at].partner = Some(at + 1);
+                    }
+                    written[number] = Some(events.len());
+                    events.push(Event { value, partner, ..write });
+                }
+                None if !event.reads => events.push(event),
+                None => {}
+            }
         }
         for event in &mut events {
-            event.source = event.source.and_then(|site| event_of[site]);
+            event.source = event.source.and_then(|site| written[site]);
         }
-        Some(Candidate { events, registers })
+        Some(Candidate { events, registers, bound })
+    }
+}
+
+/// How many threads an arrival needs, among the arrivals of its block.
+pub(super) fn expected(litmus: &Litmus, candidate: &Candidate, thread: usize, barrier: Barrier) -> usize {
+    let place = |thread: usize| (litmus.threads[thread].device, litmus.threads[thread].block);
+    let arrivals = |of: usize| {
+        let own = candidate.events.iter().filter(move |event| event.thread == of);
+        own.filter_map(|event| event.barrier)
+    };
+    let names = |thread: &usize| {
+        let is_stuck = candidate.bound[*thread].is_some() || arrivals(*thread).any(|one| one.forever);
+        let may = |op: &Op| match op {
+            Op::Barrier { id: Operand::Constant(id), .. } => *id == barrier.id,
+            Op::Barrier { .. } => true,
+            _ => false,
+        };
+        // Who is stuck might have come.
+        arrivals(*thread).any(|one| one.id == barrier.id)
+            || is_stuck && litmus.threads[*thread].barriers().any(|one| may(&one.op))
+    };
+    let threads = (0..litmus.threads.len()).filter(|&other| place(other) == place(thread));
+    match (barrier.count, litmus.participants) {
+        (Some(count), _) => count as usize,
+        (None, Participants::Block) => threads.count(),
+        (None, Participants::Named) => threads.filter(names).count(),
     }
 }
 
@@ -214,6 +343,7 @@ impl Round {
 fn event(site: &Site<'_>) -> Event {
     let mut event = Event {
         thread: site.thread,
+        index: site.index,
         location: site.op.location(),
         reads: site.op.reads(),
         writes: site.op.writes(),
@@ -223,7 +353,7 @@ fn event(site: &Site<'_>) -> Event {
         release: false,
         fence: false,
         sequential: false,
-        atomic: matches!(site.op, Op::Atomic { .. }),
+        partner: None,
         reduction: matches!(site.op, Op::Atomic { d: None, .. }),
         barrier: None,
         source: None,

@@ -7,12 +7,17 @@ use super::enumerate::Model;
 use super::relation::{Relation, permutations};
 
 /// The values that `location` may have in the end, over all coherence orders that the axioms allow; none if the
-/// candidate execution itself is not allowed.
+/// candidate execution itself is not allowed. The reads among `rounds` go on for ever: they return a last value.
 ///
 /// Coherence order relates what is morally strong or related in causality order, and what follows from that by
 /// transitivity. More relations would allow less. So every order that is needed is a total order of the writes with
 /// all other pairs left out, closed.
-pub(super) fn final_values(model: &Model<'_>, location: usize, causality: &Relation) -> BTreeSet<u64> {
+pub(super) fn final_values(
+    model: &Model<'_>,
+    location: usize,
+    causality: &Relation,
+    rounds: &[usize],
+) -> BTreeSet<u64> {
     let events = model.events();
     let here = |event: &&usize| events[**event].location == Some(location) && !events[**event].outside;
     let all: Vec<usize> = (0..events.len()).collect();
@@ -26,7 +31,13 @@ pub(super) fn final_values(model: &Model<'_>, location: usize, causality: &Relat
             return;
         }
         let place = Place { model, accesses: &accesses, writes: &writes, causality, coherence: &coherence };
-        if place.causality_holds() && place.atomicity_holds() && place.sequential_per_location() {
+        let stays = |read: &usize| events[*read].reads && accesses.contains(read);
+        let last = |read: usize| !writes.iter().any(|&write| place.reads_before(read, write));
+        if place.causality_holds()
+            && place.atomicity_holds()
+            && place.sequential_per_location()
+            && rounds.iter().copied().filter(stays).all(last)
+        {
             values.extend(place.last_values());
             if writes.is_empty() {
                 values.insert(model.initial(location));
@@ -76,7 +87,7 @@ impl Place<'_> {
 
     /// Whether what `read` returns is older than `write`; the initial value is older than every write.
     fn reads_before(&self, read: usize, write: usize) -> bool {
-        read != write && self.event(read).source.is_none_or(|source| self.coherence.has(source, write))
+        self.event(read).source.is_none_or(|source| self.coherence.has(source, write))
     }
 
     /// Axiom "Causality".
@@ -90,12 +101,11 @@ impl Place<'_> {
 
     /// Axiom "Atomicity" of read-modify-write operations.
     fn atomicity_holds(&self) -> bool {
-        let atomics = self.accesses.iter().copied().filter(|&event| self.event(event).atomic);
-        let mut atomics = atomics.filter(|&event| self.event(event).writes);
-        atomics.all(|atomic| {
+        self.writes.iter().all(|&atomic| {
+            let Some(read) = self.event(atomic).partner else { return true };
             let between = |write: &usize| {
                 self.model.morally_strong.has(atomic, *write)
-                    && self.reads_before(atomic, *write)
+                    && self.reads_before(read, *write)
                     && self.coherence.has(*write, atomic)
             };
             !self.writes.iter().any(between)

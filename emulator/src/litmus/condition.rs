@@ -1,8 +1,9 @@
-//! Conditions over final states: `1:%r0 == 1 && (x == 2 || y != 0)`.
+//! Conditions over final states: `1:%r0 == 1 && (x <= 2 || !(y == 0:%r1))`.
 
 use super::enumerate::Outcome;
 use super::error::LitmusErrorKind;
 use super::parse::number;
+use super::program::Compare;
 
 /// A condition over a final state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,8 +12,28 @@ pub enum Condition {
     And(Box<Condition>, Box<Condition>),
     /// One of them holds.
     Or(Box<Condition>, Box<Condition>),
-    /// Something has this value (`true`), or another (`false`).
-    Is(Observable, bool, u64),
+    /// It does not hold.
+    Not(Box<Condition>),
+    /// A comparison, unsigned.
+    Is(Value, Compare, Value),
+}
+
+/// A side of a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// What something is in the end.
+    Final(Observable),
+    /// A constant.
+    Constant(u64),
+}
+
+impl Value {
+    fn of(self, outcome: &Outcome) -> u64 {
+        match self {
+            Self::Final(what) => outcome.value(what),
+            Self::Constant(value) => value,
+        }
+    }
 }
 
 /// Something with a final value.
@@ -35,7 +56,8 @@ impl Condition {
         match self {
             Self::And(a, b) => a.holds(outcome) && b.holds(outcome),
             Self::Or(a, b) => a.holds(outcome) || b.holds(outcome),
-            Self::Is(what, equal, value) => (outcome.value(*what) == *value) == *equal,
+            Self::Not(a) => !a.holds(outcome),
+            Self::Is(a, compare, b) => compare.holds(&a.of(outcome), &b.of(outcome)),
         }
     }
 
@@ -63,11 +85,15 @@ fn tokens(text: &str) -> Result<Vec<&str>, LitmusErrorKind> {
     while let Some(first) = rest.chars().next() {
         let len = match first {
             '(' | ')' => 1,
-            '&' | '|' | '=' | '!' => {
-                let two = ["&&", "||", "==", "!="].iter().find(|two| rest.starts_with(**two));
-                two.ok_or_else(|| LitmusErrorKind::Condition(format!("a lone `{first}`")))?.len()
+            '&' | '|' | '=' | '!' | '<' | '>' => {
+                let two = ["&&", "||", "==", "!=", "<=", ">="].iter().find(|two| rest.starts_with(**two));
+                match two {
+                    Some(two) => two.len(),
+                    None if "!<>".contains(first) => 1,
+                    None => return Err(LitmusErrorKind::Condition(format!("a lone `{first}`"))),
+                }
             }
-            _ => rest.find(|c: char| c.is_whitespace() || "()&|=!".contains(c)).unwrap_or(rest.len()),
+            _ => rest.find(|c: char| c.is_whitespace() || "()&|=!<>".contains(c)).unwrap_or(rest.len()),
         };
         let (token, after) = rest.split_at(len);
         tokens.push(token);
@@ -116,29 +142,46 @@ impl<'a> Parser<'a> {
     }
 
     fn one(&mut self) -> Result<Condition, LitmusErrorKind> {
-        if self.take("(") {
+        let negated = self.tokens.first() == Some(&"!");
+        if negated || self.tokens.first() == Some(&"(") {
+            self.tokens = &self.tokens[1..];
             self.depth += 1;
             if self.depth > DEPTH {
                 return Err(LitmusErrorKind::Condition(format!("more than {DEPTH} parentheses deep")));
             }
-            let inner = self.either()?;
+            let inner = if negated { Condition::Not(Box::new(self.one()?)) } else { self.either()? };
             self.depth -= 1;
-            return match self.next("`)`")? {
-                ")" => Ok(inner),
-                other => Err(LitmusErrorKind::Condition(format!("`{other}` where `)` is expected"))),
+            return match negated {
+                true => Ok(inner),
+                false => match self.next("`)`")? {
+                    ")" => Ok(inner),
+                    other => Err(LitmusErrorKind::Condition(format!("`{other}` where `)` is expected"))),
+                },
             };
         }
-        let name = self.next("a register or location")?;
-        let what = (self.resolve)(name)
-            .ok_or_else(|| LitmusErrorKind::Unknown { what: "register or location", name: name.into() })?;
-        let equal = match self.next("`==` or `!=`")? {
-            "==" => true,
-            "!=" => false,
+        let left = self.value("a register or location")?;
+        let compare = match self.next("a comparison")? {
+            "==" => Compare::Eq,
+            "!=" => Compare::Ne,
+            "<" => Compare::Lt,
+            "<=" => Compare::Le,
+            ">" => Compare::Gt,
+            ">=" => Compare::Ge,
             other => {
                 return Err(LitmusErrorKind::Condition(format!("`{other}` where `==` is expected")));
             }
         };
-        let value = number(self.next("a number")?)?;
-        Ok(Condition::Is(what, equal, value))
+        Ok(Condition::Is(left, compare, self.value("a number")?))
+    }
+
+    fn value(&mut self, wanted: &str) -> Result<Value, LitmusErrorKind> {
+        let text = self.next(wanted)?;
+        if let Some(what) = (self.resolve)(text) {
+            return Ok(Value::Final(what));
+        }
+        if wanted == "a number" || text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(':') {
+            return number(text).map(Value::Constant);
+        }
+        Err(LitmusErrorKind::Unknown { what: "register or location", name: text.into() })
     }
 }

@@ -5,12 +5,17 @@
 //! generic proxy, so that "morally strong" is a matter of scopes, and proxies play no part. `ld.global.nc` is outside
 //! the model and may return anything that its location ever holds.
 //!
+//! An atomic is two operations, a read and behind it in program order a write ("Operation Types": atomic operations are
+//! read-modify-write operations): what its write precedes, its read need not precede. That is the weaker of two
+//! readings, and allows the more to be found; for data races, which are told of instructions, it is one.
+//!
 //! Coherence order takes part in no other order, so its choices at one location are independent of those at others.
 //! Fence-SC order does, and is enumerated first.
 
 use std::collections::BTreeSet;
 
-use super::candidate::{Candidate, Event, candidates};
+use super::barriers::{Arrival, Meeting, meetings};
+use super::candidate::{Candidate, Event, candidates, expected};
 use super::coherence::final_values;
 use super::condition::Observable;
 use super::program::{Litmus, Scope};
@@ -66,6 +71,22 @@ pub struct Allowed {
     /// Whether some execution has a data race: two accesses to a location, one of them a write, that are neither
     /// related in causality order nor morally strong (PTX ISA, "Data-Races").
     pub racy: bool,
+    /// Whether some execution never ends: a thread waits at a barrier to which nobody comes, or goes round in a loop
+    /// that stores nothing and whose loads return the last values there will be.
+    pub hangs: bool,
+    /// Whether some loop that stores goes round more often than is looked at, so that nothing is known of its end.
+    pub unbounded: bool,
+}
+
+impl Allowed {
+    /// Whether every execution ends, if that is known.
+    pub fn terminates(&self) -> Option<bool> {
+        match (self.hangs, self.unbounded) {
+            (true, _) => Some(false),
+            (false, true) => None,
+            (false, false) => Some(true),
+        }
+    }
 }
 
 /// All executions that the PTX memory model allows.
@@ -144,19 +165,28 @@ impl<'a> Model<'a> {
     /// "Observation Order".
     fn observe(&mut self) {
         let events = &self.candidate.events;
+        let mut chains = Relation::new(events.len());
         for (read, event) in events.iter().enumerate() {
             if let Some(write) = event.source
                 && self.morally_strong.has(write, read)
             {
-                self.observation.add(write, read);
+                chains.add(write, read);
+            }
+            if let (true, Some(write)) = (event.reads, event.partner) {
+                chains.add(read, write);
             }
         }
-        // Longer chains go through atomics only, and what is neither first nor last in a chain of sources both reads
-        // and writes: it is an atomic.
-        self.observation.close();
+        chains.close();
+        for write in (0..events.len()).filter(|&event| events[event].writes) {
+            for read in (0..events.len()).filter(|&event| events[event].reads) {
+                if chains.has(write, read) {
+                    self.observation.add(write, read);
+                }
+            }
+        }
     }
 
-    /// The outcomes of all choices of Fence-SC order and coherence order.
+    /// The outcomes of all choices of Fence-SC order, coherence order and meetings at barriers.
     fn outcomes(&self, allowed: &mut Allowed) {
         let events = self.events();
         let fences: Vec<usize> = (0..events.len()).filter(|&event| events[event].sequential).collect();
@@ -172,47 +202,111 @@ impl<'a> Model<'a> {
             }
             orders.insert(relation);
         });
-        for fence_order in &orders {
-            let base = self.base_causality(fence_order);
-            if self.fences_contradict(&fences, fence_order, &base) {
-                continue;
-            }
-            let causality = self.causality(&base);
-            let memory: Option<Vec<BTreeSet<u64>>> = (0..self.litmus.locations.len())
-                .map(|location| final_values(self, location, &causality))
-                .map(|values| (!values.is_empty()).then_some(values))
-                .collect();
-            if let Some(memory) = memory {
-                self.add_products(&memory, &mut allowed.outcomes);
-                match self.races(&causality) {
-                    true => allowed.racy = true,
-                    false => self.add_products(&memory, &mut allowed.race_free),
-                }
+        for meetings in self.all_meetings() {
+            for fence_order in &orders {
+                self.add(&fences, fence_order, &meetings, allowed);
             }
         }
+    }
+
+    /// Adds what this execution gives with these choices, if it is allowed.
+    fn add(&self, fences: &[usize], fence_order: &Relation, meetings: &[Meeting], allowed: &mut Allowed) {
+        let base = self.base_causality(fence_order, meetings);
+        if self.fences_contradict(fences, fence_order, &base) {
+            return;
+        }
+        let causality = self.causality(&base);
+        let rounds = self.last_rounds();
+        let stores = rounds.iter().any(|&event| self.events()[event].writes);
+        // What a round stores, the next one may find.
+        let last = if stores { &[] } else { &rounds[..] };
+        let memory: Option<Vec<BTreeSet<u64>>> = (0..self.litmus.locations.len())
+            .map(|location| final_values(self, location, &causality, last))
+            .map(|values| (!values.is_empty()).then_some(values))
+            .collect();
+        let Some(memory) = memory else { return };
+        let racy = self.races(&causality);
+        allowed.racy |= racy;
+        let events = self.events();
+        if self.candidate.bound.iter().any(Option::is_some) || events.iter().any(stays) {
+            allowed.unbounded |= stores;
+            allowed.hangs |= !stores;
+            return;
+        }
+        self.add_products(&memory, &mut allowed.outcomes);
+        if !racy {
+            self.add_products(&memory, &mut allowed.race_free);
+        }
+    }
+
+    /// The events of the last rounds of loops that go on beyond the bound.
+    fn last_rounds(&self) -> Vec<usize> {
+        let events = self.events();
+        let last = |&event: &usize| {
+            let from = self.candidate.bound[events[event].thread];
+            from.is_some_and(|from| events[event].index >= from)
+        };
+        (0..events.len()).filter(last).collect()
+    }
+
+    /// All ways in which barriers are met, over all blocks.
+    fn all_meetings(&self) -> Vec<Vec<Meeting>> {
+        let threads = &self.litmus.threads;
+        let mut blocks: Vec<(u32, u32)> =
+            threads.iter().map(|thread| (thread.device, thread.block)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let arrivals = |thread: usize| -> Vec<Arrival> {
+            let own = self.events().iter().enumerate().filter(|(_, event)| event.thread == thread);
+            own.filter_map(|(number, event)| {
+                let barrier = event.barrier?;
+                let expected = expected(self.litmus, self.candidate, thread, barrier);
+                Some(Arrival {
+                    id: barrier.id,
+                    expected,
+                    arrive: barrier.arrive,
+                    event: number,
+                    forever: barrier.forever,
+                })
+            })
+            .collect()
+        };
+        let mut all = vec![Vec::new()];
+        for block in blocks {
+            let members = (0..threads.len()).filter(|&t| (threads[t].device, threads[t].block) == block);
+            let arrivals: Vec<Vec<Arrival>> = members.map(arrivals).filter(|own| !own.is_empty()).collect();
+            if !arrivals.is_empty() {
+                let here = meetings(&arrivals);
+                let both = |known: &Vec<Meeting>, more: &Vec<Meeting>| [known.as_slice(), more].concat();
+                all = all.iter().flat_map(|known| here.iter().map(move |more| both(known, more))).collect();
+            }
+        }
+        all
     }
 
     /// Whether two accesses race.
     fn races(&self, causality: &Relation) -> bool {
         let events = self.events();
+        let halves = |event: usize| [Some(event), events[event].partner].into_iter().flatten();
         (0..events.len()).any(|a| {
             (0..a).any(|b| {
                 let (one, other) = (&events[a], &events[b]);
                 let conflict = operation(one).is_some_and(|at| at.is_some() && operation(other) == Some(at))
                     && (one.writes || other.writes);
-                let ordered = causality.has(a, b) || causality.has(b, a);
+                let precedes = |a: usize, b: usize| halves(a).any(|a| halves(b).any(|b| causality.has(a, b)));
+                let ordered = precedes(a, b) || precedes(b, a);
                 conflict && !ordered && !self.morally_strong.has(a, b)
             })
         })
     }
 
     /// "Base causality order", with "Memory synchronization".
-    fn base_causality(&self, fence_order: &Relation) -> Relation {
+    fn base_causality(&self, fence_order: &Relation, meetings: &[Meeting]) -> Relation {
         let events = self.events();
         let mut base = self.program_order.clone();
         for a in 0..events.len() {
             for b in 0..events.len() {
-                if fence_order.has(a, b) || self.same_barrier(a, b) {
+                if fence_order.has(a, b) || self.meets(a, b, meetings) {
                     base.add(a, b);
                 }
             }
@@ -228,11 +322,10 @@ impl<'a> Model<'a> {
         base
     }
 
-    fn same_barrier(&self, a: usize, b: usize) -> bool {
-        let (a, b) = (&self.events()[a], &self.events()[b]);
-        let (at, to) = (&self.litmus.threads[a.thread], &self.litmus.threads[b.thread]);
-        let block = (at.device, at.block) == (to.device, to.block);
-        a.thread != b.thread && block && a.barrier.is_some() && a.barrier == b.barrier
+    /// Whether `b` leaves a barrier to which `a` has come.
+    fn meets(&self, a: usize, b: usize, meetings: &[Meeting]) -> bool {
+        let waits = self.events()[b].barrier.is_some_and(|barrier| !barrier.arrive);
+        a != b && waits && meetings.iter().any(|meeting| meeting.contains(&a) && meeting.contains(&b))
     }
 
     /// "Release Patterns": the first operation, and the write.
@@ -313,6 +406,11 @@ impl<'a> Model<'a> {
             outcomes.insert(Outcome { registers: self.candidate.registers.clone(), memory });
         }
     }
+}
+
+/// Whether an event is a barrier at which its thread stays.
+fn stays(event: &Event) -> bool {
+    event.barrier.is_some_and(|barrier| barrier.forever)
 }
 
 /// The location of an operation that the model knows: `Some(None)` for fences and barriers.

@@ -73,13 +73,13 @@ pub enum LitmusErrorKind {
         /// Bits of the access.
         accessed: u32,
     },
-    /// Threads of a block that do not meet at their barriers.
-    #[error("the threads of device {device} block {block} execute different numbers of barriers")]
-    Barriers {
-        /// The device.
-        device: u32,
-        /// The block.
-        block: u32,
+    /// Something that a foreign format has and this crate does not.
+    #[error("{what} of Dat3M's format are not read: `{found}`")]
+    Foreign {
+        /// What it is.
+        what: &'static str,
+        /// The text.
+        found: String,
     },
     /// More than candidate executions can be enumerated for.
     #[error("{found} {what}, and at most {limit} are supported")]

@@ -3,13 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::enumerate::{Outcome, enumerate};
+use super::enumerate::{Allowed, Outcome, explore};
 use super::interleave::interleave;
-use super::kernel::{DeviceKernel, kernels};
-use super::program::{Litmus, Verdict, Width};
+use super::kernel::{DeviceKernel, KernelError, kernels};
+use super::program::{Litmus, Op, Verdict, Width};
 use crate::exec::Launch;
-use crate::exec::adversary::{Options, Report, Session};
-use crate::ptx::PtxError;
+use crate::exec::adversary::{Options, Report, ReportKind, Session};
 
 /// Runs a test once on the adversary executor. Data races do not stop it: tests of races are what this is for.
 ///
@@ -94,27 +93,42 @@ fn read(session: &Session, address: u64, width: Width) -> u64 {
 /// What all judges say of a test.
 #[derive(Debug)]
 pub struct Judgement {
-    /// The outcomes that the axioms allow.
-    pub allowed: BTreeSet<Outcome>,
-    /// Those of them that sequential consistency does not have.
+    /// What the axioms allow.
+    pub allowed: Allowed,
+    /// Those of its outcomes that sequential consistency does not have.
     pub weak: BTreeSet<Outcome>,
     /// Whether the condition holds in an allowed outcome.
     pub possible: bool,
+    /// Why the executor was not asked, if it was not.
+    pub unfit: Option<KernelError>,
     /// The outcomes that the executor had, each with the first seed that gave it.
     pub seen: BTreeMap<Outcome, u64>,
+    /// The first seed in which the executor reports a data race, where data races are reported.
+    pub race: Option<u64>,
     /// Runs that the executor did not finish: the seed and what it said.
     pub stopped: Vec<(u64, String)>,
+    /// Runs of them that would never have ended, where some execution does not.
+    pub hung: Vec<u64>,
 }
 
 impl Judgement {
-    /// Whether the stated verdict is the enumerator's.
+    /// Whether the stated verdicts are the enumerator's. Who only asks has stated none about the condition.
     pub fn verdict_holds(&self, litmus: &Litmus) -> bool {
-        self.possible == (litmus.verdict == Verdict::Allowed)
+        let condition = match litmus.verdict {
+            Verdict::Allowed => self.possible,
+            Verdict::Forbidden => !self.possible,
+            Verdict::Asked(_) => true,
+        };
+        condition
+            && litmus.racy.is_none_or(|racy| racy == self.allowed.racy)
+            && (litmus.terminates.is_none() || litmus.terminates == self.allowed.terminates())
     }
 
-    /// The outcomes that the executor had and the axioms do not allow.
+    /// The outcomes that the executor had and the axioms do not allow. Where a loop that stores goes round more often
+    /// than is looked at, nothing is known of those.
     pub fn excess(&self) -> impl Iterator<Item = (&Outcome, u64)> {
-        let excess = self.seen.iter().filter(|(outcome, _)| !self.allowed.contains(outcome));
+        let known = |outcome: &Outcome| self.allowed.unbounded || self.allowed.outcomes.contains(outcome);
+        let excess = self.seen.iter().filter(move |(outcome, _)| !known(outcome));
         excess.map(|(outcome, &seed)| (outcome, seed))
     }
 
@@ -131,30 +145,72 @@ impl Judgement {
 
     /// Whether all judges agree.
     pub fn holds(&self, litmus: &Litmus) -> bool {
-        self.verdict_holds(litmus) && self.stopped.is_empty() && self.excess().next().is_none()
+        self.verdict_holds(litmus)
+            && self.stopped.is_empty()
+            && self.excess().next().is_none()
+            && self.false_race().is_none()
+    }
+
+    /// The first seed of a data race that no execution has.
+    pub fn false_race(&self) -> Option<u64> {
+        self.race.filter(|_| !self.allowed.racy)
     }
 }
 
-/// Has all judges look at a test; the executor with each of `seeds`.
-///
-/// # Errors
-///
-/// [`PtxError`] if the PTX front end refuses the test.
-pub fn judge(litmus: &Litmus, seeds: Range<u64>) -> Result<Judgement, PtxError> {
-    let kernels = kernels(litmus)?;
-    let allowed = enumerate(litmus);
-    let weak = allowed.difference(&interleave(litmus)).cloned().collect();
-    let possible = allowed.iter().any(|outcome| litmus.condition.holds(outcome));
-    let mut judgement = Judgement { allowed, weak, possible, seen: BTreeMap::new(), stopped: Vec::new() };
+/// Has all judges look at a test; the executor with each of `seeds`, through data races and once more stopping at them.
+pub fn judge(litmus: &Litmus, seeds: Range<u64>) -> Judgement {
+    let allowed = explore(litmus);
+    let weak = allowed.outcomes.difference(&interleave(litmus)).cloned().collect();
+    let possible = allowed.outcomes.iter().any(|outcome| litmus.condition.holds(outcome));
+    let mut judgement = Judgement {
+        allowed,
+        weak,
+        possible,
+        unfit: None,
+        seen: BTreeMap::new(),
+        race: None,
+        stopped: Vec::new(),
+        hung: Vec::new(),
+    };
+    let kernels = match kernels(litmus) {
+        Ok(kernels) => kernels,
+        Err(error) => {
+            judgement.unfit = Some(error);
+            return judgement;
+        }
+    };
+    // Loads of `ld.global.nc` are outside the model.
+    let ops = litmus.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let outside = ops.clone().any(|op| matches!(op, Op::Load { noncoherent: true, .. }));
     for seed in seeds {
         match execute(litmus, &kernels, seed) {
             Ok(outcome) => {
                 judgement.seen.entry(outcome).or_insert(seed);
             }
+            Err(report) if endless(&report) && judgement.allowed.terminates() != Some(true) => {
+                judgement.hung.push(seed);
+                continue;
+            }
             Err(report) => {
                 judgement.stopped.push((seed, format!("{}: {}", report.kind.name(), report.story)))
             }
         }
+        if judgement.race.is_none() && !outside {
+            let stopped = run(litmus, &kernels, seed, Races::Reported).err();
+            judgement.race = stopped.filter(|report| report.kind == ReportKind::DataRace).map(|_| seed);
+        }
     }
-    Ok(judgement)
+    judgement
+}
+
+/// Whether a report is of a wait that does not end.
+fn endless(report: &Report) -> bool {
+    let kinds = [
+        ReportKind::Starvation,
+        ReportKind::BarrierDivergence,
+        ReportKind::BarrierCount,
+        ReportKind::EpochOverwritten,
+        ReportKind::TooLong,
+    ];
+    kinds.contains(&report.kind)
 }

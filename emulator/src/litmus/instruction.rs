@@ -2,12 +2,19 @@
 
 use super::error::LitmusErrorKind as Kind;
 use super::parse::{is_name, number};
-use super::program::{Fence, Instruction, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Width};
+use super::program::{
+    Compare, Fence, Function, Instruction, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Width,
+};
+
+/// Threads of a warp.
+const WARP: u64 = 32;
 
 /// What an instruction may name; registers come to be when they are first named.
 pub(super) struct Names<'a> {
     pub(super) locations: &'a [Location],
     pub(super) thread: &'a mut Thread,
+    /// `bar.arrive` may leave out its count.
+    pub(super) named_barriers: bool,
 }
 
 /// Parses an instruction. A branch comes with its label; its target is not known yet.
@@ -44,20 +51,19 @@ pub(super) fn instruction(
         "atom" => parser.atomic(true)?,
         "red" => parser.atomic(false)?,
         "fence" => parser.fence()?,
-        "bar" | "barrier" if guard.is_some() => return Err(parser.error("a barrier must not be guarded")),
-        "bar" => parser.barrier()?,
+        "bar" | "barrier" => parser.barrier()?,
         "mov" => {
             let width = parser.width()?;
             let [d, a] = parser.take_operands("mov takes a destination and a source")?;
             let a = parser.operand(a, width)?;
             Op::Move { d: parser.register(d, width)?, a }
         }
-        "add" | "xor" => {
+        "add" | "sub" | "mul" | "and" | "or" | "xor" | "min" | "max" => {
+            let function = parser.function(opcode)?;
             let width = parser.width()?;
             let [d, a, b] = parser.take_operands("a destination and two sources are needed")?;
             let (a, b) = (parser.operand(a, width)?, parser.operand(b, width)?);
-            let d = parser.register(d, width)?;
-            if opcode == "add" { Op::Add { d, a, b } } else { Op::Xor { d, a, b } }
+            Op::Compute { function, d: parser.register(d, width)?, a, b }
         }
         "setp" => parser.set_predicate()?,
         "bra" => {
@@ -112,11 +118,13 @@ impl<'a> Parser<'a, '_> {
 
     fn width(&mut self) -> Result<Width, Kind> {
         let width = self.word(|word| match word {
+            "u8" | "b8" => Some(Width::B8),
+            "u16" | "s16" | "b16" => Some(Width::B16),
             "u32" | "s32" | "b32" => Some(Width::B32),
             "u64" | "s64" | "b64" => Some(Width::B64),
             _ => None,
         });
-        width.ok_or_else(|| self.error("a type of 32 or 64 bits is needed, such as .u32"))
+        width.ok_or_else(|| self.error("a type is needed, such as .u32"))
     }
 
     fn take_operands<const N: usize>(&mut self, reason: &str) -> Result<[&'a str; N], Kind> {
@@ -136,9 +144,12 @@ impl<'a> Parser<'a, '_> {
 
     fn register(&mut self, name: &str, width: Width) -> Result<usize, Kind> {
         let (prefix, example) = match width {
+            // Bytes have no registers of their own.
+            Width::B8 | Width::B16 => ("%rs", "%rs0"),
             Width::B32 => ("%r", "%r0"),
             Width::B64 => ("%rd", "%rd0"),
         };
+        let width = if width == Width::B8 { Width::B16 } else { width };
         let digits = name.strip_prefix(prefix).unwrap_or("");
         if digits.is_empty() || digits.len() > 4 || !digits.bytes().all(|c| c.is_ascii_digit()) {
             let bits = width.bits();
@@ -236,10 +247,15 @@ impl<'a> Parser<'a, '_> {
         }
         let scope = self.scope().unwrap_or(Scope::Device);
         self.flag("global");
-        let operation = self.word(|word| ["add", "exch", "cas"].into_iter().find(|known| *known == word));
-        let operation = operation.ok_or_else(|| self.error("one of .add, .exch and .cas is needed"))?;
-        if !returns && operation != "add" {
-            return Err(self.error("red has .add only"));
+        const KNOWN: [&str; 8] = ["add", "and", "or", "xor", "min", "max", "exch", "cas"];
+        let operation = self.word(|word| KNOWN.into_iter().find(|known| *known == word));
+        let known = "one of .add, .and, .or, .xor, .min, .max, .exch and .cas is needed";
+        let operation = operation.ok_or_else(|| self.error(known))?;
+        if !returns && ["exch", "cas"].contains(&operation) {
+            return Err(self.error("red computes only"));
+        }
+        if self.words.iter().any(|word| word.starts_with('s')) && ["min", "max"].contains(&operation) {
+            return Err(self.error("only unsigned .min and .max are in the subset"));
         }
         let width = self.width()?;
         let wrong = "wrong number of operands";
@@ -251,11 +267,17 @@ impl<'a> Parser<'a, '_> {
             (true, _) => {
                 let [d, address, a] = self.take_operands(wrong)?;
                 let a = self.operand(a, width)?;
-                (Some(d), address, if operation == "add" { Rmw::Add(a) } else { Rmw::Exchange(a) })
+                let exchange = operation == "exch";
+                (
+                    Some(d),
+                    address,
+                    if exchange { Rmw::Exchange(a) } else { Rmw::Compute(self.function(operation)?, a) },
+                )
             }
             (false, _) => {
                 let [address, a] = self.take_operands(wrong)?;
-                (None, address, Rmw::Add(self.operand(a, width)?))
+                let function = self.function(operation)?;
+                (None, address, Rmw::Compute(function, self.operand(a, width)?))
             }
         };
         let location = self.location(address, width)?;
@@ -278,24 +300,70 @@ impl<'a> Parser<'a, '_> {
         Ok(Op::Fence(Fence { scope, acquire, release, sequential }))
     }
 
-    fn barrier(&mut self) -> Result<Op, Kind> {
-        let sync = self.flag("sync");
-        match self.take_operands("bar.sync takes a number")? {
-            ["0"] if sync => Ok(Op::Barrier),
-            _ => Err(self.error("only bar.sync 0 is supported")),
+    fn function(&mut self, name: &str) -> Result<Function, Kind> {
+        let functions = [
+            ("add", Function::Add),
+            ("sub", Function::Sub),
+            ("mul", Function::Mul),
+            ("and", Function::And),
+            ("or", Function::Or),
+            ("xor", Function::Xor),
+            ("min", Function::Min),
+            ("max", Function::Max),
+        ];
+        if name == "mul" && !self.flag("lo") {
+            return Err(self.error("only mul.lo is in the subset"));
         }
+        if ["min", "max"].contains(&name) && self.words.iter().any(|word| word.starts_with('s')) {
+            return Err(self.error("only unsigned .min and .max are in the subset"));
+        }
+        let found = functions.into_iter().find(|(known, _)| *known == name);
+        found.map(|(_, function)| function).ok_or_else(|| self.error("not in the subset of litmus tests"))
+    }
+
+    /// `bar.sync a{, b}`, `bar.arrive a, b`. A count is of threads; every thread of a test stands for a warp.
+    fn barrier(&mut self) -> Result<Op, Kind> {
+        self.flag("cta");
+        let arrive = self.flag("arrive");
+        if !arrive && !self.flag("sync") {
+            return Err(self.error("of barriers, bar.sync and bar.arrive are in the subset"));
+        }
+        let (id, count) = match self.operands[..] {
+            [id] if !arrive || self.names.named_barriers => (id, None),
+            [id, count] => {
+                let count = number(count)?;
+                let warps = count / WARP;
+                if count == 0 || count % WARP != 0 || warps > 16 {
+                    return Err(
+                        self.error("a count is a multiple of 32: every thread of a test stands for a warp")
+                    );
+                }
+                (id, Some(warps as u32))
+            }
+            _ => return Err(self.error("a number is needed, and for bar.arrive a count")),
+        };
+        let id = self.operand(id, Width::B32)?;
+        if matches!(id, Operand::Constant(16..)) {
+            return Err(self.error("barriers have the numbers 0 to 15"));
+        }
+        Ok(Op::Barrier { id, count, arrive })
     }
 
     fn set_predicate(&mut self) -> Result<Op, Kind> {
-        let equal = self.word(|word| match word {
-            "eq" => Some(true),
-            "ne" => Some(false),
+        let compare = self.word(|word| match word {
+            "eq" => Some(Compare::Eq),
+            "ne" => Some(Compare::Ne),
+            "lt" => Some(Compare::Lt),
+            "le" => Some(Compare::Le),
+            "gt" => Some(Compare::Gt),
+            "ge" => Some(Compare::Ge),
             _ => None,
         });
-        let equal = equal.ok_or_else(|| self.error("one of .eq and .ne is needed"))?;
+        let compare = compare.ok_or_else(|| self.error("a comparison such as .eq is needed"))?;
+        let signed = self.words.iter().any(|word| word.starts_with('s'));
         let width = self.width()?;
         let [p, a, b] = self.take_operands("setp takes a predicate and two sources")?;
         let (a, b) = (self.operand(a, width)?, self.operand(b, width)?);
-        Ok(Op::SetPredicate { p: self.predicate(p)?, equal, a, b })
+        Ok(Op::SetPredicate { p: self.predicate(p)?, compare, signed: signed.then_some(width), a, b })
     }
 }

@@ -1,6 +1,6 @@
 //! A thread that computes with values which may be unknown yet.
 
-use super::program::{Op, Operand, Rmw, Thread, Width};
+use super::program::{Function, Op, Operand, Rmw, Thread, Width};
 
 /// A thread on its way through its code. What is unknown is `None`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -23,8 +23,13 @@ impl Machine {
         }
     }
 
-    /// Goes on to the next memory operation, fence or barrier: its index, and whether it is executed. `at` then
-    /// stands behind it.
+    /// Ends the thread where it is.
+    pub(super) fn halt(&mut self, thread: &Thread) {
+        self.at = thread.code.len();
+    }
+
+    /// Goes on to the next memory operation, fence, barrier or bound of a loop: its index, and whether it is executed.
+    /// `at` then stands behind it.
     pub(super) fn next(&mut self, thread: &Thread) -> Option<(usize, Option<bool>)> {
         while let Some(instruction) = thread.code.get(self.at) {
             let index = self.at;
@@ -36,23 +41,32 @@ impl Machine {
             match &instruction.op {
                 Op::Branch { target } => self.branches.push((*target, active)),
                 Op::Move { d, a } => self.set(*d, active, self.value(*a)),
-                Op::Add { d, a, b } => {
+                Op::Compute { function, d, a, b } => {
                     let width = thread.registers[*d].width;
-                    let sum = self.value(*a).zip(self.value(*b)).map(|(a, b)| width.cut(a.wrapping_add(b)));
-                    self.set(*d, active, sum);
-                }
-                Op::Xor { d, a, b } => {
                     // What is xor-ed with itself depends on nothing: an implementation may know that
                     // (PTX ISA, "No Thin Air": any chain of reasoning).
-                    let zero = (a == b).then_some(0);
-                    let xor = zero.or_else(|| self.value(*a).zip(self.value(*b)).map(|(a, b)| a ^ b));
-                    self.set(*d, active, xor);
+                    let zero = (*function == Function::Xor && a == b).then_some(0);
+                    let both = || self.value(*a).zip(self.value(*b));
+                    let value = zero.or_else(|| both().map(|(a, b)| function.of(width, a, b)));
+                    self.set(*d, active, value);
                 }
-                Op::SetPredicate { p, equal, a, b } => {
-                    let truth = self.value(*a).zip(self.value(*b)).map(|(a, b)| (a == b) == *equal);
+                Op::SetPredicate { p, compare, signed, a, b } => {
+                    let both = self.value(*a).zip(self.value(*b));
+                    let truth = both.map(|(a, b)| match signed {
+                        None => compare.holds(&a, &b),
+                        Some(width) => {
+                            let sign = |value: u64| (value << (64 - width.bits())) as i64;
+                            compare.holds(&sign(a), &sign(b))
+                        }
+                    });
                     assign(&mut self.predicates[*p], active, truth);
                 }
-                Op::Load { .. } | Op::Store { .. } | Op::Atomic { .. } | Op::Fence(_) | Op::Barrier => {
+                Op::Load { .. }
+                | Op::Store { .. }
+                | Op::Atomic { .. }
+                | Op::Fence(_)
+                | Op::Barrier { .. }
+                | Op::Bound { .. } => {
                     return Some((index, active));
                 }
             }
@@ -77,7 +91,9 @@ impl Machine {
         let stored = |value: Option<u64>| value.map_or(Stored::Unknown, Stored::Value);
         match rmw {
             Rmw::Exchange(a) => stored(self.value(a)),
-            Rmw::Add(a) => stored(old.zip(self.value(a)).map(|(a, b)| width.cut(a.wrapping_add(b)))),
+            Rmw::Compute(function, a) => {
+                stored(old.zip(self.value(a)).map(|(a, b)| function.of(width, a, b)))
+            }
             Rmw::CompareSwap(a, b) => match old.zip(self.value(a)) {
                 None => Stored::Unknown,
                 Some((old, wanted)) if old == wanted => stored(self.value(b)),

@@ -11,9 +11,11 @@
 //! own notion of scopes. The format is described in `docs/litmus.md`.
 #![forbid(unsafe_code)]
 
+mod barriers;
 mod candidate;
 mod coherence;
 mod condition;
+mod dat3m;
 mod enumerate;
 mod error;
 mod execute;
@@ -25,15 +27,17 @@ mod parse;
 mod program;
 mod random;
 mod relation;
+mod unroll;
 
-pub use condition::{Condition, Observable};
+pub use condition::{Condition, Observable, Value};
 pub use enumerate::{Allowed, Outcome, enumerate, explore};
 pub use error::{LitmusError, LitmusErrorKind};
 pub use execute::{Judgement, execute, judge};
 pub use interleave::interleave;
-pub use kernel::{DeviceKernel, kernels};
-pub use parse::parse;
+pub use kernel::{DeviceKernel, KernelError, kernels};
+pub use parse::{parse, parse_bounded};
 pub use program::{
-    Fence, Instruction, Litmus, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Verdict, Width,
+    Compare, Fence, Function, Instruction, Litmus, Location, Op, Operand, Order, Participants, Register, Rmw,
+    Scope, Thread, Verdict, Width,
 };
 pub use random::{Comparison, compare, random, shrink};

@@ -1,9 +1,14 @@
-//! The text format: lines to [`Litmus`] tests.
+//! The text format: lines to [`Litmus`] tests; texts of Dat3M's format are read too.
 
 use super::condition::{Condition, Observable};
+use super::dat3m;
 use super::error::{LitmusError, LitmusErrorKind};
 use super::instruction::{Names, instruction};
-use super::program::{Litmus, Location, Op, Thread, Verdict, Width};
+use super::program::{Litmus, Location, Op, Participants, Thread, Verdict, Width};
+use super::unroll::unroll;
+
+/// Rounds of a loop that are looked at unless told otherwise.
+const ROUNDS: usize = 2;
 
 /// Threads of a test, at most.
 const THREADS: usize = 4;
@@ -12,19 +17,20 @@ const LOCATIONS: usize = 8;
 /// Instructions of a thread, at most.
 const INSTRUCTIONS: usize = 32;
 /// Loads, stores and atomics of a test, at most.
-const ACCESSES: usize = 16;
+const ACCESSES: usize = 32;
 /// Memory operations, fences and barriers of a test, at most: events of a candidate execution.
 const EVENTS: usize = super::relation::MAX_EVENTS;
 /// Stores and atomics to one location, at most: their orders are enumerated.
 const WRITES: usize = 6;
 /// `fence.sc` of a test, at most: their orders are enumerated.
 const FENCES: usize = 6;
-/// Ways to say which write each read reads from, at most.
-const SOURCES: u64 = 1 << 18;
+/// Ways to say which write each read reads from, times the orders of the writes to each location, at most: few of them
+/// are looked at where threads compare and branch.
+const EXECUTIONS: u64 = 1 << 25;
 
 type Kind = LitmusErrorKind;
 
-/// Parses the tests of a text. `file` is its name for errors.
+/// Parses the tests of a text, which is in the format of this crate or of Dat3M. `file` is its name for errors.
 ///
 /// ```
 /// use meshreduce_emulator::litmus::{Verdict, enumerate, parse};
@@ -52,6 +58,18 @@ type Kind = LitmusErrorKind;
 ///
 /// [`LitmusError`] names the first line that is not understood, not legal, or too much to enumerate.
 pub fn parse(file: &str, text: &str) -> Result<Vec<Litmus>, LitmusError> {
+    parse_bounded(file, text, ROUNDS)
+}
+
+/// The same, with loops gone round at most `rounds` times.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_bounded(file: &str, text: &str, rounds: usize) -> Result<Vec<Litmus>, LitmusError> {
+    if dat3m::is_one(text) {
+        return dat3m::parse(file, text, rounds).map(|test| vec![test]);
+    }
     let at = |line: u32| move |kind: Kind| LitmusError { file: file.to_owned(), line, kind };
     let mut tests: Vec<Litmus> = Vec::new();
     let mut open: Option<Draft> = None;
@@ -78,7 +96,7 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Litmus>, LitmusError> {
         };
         match draft.line_of(line, content).map_err(at(line))? {
             None => open = Some(draft),
-            Some((verdict, reason)) => tests.push(draft.finish(verdict, reason).map_err(at(line))?),
+            Some((verdict, reason)) => tests.push(draft.finish(verdict, reason, rounds).map_err(at(line))?),
         }
     }
     match open {
@@ -127,27 +145,43 @@ fn limit(what: &'static str, found: usize, limit: usize) -> Result<(), Kind> {
 
 /// A test in the making.
 #[derive(Default)]
-struct Draft {
-    name: String,
-    line: u32,
-    locations: Vec<Location>,
-    threads: Vec<Thread>,
+pub(super) struct Draft {
+    pub(super) name: String,
+    pub(super) line: u32,
+    pub(super) locations: Vec<Location>,
+    pub(super) threads: Vec<Thread>,
     /// Branches of the thread in the making, whose labels may be still to come: instruction and label.
-    branches: Vec<(usize, String)>,
-    condition: Option<Condition>,
+    pub(super) branches: Vec<(usize, String)>,
+    pub(super) condition: Option<Condition>,
+    pub(super) racy: Option<bool>,
+    pub(super) terminates: Option<bool>,
+    /// Barriers without a count are for whoever names them.
+    pub(super) named_barriers: bool,
 }
 
 impl Draft {
     /// Takes a line of the test. The verdict, which is the last one, is returned.
     fn line_of(&mut self, line: u32, content: &str) -> Result<Option<(Verdict, String)>, Kind> {
+        let after = |word: &str| content.strip_prefix(word).and_then(|rest| rest.strip_prefix(':'));
         for (word, verdict) in [("allowed", Verdict::Allowed), ("forbidden", Verdict::Forbidden)] {
-            if let Some(reason) = content.strip_prefix(word).and_then(|rest| rest.strip_prefix(':')) {
+            if let Some(reason) = after(word) {
                 return Ok(Some((verdict, reason.trim().to_owned())));
             }
         }
+        let claims = [("racy", true), ("race-free", false), ("terminates", true), ("may-hang", false)];
         if self.condition.is_some() {
-            let expected = "`allowed: REASON` or `forbidden: REASON`";
-            return Err(Kind::Expected { expected, found: content.to_owned() });
+            let Some((word, claim)) = claims.into_iter().find(|(word, _)| after(word).is_some()) else {
+                let expected = "`allowed: REASON` or `forbidden: REASON`";
+                return Err(Kind::Expected { expected, found: content.to_owned() });
+            };
+            let (to, what) = match word.starts_with("rac") {
+                true => (&mut self.racy, "verdict about data races"),
+                false => (&mut self.terminates, "verdict about its end"),
+            };
+            return match to.replace(claim) {
+                None => Ok(None),
+                Some(_) => Err(Kind::Twice { what, name: word.to_owned() }),
+            };
         }
         if let Some(rest) = keyword(content, "location") {
             self.location(rest)?;
@@ -167,7 +201,7 @@ impl Draft {
     /// `x = 0`, `x: b64 = 0`, `x = 0, device 1`.
     fn location(&mut self, text: &str) -> Result<(), Kind> {
         let expected = || Kind::Expected {
-            expected: "`location NAME[: b64] = VALUE[, device N]`",
+            expected: "`location NAME[: b8|b16|b32|b64] = VALUE[, device N]`",
             found: format!("location {text}"),
         };
         if !self.threads.is_empty() {
@@ -177,6 +211,8 @@ impl Draft {
         let (name, width) = match name.split_once(':') {
             None => (name.trim(), Width::B32),
             Some((name, width)) => match width.trim() {
+                "b8" => (name.trim(), Width::B8),
+                "b16" => (name.trim(), Width::B16),
                 "b32" => (name.trim(), Width::B32),
                 "b64" => (name.trim(), Width::B64),
                 _ => return Err(expected()),
@@ -204,7 +240,7 @@ impl Draft {
     }
 
     /// `0: device 0, block 0`.
-    fn thread(&mut self, text: &str) -> Result<(), Kind> {
+    pub(super) fn thread(&mut self, text: &str) -> Result<(), Kind> {
         let index = self.threads.len();
         let place = text.split_once(':').and_then(|(number, place)| {
             let (device, block) = place.split_once(',')?;
@@ -222,12 +258,13 @@ impl Draft {
             registers: Vec::new(),
             predicates: Vec::new(),
             code: Vec::new(),
+            source: Vec::new(),
             labels: Vec::new(),
         });
         limit("threads", self.threads.len(), THREADS)
     }
 
-    fn instruction(&mut self, line: u32, content: &str) -> Result<(), Kind> {
+    pub(super) fn instruction(&mut self, line: u32, content: &str) -> Result<(), Kind> {
         let Some(thread) = self.threads.last_mut() else {
             return Err(Kind::Expected {
                 expected: "`location`, `thread`, `exists`, `allowed:` or `forbidden:`",
@@ -238,46 +275,37 @@ impl Draft {
             if thread.labels.iter().any(|(known, _)| known == label) {
                 return Err(Kind::Twice { what: "label", name: label.to_owned() });
             }
-            thread.labels.push((label.to_owned(), thread.code.len()));
+            thread.labels.push((label.to_owned(), thread.source.len()));
             return Ok(());
         }
         let text = content.strip_suffix(';').map(str::trim_end).ok_or_else(|| Kind::Expected {
             expected: "an instruction that ends in `;`, or a label that ends in `:`",
             found: content.to_owned(),
         })?;
-        let mut names = Names { locations: &self.locations, thread };
+        let mut names = Names { locations: &self.locations, thread, named_barriers: self.named_barriers };
         let (instruction, label) = instruction(line, text, &mut names)?;
         if let Some(label) = label {
-            self.branches.push((thread.code.len(), label));
+            self.branches.push((thread.source.len(), label));
         }
-        thread.code.push(instruction);
-        limit("instructions of a thread", thread.code.len(), INSTRUCTIONS)
+        thread.source.push(instruction);
+        limit("instructions of a thread", thread.source.len(), INSTRUCTIONS)
     }
 
     /// Gives the branches of the thread that ends here their targets.
-    fn resolve_branches(&mut self) -> Result<(), Kind> {
+    pub(super) fn resolve_branches(&mut self) -> Result<(), Kind> {
         let Some(thread) = self.threads.last_mut() else { return Ok(()) };
         for (from, label) in self.branches.drain(..) {
             let found = thread.labels.iter().find(|(name, _)| *name == label);
             let Some(&(_, target)) = found else {
                 return Err(Kind::Unknown { what: "label", name: label });
             };
-            let reason = if target <= from {
-                "branches go forward only"
-            } else if thread.code[from..target].iter().any(|inside| inside.op == Op::Barrier) {
-                "a barrier must not be branched over"
-            } else {
-                thread.code[from].op = Op::Branch { target };
-                continue;
-            };
-            let instruction = thread.code[from].text.clone();
-            return Err(Kind::Instruction { instruction, reason: reason.into() });
+            thread.source[from].op = Op::Branch { target };
         }
         Ok(())
     }
 
     /// `1:%r0` or a location's name.
-    fn observable(&self, name: &str) -> Option<Observable> {
+    pub(super) fn observable(&self, name: &str) -> Option<Observable> {
         match name.split_once(':') {
             None => self.locations.iter().position(|known| known.name == name).map(Observable::Location),
             Some((thread, register)) => {
@@ -289,7 +317,7 @@ impl Draft {
         }
     }
 
-    fn finish(mut self, verdict: Verdict, reason: String) -> Result<Litmus, Kind> {
+    pub(super) fn finish(mut self, verdict: Verdict, reason: String, rounds: usize) -> Result<Litmus, Kind> {
         let missing = |part| Kind::Missing { test: self.name.clone(), part };
         if reason.is_empty() {
             return Err(missing("reason for its verdict"));
@@ -298,10 +326,24 @@ impl Draft {
             return Err(missing("thread"));
         }
         let condition = self.condition.take().ok_or_else(|| missing("`exists` line"))?;
+        for thread in &mut self.threads {
+            thread.code = unroll(&thread.source, rounds);
+        }
         self.check_size()?;
-        self.check_barriers()?;
-        let Self { name, line, locations, threads, .. } = self;
-        Ok(Litmus { name, line, locations, threads, condition, verdict, reason })
+        let participants = if self.named_barriers { Participants::Named } else { Participants::Block };
+        let Self { name, line, locations, threads, racy, terminates, .. } = self;
+        Ok(Litmus {
+            name,
+            line,
+            locations,
+            threads,
+            condition,
+            participants,
+            verdict,
+            reason,
+            racy,
+            terminates,
+        })
     }
 
     fn ops(&self) -> impl Iterator<Item = &Op> {
@@ -314,32 +356,28 @@ impl Draft {
             self.ops().filter(|op| op.location().is_some()).count(),
             ACCESSES,
         )?;
-        let event = |op: &&Op| op.location().is_some() || matches!(op, Op::Fence(_) | Op::Barrier);
-        limit("events", self.ops().filter(event).count(), EVENTS)?;
+        // An atomic is two events.
+        let events = |op: &Op| match op {
+            Op::Fence(_) | Op::Barrier { .. } => 1,
+            op => usize::from(op.reads()) + usize::from(op.writes()),
+        };
+        limit("events", self.ops().map(events).sum(), EVENTS)?;
         let sequential = |op: &&Op| matches!(op, Op::Fence(fence) if fence.sequential);
         limit("fence.sc", self.ops().filter(sequential).count(), FENCES)?;
         let writes =
             |location| self.ops().filter(|op| op.writes() && op.location() == Some(location)).count();
-        let mut sources = 1_u64;
+        let mut executions = 1_u64;
         for location in 0..self.locations.len() {
             limit("writes to a location", writes(location), WRITES)?;
+            let orders: u64 = (1..=writes(location) as u64).product();
+            executions = executions.saturating_mul(orders);
         }
         for location in self.ops().filter(|op| op.reads()).filter_map(Op::location) {
-            sources = sources.saturating_mul(1 + writes(location) as u64);
+            executions = executions.saturating_mul(1 + writes(location) as u64);
         }
-        if sources > SOURCES {
-            let what = "ways to choose what reads read from";
-            return Err(Kind::TooLarge { what, found: sources, limit: SOURCES });
-        }
-        Ok(())
-    }
-
-    fn check_barriers(&self) -> Result<(), Kind> {
-        for thread in &self.threads {
-            let same = |other: &&Thread| other.device == thread.device && other.block == thread.block;
-            if self.threads.iter().filter(same).any(|other| other.barriers() != thread.barriers()) {
-                return Err(Kind::Barriers { device: thread.device, block: thread.block });
-            }
+        if executions > EXECUTIONS {
+            let what = "ways to choose what reads read from and how writes are ordered";
+            return Err(Kind::TooLarge { what, found: executions, limit: EXECUTIONS });
         }
         Ok(())
     }

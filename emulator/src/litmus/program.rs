@@ -15,10 +15,25 @@ pub struct Litmus {
     pub threads: Vec<Thread>,
     /// The final states that the verdict is about.
     pub condition: Condition,
+    /// Who takes part in a barrier that names no count.
+    pub participants: Participants,
     /// What the test claims.
     pub verdict: Verdict,
     /// Why that is so, in one line.
     pub reason: String,
+    /// Whether some execution has a data race, if the test claims one or the other.
+    pub racy: Option<bool>,
+    /// Whether every execution ends, if the test claims one or the other.
+    pub terminates: Option<bool>,
+}
+
+/// Who takes part in a barrier that names no count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Participants {
+    /// All threads of the block (PTX ISA, `bar`).
+    Block,
+    /// The threads of the block that execute a barrier of that number: what Dat3M's tests mean.
+    Named,
 }
 
 /// What a test claims about its condition.
@@ -28,6 +43,9 @@ pub enum Verdict {
     Allowed,
     /// None does.
     Forbidden,
+    /// It claims nothing, but asks: whether some execution ends so (`exists`), or else whether none does (`~exists`;
+    /// `forall`, of what must not be).
+    Asked(bool),
 }
 
 /// A named memory location.
@@ -46,6 +64,10 @@ pub struct Location {
 /// Width of a location, register or access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
+    /// 8 bits.
+    B8,
+    /// 16 bits.
+    B16,
     /// 32 bits.
     B32,
     /// 64 bits.
@@ -56,6 +78,8 @@ impl Width {
     /// The width in bits.
     pub fn bits(self) -> u32 {
         match self {
+            Self::B8 => 8,
+            Self::B16 => 16,
             Self::B32 => 32,
             Self::B64 => 64,
         }
@@ -63,10 +87,7 @@ impl Width {
 
     /// `value` cut to this width.
     pub fn cut(self, value: u64) -> u64 {
-        match self {
-            Self::B32 => value & u64::from(u32::MAX),
-            Self::B64 => value,
-        }
+        value & u64::MAX >> (64 - self.bits())
     }
 }
 
@@ -81,23 +102,36 @@ pub struct Thread {
     pub registers: Vec<Register>,
     /// The predicate registers, in the order of first use.
     pub predicates: Vec<String>,
-    /// The instructions.
+    /// The instructions, loops unrolled: branches go forward only.
     pub code: Vec<Instruction>,
-    /// Labels and the index of the instruction that each stands before.
+    /// The instructions as they are written.
+    pub source: Vec<Instruction>,
+    /// Labels and the index of the instruction of `source` that each stands before.
     pub labels: Vec<(String, usize)>,
 }
 
 impl Thread {
-    /// How many barriers the thread executes.
-    pub fn barriers(&self) -> usize {
-        self.code.iter().filter(|instruction| instruction.op == Op::Barrier).count()
+    /// The barriers of its text.
+    pub(super) fn barriers(&self) -> impl Iterator<Item = &Instruction> {
+        self.source.iter().filter(|instruction| matches!(instruction.op, Op::Barrier { .. }))
+    }
+
+    /// Whether the thread has loops.
+    pub fn loops(&self) -> bool {
+        self.code.iter().any(|instruction| matches!(instruction.op, Op::Bound { .. }))
+    }
+
+    /// Whether its barriers are always executed, in the order of the text.
+    pub(super) fn barriers_are_fixed(&self) -> bool {
+        let straight = !self.source.iter().any(|one| matches!(one.op, Op::Branch { .. }));
+        straight && self.barriers().all(|one| one.guard.is_none())
     }
 }
 
 /// A general register. Its final value is part of an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Register {
-    /// The name with its `%`: `%r..` has 32 bits, `%rd..` 64.
+    /// The name with its `%`: `%rs..` has 16 bits, `%r..` 32, `%rd..` 64.
     pub name: String,
     /// The width.
     pub width: Width,
@@ -152,8 +186,15 @@ pub enum Op {
     },
     /// `fence`.
     Fence(Fence),
-    /// `bar.sync 0`.
-    Barrier,
+    /// `bar.sync` and `bar.arrive`.
+    Barrier {
+        /// Its number.
+        id: Operand,
+        /// How many threads of the test take part, if it says so.
+        count: Option<u32>,
+        /// `arrive`: does not wait.
+        arrive: bool,
+    },
     /// `mov`.
     Move {
         /// Destination.
@@ -161,17 +202,10 @@ pub enum Op {
         /// Source.
         a: Operand,
     },
-    /// `add`.
-    Add {
-        /// Destination.
-        d: usize,
-        /// First summand.
-        a: Operand,
-        /// Second summand.
-        b: Operand,
-    },
-    /// `xor`.
-    Xor {
+    /// Arithmetic.
+    Compute {
+        /// What is computed.
+        function: Function,
         /// Destination.
         d: usize,
         /// First operand.
@@ -179,22 +213,97 @@ pub enum Op {
         /// Second operand.
         b: Operand,
     },
-    /// `setp.eq` and `setp.ne`.
+    /// `setp`.
     SetPredicate {
         /// Destination predicate.
         p: usize,
-        /// `eq`, else `ne`.
-        equal: bool,
+        /// What is asked.
+        compare: Compare,
+        /// Width of both, where they count as signed.
+        signed: Option<Width>,
         /// First operand.
         a: Operand,
         /// Second operand.
         b: Operand,
     },
-    /// `bra`, forward only.
+    /// `bra`.
     Branch {
         /// Index of the instruction to go on with.
         target: usize,
     },
+    /// A loop has gone round as often as is looked at. No instruction of the text.
+    Bound {
+        /// Index of the instruction at which its last round begins.
+        from: usize,
+    },
+}
+
+/// Arithmetic of two operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Function {
+    /// Sum.
+    Add,
+    /// Difference.
+    Sub,
+    /// Product, its low half.
+    Mul,
+    /// Bitwise and.
+    And,
+    /// Bitwise or.
+    Or,
+    /// Bitwise exclusive or.
+    Xor,
+    /// The lesser, unsigned.
+    Min,
+    /// The greater, unsigned.
+    Max,
+}
+
+impl Function {
+    /// Its value.
+    pub(super) fn of(self, width: Width, a: u64, b: u64) -> u64 {
+        width.cut(match self {
+            Self::Add => a.wrapping_add(b),
+            Self::Sub => a.wrapping_sub(b),
+            Self::Mul => a.wrapping_mul(b),
+            Self::And => a & b,
+            Self::Or => a | b,
+            Self::Xor => a ^ b,
+            Self::Min => a.min(b),
+            Self::Max => a.max(b),
+        })
+    }
+}
+
+/// A comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compare {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    Le,
+    /// Greater.
+    Gt,
+    /// Greater or equal.
+    Ge,
+}
+
+impl Compare {
+    /// Whether it holds.
+    pub(super) fn holds<T: Ord>(self, a: &T, b: &T) -> bool {
+        match self {
+            Self::Eq => a == b,
+            Self::Ne => a != b,
+            Self::Lt => a < b,
+            Self::Le => a <= b,
+            Self::Gt => a > b,
+            Self::Ge => a >= b,
+        }
+    }
 }
 
 impl Op {
@@ -231,8 +340,8 @@ pub enum Operand {
 /// A read-modify-write operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rmw {
-    /// Adds.
-    Add(Operand),
+    /// Computes with what is there.
+    Compute(Function, Operand),
     /// Replaces.
     Exchange(Operand),
     /// Replaces by the second if the old value is the first.

@@ -1,13 +1,13 @@
-//! Binary relations over at most 64 events.
+//! Binary relations over at most 128 events.
 
 /// A relation; `rows[a]` has bit b set when a is related to b.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Relation {
-    rows: Vec<u64>,
+    rows: Vec<u128>,
 }
 
 /// The most events that a relation can be over.
-pub(super) const MAX_EVENTS: usize = 64;
+pub(super) const MAX_EVENTS: usize = 128;
 
 impl Relation {
     /// The empty relation over `events` events.

@@ -66,7 +66,7 @@ impl Model {
             false => thread.knowledge.clone(),
         };
         if !load.noncoherent {
-            self.admit(thread, &load.place);
+            self.admit(thread.number, &thread.knowledge, &load.place);
         }
         if self.detect_races {
             let until = load.noncoherent.then(|| self.book.end_of(who.launch));
@@ -140,19 +140,19 @@ impl Model {
 
     /// Before the thread comes to a place: open loads there that its access follows must have their values, for the
     /// access may not contradict them.
-    pub(super) fn admit(&mut self, thread: &Thread, place: &Place) {
+    pub(super) fn admit(&mut self, thread: u32, knowledge: &Knowledge, place: &Place) {
         let word = place.word;
         for at in 0..self.memory.cell(word).exposed.len() {
-            let Exposed { access, ref knowledge, ref closings, ref choice } =
+            let Exposed { access, knowledge: ref before, ref closings, ref choice } =
                 self.memory.cell(word).exposed[at];
             let event = access.who.event;
             if choice.is_none()
                 && Location::new(word, access.mask).meets(place.location())
-                && event.0 != thread.number
-                && thread.knowledge.has_base(event)
+                && event.0 != thread
+                && knowledge.has_base(event)
             {
-                let (knowledge, closings) = (knowledge.clone(), closings.clone());
-                let reader = Reader { access, knowledge: &knowledge, atomic: false, noncoherent: false };
+                let (before, closings) = (before.clone(), closings.clone());
+                let reader = Reader { access, knowledge: &before, atomic: false, noncoherent: false };
                 let (value, write) = self.value(word, &reader, &closings);
                 let cell = self.memory.cell(word);
                 if let Some(write) = write.as_ref().filter(|write| write.access.morally_strong(&access)) {

@@ -79,6 +79,15 @@ struct Barrier {
     views: Vec<View>,
 }
 
+impl Barrier {
+    /// Whether threads that all are to come to it have exited: those that live cannot complete it. Who has only arrived
+    /// may have.
+    fn is_deserted(&self, live: u32) -> bool {
+        let still = live.saturating_sub(self.waiting.len() as u32);
+        self.everyone && self.arrived > 0 && self.expected - self.arrived > still
+    }
+}
+
 impl Machine {
     pub(super) fn new(
         model: Model,
@@ -305,7 +314,7 @@ impl Machine {
         block.live -= 1;
         let live = block.live;
         if live > 0 {
-            let deserted = block.barriers.iter().position(|barrier| barrier.everyone && barrier.arrived > 0);
+            let deserted = block.barriers.iter().position(|barrier| barrier.is_deserted(live));
             if let Some(id) = deserted {
                 let gone = block.members.len() as u32 - live;
                 let text = format!("threads wait at barrier {id}, but {gone} have exited");
@@ -350,12 +359,6 @@ impl Machine {
             let text = format!("threads expect different counts at barrier {id}, or none");
             return Err(self.diverged(serial, &text));
         }
-        if block.live < all && expected == all {
-            let gone = all - block.live;
-            return Err(
-                self.diverged(serial, &format!("a thread comes to barrier {id}, but {gone} have exited"))
-            );
-        }
         state.expected = expected;
         state.everyone = expected == all;
         state.arrived += 1;
@@ -368,6 +371,12 @@ impl Machine {
             state.truths += u32::from(truth);
         }
         let complete = state.arrived >= expected;
+        if !complete && state.is_deserted(block.live) {
+            let gone = all - block.live;
+            return Err(
+                self.diverged(serial, &format!("a thread comes to barrier {id}, but {gone} have exited"))
+            );
+        }
         if barrier.kind == BarrierKind::Arrive {
             self.threads[number as usize].pc += 1;
         } else {

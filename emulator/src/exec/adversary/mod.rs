@@ -29,6 +29,7 @@
 mod book;
 pub(crate) mod compute;
 mod history;
+mod late;
 mod load;
 mod machine;
 mod memory;

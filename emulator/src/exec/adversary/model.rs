@@ -5,7 +5,7 @@
 //! | load | may be left open and bound later; then any write that the axioms allow |
 //! | `ld.acquire` | joins the release patterns that it observes, as scopes allow; if bound later, it observes none that is new |
 //! | store | a new write in the word's history; a release ends a release pattern, as does a strong store behind a fence |
-//! | atomic | reads the last morally strong write, writes behind it; observers of it observe what it read |
+//! | atomic | unless it acquires, it may take effect later; reads the last morally strong write, writes behind it; observers of it observe what it read |
 //! | `ld.global.nc` | any write since the launch began, whatever is known |
 
 use std::rc::Rc;
@@ -61,6 +61,16 @@ pub(super) struct StoreOf {
     pub(super) pc: u32,
 }
 
+/// An atomic as its thread issued it, maybe some time ago.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Issued<'a> {
+    pub(super) who: Who,
+    /// What the thread knew then.
+    pub(super) knowledge: &'a Knowledge,
+    /// It does not return the old value.
+    pub(super) reduction: bool,
+}
+
 /// Writes of a word beyond which the history is looked through for what can be forgotten.
 const LONG: usize = 48;
 
@@ -111,12 +121,13 @@ impl Model {
         let strong = store.order.is_strong();
         let access =
             Access { who, mask: store.place.mask, strong, scope: store.scope, mapping: store.place.mapping };
-        self.admit(thread, &store.place);
+        self.admit(thread.number, &thread.knowledge, &store.place);
         self.check_write(word, &access, &thread.knowledge)?;
         let value = (bits << (8 * u32::from(store.place.shift))) & bits_of(access.mask);
         let mut write = Write::new(access, value, thread.knowledge.clone());
         if strong {
-            write.releases = releases(thread, store.place.location(), &access, store.order, None);
+            let view = View { at: who.event, knowledge: thread.knowledge.clone() };
+            write.releases = releases(thread, view, store.place.location(), &access, store.order, None);
         }
         self.trace.add(self.now, What::Store, &access, word, bits, || None);
         let settled = self.memory.settled(word);
@@ -139,15 +150,15 @@ impl Model {
         Ok(())
     }
 
-    /// An atomic: replaces the value by `update` of it. The old value. A `reduction` does not return it.
+    /// An atomic takes effect: replaces the value by `update` of it. The old value.
     pub(super) fn atomic(
         &mut self,
         thread: &mut Thread,
         store: StoreOf,
-        reduction: bool,
+        issued: Issued<'_>,
         update: impl Fn(u64) -> Option<u64>,
     ) -> Result<u64, Box<Finding>> {
-        let who = thread.event(store.pc);
+        let Issued { who, reduction, .. } = issued;
         let word = store.place.word;
         let access = Access {
             who,
@@ -157,12 +168,16 @@ impl Model {
             mapping: store.place.mapping,
         };
         let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
-        if acquire && !thread.seen.is_empty() {
-            let location = store.place.location();
-            thread.acquire_seen(|at, release| at.meets(location) && release.reaches(access.scope, &who));
+        let mut knowledge = issued.knowledge.clone();
+        if acquire {
+            // It takes effect as it is issued, and what it learns, its thread knows.
+            if !thread.seen.is_empty() {
+                let location = store.place.location();
+                thread.acquire_seen(|at, release| at.meets(location) && release.reaches(access.scope, &who));
+            }
+            knowledge = thread.knowledge.clone();
         }
-        self.admit(thread, &store.place);
-        let knowledge = thread.knowledge.clone();
+        self.admit(thread.number, &knowledge, &store.place);
         let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
         let from = self.choose(word, &reader, access.mask, &[]);
         let source = from.map(|index| self.memory.cell(word).writes[index].clone());
@@ -191,17 +206,24 @@ impl Model {
             return Ok(old);
         };
         // What it has synchronized with precedes it; what it has only observed does not.
-        self.check_write(word, &access, &knowledge.with_base_of(&thread.knowledge))?;
-        let mut write =
-            Write::new(access, (u128::from(new) << shift) & bits_of(access.mask), thread.knowledge.clone());
-        write.atomic = true;
+        let before = if acquire { knowledge.with_base_of(&thread.knowledge) } else { knowledge };
+        self.check_write(word, &access, &before)?;
         let source = source.filter(|source| source.access.morally_strong(&access));
-        write.releases = releases(thread, store.place.location(), &access, store.order, source.as_ref());
-        if let Some(source) = &source {
+        let chain = source.as_ref().map(|source| {
             let mut chain = vec![source.access.who.event];
             chain.extend(source.chain.iter().flat_map(|chain| chain.iter()));
-            write.chain = Some(Rc::new(chain));
-        }
+            chain
+        });
+        let mut knowledge = if acquire { thread.knowledge.clone() } else { before };
+        let others = chain.iter().flatten().filter(|event| event.0 != who.event.0);
+        others.for_each(|&event| knowledge.observe(event));
+        let mut write =
+            Write::new(access, (u128::from(new) << shift) & bits_of(access.mask), knowledge.clone());
+        write.atomic = true;
+        let view = View { at: who.event, knowledge };
+        write.releases =
+            releases(thread, view, store.place.location(), &access, store.order, source.as_ref());
+        write.chain = chain.map(Rc::new);
         if new != old {
             self.progress = self.now;
             thread.idle = 0;
@@ -299,9 +321,10 @@ impl Model {
     }
 }
 
-/// The release patterns that a strong write ends (PTX ISA, "Release and Acquire Patterns").
+/// The release patterns that a strong write, at `view`, ends (PTX ISA, "Release and Acquire Patterns").
 fn releases(
     thread: &mut Thread,
+    view: View,
     location: Location,
     access: &Access,
     order: Order,
@@ -311,8 +334,7 @@ fn releases(
     let mut all = Vec::new();
     let mut widest = None;
     if matches!(order, Order::Release | Order::AcqRel) {
-        let view = View { at: who.event, knowledge: thread.knowledge.clone() };
-        let release = Release { view, scope: access.scope, who };
+        let release = Release { view: view.clone(), scope: access.scope, who };
         thread.released.retain(|(at, known)| !location.covers(*at) || known.scope > access.scope);
         thread.released.push((location, release.clone()));
         widest = Some(access.scope);
@@ -333,7 +355,7 @@ fn releases(
     }
     if let Some(releases) = source.and_then(|source| source.releases.as_ref()) {
         let covered =
-            |release: &Release| !says_more(release.scope) && thread.knowledge.has_base(release.view.at);
+            |release: &Release| !says_more(release.scope) && view.knowledge.has_base(release.view.at);
         all.extend(releases.iter().filter(|release| !covered(release)).cloned());
     }
     (!all.is_empty()).then(|| Rc::new(all))

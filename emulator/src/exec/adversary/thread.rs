@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::compute::{Uses, compute};
 use super::history::{Access, Release, Who};
+use super::late::Late;
 use super::load::{LoadOf, Registers};
 use super::memory::{Location, Place, WordId};
 use super::model::{Model, StoreOf};
@@ -13,7 +14,7 @@ use super::view::{Event, Knowledge, View};
 use crate::exec::{FaultKind, Launch, window};
 use crate::ptx::semantics::convert::extend;
 use crate::ptx::types::{Clock, Order, Scope, Space};
-use crate::ptx::{Atomic, Guard, Load, Op, Slot, Store};
+use crate::ptx::{Guard, Load, Op, Slot, Store};
 
 #[derive(Debug, Default)]
 pub(super) struct Thread {
@@ -33,7 +34,9 @@ pub(super) struct Thread {
     local: Vec<u8>,
     /// Loads whose value has not been chosen.
     pub(super) open: Vec<Pending>,
-    /// By slot: whether it waits for an open load.
+    /// Atomics that have not taken effect.
+    pub(super) late: Vec<Late>,
+    /// By slot: whether it waits for one of these.
     pub(super) waits: Vec<bool>,
     pub(super) knowledge: Knowledge,
     /// The last release fence of each scope.
@@ -150,11 +153,10 @@ impl Thread {
     /// Whether `event` precedes all that the thread can still read.
     pub(super) fn has_long_known(&self, event: Event) -> bool {
         let own = self.number == event.0;
+        let has = |knowledge: &Knowledge, at: Event| knowledge.has_base(event) || own && at.1 > event.1;
         (own || self.knowledge.has_base(event))
-            && self
-                .open
-                .iter()
-                .all(|open| open.knowledge.has_base(event) || own && open.access.who.event.1 > event.1)
+            && self.open.iter().all(|open| has(&open.knowledge, open.access.who.event))
+            && self.late.iter().all(|late| has(&late.knowledge, late.who.event))
     }
 
     #[inline]
@@ -187,7 +189,7 @@ impl Thread {
         seen.retain(|(_, release)| !knowledge.has_base(release.view.at));
     }
 
-    fn poll(&mut self, poll: Poll) {
+    pub(super) fn poll(&mut self, poll: Poll) {
         match self.polls.iter_mut().find(|known| known.who.pc == poll.who.pc) {
             Some(known) => *known = poll,
             None => {
@@ -217,25 +219,35 @@ impl Thread {
         mut accesses: u32,
     ) -> Stop {
         let code = &launch.kernel.code[..];
+        // Nobody synchronizes with what reaches no further than such a block.
+        let alone = launch.block == [1; 3];
         let mut pc = self.pc as usize;
         let mut straight = STRAIGHT;
         let begin = straight;
         let mut resumed = true;
+        // Others may wait for it, and it takes effect some time.
+        if !self.late.is_empty()
+            && (model.calm || model.chance(48))
+            && let Err(stop) = self.perform(model, |_| true)
+        {
+            return stop;
+        }
         let stop = loop {
             straight -= 1;
             if straight == 0 {
                 break Stop::Budget;
             }
             let step = &code[pc];
-            if !self.open.is_empty() {
+            if !(self.open.is_empty() && self.late.is_empty()) {
                 let touched = uses.of(pc).iter().any(|&slot| self.waits[usize::from(slot)]);
                 if touched {
                     // Whoever waits for a load may wait long.
                     if !resumed && !model.calm && model.chance(96) {
                         break Stop::Budget;
                     }
-                    let slots = uses.of(pc);
-                    self.bind(model, |open| open.to.iter().any(|slot| slots.contains(&slot)));
+                    if let Err(stop) = self.come_to_use(model, uses.of(pc)) {
+                        break stop;
+                    }
                 }
             }
             resumed = false;
@@ -286,7 +298,12 @@ impl Thread {
                     Err(stop) => break stop,
                 },
                 Op::Fence { order, scope } => {
-                    self.expose(model, (*order != Order::Release).then_some(*scope));
+                    let acquires = (*order != Order::Release).then_some(*scope);
+                    if !(alone && matches!(scope, Scope::Cta | Scope::Cluster))
+                        && let Err(stop) = self.hand_on(model, acquires)
+                    {
+                        break stop;
+                    }
                     model.fence(self, *order, *scope, pc as u32);
                 }
                 Op::Branch { target } => {
@@ -313,14 +330,15 @@ impl Thread {
                 Op::Exit => {
                     self.bind(model, |open| open.access.strong);
                     self.open.clear();
-                    break Stop::Exited;
+                    break self.perform(model, |_| true).err().unwrap_or(Stop::Exited);
                 }
                 Op::Barrier(_) => {
-                    self.expose(model, None);
-                    break Stop::Barrier;
+                    break self.hand_on(model, None).err().unwrap_or(Stop::Barrier);
                 }
                 Op::WarpBarrier { a } => {
-                    self.expose(model, None);
+                    if let Err(stop) = self.hand_on(model, None) {
+                        break stop;
+                    }
                     self.state = State::AtWarpBarrier(self.slots[usize::from(*a)] as u32);
                     pc += 1;
                     break Stop::WarpBarrier;
@@ -335,7 +353,7 @@ impl Thread {
     }
 
     /// The space and the address in it, of an aligned access.
-    fn resolve(
+    pub(super) fn resolve(
         &self,
         (space, base, offset): (Space, Slot, i32),
         bytes: u32,
@@ -354,7 +372,7 @@ impl Thread {
         }
     }
 
-    fn place(
+    pub(super) fn place(
         &self,
         model: &Model,
         space: Space,
@@ -405,9 +423,7 @@ impl Thread {
                     let lane = (lane + first) % scalars;
                     let at = address + (lane as u64 * u64::from(bytes));
                     let place = self.place(model, space, at, bytes, "load")?;
-                    if !self.open.is_empty() {
-                        self.bind(model, |open| open.place.location().meets(place.location()));
-                    }
+                    self.come_to(model, place.location())?;
                     let (order, scope) = (*order, strong_scope(*order, *scope));
                     if order.is_strong() {
                         self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
@@ -437,7 +453,7 @@ impl Thread {
             return Ok(false);
         }
         if *order == Order::Release {
-            self.expose(model, None);
+            self.hand_on(model, None)?;
         }
         let (scalars, bytes) = if *whole { (1, 2 * bytes) } else { (lanes, bytes) };
         let first = if scalars > 1 { model.below(scalars) } else { 0 };
@@ -445,39 +461,13 @@ impl Thread {
             let lane = (lane + first) % scalars;
             let at = address + (lane as u64 * u64::from(bytes));
             let place = self.place(model, space, at, bytes, "store")?;
-            if !self.open.is_empty() {
-                self.bind(model, |open| open.place.location().meets(place.location()));
-            }
+            self.come_to(model, place.location())?;
             let high = if *whole { u128::from(self.slots[usize::from(a[1])]) << 64 } else { 0 };
             let bits = u128::from(self.slots[usize::from(a[lane])]) | high;
             let store = StoreOf { place, order: *order, scope: strong_scope(*order, *scope), pc };
             model.store(self, store, bits).map_err(Stop::Found)?;
         }
         Ok(true)
-    }
-
-    fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), Stop> {
-        let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
-        let (space, address) =
-            self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
-        let place = self.place(model, space, address, ty.bytes(), "atomic")?;
-        self.bind(model, |open| open.place.location().meets(place.location()));
-        if matches!(order, Order::Release | Order::AcqRel) {
-            self.expose(model, None);
-        }
-        let (x, y) = (self.slots[usize::from(*a)], self.slots[usize::from(*b)]);
-        self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
-        let store = StoreOf { place, order: *order, scope: *scope, pc };
-        let update = |old: u64| {
-            let fails = *op == crate::ptx::semantics::atomic::AtomicOp::CompareSwap
-                && extend(old, *ty) != extend(x, *ty);
-            (!fails).then(|| op.apply(*ty, old, x, y))
-        };
-        let old = model.atomic(self, store, d.is_none(), update).map_err(Stop::Found)?;
-        if let Some(d) = d {
-            self.slots[usize::from(*d)] = extend(old, *ty);
-        }
-        Ok(())
     }
 }
 

@@ -38,6 +38,8 @@ pub(super) struct Names<'a> {
     dynamic: Option<(u32, Vec<(Slot, i64)>)>,
     /// Offset of each module-scope `.shared` variable that the entry uses.
     shared: HashMap<&'a str, u64>,
+    /// The special registers that the entry uses.
+    specials: Vec<Slot>,
 }
 
 impl<'a> Names<'a> {
@@ -52,6 +54,7 @@ impl<'a> Names<'a> {
             local_bytes: 0,
             dynamic: None,
             shared: HashMap::new(),
+            specials: Vec::new(),
         }
     }
 
@@ -305,10 +308,13 @@ impl<'a> Names<'a> {
             return Err(At::new(line, format!("{name} is {declared}, the instruction works on {ty}")));
         }
         let kind = Kind::Special(special, declared);
-        match self.kinds.iter().position(|known| *known == kind) {
-            Some(slot) => Ok(slot as Slot),
-            None => self.add(kind, line),
+        let known = self.specials.iter().find(|slot| self.kinds[usize::from(**slot)] == kind);
+        if let Some(&slot) = known {
+            return Ok(slot);
         }
+        let slot = self.add(kind, line)?;
+        self.specials.push(slot);
+        Ok(slot)
     }
 
     /// The base slot, the space if a variable is named, and the constant offset of an address.
