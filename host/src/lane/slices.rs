@@ -226,8 +226,12 @@ impl SliceCall {
         }
         // Where the thread that stores an element is the one that has loaded it.
         let (from, to) = match self.collective {
-            Collective::AllGather => (input, output + self.received[rank].first * self.size()),
-            Collective::ReduceScatter => (input + self.sent[rank].first * self.size(), output),
+            Collective::AllGather => {
+                (input, output.wrapping_add(self.received[rank].first.wrapping_mul(self.size())))
+            }
+            Collective::ReduceScatter => {
+                (input.wrapping_add(self.sent[rank].first.wrapping_mul(self.size())), output)
+            }
             // With different slices what one thread stores may be what another has yet to load.
             Collective::AllToAll if self.sent != self.received => (0, 1),
             _ => (input, output),
@@ -332,7 +336,8 @@ impl SlicePlan {
             Slices::new((0..world_size).map(|position| {
                 let Run { first, count } = runs[rank_at(&self.params.launch, position)];
                 let bytes = (count * call.size()).saturating_sub(begin).min(self.piece);
-                (base + first * call.size() + begin, bytes as u32)
+                // Of what this rank does not use, the address may be any.
+                (base.wrapping_add(first * call.size() + begin), bytes as u32)
             }))
         };
         let params = SliceParams {
@@ -382,6 +387,14 @@ mod tests {
             gather(0x1001, 0x2000).is_in_place(2),
             Err(Error::Misaligned { address: 0x1001, .. })
         ));
+    }
+
+    #[test]
+    fn lists_beyond_all_memory_are_no_trouble() {
+        let most = [usize::MAX; 3];
+        let call = SliceCall::all_gather((0x1000, 0x2000), &most, TWO, (2, 3)).unwrap();
+        assert!(call.is_in_place(2).is_err());
+        assert_eq!(call.longest_known(), u64::MAX);
     }
 
     #[test]
