@@ -1,5 +1,6 @@
 //! All-gather, reduce-scatter, broadcast, reduce, all-to-all and barrier give, byte for byte, what plain copies and the reference of
 //! the reduction give.
+#![allow(clippy::unwrap_used)]
 
 use meshreduce::{Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Op, RecordKind};
 use meshreduce_tests::buffer::Guarded;

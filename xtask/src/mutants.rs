@@ -1,10 +1,13 @@
 //! `mutants`: builds the program that changes the shipped PTX in one place at a time, and runs it.
 
 use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::ptx_lint;
 use crate::test_multigpu::rank_program;
 
 /// Run mutants of the shipped PTX against the adversary (`mutants --help`)
@@ -20,7 +23,23 @@ impl Args {
     /// Runs, and ends with the program's exit code.
     pub(crate) fn run(self) -> Result<ExitCode> {
         let mut arguments = self.arguments;
+        // Only this program has the lint.
+        if let Some(file) = given(&arguments) {
+            let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+            let findings = ptx_lint::lint(&text);
+            let shown = findings.iter().take(3).map(|finding| finding.at("line").to_string());
+            let all = shown.collect::<Vec<_>>().join("; ");
+            arguments.extend(["--linted".into(), all.into()]);
+        }
         arguments.insert(0, "mutants".into());
         rank_program(arguments)
     }
+}
+
+/// The text that is given with `--ptx`.
+fn given(arguments: &[OsString]) -> Option<PathBuf> {
+    let joined =
+        arguments.iter().find_map(|argument| argument.to_str()?.strip_prefix("--ptx=").map(PathBuf::from));
+    let at = arguments.iter().position(|argument| argument == "--ptx");
+    joined.or_else(|| arguments.get(at? + 1).map(PathBuf::from))
 }

@@ -1,6 +1,7 @@
 //! What a seed stands for.
 
 use meshreduce_wire::packets;
+use meshreduce_wire::pad::TAG_BITS;
 use meshreduce_wire::{Algorithm, DType, Op, VECTOR_BYTES};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -42,10 +43,12 @@ pub struct Numbers {
 impl Numbers {
     pub(super) fn draw(draw: &mut Draw, refreshes: bool) -> Self {
         let (few, less) = (draw.below(3) as u64, 1 + draw.below(4) as u64);
-        let barriers = draw.of(&[few, few, few, (1 << 31) - less, (1 << 32) - less]);
+        // A signal has the number behind its tag: its own sign bits, in 32 and in 64 bits, are near too.
+        let signs = [31 - TAG_BITS, 32 - TAG_BITS, 31, 32, 63 - TAG_BITS].map(|bit| (1 << bit) - less);
+        let barriers = if draw.below(2) == 0 { few } else { draw.of(&signs) };
         let packets = match refreshes {
             true => draw.of(&[1, 2, 3, 4]) * u64::from(packets::REFRESH) - less,
-            false => draw.of(&[few, few, 5000 + few, (1 << 31) + few, (1 << 32) + few]),
+            false => draw.of(&[few, few, 5000 + few, (1 << 31) + few, (1 << 32) + few, (1 << 43) + few]),
         };
         Self { barriers, packets }
     }
@@ -116,6 +119,8 @@ impl Kernels {
         // What a failed call leaves in a buffer is not known, so no call may go on from there.
         let in_place = draw.below(2) == 0 && abort.is_none();
         let most = if ranks > 4 { 3 } else { 4 };
+        // Some calls have many blocks, which take long to play.
+        let many = if ranks > 4 { 2048 } else { 256 };
         let others: Vec<Algorithm> = self.others.0.iter().map(|(algorithm, ..)| *algorithm).collect();
         let is_mixed = !others.is_empty() && draw.below(2) == 0;
         let mut calls: Vec<Call> = Vec::new();
@@ -125,7 +130,7 @@ impl Kernels {
             let algorithm = if is_mixed && draw.below(2) == 0 { draw.of(&others) } else { self.algorithm };
             let call = again.unwrap_or_else(|| {
                 let threads = draw.of(&[8, 8, 16, 32]);
-                let blocks = draw.of(&[1, 1, 2, 3]);
+                let blocks = if draw.below(many) == 0 { draw.of(&[24, 64]) } else { draw.of(&[1, 1, 2, 3]) };
                 let per_vector = VECTOR_BYTES / dtype.size();
                 let vectors = 1 + draw.below(blocks as usize * threads as usize * 5 / 4);
                 let count = match draw.below(3) {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod by_hand;
+pub mod given;
 pub mod known;
 pub mod maker;
 pub mod operators;

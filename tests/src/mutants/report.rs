@@ -1,5 +1,6 @@
 //! The command: what a person or a program reads.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::adversary::Kernels;
 
+use super::given::{self, Detection};
 use super::{Seeds, Set, Verdict, count, judge_all};
 
 /// Seeds, if the command line does not say how many; what CI runs.
@@ -39,6 +41,13 @@ pub struct Mutants {
     /// Only mutants whose names contain this
     #[arg(long, default_value = "")]
     filter: String,
+    /// Instead of mutants of the shipped texts: this text, whose kernels have shipped names, before every detector (lint, the
+    /// main job, the adversary, calls that cannot end well)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["algorithm", "isa", "ranks", "survivor_seeds", "filter", "markdown", "stories"])]
+    ptx: Option<PathBuf>,
+    /// What the lint has found in that text
+    #[arg(long, hide = true, requires = "ptx")]
+    linted: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -64,11 +73,21 @@ struct Totals {
 }
 
 impl Mutants {
-    /// Runs, and says whether all is as it must be.
+    /// Runs, and says whether all is as it must be; of a given text, whether it was found out.
     ///
     /// # Errors
     /// If a mutation does not apply.
     pub fn run(&self) -> Result<bool> {
+        if let Some(file) = &self.ptx {
+            let lint = self.linted.iter().map(|what| Detection {
+                detector: "lint",
+                found: !what.is_empty(),
+                what: if what.is_empty() { "nothing".to_owned() } else { what.clone() },
+            });
+            let mut all: Vec<Detection> = lint.collect();
+            all.extend(given::judge(file, self.seeds)?);
+            return given::show(&all, self.json);
+        }
         let algorithms =
             Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();

@@ -17,8 +17,8 @@ use meshreduce_emulator::ptx::{Kernel, Module};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::packets;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind, VECTOR_BYTES,
-    counters, pad,
+    AbortWord, Algorithm, DType, Element, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind,
+    VECTOR_BYTES, counters, pad,
 };
 
 use crate::adversary::Failure;
@@ -264,13 +264,24 @@ impl Stage<'_> {
         }
     }
 
+    /// Another algorithm, with which a rank may be confused.
+    fn other_algorithm(&self) -> Algorithm {
+        if self.algorithm == Algorithm::OneShot { Algorithm::TwoShot } else { Algorithm::OneShot }
+    }
+
     /// What a rank launches in the failing lane as the call that fails, where `count` elements are usual.
     fn declared(&self, parts: &Parts, rank: usize, count: u64) -> LaunchDescriptor {
         let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
         match parts.trouble {
             Trouble::Mismatch if parts.strange(rank) => LaunchDescriptor { count: count - 8, ..usual },
-            // As many vectors as the others: nobody reads what nobody has written.
-            Trouble::Collision if parts.strange(rank) => LaunchDescriptor { count: count - 1, ..usual },
+            // As many vectors as the others: nobody reads what nobody has written. Of one tag may also be what differs in
+            // nothing but the upper half of the word.
+            Trouble::Collision if parts.strange(rank) => match parts.seed / 7 % 4 {
+                0 => LaunchDescriptor { count: count - 1, ..usual },
+                1 => LaunchDescriptor { element: Element::Typed(DType::F16), ..usual },
+                2 => LaunchDescriptor { op: Some(Op::Max), ..usual },
+                _ => LaunchDescriptor { algorithm: self.other_algorithm(), ..usual },
+            },
             Trouble::OtherKind if parts.strange(rank) => LaunchDescriptor { op: Some(Op::Max), ..usual },
             _ => usual,
         }

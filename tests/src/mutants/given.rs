@@ -1,0 +1,183 @@
+//! A text that is given, such as a mutant that somebody else made, before every detector.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use meshreduce_emulator::exec::adversary::Options;
+use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, Op};
+use serde::Serialize;
+
+use super::LONGEST;
+use super::stage::{Stage, Trouble};
+use crate::adversary::{Kernels, Others, entry_name};
+
+/// What a detector says of a text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Detection {
+    /// The detector: `lint`, `direct`, `adversary` or `stages`.
+    pub detector: &'static str,
+    /// Whether it finds something.
+    pub found: bool,
+    /// What, or what it has looked at.
+    pub what: String,
+}
+
+/// The kernels of a text: whose they are, by the names of its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    algorithm: Algorithm,
+    ranks: usize,
+    isa: Isa,
+}
+
+impl Identity {
+    fn of(module: &Module) -> Option<Self> {
+        let names: Vec<&str> = module.kernels().iter().map(|kernel| kernel.name.as_str()).collect();
+        let mut all = Algorithm::ALL.into_iter().flat_map(|algorithm| {
+            Isa::ALL
+                .into_iter()
+                .flat_map(move |isa| (2..=MAX_RANKS).map(move |ranks| Self { algorithm, ranks, isa }))
+        });
+        all.find(|one| {
+            let kinds = DType::ALL.into_iter().flat_map(|dtype| Op::ALL.map(|op| (dtype, op)));
+            kinds.into_iter().any(|(dtype, op)| {
+                names.contains(&&*entry_name(one.algorithm, dtype, op, one.ranks, one.isa))
+            })
+        })
+    }
+}
+
+/// Asks every detector but the lint about the text in a file: the stages with so many seeds, the adversary with five times as
+/// many.
+///
+/// # Errors
+/// If the text cannot be read, or has no kernels with the names of shipped ones.
+pub fn judge(file: &Path, seeds: u64) -> Result<Vec<Detection>> {
+    let shown = file.display();
+    let text = std::fs::read_to_string(file).with_context(|| format!("reading {shown}"))?;
+    let module = Module::parse(&text).with_context(|| format!("{shown} is not understood"))?;
+    let identity = Identity::of(&module);
+    let identity = identity.with_context(|| format!("no kernel of {shown} has the name of a shipped one"))?;
+    Ok(vec![
+        direct(file, identity)?,
+        adversary(&text, identity, IN_A_ROW * seeds)?,
+        stages(&module, identity, seeds),
+    ])
+}
+
+/// Seeds of calls in a row, which are quick, for each of calls that cannot end well.
+const IN_A_ROW: u64 = 5;
+
+/// The main job on the direct executor, by this program once more.
+fn direct(file: &Path, Identity { algorithm, ranks, .. }: Identity) -> Result<Detection> {
+    let program: PathBuf = std::env::current_exe().context("finding this program")?;
+    let (algorithm_name, ranks_text) = (algorithm.to_string(), ranks.to_string());
+    let arguments = ["--algorithm", &algorithm_name, "--ranks", &ranks_text, "--op", "sum,avg,min,max"];
+    let run = Command::new(program).args(arguments).arg("--ptx").arg(file).stdin(Stdio::null()).output();
+    let output = run.context("starting the main job")?;
+    // Another code says that it could not run.
+    let found = match output.status.code() {
+        Some(0) => false,
+        Some(1) => true,
+        _ => bail!("the main job ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr)),
+    };
+    let last = String::from_utf8_lossy(&output.stdout).lines().last().unwrap_or_default().to_owned();
+    Ok(Detection { detector: "direct", found, what: format!("{algorithm} on {ranks} ranks: {last}") })
+}
+
+/// Calls in a row.
+fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
+    let Identity { algorithm, ranks, isa } = identity;
+    let kernels = Kernels::parse(text, algorithm, ranks)?.beside(Others::shipped(algorithm, ranks, isa)?);
+    let options = Options { max_instructions: LONGEST, ..Options::default() };
+    for seed in 0..seeds {
+        if let Err(failure) = kernels.play(seed, options)? {
+            let what = format!("seed {seed}: {}", first_lines(&failure.to_string()));
+            return Ok(Detection { detector: "adversary", found: true, what });
+        }
+    }
+    Ok(Detection { detector: "adversary", found: false, what: format!("{seeds} seeds are clean") })
+}
+
+/// Calls that cannot end well: of the bf16 sum.
+fn stages(module: &Module, Identity { algorithm, ranks, isa }: Identity, seeds: u64) -> Detection {
+    let name = entry_name(algorithm, DType::Bf16, Op::Sum, ranks, isa);
+    let Some(kernel): Option<Arc<Kernel>> = module.kernel(&name) else {
+        let what = format!("not asked: there is no {name}");
+        return Detection { detector: "stages", found: false, what };
+    };
+    let options = Options { max_instructions: LONGEST, ..Options::default() };
+    for seed in 1..=seeds {
+        for trouble in Trouble::ALL.into_iter().filter(|trouble| trouble.is_played(seed)) {
+            let stage = Stage { kernel: &kernel, algorithm, ranks, halfway: None, queued: seed / 2 % 2 == 1 };
+            if let Err(failure) = stage.play(trouble, seed, options) {
+                let what = format!("seed {seed}, {}: {}", trouble.name(), first_lines(&failure.to_string()));
+                return Detection { detector: "stages", found: true, what };
+            }
+        }
+    }
+    Detection { detector: "stages", found: false, what: format!("{seeds} seeds are clean") }
+}
+
+fn first_lines(text: &str) -> String {
+    text.lines().take(3).map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+/// Prints what was found. Whether anything was.
+///
+/// # Errors
+/// If nothing was asked.
+pub fn show(detections: &[Detection], json: bool) -> Result<bool> {
+    ensure!(!detections.is_empty(), "no detector was asked");
+    let found: Vec<&str> = detections.iter().filter(|one| one.found).map(|one| one.detector).collect();
+    if json {
+        let all = serde_json::json!({ "detections": detections, "found_by": found });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        for Detection { detector, found, what } in detections {
+            println!("{detector:10} {} {what}", if *found { "FOUND" } else { "-    " });
+        }
+        match found.is_empty() {
+            true => println!("found by none"),
+            false => println!("found by {}", found.join(", ")),
+        }
+    }
+    Ok(!found.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_known_by_the_names_of_its_entries() {
+        for (algorithm, ranks, isa) in
+            [(Algorithm::OneShot, 3, Isa::V70), (Algorithm::TwoShotLl, 2, Isa::V84)]
+        {
+            let text = Kernels::shipped_text(algorithm, ranks, isa).unwrap();
+            let identity = Identity::of(&Module::parse(&text).unwrap());
+            assert_eq!(identity, Some(Identity { algorithm, ranks, isa }));
+        }
+    }
+
+    #[test]
+    fn the_detectors_find_a_dropped_signal_and_nothing_in_the_shipped_text() {
+        let text = Kernels::shipped_text(Algorithm::OneShot, 2, Isa::V70).unwrap();
+        let of = |text: &str| {
+            let identity = Identity::of(&Module::parse(text).unwrap()).unwrap();
+            let stages = stages(&Module::parse(text).unwrap(), identity, 2);
+            (adversary(text, identity, 5).unwrap().found, stages.found)
+        };
+        assert_eq!(of(&text), (false, false));
+        let signal: String = text
+            .lines()
+            .map(|line| {
+                if line.contains("st.release.sys.global.u64") { "\n".to_owned() } else { format!("{line}\n") }
+            })
+            .collect();
+        assert_eq!(of(&signal), (true, true));
+    }
+}
