@@ -3,6 +3,8 @@
 //! A slice is checked before anything is launched. Calls that are enqueued on different streams are ordered by the library:
 //! the later stream waits for the earlier call.
 
+mod collectives;
+
 use std::sync::Arc;
 
 use cust::error::CudaError;

@@ -2,6 +2,7 @@
 //! the reduction give.
 #![allow(clippy::unwrap_used)]
 
+use cust::memory::DeviceBuffer;
 use meshreduce::{Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Op, RecordKind};
 use meshreduce_tests::buffer::Guarded;
 use meshreduce_tests::calls::{new_stream, replay};
@@ -220,6 +221,46 @@ fn captured_collectives_replay() {
         let expected: Vec<u8> = [1, 2, 3].iter().flat_map(|byte| [*byte; 64]).collect();
         assert_eq!(gathered.read().unwrap(), expected);
         drop((lane, graph));
+        communicator.close().unwrap();
+    });
+}
+
+/// The typed calls, which wait and are safe.
+#[test]
+fn typed_calls_check_lengths_and_wait() {
+    ranks(4, &config(), |communicator| {
+        let (rank, stream) = (communicator.rank(), new_stream());
+        let mut lane = communicator.lane(0).unwrap();
+        let upload = |values: &[f32]| DeviceBuffer::from_slice(values).unwrap();
+        let read = |buffer: &DeviceBuffer<f32>| buffer.as_host_vec().unwrap();
+        let own = rank as f32;
+
+        let (input, mut all) = (upload(&[own; 3]), upload(&[9.0; 12]));
+        lane.all_gather_and_wait(&input, &mut all, &stream).unwrap();
+        assert_eq!(read(&all), (0..12).map(|at| (at / 3) as f32).collect::<Vec<_>>());
+
+        let (input, mut part) = (upload(&[own; 8]), upload(&[9.0; 2]));
+        lane.reduce_scatter_and_wait(&input, &mut part, Op::Sum, &stream).unwrap();
+        assert_eq!(read(&part), [6.0; 2]);
+
+        let (input, mut output) = (upload(&[10.0 * own; 4]), upload(&[9.0; 4]));
+        lane.all_to_all_and_wait(&input, &mut output, &stream).unwrap();
+        assert_eq!(read(&output), [0.0, 10.0, 20.0, 30.0]);
+
+        let mut data = upload(&[own; 5]);
+        lane.broadcast_and_wait(&mut data, 2, &stream).unwrap();
+        assert_eq!(read(&data), [2.0; 5]);
+        // SAFETY: the buffer is there until the work has ended.
+        let work = unsafe { lane.reduce_in_place(&mut data, Op::Sum, 1, &stream) }.unwrap();
+        work.synchronize().unwrap();
+        assert_eq!(read(&data), [if rank == 1 { 8.0 } else { 2.0 }; 5]);
+        lane.barrier_and_wait(&stream).unwrap();
+
+        let short = lane.all_gather_and_wait(&input, &mut part, &stream).unwrap_err();
+        assert!(matches!(short, Error::LengthsDiffer { input: 16, output: 2 }), "{short}");
+        let uneven = lane.all_to_all_and_wait(&data, &mut upload(&[0.0; 5]), &stream).unwrap_err();
+        assert!(matches!(uneven, Error::LengthsDiffer { .. }), "{uneven}");
+        drop(lane);
         communicator.close().unwrap();
     });
 }

@@ -22,7 +22,7 @@ use crate::work::Work;
 /// Slices of more bytes than staging holds go in several launches, one behind the other. A call of nothing on all ranks launches
 /// nothing.
 impl Lane {
-    fn place(&self) -> (usize, usize) {
+    pub(crate) fn place(&self) -> (usize, usize) {
         (self.shared.rank, self.shared.world_size())
     }
 

@@ -23,7 +23,8 @@ use crate::shared::{Shared, nanoseconds};
 use crate::work::Work;
 use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
-use slices::{SliceCall, SlicePlan};
+pub(crate) use slices::SliceCall;
+use slices::SlicePlan;
 
 pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
@@ -210,14 +211,42 @@ impl Lane {
         message: Message,
         order: StreamOrder,
     ) -> Result<(), Error> {
+        // SAFETY: the caller vouches for all of it.
+        unsafe { self.and_wait(order, |lane| lane.enqueue(message, order, true)) }
+    }
+
+    /// The same of another collective.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::enqueue_and_wait`].
+    #[cfg_attr(not(feature = "cust"), allow(dead_code))] // the typed calls are built on it
+    pub(crate) unsafe fn enqueue_slices_and_wait(
+        &mut self,
+        call: &SliceCall,
+        order: StreamOrder,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller vouches for all of it.
+        unsafe { self.and_wait(order, |lane| lane.enqueue_slices(call, order)) }
+    }
+
+    /// Waits for what `enqueue` enqueues, on the stream of `order`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::enqueue_and_wait`].
+    unsafe fn and_wait(
+        &mut self,
+        order: StreamOrder,
+        enqueue: impl FnOnce(&mut Self) -> Result<Enqueued, Error>,
+    ) -> Result<(), Error> {
         let stream = order.stream;
         let context = self.state.context();
         // SAFETY: the caller vouches for the stream.
         if unsafe { device::is_capturing(context, stream) }.map_err(|error| self.refusal(error))? {
             return Err(Error::Capturing);
         }
-        // SAFETY: the caller vouches for all of it.
-        match unsafe { self.enqueue(message, order, true) }? {
+        match enqueue(self)? {
             Enqueued::Nothing => Ok(()),
             // A capture of the stream began meanwhile, on another thread.
             Enqueued::Launched { captured: true, .. } => Err(Error::Capturing),
@@ -277,7 +306,11 @@ impl Lane {
     /// # Safety
     ///
     /// As for [`Lane::all_reduce_raw`].
-    unsafe fn enqueue_slices_work(&mut self, call: &SliceCall, order: StreamOrder) -> Result<Work, Error> {
+    pub(crate) unsafe fn enqueue_slices_work(
+        &mut self,
+        call: &SliceCall,
+        order: StreamOrder,
+    ) -> Result<Work, Error> {
         // SAFETY: the caller vouches for all of it.
         let enqueued = unsafe { self.enqueue_slices(call, order) }?;
         Ok(self.work(enqueued))
