@@ -31,6 +31,12 @@ fn play(world_size: usize, config: &Config, cases: &[Case]) {
         let mut lane = communicator.lane(0).unwrap();
         for (seed, case) in cases.iter().enumerate() {
             case.check(&mut lane, rank, seed as u64, 2, &stream).unwrap();
+            // All-reduces may stand between, of either kind.
+            if seed % 3 == 0 {
+                let mut data = DeviceBuffer::from_slice(&vec![1.0f32; 1 + 199 * (seed % 5)]).unwrap();
+                lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream).unwrap();
+                assert!(data.as_host_vec().unwrap().iter().all(|value| *value == world_size as f32));
+            }
         }
         drop(lane);
         communicator.close().unwrap();
