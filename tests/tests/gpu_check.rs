@@ -75,7 +75,8 @@ fn the_driver_takes_every_text_and_says_what_the_kernels_need() {
     let (_, left) = run("modules", &[]);
     assert_eq!(left.checks.len(), meshreduce::shipped_kernels().count());
     let kernels = &left.tables[1];
-    assert_eq!(kernels.rows.len(), 6 * left.checks.len());
+    let entries = |text: meshreduce::ShippedKernels| text.ptx.matches(".visible .entry ").count();
+    assert_eq!(kernels.rows.len(), meshreduce::shipped_kernels().map(entries).sum::<usize>());
     assert!(kernels.rows.iter().all(|row| row[1].parse::<u32>().unwrap() > 0), "registers");
     assert!(left.logs.iter().any(|log| log.text.contains("one_shot_bf16_sum_w2")), "{:?}", left.logs.first());
 }
