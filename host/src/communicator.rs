@@ -130,7 +130,7 @@ impl Communicator {
         Ok(Lane::new(Arc::clone(&self.shared), Arc::clone(state)))
     }
 
-    /// All-reduces of this communicator that took an intra-node algorithm, on all lanes. A captured one counts when
+    /// Calls of this communicator, all-reduces and other collectives, that took an intra-node algorithm, on all lanes. A captured one counts when
     /// it is captured; replays of a graph are not seen by the host and not counted.
     pub fn launches(&self) -> u64 {
         self.shared.lanes().iter().map(|lane| lane.launches().get()).sum()

@@ -1,4 +1,4 @@
-//! How many all-reduces took an intra-node algorithm.
+//! How many calls took an intra-node algorithm.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +57,7 @@ impl Drop for Launches {
     }
 }
 
-/// All-reduces of this process that took an intra-node algorithm, over all communicators.
+/// Calls of this process, all-reduces and other collectives, that took an intra-node algorithm, over all communicators.
 pub fn launches() -> u64 {
     let all = all();
     all.gone + all.lanes.iter().map(|lane| lane.load(Ordering::Relaxed)).sum::<u64>()

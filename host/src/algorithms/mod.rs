@@ -63,8 +63,8 @@ impl Description {
     }
 }
 
-/// The shipped algorithms: those of all-reduces and then those of slices, of either the one for the shortest messages first. (No constant: every use of that would bring the texts
-/// along once more.)
+/// The shipped algorithms: those of all-reduces and then those of slices, of either the one for the shortest messages first. (No
+/// constant: every use of that would bring the texts along once more.)
 pub(crate) static SHIPPED: &[Description] = &[
     one_shot_ll::DESCRIPTION,
     two_shot_ll::DESCRIPTION,

@@ -37,7 +37,7 @@ pub(crate) struct LaneState {
     unobserved: AtomicBool,
     /// The number of the last call that is known to have ended.
     ended: AtomicU64,
-    /// All-reduces that took an intra-node algorithm. Only the lane's owner adds to it.
+    /// Calls that took an intra-node algorithm. Only the lane's owner adds to it.
     launches: Launches,
     /// What whoever calls has given its work objects.
     label: OnceLock<Box<dyn Any + Send + Sync>>,
