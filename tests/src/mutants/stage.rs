@@ -14,7 +14,7 @@ use std::sync::{Arc, LazyLock};
 use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{Options, Strategy};
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets;
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, Element, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind,
@@ -311,7 +311,7 @@ impl Stage<'_> {
             tag,
             flags: 0,
             scale: 1.0,
-            kind: 0,
+            kind: launch::kind(DType::Bf16, Op::Sum),
         };
         let launch = Launch {
             kernel: kernel.clone(),
