@@ -239,16 +239,6 @@ pub enum Error {
         /// Blocks that this one may fill.
         needed: u32,
     },
-    /// The message does not fit the algorithm that is forced.
-    #[error("a message of {bytes} bytes is too long for {algorithm}, whose limit is {limit} bytes")]
-    MessageTooLong {
-        /// The algorithm.
-        algorithm: Algorithm,
-        /// The message's length.
-        bytes: u64,
-        /// The longest that it takes.
-        limit: u64,
-    },
     /// No algorithm takes this collective; [`crate::Communicator::select_for`] would have said so.
     #[error(
         "no intra-node algorithm takes a slice of {bytes} bytes of {collective} here: use something else for it"

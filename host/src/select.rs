@@ -1,11 +1,14 @@
 //! Which algorithm takes a message.
 #![forbid(unsafe_code)]
 
-use meshreduce_wire::{Algorithm, Collective, DType, Op};
+use meshreduce_wire::{Algorithm, Collective, DType, Op, VECTOR_BYTES};
 
 use crate::algorithms::{self, Ground};
 use crate::config::Limits;
 use crate::error::Error;
+
+/// Bytes to which pieces of a longer message are rounded: what lies so far behind an address is aligned as it is.
+const WHOLE: u64 = 256;
 
 /// The rule of one communicator: equal on all ranks, because all it knows was compared at the rendezvous.
 #[derive(Clone, Debug)]
@@ -22,39 +25,62 @@ impl Selector {
         let Some(algorithm) = self.forced else { return Ok(()) };
         let why = if !algorithms::SHIPPED.iter().any(|shipped| shipped.algorithm == algorithm) {
             "this version does not contain it".to_owned()
-        } else if !self.ground.algorithms().any(|shipped| shipped.algorithm == algorithm) {
+        } else if !self.ground.every().any(|shipped| shipped.algorithm == algorithm) {
             format!("the topology is {}", self.ground.topology)
+        } else if self.piece(algorithm) == 0 {
+            "its limit leaves no room for anything".to_owned()
         } else {
             return Ok(());
         };
         Err(Error::AlgorithmNotPossible { algorithm, why })
     }
 
+    /// Most bytes of a message, or of a slice, that go in one launch of an algorithm by its limit: whole elements, and enough of
+    /// them that all pieces are aligned as the first one.
+    pub(crate) fn piece(&self, algorithm: Algorithm) -> u64 {
+        let limit = self.limits.of(algorithm, self.world_size);
+        // 0 of a limit shorter than a vector.
+        let vectors = limit / VECTOR_BYTES as u64 * VECTOR_BYTES as u64;
+        if limit < WHOLE { vectors } else { limit / WHOLE * WHOLE }
+    }
+
+    /// The forced algorithm, if it is one of `collective`.
+    fn forced_for(&self, collective: Collective) -> Option<Algorithm> {
+        self.forced.filter(|algorithm| algorithm.serves(collective))
+    }
+
     /// Bytes of the longest message that is taken, as are all shorter ones; `None`: there is no kernel.
     pub(crate) fn longest(&self, loaded: impl Fn(Algorithm) -> bool) -> Option<u64> {
-        let takes = |algorithm: &Algorithm| self.forced.is_none_or(|forced| forced == *algorithm);
-        let able = self.ground.algorithms().map(|description| description.algorithm).filter(takes);
+        if let Some(forced) = self.forced_for(Collective::AllReduce) {
+            return loaded(forced).then_some(u64::MAX);
+        }
+        let able = self.ground.algorithms().map(|description| description.algorithm);
         able.filter(|algorithm| loaded(*algorithm))
             .map(|algorithm| self.limits.of(algorithm, self.world_size))
             .max()
     }
 
     /// The algorithm for a collective other than an all-reduce whose longest slice has `bytes` bytes; `loaded` says whether there is a
-    /// kernel. An algorithm that is forced is one of all-reduces, and changes nothing here.
+    /// kernel. One that is forced takes slices of any length.
     pub(crate) fn select_for(
         &self,
         collective: Collective,
         bytes: u64,
         loaded: impl Fn(Algorithm) -> bool,
     ) -> Result<Algorithm, Error> {
-        let takes = |algorithm: &Algorithm| bytes <= self.limits.of(*algorithm, self.world_size);
+        let forced = self.forced_for(collective);
+        let takes = |algorithm: &Algorithm| match forced {
+            Some(forced) => *algorithm == forced,
+            None => bytes <= self.limits.of(*algorithm, self.world_size),
+        };
         let able = self.ground.of_slices().map(|description| description.algorithm);
         able.filter(|algorithm| algorithm.serves(collective))
             .find(|algorithm| takes(algorithm) && loaded(*algorithm))
             .ok_or(Error::NoAlgorithmFor { collective, bytes })
     }
 
-    /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel.
+    /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel. One that is forced takes messages of
+    /// any length.
     pub(crate) fn select(
         &self,
         bytes: u64,
@@ -62,7 +88,7 @@ impl Selector {
         dtype: DType,
         op: Op,
     ) -> Result<Algorithm, Error> {
-        let Some(algorithm) = self.forced else {
+        let Some(algorithm) = self.forced_for(Collective::AllReduce) else {
             return self
                 .ground
                 .algorithms()
@@ -70,14 +96,7 @@ impl Selector {
                 .find(|algorithm| bytes <= self.limits.of(*algorithm, self.world_size) && loaded(*algorithm))
                 .ok_or(Error::NoAlgorithm { bytes, dtype, op });
         };
-        let limit = self.limits.of(algorithm, self.world_size);
-        if bytes > limit {
-            Err(Error::MessageTooLong { algorithm, bytes, limit })
-        } else if !loaded(algorithm) {
-            Err(Error::Unsupported { algorithm, dtype, op })
-        } else {
-            Ok(algorithm)
-        }
+        if loaded(algorithm) { Ok(algorithm) } else { Err(Error::Unsupported { algorithm, dtype, op }) }
     }
 }
 
@@ -152,15 +171,32 @@ mod tests {
     }
 
     #[test]
-    fn a_forced_algorithm_names_its_limit() {
-        let selector = selector(Some(Algorithm::OneShot));
-        selector.check().unwrap();
-        assert_eq!(select(&selector, 262_144).unwrap(), Algorithm::OneShot);
-        match select(&selector, 262_145) {
-            Err(Error::MessageTooLong { algorithm, bytes, limit }) => {
-                assert_eq!((algorithm, bytes, limit), (Algorithm::OneShot, 262_145, 262_144));
+    fn a_forced_algorithm_takes_any_length_in_pieces_of_its_limit() {
+        let one_shot = selector(Some(Algorithm::OneShot));
+        one_shot.check().unwrap();
+        for bytes in [0, 262_144, 262_145, u64::MAX] {
+            assert_eq!(select(&one_shot, bytes).unwrap(), Algorithm::OneShot);
+        }
+        for (limit, piece) in [(262_144, 262_144), (1000, 768), (256, 256), (255, 240), (16, 16), (15, 0)] {
+            let limits = Limits { one_shot: limit, ..Limits::default() };
+            assert_eq!(Selector { limits, ..one_shot.clone() }.piece(Algorithm::OneShot), piece, "{limit}");
+        }
+        let exchange = selector(Some(Algorithm::Exchange));
+        exchange.check().unwrap();
+        let of = |collective| exchange.select_for(collective, 1 << 40, |_| true);
+        assert_eq!(of(Collective::AllGather).unwrap(), Algorithm::Exchange);
+        assert!(of(Collective::Reduce).is_err(), "it is none of its algorithms");
+        assert_eq!(select(&exchange, 8).unwrap(), Algorithm::OneShotLl, "nor is it one of all-reduces");
+    }
+
+    #[test]
+    fn an_algorithm_without_room_cannot_be_forced() {
+        let limits = Limits::default().without_packets();
+        for algorithm in [Algorithm::OneShotLl, Algorithm::ExchangeLl] {
+            match (Selector { limits, ..selector(Some(algorithm)) }).check() {
+                Err(Error::AlgorithmNotPossible { why, .. }) => assert!(why.contains("limit"), "{why}"),
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
     }
 
@@ -183,6 +219,7 @@ mod tests {
                 let loaded = |algorithm| loaded.contains(&algorithm);
                 let takes = |bytes| selector.select(bytes, loaded, DType::F32, Op::Sum).is_ok();
                 match selector.longest(loaded) {
+                    Some(u64::MAX) => assert!(forced.is_some() && takes(u64::MAX)),
                     Some(bytes) => assert!(takes(0) && takes(bytes) && !takes(bytes + 1)),
                     None => assert!(!takes(0)),
                 }

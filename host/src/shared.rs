@@ -176,6 +176,12 @@ impl Shared {
         self.selector.select(bytes, loaded, dtype, op)
     }
 
+    /// Most bytes in one launch of a message of `bytes` bytes: all of them if they are within the limit.
+    pub(crate) fn piece(&self, algorithm: Algorithm, bytes: u64) -> u64 {
+        let limit = self.selector.limits.of(algorithm, self.world_size());
+        if bytes <= limit { limit } else { self.selector.piece(algorithm) }
+    }
+
     /// Bytes of a staging half.
     pub(crate) fn half_bytes(&self) -> u64 {
         self.layout.half_bytes()
@@ -201,11 +207,21 @@ impl Shared {
         limits.max().unwrap_or(0)
     }
 
-    /// Bytes of the longest slice of an all-to-all with lists: one piece of staging.
+    /// Bytes of the longest slice of an all-to-all with lists: one piece.
     pub(crate) fn longest_all_to_all_v(&self) -> u64 {
-        let vector = VECTOR_BYTES as u64;
-        let piece = self.half_bytes() / self.world_size() as u64 / vector * vector;
-        self.longest_slice(Collective::AllToAll).min(piece)
+        let longest = self.longest_slice(Collective::AllToAll);
+        let algorithm = self.select_for(Collective::AllToAll, longest);
+        algorithm.map_or(0, |algorithm| self.piece_of_slices(algorithm, None, false).min(longest))
+    }
+
+    /// Most bytes of each slice in one launch, where the longest has so many, if that is known; `alike`: all ranks are sent the
+    /// same, which is staged once.
+    pub(crate) fn piece_of_slices(&self, algorithm: Algorithm, longest: Option<u64>, alike: bool) -> u64 {
+        if !algorithm.is_by_packets() {
+            let slices = if alike { 1 } else { self.world_size() as u64 };
+            return self.half_bytes() / slices / VECTOR_BYTES as u64 * VECTOR_BYTES as u64;
+        }
+        self.piece(algorithm, longest.unwrap_or(u64::MAX))
     }
 
     pub(crate) fn longest(&self, dtype: DType, op: Op) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! Collectives other than all-reduce, in cases that are compared with plain copies, byte by byte.
+//! Calls of every collective, in cases that are compared with plain copies and the reference, byte by byte.
 
 use std::fmt;
 
@@ -9,7 +9,21 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::buffer::Guarded;
+use crate::job::{self, Mismatch};
 use crate::{inputs, reference};
+
+/// Which messages a launch has.
+#[derive(Clone, Copy, Debug)]
+pub struct Draw<'a> {
+    /// The run's seed.
+    pub seed: u64,
+    /// Tells the messages of this case from those of others.
+    pub case: usize,
+    /// Which launch of the case.
+    pub launch: usize,
+    /// The rank at each position.
+    pub order: &'a [usize],
+}
 
 /// One call, as all ranks make it.
 #[derive(Clone, Debug)]
@@ -104,7 +118,35 @@ impl Case {
         Self { collective, dtype, size, op, root, counts, lists, offset: below(9), in_place }
     }
 
-    fn element(&self) -> usize {
+    /// The call that a launch of a job's case stands for. Roots go round; of two launches one has lists, where there are any, of
+    /// slices that get shorter from one rank on, one of which is empty.
+    pub fn of_job(case: &job::Case, launch: usize, world_size: usize) -> Self {
+        let job::Case { collective, dtype, op, offset, in_place, .. } = *case;
+        let root = launch % world_size;
+        let lists = launch % 2 == 1
+            && matches!(collective, Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll);
+        let count = |rank: usize| match (rank + root) % world_size {
+            _ if !lists => case.count(),
+            1 => 0,
+            others => case.count().saturating_sub(3 * others),
+        };
+        let between = |from: usize, to: usize| match collective {
+            Collective::AllGather => count(from),
+            Collective::ReduceScatter => count(to),
+            Collective::AllToAll => count((from + to) % world_size),
+            Collective::Broadcast if from != root => 0,
+            Collective::Reduce if to != root => 0,
+            Collective::Barrier => 0,
+            _ => case.count(),
+        };
+        let counts =
+            (0..world_size).map(|from| (0..world_size).map(|to| between(from, to)).collect()).collect();
+        let in_place = in_place && !(lists && collective == Collective::AllToAll);
+        Self { collective, dtype, size: dtype.into(), op, root, counts, lists, offset, in_place }
+    }
+
+    /// Bytes of an element.
+    pub fn element(&self) -> usize {
         if self.collective.reduces() { self.dtype.size() } else { self.size.bytes() }
     }
 
@@ -112,7 +154,7 @@ impl Case {
     fn inputs(&self, rank: usize) -> usize {
         let row = &self.counts[rank];
         match self.collective {
-            Collective::AllGather | Collective::Broadcast => row[rank],
+            Collective::AllReduce | Collective::AllGather | Collective::Broadcast => row[rank],
             _ => row.iter().sum(),
         }
     }
@@ -123,35 +165,34 @@ impl Case {
         if self.collective.reduces() { self.counts[rank][rank] } else { column.sum() }
     }
 
-    /// What `rank` sends in launch number `launch` of a run that has this `seed`.
-    fn input(&self, seed: u64, launch: usize, rank: usize) -> Vec<u8> {
+    /// What `rank` sends.
+    fn input(&self, Draw { seed, case, launch, .. }: Draw<'_>, rank: usize) -> Vec<u8> {
         let count = self.inputs(rank);
         if self.collective.reduces() {
-            return inputs::message(seed, 0, launch, rank, count, self.dtype);
+            return inputs::message(seed, case, launch, rank, count, self.dtype);
         }
         let bytes = count * self.element();
-        let mut message = inputs::message(seed, 0, launch, rank, bytes.div_ceil(4), DType::F32);
+        let mut message = inputs::message(seed, case, launch, rank, bytes.div_ceil(4), DType::F32);
         message.truncate(bytes);
         message
     }
 
     /// What `rank` must end up with.
-    fn expected(&self, seed: u64, launch: usize, rank: usize) -> Vec<u8> {
+    pub fn expected(&self, draw: Draw<'_>, rank: usize) -> Vec<u8> {
         let element = self.element();
-        let ranks = 0..self.counts.len();
         let slice = |from: usize| {
-            let input = self.input(seed, launch, from);
+            let input = self.input(draw, from);
             let first = match self.collective {
-                Collective::AllGather | Collective::Broadcast => 0,
+                Collective::AllReduce | Collective::AllGather | Collective::Broadcast => 0,
                 _ => self.counts[from][..rank].iter().sum::<usize>(),
             };
             input[first * element..][..self.counts[from][rank] * element].to_vec()
         };
-        let slices: Vec<Vec<u8>> = ranks.map(slice).collect();
         if self.collective.reduces() {
+            let slices: Vec<Vec<u8>> = draw.order.iter().map(|&from| slice(from)).collect();
             reference::all_reduce(&slices, self.dtype, self.op)
         } else {
-            slices.concat()
+            (0..self.counts.len()).flat_map(slice).collect()
         }
     }
 
@@ -162,6 +203,68 @@ impl Case {
             Collective::ReduceScatter => self.counts[rank][..rank].iter().sum(),
             _ => 0,
         }
+    }
+
+    /// Buffers for the call, with what `rank` sends.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn buffers(&self, draw: Draw<'_>, rank: usize) -> Result<Buffers> {
+        let element = self.element();
+        let message = self.input(draw, rank);
+        let (inputs, outputs) = (message.len(), self.outputs(rank) * element);
+        let shift = self.offset * element;
+        if !self.in_place || self.collective == Collective::Barrier {
+            // Nothing lies behind the input, so that a read beyond it is found.
+            let memory = Guarded::new(&vec![0x5a; outputs], shift)?;
+            let sent = Guarded::tight(&message, shift)?;
+            let (input, output) = (sent.address(), memory.address());
+            return Ok(Buffers { memory, sent: Some((sent, message)), input, output, outputs });
+        }
+        let own = self.own(rank) * element;
+        let (from, to) = match self.collective {
+            Collective::AllGather => (own, 0),
+            Collective::ReduceScatter => (0, own),
+            _ => (0, 0),
+        };
+        let mut all = vec![0x5a; (from + inputs).max(to + outputs)];
+        all[from..from + inputs].copy_from_slice(&message);
+        let memory = Guarded::new(&all, shift)?;
+        let (input, output) = (memory.address() + from as u64, memory.address() + to as u64);
+        Ok(Buffers { memory, sent: None, input, output, outputs })
+    }
+
+    /// The first thing that is wrong with what has become of the buffers; `found` is the output.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn mismatch(
+        &self,
+        buffers: &Buffers,
+        found: &[u8],
+        draw: Draw<'_>,
+        rank: usize,
+    ) -> Result<Option<Mismatch>> {
+        let (launch, size) = (draw.launch, self.element());
+        let expected = self.expected(draw, rank);
+        let elements = |bytes: &[u8], element: usize| {
+            bytes[element * size..][..size].iter().rev().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let differs = (0..expected.len() / size)
+            .find(|element| found[element * size..][..size] != expected[element * size..][..size]);
+        if let Some(element) = differs {
+            let (got, want) = (elements(found, element), elements(&expected, element));
+            return Ok(Some(Mismatch::Element { launch, element, got, want }));
+        }
+        if let Some(offset) = buffers.memory.broken_guard()? {
+            return Ok(Some(Mismatch::Guard { launch, offset }));
+        }
+        let Some((sent, message)) = &buffers.sent else { return Ok(None) };
+        let after = sent.read()?;
+        let changed = (0..message.len()).find(|&at| after[at] != message[at]);
+        Ok(changed.map(|offset| Mismatch::Input { launch, offset }))
     }
 
     /// Makes the call on `lane` once for each of `launches`, and compares.
@@ -177,51 +280,15 @@ impl Case {
         launches: usize,
         stream: &Stream,
     ) -> Result<()> {
-        let element = self.element();
-        let (inputs, outputs) = (self.inputs(rank) * element, self.outputs(rank) * element);
-        let shift = self.offset * element;
+        let order: Vec<usize> = (0..self.counts.len()).collect();
         for launch in 0..launches {
-            let message = self.input(seed, launch, rank);
-            let (memory, input, output);
-            let other;
-            // What lies where, in bytes of one buffer or of two.
-            if self.in_place && self.collective != Collective::Barrier {
-                let own = self.own(rank) * element;
-                let (from, to) = match self.collective {
-                    Collective::AllGather => (own, 0),
-                    Collective::ReduceScatter => (0, own),
-                    _ => (0, 0),
-                };
-                let mut all = vec![0x5a; (from + inputs).max(to + outputs)];
-                all[from..from + inputs].copy_from_slice(&message);
-                memory = Guarded::new(&all, shift)?;
-                other = None;
-                (input, output) = (memory.address() + from as u64, memory.address() + to as u64);
-            } else {
-                memory = Guarded::new(&vec![0x5a; outputs], shift)?;
-                let sent = Guarded::new(&message, shift)?;
-                (input, output) = (sent.address(), memory.address());
-                other = Some(sent);
-            }
-            // SAFETY: the buffers are as long as the case says, and live until the work has ended.
-            let work = unsafe { self.call(lane, rank, (input, output), stream) }?;
+            let draw = Draw { seed, case: 0, launch, order: &order };
+            let buffers = self.buffers(draw, rank)?;
+            // SAFETY: the buffers are those of the case, and live until the work has ended.
+            let work = unsafe { self.call(lane, rank, &buffers, stream) }?;
             work.synchronize()?;
-            let to = (output - memory.address()) as usize;
-            let found = memory.read()?[to..to + outputs].to_vec();
-            let expected = self.expected(seed, launch, rank);
-            if let Some(at) = (0..outputs).find(|at| found[*at] != expected[*at]) {
-                let (found, expected) = (found[at], expected[at]);
-                anyhow::bail!(
-                    "{self}: rank {rank}, launch {launch}: byte {at} is {found:#x}, not {expected:#x}"
-                );
-            }
-            for guarded in [Some(&memory), other.as_ref()].into_iter().flatten() {
-                if let Some(at) = guarded.broken_guard()? {
-                    anyhow::bail!("{self}: rank {rank}, launch {launch}: wrote at byte {at} of a message");
-                }
-            }
-            if let Some(sent) = other {
-                anyhow::ensure!(sent.read()? == message, "{self}: rank {rank}: the input was changed");
+            if let Some(wrong) = self.mismatch(&buffers, &buffers.found()?, draw, rank)? {
+                anyhow::bail!("{self}: rank {rank}: {wrong}");
             }
         }
         Ok(())
@@ -231,7 +298,7 @@ impl Case {
     ///
     /// # Safety
     ///
-    /// Input and output are as long as the case says, and live until the work has ended.
+    /// The buffers are [`Self::buffers`] of this rank, and live until the work has ended.
     ///
     /// # Errors
     ///
@@ -240,10 +307,11 @@ impl Case {
         &self,
         lane: &mut Lane,
         rank: usize,
-        (input, output): (u64, u64),
+        buffers: &Buffers,
         stream: &Stream,
     ) -> Result<Work> {
         let Self { size, dtype, op, root, .. } = *self;
+        let Buffers { input, output, .. } = *buffers;
         let stream = stream.as_inner();
         let column: Vec<usize> = self.counts.iter().map(|row| row[rank]).collect();
         let row = &self.counts[rank];
@@ -251,6 +319,9 @@ impl Case {
         // SAFETY: the caller vouches for the memory; the stream is borrowed, and one of this device.
         let work = unsafe {
             match (self.collective, self.lists) {
+                (Collective::AllReduce, _) => {
+                    lane.all_reduce_raw(input, output, row[rank], dtype, op, stream)
+                }
                 (Collective::AllGather, true) => lane.all_gather_v_raw(input, output, &column, size, stream),
                 (Collective::AllGather, false) => {
                     lane.all_gather_raw(input, output, one(&column), size, stream)
@@ -275,5 +346,28 @@ impl Case {
             }
         };
         work.with_context(|| self.to_string())
+    }
+}
+
+/// The memory of one rank in one call: what is received, and what is sent, in the same or elsewhere.
+pub struct Buffers {
+    memory: Guarded,
+    /// Where what is sent lies elsewhere, and what it is.
+    sent: Option<(Guarded, Vec<u8>)>,
+    input: u64,
+    output: u64,
+    /// Bytes of the output.
+    outputs: usize,
+}
+
+impl Buffers {
+    /// The output as it is now.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn found(&self) -> Result<Vec<u8>> {
+        let first = (self.output - self.memory.address()) as usize;
+        Ok(self.memory.read()?[first..first + self.outputs].to_vec())
     }
 }

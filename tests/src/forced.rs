@@ -10,7 +10,8 @@ const BY_PACKETS: u64 = 256 << 10;
 pub fn forced(config: Config, algorithm: Algorithm) -> Config {
     let mut limits = Limits::default();
     match algorithm {
-        Algorithm::OneShotLl => limits.one_shot_ll = Some(BY_PACKETS),
+        // Packet memory for slices is what all-reduces have.
+        Algorithm::OneShotLl | Algorithm::ExchangeLl => limits.one_shot_ll = Some(BY_PACKETS),
         Algorithm::HybridCubeMeshLl => limits.hybrid_cube_mesh_ll = Some(BY_PACKETS),
         _ => {}
     }

@@ -1,10 +1,11 @@
 //! What a worker process is told to do, and what it says while it does it: one JSON object a line.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
 use serde::{Deserialize, Serialize};
 
 /// The work of one process: some ranks of one communicator, and the cases they run in order.
@@ -64,9 +65,12 @@ impl From<ForcedTopology> for Topology {
     }
 }
 
-/// One message shape, reduced `launches` times.
+/// One shape of call, made `launches` times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
+    /// The collective, by name.
+    #[serde(with = "name")]
+    pub collective: Collective,
     /// The algorithm, by name.
     #[serde(with = "name")]
     pub algorithm: Algorithm,
@@ -76,7 +80,7 @@ pub struct Case {
     /// The operation, by name.
     #[serde(with = "name")]
     pub op: Op,
-    /// Bytes of the message, whole elements.
+    /// Bytes of the message, or of each slice, whole elements.
     pub bytes: usize,
     /// Elements by which input and output are shifted from a 256-byte boundary.
     pub offset: usize,
@@ -85,7 +89,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Elements of the message.
+    /// Elements of the message, or of each slice.
     pub fn count(&self) -> usize {
         self.bytes / self.dtype.size()
     }
@@ -220,6 +224,22 @@ pub enum Mismatch {
     },
 }
 
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mismatch::Element { launch, element, got, want } => {
+                write!(f, "launch {launch}, element {element} is 0x{got}, must be 0x{want}")
+            }
+            Mismatch::Guard { launch, offset } => {
+                write!(f, "launch {launch} wrote outside its output, at byte {offset}")
+            }
+            Mismatch::Input { launch, offset } => {
+                write!(f, "launch {launch} wrote its input, at byte {offset}")
+            }
+        }
+    }
+}
+
 /// Serde by `Display` and `FromStr`, for the names of `wire`.
 mod name {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -245,6 +265,7 @@ mod tests {
     #[test]
     fn cases_are_written_with_the_names_people_use() {
         let case = Case {
+            collective: Collective::AllReduce,
             algorithm: Algorithm::OneShot,
             dtype: DType::Bf16,
             op: Op::Sum,
@@ -253,7 +274,10 @@ mod tests {
             in_place: true,
         };
         let text = serde_json::to_string(&case).unwrap();
-        assert!(text.contains(r#""algorithm":"one-shot","dtype":"bf16","op":"sum""#), "{text}");
+        assert!(
+            text.contains(r#""collective":"all-reduce","algorithm":"one-shot","dtype":"bf16","op":"sum""#),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<Case>(&text).unwrap(), case);
     }
 }

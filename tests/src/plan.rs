@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Result, ensure};
 use clap::Args;
-use meshreduce::{Algorithm, DType, Isa, Op};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op};
 use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 
 use crate::cluster::Placement;
@@ -33,7 +33,11 @@ pub struct Plan {
     /// Every rank is a process of its own (the default)
     #[arg(long)]
     pub processes: bool,
-    /// one-shot, two-shot or hybrid-cube-mesh, by packets with -ll behind; several with commas [default: all that are there]
+    /// all-reduce, all-gather, reduce-scatter, broadcast, reduce, all-to-all or barrier; several with commas [default: all-reduce]
+    #[arg(long, value_name = "C", value_delimiter = ',', value_parser = |text: &str| text.parse::<Collective>())]
+    pub collective: Vec<Collective>,
+    /// one-shot, two-shot or hybrid-cube-mesh, of other collectives exchange or reduce-scatter, by packets with -ll behind; several
+    /// with commas [default: all that are there]
     #[arg(long, value_name = "A", value_delimiter = ',', value_parser = |text: &str| text.parse::<Algorithm>())]
     pub algorithm: Vec<Algorithm>,
     /// bf16, f16 or f32; several with commas [default: all]
@@ -42,7 +46,7 @@ pub struct Plan {
     /// sum, avg, min or max; several with commas [default: sum; with --all-nodes all]
     #[arg(long, value_name = "OP", value_delimiter = ',', value_parser = |text: &str| text.parse::<Op>())]
     pub op: Vec<Op>,
-    /// Message sizes with commas: bytes, or with the suffix KiB or MiB; whole elements
+    /// Message sizes (of other collectives those of a slice) with commas: bytes, or with the suffix KiB or MiB; whole elements
     /// [default: 4,4KiB,60004,256KiB; with --all-nodes 4,4KiB,60004]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = bytes)]
     pub bytes: Vec<usize>,
@@ -87,9 +91,18 @@ impl Plan {
         if self.threads { Placement::Threads } else { Placement::Processes }
     }
 
-    /// The algorithms that were asked for.
+    /// The collectives that were asked for.
+    pub fn collectives(&self) -> Vec<Collective> {
+        or_else(&self.collective, &[Collective::AllReduce])
+    }
+
+    /// The algorithms that were asked for, of those that any of the collectives is made of.
     pub fn algorithms(&self) -> Vec<Algorithm> {
-        or_else(&self.algorithm, &Algorithm::ALL)
+        let serving = |algorithm: &Algorithm| {
+            self.collectives().into_iter().any(|collective| algorithm.serves(collective))
+        };
+        let all: Vec<Algorithm> = Algorithm::every().filter(serving).collect();
+        or_else(&self.algorithm, &all)
     }
 
     /// The element types that were asked for.
@@ -113,22 +126,45 @@ impl Plan {
         self.launches.unwrap_or(if self.all_nodes { 1 } else { 3 })
     }
 
-    /// Every combination that was asked for, by algorithm, type and operation, then size.
+    /// Every combination that was asked for, by algorithm, collective, type and operation, then size. What a collective does not
+    /// look at is not varied.
     ///
     /// # Errors
-    /// If a size is not a whole number of elements.
+    /// If a size is not a whole number of elements, or an algorithm is none of any collective that was asked for.
     pub fn cases(&self) -> Result<Vec<Case>> {
+        let (offset, in_place) = (self.offset, !self.out_of_place);
         let mut cases = Vec::new();
         for algorithm in self.algorithms() {
-            for dtype in self.dtypes() {
-                for op in self.ops() {
-                    for bytes in self.sizes() {
-                        ensure!(
-                            bytes.is_multiple_of(dtype.size()) && bytes > 0,
-                            "{bytes} bytes are not a whole number of {dtype} elements"
-                        );
-                        let in_place = !self.out_of_place;
-                        cases.push(Case { algorithm, dtype, op, bytes, offset: self.offset, in_place });
+            let asked = self.collectives();
+            let mut served =
+                asked.iter().copied().filter(|&collective| algorithm.serves(collective)).peekable();
+            ensure!(
+                served.peek().is_some(),
+                "{algorithm} is no algorithm of {}",
+                asked.iter().map(Collective::to_string).collect::<Vec<_>>().join(", ")
+            );
+            for collective in served {
+                let mut dtypes = self.dtypes();
+                let mut ops = self.ops();
+                let mut sizes = self.sizes();
+                if !collective.reduces() {
+                    // Elements that move have a size alone.
+                    dtypes.dedup_by_key(|dtype| dtype.size());
+                    ops.truncate(1);
+                }
+                if collective == Collective::Barrier {
+                    dtypes.truncate(1);
+                    sizes.truncate(1);
+                }
+                for dtype in dtypes {
+                    for &op in &ops {
+                        for &bytes in &sizes {
+                            ensure!(
+                                bytes.is_multiple_of(dtype.size()) && bytes > 0,
+                                "{bytes} bytes are not a whole number of {dtype} elements"
+                            );
+                            cases.push(Case { collective, algorithm, dtype, op, bytes, offset, in_place });
+                        }
                     }
                 }
             }
@@ -201,6 +237,17 @@ mod tests {
         assert_eq!(cases.len(), 8);
         assert_eq!(cases[1].bytes, 1 << 20);
         assert_eq!(cases[7].op, Op::Max);
+    }
+
+    #[test]
+    fn other_collectives_go_by_their_own_algorithms_and_vary_what_they_look_at() {
+        let cases = plan("--collective all-gather,reduce --op sum,max --bytes 8").unwrap().cases().unwrap();
+        let of = |collective| cases.iter().filter(move |case| case.collective == collective);
+        assert_eq!(of(Collective::AllGather).count(), 2 * 2, "two algorithms, elements of 2 and 4 bytes");
+        assert_eq!(of(Collective::Reduce).count(), 2 * 3 * 2, "two algorithms, three types, two operations");
+        assert_eq!(plan("--collective barrier").unwrap().cases().unwrap().len(), 2);
+        let error = plan("--collective all-gather --algorithm one-shot").unwrap().cases().unwrap_err();
+        assert_eq!(error.to_string(), "one-shot is no algorithm of all-gather");
     }
 
     #[test]

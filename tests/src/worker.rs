@@ -11,10 +11,9 @@ use meshreduce::store::{FileStore, PrefixStore, Store};
 use meshreduce::{Algorithm, Communicator, Config, Error, Lane, Outcome};
 use sha2::{Digest, Sha256};
 
-use crate::buffer::Guarded;
+use crate::collectives::{self, Draw};
 use crate::forced::forced;
-use crate::job::{Action, Case, Event, Fault, Job, Mismatch};
-use crate::{inputs, reference};
+use crate::job::{Action, Case, Event, Fault, Job};
 
 /// Runs every rank of `job` on a thread of its own and says on standard output what happens.
 ///
@@ -138,9 +137,7 @@ impl Rank<'_> {
             match self.case(&communicator, &mut lane, index, case) {
                 Ok(event) => self.voice.say(&event),
                 Err(error) => match error.downcast_ref() {
-                    Some(Error::MessageTooLong { .. } | Error::Unsupported { .. }) => {
-                        self.unsupported(index, &error)
-                    }
+                    Some(Error::Unsupported { .. }) => self.unsupported(index, &error),
                     _ => return Err((Some(index), error)),
                 },
             }
@@ -161,39 +158,27 @@ impl Rank<'_> {
         let mut mismatch = None;
         let mut spent = Duration::ZERO;
         let stream = cust::stream::Stream::new(cust::stream::StreamFlags::DEFAULT, None)?;
+        let order = communicator.mesh().positions();
         for launch in 0..job.launches {
-            let message = |rank| inputs::message(job.seed, index, launch, rank, case.count(), case.dtype);
-            let mine = message(self.rank);
-            let shift = case.offset * case.dtype.size();
-            let (input, output) = match case.in_place {
-                true => (Guarded::new(&mine, shift)?, None),
-                false => (Guarded::tight(&mine, shift)?, Some(Guarded::new(&vec![0x5a; case.bytes], shift)?)),
-            };
-            let target = output.as_ref().unwrap_or(&input);
-
-            let mut count = case.count();
+            let draw = Draw { seed: job.seed, case: index, launch, order: &order };
+            let call = collectives::Case::of_job(case, launch, job.world_size);
+            let buffers = call.buffers(draw, self.rank)?;
             let mut enqueue = true;
             let mut abort = false;
+            let mut made = call.clone();
             match self.fault(Some(index * job.launches + launch)) {
-                Some(Action::FewerElements(elements)) => count -= elements,
+                Some(Action::FewerElements(elements)) => {
+                    made.counts.iter_mut().flatten().for_each(|count| *count -= elements);
+                }
                 Some(Action::Skip) => enqueue = false,
                 Some(Action::Abort) => abort = true,
                 _ => {}
             }
             let start = Instant::now();
             if enqueue {
-                // SAFETY: both buffers hold `count` elements on this rank's device, are the same or disjoint, and
-                // live until `synchronize` has returned below.
-                let work = unsafe {
-                    lane.all_reduce_raw(
-                        input.address(),
-                        target.address(),
-                        count,
-                        case.dtype,
-                        case.op,
-                        stream.as_inner(),
-                    )
-                }?;
+                // SAFETY: the buffers are those of the call, or of one of more elements, and live until `synchronize` has returned
+                // below.
+                let work = unsafe { made.call(lane, self.rank, &buffers, &stream) }?;
                 if abort {
                     communicator.abort();
                 }
@@ -201,20 +186,10 @@ impl Rank<'_> {
             }
             spent += start.elapsed();
 
-            let got = target.read()?;
-            digest.update(&got);
+            let found = buffers.found()?;
+            digest.update(&found);
             if mismatch.is_none() {
-                let messages: Vec<_> =
-                    communicator.mesh().positions().iter().map(|&rank| message(rank)).collect();
-                let want = reference::all_reduce(&messages, case.dtype, case.op);
-                mismatch = first_mismatch(launch, &got, &want, case)
-                    .or(target.broken_guard()?.map(|offset| Mismatch::Guard { launch, offset }));
-                if let (None, Some(_)) = (&mismatch, &output) {
-                    let after = input.read()?;
-                    mismatch = (0..mine.len())
-                        .find(|&at| after[at] != mine[at])
-                        .map(|offset| Mismatch::Input { launch, offset });
-                }
+                mismatch = call.mismatch(&buffers, &found, draw, self.rank)?;
             }
         }
         Ok(Event::Case {
@@ -263,17 +238,6 @@ impl Rank<'_> {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
-}
-
-fn first_mismatch(launch: usize, got: &[u8], want: &[u8], case: &Case) -> Option<Mismatch> {
-    let size = case.dtype.size();
-    let element = (0..case.count()).find(|i| got[i * size..][..size] != want[i * size..][..size])?;
-    let show = |bytes: &[u8]| {
-        let mut element = bytes[element * size..][..size].to_vec();
-        element.reverse();
-        hex(&element)
-    };
-    Some(Mismatch::Element { launch, element, got: show(got), want: show(want) })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use meshreduce::{Algorithm, DType, Isa, Op};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op};
 use meshreduce_tests::adversary::Kernels;
 use meshreduce_tests::job::Case;
 use proptest::prelude::*;
@@ -22,6 +22,7 @@ fn count() -> impl Strategy<Value = usize> {
 fn shapes(algorithm: Algorithm) -> impl Strategy<Value = Vec<Case>> {
     let shape = (select(DType::ALL.to_vec()), select(Op::ALL.to_vec()), count(), 0..9_usize, any::<bool>());
     let shape = shape.prop_map(move |(dtype, op, count, offset, in_place)| Case {
+        collective: Collective::AllReduce,
         algorithm,
         dtype,
         op,
@@ -118,7 +119,7 @@ fn every_shipped_kernel_gives_the_reference_bits() {
         let kinds = DType::ALL.into_iter().flat_map(|dtype| Op::ALL.map(|op| (dtype, op)));
         let shape = |(dtype, op): (DType, Op)| {
             let bytes = 4099 * dtype.size();
-            Case { algorithm, dtype, op, bytes, offset: 0, in_place: true }
+            Case { collective: Collective::AllReduce, algorithm, dtype, op, bytes, offset: 0, in_place: true }
         };
         kinds.map(shape).collect::<Vec<_>>()
     };
@@ -131,6 +132,21 @@ fn every_shipped_kernel_gives_the_reference_bits() {
     }
     for algorithm in Algorithm::ALL.into_iter().filter(|algorithm| algorithm.is_of_cube_mesh()) {
         run("dgx-1v", 8, cases(algorithm), 1);
+    }
+}
+
+/// In two launches, of which the second is short: one result, and in it not a byte that is another's.
+#[test]
+fn a_forced_algorithm_takes_messages_beyond_its_limit() {
+    let longer = |algorithm, in_place| {
+        let bytes = (256 << 10) + 36;
+        Case { algorithm, dtype: DType::F32, bytes, offset: 1, in_place, ..case(0) }
+    };
+    for algorithm in [Algorithm::OneShot, Algorithm::OneShotLl] {
+        run("hgx-h100", 2, vec![longer(algorithm, true), longer(algorithm, false)], 7);
+    }
+    for algorithm in [Algorithm::HybridCubeMesh, Algorithm::HybridCubeMeshLl] {
+        run("dgx-1v", 8, vec![longer(algorithm, true)], 8);
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, Collective, DType, Op};
 use meshreduce_tests::job::Case;
 use support::{Scene, case, node};
 
@@ -10,6 +10,7 @@ fn shapes(dtype: DType, op: Op) -> Vec<Case> {
     // One element; less than, exactly, and just over a vector; ragged sizes over several blocks; the limit.
     let counts = [1, 3, 8, 9, 1000, 4097];
     let shape = |count: usize, offset, in_place| Case {
+        collective: Collective::AllReduce,
         algorithm: Algorithm::OneShot,
         dtype,
         op,

@@ -60,7 +60,6 @@ fn a_run_that_checked_nothing_is_a_failure_that_says_why() {
     for (arguments, why) in [
         ("--node pcie-x8 --ranks 2", "no NVLink between the devices of ranks 0 and 1"),
         ("--node hgx-h100 --ranks 2 --algorithm hybrid-cube-mesh", "the topology is fully connected"),
-        ("--node hgx-h100 --ranks 2 --algorithm one-shot --bytes 1MiB", "1048576 bytes is too long"),
     ] {
         let (code, out, complaint) = run(&format!("{arguments} --threads --launches 1"), 80);
         assert_eq!(code, Some(1), "{out}{complaint}");
@@ -72,6 +71,20 @@ fn a_run_that_checked_nothing_is_a_failure_that_says_why() {
         let last: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).expect("a record");
         assert_eq!((code, &last["verdict"]), (Some(1), &Value::from("failed")), "{out}");
     }
+}
+
+#[test]
+fn every_other_collective_is_run_by_each_of_its_algorithms() {
+    let others = "--collective all-gather,reduce-scatter,broadcast,reduce,all-to-all,barrier";
+    let some = "--node hgx-h100 --ranks 3 --threads --dtype bf16 --bytes 10,4098 --launches 2";
+    let (code, out, complaint) = run(&format!("{some} {others}"), 80);
+    assert_eq!(code, Some(0), "{out}{complaint}");
+    assert_eq!(out.lines().last(), Some("ok: 22 cases run, 0 failed, 0 not run"), "{out}");
+    assert!(out.contains("all-to-all: exchange-ll") && out.contains("reduce: reduce-scatter"), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    let (code, out, complaint) = run(&format!("{some} --collective barrier --algorithm two-shot"), 80);
+    assert_eq!((code, out.lines().count()), (Some(2), 0), "{complaint}");
+    assert!(complaint.contains("two-shot is no algorithm of barrier"), "{complaint}");
 }
 
 #[test]

@@ -333,7 +333,7 @@ impl Isa {
 }
 
 macro_rules! named {
-    ($type:ident, $what:literal) => {
+    ($type:ident, $all:expr, $what:literal) => {
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.pad(self.name())
@@ -344,7 +344,7 @@ macro_rules! named {
             type Err = UnknownName;
 
             fn from_str(text: &str) -> Result<Self, UnknownName> {
-                Self::ALL.into_iter().find(|value| value.name() == text).ok_or(UnknownName { what: $what })
+                $all.into_iter().find(|value| value.name() == text).ok_or(UnknownName { what: $what })
             }
         }
 
@@ -359,11 +359,13 @@ macro_rules! named {
 
 named!(
     Algorithm,
-    "algorithm (one-shot, two-shot, hybrid-cube-mesh, one-shot-ll, two-shot-ll, hybrid-cube-mesh-ll)"
+    Algorithm::every(),
+    "algorithm (of all-reduces one-shot, two-shot, hybrid-cube-mesh, of others exchange, reduce-scatter; by packets with -ll \
+     behind)"
 );
-named!(DType, "element type (bf16, f16, f32)");
-named!(Op, "operation (sum, avg, min, max)");
-named!(Isa, "ISA (7.0, 8.4)");
+named!(DType, DType::ALL, "element type (bf16, f16, f32)");
+named!(Op, Op::ALL, "operation (sum, avg, min, max)");
+named!(Isa, Isa::ALL, "ISA (7.0, 8.4)");
 
 /// A word that names no algorithm, element type, operation or ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -410,10 +412,10 @@ mod tests {
         for (index, value) in Algorithm::every().enumerate() {
             assert_eq!(value as usize, index + 1);
             assert_eq!(Algorithm::from_repr(value as u8), Some(value));
+            assert_eq!(value.name().parse(), Ok(value));
             assert_eq!(value.is_of_slices(), Algorithm::OF_SLICES.contains(&value));
         }
         assert_eq!(Algorithm::every().count(), Algorithm::COUNT);
-        assert!("exchange".parse::<Algorithm>().is_err(), "no all-reduce can be forced to it");
         assert!("one_shot".parse::<Algorithm>().is_err());
         assert_eq!(DType::from_repr(0), None);
     }

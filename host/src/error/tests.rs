@@ -44,10 +44,6 @@ fn messages_name_what_is_needed_to_act() {
              CUDA_ERROR_PEER_ACCESS_UNSUPPORTED (217): peer access is not supported between these two devices",
         ),
         (
-            Error::MessageTooLong { algorithm: Algorithm::OneShot, bytes: 262_146, limit: 262_144 },
-            "a message of 262146 bytes is too long for one-shot, whose limit is 262144 bytes",
-        ),
-        (
             Error::PeerTimeout {
                 rank: 0,
                 peer: 3,

@@ -138,7 +138,7 @@ impl Lane {
     /// Nothing was launched, or runs any more, in any case; a graph whose capture the driver spoilt meanwhile may have the
     /// call. [`Error::Misaligned`] unless the addresses are multiples of the
     /// element's size, [`Error::PartialOverlap`], [`Error::NoAlgorithm`] or, for a forced algorithm,
-    /// [`Error::MessageTooLong`] and [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::StreamNotOnDevice`]; [`Error::Capturing`] for the
+    /// [`Error::Unsupported`]; [`Error::StreamsNotOrdered`]; [`Error::StreamNotOnDevice`]; [`Error::Capturing`] for the
     /// legacy default stream while another stream is being captured; [`Error::ContextReset`]; after a failure of the
     /// communicator, that failure again.
     pub unsafe fn all_reduce_raw(
@@ -275,13 +275,13 @@ impl Lane {
         }
         let bytes = (count as u64).saturating_mul(dtype.size() as u64);
         check_addresses(input, output, bytes, dtype)?;
-        let Plan { function, geometry, descriptor, tag, scale, kind } =
+        let Plan { function, geometry, descriptor, tag, scale, kind, piece } =
             self.calls.plans.of(Kind { count, dtype, op }, bytes, &self.shared)?;
-        let params = LaunchParams {
+        let mut params = LaunchParams {
             lane: state.params,
             input,
             output,
-            count: count as u64,
+            count: piece,
             descriptor,
             deadline_ns: self.deadline_ns,
             tag,
@@ -294,8 +294,15 @@ impl Lane {
         // captured. The caller vouches for the pointers and the stream, and for its order.
         unsafe {
             self.submit(order, observed, |stream, done| {
-                function.launch(geometry.blocks, geometry.threads, stream, &params)?;
-                *done += 1;
+                // The last one may be shorter, and has more blocks then than it needs: all ranks have the same.
+                while *done * piece < count as u64 {
+                    let first = *done * piece;
+                    params.count = piece.min(count as u64 - first);
+                    params.input = input + first * dtype.size() as u64;
+                    params.output = output + first * dtype.size() as u64;
+                    function.launch(geometry.blocks, geometry.threads, stream, &params)?;
+                    *done += 1;
+                }
                 Ok(())
             })
         }

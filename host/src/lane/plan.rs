@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) scale: f32,
     /// [`launch::kind`].
     pub(crate) kind: u32,
+    /// Most elements of a launch. A longer message, of an algorithm that is forced, goes in several.
+    pub(crate) piece: u64,
 }
 
 impl Plan {
@@ -40,13 +42,15 @@ impl Plan {
             shared.kernels.kernel(algorithm, dtype, op).ok_or(Error::Unsupported { algorithm, dtype, op })?;
         let (count, world_size) = (count as u64, shared.world_size() as u32);
         let descriptor = LaunchDescriptor::all_reduce(algorithm, dtype, op, count);
+        let piece = count.min(shared.piece(algorithm, bytes) / dtype.size() as u64);
         Ok(Self {
             function,
-            geometry: Geometry::new(algorithm, count, dtype, world_size, shared.block_cap, isa),
+            geometry: Geometry::new(algorithm, piece, dtype, world_size, shared.block_cap, isa),
             descriptor: descriptor.encode(),
             tag: descriptor.tag(),
             scale: op.scale(world_size),
             kind: launch::kind(dtype, op),
+            piece,
         })
     }
 }

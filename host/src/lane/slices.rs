@@ -4,7 +4,7 @@
 use meshreduce_wire::launch::{self, IN_PLACE, SliceParams};
 use meshreduce_wire::{
     Algorithm, Collective, DType, Element, ElementSize, Geometry, LaunchDescriptor, LaunchParams, MAX_RANKS,
-    Op, Slices, VECTOR_BYTES,
+    Op, Slices,
 };
 
 use crate::error::Error;
@@ -276,14 +276,8 @@ impl SlicePlan {
             .kernels
             .kernel(algorithm, dtype, op)
             .ok_or(Error::NoAlgorithmFor { collective: call.collective, bytes: known })?;
-        let half = shared.half_bytes();
-        let vector = VECTOR_BYTES as u64;
-        let stride = if call.shared { 0 } else { half / world_size as u64 / vector * vector };
-        let piece = match (algorithm.is_by_packets(), call.shared) {
-            (true, _) => u64::MAX,
-            (false, true) => half / vector * vector,
-            (false, false) => stride,
-        };
+        let stride = if call.shared { 0 } else { shared.piece_of_slices(Algorithm::Exchange, None, false) };
+        let piece = shared.piece_of_slices(algorithm, call.longest.map(|_| known), call.shared);
         if call.longest.is_none() && known > piece.min(decided) {
             return Err(Error::NoAlgorithmFor { collective: call.collective, bytes: known });
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use cust::device::{Device, DeviceAttribute};
-use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
 
 use super::part::Done;
 use super::place::Place;
@@ -29,7 +29,7 @@ pub fn run(common: &Common) -> Result<bool> {
 }
 
 fn case(algorithm: Algorithm, dtype: DType, op: Op, bytes: usize) -> Case {
-    Case { algorithm, dtype, op, bytes, offset: 0, in_place: true }
+    Case { collective: Collective::AllReduce, algorithm, dtype, op, bytes, offset: 0, in_place: true }
 }
 
 fn job(place: &Place, world_size: usize, cases: Vec<Case>, store: &std::path::Path) -> Job {

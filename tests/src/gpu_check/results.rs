@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail, ensure};
-use meshreduce::{Algorithm, DType, Isa, Op};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op};
 use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 
 use super::modules::best;
@@ -62,14 +62,30 @@ pub fn cases(algorithm: Algorithm, quick: bool) -> Vec<Case> {
                 for in_place in [true, false] {
                     let offset = [0, 1, 3][cases.len() % 3];
                     let bytes = count * dtype.size();
-                    cases.push(Case { algorithm, dtype, op, bytes, offset, in_place });
+                    cases.push(Case {
+                        collective: Collective::AllReduce,
+                        algorithm,
+                        dtype,
+                        op,
+                        bytes,
+                        offset,
+                        in_place,
+                    });
                 }
             }
         }
     }
     if algorithm == Algorithm::TwoShot && !quick {
         for (dtype, in_place) in [(DType::Bf16, true), (DType::F32, false)] {
-            cases.push(Case { algorithm, dtype, op: Op::Sum, bytes: 10 << 20, offset: 0, in_place });
+            cases.push(Case {
+                collective: Collective::AllReduce,
+                algorithm,
+                dtype,
+                op: Op::Sum,
+                bytes: 10 << 20,
+                offset: 0,
+                in_place,
+            });
         }
     }
     cases

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use meshreduce::{Algorithm, DType, Op};
+use meshreduce::{Algorithm, Collective, DType, Op};
 use meshreduce_tests::cluster::{Cluster, Exit, Placement};
 use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::job::{Case, Event, Fault, Job};
@@ -43,7 +43,15 @@ pub(crate) struct Played {
 
 /// A case of one-shot bf16 sum, in place and aligned.
 pub(crate) fn case(bytes: usize) -> Case {
-    Case { algorithm: Algorithm::OneShot, dtype: DType::Bf16, op: Op::Sum, bytes, offset: 0, in_place: true }
+    Case {
+        collective: Collective::AllReduce,
+        algorithm: Algorithm::OneShot,
+        dtype: DType::Bf16,
+        op: Op::Sum,
+        bytes,
+        offset: 0,
+        in_place: true,
+    }
 }
 
 impl Scene {
