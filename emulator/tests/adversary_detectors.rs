@@ -4,9 +4,8 @@
 
 use std::sync::Arc;
 
-use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Report, ReportKind, Session, Strategy};
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator::ptx::{Kernel, Launch, Module};
 
 fn kernel(body: &str) -> Arc<Kernel> {
     let text = format!(

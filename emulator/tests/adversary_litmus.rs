@@ -5,9 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{Options, Session};
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator::ptx::{Launch, Module};
 
 /// A thread: its device, and its instructions. `%x`, `%y`, `%z` are addresses; results are `%r0`, `%r1`.
 type Thread = (usize, &'static str);

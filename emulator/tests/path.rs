@@ -1,9 +1,8 @@
 //! The longest dependent path, counted on kernels small enough to count by hand.
 
-use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session};
 use meshreduce_emulator::path::{Path, PathError, StepKind, Traced, trace};
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator::ptx::{Launch, Module};
 
 /// Words of a rank's pad: a signal, a flag that stays 0, and what a fence has to wait for.
 const SIGNAL: u64 = 0;

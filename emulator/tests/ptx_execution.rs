@@ -4,7 +4,8 @@
 
 mod support;
 
-use meshreduce_emulator::exec::{FaultKind, TurnEnd};
+use meshreduce_emulator::exec::TurnEnd;
+use meshreduce_emulator::ptx::FaultKind;
 use support::{Memory, blocks, kernel, launch, run, run_all};
 
 const OUT: &str = ".param .u64 out";

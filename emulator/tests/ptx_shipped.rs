@@ -8,8 +8,8 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::time::Instant;
 
-use meshreduce_emulator::exec::{Block, DirectExecutor, Executor, Launch};
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator::exec::{Block, DirectExecutor, Executor};
+use meshreduce_emulator::ptx::{Launch, Module};
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, ErrorRecord, Geometry, Isa, LaneParams, LaunchDescriptor, LaunchParams,
     MAX_RANKS, Op, RecordKind, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16, counters,

@@ -11,7 +11,7 @@ use super::{
     Driver, Error, Handle, Pattern, Result, context::Context, copy::Place, event::EventObject,
     handles::new_handle, memory_op::MemoryOp, module::Function,
 };
-use crate::{engine::Event, exec::Launch};
+use crate::{engine::Event, ptx::Launch};
 
 /// What a node does, every time that its graph is launched.
 #[derive(Clone)]

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     engine::Op,
-    exec::{Executor, Launch},
-    ptx::Kernel,
+    exec::Executor,
+    ptx::{Kernel, Launch},
 };
 
 /// The shape of a launch.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{Event, Failure, Health, Shared};
-use crate::exec::Launch;
+use crate::ptx::Launch;
 
 /// How a stream relates to the legacy default stream of its context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

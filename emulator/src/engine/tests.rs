@@ -9,8 +9,8 @@ use std::{
 
 use super::*;
 use crate::{
-    exec::{Block, Fault, FaultKind, Launch, Region, Turn, TurnEnd},
-    ptx::{Kernel, Module},
+    exec::{Block, Region, Turn, TurnEnd},
+    ptx::{Fault, FaultKind, Kernel, Launch, Module},
 };
 
 mod unannounced;

@@ -14,7 +14,8 @@ use super::{
     queue::{Queues, Ready},
     residency::{Place, Places},
 };
-use crate::exec::{Block, Fault, FaultKind, Launch, TurnEnd};
+use crate::exec::{Block, TurnEnd};
+use crate::ptx::{Fault, FaultKind, Launch};
 
 /// Instructions of a turn: some milliseconds, so that blocks of one device look concurrent to each other.
 const TURN: u64 = 200_000;

@@ -7,8 +7,8 @@ use super::enumerate::{Allowed, Outcome, explore};
 use super::interleave::interleave;
 use super::kernel::{DeviceKernel, KernelError, kernels};
 use super::program::{Litmus, Op, Verdict, Width};
-use crate::exec::Launch;
 use crate::exec::adversary::{Options, Report, ReportKind, Session};
+use crate::ptx::Launch;
 
 /// Runs a test once on the adversary executor. Data races do not stop it: tests of races are what this is for.
 ///

@@ -9,13 +9,9 @@ use super::PathError;
 use super::graph::{ENTRY, Graph, Moment, Who};
 use super::memory::{Memory, Owner, Words};
 use super::thread::{Code, State, Stop, Thread, World};
-use crate::exec::Launch;
 use crate::exec::adversary::Session;
-use crate::exec::direct::{WARP, special_value};
-use crate::ptx::{Barrier, BarrierKind, Kernel, Op, Slot};
+use crate::ptx::{BARRIERS, Barrier, BarrierKind, Kernel, Launch, Op, Slot, Votes, WARP};
 
-/// Barriers of a block (PTX ISA, `bar`).
-const BARRIERS: usize = 16;
 /// PTX instructions of all threads after which a run has no end.
 const LONGEST: u64 = 2_000_000_000;
 
@@ -39,8 +35,7 @@ struct Block {
 #[derive(Debug)]
 struct Waiting {
     arrived: u32,
-    truths: u32,
-    contributions: u32,
+    votes: Votes,
     threads: Vec<(usize, Slot, BarrierKind)>,
     /// The last arrival.
     moment: Moment,
@@ -51,7 +46,7 @@ struct Waiting {
 impl Default for Waiting {
     fn default() -> Self {
         let threads = Vec::new();
-        Self { arrived: 0, truths: 0, contributions: 0, threads, moment: ENTRY, stored: ENTRY }
+        Self { arrived: 0, votes: Votes::default(), threads, moment: ENTRY, stored: ENTRY }
     }
 }
 
@@ -84,10 +79,8 @@ impl Machine {
         }
         let code = queue.front().map(|launch| Arc::new(Code::new(launch.clone())));
         if let Some(code) = &code {
-            let [x, y, z] = code.launch.grid;
-            for linear in 0..x * y * z {
-                let index = [linear % x, linear / x % y, linear / (x * y)];
-                self.blocks.push(Block::new(code, device, linear, index));
+            for linear in 0..code.launch.grid.iter().product() {
+                self.blocks.push(Block::new(code, device, linear));
             }
         }
         self.codes.push(code);
@@ -148,20 +141,16 @@ impl Machine {
 }
 
 impl Block {
-    fn new(code: &Arc<Code>, device: usize, linear: u32, index: [u32; 3]) -> Self {
+    fn new(code: &Arc<Code>, device: usize, linear: u32) -> Self {
         let launch = &code.launch;
-        let kernel = &launch.kernel;
-        let threads = (0..launch.block.iter().product()).map(|local| {
-            let mut slots = vec![0; usize::from(kernel.register_slots)];
-            slots.extend_from_slice(&kernel.constants);
-            slots.extend(kernel.specials.iter().map(|&special| special_value(special, launch, index, local)));
+        let index = launch.block_index(linear);
+        let threads = (0..launch.threads()).map(|local| {
             let who = Who { device: device as u16, thread: local as u16, block: linear, pc: 0 };
-            Thread::new(who, slots, kernel.local_bytes as usize)
+            Thread::new(who, launch.slots(index, local), launch.kernel.local_bytes as usize)
         });
-        let dynamic = kernel.dynamic_shared_offset + launch.dynamic_shared;
         Self {
             threads: threads.collect(),
-            shared: Words::new(vec![0; dynamic.max(kernel.shared_bytes) as usize]),
+            shared: Words::new(vec![0; launch.shared_bytes() as usize]),
             barriers: Default::default(),
             code: code.clone(),
         }
@@ -226,25 +215,19 @@ impl Block {
         waiting.arrived += 1;
         waiting.moment = world.graph.later(waiting.moment, moment);
         waiting.stored = world.graph.later(waiting.stored, thread.stored);
-        if !matches!(kind, BarrierKind::Arrive | BarrierKind::Sync) {
-            waiting.contributions += 1;
-            waiting.truths += u32::from(truth);
-        }
+        waiting.votes.add(kind, truth);
         thread.pc += 1;
         if kind != BarrierKind::Arrive {
             thread.state = State::AtBarrier;
             waiting.threads.push((at, d, kind));
         }
         if waiting.arrived >= expected {
-            let Waiting { truths, contributions, threads, moment, stored, .. } = std::mem::take(waiting);
+            let Waiting { votes, threads, moment, stored, .. } = std::mem::take(waiting);
             for (waiter, d, kind) in threads {
                 let thread = &mut self.threads[waiter];
                 thread.pass(moment, stored, &world.graph);
-                match kind {
-                    BarrierKind::Sync | BarrierKind::Arrive => {}
-                    BarrierKind::Popc => thread.set(d, u64::from(truths), moment),
-                    BarrierKind::And => thread.set(d, u64::from(truths == contributions), moment),
-                    BarrierKind::Or => thread.set(d, u64::from(truths > 0), moment),
+                if let Some(result) = votes.result(kind) {
+                    thread.set(d, result, moment);
                 }
             }
         }

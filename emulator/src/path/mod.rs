@@ -179,8 +179,8 @@ impl Traced {
 /// Runs what is queued in `session`, which stays as it is, and follows the longest path to the stores into `results`.
 ///
 /// ```
-/// use meshreduce_emulator::exec::{Launch, adversary::{Options, Session}};
-/// use meshreduce_emulator::{path, ptx::Module};
+/// use meshreduce_emulator::exec::adversary::{Options, Session};
+/// use meshreduce_emulator::{path, ptx::{Launch, Module}};
 ///
 /// let text = ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u64 b) {
 ///     .reg .b64 %rd<4>; .reg .b32 %r<2>;

@@ -7,11 +7,9 @@ use std::sync::Arc;
 use super::graph::{ENTRY, Graph, Moment, Who};
 use super::length::StepKind;
 use super::memory::{Memory, Owner, Place, Words, scalar};
-use crate::exec::adversary::compute::compute;
-use crate::exec::{Launch, window};
 use crate::ptx::semantics::convert::extend;
 use crate::ptx::types::{Order, Scope, Space};
-use crate::ptx::{Access, Atomic, Guard, Load, Op, Slot, Store};
+use crate::ptx::{Access, Address, Atomic, Guard, Launch, Load, Op, Slot, Store, compute, window};
 
 /// Instructions in a row after which a thread does not end.
 const STRAIGHT: u64 = 10_000_000;
@@ -153,12 +151,7 @@ impl Thread {
             world.instructions += 1;
             let step = &launch.kernel.code[self.pc];
             let (reads, writes) = &code.uses[self.pc];
-            let holds = match step.guard {
-                Guard::Always => true,
-                Guard::If(p) => self.get(p) & 1 == 1,
-                Guard::Unless(p) => self.get(p) & 1 == 0,
-            };
-            if let (Guard::If(p) | Guard::Unless(p), false) = (step.guard, holds) {
+            if let (Guard::If(p) | Guard::Unless(p), false) = (step.guard, step.guard.holds(&self.slots)) {
                 let guard = self.moments[usize::from(p)];
                 if matches!(
                     step.op,
@@ -234,22 +227,12 @@ impl Thread {
     }
 
     /// The space and the aligned address in it.
-    fn resolve(
-        &self,
-        (space, base, offset): (Space, Slot, i32),
-        bytes: usize,
-    ) -> Result<(Space, u64), String> {
-        let address = self.get(base).wrapping_add_signed(i64::from(offset));
+    fn resolve(&self, target: &Address, bytes: usize) -> Result<(Space, u64), String> {
+        let address = target.of(&self.slots);
         if !address.is_multiple_of(bytes as u64) {
             return Err(format!("{bytes} bytes at {address:#x}, which is not aligned to them"));
         }
-        Ok(match space {
-            Space::Generic => {
-                let space = window::of(address);
-                (space, address.wrapping_sub(window::base(space)))
-            }
-            space => (space, address),
-        })
+        Ok(window::resolve(target.space, address))
     }
 
     fn load(
@@ -262,7 +245,7 @@ impl Thread {
         let Load { target, order, ty, lanes, d, .. } = load;
         let each = ty.bytes() as usize;
         let bytes = each * usize::from(*lanes);
-        let (space, address) = self.resolve((target.space, target.base, target.offset), bytes)?;
+        let (space, address) = self.resolve(target, bytes)?;
         let read = |memory: &[u8], at: usize| -> Vec<u64> {
             (0..usize::from(*lanes)).map(|lane| scalar(memory, at + lane * each, each)).collect()
         };
@@ -327,7 +310,7 @@ impl Thread {
         let Store { target, order, scope, ty, lanes, a, .. } = store;
         let each = ty.bytes() as usize;
         let bytes = each * usize::from(*lanes);
-        let (space, address) = self.resolve((target.space, target.base, target.offset), bytes)?;
+        let (space, address) = self.resolve(target, bytes)?;
         let values: Vec<u64> = a[..usize::from(*lanes)].iter().map(|&slot| self.get(slot)).collect();
         let write = |words: &mut Words, at: usize| {
             values.iter().enumerate().for_each(|(lane, &value)| words.store(at + lane * each, each, value));
@@ -382,7 +365,7 @@ impl Thread {
     ) -> Result<(), String> {
         let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
         let bytes = ty.bytes() as usize;
-        let (space, address) = self.resolve((target.space, target.base, target.offset), bytes)?;
+        let (space, address) = self.resolve(target, bytes)?;
         let (x, y) = (self.get(*a), self.get(*b));
         let update = |words: &mut Words, at: usize| {
             let old = scalar(words.all(), at, bytes);

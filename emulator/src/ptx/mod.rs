@@ -5,16 +5,26 @@
 //! emit for kernels without calls; anything else is a [`PtxError`] with its line, never a guess.
 
 mod ast;
+mod compute;
 mod decode;
 mod error;
+mod fault;
+mod launch;
 mod lexer;
 mod module;
 mod parser;
 mod program;
 pub mod semantics;
 pub mod types;
+mod votes;
+pub mod window;
 
+pub use compute::compute;
 pub use error::PtxError;
+pub use fault::{Fault, FaultKind};
+pub use launch::{BARRIERS, Launch, WARP};
 pub use module::{Module, Target, Variable};
-pub(crate) use program::{Access, Atomic, Barrier, BarrierKind, Guard, Load, Op, Store};
-pub use program::{Kernel, Param, Slot};
+pub use program::{
+    Access, Address, Atomic, Barrier, BarrierKind, Guard, Kernel, Load, Op, Param, Slot, Step, Store,
+};
+pub use votes::Votes;

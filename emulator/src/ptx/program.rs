@@ -30,23 +30,24 @@ pub struct Kernel {
     /// parameters lie in constant memory and take none. A real assembler orders instructions anew and may need a few more or
     /// many fewer.
     pub registers: u32,
-    pub(crate) code: Box<[Step]>,
+    /// The instructions.
+    pub code: Box<[Step]>,
     /// Offset at which dynamic shared memory begins.
-    pub(crate) dynamic_shared_offset: u32,
+    pub dynamic_shared_offset: u32,
     /// Slots that hold registers.
-    pub(crate) register_slots: u16,
+    pub register_slots: u16,
     /// Slots behind the registers: values that never change.
-    pub(crate) constants: Box<[u64]>,
+    pub constants: Box<[u64]>,
     /// Slots behind the constants: special registers that are constant for a thread.
-    pub(crate) specials: Box<[Special]>,
+    pub specials: Box<[Special]>,
     /// Memory instructions, which are numbered by `site`.
-    pub(crate) sites: u16,
+    pub sites: u16,
     /// Whether some of them access sixteen bytes at once.
-    pub(crate) accesses_b128: bool,
+    pub accesses_b128: bool,
     /// The module's initialised constant memory.
-    pub(crate) constant_memory: Arc<[u8]>,
+    pub constant_memory: Arc<[u8]>,
     /// The module's text, for reports.
-    pub(crate) source: Arc<str>,
+    pub source: Arc<str>,
 }
 
 impl Kernel {
@@ -81,69 +82,44 @@ pub struct Param {
 
 /// One instruction with its guard and its place in the text.
 #[derive(Clone, Debug)]
-pub(crate) struct Step {
-    pub(crate) op: Op,
-    pub(crate) guard: Guard,
-    pub(crate) line: u32,
+pub struct Step {
+    /// What is done.
+    pub op: Op,
+    /// Whether it is.
+    pub guard: Guard,
+    /// Line of the text, from 1.
+    pub line: u32,
 }
 
 /// Whether an instruction is executed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Guard {
+pub enum Guard {
+    /// It is.
     Always,
+    /// It is where the predicate holds.
     If(Slot),
+    /// It is where the predicate does not hold.
     Unless(Slot),
 }
 
-/// A decoded instruction.
+/// A decoded instruction. Operands have the letters that the ISA gives them.
 #[derive(Clone, Debug)]
-pub(crate) enum Op {
-    Move {
-        d: Slot,
-        a: Slot,
-    },
-    Unary {
-        f: Unary,
-        d: Slot,
-        a: Slot,
-    },
-    Binary {
-        f: Binary,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-    },
-    Ternary {
-        f: Ternary,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-    },
-    Quaternary {
-        f: Quaternary,
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-        e: Slot,
-    },
+#[allow(missing_docs, reason = "the fields are the operands of the ISA")]
+pub enum Op {
+    /// `mov`, and whatever keeps the bits.
+    Move { d: Slot, a: Slot },
+    /// A function of one operand.
+    Unary { f: Unary, d: Slot, a: Slot },
+    /// A function of two operands.
+    Binary { f: Binary, d: Slot, a: Slot, b: Slot },
+    /// A function of three operands.
+    Ternary { f: Ternary, d: Slot, a: Slot, b: Slot, c: Slot },
+    /// A function of four operands.
+    Quaternary { f: Quaternary, d: Slot, a: Slot, b: Slot, c: Slot, e: Slot },
     /// `a` where `c` holds, else `b`: `selp`.
-    Select {
-        d: Slot,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-    },
+    Select { d: Slot, a: Slot, b: Slot, c: Slot },
     /// Two results.
-    Pair {
-        f: Pair,
-        d: Slot,
-        e: Slot,
-        a: Slot,
-        b: Slot,
-        c: Slot,
-    },
+    Pair { f: Pair, d: Slot, e: Slot, a: Slot, b: Slot, c: Slot },
     /// A comparison combined with a predicate; `q` gets the combination with the comparison's negation.
     SetPredicate {
         compare: Binary,
@@ -156,43 +132,32 @@ pub(crate) enum Op {
         negate: bool,
     },
     /// Joins `lanes` values of `bits` bits.
-    Pack {
-        d: Slot,
-        a: [Slot; 4],
-        lanes: u8,
-        bits: u8,
-    },
-    Unpack {
-        d: [Slot; 4],
-        a: Slot,
-        lanes: u8,
-        bits: u8,
-    },
+    Pack { d: Slot, a: [Slot; 4], lanes: u8, bits: u8 },
+    /// Splits a value into `lanes` values of `bits` bits.
+    Unpack { d: [Slot; 4], a: Slot, lanes: u8, bits: u8 },
+    /// `ld`.
     Load(Load),
+    /// `st`.
     Store(Store),
+    /// `atom` and `red`.
     Atomic(Box<Atomic>),
-    Fence {
-        order: Order,
-        scope: Scope,
-    },
-    Branch {
-        target: u32,
-    },
-    BranchTable {
-        index: Slot,
-        targets: Box<[u32]>,
-    },
+    /// `fence` and `membar`.
+    Fence { order: Order, scope: Scope },
+    /// Jumps to a step: `bra`.
+    Branch { target: u32 },
+    /// Jumps to one of several steps: `brx.idx`.
+    BranchTable { index: Slot, targets: Box<[u32]> },
+    /// `bar` and `barrier`.
     Barrier(Box<Barrier>),
     /// `bar.warp.sync`: waits for the warp's threads in the mask `a`.
-    WarpBarrier {
-        a: Slot,
-    },
-    Clock {
-        d: Slot,
-        clock: Clock,
-    },
+    WarpBarrier { a: Slot },
+    /// Reads a clock.
+    Clock { d: Slot, clock: Clock },
+    /// `nanosleep`.
     Sleep,
+    /// `exit` and `ret`.
     Exit,
+    /// `trap`.
     Trap,
     /// A hint that does nothing here, such as a prefetch.
     Nothing,
@@ -200,87 +165,130 @@ pub(crate) enum Op {
 
 /// Where a memory instruction goes: `[base + offset]`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Target {
-    pub(crate) space: Space,
-    pub(crate) base: Slot,
+pub struct Address {
+    /// The state space that the instruction names.
+    pub space: Space,
+    /// The register.
+    pub base: Slot,
     /// Number of the memory instruction in the kernel.
-    pub(crate) site: u16,
-    pub(crate) offset: i32,
+    pub site: u16,
+    /// The constant that is added to it.
+    pub offset: i32,
 }
 
+/// `ld`.
 #[derive(Clone, Debug)]
-pub(crate) struct Load {
-    pub(crate) target: Target,
-    pub(crate) order: Order,
-    pub(crate) scope: Scope,
+pub struct Load {
+    /// Where.
+    pub target: Address,
+    /// The ordering.
+    pub order: Order,
+    /// The scope of the ordering.
+    pub scope: Scope,
     /// `.nc`: outside the memory model.
-    pub(crate) noncoherent: bool,
-    pub(crate) ty: Type,
-    pub(crate) lanes: u8,
+    pub noncoherent: bool,
+    /// The type of a lane.
+    pub ty: Type,
+    /// Lanes of a vector; 1 for a scalar.
+    pub lanes: u8,
     /// Two lanes of 64 bits are one scalar access: `.b128`.
-    pub(crate) whole: bool,
-    pub(crate) d: [Slot; 4],
+    pub whole: bool,
+    /// By lane: where the value goes.
+    pub d: [Slot; 4],
 }
 
+/// `st`.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
-    pub(crate) target: Target,
-    pub(crate) order: Order,
-    pub(crate) scope: Scope,
-    pub(crate) ty: Type,
-    pub(crate) lanes: u8,
+pub struct Store {
+    /// Where.
+    pub target: Address,
+    /// The ordering.
+    pub order: Order,
+    /// The scope of the ordering.
+    pub scope: Scope,
+    /// The type of a lane.
+    pub ty: Type,
+    /// Lanes of a vector; 1 for a scalar.
+    pub lanes: u8,
     /// Two lanes of 64 bits are one scalar access: `.b128`.
-    pub(crate) whole: bool,
-    pub(crate) a: [Slot; 4],
+    pub whole: bool,
+    /// By lane: the value.
+    pub a: [Slot; 4],
 }
 
+/// `atom` and `red`.
 #[derive(Clone, Debug)]
-pub(crate) struct Atomic {
-    pub(crate) target: Target,
-    pub(crate) order: Order,
-    pub(crate) scope: Scope,
-    pub(crate) op: AtomicOp,
-    pub(crate) ty: Type,
+pub struct Atomic {
+    /// Where.
+    pub target: Address,
+    /// The ordering.
+    pub order: Order,
+    /// The scope of the ordering.
+    pub scope: Scope,
+    /// How the new value comes from the old one.
+    pub op: AtomicOp,
+    /// The type of a lane.
+    pub ty: Type,
     /// Where the old value goes; `None` for `red`.
-    pub(crate) d: Option<Slot>,
-    pub(crate) a: Slot,
-    pub(crate) b: Slot,
+    pub d: Option<Slot>,
+    /// The first operand.
+    pub a: Slot,
+    /// The second operand, if the operation has one.
+    pub b: Slot,
 }
 
 /// What a barrier does besides waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BarrierKind {
+pub enum BarrierKind {
+    /// Waits, and no more.
     Sync,
     /// Arrives without waiting.
     Arrive,
+    /// Counts the threads whose predicate holds.
     Popc,
+    /// Whether all predicates hold.
     And,
+    /// Whether one holds.
     Or,
 }
 
+/// `bar` and `barrier`.
 #[derive(Clone, Debug)]
-pub(crate) struct Barrier {
-    pub(crate) kind: BarrierKind,
+pub struct Barrier {
+    /// What it does besides waiting.
+    pub kind: BarrierKind,
     /// The barrier's number, 0 to 15.
-    pub(crate) id: Slot,
+    pub id: Slot,
     /// Threads that take part; all if `None`.
-    pub(crate) count: Option<Slot>,
-    pub(crate) d: Slot,
+    pub count: Option<Slot>,
+    /// Where the result of a reduction goes.
+    pub d: Slot,
     /// The predicate of a reduction.
-    pub(crate) p: Slot,
-    pub(crate) negate: bool,
+    pub p: Slot,
+    /// Whether that is negated.
+    pub negate: bool,
 }
 
 /// How an instruction uses a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
+pub enum Access {
+    /// It reads it.
     Read,
+    /// It writes it.
     Write,
+}
+
+impl Address {
+    /// The address that a thread with these slots means.
+    #[inline]
+    pub fn of(&self, slots: &[u64]) -> u64 {
+        slots[usize::from(self.base)].wrapping_add_signed(i64::from(self.offset))
+    }
 }
 
 impl Step {
     /// Calls `f` for every slot, those read before those written.
-    pub(crate) fn visit(&mut self, f: &mut impl FnMut(&mut Slot, Access)) {
+    pub fn visit(&mut self, f: &mut impl FnMut(&mut Slot, Access)) {
         use Access::{Read, Write};
         match &mut self.guard {
             Guard::Always => {}

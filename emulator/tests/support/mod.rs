@@ -6,10 +6,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use meshreduce_emulator::exec::{
-    AddressSpace, Block, DirectExecutor, Executor, Fault, Launch, Region, TurnEnd,
-};
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator::exec::{AddressSpace, Block, DirectExecutor, Executor, Region, TurnEnd};
+use meshreduce_emulator::ptx::{Fault, Launch, Module};
 
 /// The first address that [`Memory::allocate`] gives out.
 pub const BASE: u64 = 0x7000_0000_0000;

@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{DeviceId, Session};
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator::ptx::{Kernel, Launch, Module};
 
 use super::scenario::Draw;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::history::Who;
 use super::view::{Event, Knowledge};
-use crate::exec::Launch;
+use crate::ptx::Launch;
 
 #[derive(Debug, Default)]
 pub(super) struct Book {

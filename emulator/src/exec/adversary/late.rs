@@ -40,8 +40,7 @@ impl Late {
 impl Thread {
     pub(super) fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), Stop> {
         let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
-        let (space, address) =
-            self.resolve((target.space, target.base, target.offset), ty.bytes(), "atomic")?;
+        let (space, address) = self.resolve(target, ty.bytes(), "atomic")?;
         let place = self.place(model, space, address, ty.bytes(), "atomic")?;
         self.come_to(model, place.location())?;
         if matches!(order, Order::Release | Order::AcqRel) {

@@ -3,18 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::compute::Uses;
 use super::model::Model;
 use super::report::{Finding, ReportKind, no_edge};
 use super::schedule::Schedule;
 use super::thread::{State, Stop, Thread};
+use super::uses::Uses;
 use super::view::{Knowledge, View};
-use crate::exec::direct::{WARP, special_value, thread_index};
-use crate::exec::{FaultKind, Launch};
-use crate::ptx::{BarrierKind, Op, Slot};
-
-/// Barriers of a block (PTX ISA, `bar`).
-const BARRIERS: usize = 16;
+use crate::ptx::{BARRIERS, BarrierKind, FaultKind, Launch, Op, Slot, Votes, WARP};
 
 pub(super) struct Machine {
     pub(super) model: Model,
@@ -73,8 +68,7 @@ struct Barrier {
     arrived: u32,
     expected: u32,
     everyone: bool,
-    truths: u32,
-    contributions: u32,
+    votes: Votes,
     waiting: Vec<(u32, Slot, BarrierKind)>,
     views: Vec<View>,
 }
@@ -258,13 +252,11 @@ impl Machine {
         running.next_block += 1;
         running.live += 1;
         let (launch, uses, number) = (running.launch.clone(), running.uses.clone(), running.number);
-        let [x, y, _] = launch.grid;
-        let index = [linear % x, linear / x % y, linear / (x * y)];
+        let index = launch.block_index(linear);
         let serial = self.model.book.block(index);
         let kernel = launch.kernel.clone();
-        let dynamic = u64::from(kernel.dynamic_shared_offset) + u64::from(launch.dynamic_shared);
-        let shared = self.model.memory.shared(dynamic.max(u64::from(kernel.shared_bytes)));
-        let count: u32 = launch.block.iter().product();
+        let shared = self.model.memory.shared(launch.shared_bytes());
+        let count = launch.threads();
         let mut members = Vec::with_capacity(count as usize);
         for local in 0..count {
             let place = (linear * count + local) as usize;
@@ -273,13 +265,9 @@ impl Machine {
                 self.devices[at].threads.push(thread);
             }
             let member = self.devices[at].threads[place];
-            let mut slots = vec![0; usize::from(kernel.register_slots)];
-            slots.extend_from_slice(&kernel.constants);
-            slots
-                .extend(kernel.specials.iter().map(|&special| special_value(special, &launch, index, local)));
             let knowledge = self.devices[at].knowledge.clone();
             let thread = &mut self.threads[member as usize];
-            thread.begin(slots, kernel.local_bytes as usize, knowledge);
+            thread.begin(launch.slots(index, local), kernel.local_bytes as usize, knowledge);
             (thread.index, thread.block, thread.launch, thread.shared) =
                 (local as u16, serial, number, shared);
             members.push(member);
@@ -366,10 +354,7 @@ impl Machine {
         if barrier.kind != BarrierKind::Arrive {
             state.waiting.push((number, barrier.d, barrier.kind));
         }
-        if !matches!(barrier.kind, BarrierKind::Arrive | BarrierKind::Sync) {
-            state.contributions += 1;
-            state.truths += u32::from(truth);
-        }
+        state.votes.add(barrier.kind, truth);
         let complete = state.arrived >= expected;
         if !complete && state.is_deserted(block.live) {
             let gone = all - block.live;
@@ -390,11 +375,8 @@ impl Machine {
             let knowledge = joined(&state.views);
             for (waiter, d, kind) in state.waiting {
                 let thread = &mut self.threads[waiter as usize];
-                match kind {
-                    BarrierKind::Sync | BarrierKind::Arrive => {}
-                    BarrierKind::Popc => thread.set(d, u64::from(state.truths)),
-                    BarrierKind::And => thread.set(d, u64::from(state.truths == state.contributions)),
-                    BarrierKind::Or => thread.set(d, u64::from(state.truths > 0)),
+                if let Some(result) = state.votes.result(kind) {
+                    thread.set(d, result);
                 }
                 thread.pass(&knowledge);
                 self.model.trace.pass(self.model.now, thread.who(thread.pc), id as u64);
@@ -460,7 +442,7 @@ impl Machine {
             FaultKind::Trap => "trap".to_owned(),
             FaultKind::BarrierDivergence(text) => text.clone(),
         };
-        let [x, y, z] = thread_index(&self.blocks[thread.block as usize].launch, u32::from(thread.index));
+        let [x, y, z] = self.blocks[thread.block as usize].launch.thread_index(thread.index.into());
         let story = format!("{what}\n  {} ({x}, {y}, {z})\n    {}", book.name(&who), book.place(&who));
         Box::new(Finding {
             kind: ReportKind::Fault,

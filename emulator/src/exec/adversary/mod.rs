@@ -7,8 +7,8 @@
 //!
 //! ```
 //! use std::sync::Arc;
-//! use meshreduce_emulator::exec::{Launch, adversary::{Options, Session}};
-//! use meshreduce_emulator::ptx::Module;
+//! use meshreduce_emulator::exec::adversary::{Options, Session};
+//! use meshreduce_emulator::ptx::{Launch, Module};
 //!
 //! let text = ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k(.param .u64 a) {
 //!     .reg .b64 %rd<2>; .reg .b32 %r<2>;
@@ -27,7 +27,6 @@
 #![forbid(unsafe_code)]
 
 mod book;
-pub(crate) mod compute;
 mod history;
 mod late;
 mod load;
@@ -40,6 +39,7 @@ mod schedule;
 mod starvation;
 mod thread;
 mod trace;
+mod uses;
 mod view;
 
 use std::collections::VecDeque;
@@ -55,7 +55,7 @@ use self::machine::Machine;
 use self::model::Model;
 use self::report::Finding;
 use self::schedule::Schedule;
-use super::Launch;
+use crate::ptx::Launch;
 
 /// How a session runs.
 #[derive(Clone, Copy, Debug)]

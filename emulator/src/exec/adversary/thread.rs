@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::compute::{Uses, compute};
 use super::history::{Access, Release, Who};
 use super::late::Late;
 use super::load::{LoadOf, Registers};
@@ -10,11 +9,11 @@ use super::memory::{Location, Place, WordId};
 use super::model::{Model, StoreOf};
 use super::pending::Pending;
 use super::report::Finding;
+use super::uses::Uses;
 use super::view::{Event, Knowledge, View};
-use crate::exec::{FaultKind, Launch, window};
 use crate::ptx::semantics::convert::extend;
 use crate::ptx::types::{Clock, Order, Scope, Space};
-use crate::ptx::{Guard, Load, Op, Slot, Store};
+use crate::ptx::{Address, FaultKind, Launch, Load, Op, Slot, Store, compute, window};
 
 #[derive(Debug, Default)]
 pub(super) struct Thread {
@@ -251,12 +250,7 @@ impl Thread {
                 }
             }
             resumed = false;
-            let skip = match step.guard {
-                Guard::Always => false,
-                Guard::If(p) => self.slots[usize::from(p)] & 1 == 0,
-                Guard::Unless(p) => self.slots[usize::from(p)] & 1 == 1,
-            };
-            if skip {
+            if !step.guard.holds(&self.slots) {
                 pc += 1;
                 continue;
             }
@@ -355,21 +349,15 @@ impl Thread {
     /// The space and the address in it, of an aligned access.
     pub(super) fn resolve(
         &self,
-        (space, base, offset): (Space, Slot, i32),
+        target: &Address,
         bytes: u32,
         access: &'static str,
     ) -> Result<(Space, u64), Stop> {
-        let address = self.slots[usize::from(base)].wrapping_add_signed(i64::from(offset));
+        let address = target.of(&self.slots);
         if address & u64::from(bytes - 1) != 0 {
             return Err(Stop::Fault(FaultKind::Misaligned { access, address, bytes }));
         }
-        match space {
-            Space::Generic => {
-                let space = window::of(address);
-                Ok((space, address.wrapping_sub(window::base(space))))
-            }
-            space => Ok((space, address)),
-        }
+        Ok(window::resolve(target.space, address))
     }
 
     pub(super) fn place(
@@ -392,8 +380,7 @@ impl Thread {
         let Load { target, order, scope, noncoherent, ty, lanes, whole, d } = load;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
-        let (space, address) =
-            self.resolve((target.space, target.base, target.offset), bytes * lanes as u32, "load")?;
+        let (space, address) = self.resolve(target, bytes * lanes as u32, "load")?;
         match space {
             Space::Local | Space::Const | Space::Param => {
                 for (lane, slot) in d[..lanes].iter().enumerate() {
@@ -441,8 +428,7 @@ impl Thread {
         let Store { target, order, scope, ty, lanes, whole, a } = store;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
-        let (space, address) =
-            self.resolve((target.space, target.base, target.offset), bytes * lanes as u32, "store")?;
+        let (space, address) = self.resolve(target, bytes * lanes as u32, "store")?;
         if space == Space::Local {
             for (lane, slot) in a[..lanes].iter().enumerate() {
                 let at = address + (lane as u64 * u64::from(bytes));

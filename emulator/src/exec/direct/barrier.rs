@@ -1,9 +1,6 @@
 //! The sixteen barriers of a block.
 
-use crate::ptx::{BarrierKind, Slot};
-
-/// Barriers of a block (PTX ISA, `bar`).
-pub(super) const BARRIERS: usize = 16;
+use crate::ptx::{BarrierKind, Slot, Votes};
 
 #[derive(Debug, Default)]
 pub(super) struct BarrierState {
@@ -12,8 +9,7 @@ pub(super) struct BarrierState {
     expected: u32,
     /// Whether that is all threads of the block.
     pub(super) everyone: bool,
-    truths: u32,
-    contributions: u32,
+    votes: Votes,
     pub(super) waiting: Vec<Waiter>,
 }
 
@@ -46,23 +42,14 @@ impl BarrierState {
         if waiter.kind != BarrierKind::Arrive {
             self.waiting.push(waiter);
         }
-        if !matches!(waiter.kind, BarrierKind::Arrive | BarrierKind::Sync) {
-            self.contributions += 1;
-            self.truths += u32::from(truth);
-        }
+        self.votes.add(waiter.kind, truth);
         Ok(self.arrived >= expected)
     }
 
     /// Empties a complete barrier: the threads to release, and the result that each gets.
     pub(super) fn release(&mut self) -> Vec<(Waiter, Option<u64>)> {
-        let (truths, contributions) = (self.truths, self.contributions);
-        let result = |kind| match kind {
-            BarrierKind::Sync | BarrierKind::Arrive => None,
-            BarrierKind::Popc => Some(u64::from(truths)),
-            BarrierKind::And => Some(u64::from(truths == contributions)),
-            BarrierKind::Or => Some(u64::from(truths > 0)),
-        };
-        let released = self.waiting.drain(..).map(|waiter| (waiter, result(waiter.kind))).collect();
+        let votes = self.votes;
+        let released = self.waiting.drain(..).map(|waiter| (waiter, votes.result(waiter.kind))).collect();
         *self = Self::default();
         released
     }

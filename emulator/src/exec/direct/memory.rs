@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use portable_atomic::AtomicU128;
 
-use crate::exec::{AddressSpace, FaultKind, Launch, Region, window};
+use crate::exec::interface::{AddressSpace, Region};
 use crate::ptx::types::{Order, Space};
+use crate::ptx::{FaultKind, Launch, window};
 
 /// Regions that a block remembers.
 const REGIONS: usize = 32;
@@ -56,9 +57,8 @@ impl Memory {
             "this machine has no access of sixteen bytes at once, which {} needs",
             kernel.name
         );
-        let dynamic = kernel.dynamic_shared_offset as usize + launch.dynamic_shared as usize;
         Self {
-            shared: vec![0; dynamic.max(kernel.shared_bytes as usize)].into(),
+            shared: vec![0; launch.shared_bytes() as usize].into(),
             local: vec![0; kernel.local_bytes as usize * threads].into(),
             local_bytes: kernel.local_bytes as usize,
             regions: Vec::new(),
@@ -76,14 +76,11 @@ impl Memory {
         launch: &Launch,
         request: Request,
     ) -> Result<Place, FaultKind> {
-        let Request { mut space, mut address, bytes, access, .. } = request;
+        let Request { space, address, bytes, access, .. } = request;
         if address & u64::from(bytes - 1) != 0 {
             return Err(FaultKind::Misaligned { access, address, bytes });
         }
-        if space == Space::Generic {
-            space = window::of(address);
-            address = address.wrapping_sub(window::base(space));
-        }
+        let (space, address) = window::resolve(space, address);
         let size = match space {
             Space::Generic | Space::Global => return self.device(device, request),
             Space::Shared => self.shared.len(),

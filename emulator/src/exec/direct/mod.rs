@@ -10,11 +10,11 @@ mod thread;
 
 use std::sync::Arc;
 
-use self::barrier::{BARRIERS, BarrierState};
+use self::barrier::BarrierState;
 use self::memory::Memory;
 use self::spin::Spin;
-use super::{AddressSpace, Block, Executor, Fault, FaultKind, Launch, Turn, TurnEnd};
-use crate::ptx::types::Special;
+use super::interface::{AddressSpace, Block, Executor, Turn, TurnEnd};
+use crate::ptx::{BARRIERS, Fault, FaultKind, Launch};
 
 /// Creates blocks that run directly on host memory.
 ///
@@ -30,9 +30,6 @@ impl Executor for DirectExecutor {
         Box::new(DirectBlock::new(launch.clone(), index))
     }
 }
-
-/// Lanes of a warp.
-pub(crate) const WARP: u32 = 32;
 
 struct DirectBlock {
     launch: Arc<Launch>,
@@ -79,20 +76,9 @@ enum Stop {
 
 impl DirectBlock {
     fn new(launch: Arc<Launch>, index: [u32; 3]) -> Self {
-        let kernel = &launch.kernel;
-        let threads: u32 = launch.block.iter().product();
-        let slots_per_thread = kernel.slots();
-        let mut slots = vec![0; slots_per_thread * threads as usize];
-        let registers = usize::from(kernel.register_slots);
-        if slots_per_thread > 0 {
-            for (thread, own) in slots.chunks_exact_mut(slots_per_thread).enumerate() {
-                let (constants, specials) = own[registers..].split_at_mut(kernel.constants.len());
-                constants.copy_from_slice(&kernel.constants);
-                for (slot, special) in specials.iter_mut().zip(&kernel.specials) {
-                    *slot = special_value(*special, &launch, index, thread as u32);
-                }
-            }
-        }
+        let threads = launch.threads();
+        let slots_per_thread = launch.kernel.slots();
+        let slots = (0..threads).flat_map(|thread| launch.slots(index, thread)).collect();
         Self {
             memory: Memory::new(&launch, threads as usize),
             slots,
@@ -117,7 +103,7 @@ impl DirectBlock {
             line,
             text: kernel.line_text(line).to_owned(),
             block: self.index,
-            thread: thread_index(&self.launch, thread),
+            thread: self.launch.thread_index(thread),
             kind,
         }))
     }
@@ -204,37 +190,4 @@ impl Block for DirectBlock {
             }
         }
     }
-}
-
-pub(super) fn thread_index(launch: &Launch, thread: u32) -> [u32; 3] {
-    let [x, y, _] = launch.block;
-    [thread % x, thread / x % y, thread / (x * y)]
-}
-
-pub(crate) fn special_value(special: Special, launch: &Launch, block: [u32; 3], thread: u32) -> u64 {
-    let axis =
-        |values: [u32; 3], axis: u8, fourth: u32| values.get(usize::from(axis)).copied().unwrap_or(fourth);
-    let lane = thread % WARP;
-    let threads: u32 = launch.block.iter().product();
-    let dynamic = launch.dynamic_shared;
-    let value = match special {
-        Special::Tid(at) => axis(thread_index(launch, thread), at, 0),
-        Special::Ntid(at) => axis(launch.block, at, 1),
-        Special::Ctaid(at) => axis(block, at, 0),
-        Special::Nctaid(at) => axis(launch.grid, at, 1),
-        Special::Laneid => lane,
-        Special::Warpid => thread / WARP,
-        Special::Nwarpid => threads.div_ceil(WARP),
-        // Placement on multiprocessors is not emulated; the ISA promises nothing about these but their range.
-        Special::Smid | Special::Gridid => 0,
-        Special::Nsmid => 1,
-        Special::LanemaskEq => 1 << lane,
-        Special::LanemaskLt => (1 << lane) - 1,
-        Special::LanemaskLe => u32::MAX >> (31 - lane),
-        Special::LanemaskGe => u32::MAX << lane,
-        Special::LanemaskGt => u32::MAX << lane & !(1 << lane),
-        Special::DynamicSmemSize => dynamic,
-        Special::TotalSmemSize => launch.kernel.dynamic_shared_offset + dynamic,
-    };
-    u64::from(value)
 }

@@ -4,11 +4,11 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::barrier::Waiter;
 use super::memory::Request;
-use super::{DirectBlock, State, Stop, WARP};
-use crate::exec::{AddressSpace, FaultKind};
+use super::{DirectBlock, State, Stop};
+use crate::exec::interface::AddressSpace;
 use crate::ptx::semantics::convert::extend;
 use crate::ptx::types::{Clock, Space};
-use crate::ptx::{Atomic, Barrier, BarrierKind, Guard, Load, Op, Slot, Store};
+use crate::ptx::{Atomic, Barrier, BarrierKind, FaultKind, Load, Op, Slot, Store, WARP, compute};
 
 impl DirectBlock {
     /// Runs `thread` until it waits, spins or faults, or the block's clock reaches `end`.
@@ -28,12 +28,7 @@ impl DirectBlock {
             }
             let step = &code[pc];
             now += 1;
-            let skip = match step.guard {
-                Guard::Always => false,
-                Guard::If(p) => slots[usize::from(p)] & 1 == 0,
-                Guard::Unless(p) => slots[usize::from(p)] & 1 == 1,
-            };
-            if skip {
+            if !step.guard.holds(slots) {
                 pc += 1;
                 continue;
             }
@@ -43,44 +38,8 @@ impl DirectBlock {
                 };
             }
             match &step.op {
-                Op::Move { d, a } => get!(*d) = get!(*a),
-                Op::Unary { f, d, a } => get!(*d) = f(get!(*a)),
-                Op::Binary { f, d, a, b } => get!(*d) = f(get!(*a), get!(*b)),
-                Op::Ternary { f, d, a, b, c } => get!(*d) = f(get!(*a), get!(*b), get!(*c)),
-                Op::Quaternary { f, d, a, b, c, e } => {
-                    get!(*d) = f(get!(*a), get!(*b), get!(*c), get!(*e));
-                }
-                Op::Select { d, a, b, c } => {
-                    get!(*d) = if get!(*c) & 1 == 1 { get!(*a) } else { get!(*b) };
-                }
-                Op::Pair { f, d, e, a, b, c } => {
-                    let (first, second) = f(get!(*a), get!(*b), get!(*c));
-                    get!(*d) = first;
-                    get!(*e) = second;
-                }
-                Op::SetPredicate { compare, combine, p, q, a, b, c, negate } => {
-                    let truth = compare(get!(*a), get!(*b)) & 1;
-                    let c = (get!(*c) ^ u64::from(*negate)) & 1;
-                    get!(*q) = combine(truth ^ 1, c);
-                    get!(*p) = combine(truth, c);
-                }
-                Op::Pack { d, a, lanes, bits } => {
-                    let mask = u64::MAX >> (64 - bits);
-                    let mut joined = 0;
-                    for (lane, slot) in a[..usize::from(*lanes)].iter().enumerate() {
-                        joined |= (get!(*slot) & mask) << (lane * usize::from(*bits));
-                    }
-                    get!(*d) = joined;
-                }
-                Op::Unpack { d, a, lanes, bits } => {
-                    let whole = get!(*a);
-                    let mask = u64::MAX >> (64 - bits);
-                    for (lane, slot) in d[..usize::from(*lanes)].iter().enumerate() {
-                        get!(*slot) = whole >> (lane * usize::from(*bits)) & mask;
-                    }
-                }
                 Op::Load(Load { target, order, ty, lanes, whole, d, .. }) => {
-                    let address = get!(target.base).wrapping_add_signed(i64::from(target.offset));
+                    let address = target.of(slots);
                     let bytes = ty.bytes();
                     let request = Request {
                         space: target.space,
@@ -115,7 +74,7 @@ impl DirectBlock {
                     }
                 }
                 Op::Store(Store { target, order, ty, lanes, whole, a, .. }) => {
-                    let address = get!(target.base).wrapping_add_signed(i64::from(target.offset));
+                    let address = target.of(slots);
                     let bytes = ty.bytes();
                     let request = Request {
                         space: target.space,
@@ -151,7 +110,7 @@ impl DirectBlock {
                 }
                 Op::Atomic(atomic) => {
                     let Atomic { target, order, op, ty, d, a, b, .. } = &**atomic;
-                    let address = get!(target.base).wrapping_add_signed(i64::from(target.offset));
+                    let address = target.of(slots);
                     let request = Request {
                         space: target.space,
                         address,
@@ -234,6 +193,7 @@ impl DirectBlock {
                     self.release_warp(thread / WARP);
                     return Stop::Waiting;
                 }
+                arithmetic => compute(arithmetic, slots),
             }
             pc += 1;
         };

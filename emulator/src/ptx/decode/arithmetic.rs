@@ -1,12 +1,12 @@
 //! Arithmetic, logic, comparison, conversion and data movement.
 
 use super::{Decoder, Line};
-use crate::exec::window;
 use crate::ptx::ast::Operand;
 use crate::ptx::error::At;
 use crate::ptx::program::{Op, Slot};
 use crate::ptx::semantics::{Binary, Quaternary, Ternary, Unary, convert, float, integer};
 use crate::ptx::types::{Class, Clock, Rounding, Space, Type};
+use crate::ptx::window;
 
 impl<'a> Decoder<'a> {
     pub(super) fn arithmetic(&mut self, line: &mut Line<'_, 'a>) -> Result<Op, At> {

@@ -3,7 +3,7 @@
 use super::{Decoder, Line};
 use crate::ptx::ast::Operand;
 use crate::ptx::error::At;
-use crate::ptx::program::{Atomic, Load, Op, Slot, Store, Target};
+use crate::ptx::program::{Address, Atomic, Load, Op, Slot, Store};
 use crate::ptx::semantics::atomic::AtomicOp;
 use crate::ptx::types::{Order, Scope, Space, Type};
 
@@ -87,7 +87,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn target(&mut self, line: &Line<'_, 'a>, space: Space, operand: &Operand<'a>) -> Result<Target, At> {
+    fn target(&mut self, line: &Line<'_, 'a>, space: Space, operand: &Operand<'a>) -> Result<Address, At> {
         let at = line.instruction.line;
         let &Operand::Address(name, offset) = operand else {
             return line.fail("an address in brackets is needed");
@@ -108,7 +108,7 @@ impl<'a> Decoder<'a> {
         let site = self.sites;
         let Some(next) = site.checked_add(1) else { return line.fail("too many memory instructions") };
         self.sites = next;
-        Ok(Target { space, base, site, offset })
+        Ok(Address { space, base, site, offset })
     }
 
     fn vector(

@@ -11,20 +11,14 @@ mod registers;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub(crate) use self::names::Placed;
+
 use self::modifiers::Modifiers;
 use self::names::Names;
-use super::ast::{Entry, Instruction, Statement, Variable};
+use super::ast::{Entry, Instruction, Statement};
 use super::error::At;
 use super::program::{Guard, Kernel, Op, Param, Slot, Step};
 use super::types::{Space, Type};
-
-/// A module-scope variable with its place.
-#[derive(Clone, Debug)]
-pub(crate) struct Placed<'a> {
-    pub(crate) variable: Variable<'a>,
-    /// Its address in its own space; unused for `.shared`, which every kernel lays out for itself.
-    pub(crate) address: u64,
-}
 
 /// Decodes one entry.
 pub(crate) fn decode(

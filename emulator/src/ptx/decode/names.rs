@@ -2,11 +2,18 @@
 
 use std::collections::HashMap;
 
-use super::Placed;
 use crate::ptx::ast::{Operand, Variable};
 use crate::ptx::error::At;
 use crate::ptx::program::Slot;
 use crate::ptx::types::{Class, Space, Special, Type};
+
+/// A module-scope variable with its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Placed<'a> {
+    pub(crate) variable: Variable<'a>,
+    /// Its address in its own space; unused for `.shared`, which every kernel lays out for itself.
+    pub(crate) address: u64,
+}
 
 /// What a slot is, before registers are allocated.
 #[derive(Clone, Copy, Debug, PartialEq)]

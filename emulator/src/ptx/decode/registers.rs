@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 
 use super::names::Kind;
 use crate::ptx::error::At;
-use crate::ptx::program::{Access, Guard, Load, Op, Slot, Step, Target};
+use crate::ptx::program::{Access, Address, Guard, Load, Op, Slot, Step};
 use crate::ptx::types::{Space, Special, Type};
 
 pub(super) struct Allocation {
@@ -261,7 +261,7 @@ fn parameters(code: &mut [Step], kinds: &[Kind]) -> Vec<bool> {
     for step in code {
         let is_parameter = matches!(
             &step.op,
-            Op::Load(Load { target: Target { space: Space::Param, base, .. }, .. })
+            Op::Load(Load { target: Address { space: Space::Param, base, .. }, .. })
                 if matches!(kinds[usize::from(*base)], Kind::Constant(_))
         );
         let written = if is_parameter { &mut loaded } else { &mut computed };

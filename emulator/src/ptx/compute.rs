@@ -1,11 +1,25 @@
-//! Instructions that concern registers alone, and which registers an instruction concerns.
+//! What executors share of an instruction: whether its guard holds, and what it does to registers alone.
 
-use crate::exec::Launch;
-use crate::ptx::{Op, Slot};
+use super::program::{Guard, Op};
 
-/// Instructions that concern registers alone.
-#[inline]
-pub(crate) fn compute(op: &Op, slots: &mut [u64]) {
+impl Guard {
+    /// Whether the instruction is executed by a thread with these slots.
+    #[inline]
+    pub fn holds(self, slots: &[u64]) -> bool {
+        match self {
+            Guard::Always => true,
+            Guard::If(p) => slots[usize::from(p)] & 1 == 1,
+            Guard::Unless(p) => slots[usize::from(p)] & 1 == 0,
+        }
+    }
+}
+
+/// Executes an instruction that concerns registers alone, on the slots of a thread. Those that concern memory, other
+/// threads or the order of instructions are the executor's, and do nothing here.
+///
+/// Every executor's loop ends in it, so it becomes a part of each.
+#[inline(always)]
+pub fn compute(op: &Op, slots: &mut [u64]) {
     macro_rules! get {
         ($slot:expr) => {
             slots[usize::from($slot)]
@@ -46,31 +60,18 @@ pub(crate) fn compute(op: &Op, slots: &mut [u64]) {
                 get!(*slot) = whole >> (lane * usize::from(*bits)) & mask;
             }
         }
-        // The caller has dealt with all others.
-        _ => {}
-    }
-}
-
-/// By instruction: the slots that it reads or writes.
-#[derive(Debug)]
-pub(super) struct Uses {
-    slots: Vec<Slot>,
-    ends: Vec<u32>,
-}
-
-impl Uses {
-    pub(super) fn new(launch: &Launch) -> Self {
-        let mut uses = Self { slots: Vec::new(), ends: Vec::new() };
-        for step in &launch.kernel.code {
-            step.clone().visit(&mut |slot, _| uses.slots.push(*slot));
-            uses.ends.push(uses.slots.len() as u32);
-        }
-        uses
-    }
-
-    #[inline]
-    pub(super) fn of(&self, pc: usize) -> &[Slot] {
-        let begin = if pc == 0 { 0 } else { self.ends[pc - 1] };
-        &self.slots[begin as usize..self.ends[pc] as usize]
+        Op::Load(_)
+        | Op::Store(_)
+        | Op::Atomic(_)
+        | Op::Fence { .. }
+        | Op::Branch { .. }
+        | Op::BranchTable { .. }
+        | Op::Barrier(_)
+        | Op::WarpBarrier { .. }
+        | Op::Clock { .. }
+        | Op::Sleep
+        | Op::Exit
+        | Op::Trap
+        | Op::Nothing => {}
     }
 }

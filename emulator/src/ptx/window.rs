@@ -2,7 +2,7 @@
 //!
 //! Global memory is where the driver says; the other spaces lie above 2^56, where no allocation can be.
 
-use crate::ptx::types::Space;
+use super::types::Space;
 
 /// Generic address of the block's shared memory.
 pub const SHARED: u64 = 1 << 56;
@@ -17,6 +17,7 @@ pub const PARAM: u64 = 4 << 56;
 const BYTES: u64 = 1 << 56;
 
 /// The generic address of a space's address 0.
+#[inline]
 pub const fn base(space: Space) -> u64 {
     match space {
         Space::Generic | Space::Global => 0,
@@ -28,6 +29,7 @@ pub const fn base(space: Space) -> u64 {
 }
 
 /// The space that a generic address is in.
+#[inline]
 pub const fn of(address: u64) -> Space {
     match address / BYTES {
         1 => Space::Shared,
@@ -35,5 +37,17 @@ pub const fn of(address: u64) -> Space {
         3 => Space::Const,
         4 => Space::Param,
         _ => Space::Global,
+    }
+}
+
+/// The space of an access and the address in it.
+#[inline]
+pub const fn resolve(space: Space, address: u64) -> (Space, u64) {
+    match space {
+        Space::Generic => {
+            let space = of(address);
+            (space, address.wrapping_sub(base(space)))
+        }
+        space => (space, address),
     }
 }
