@@ -1,47 +1,24 @@
-//! Atomics: issued in program order, and taking effect then or later.
+//! When what a thread has issued happens: atomics take effect then or later, open loads are bound.
 //!
-//! An atomic that acquires nothing may wait, as what follows it in its thread goes on: until its register is used, the
+//! Atomics are issued in program order. One that acquires nothing may wait, as what follows it in its thread goes on: until its register is used, the
 //! thread comes to the same word again, or hands on what precedes (a release, fence, barrier, or its end). So whoever
 //! follows it in base causality order finds it in memory. It looks at memory with what its thread knew when it was
 //! issued.
 
-use super::history::Who;
-use super::memory::{Location, Place};
+use super::memory::Location;
 use super::model::{Issued, Model, StoreOf};
-use super::pending::Pending;
+use super::pending::{Late, Pending};
 use super::thread::{Poll, Stop, Thread};
-use super::view::Knowledge;
 use meshreduce_emulator_ptx::semantics::atomic::AtomicOp;
 use meshreduce_emulator_ptx::semantics::convert::extend;
-use meshreduce_emulator_ptx::types::{Order, Scope, Type};
+use meshreduce_emulator_ptx::types::{Order, Scope};
 use meshreduce_emulator_ptx::{Atomic, Slot};
-
-/// An atomic that has been issued, with the values of its operands.
-#[derive(Clone, Debug)]
-pub(super) struct Late {
-    place: Place,
-    order: Order,
-    scope: Scope,
-    op: AtomicOp,
-    ty: Type,
-    pub(super) d: Option<Slot>,
-    operands: (u64, u64),
-    pub(super) who: Who,
-    /// What the thread knew when it issued it.
-    pub(super) knowledge: Knowledge,
-}
-
-impl Late {
-    pub(super) fn location(&self) -> Location {
-        self.place.location()
-    }
-}
 
 impl Thread {
     pub(super) fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), Stop> {
         let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
         let (space, address) = self.resolve(target, ty.bytes(), "atomic")?;
-        let place = self.place(model, space, address, ty.bytes(), "atomic")?;
+        let place = self.place(&model.memory, space, address, ty.bytes(), "atomic")?;
         self.come_to(model, place.location())?;
         if matches!(order, Order::Release | Order::AcqRel) {
             self.hand_on(model, None)?;
@@ -111,5 +88,28 @@ impl Thread {
         self.perform(model, |_| true)?;
         self.expose(model, fence);
         Ok(())
+    }
+
+    /// Binds the open loads that `which` names, in an order that is no promise.
+    pub(super) fn bind(&mut self, model: &mut Model, which: impl Fn(&Pending) -> bool) {
+        while let Some(at) = self.open.iter().position(&which) {
+            let open = self.open.remove(at);
+            model.bind(self, &open);
+        }
+    }
+
+    /// Something is handed on that others may synchronize with, or a fence ends acquire patterns at its scope: strong
+    /// loads are bound, or stay open in sight of those who follow.
+    pub(super) fn expose(&mut self, model: &mut Model, fence: Option<Scope>) {
+        let mut at = 0;
+        while at < self.open.len() {
+            let Self { open, knowledge, .. } = self;
+            if !open[at].access.strong || model.stays_open(knowledge, &mut open[at], fence) {
+                at += 1;
+            } else {
+                let open = self.open.remove(at);
+                model.bind(self, &open);
+            }
+        }
     }
 }

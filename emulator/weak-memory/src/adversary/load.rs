@@ -2,13 +2,12 @@
 
 use super::history::{Access, Closing, Exposed, Reader, Write};
 use super::memory::{Location, Place, WordId, bits_of};
-use super::model::Model;
-use super::pending::Pending;
-use super::report::Finding;
-use super::thread::{Glimpse, Thread};
+use super::model::{Model, Pattern};
+use super::pending::{Pending, Registers};
+use super::report::{Finding, Glimpse};
+use super::thread::Thread;
 use super::trace::What;
 use super::view::Knowledge;
-use meshreduce_emulator_ptx::Slot;
 use meshreduce_emulator_ptx::semantics::convert::extend;
 use meshreduce_emulator_ptx::types::{Order, Scope, Type};
 
@@ -22,30 +21,6 @@ pub(super) struct LoadOf {
     pub(super) ty: Type,
     pub(super) to: Registers,
     pub(super) pc: u32,
-}
-
-/// Where a scalar goes: one register, or of sixteen bytes two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Registers {
-    pub(super) low: Slot,
-    pub(super) high: Option<Slot>,
-}
-
-impl Registers {
-    pub(super) fn iter(self) -> impl Iterator<Item = Slot> {
-        std::iter::once(self.low).chain(self.high)
-    }
-}
-
-/// What a read means for acquire patterns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pattern {
-    /// Nothing: the read of a `red` (PTX ISA, "Release and Acquire Patterns").
-    None,
-    /// A fence behind it, or an acquire on the same location, makes a pattern of both.
-    Opens,
-    /// It is a pattern of its own.
-    Closes,
 }
 
 impl Model {

@@ -26,6 +26,7 @@
 //! ```
 mod book;
 mod history;
+mod interpreter;
 mod late;
 mod load;
 mod machine;

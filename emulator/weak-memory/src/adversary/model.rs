@@ -15,7 +15,6 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::book::Book;
 use super::history::{Access, Conflict, Reader, Release, Who, Write, includes};
-use super::load::Pattern;
 use super::memory::{Location, Memory, Place, WordId, bits_of};
 use super::report::Finding;
 use super::thread::Thread;
@@ -50,6 +49,17 @@ pub(super) struct Model {
     /// What `fence.sc` of each scope and place has seen.
     fences: Vec<(Scope, Who, Knowledge)>,
     pub(super) candidates: Vec<Option<usize>>,
+}
+
+/// What a read means for acquire patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pattern {
+    /// Nothing: the read of a `red` (PTX ISA, "Release and Acquire Patterns").
+    None,
+    /// A fence behind it, or an acquire on the same location, makes a pattern of both.
+    Opens,
+    /// It is a pattern of its own.
+    Closes,
 }
 
 /// Ordering and scope of a store or atomic, and where it goes.

@@ -1,12 +1,25 @@
-//! Loads of a thread whose value has not been chosen.
+//! What a thread has issued and what has not happened yet: loads whose value has not been chosen, atomics that have not
+//! taken effect.
 
-use super::history::{Access, Closing, Reader};
-use super::load::Registers;
-use super::memory::Place;
-use super::model::Model;
-use super::thread::Thread;
+use super::history::{Access, Closing, Reader, Who};
+use super::memory::{Location, Place};
 use super::view::Knowledge;
-use meshreduce_emulator_ptx::types::{Scope, Type};
+use meshreduce_emulator_ptx::Slot;
+use meshreduce_emulator_ptx::semantics::atomic::AtomicOp;
+use meshreduce_emulator_ptx::types::{Order, Scope, Type};
+
+/// Where a scalar goes: one register, or of sixteen bytes two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Registers {
+    pub(super) low: Slot,
+    pub(super) high: Option<Slot>,
+}
+
+impl Registers {
+    pub(super) fn iter(self) -> impl Iterator<Item = Slot> {
+        std::iter::once(self.low).chain(self.high)
+    }
+}
 
 /// A load whose value is still open.
 #[derive(Clone, Debug)]
@@ -32,32 +45,23 @@ impl Pending {
     }
 }
 
-impl Thread {
-    pub(super) fn leave_open(&mut self, open: Pending) {
-        open.to.iter().for_each(|slot| self.waits[usize::from(slot)] = true);
-        self.open.push(open);
-    }
+/// An atomic that has been issued, with the values of its operands.
+#[derive(Clone, Debug)]
+pub(super) struct Late {
+    pub(super) place: Place,
+    pub(super) order: Order,
+    pub(super) scope: Scope,
+    pub(super) op: AtomicOp,
+    pub(super) ty: Type,
+    pub(super) d: Option<Slot>,
+    pub(super) operands: (u64, u64),
+    pub(super) who: Who,
+    /// What the thread knew when it issued it.
+    pub(super) knowledge: Knowledge,
+}
 
-    /// Binds the open loads that `which` names, in an order that is no promise.
-    pub(super) fn bind(&mut self, model: &mut Model, which: impl Fn(&Pending) -> bool) {
-        while let Some(at) = self.open.iter().position(&which) {
-            let open = self.open.remove(at);
-            model.bind(self, &open);
-        }
-    }
-
-    /// Something is handed on that others may synchronize with, or a fence ends acquire patterns at its scope: strong
-    /// loads are bound, or stay open in sight of those who follow.
-    pub(super) fn expose(&mut self, model: &mut Model, fence: Option<Scope>) {
-        let mut at = 0;
-        while at < self.open.len() {
-            let Self { open, knowledge, .. } = self;
-            if !open[at].access.strong || model.stays_open(knowledge, &mut open[at], fence) {
-                at += 1;
-            } else {
-                let open = self.open.remove(at);
-                model.bind(self, &open);
-            }
-        }
+impl Late {
+    pub(super) fn location(&self) -> Location {
+        self.place.location()
     }
 }

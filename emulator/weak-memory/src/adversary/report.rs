@@ -5,7 +5,7 @@ use std::fmt;
 use super::book::Book;
 use super::history::{Access, Conflict, ConflictKind, Who, includes};
 use super::memory::{Memory, WordId};
-use super::thread::Glimpse;
+use meshreduce_emulator_ptx::types::Scope;
 
 /// Why a session stopped.
 #[derive(Clone, Debug)]
@@ -100,6 +100,18 @@ pub(super) struct Finding {
     pub(super) words: Vec<WordId>,
     /// The two that race.
     pub(super) pair: Option<(Who, Who)>,
+}
+
+/// A read that saw a write of another thread without an edge.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Glimpse {
+    pub(super) at: Who,
+    pub(super) of: Access,
+    pub(super) word: WordId,
+    pub(super) strong: bool,
+    pub(super) scope: Scope,
+    pub(super) acquire: bool,
+    pub(super) released: bool,
 }
 
 /// The story of two conflicting accesses.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::candidate::Event;
-use super::enumerate::Model;
+use super::model::Model;
 use super::relation::{Relation, permutations};
 
 /// The values that `location` may have in the end, over all coherence orders that the axioms allow; none if the

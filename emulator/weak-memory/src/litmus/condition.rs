@@ -1,9 +1,9 @@
 //! Conditions over final states: `1:%r0 == 1 && (x <= 2 || !(y == 0:%r1))`.
 
-use super::enumerate::Outcome;
+use super::comparison::Compare;
 use super::error::LitmusErrorKind;
-use super::parse::number;
-use super::program::Compare;
+use super::outcome::{Observable, Outcome};
+use super::text::number;
 
 /// A condition over a final state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,20 +34,6 @@ impl Value {
             Self::Constant(value) => value,
         }
     }
-}
-
-/// Something with a final value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Observable {
-    /// A register.
-    Register {
-        /// Index of the thread.
-        thread: usize,
-        /// Index of the register within the thread.
-        register: usize,
-    },
-    /// A location, by index.
-    Location(usize),
 }
 
 impl Condition {

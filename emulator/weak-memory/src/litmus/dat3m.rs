@@ -11,10 +11,12 @@
 //!
 //! Every instruction is rewritten to that of the crate's own format. All values have 32 bits.
 
-use super::condition::{Condition, Observable};
+use super::condition::Condition;
+use super::draft::Draft;
 use super::error::{LitmusError, LitmusErrorKind as Kind};
-use super::parse::{Draft, is_name, number};
+use super::outcome::Observable;
 use super::program::{Litmus, Location, Register, Verdict, Width};
+use super::text::{is_name, number};
 
 /// Whether a text is in this format.
 pub(super) fn is_one(text: &str) -> bool {

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::enumerate::{Allowed, Outcome, explore};
+use super::enumerate::{Allowed, explore};
 use super::interleave::interleave;
 use super::kernel::{DeviceKernel, KernelError, kernels};
+use super::outcome::Outcome;
 use super::program::{Litmus, Op, Verdict, Width};
 use crate::adversary::{Options, Report, ReportKind, Session};
 use meshreduce_emulator_ptx::Launch;

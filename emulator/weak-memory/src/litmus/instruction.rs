@@ -1,10 +1,11 @@
 //! The instructions of the subset.
 
+use super::comparison::Compare;
 use super::error::LitmusErrorKind as Kind;
-use super::parse::{is_name, number};
 use super::program::{
-    Compare, Fence, Function, Instruction, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Width,
+    Fence, Function, Instruction, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Width,
 };
+use super::text::{is_name, number};
 
 /// Threads of a warp.
 const WARP: u64 = 32;

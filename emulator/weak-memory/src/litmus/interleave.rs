@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use super::enumerate::Outcome;
 use super::machine::{Machine, Stored};
+use super::outcome::Outcome;
 use super::program::{Litmus, Op, Operand, Participants};
 
 #[derive(Clone, PartialEq, Eq, Hash)]

@@ -12,8 +12,10 @@
 mod barriers;
 mod candidate;
 mod coherence;
+mod comparison;
 mod condition;
 mod dat3m;
+mod draft;
 mod enumerate;
 mod error;
 mod execute;
@@ -21,21 +23,26 @@ mod instruction;
 mod interleave;
 mod kernel;
 mod machine;
+mod model;
+mod outcome;
 mod parse;
 mod program;
 mod random;
 mod relation;
+mod text;
 mod unroll;
 
-pub use condition::{Condition, Observable, Value};
-pub use enumerate::{Allowed, Outcome, enumerate, explore};
+pub use comparison::Compare;
+pub use condition::{Condition, Value};
+pub use enumerate::{Allowed, enumerate, explore};
 pub use error::{LitmusError, LitmusErrorKind};
 pub use execute::{Judgement, execute, judge};
 pub use interleave::interleave;
 pub use kernel::{DeviceKernel, KernelError, kernels};
+pub use outcome::{Observable, Outcome};
 pub use parse::{parse, parse_bounded};
 pub use program::{
-    Compare, Fence, Function, Instruction, Litmus, Location, Op, Operand, Order, Participants, Register, Rmw,
-    Scope, Thread, Verdict, Width,
+    Fence, Function, Instruction, Litmus, Location, Op, Operand, Order, Participants, Register, Rmw, Scope,
+    Thread, Verdict, Width,
 };
 pub use random::{Comparison, compare, random, shrink};

@@ -1,6 +1,8 @@
 //! A parsed litmus test.
 
+use super::comparison::Compare;
 use super::condition::Condition;
+use super::outcome::Outcome;
 
 /// A litmus test.
 #[derive(Clone, Debug)]
@@ -25,6 +27,20 @@ pub struct Litmus {
     pub racy: Option<bool>,
     /// Whether every execution ends, if the test claims one or the other.
     pub terminates: Option<bool>,
+}
+
+impl Outcome {
+    /// The outcome in words of its test: `0:%r0=1 x=0`.
+    pub fn describe(&self, litmus: &Litmus) -> String {
+        let mut words = Vec::new();
+        for (number, (thread, values)) in litmus.threads.iter().zip(&self.registers).enumerate() {
+            let registers = thread.registers.iter().zip(values);
+            words.extend(registers.map(|(register, value)| format!("{number}:{}={value}", register.name)));
+        }
+        let locations = litmus.locations.iter().zip(&self.memory);
+        words.extend(locations.map(|(location, value)| format!("{}={value}", location.name)));
+        words.join(" ")
+    }
 }
 
 /// Who takes part in a barrier that names no count.
@@ -272,37 +288,6 @@ impl Function {
             Self::Min => a.min(b),
             Self::Max => a.max(b),
         })
-    }
-}
-
-/// A comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Compare {
-    /// Equal.
-    Eq,
-    /// Not equal.
-    Ne,
-    /// Less.
-    Lt,
-    /// Less or equal.
-    Le,
-    /// Greater.
-    Gt,
-    /// Greater or equal.
-    Ge,
-}
-
-impl Compare {
-    /// Whether it holds.
-    pub(super) fn holds<T: Ord>(self, a: &T, b: &T) -> bool {
-        match self {
-            Self::Eq => a == b,
-            Self::Ne => a != b,
-            Self::Lt => a < b,
-            Self::Le => a <= b,
-            Self::Gt => a > b,
-            Self::Ge => a >= b,
-        }
     }
 }
 

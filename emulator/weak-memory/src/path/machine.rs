@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::PathError;
+use super::error::PathError;
 use super::graph::{ENTRY, Graph, Moment, Who};
 use super::memory::{Memory, Owner, Words};
 use super::thread::{Code, State, Stop, Thread, World};
