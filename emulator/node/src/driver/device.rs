@@ -15,12 +15,6 @@ pub(super) const SHARED_PER_BLOCK: u32 = 48 << 10;
 /// Registers of a multiprocessor and of a block, on every device from compute capability 5.0.
 const REGISTERS: i32 = 65536;
 
-/// `GPU-` and the UUID in its usual spelling.
-pub(crate) fn uuid_text(uuid: &[u8; 16]) -> String {
-    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
-}
-
 /// Bytes of shared memory of a multiprocessor, by compute capability (CUDA C++ Programming Guide, "Compute
 /// Capabilities").
 fn shared_per_multiprocessor(gpu: &Gpu) -> u32 {

@@ -2,11 +2,12 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{PoisonError, atomic::Ordering},
 };
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 
+use super::state::OnFlush;
 use super::{Driver, Error, Result};
 use crate::{
     memory::{Kind, MemoryError, PAGE},
@@ -19,9 +20,6 @@ const DMA_BUF: i32 = 1;
 const CURRENT_CONTEXT: u32 = 0;
 /// `CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_OWNER` and `_TO_ALL_DEVICES`.
 const SCOPES: [u32; 2] = [100, 200];
-
-/// What is called at every flush: with the ordinal of the current context's device and the scope.
-pub type OnFlush = Arc<dyn Fn(i32, u32) + Send + Sync>;
 
 /// Where a device address is in a file.
 #[derive(Debug)]

@@ -4,6 +4,9 @@ use std::ffi::CStr;
 
 use crate::{engine::Failure, memory::MemoryError};
 
+/// What the driver answers.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
 macro_rules! errors {
     ($($variant:ident = $code:literal, $name:literal, $text:literal;)*) => {
         /// An error of the driver, with the real driver's number and name.

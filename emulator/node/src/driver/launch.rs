@@ -9,9 +9,9 @@ use super::{
     Driver, Error, Handle, Result,
     device::{MAX_THREADS_PER_BLOCK, limits},
     graph::Work,
-    module::max_threads,
+    modules::max_threads,
 };
-use crate::{engine::Op, exec::Executor};
+use crate::engine::Op;
 use meshreduce_emulator_ptx::{Kernel, Launch};
 
 /// The shape of a launch.
@@ -39,11 +39,6 @@ pub enum Parameters {
 /// Grid dimensions beyond x (CUDA C++ Programming Guide, "Technical Specifications").
 const MAX_GRID_YZ: u32 = 65535;
 const MAX_BLOCK_Z: u32 = 64;
-
-/// The executor of drivers that are made from the environment.
-pub(super) fn default_executor() -> Arc<dyn Executor> {
-    Arc::new(crate::exec::DirectExecutor)
-}
 
 impl Driver {
     /// `cuLaunchKernel`.

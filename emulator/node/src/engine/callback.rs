@@ -9,49 +9,49 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak, mpsc},
 };
 
-use super::Shared;
-
 /// Threads that have nothing to do. They end when this is dropped.
 #[derive(Default)]
-pub(super) struct Threads(Mutex<Vec<mpsc::Sender<Call>>>);
+pub(super) struct Threads(Arc<Idle>);
 
-/// A function, and the way to the thread that runs it, for whoever has the next one.
+type Idle = Mutex<Vec<mpsc::Sender<Call>>>;
+
+/// A function with what follows its return, and the way to the thread that runs it, for whoever has the next one.
 struct Call {
-    stream: u64,
     run: Box<dyn FnOnce() + Send>,
+    returned: Box<dyn FnOnce() + Send>,
     thread: mpsc::Sender<Call>,
 }
 
-/// Runs a function for the operation that has begun in `stream`, which is done when it returns.
-pub(super) fn start(shared: &Arc<Shared>, stream: u64, run: Box<dyn FnOnce() + Send>) {
-    let idle = shared.callbacks.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-    let thread = idle.map_or_else(|| spawn(Arc::downgrade(shared)), Ok);
-    let sent = thread.map(|thread| thread.send(Call { stream, run, thread: thread.clone() }));
-    if let Err(error) = &sent {
-        eprintln!("meshreduce emulator: no thread for callbacks: {error}");
-    }
-    if !matches!(sent, Ok(Ok(()))) {
-        // There is no thread to call from; the program learns it by what the function did not do.
-        finish(shared, stream);
+impl Threads {
+    /// Runs a function, and then `returned`, which is called in any case.
+    pub(super) fn start(&self, run: Box<dyn FnOnce() + Send>, returned: Box<dyn FnOnce() + Send>) {
+        let idle = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle.map_or_else(|| spawn(Arc::downgrade(&self.0)), Ok) {
+            Ok(thread) => {
+                let sent = thread.send(Call { run, returned, thread: thread.clone() });
+                if let Err(mpsc::SendError(call)) = sent {
+                    (call.returned)();
+                }
+            }
+            Err(error) => {
+                eprintln!("meshreduce emulator: no thread for callbacks: {error}");
+                // There is no thread to call from; the program learns it by what the function did not do.
+                returned();
+            }
+        }
     }
 }
 
-fn spawn(shared: Weak<Shared>) -> std::io::Result<mpsc::Sender<Call>> {
+fn spawn(threads: Weak<Idle>) -> std::io::Result<mpsc::Sender<Call>> {
     let (sender, receiver) = mpsc::channel::<Call>();
     std::thread::Builder::new().name("emulated callback".to_owned()).spawn(move || {
         // An idle thread has no way to itself: when nobody else has one either, there will be no further call.
-        for Call { stream, run, thread } in receiver {
+        for Call { run, returned, thread } in receiver {
             let _ = catch_unwind(AssertUnwindSafe(run));
-            let Some(shared) = shared.upgrade() else { return };
-            shared.callbacks.0.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-            finish(&shared, stream);
+            let Some(threads) = threads.upgrade() else { return };
+            threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            returned();
         }
     })?;
     Ok(sender)
-}
-
-fn finish(shared: &Arc<Shared>, stream: u64) {
-    shared.lock().complete(stream);
-    shared.done.notify_all();
-    shared.nudge();
 }

@@ -1,14 +1,12 @@
 //! Events: marks in streams that hosts and other streams can wait for.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::Waker,
     time::{Duration, Instant},
 };
 
-use super::{
-    Shared,
-    pause::{Abandoned, Pauses},
-};
+use super::pause::{Abandoned, Pauses};
 
 /// An event. Every record has a number; the event has happened when its latest record has been reached.
 ///
@@ -39,7 +37,7 @@ struct State {
     recorded: u64,
     reached: u64,
     at: Option<Instant>,
-    waiting: Vec<Weak<Shared>>,
+    waiting: Vec<Waker>,
 }
 
 impl Event {
@@ -116,8 +114,8 @@ impl Event {
         if state.recorded > 0 && state.reached == state.recorded { state.at } else { None }
     }
 
-    /// Marks record `number` as reached and answers the devices that wait for the event.
-    pub(super) fn reach(&self, number: u64) -> Vec<Arc<Shared>> {
+    /// Marks record `number` as reached and answers the wakers of the devices that wait for the event.
+    pub(super) fn reach(&self, number: u64) -> Vec<Waker> {
         let mut state = self.lock();
         if let Some(marks) = &self.shared {
             marks.reach(number);
@@ -129,11 +127,11 @@ impl Event {
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         self.changed.notify_all();
-        waiting.iter().filter_map(Weak::upgrade).collect()
+        waiting
     }
 
-    /// Whether record `number` has been reached; if not, the device is nudged when any is, by this process.
-    pub(super) fn has_reached_or_nudge(&self, number: u64, device: &Arc<Shared>) -> bool {
+    /// Whether record `number` has been reached; if not, the device is woken when any is, by this process.
+    pub(super) fn has_reached_or_wake(&self, number: u64, device: &Waker) -> bool {
         let mut state = self.lock();
         let reached = match &self.shared {
             Some(marks) => marks.has_reached(number),
@@ -142,8 +140,8 @@ impl Event {
         if reached {
             return true;
         }
-        if !state.waiting.iter().any(|waiting| std::ptr::eq(waiting.as_ptr(), Arc::as_ptr(device))) {
-            state.waiting.push(Arc::downgrade(device));
+        if !state.waiting.iter().any(|waiting| waiting.data() == device.data()) {
+            state.waiting.push(device.clone());
         }
         false
     }

@@ -8,9 +8,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    task::Waker,
 };
 
-use super::{Event, Failure, Health, Shared};
+use super::event::Event;
+use super::health::{Failure, Health};
 use meshreduce_emulator_ptx::Launch;
 
 /// How a stream relates to the legacy default stream of its context.
@@ -162,7 +164,7 @@ impl Queues {
     }
 
     /// Takes an operation that may start now out of its stream.
-    pub(super) fn take_ready(&mut self, device: &Arc<Shared>) -> Option<Ready> {
+    pub(super) fn take_ready(&mut self, device: &Waker) -> Option<Ready> {
         let mut polls = false;
         let id = self.streams.iter().find_map(|(id, stream)| {
             let (number, op) = stream.waiting.front()?;
@@ -171,7 +173,7 @@ impl Queues {
             }
             let may_start = match op {
                 Op::Wait(event, record) => {
-                    let reached = event.has_reached_or_nudge(*record, device);
+                    let reached = event.has_reached_or_wake(*record, device);
                     polls |= !reached && event.is_shared();
                     reached
                 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::*;
-use crate::exec::{Block, Region, Turn, TurnEnd};
+use crate::exec::{AddressSpace, Block, Executor, Region, Turn, TurnEnd};
 use meshreduce_emulator_ptx::{Fault, FaultKind, Kernel, Launch, Module};
 
 mod unannounced;
@@ -72,6 +72,13 @@ fn engine_with(
     script: impl Fn(&str, [u32; 3]) -> TurnEnd + Send + Sync + 'static,
     deadlock_after: Duration,
 ) -> Engine {
+    Engine::start(setup(script, deadlock_after)).unwrap()
+}
+
+fn setup(
+    script: impl Fn(&str, [u32; 3]) -> TurnEnd + Send + Sync + 'static,
+    deadlock_after: Duration,
+) -> Setup {
     let limits = Limits {
         multiprocessors: 2,
         threads_per_multiprocessor: 1024,
@@ -79,15 +86,14 @@ fn engine_with(
         shared_reserved_per_block: 0,
     };
     let executor = Arc::new(Scripted(Arc::new(script)));
-    let setup = Setup {
+    Setup {
         name: "test".to_owned(),
         limits,
         executor,
         memory: Arc::new(Nothing),
         instructions: Arc::default(),
         deadlock_after,
-    };
-    Engine::start(setup).unwrap()
+    }
 }
 
 fn stream(engine: &Engine, kind: StreamKind) -> (u64, Arc<Health>) {
@@ -420,9 +426,11 @@ fn a_removed_stream_still_does_what_was_submitted() {
 
 #[test]
 fn instructions_are_counted() {
-    let engine = engine(idle_script);
+    let setup = setup(idle_script, Duration::from_secs(60));
+    let instructions = Arc::clone(&setup.instructions);
+    let engine = Engine::start(setup).unwrap();
     let (stream, _) = stream(&engine, StreamKind::NonBlocking);
     engine.submit(stream, launch("k", 9)).unwrap();
     engine.wait(stream);
-    assert_eq!(engine.shared.setup.instructions.load(Ordering::Relaxed), 9);
+    assert_eq!(instructions.load(Ordering::Relaxed), 9);
 }

@@ -5,15 +5,15 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
+    task::Waker,
     time::{Duration, Instant},
 };
 
-use super::{
-    Failure, Health, Op, Shared, callback,
-    pause::{Abandoned, Pauses},
-    queue::{Queues, Ready},
-    residency::{Place, Places},
-};
+use super::health::{Failure, Health};
+use super::pause::{Abandoned, Pauses};
+use super::queue::{Op, Queues, Ready};
+use super::residency::{Place, Places};
+use super::shared::Shared;
 use crate::exec::{Block, TurnEnd};
 use meshreduce_emulator_ptx::{Fault, FaultKind, Launch};
 
@@ -115,7 +115,7 @@ impl Worker<'_> {
                 continue;
             }
             let may_launch = self.grids.len() < CONCURRENT_KERNELS;
-            let ready = if may_launch { queues.take_ready(self.shared) } else { None };
+            let ready = if may_launch { queues.take_ready(&self.shared.waker) } else { None };
             let Some(ready) = ready else {
                 if queues.polls && self.abandoned.is_over(|| queues.abandoned().is_some()) {
                     let stuck = queues.abandoned();
@@ -170,7 +170,7 @@ impl Worker<'_> {
         let Ready { stream, context, health, op } = ready;
         if health.failure().is_some() {
             if let Op::Record(event, number) = op {
-                nudge(event.reach(number));
+                wake(event.reach(number));
             }
             return self.complete(stream);
         }
@@ -185,9 +185,17 @@ impl Worker<'_> {
             Op::Record(event, number) => {
                 let waiting = event.reach(number);
                 self.complete(stream);
-                nudge(waiting);
+                wake(waiting);
             }
-            Op::Callback(run) => callback::start(self.shared, stream, run),
+            Op::Callback(run) => {
+                let device = Arc::downgrade(self.shared);
+                let returned = move || {
+                    if let Some(device) = device.upgrade() {
+                        device.finish(stream);
+                    }
+                };
+                self.shared.callbacks.start(run, Box::new(returned));
+            }
             Op::Launch { launch, shared_bytes } => {
                 let blocks = launch.grid.iter().map(|&n| u64::from(n)).product();
                 self.next_grid += 1;
@@ -307,7 +315,7 @@ impl Worker<'_> {
         drop(queues);
         self.shared.done.notify_all();
         for (event, number) in records {
-            nudge(event.reach(number));
+            wake(event.reach(number));
         }
         self.place();
     }
@@ -366,10 +374,8 @@ impl Worker<'_> {
     }
 }
 
-fn nudge(devices: Vec<Arc<Shared>>) {
-    for device in devices {
-        device.nudge();
-    }
+fn wake(devices: Vec<Waker>) {
+    devices.into_iter().for_each(Waker::wake);
 }
 
 fn failure(kind: &FaultKind) -> Failure {

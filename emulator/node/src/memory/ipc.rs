@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::{MemoryError, mapping::PAGE};
+use super::{error::MemoryError, mapping::PAGE};
 
 /// What a handle stands for. The number tells it from other handles, and from those of a real driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,8 +1,12 @@
-//! Host mappings that end with their owner.
+//! Host mappings that end with their owner, and the files that are mapped.
 
 use std::{ffi::c_void, os::fd::BorrowedFd, ptr::NonNull};
 
+use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
+use rustix::process::{Resource, Rlimit};
+
+use super::error::MemoryError;
 
 /// Bytes of a page. Mappings are multiples of it.
 pub(crate) const PAGE: u64 = 4096;
@@ -84,4 +88,24 @@ impl Drop for Mapping {
 /// `len` rounded up to whole pages, at least one. Callers pass lengths that were checked against a capacity.
 fn pages(len: u64) -> usize {
     len.max(1).next_multiple_of(PAGE) as usize
+}
+
+/// A memfd of `len` bytes. When the process is at its limit of descriptors, the limit is raised as far as the process
+/// may; every allocation takes one.
+pub(super) fn memfd(name: &str, len: u64) -> Result<std::os::fd::OwnedFd, MemoryError> {
+    let create = || rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
+    let created = create().or_else(|errno| {
+        if errno == rustix::io::Errno::MFILE {
+            let limit = rustix::process::getrlimit(Resource::Nofile);
+            let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+            rustix::process::setrlimit(Resource::Nofile, raised)?;
+            return create();
+        }
+        Err(errno)
+    });
+    let file =
+        created.map_err(|errno| MemoryError::System { what: "a descriptor for device memory", errno })?;
+    rustix::fs::ftruncate(&file, len)
+        .map_err(|errno| MemoryError::System { what: "the size of device memory", errno })?;
+    Ok(file)
 }

@@ -5,12 +5,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{
-    Exported, IpcHandle, MemoryError,
-    ipc::{self, start_time},
-    mapping::{Mapping, PAGE},
-    space::memfd,
-};
+use super::error::MemoryError;
+use super::ipc::{self, Exported, IpcHandle, start_time};
+use super::mapping::{Mapping, PAGE, memfd};
 use crate::engine::Marks;
 
 /// Records of which it is known who made them. So many may be on their way at the same time.

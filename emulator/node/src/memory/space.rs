@@ -10,15 +10,10 @@ use std::{
     },
 };
 
-use rustix::{
-    fs::MemfdFlags,
-    process::{Resource, Rlimit},
-};
-
-use super::{
-    ALIGNMENT, Allocation, Backing, DeviceView, Exported, IpcHandle, Kind, Mapping, MemoryError, PAGE, ipc,
-    next_id,
-};
+use super::allocation::{ALIGNMENT, Allocation, Backing, Kind, next_id};
+use super::error::MemoryError;
+use super::ipc::{self, Exported, IpcHandle};
+use super::mapping::{Mapping, PAGE, memfd};
 
 /// Addresses reserved for each device: far more than its memory, so that freed ones need not be used again soon.
 const ARENA: u64 = 1 << 38;
@@ -105,11 +100,6 @@ impl Memory {
     /// What tells this emulated node from others.
     pub fn instance(&self) -> u64 {
         self.instance
-    }
-
-    /// The address space of a device.
-    pub fn view(self: &Arc<Self>, device: usize) -> DeviceView {
-        DeviceView::new(Arc::clone(self), device)
     }
 
     /// Allocates `len` bytes (at least one) of device `device`, for the driver's context `context`.
@@ -395,24 +385,4 @@ impl Table {
         self.arenas[device].next = candidate + span;
         Ok(candidate)
     }
-}
-
-/// A memfd of `len` bytes. When the process is at its limit of descriptors, the limit is raised as far as the process
-/// may; every allocation takes one.
-pub(super) fn memfd(name: &str, len: u64) -> Result<std::os::fd::OwnedFd, MemoryError> {
-    let create = || rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC);
-    let created = create().or_else(|errno| {
-        if errno == rustix::io::Errno::MFILE {
-            let limit = rustix::process::getrlimit(Resource::Nofile);
-            let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-            rustix::process::setrlimit(Resource::Nofile, raised)?;
-            return create();
-        }
-        Err(errno)
-    });
-    let file =
-        created.map_err(|errno| MemoryError::System { what: "a descriptor for device memory", errno })?;
-    rustix::fs::ftruncate(&file, len)
-        .map_err(|errno| MemoryError::System { what: "the size of device memory", errno })?;
-    Ok(file)
 }

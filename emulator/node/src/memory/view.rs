@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::{Allocation, Kind, Memory, space::Table};
+use super::allocation::{Allocation, Kind};
+use super::space::{Memory, Table};
 use crate::exec::{AddressSpace, Region};
 
 /// What the kernels of one device may touch: its own memory, that of peers it was given access to, what it opened
@@ -12,11 +13,14 @@ pub struct DeviceView {
     device: usize,
 }
 
-impl DeviceView {
-    pub(super) fn new(memory: Arc<Memory>, device: usize) -> Self {
-        Self { memory, device }
+impl Memory {
+    /// The address space of a device.
+    pub fn view(self: &Arc<Self>, device: usize) -> DeviceView {
+        DeviceView { memory: Arc::clone(self), device }
     }
+}
 
+impl DeviceView {
     fn may_touch(&self, table: &Table, allocation: &Allocation) -> bool {
         match allocation.kind() {
             Kind::Device { device } => device == self.device || table.peers[self.device][device],

@@ -1,11 +1,16 @@
 //! From TOML to a [`Node`], refusing what is not one.
 
 mod nic;
+mod wrong;
 
 use serde::Deserialize;
 
-use super::{CUDA_VERSION, Gpu, Link, Node, NodeError, PciBusId, Remote, pci::PciTree};
+use super::described::{CUDA_VERSION, Gpu, Link, Node, Remote};
+use super::error::NodeError;
+use super::identity::PciBusId;
+use super::pci::PciTree;
 use nic::NicDescription;
+use wrong::{Wrong, wrong};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -95,15 +100,6 @@ pub(super) fn parse(text: &str, file: &str) -> Result<Node, NodeError> {
         key,
         reason,
     })
-}
-
-struct Wrong {
-    key: String,
-    reason: String,
-}
-
-fn wrong<T>(key: impl Into<String>, reason: impl Into<String>) -> Result<T, Wrong> {
-    Err(Wrong { key: key.into(), reason: reason.into() })
 }
 
 fn node(description: Description) -> Result<Node, Wrong> {

@@ -80,3 +80,9 @@ pub fn uuid(node: &str, instance: &str, index: usize) -> [u8; 16] {
     uuid[8] = uuid[8] & 0x3f | 0x80;
     uuid
 }
+
+/// `GPU-` and the UUID in its usual spelling.
+pub(crate) fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 pub use error::{Error, text as error_text};
 
-use crate::node::{Gpu, Link, NVML_MAX_LINKS, Node, PciBusId, Remote, uuid};
+use crate::node::{Gpu, Link, NVML_MAX_LINKS, Node, PciBusId, Remote, uuid, uuid_text};
 
 /// What NVML answers.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -110,7 +110,7 @@ impl Nvml {
     }
 
     fn uuid_of(&self, index: usize) -> String {
-        crate::driver::uuid_text(&uuid(&self.node.name, &self.instance, index))
+        uuid_text(&uuid(&self.node.name, &self.instance, index))
     }
 
     /// `nvmlDeviceGetUUID`.

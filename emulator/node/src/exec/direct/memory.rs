@@ -80,6 +80,10 @@ impl Memory {
         if address & u64::from(bytes - 1) != 0 {
             return Err(FaultKind::Misaligned { access, address, bytes });
         }
+        // Nearly all of them.
+        if space == Space::Global {
+            return self.device(device, request);
+        }
         let (space, address) = window::resolve(space, address);
         let size = match space {
             Space::Generic | Space::Global => return self.device(device, request),
@@ -154,7 +158,7 @@ impl Memory {
     }
 
     /// Reads `bytes` (1, 2, 4 or 8) at `place` plus `offset`, which lies within what was checked.
-    #[inline]
+    #[inline(always)]
     pub(super) fn load(&self, launch: &Launch, place: Place, offset: usize, bytes: u32, order: Order) -> u64 {
         let own = |memory: &[u8], at: usize| {
             let mut word = [0; 8];

@@ -40,6 +40,17 @@ impl DirectBlock {
                 };
             }
             match &step.op {
+                // One arm each, so that in each the compiler knows the instruction and both matches become one jump.
+                op @ Op::Move { .. } => compute(op, slots),
+                op @ Op::Unary { .. } => compute(op, slots),
+                op @ Op::Binary { .. } => compute(op, slots),
+                op @ Op::Ternary { .. } => compute(op, slots),
+                op @ Op::Quaternary { .. } => compute(op, slots),
+                op @ Op::Select { .. } => compute(op, slots),
+                op @ Op::Pair { .. } => compute(op, slots),
+                op @ Op::SetPredicate { .. } => compute(op, slots),
+                op @ Op::Pack { .. } => compute(op, slots),
+                op @ Op::Unpack { .. } => compute(op, slots),
                 Op::Load(Load { target, order, ty, lanes, whole, d, .. }) => {
                     let address = target.of(slots);
                     let bytes = ty.bytes();
@@ -195,7 +206,6 @@ impl DirectBlock {
                     self.release_warp(thread / WARP);
                     return Stop::Waiting;
                 }
-                arithmetic => compute(arithmetic, slots),
             }
             pc += 1;
         };

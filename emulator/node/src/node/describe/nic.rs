@@ -7,8 +7,9 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{Wrong, wrong};
-use crate::node::{GidEntry, GidKind, LinkLayer, Nic, PciAddress, Peermem, pci::PciTree};
+use super::wrong::{Wrong, wrong};
+use crate::node::nic::{GidEntry, GidKind, LinkLayer, Nic, Peermem};
+use crate::node::pci::{PciAddress, PciTree};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,6 +1,7 @@
 //! What a capture forbids: calls that would wait for captured work, or could.
 
-use super::{Capture, CaptureMode, MODE, key};
+use super::MODE;
+use crate::driver::capture::{Capture, CaptureMode, key};
 use crate::driver::{Driver, Error, Handle, Result, context::Context, stream::Target};
 
 impl Driver {
