@@ -12,6 +12,7 @@
 //! | turns, back-off, faults, suspected deadlocks | [`worker`] |
 //!
 //! The executor is a parameter: the engine decides which blocks are resident and whose turn it is, and nothing else.
+#![forbid(unsafe_code)]
 
 mod callback;
 mod device;

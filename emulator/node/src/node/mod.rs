@@ -1,5 +1,6 @@
 //! A described node: its GPUs, how they are linked, which of them may read one another's memory, and its network
 //! adapters.
+#![forbid(unsafe_code)]
 
 mod describe;
 mod described;

@@ -2,6 +2,7 @@
 //! whom. `CUDA_VISIBLE_DEVICES` means nothing here, as in the real NVML.
 //!
 //! The package `libnvidia-ml` puts the C names on [`Nvml`].
+#![forbid(unsafe_code)]
 
 mod error;
 

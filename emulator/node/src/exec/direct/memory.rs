@@ -80,10 +80,6 @@ impl Memory {
         if address & u64::from(bytes - 1) != 0 {
             return Err(FaultKind::Misaligned { access, address, bytes });
         }
-        // Nearly all of them.
-        if space == Space::Global {
-            return self.device(device, request);
-        }
         let (space, address) = window::resolve(space, address);
         let size = match space {
             Space::Generic | Space::Global => return self.device(device, request),
