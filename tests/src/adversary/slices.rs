@@ -11,8 +11,8 @@ use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    Algorithm, Collective, DType, Element, ElementSize, ErrorRecord, Isa, LaunchDescriptor, LaunchParams,
-    MAX_RANKS, Op, SliceParams, Slices, VECTOR_BYTES,
+    Algorithm, Collective, DType, Element, ElementSize, ErrorRecord, Isa, KernelName, LaunchDescriptor,
+    LaunchParams, MAX_RANKS, Op, SliceParams, Slices, TextName, VECTOR_BYTES,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
@@ -182,7 +182,8 @@ impl SliceKernels {
                 let index = Algorithm::OF_SLICES.iter().position(|known| *known == call.algorithm);
                 let module = &self.modules[index.unwrap_or_default()];
                 let isa = if call.algorithm.is_by_packets() { self.isa } else { Isa::V70 };
-                let name = format!("{}_w{ranks}{}", call.algorithm.kernel_name(), isa.suffix());
+                let text = TextName { algorithm: call.algorithm, world_size: ranks, isa };
+                let name = KernelName::new(text, dtype, op).to_string();
                 let kernel = module.kernel(&name).with_context(|| format!("there is no kernel {name}"))?;
                 let threads = 8 + packets::counting_threads(call.algorithm);
                 session.launch(

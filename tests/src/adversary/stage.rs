@@ -5,7 +5,7 @@ use std::mem::{offset_of, size_of};
 use anyhow::Result;
 use meshreduce_emulator_ptx::Launch;
 use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session, Summary};
-use meshreduce_wire::launch::{HostPage, IN_PLACE};
+use meshreduce_wire::launch::{self, HostPage, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
@@ -169,7 +169,7 @@ impl<'a> Stage<'a> {
             tag: descriptor.tag(),
             flags: if input == output { IN_PLACE } else { 0 },
             scale: op.scale(self.ranks.len() as u32),
-            kind: 0,
+            kind: launch::kind(dtype, op),
         };
         let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
         let launch = Launch {

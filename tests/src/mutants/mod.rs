@@ -24,10 +24,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use meshreduce_emulator_ptx::{Kernel, Module};
 use meshreduce_emulator_weak_memory::adversary::Options;
-use meshreduce_wire::{Algorithm, DType, Isa, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, Others, entry_name};
+use crate::adversary::{Failure, Kernels, Others};
 use known::{Known, Why};
 use maker::Maker;
 use packet_roles::PacketRoles;
@@ -158,7 +158,8 @@ impl Set {
     }
 
     fn entry(algorithm: Algorithm, ranks: usize, dtype: DType, isa: Isa) -> Result<(String, Entry)> {
-        let name = entry_name(algorithm, dtype, Op::Sum, ranks, isa);
+        let text = TextName { algorithm, world_size: ranks, isa };
+        let name = KernelName::new(text, dtype, Op::Sum).to_string();
         let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks, isa)?, &name)?;
         Ok((name, entry))
     }

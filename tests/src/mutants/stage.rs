@@ -13,7 +13,7 @@ use std::sync::{Arc, LazyLock};
 
 use meshreduce_emulator_ptx::{Kernel, Launch, Module};
 use meshreduce_emulator_weak_memory::adversary::{Options, Strategy};
-use meshreduce_wire::launch::HostPage;
+use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets;
 use meshreduce_wire::{
     AbortWord, Algorithm, DType, Element, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind,
@@ -310,7 +310,7 @@ impl Stage<'_> {
             tag,
             flags: 0,
             scale: 1.0,
-            kind: 0,
+            kind: launch::kind(DType::Bf16, Op::Sum),
         };
         let launch = Launch {
             kernel: kernel.clone(),
