@@ -1,7 +1,7 @@
 //! The lanes' counters in device memory: what kernels count and whether this rank has given up.
 //!
 //! A captured graph holds the addresses of a communicator for as long as the graph exists, and the library learns neither
-//! of its replays nor of its end. So the counters of a communicator whose calls were captured outlive it, *buried*: the
+//! of its replays nor of its end. So the counters of a communicator whose calls were captured outlive it, *aborted*: the
 //! abort word beside them is raised. A replay sees it on entry and ends; it has touched nothing but them and its
 //! caller's input.
 
@@ -56,7 +56,7 @@ impl Counters {
 
     /// Tells every kernel that begins from now on that `rank` has aborted, and that this has been reported. Returns what
     /// `drained` says of those that had begun before, or `false` if `stream` does not get on within `limit`.
-    pub(crate) fn bury(
+    pub(crate) fn abort_replays(
         &self,
         rank: usize,
         stream: &Stream,

@@ -133,13 +133,13 @@ fn local() -> MutexGuard<'static, BTreeMap<(u64, usize), Weak<Segment>>> {
     LOCAL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A segment that the ranks of this process can find; until dropped.
+/// The registration of a segment for the other ranks of this process; until dropped.
 #[derive(Debug)]
-pub(crate) struct Listed {
+pub(crate) struct Registration {
     key: (u64, usize),
 }
 
-impl Listed {
+impl Registration {
     pub(crate) fn new(generation: u64, rank: usize, segment: &Arc<Segment>) -> Self {
         let key = (generation, rank);
         local().insert(key, Arc::downgrade(segment));
@@ -147,7 +147,7 @@ impl Listed {
     }
 }
 
-impl Drop for Listed {
+impl Drop for Registration {
     fn drop(&mut self) {
         local().remove(&self.key);
     }

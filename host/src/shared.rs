@@ -379,7 +379,7 @@ impl Shared {
         // Takes everything but the kernels and the counters from the replays to come.
         let limit = left().max(GRACE);
         let drained = || self.context.finish(left().max(GRACE));
-        match self.counters.bury(self.rank, &self.stream, limit, drained) {
+        match self.counters.abort_replays(self.rank, &self.stream, limit, drained) {
             Ok(drained) => Ok(drained),
             Err(error) if error.loses_context() => Err(error),
             Err(error) => {

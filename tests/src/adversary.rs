@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use meshreduce::{ShippedKernels, shipped_kernels};
-use meshreduce_emulator::exec::adversary::{Options, Report, Session, Summary};
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Module};
+use meshreduce_emulator_weak_memory::adversary::{Options, Report, Session, Summary};
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 
 pub use abort::{Abort, Teller};

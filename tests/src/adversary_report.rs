@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_emulator::exec::adversary::Options;
+use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_wire::{Algorithm, Isa};
 use serde::Serialize;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_emulator::node::Node;
+use meshreduce_emulator_node::node::Node;
 use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 use serde::Serialize;
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
-use meshreduce_emulator::exec::adversary::{Options, ReportKind};
+use meshreduce_emulator_weak_memory::adversary::{Options, ReportKind};
 use meshreduce_tests::adversary::{Failure, Kernels, Scenario};
 use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams};
 

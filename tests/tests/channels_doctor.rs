@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use meshreduce_channels::pci::Topology;
-use meshreduce_emulator::node::{Node, sysfs};
+use meshreduce_emulator_node::node::{Node, sysfs};
 use serde_json::Value;
 
 /// The program, where cargo says at run time: what was so when this was built is wrong in a copied checkout.

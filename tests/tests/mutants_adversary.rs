@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use meshreduce_emulator::exec::adversary::Options;
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator_ptx::Module;
+use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_tests::adversary::Kernels;
 use meshreduce_tests::mutants::known::KNOWN;
 use meshreduce_tests::mutants::stage::{Stage, Trouble};

@@ -4,7 +4,7 @@ mod support;
 
 use std::process::{Command, Output};
 
-use meshreduce_emulator::node::Node;
+use meshreduce_emulator_node::node::Node;
 use serde_json::Value;
 use support::program;
 
@@ -80,7 +80,7 @@ fn devices_come_in_the_order_of_cuda_visible_devices() {
 fn a_bad_description_is_refused_with_file_key_and_reason() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("bad.toml");
-    let shipped = include_str!("../../emulator/nodes/rtx3090x2.toml");
+    let shipped = include_str!("../../emulator/node/nodes/rtx3090x2.toml");
     std::fs::write(&file, shipped.replace("[4, 0]", "[3, 0]")).unwrap();
     let file = file.to_str().unwrap();
     let output = topo(&["--node", file], None);
@@ -95,7 +95,7 @@ fn a_bad_description_is_refused_with_file_key_and_reason() {
 #[test]
 fn devices_that_are_too_old_are_told_by_compute_capability() {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-    let shipped = include_str!("../../emulator/nodes/rtx3090x2.toml").replace("8.6", "6.0");
+    let shipped = include_str!("../../emulator/node/nodes/rtx3090x2.toml").replace("8.6", "6.0");
     std::fs::write(file.path(), shipped).unwrap();
     let node = file.path().to_str().unwrap();
     let view = json(&["--node", node], None);
@@ -110,7 +110,7 @@ fn devices_that_are_too_old_are_told_by_compute_capability() {
 #[test]
 fn links_to_hidden_switches_are_told_with_what_to_do() {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
-    let shipped = include_str!("../../emulator/nodes/hgx-h100.toml");
+    let shipped = include_str!("../../emulator/node/nodes/hgx-h100.toml");
     std::fs::write(file.path(), shipped.replace("[nvlink]", "[nvlink]\nhidden_switches = true")).unwrap();
     let view = json(&["--node", file.path().to_str().unwrap()], None);
     assert_eq!(column(&view, "hidden"), ["18"; 8]);

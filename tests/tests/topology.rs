@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use meshreduce::identity::{Device, PciAddress};
 use meshreduce::{Algorithm, DType, Op};
-use meshreduce_emulator::node::{Node, uuid};
+use meshreduce_emulator_node::node::{Node, uuid};
 use meshreduce_tests::cluster::{Cluster, Placement};
 use meshreduce_tests::job::{Case, Event, ForcedTopology, Job};
 use support::{Played, Scene, case, node, program};
@@ -169,7 +169,7 @@ fn a_device_with_a_few_links_down_works_and_one_with_all_down_does_not() {
 #[test]
 fn a_cube_mesh_survives_the_loss_of_one_of_two_links_but_not_of_an_only_one() {
     let text = |link: usize| {
-        let shipped = include_str!("../../emulator/nodes/dgx-1v.toml");
+        let shipped = include_str!("../../emulator/node/nodes/dgx-1v.toml");
         shipped.replace("[p2p]", &format!("inactive = [[0, {link}]]\n[p2p]"))
     };
     // GPU 0: links 0 and 1 are the only ones to GPUs 1 and 2, 2 and 3 go to GPU 3.

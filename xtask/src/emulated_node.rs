@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use meshreduce_emulator::node::{Node, sysfs};
+use meshreduce_emulator_node::node::{Node, sysfs};
 use serde_json::Value;
 use xshell::{Shell, cmd};
 

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use meshreduce_emulator::node::{Node, sysfs};
+use meshreduce_emulator_node::node::{Node, sysfs};
 use tempfile::TempDir;
 use xshell::{Shell, cmd};
 

@@ -12,7 +12,7 @@ use std::{fs, io::IsTerminal as _};
 use anyhow::{Context as _, Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
-use meshreduce_emulator::litmus::{
+use meshreduce_emulator_weak_memory::litmus::{
     Judgement, Litmus, Verdict, compare, judge, parse, parse_bounded, random, shrink,
 };
 use serde::Serialize;
@@ -243,7 +243,8 @@ impl Args {
 
     /// The tests to judge, with the files they are in; and the files that are not understood, if they are passed over.
     fn tests(&self) -> Result<(Vec<FileTest>, Vec<String>)> {
-        let path = self.path.clone().unwrap_or_else(|| repository::root().join("emulator/litmus"));
+        let path =
+            self.path.clone().unwrap_or_else(|| repository::root().join("emulator/weak-memory/litmus"));
         let (mut tests, mut passed_over) = (Vec::new(), Vec::new());
         for file in files(&path)? {
             let shown = repository::shown(&file);

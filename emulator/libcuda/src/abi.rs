@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use meshreduce_emulator::driver::{Error, Result, is_forked_child};
+use meshreduce_emulator_node::driver::{Error, Result, is_forked_child};
 
 use crate::fault;
 

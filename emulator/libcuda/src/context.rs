@@ -1,6 +1,6 @@
 //! Contexts.
 
-use meshreduce_emulator::driver::{Handle, driver};
+use meshreduce_emulator_node::driver::{Handle, driver};
 
 use crate::abi::{Out, exports};
 

@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use meshreduce_emulator::driver::{self, Error, driver};
+use meshreduce_emulator_node::driver::{self, Error, driver};
 
 use crate::{
     abi::{Out, Text, TextBuffer, exports},

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use meshreduce_emulator::driver::driver;
+use meshreduce_emulator_node::driver::driver;
 
 use crate::abi::{Out, UserData, exports};
 

@@ -1,6 +1,6 @@
 //! Events.
 
-use meshreduce_emulator::driver::{Error, Handle, driver};
+use meshreduce_emulator_node::driver::{Error, Handle, driver};
 
 use crate::abi::{Out, exports};
 

@@ -1,6 +1,6 @@
 //! Stream capture and graphs.
 
-use meshreduce_emulator::driver::{
+use meshreduce_emulator_node::driver::{
     CaptureInfo, CaptureMode, CaptureStatus, Error, Handle, Result, driver, exchange_capture_mode,
 };
 

@@ -1,6 +1,6 @@
 //! The emulated node behind the driver's C names: a drop-in `libcuda.so.1`.
 //!
-//! The semantics are in [`meshreduce_emulator::driver`]; here are only the names, the C types, and the rule that
+//! The semantics are in [`meshreduce_emulator_node::driver`]; here are only the names, the C types, and the rule that
 //! nothing unwinds into C. `cuGetProcAddress` finds everything that is exported. Functions that are not emulated are
 //! exported too: they answer `CUDA_ERROR_NOT_SUPPORTED` and are named once on stderr.
 

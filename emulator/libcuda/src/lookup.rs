@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use meshreduce_emulator::driver::{Error, Result};
+use meshreduce_emulator_node::driver::{Error, Result};
 
 use crate::{
     abi::{Out, Text, exports},

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use meshreduce_emulator::driver::{Error, Handle, Pattern, PointerAttribute, Result, driver};
+use meshreduce_emulator_node::driver::{Error, Handle, Pattern, PointerAttribute, Result, driver};
 
 use crate::abi::{Out, exports};
 

@@ -1,6 +1,6 @@
 //! Stream memory operations.
 
-use meshreduce_emulator::driver::{Error, Handle, MemoryOp, Operand, Result, driver};
+use meshreduce_emulator_node::driver::{Error, Handle, MemoryOp, Operand, Result, driver};
 
 use crate::abi::exports;
 

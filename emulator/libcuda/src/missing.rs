@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use meshreduce_emulator::driver::Error;
+use meshreduce_emulator_node::driver::Error;
 
 /// Names something that is not emulated, once.
 pub(crate) fn report(name: &'static str) {

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
-use meshreduce_emulator::driver::{
+use meshreduce_emulator_node::driver::{
     Error, FunctionAttribute, Handle, LaunchConfig, LoadError, Parameters, Result, driver,
 };
 

@@ -2,7 +2,7 @@
 
 use std::ffi::c_void;
 
-use meshreduce_emulator::driver::{Error, Handle, driver};
+use meshreduce_emulator_node::driver::{Error, Handle, driver};
 
 use crate::abi::{CuResult, Out, UserData, exports};
 

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use meshreduce_emulator::node::{GidKind, LinkLayer, Nic, NicIdentity, Node};
+use meshreduce_emulator_node::node::{GidKind, LinkLayer, Nic, NicIdentity, Node};
 
 use crate::abi::*;
 use crate::context::{AsyncEvent, Context};

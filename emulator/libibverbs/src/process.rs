@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use meshreduce_emulator::driver::{Options, node_from_env};
-use meshreduce_emulator::node::Node;
+use meshreduce_emulator_node::driver::{Options, node_from_env};
+use meshreduce_emulator_node::node::Node;
 
 use crate::abi::{Answer, Errno};
 use crate::adapter::Adapter;
@@ -32,7 +32,7 @@ impl Process {
         process.as_ref().filter(|process| process.pid == std::process::id()).ok_or(Errno(libc::EINVAL))
     }
 
-    fn new() -> Result<Self, meshreduce_emulator::node::NodeError> {
+    fn new() -> Result<Self, meshreduce_emulator_node::node::NodeError> {
         let node = Node::load(&node_from_env())?;
         let instance = Options::from_env().instance;
         let adapter = |(index, nic)| Arc::new(Adapter::new(&node, &instance, index, nic));

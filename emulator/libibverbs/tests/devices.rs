@@ -78,10 +78,11 @@ fn a_library_that_does_not_tell_types_leaves_it_to_sysfs() {
     let _alone = alone();
     let context = open("near");
     let expected = context.gids(1, Path::new("/nonexistent")).unwrap();
-    let node = meshreduce_emulator::node::Node::load(&std::env::var("MESHREDUCE_NODE").unwrap()).unwrap();
+    let node =
+        meshreduce_emulator_node::node::Node::load(&std::env::var("MESHREDUCE_NODE").unwrap()).unwrap();
     let root = tempfile::tempdir().unwrap();
     let instance = std::env::var("MESHREDUCE_NODE_ID").unwrap();
-    meshreduce_emulator::node::sysfs::write(&node, &instance, root.path()).unwrap();
+    meshreduce_emulator_node::node::sysfs::write(&node, &instance, root.path()).unwrap();
     fault("fail", "_ibv_query_gid_ex EOPNOTSUPP");
     let found = context.gids(1, root.path()).unwrap();
     fault("fail", "_ibv_query_gid_ex off");

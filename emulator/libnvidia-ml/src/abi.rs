@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use meshreduce_emulator::{
+use meshreduce_emulator_node::{
     node::PciBusId,
     nvml::{Error, Result},
 };

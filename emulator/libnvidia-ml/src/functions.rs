@@ -2,7 +2,7 @@
 
 use std::ffi::c_char;
 
-use meshreduce_emulator::nvml::{self, DRIVER_VERSION, Error, Handle, NVML_VERSION, error_text, nvml};
+use meshreduce_emulator_node::nvml::{self, DRIVER_VERSION, Error, Handle, NVML_VERSION, error_text, nvml};
 
 use crate::abi::{Out, PciInfo, Text, TextBuffer, exports};
 

@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::kernels::{KernelText, Kernels};
 use crate::loaded::Loaded;
 use crate::residency::Residency;
-use crate::segment::{Listed, Mapping, Segment};
+use crate::segment::{Mapping, Registration, Segment};
 use crate::select::Selector;
 use crate::shared::{Parts, Shared};
 use crate::topology::nvml::{Fabric, mesh};
@@ -42,7 +42,7 @@ pub(super) fn check_here(
 #[derive(Default)]
 pub(super) struct Assembly {
     segment: Option<Arc<Segment>>,
-    listed: Option<Listed>,
+    registration: Option<Registration>,
     /// Whether other processes may have the segment open.
     exported: bool,
 }
@@ -81,12 +81,12 @@ impl Assembly {
         let devices: Vec<Device> = first.iter().map(|first| first.identity.device).collect();
         let processes: Vec<Process> = first.iter().map(|first| first.identity.member.process).collect();
 
-        let seen = Seen::look(&context, rank, &devices, config)?;
+        let local = LocalTopology::detect(&context, rank, &devices, config)?;
         let mut own = Second {
-            mesh: seen.mesh,
-            topology: seen.topology,
-            hidden: seen.hidden,
-            barred_from: seen.barred_from,
+            mesh: local.mesh,
+            topology: local.topology,
+            hidden: local.hidden,
+            barred_from: local.barred_from,
             block_cap: 0,
             segment: None,
         };
@@ -112,7 +112,7 @@ impl Assembly {
                 Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);
             let listener = Listener::open()?;
             own.segment = Some(Offer { ipc: segment.export()?, place: listener.place() });
-            self.listed = Some(Listed::new(session.generation(), rank, &segment));
+            self.registration = Some(Registration::new(session.generation(), rank, &segment));
             self.exported = processes.iter().any(|other| *other != process);
             self.segment = Some(Arc::clone(&segment));
             made = Some(Made { loaded, residency, layout, stream, segment, listener });
@@ -226,8 +226,8 @@ pub(super) enum Lingers {
     ForAll,
 }
 
-/// What a rank sees of the fabric.
-struct Seen {
+/// The topology as one rank detects it.
+struct LocalTopology {
     mesh: Mesh,
     topology: Topology,
     /// Links of the rank's own device that lead to a place that NVML does not tell.
@@ -235,8 +235,8 @@ struct Seen {
     barred_from: Option<usize>,
 }
 
-impl Seen {
-    fn look(
+impl LocalTopology {
+    fn detect(
         context: &PrimaryContext,
         rank: usize,
         devices: &[Device],

@@ -3,9 +3,8 @@
 use std::mem::offset_of;
 use std::sync::{Arc, LazyLock};
 
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::exec::adversary::Session;
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Launch, Module};
+use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::{AbortWord, RecordKind, counters, pad};
 

@@ -1,6 +1,6 @@
 //! What the places of a rank's memory are called in reports.
 
-use meshreduce_emulator::exec::adversary::Session;
+use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_wire::packets::{SOURCE_BYTES, TILE_UNITS};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{MAX_RANKS, counters, pad};

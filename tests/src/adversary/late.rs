@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, LazyLock};
 
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::exec::adversary::{DeviceId, Session};
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Launch, Module};
+use meshreduce_emulator_weak_memory::adversary::{DeviceId, Session};
 
 use super::scenario::Draw;
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use meshreduce::shipped_kernels;
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session, Summary};
-use meshreduce_emulator::ptx::Module;
+use meshreduce_emulator_ptx::{Launch, Module};
+use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session, Summary};
 use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;

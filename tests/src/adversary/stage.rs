@@ -3,8 +3,8 @@
 use std::mem::{offset_of, size_of};
 
 use anyhow::Result;
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session, Summary};
+use meshreduce_emulator_ptx::Launch;
+use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session, Summary};
 use meshreduce_wire::launch::{self, HostPage, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;

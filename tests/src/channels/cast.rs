@@ -71,7 +71,7 @@ impl Cast {
     /// As [`Cast::on_adapters_of`].
     #[must_use]
     pub fn on_large_devices(self) -> Self {
-        const NODE: &str = include_str!("../../../emulator/nodes/hgx-h100.toml");
+        const NODE: &str = include_str!("../../../emulator/node/nodes/hgx-h100.toml");
         let large = NODE.replace("memory_mib = 1024", "memory_mib = 2560");
         assert_ne!(large, NODE);
         self.on_adapters_of(&large)

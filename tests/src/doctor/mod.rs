@@ -15,7 +15,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use meshreduce_channels::pci::Topology;
-use meshreduce_emulator::node::{Node, sysfs};
+use meshreduce_emulator_node::node::{Node, sysfs};
 
 use crate::cluster::this_program;
 use crate::emulated_node::EmulatedNode;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use meshreduce_emulator::node::{self, sysfs};
+use meshreduce_emulator_node::node::{self, sysfs};
 use tempfile::TempDir;
 
 use crate::emulated_node::EmulatedNode;

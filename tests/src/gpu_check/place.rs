@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use meshreduce::topology::Survey;
 use meshreduce::{Config, Mesh, Topology};
-use meshreduce_emulator::node::Node;
+use meshreduce_emulator_node::node::Node;
 use meshreduce_wire::{Algorithm, MAX_RANKS};
 
 use crate::forced::forced;

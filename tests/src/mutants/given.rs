@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use meshreduce_emulator::exec::adversary::Options;
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Module};
+use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, Op, TextName};
 use serde::Serialize;
 

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
-use meshreduce_emulator::exec::adversary::Options;
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Module};
+use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 use serde::Serialize;
 

@@ -11,9 +11,8 @@ mod trouble;
 use std::mem::offset_of;
 use std::sync::{Arc, LazyLock};
 
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::exec::adversary::{Options, Strategy};
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Launch, Module};
+use meshreduce_emulator_weak_memory::adversary::{Options, Strategy};
 use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets;
 use meshreduce_wire::{

@@ -2,7 +2,7 @@
 //! the own device's memory wait for one another, and where it waits for fences.
 //!
 //! [`count`] runs one call on all ranks, all of which begin together, and checks the result bit by bit. What is counted,
-//! and what a wait, a fence or a store costs, is said in [`meshreduce_emulator::path`] and in `docs/path.md`, which
+//! and what a wait, a fence or a store costs, is said in [`meshreduce_emulator_weak_memory::path`] and in `docs/path.md`, which
 //! [`report`] writes. [`rules`] says how long the path of a family of kernels may be.
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ pub mod rules;
 
 use anyhow::{Context, Result, ensure};
 use meshreduce::shipped_kernels;
-use meshreduce_emulator::path::{self, Path, Step};
+use meshreduce_emulator_weak_memory::path::{self, Path, Step};
 use meshreduce_wire::packets;
 use meshreduce_wire::{Algorithm, DType, Geometry, Isa, MAX_BLOCKS, Op};
 use serde::Serialize;

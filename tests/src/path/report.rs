@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use meshreduce_emulator::path::Step;
+use meshreduce_emulator_weak_memory::path::Step;
 use meshreduce_wire::{Algorithm, DType, Op};
 use serde_json::json;
 

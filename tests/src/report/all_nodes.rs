@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use comfy_table::{ColumnConstraint, Table, Width};
 use indicatif::ProgressBar;
 use meshreduce::Algorithm;
-use meshreduce_emulator::node::{Gpu, Node};
+use meshreduce_emulator_node::node::{Gpu, Node};
 
 use super::left_out::LeftOut;
 use super::{Line, Place, Results, job, placement_name, progress_of, wrong};

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use meshreduce_emulator::node::Node;
+use meshreduce_emulator_node::node::Node;
 use meshreduce_tests::cluster::this_program;
 use meshreduce_tests::emulated_node::EmulatedNode;
 use view::View;

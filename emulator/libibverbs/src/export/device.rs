@@ -5,7 +5,7 @@ use std::ffi::{c_char, c_int};
 use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use meshreduce_emulator::node::LinkLayer;
+use meshreduce_emulator_node::node::LinkLayer;
 
 use super::completion::{ibv_poll_cq, ibv_req_notify_cq};
 use super::pair::{ibv_post_recv, ibv_post_send};

@@ -22,7 +22,7 @@ use crate::context::Pd;
 use crate::object::{CObject, Use};
 use crate::process::Process;
 use crate::{count, cuda, fault};
-use meshreduce_emulator::node::Peermem;
+use meshreduce_emulator_node::node::Peermem;
 
 /// Bytes of a page.
 pub(crate) const PAGE: u64 = 4096;

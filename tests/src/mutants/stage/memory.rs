@@ -2,7 +2,7 @@
 
 use std::mem::offset_of;
 
-use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session};
+use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;

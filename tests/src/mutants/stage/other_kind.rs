@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use meshreduce_emulator::exec::Launch;
-use meshreduce_emulator::ptx::{Kernel, Module};
+use meshreduce_emulator_ptx::{Kernel, Launch, Module};
 use meshreduce_wire::{LaunchDescriptor, MAX_RANKS, pad};
 
 use super::memory::Memory;
