@@ -111,7 +111,17 @@ impl Communicator {
         }
     }
 
-    /// Bytes of the longest slice of [`Lane::all_to_all_v_raw`].
+    /// Bytes of the longest slice for which [`Communicator::select_for`] gives an algorithm, as it does for all shorter ones; `None`:
+    /// there is none for the collective. Equal on all ranks, and always the same.
+    pub fn longest_for(&self, collective: Collective) -> Option<u64> {
+        match collective {
+            Collective::AllReduce => self.longest(DType::F32, Op::Sum),
+            _ => self.shared.longest_for(collective),
+        }
+    }
+
+    /// Bytes of the longest slice of [`Lane::all_to_all_v_raw`] and [`Lane::all_to_all_list_raw`]; 0: there is no algorithm for
+    /// it, or no staging. Equal on all ranks, and always the same.
     pub fn longest_all_to_all_v(&self) -> u64 {
         self.shared.longest_all_to_all_v()
     }

@@ -4,6 +4,7 @@ mod calls;
 mod collectives;
 mod order;
 mod plan;
+mod slice_plan;
 mod slices;
 mod state;
 
@@ -23,8 +24,9 @@ use crate::shared::{Shared, nanoseconds};
 use crate::work::Work;
 use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
+use slice_plan::SlicePlan;
+pub use slices::RawSlice;
 pub(crate) use slices::SliceCall;
-use slices::SlicePlan;
 
 pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
