@@ -1,4 +1,4 @@
-//! Lanes: where all-reduces are launched.
+//! Lanes: where calls are launched.
 
 mod calls;
 mod collectives;
@@ -32,7 +32,7 @@ pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
 pub(crate) use state::{LaneState, Pages};
 
-/// One order of all-reduces: signal pad and staging of its own.
+/// One order of calls: signal pad and staging of its own.
 ///
 /// All ranks must make the same calls on a lane in the same order; ranks that differ get [`Error::LaunchMismatch`]. Calls
 /// that are enqueued on different streams must be ordered: typed calls see to it themselves, raw calls say how

@@ -60,7 +60,9 @@ fn known(
         MeshError::PeerTimeout { peer, waited, .. } => late(*peer, *waited),
         MeshError::RankDied { rank, .. } => Some(died(*rank, error.to_string())),
         MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
-        MeshError::Closed { peer, .. } => Some(died(*peer, error.to_string())),
+        MeshError::Closed { peer, .. } => {
+            Some(Error::PeerShutDown { rank: of(*peer), group: Arc::clone(group) })
+        }
         MeshError::LaunchMismatch { rank, peer, launched, peer_launched } => {
             call.map(|(operation, sequence)| Error::Mismatch {
                 sequence,
@@ -178,6 +180,14 @@ mod tests {
         assert!(matches!(of(MeshError::RanksDied { ranks: vec![1] }), Error::RankDied { rank: 5, .. }));
         let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched: None, peer_launched: None };
         assert!(matches!(of(differ), Error::Mismatch { ranks: (4, 5), sequence: 7, .. }));
+    }
+
+    #[test]
+    fn a_peer_that_has_shut_down_in_order_has_not_died() {
+        let closed = of(MeshError::Closed { rank: 0, peer: 1 });
+        assert!(matches!(closed, Error::PeerShutDown { rank: 5, .. }));
+        let expected = "rank 5 has shut group world down in order, and this rank has called it once more";
+        assert_eq!(closed.to_string(), expected);
     }
 
     #[test]
