@@ -13,7 +13,7 @@ use crate::lane::{Lane, LaneState};
 use crate::shared::Shared;
 use crate::topology::{Mesh, Topology};
 
-/// All-reduces over the ranks that met at a rendezvous.
+/// Collectives over the ranks that met at a rendezvous.
 ///
 /// Calls go through a [`Lane`]. A communicator is `Send` and `Sync`: any thread may ask for its status or abort it.
 ///
@@ -39,7 +39,7 @@ use crate::topology::{Mesh, Topology};
 /// The replays of a CUDA graph are unknown to the library: if anything was captured, the end waits (bounded as ever)
 /// for all work of the device's primary context, and should not come while a stream of it is being captured.
 ///
-/// A graph that was captured over a communicator must not be replayed after the end: its all-reduces reduce nothing then, and
+/// A graph that was captured over a communicator must not be replayed after the end: its calls do nothing then, and
 /// nothing says so. They do no harm either: they read their input, find the lane aborted, leave their output as it is and end
 /// at once, without a word to peers that are still there. For that the kernels and the counters stay for as long as the
 /// process lives, if anything was captured; the rest is freed as ever.
@@ -112,7 +112,17 @@ impl Communicator {
         }
     }
 
-    /// Bytes of the longest slice of [`Lane::all_to_all_v_raw`].
+    /// Bytes of the longest slice for which [`Communicator::select_for`] gives an algorithm, as it does for all shorter ones; `None`:
+    /// there is none for the collective. Equal on all ranks, and always the same.
+    pub fn longest_for(&self, collective: Collective) -> Option<u64> {
+        match collective {
+            Collective::AllReduce => self.longest(DType::F32, Op::Sum),
+            _ => self.shared.longest_for(collective),
+        }
+    }
+
+    /// Bytes of the longest slice of [`Lane::all_to_all_v_raw`] and [`Lane::all_to_all_list_raw`]; 0: there is no algorithm for
+    /// it, or no staging. Equal on all ranks, and always the same.
     pub fn longest_all_to_all_v(&self) -> u64 {
         self.shared.longest_all_to_all_v()
     }
@@ -159,7 +169,7 @@ impl Communicator {
         self.shared.status()
     }
 
-    /// Ends every running and queued all-reduce of this communicator, on all ranks. It can only be closed then.
+    /// Ends every running and queued call of this communicator, on all ranks. It can only be closed then.
     pub fn abort(&self) {
         self.shared.abort();
     }
@@ -169,7 +179,7 @@ impl Communicator {
         Closer { lanes: self.shared.lanes().to_vec(), given_up: Arc::clone(self.shared.given_up()) }
     }
 
-    /// Closes the communicator in order: waits for this rank's all-reduces, then for the other ranks to come here
+    /// Closes the communicator in order: waits for this rank's calls, then for the other ranks to come here
     /// too, then unmaps their memory and frees its own. All ranks must call it, each from a thread of its own; no context
     /// need be current there.
     ///
@@ -186,7 +196,7 @@ impl Communicator {
         self.close_within(limit)
     }
 
-    /// The same, waiting at most `limit` for this rank's all-reduces and as long for the other ranks, instead of the configured
+    /// The same, waiting at most `limit` for this rank's calls and as long for the other ranks, instead of the configured
     /// timeout.
     ///
     /// # Errors
@@ -204,7 +214,7 @@ impl Communicator {
     }
 }
 
-/// Ends the closing of a communicator that waits for this rank's all-reduces or for other ranks.
+/// Ends the closing of a communicator that waits for this rank's calls or for other ranks.
 #[derive(Clone)]
 pub struct Closer {
     lanes: Vec<Arc<LaneState>>,
@@ -212,7 +222,7 @@ pub struct Closer {
 }
 
 impl Closer {
-    /// [`Communicator::close`] waits no longer, now or whenever it comes to that: it ends this rank's all-reduces, and gives
+    /// [`Communicator::close`] waits no longer, now or whenever it comes to that: it ends this rank's calls, and gives
     /// [`Error::CloseTimeout`] with the ranks that have not come. Does nothing else before, and nothing after.
     pub fn give_up(&self) {
         if !self.given_up.swap(true, Ordering::AcqRel) {

@@ -79,6 +79,21 @@ impl Selector {
             .ok_or(Error::NoAlgorithmFor { collective, bytes })
     }
 
+    /// Bytes of the longest slice for which [`Selector::select_for`] gives an algorithm, as it does for all shorter ones.
+    pub(crate) fn longest_for(
+        &self,
+        collective: Collective,
+        loaded: impl Fn(Algorithm) -> bool,
+    ) -> Option<u64> {
+        if let Some(forced) = self.forced_for(collective) {
+            return loaded(forced).then_some(u64::MAX);
+        }
+        let able = self.ground.of_slices().map(|description| description.algorithm);
+        able.filter(|algorithm| algorithm.serves(collective) && loaded(*algorithm))
+            .map(|algorithm| self.limits.of(algorithm, self.world_size))
+            .max()
+    }
+
     /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel. One that is forced takes messages of
     /// any length.
     pub(crate) fn select(
@@ -168,6 +183,14 @@ mod tests {
         let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
         let cube = Selector { ground, ..selector(None) };
         assert!(select(&cube, Collective::Barrier, 0).is_err());
+        for collective in Collective::ALL.into_iter().filter(|one| *one != Collective::AllReduce) {
+            for selector in [&free, &none] {
+                let longest = selector.longest_for(collective, |_| true).unwrap();
+                assert!(select(selector, collective, longest).is_ok());
+                assert!(select(selector, collective, longest + 1).is_err());
+            }
+            assert_eq!(cube.longest_for(collective, |_| true), None);
+        }
     }
 
     #[test]

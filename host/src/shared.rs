@@ -189,27 +189,25 @@ impl Shared {
 
     /// The algorithm for another collective whose longest slice has so many bytes.
     pub(crate) fn select_for(&self, collective: Collective, longest: u64) -> Result<Algorithm, Error> {
-        // A staging half must have room for a vector of each slice.
-        let has_staging = self.half_bytes() >= (self.world_size() * VECTOR_BYTES) as u64;
-        let able = |algorithm: Algorithm| {
-            (algorithm.is_by_packets() || has_staging)
-                && self.kernels.kernel(algorithm, DType::F32, Op::Sum).is_some()
-        };
-        self.selector.select_for(collective, longest, able)
+        self.selector.select_for(collective, longest, |algorithm| self.is_able(algorithm))
     }
 
-    /// Bytes of the longest slice of another collective.
-    pub(crate) fn longest_slice(&self, collective: Collective) -> u64 {
-        let able = self.selector.ground.of_slices().map(|description| description.algorithm);
-        let limits = able
-            .filter(|algorithm| algorithm.serves(collective))
-            .map(|algorithm| self.selector.limits.of(algorithm, self.world_size()));
-        limits.max().unwrap_or(0)
+    /// Bytes of the longest slice that it gives one for; `None`: there is none, however short.
+    pub(crate) fn longest_for(&self, collective: Collective) -> Option<u64> {
+        self.selector.longest_for(collective, |algorithm| self.is_able(algorithm))
+    }
+
+    /// Whether an algorithm of slices can run.
+    fn is_able(&self, algorithm: Algorithm) -> bool {
+        // A staging half must have room for a vector of each slice.
+        let has_staging = self.half_bytes() >= (self.world_size() * VECTOR_BYTES) as u64;
+        (algorithm.is_by_packets() || has_staging)
+            && self.kernels.kernel(algorithm, DType::F32, Op::Sum).is_some()
     }
 
     /// Bytes of the longest slice of an all-to-all with lists: one piece.
     pub(crate) fn longest_all_to_all_v(&self) -> u64 {
-        let longest = self.longest_slice(Collective::AllToAll);
+        let longest = self.longest_for(Collective::AllToAll).unwrap_or(0);
         let algorithm = self.select_for(Collective::AllToAll, longest);
         algorithm.map_or(0, |algorithm| self.piece_of_slices(algorithm, None, false).min(longest))
     }

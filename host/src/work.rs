@@ -1,4 +1,4 @@
-//! Work objects: waiting for an all-reduce.
+//! Work objects: waiting for a call.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use meshreduce_device::{DriverError, Event, RawStream};
 use crate::error::Error;
 use crate::lane::{LaneState, Recorded};
 
-/// An all-reduce that was enqueued.
+/// A call on a [`crate::Lane`], an all-reduce or another collective, that was enqueued.
 ///
 /// It may be dropped without being waited for; a failure is then still reported by the next call on the communicator and
 /// by [`crate::Communicator::status`]. A work object is `Send` and `Sync`, and works on threads where no context is
@@ -76,7 +76,7 @@ impl Work {
         }
     }
 
-    /// Whether the all-reduce was captured into a graph: it cannot be asked or waited for.
+    /// Whether the call was captured into a graph: it cannot be asked or waited for.
     pub fn is_captured(&self) -> bool {
         matches!(&self.call, Call::Launched { number, .. } if number.is_captured())
     }
@@ -98,8 +98,8 @@ impl Work {
         self.state().label().get()?.downcast_ref()
     }
 
-    /// Makes what is enqueued on `stream` from now on wait for the all-reduce. The host does not block. If the
-    /// all-reduce was captured, the stream joins the capture, as it would with any event. A default stream is that of the
+    /// Makes what is enqueued on `stream` from now on wait for the call. The host does not block. If the
+    /// call was captured, the stream joins the capture, as it would with any event. A default stream is that of the
     /// communicator's device, whatever is current.
     ///
     /// # Safety
@@ -119,7 +119,7 @@ impl Work {
         }
     }
 
-    /// Blocks the host until the all-reduce has ended, and says how. Graphs that other threads capture meanwhile are not
+    /// Blocks the host until the call has ended, and says how. Graphs that other threads capture meanwhile are not
     /// disturbed.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ impl Work {
         self.state().status()
     }
 
-    /// Whether the all-reduce has ended, without blocking.
+    /// Whether the call has ended, without blocking.
     ///
     /// # Errors
     ///

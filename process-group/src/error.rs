@@ -170,6 +170,15 @@ pub enum Error {
         /// How that was seen.
         how: String,
     },
+    /// A rank has shut the group down in order, and makes no more calls, and this rank has made one more. Nobody has died: the ranks'
+    /// programs differ.
+    #[error("rank {rank} has shut group {group} down in order, and this rank has called it once more")]
+    PeerShutDown {
+        /// The rank in the group that was found to have shut it down; others may have too.
+        rank: usize,
+        /// The group.
+        group: Arc<str>,
+    },
     /// Ranks called different things.
     #[error("call number {sequence} on group {group}: rank {} calls {}, rank {} calls {}", .ranks.0, .calls.0, .ranks.1, .calls.1)]
     Mismatch {

@@ -89,6 +89,15 @@ impl Parts<'_> {
         }
     }
 
+    /// Elements of the longest of the parts for `world_size` ranks.
+    pub(crate) fn longest(&self, world_size: usize) -> usize {
+        match self {
+            Parts::Whole(tensor) => tensor.count / world_size,
+            Parts::Split { counts, .. } => counts.iter().copied().max().unwrap_or(0),
+            Parts::List(tensors) => tensors.iter().map(|tensor| tensor.count).max().unwrap_or(0),
+        }
+    }
+
     /// The one tensor of which these are equal parts in the order of the ranks, if they are.
     pub fn whole(&self, world_size: usize) -> Option<Tensor> {
         match self {
@@ -314,9 +323,10 @@ mod tests {
         let split = Parts::Split { tensor, counts: &[1, 0, 5] };
         assert_eq!((split.part(1, 3).count, split.part(2, 3)), (0, tensor.slice(1, 5)));
         assert_eq!((whole.whole(3), split.whole(3)), (Some(tensor), None));
+        assert_eq!((whole.longest(3), split.longest(3)), (2, 5));
         assert_eq!(Parts::Split { tensor, counts: &[2, 2, 2] }.whole(3), Some(tensor));
         let list = [tensor.slice(3, 1), tensor.slice(0, 2)];
-        assert_eq!(Parts::List(&list).part(1, 2), list[1]);
+        assert_eq!((Parts::List(&list).part(1, 2), Parts::List(&list).longest(2)), (list[1], 2));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use meshreduce::ElementSize;
 pub use meshreduce_device::{Device, DeviceType, UnknownName};
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +94,14 @@ impl DType {
             DType::F16 => Some(meshreduce::DType::F16),
             DType::Bf16 => Some(meshreduce::DType::Bf16),
             _ => None,
+        }
+    }
+
+    /// What the mesh's kernels that only move know of it.
+    pub(crate) const fn element_size(self) -> ElementSize {
+        match ElementSize::new(self.size()) {
+            Some(size) => size,
+            None => unreachable!(),
         }
     }
 }
@@ -251,6 +260,11 @@ mod tests {
         for value in Operation::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }
+    }
+
+    #[test]
+    fn every_type_has_a_size_that_can_be_moved() {
+        assert!(DType::ALL.into_iter().all(|dtype| dtype.element_size().bytes() == dtype.size()));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use anyhow::{Context as _, Result};
 use cust::stream::Stream;
-use meshreduce::{Collective, DType, ElementSize, Lane, Op, Work};
+use meshreduce::{Collective, DType, ElementSize, Lane, Op, RawSlice, Work};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
@@ -316,11 +316,33 @@ impl Case {
         let column: Vec<usize> = self.counts.iter().map(|row| row[rank]).collect();
         let row = &self.counts[rank];
         let one = |list: &[usize]| list.first().copied().unwrap_or(0);
+        let element = self.element() as u64;
+        let slices = |base: u64, counts: &[usize]| -> Vec<RawSlice> {
+            let mut address = base;
+            let slice = |count: &usize| {
+                let slice = RawSlice { address, count: *count };
+                address += *count as u64 * element;
+                slice
+            };
+            counts.iter().map(slice).collect()
+        };
+        // Some ranks give the same slices by their addresses: nobody else can tell.
+        let by_address = self.lists && (rank + self.offset).is_multiple_of(2);
         // SAFETY: the caller vouches for the memory; the stream is borrowed, and one of this device.
         let work = unsafe {
             match (self.collective, self.lists) {
                 (Collective::AllReduce, _) => {
                     lane.all_reduce_raw(input, output, row[rank], dtype, op, stream)
+                }
+                (Collective::AllGather, true) if by_address => {
+                    lane.all_gather_list_raw(input, &slices(output, &column), size, stream)
+                }
+                (Collective::ReduceScatter, true) if by_address => {
+                    lane.reduce_scatter_list_raw(&slices(input, row), output, dtype, op, stream)
+                }
+                (Collective::AllToAll, true) if by_address => {
+                    let (sent, received) = (slices(input, row), slices(output, &column));
+                    lane.all_to_all_list_raw(&sent, &received, size, stream)
                 }
                 (Collective::AllGather, true) => lane.all_gather_v_raw(input, output, &column, size, stream),
                 (Collective::AllGather, false) => {

@@ -15,6 +15,7 @@ use meshreduce_process_group::{
     Backend, BackendContext, BackendFactory, Call, DType, DeviceType, Element, Error, MeshFactory,
     ProcessGroup, ReduceOp, Registry, Request, Usage, Work, WorkFuture,
 };
+use meshreduce_tests::in_process::BRIEF;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 const LONG: Duration = Duration::from_secs(120);
@@ -163,7 +164,8 @@ fn rank_without_nccl() {
     let group = builder(&part, Registry::default());
     let mut buffer = DeviceBuffer::from_slice(&[part.rank as f32; 4]).unwrap();
     group.all_reduce(&mut buffer, ReduceOp::Max).unwrap();
-    let error = group.broadcast(&mut buffer, 0).unwrap_err();
+    group.broadcast(&mut buffer, 0).unwrap();
+    let error = group.all_reduce(&mut buffer, ReduceOp::Product).unwrap_err();
     assert!(matches!(error, Error::NotMade { .. }), "{error:?}");
     part.say(&error.to_string());
     // The mesh goes on.
@@ -373,6 +375,35 @@ fn a_shutdown_that_waits_for_a_call_in_vain_names_who_has_not_come_to_it() {
         "pending",
         &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")],
     );
+}
+
+/// A rank that makes one more call, when the other one has shut down.
+#[test]
+fn rank_that_calls_once_more() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "once more") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, Registry::default());
+    assert!(all_reduce(&group, 4, 1.0_f32, ReduceOp::Sum, 2.0));
+    if part.rank == 1 {
+        let error = group.shutdown().unwrap_err();
+        part.say(&error.to_string());
+        return;
+    }
+    let brief = group.with_deadline(Some(BRIEF));
+    let mut buffer = DeviceBuffer::from_slice(&[1.0_f32; 4]).unwrap();
+    let error = brief.all_reduce(&mut buffer, ReduceOp::Sum).unwrap_err();
+    assert!(matches!(error, Error::PeerShutDown { rank: 1, .. }), "{error:?}");
+    part.say(&error.to_string());
+}
+
+#[test]
+fn a_rank_that_calls_once_more_is_told_that_the_others_have_shut_down_and_not_died() {
+    let stage = Stage::new("rank_that_calls_once_more", 2);
+    let said = run(&stage, 2, "once more", &[("TORCH_FR_DUMP_ON_TIMEOUT", "false")]);
+    let expected = "rank 1 has shut group world down in order, and this rank has called it once more";
+    assert_eq!(said[0], [expected]);
+    assert_eq!(said[1].len(), 1, "{said:?}");
 }
 
 /// A backend of a program's own around the mesh's.

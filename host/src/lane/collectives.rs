@@ -2,7 +2,7 @@
 
 use meshreduce_wire::{DType, ElementSize, Op};
 
-use super::slices::{SliceCall, each};
+use super::slices::{RawSlice, SliceCall, each};
 use super::{Lane, StreamOrder};
 use crate::error::Error;
 use crate::work::Work;
@@ -12,11 +12,13 @@ use crate::work::Work;
 ///
 /// Collectives that move take elements of any type, by size ([`ElementSize`], into which a [`DType`] turns). The `_v` forms take a
 /// count for each rank, which may be 0; all ranks must give the same list, of an all-to-all each pair the same count. Counts are of
-/// elements, and slices lie one behind the other by rank. Ranks that differ get [`Error::LaunchMismatch`], which says what the
-/// two have.
+/// elements, and slices lie one behind the other by rank. In the `_list` forms each slice has an address of its own
+/// ([`RawSlice`]); where slices lie is each rank's own business, so one rank's list may meet another's `_v`. Ranks that differ get
+/// [`Error::LaunchMismatch`], which says what the two have.
 ///
 /// A call is *in place* where what is received lies where it was sent from: an all-gather's input is its own slice of the output, a
-/// reduce-scatter's output its own slice of the input; else input and output are equal, or apart. What a rank does not use (the
+/// reduce-scatter's output its own slice of the input, an all-to-all's slice to a rank the one from it; else input and output are
+/// equal, or apart. Slices that are received share nothing. What a rank does not use (the
 /// input of a broadcast, the output of a reduce, where it is not the root) may be any address.
 ///
 /// Slices of more bytes than staging holds go in several launches, one behind the other. A call of nothing on all ranks launches
@@ -70,6 +72,27 @@ impl Lane {
         unsafe { self.enqueue_slices_work(&call, stream.into()) }
     }
 
+    /// [`Lane::all_gather_v_raw`] to a slice for each rank.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_gather_raw`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::all_gather_v_raw`].
+    pub unsafe fn all_gather_list_raw(
+        &mut self,
+        input: u64,
+        outputs: &[RawSlice],
+        size: impl Into<ElementSize>,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        let call = SliceCall::all_gather_list(input, outputs, size.into(), self.place())?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.enqueue_slices_work(&call, stream.into()) }
+    }
+
     /// Reduces slice r of the inputs of all ranks to `output` of rank r: `count` elements there, and as many for each rank at
     /// `input`. The bits are those of an all-reduce.
     ///
@@ -113,6 +136,28 @@ impl Lane {
         stream: impl Into<StreamOrder>,
     ) -> Result<Work, Error> {
         let call = SliceCall::reduce_scatter((input, output), counts, (dtype, op), self.place())?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.enqueue_slices_work(&call, stream.into()) }
+    }
+
+    /// [`Lane::reduce_scatter_v_raw`] of a slice for each rank, which may share memory: they are only read.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::reduce_scatter_raw`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::all_gather_v_raw`].
+    pub unsafe fn reduce_scatter_list_raw(
+        &mut self,
+        inputs: &[RawSlice],
+        output: u64,
+        dtype: DType,
+        op: Op,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        let call = SliceCall::reduce_scatter_list(inputs, output, (dtype, op), self.place())?;
         // SAFETY: the caller vouches for it.
         unsafe { self.enqueue_slices_work(&call, stream.into()) }
     }
@@ -208,6 +253,27 @@ impl Lane {
         stream: impl Into<StreamOrder>,
     ) -> Result<Work, Error> {
         let call = SliceCall::all_to_all_v((input, output), (sent, received), size.into(), self.place())?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.enqueue_slices_work(&call, stream.into()) }
+    }
+
+    /// [`Lane::all_to_all_v_raw`] between slices.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_to_all_raw`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::all_to_all_v_raw`].
+    pub unsafe fn all_to_all_list_raw(
+        &mut self,
+        sent: &[RawSlice],
+        received: &[RawSlice],
+        size: impl Into<ElementSize>,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        let call = SliceCall::all_to_all_list((sent, received), size.into(), self.place())?;
         // SAFETY: the caller vouches for it.
         unsafe { self.enqueue_slices_work(&call, stream.into()) }
     }

@@ -1,9 +1,10 @@
-//! Lanes: where all-reduces are launched.
+//! Lanes: where calls are launched.
 
 mod calls;
 mod collectives;
 mod order;
 mod plan;
+mod slice_plan;
 mod slices;
 mod state;
 
@@ -23,14 +24,15 @@ use crate::shared::{Shared, nanoseconds};
 use crate::work::Work;
 use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
+use slice_plan::SlicePlan;
+pub use slices::RawSlice;
 pub(crate) use slices::SliceCall;
-use slices::SlicePlan;
 
 pub(crate) use calls::{Calls, Recorded};
 pub use order::StreamOrder;
 pub(crate) use state::{LaneState, Pages};
 
-/// One order of all-reduces: signal pad and staging of its own.
+/// One order of calls: signal pad and staging of its own.
 ///
 /// All ranks must make the same calls on a lane in the same order; ranks that differ get [`Error::LaunchMismatch`]. Calls
 /// that are enqueued on different streams must be ordered: typed calls see to it themselves, raw calls say how

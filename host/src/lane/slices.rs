@@ -1,49 +1,72 @@
-//! Collectives other than all-reduces: what each rank sends each other, and how that is launched.
+//! Collectives other than all-reduces: what each rank sends each other.
 #![forbid(unsafe_code)]
 
-use meshreduce_wire::launch::{self, IN_PLACE, SliceParams};
-use meshreduce_wire::{
-    Algorithm, Collective, DType, Element, ElementSize, Geometry, LaunchDescriptor, LaunchParams, MAX_RANKS,
-    Op, Slices,
-};
+use meshreduce_wire::{Collective, DType, Element, ElementSize, MAX_RANKS, Op};
 
 use crate::error::Error;
-use crate::kernels::Kernel;
-use crate::shared::Shared;
 
-/// A run of elements of the input or the output.
+/// A rank's slice of a list: elements in device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Elements before it.
-    first: u64,
-    count: u64,
+pub struct RawSlice {
+    /// Where it begins. Of one without elements, anything.
+    pub address: u64,
+    /// How many elements it has.
+    pub count: usize,
+}
+
+/// A run of elements in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) address: u64,
+    pub(super) count: u64,
+}
+
+impl Run {
+    pub(super) fn bytes(self, size: u64) -> u64 {
+        self.count.saturating_mul(size)
+    }
+
+    fn end(self, size: u64) -> u64 {
+        self.address.saturating_add(self.bytes(size))
+    }
+
+    fn overlaps(self, other: Self, size: u64) -> bool {
+        self.count > 0 && other.count > 0 && self.address < other.end(size) && other.address < self.end(size)
+    }
 }
 
 /// A collective as one rank calls it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SliceCall {
-    collective: Collective,
-    element: Element,
-    op: Option<Op>,
-    root: usize,
-    input: u64,
-    output: u64,
+    pub(super) collective: Collective,
+    pub(super) element: Element,
+    pub(super) op: Option<Op>,
+    pub(super) root: usize,
     /// By rank.
-    sent: [Run; MAX_RANKS],
-    received: [Run; MAX_RANKS],
+    pub(super) sent: [Run; MAX_RANKS],
+    pub(super) received: [Run; MAX_RANKS],
     /// Elements of the longest slice of any rank; `None`: this rank does not know it.
-    longest: Option<u64>,
+    pub(super) longest: Option<u64>,
     /// What all ranks are sent is the same.
-    shared: bool,
+    pub(super) shared: bool,
 }
 
-/// Counts one behind the other.
-fn runs(counts: &[usize]) -> [Run; MAX_RANKS] {
+/// One behind the other from `address` on.
+fn runs(address: u64, counts: &[usize], size: ElementSize) -> [Run; MAX_RANKS] {
     let mut runs = [Run::default(); MAX_RANKS];
-    let mut first = 0u64;
+    let mut next = address;
     for (run, &count) in runs.iter_mut().zip(counts) {
-        *run = Run { first, count: count as u64 };
-        first = first.saturating_add(count as u64);
+        *run = Run { address: next, count: count as u64 };
+        next = run.end(size.bytes() as u64);
+    }
+    runs
+}
+
+/// Where they are.
+fn listed(list: &[RawSlice]) -> [Run; MAX_RANKS] {
+    let mut runs = [Run::default(); MAX_RANKS];
+    for (run, slice) in runs.iter_mut().zip(list) {
+        *run = Run { address: slice.address, count: slice.count as u64 };
     }
     runs
 }
@@ -54,8 +77,8 @@ fn same(run: Run, ranks: usize) -> [Run; MAX_RANKS] {
     runs
 }
 
-fn longest(counts: &[usize]) -> Option<u64> {
-    Some(counts.iter().copied().max().unwrap_or(0) as u64)
+fn longest(runs: &[Run; MAX_RANKS]) -> u64 {
+    runs.iter().map(|run| run.count).max().unwrap_or(0)
 }
 
 /// `count` for each rank, without an allocation.
@@ -63,12 +86,8 @@ pub(crate) fn each(count: usize, ranks: usize) -> ([usize; MAX_RANKS], usize) {
     ([count; MAX_RANKS], ranks)
 }
 
-fn one_for_each(counts: &[usize], world_size: usize) -> Result<(), Error> {
-    if counts.len() == world_size {
-        Ok(())
-    } else {
-        Err(Error::WrongCounts { found: counts.len(), world_size })
-    }
+fn one_for_each(found: usize, world_size: usize) -> Result<(), Error> {
+    if found == world_size { Ok(()) } else { Err(Error::WrongCounts { found, world_size }) }
 }
 
 fn a_rank(root: usize, world_size: usize) -> Result<(), Error> {
@@ -76,15 +95,13 @@ fn a_rank(root: usize, world_size: usize) -> Result<(), Error> {
 }
 
 impl SliceCall {
-    fn new(collective: Collective, element: Element, (input, output): (u64, u64)) -> Self {
+    fn new(collective: Collective, element: Element) -> Self {
         let none = [Run::default(); MAX_RANKS];
         Self {
             collective,
             element,
             op: None,
             root: 0,
-            input,
-            output,
             sent: none,
             received: none,
             longest: Some(0),
@@ -94,99 +111,164 @@ impl SliceCall {
 
     /// `counts` by rank.
     pub(crate) fn all_gather(
-        memory: (u64, u64),
+        (input, output): (u64, u64),
         counts: &[usize],
         size: ElementSize,
-        (rank, world_size): (usize, usize),
+        place: (usize, usize),
     ) -> Result<Self, Error> {
-        one_for_each(counts, world_size)?;
-        let sent = same(Run { first: 0, count: counts[rank] as u64 }, world_size);
-        let call = Self::new(Collective::AllGather, Element::Sized(size), memory);
-        Ok(Self { sent, received: runs(counts), longest: longest(counts), shared: true, ..call })
+        one_for_each(counts.len(), place.1)?;
+        Ok(Self::gathered(input, runs(output, counts, size), size, place))
+    }
+
+    /// The same into a slice for each rank.
+    pub(crate) fn all_gather_list(
+        input: u64,
+        outputs: &[RawSlice],
+        size: ElementSize,
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        one_for_each(outputs.len(), place.1)?;
+        Ok(Self::gathered(input, listed(outputs), size, place))
+    }
+
+    fn gathered(
+        input: u64,
+        received: [Run; MAX_RANKS],
+        size: ElementSize,
+        (rank, world_size): (usize, usize),
+    ) -> Self {
+        let sent = same(Run { address: input, count: received[rank].count }, world_size);
+        let call = Self::new(Collective::AllGather, Element::Sized(size));
+        Self { sent, received, longest: Some(longest(&received)), shared: true, ..call }
     }
 
     /// `counts` by rank.
     pub(crate) fn reduce_scatter(
-        memory: (u64, u64),
+        (input, output): (u64, u64),
         counts: &[usize],
+        kind: (DType, Op),
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        one_for_each(counts.len(), place.1)?;
+        Ok(Self::scattered(runs(input, counts, kind.0.into()), output, kind, place))
+    }
+
+    /// The same from a slice for each rank.
+    pub(crate) fn reduce_scatter_list(
+        inputs: &[RawSlice],
+        output: u64,
+        kind: (DType, Op),
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        one_for_each(inputs.len(), place.1)?;
+        Ok(Self::scattered(listed(inputs), output, kind, place))
+    }
+
+    fn scattered(
+        sent: [Run; MAX_RANKS],
+        output: u64,
         (dtype, op): (DType, Op),
         (rank, world_size): (usize, usize),
-    ) -> Result<Self, Error> {
-        one_for_each(counts, world_size)?;
-        let received = same(Run { first: 0, count: counts[rank] as u64 }, world_size);
-        let call = Self::new(Collective::ReduceScatter, dtype.into(), memory);
-        Ok(Self { op: Some(op), sent: runs(counts), received, longest: longest(counts), ..call })
+    ) -> Self {
+        let received = same(Run { address: output, count: sent[rank].count }, world_size);
+        let call = Self::new(Collective::ReduceScatter, dtype.into());
+        Self { op: Some(op), sent, received, longest: Some(longest(&sent)), ..call }
     }
 
     pub(crate) fn broadcast(
-        memory: (u64, u64),
+        (input, output): (u64, u64),
         count: usize,
         size: ElementSize,
         root: usize,
         (rank, world_size): (usize, usize),
     ) -> Result<Self, Error> {
         a_rank(root, world_size)?;
-        let message = Run { first: 0, count: count as u64 };
-        let mut call = Self::new(Collective::Broadcast, Element::Sized(size), memory);
+        let count = count as u64;
+        let mut call = Self::new(Collective::Broadcast, Element::Sized(size));
         if rank == root {
-            call.sent = same(message, world_size);
+            call.sent = same(Run { address: input, count }, world_size);
         }
-        call.received[root] = message;
-        Ok(Self { root, longest: Some(count as u64), shared: true, ..call })
+        call.received[root] = Run { address: output, count };
+        Ok(Self { root, longest: Some(count), shared: true, ..call })
     }
 
     pub(crate) fn reduce(
-        memory: (u64, u64),
+        (input, output): (u64, u64),
         count: usize,
         (dtype, op): (DType, Op),
         root: usize,
         (rank, world_size): (usize, usize),
     ) -> Result<Self, Error> {
         a_rank(root, world_size)?;
-        let message = Run { first: 0, count: count as u64 };
-        let mut call = Self::new(Collective::Reduce, dtype.into(), memory);
-        call.sent[root] = message;
+        let count = count as u64;
+        let mut call = Self::new(Collective::Reduce, dtype.into());
+        call.sent[root] = Run { address: input, count };
         if rank == root {
-            call.received = same(message, world_size);
+            call.received = same(Run { address: output, count }, world_size);
         }
-        Ok(Self { op: Some(op), root, longest: Some(count as u64), ..call })
+        Ok(Self { op: Some(op), root, longest: Some(count), ..call })
     }
 
     /// `count` elements from each rank to each.
-    pub(crate) fn all_to_all(memory: (u64, u64), count: usize, size: ElementSize, world_size: usize) -> Self {
+    pub(crate) fn all_to_all(
+        (input, output): (u64, u64),
+        count: usize,
+        size: ElementSize,
+        world_size: usize,
+    ) -> Self {
         let (counts, ranks) = each(count, world_size);
-        let runs = runs(&counts[..ranks]);
-        let call = Self::new(Collective::AllToAll, Element::Sized(size), memory);
-        Self { sent: runs, received: runs, longest: Some(count as u64), ..call }
+        let [sent, received] = [input, output].map(|address| runs(address, &counts[..ranks], size));
+        let call = Self::new(Collective::AllToAll, Element::Sized(size));
+        Self { sent, received, longest: Some(count as u64), ..call }
     }
 
     /// Counts by rank. What others send one another this rank does not know.
     pub(crate) fn all_to_all_v(
-        memory: (u64, u64),
+        (input, output): (u64, u64),
         (sent, received): (&[usize], &[usize]),
         size: ElementSize,
-        (rank, world_size): (usize, usize),
+        place: (usize, usize),
     ) -> Result<Self, Error> {
-        one_for_each(sent, world_size)?;
-        one_for_each(received, world_size)?;
-        if sent[rank] != received[rank] {
-            return Err(Error::OwnSlicesDiffer { sent: sent[rank], received: received[rank] });
+        one_for_each(sent.len(), place.1)?;
+        one_for_each(received.len(), place.1)?;
+        Self::exchanged((runs(input, sent, size), runs(output, received, size)), size, place.0)
+    }
+
+    /// The same between slices.
+    pub(crate) fn all_to_all_list(
+        (sent, received): (&[RawSlice], &[RawSlice]),
+        size: ElementSize,
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        one_for_each(sent.len(), place.1)?;
+        one_for_each(received.len(), place.1)?;
+        Self::exchanged((listed(sent), listed(received)), size, place.0)
+    }
+
+    fn exchanged(
+        (sent, received): ([Run; MAX_RANKS], [Run; MAX_RANKS]),
+        size: ElementSize,
+        rank: usize,
+    ) -> Result<Self, Error> {
+        let (own, back) = (sent[rank].count, received[rank].count);
+        if own != back {
+            return Err(Error::OwnSlicesDiffer { sent: own as usize, received: back as usize });
         }
-        let call = Self::new(Collective::AllToAll, Element::Sized(size), memory);
-        Ok(Self { sent: runs(sent), received: runs(received), longest: None, ..call })
+        let call = Self::new(Collective::AllToAll, Element::Sized(size));
+        Ok(Self { sent, received, longest: None, ..call })
     }
 
     pub(crate) fn barrier() -> Self {
-        Self::new(Collective::Barrier, Element::Sized(ElementSize::ONE), (0, 0))
+        Self::new(Collective::Barrier, Element::Sized(ElementSize::ONE))
     }
 
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.element.bytes() as u64
     }
 
     /// Bytes of the longest slice of which this rank knows.
-    fn longest_known(&self) -> u64 {
-        let own = || self.sent.iter().chain(&self.received).map(|run| run.count).max().unwrap_or(0);
+    pub(super) fn longest_known(&self) -> u64 {
+        let own = || longest(&self.sent).max(longest(&self.received));
         self.longest.unwrap_or_else(own).saturating_mul(self.size())
     }
 
@@ -195,13 +277,23 @@ impl SliceCall {
         self.collective != Collective::Barrier && self.longest == Some(0)
     }
 
-    /// Bytes of the input and of the output that are used.
-    fn used(&self) -> [u64; 2] {
-        [&self.sent, &self.received].map(|runs| {
-            let end =
-                runs.iter().filter(|run| run.count > 0).map(|run| run.first.saturating_add(run.count)).max();
-            end.unwrap_or(0).saturating_mul(self.size())
-        })
+    /// Where what is sent, or received, begins and ends, of whatever lies between.
+    fn hull(&self, runs: &[Run; MAX_RANKS]) -> (u64, u64) {
+        let used = || runs.iter().filter(|run| run.count > 0);
+        let begin = used().map(|run| run.address).min().unwrap_or(0);
+        (begin, used().map(|run| run.end(self.size())).max().unwrap_or(0))
+    }
+
+    /// Whether the rank's slices here may lie in the same place: where the thread that stores an element is the one that has loaded
+    /// it. (With different slices what one thread stores may be what another has yet to load.)
+    fn may_meet(&self, to: usize, from: usize, rank: usize) -> bool {
+        match self.collective {
+            // Slices of an all-gather are sent from one place, and those of a reduction received in one.
+            Collective::AllGather => from == rank,
+            Collective::ReduceScatter => to == rank,
+            Collective::AllToAll => to == from,
+            _ => true,
+        }
     }
 
     /// Whether what is received overwrites what is sent, each element where it was.
@@ -209,144 +301,36 @@ impl SliceCall {
     /// # Errors
     ///
     /// [`Error::Misaligned`], [`Error::PartialOverlap`].
-    fn is_in_place(&self, rank: usize) -> Result<bool, Error> {
-        let (input, output) = (self.input, self.output);
-        let [sent, received] = self.used();
-        for (address, bytes) in [(input, sent), (output, received)] {
-            if bytes > 0 && !address.is_multiple_of(self.size()) {
-                return Err(Error::Misaligned { address, alignment: self.size() as usize });
+    pub(super) fn is_in_place(&self, rank: usize) -> Result<bool, Error> {
+        let size = self.size();
+        for run in self.sent.iter().chain(&self.received) {
+            if run.count > 0 && !run.address.is_multiple_of(size) {
+                return Err(Error::Misaligned { address: run.address, alignment: size as usize });
             }
         }
-        let overlap = input < output.saturating_add(received)
-            && output < input.saturating_add(sent)
-            && sent > 0
-            && received > 0;
-        if !overlap {
+        let (sent, received) = (self.hull(&self.sent), self.hull(&self.received));
+        if sent.1 <= received.0 || received.1 <= sent.0 {
             return Ok(false);
         }
-        // Where the thread that stores an element is the one that has loaded it.
-        let (from, to) = match self.collective {
-            Collective::AllGather => {
-                (input, output.wrapping_add(self.received[rank].first.wrapping_mul(self.size())))
+        let mut in_place = false;
+        for (to, input) in self.sent.iter().enumerate() {
+            for (from, output) in self.received.iter().enumerate() {
+                if !input.overlaps(*output, size) {
+                    continue;
+                }
+                if input != output || !self.may_meet(to, from, rank) {
+                    let bytes = input.bytes(size).max(output.bytes(size));
+                    return Err(Error::PartialOverlap {
+                        input: input.address,
+                        output: output.address,
+                        bytes,
+                    });
+                }
+                in_place = true;
             }
-            Collective::ReduceScatter => {
-                (input.wrapping_add(self.sent[rank].first.wrapping_mul(self.size())), output)
-            }
-            // With different slices what one thread stores may be what another has yet to load.
-            Collective::AllToAll if self.sent != self.received => (0, 1),
-            _ => (input, output),
-        };
-        if from == to {
-            Ok(true)
-        } else {
-            Err(Error::PartialOverlap { input, output, bytes: sent.max(received) })
         }
+        Ok(in_place)
     }
-}
-
-/// How a collective is launched: in one piece of every slice, or in several.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SlicePlan {
-    pub(crate) kernel: Kernel,
-    algorithm: Algorithm,
-    /// Of the first piece; what differs in the others follows.
-    params: SliceParams,
-    block_cap: u32,
-    /// Most bytes of a slice in one piece.
-    piece: u64,
-    /// Bytes of the longest slice of any rank; of a list that this rank does not know, as many as a piece can have.
-    longest: u64,
-}
-
-impl SlicePlan {
-    /// The plan of a call.
-    ///
-    /// # Errors
-    ///
-    /// As the raw calls of [`super::Lane`] say.
-    pub(crate) fn new(call: &SliceCall, lane: LaunchParams, shared: &Shared) -> Result<Self, Error> {
-        let world_size = shared.world_size();
-        let in_place = call.is_in_place(shared.rank)?;
-        let known = call.longest_known();
-        // What is not known to all decides nothing.
-        let decided = if call.longest.is_some() { known } else { shared.longest_slice(call.collective) };
-        let algorithm = shared.select_for(call.collective, decided)?;
-        let (dtype, op) = (call.element.dtype().unwrap_or(DType::F32), call.op.unwrap_or(Op::Sum));
-        let kernel = shared
-            .kernels
-            .kernel(algorithm, dtype, op)
-            .ok_or(Error::NoAlgorithmFor { collective: call.collective, bytes: known })?;
-        let stride = if call.shared { 0 } else { shared.piece_of_slices(Algorithm::Exchange, None, false) };
-        let piece = shared.piece_of_slices(algorithm, call.longest.map(|_| known), call.shared);
-        if call.longest.is_none() && known > piece.min(decided) {
-            return Err(Error::NoAlgorithmFor { collective: call.collective, bytes: known });
-        }
-        let said = |count| LaunchDescriptor {
-            collective: call.collective,
-            algorithm,
-            element: call.element,
-            op: call.op,
-            root: call.root as u32,
-            count,
-        };
-        let mut params = SliceParams {
-            launch: LaunchParams {
-                input: call.input,
-                output: call.output,
-                flags: if in_place { IN_PLACE } else { 0 },
-                scale: op.scale(world_size as u32),
-                kind: if call.op.is_some() { launch::kind(dtype, op) } else { 0 },
-                ..lane
-            },
-            sent: Slices::default(),
-            received: Slices::default(),
-            stride,
-            said: [0; MAX_RANKS],
-            expected: [0; MAX_RANKS],
-            tags_said: [0; MAX_RANKS],
-            tags_expected: [0; MAX_RANKS],
-        };
-        for position in 0..world_size {
-            let rank = rank_at(&params.launch, position);
-            let (sent, expected) = (said(call.sent[rank].count), said(call.received[rank].count));
-            params.said[position] = sent.encode();
-            params.expected[position] = expected.encode();
-            params.tags_said[position] = sent.tag();
-            params.tags_expected[position] = expected.tag();
-        }
-        let longest = if call.longest.is_some() { known } else { piece.min(decided) };
-        Ok(Self { kernel, algorithm, params, block_cap: shared.block_cap, piece, longest })
-    }
-
-    /// How many launches there are: one, also of a call in which nothing moves.
-    pub(crate) fn pieces(&self) -> u64 {
-        self.longest.div_ceil(self.piece.max(1)).max(1)
-    }
-
-    /// The launch of a piece.
-    pub(crate) fn launch(&self, call: &SliceCall, piece: u64, world_size: usize) -> (Geometry, SliceParams) {
-        let begin = piece * self.piece.min(self.longest);
-        let cut = |base: u64, runs: &[Run; MAX_RANKS]| {
-            Slices::new((0..world_size).map(|position| {
-                let Run { first, count } = runs[rank_at(&self.params.launch, position)];
-                let bytes = (count * call.size()).saturating_sub(begin).min(self.piece);
-                // Of what this rank does not use, the address may be any.
-                (base.wrapping_add(first * call.size() + begin), bytes as u32)
-            }))
-        };
-        let params = SliceParams {
-            sent: cut(call.input, &call.sent),
-            received: cut(call.output, &call.received),
-            ..self.params
-        };
-        let longest = (self.longest - begin).min(self.piece);
-        (Geometry::of_slices(self.algorithm, longest, self.block_cap, self.kernel.isa), params)
-    }
-}
-
-/// The rank at a position.
-fn rank_at(launch: &LaunchParams, position: usize) -> usize {
-    (launch.lane.ranks >> (4 * position)) as usize & (2 * MAX_RANKS - 1)
 }
 
 #[cfg(test)]
@@ -362,10 +346,11 @@ mod tests {
     #[test]
     fn slices_lie_one_behind_the_other() {
         let call = gather(0x1000, 0x2000);
-        let run = |first, count| Run { first, count };
-        assert_eq!(call.received[..3], [run(0, 3), run(3, 0), run(3, 5)]);
-        assert_eq!(call.sent[..3], [run(0, 5); 3]);
-        assert_eq!((call.used(), call.longest_known()), ([10, 16], 10));
+        let run = |address, count| Run { address, count };
+        assert_eq!(call.received[..3], [run(0x2000, 3), run(0x2006, 0), run(0x2006, 5)]);
+        assert_eq!(call.sent[..3], [run(0x1000, 5); 3]);
+        assert_eq!(call.hull(&call.received), (0x2000, 0x2010));
+        assert_eq!(call.longest_known(), 10);
     }
 
     #[test]
@@ -411,6 +396,29 @@ mod tests {
     }
 
     #[test]
+    fn slices_of_a_list_lie_anywhere() {
+        let slice = |address, count| RawSlice { address, count };
+        let outputs = [slice(0x2000, 4), slice(0x1001, 0), slice(0x1000, 4)];
+        let gather = |input, rank| SliceCall::all_gather_list(input, &outputs, TWO, (rank, 3)).unwrap();
+        assert!(gather(0x2000, 0).is_in_place(0).unwrap());
+        assert!(!gather(0x1800, 0).is_in_place(0).unwrap(), "between two of them");
+        assert!(matches!(gather(0x1000, 0).is_in_place(0), Err(Error::PartialOverlap { .. })));
+        assert!(matches!(gather(0x1fff, 0).is_in_place(0), Err(Error::Misaligned { address: 0x1fff, .. })));
+        // What is only read may be the same for several ranks.
+        let inputs = [slice(0x1000, 4); 3];
+        let scatter =
+            |output| SliceCall::reduce_scatter_list(&inputs, output, (DType::F32, Op::Sum), (1, 3)).unwrap();
+        assert!(!scatter(0x1010).is_in_place(1).unwrap());
+        assert!(matches!(scatter(0x1000).is_in_place(1), Err(Error::PartialOverlap { .. })));
+        // A gather: what the root has of its own lies where it is gathered to.
+        let sent = [slice(0, 0), slice(0x1008, 2), slice(0, 0)];
+        let received = [slice(0x1000, 4), slice(0x1008, 2), slice(0x100c, 1)];
+        let call = SliceCall::all_to_all_list((&sent, &received), TWO, (1, 3)).unwrap();
+        assert!(call.is_in_place(1).unwrap());
+        assert_eq!(call.longest_known(), 8);
+    }
+
+    #[test]
     fn an_all_to_all_is_in_place_with_equal_slices_alone() {
         assert!(SliceCall::all_to_all((0x1000, 0x1000), 4, TWO, 3).is_in_place(0).unwrap());
         let lists = |sent: &[usize], received: &[usize]| {
@@ -425,6 +433,8 @@ mod tests {
     fn lists_and_roots_must_be_of_the_ranks() {
         let short = SliceCall::all_gather((0, 0), &[1], TWO, (0, 2));
         assert!(matches!(short, Err(Error::WrongCounts { found: 1, world_size: 2 })));
+        let long = SliceCall::all_to_all_list((&[RawSlice::default(); 2], &[]), TWO, (0, 2));
+        assert!(matches!(long, Err(Error::WrongCounts { found: 0, world_size: 2 })));
         let beyond = SliceCall::broadcast((0, 0), 1, TWO, 2, (0, 2));
         assert!(matches!(beyond, Err(Error::NoSuchRoot { root: 2, world_size: 2 })));
     }

@@ -187,6 +187,7 @@ impl Shared {
             _ => match error {
                 Error::Timeout { .. }
                 | Error::RankDied { .. }
+                | Error::PeerShutDown { .. }
                 | Error::Mismatch { .. }
                 | Error::Aborted { .. } => self.family.dump_once(),
                 _ => {}

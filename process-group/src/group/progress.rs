@@ -285,13 +285,13 @@ impl Shared {
         }
     }
 
-    /// Ranks that are dead, as a backend has seen, or did not come to the call that ended everything: one on another host cannot be
-    /// looked at from here.
+    /// Ranks that are dead or have left, as a backend has seen, or did not come to the call that ended everything: one on another host
+    /// cannot be looked at from here.
     fn known_to_be_dead(&self) -> Vec<usize> {
         let of_backends = self.slots().iter().filter_map(|slot| slot.made()?.error());
         let causes = self.end.get().cloned().into_iter().chain(of_backends);
         let dead = |cause: Error| match cause {
-            Error::RankDied { rank, .. } => vec![rank],
+            Error::RankDied { rank, .. } | Error::PeerShutDown { rank, .. } => vec![rank],
             Error::Timeout { missing, .. } => missing,
             _ => Vec::new(),
         };

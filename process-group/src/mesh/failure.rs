@@ -60,7 +60,9 @@ fn known(
         MeshError::PeerTimeout { peer, waited, .. } => late(*peer, *waited),
         MeshError::RankDied { rank, .. } => Some(died(*rank, error.to_string())),
         MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
-        MeshError::Closed { peer, .. } => Some(died(*peer, error.to_string())),
+        MeshError::Closed { peer, .. } => {
+            Some(Error::PeerShutDown { rank: of(*peer), group: Arc::clone(group) })
+        }
         MeshError::LaunchMismatch { rank, peer, launched, peer_launched } => {
             call.map(|(operation, sequence)| Error::Mismatch {
                 sequence,
@@ -97,18 +99,35 @@ fn known(
 /// A launch as the group's call that it makes: of this rank's own it is known which, of a peer's what the launch tells.
 fn text(launch: Option<LaunchDescriptor>, operation: Option<Operation>) -> String {
     let Some(launch) = launch else { return "something unreadable".to_owned() };
-    let LaunchDescriptor { collective, algorithm, count, .. } = launch;
-    let (Collective::AllReduce, Some(op), Some(dtype)) = (collective, launch.op, launch.element.dtype())
-    else {
-        return launch.to_string();
+    let LaunchDescriptor { collective, algorithm, element, op, root, count } = launch;
+    let name = match (operation, collective) {
+        (Some(Operation::Barrier), _) | (None, Collective::Barrier) => return Operation::Barrier.to_string(),
+        (Some(operation), _) => operation.to_string(),
+        (None, Collective::AllReduce) => Operation::AllReduce.to_string(),
+        (None, Collective::AllGather) => Operation::AllGather.to_string(),
+        (None, Collective::ReduceScatter) => Operation::ReduceScatter.to_string(),
+        (None, Collective::Broadcast) => Operation::Broadcast.to_string(),
+        (None, Collective::Reduce) => Operation::Reduce.to_string(),
+        (None, Collective::AllToAll) => "all_to_all, gather or scatter".to_owned(),
+        (None, _) => return launch.to_string(),
     };
-    let all_reduce = format!("{} ({op}) of {count} {dtype}, {algorithm}", Operation::AllReduce);
-    let is_barriers = (dtype, op, count) == (BARRIER.0, BARRIER.1, 1);
-    match operation {
-        Some(Operation::Barrier) => Operation::Barrier.to_string(),
-        None if is_barriers => format!("{}, or {all_reduce}", Operation::Barrier),
-        _ => all_reduce,
-    }
+    let op = op.map_or_else(String::new, |op| format!(" ({op})"));
+    let elements = match element.dtype() {
+        Some(dtype) => dtype.to_string(),
+        None => element.to_string(),
+    };
+    // Of what is cut, a launch tells each peer of that one's slice.
+    let whose = match collective {
+        Collective::AllReduce => String::new(),
+        _ if collective.has_root() => format!(" with root {root}"),
+        _ => " between the two".to_owned(),
+    };
+    let text = format!("{name}{op} of {count} {elements}{whose}, {algorithm}");
+    let may_be_barrier = operation.is_none()
+        && (collective, element.dtype(), launch.op)
+            == (Collective::AllReduce, Some(BARRIER.0), Some(BARRIER.1))
+        && count == 1;
+    if may_be_barrier { format!("{}, or {text}", Operation::Barrier) } else { text }
 }
 
 /// Whether a call of the mesh was ended by this rank's own host.
@@ -164,6 +183,14 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_has_shut_down_in_order_has_not_died() {
+        let closed = of(MeshError::Closed { rank: 0, peer: 1 });
+        assert!(matches!(closed, Error::PeerShutDown { rank: 5, .. }));
+        let expected = "rank 5 has shut group world down in order, and this rank has called it once more";
+        assert_eq!(closed.to_string(), expected);
+    }
+
+    #[test]
     fn calls_that_differ_are_named_as_the_groups() {
         let launch = |op, count| {
             let (algorithm, dtype) = (meshreduce::Algorithm::OneShot, meshreduce::DType::F32);
@@ -182,6 +209,43 @@ mod tests {
         assert_eq!(peers, "barrier, or all_reduce (max) of 1 f32, one-shot");
         let (own, peers) = calls(barrier, sum, Operation::Barrier);
         assert_eq!((&*own, &*peers), ("barrier", "all_reduce (sum) of 100 f32, one-shot"));
+        let other = |collective, op, element, count| {
+            let algorithm = meshreduce::Algorithm::Exchange;
+            Some(LaunchDescriptor { collective, algorithm, element, op, root: 1, count })
+        };
+        let sized = meshreduce_wire::Element::Sized(meshreduce::ElementSize::ALL[2]);
+        let half = meshreduce_wire::Element::Typed(meshreduce::DType::F16);
+        for (collective, op, element, operation, own_text, peers_text) in [
+            (
+                Collective::AllGather,
+                None,
+                sized,
+                Operation::AllGather,
+                "all_gather of 8 elements of 4 bytes between the two, exchange",
+                "all_gather of 9 elements of 4 bytes between the two, exchange",
+            ),
+            (
+                Collective::Reduce,
+                Some(meshreduce::Op::Avg),
+                half,
+                Operation::Reduce,
+                "reduce (avg) of 8 f16 with root 1, exchange",
+                "reduce (avg) of 9 f16 with root 1, exchange",
+            ),
+            (
+                Collective::AllToAll,
+                None,
+                sized,
+                Operation::Gather,
+                "gather of 8 elements of 4 bytes between the two, exchange",
+                "all_to_all, gather or scatter of 9 elements of 4 bytes between the two, exchange",
+            ),
+            (Collective::Barrier, None, sized, Operation::Barrier, "barrier", "barrier"),
+        ] {
+            let (own, peers) =
+                calls(other(collective, op, element, 8), other(collective, op, element, 9), operation);
+            assert_eq!((&*own, &*peers), (own_text, peers_text));
+        }
         // A rank that is told by another one that calls differ.
         let told = MeshError::PeerAborted { origin: 1, culprit: 3, kind: RecordKind::LaunchMismatch };
         let told = of(told);

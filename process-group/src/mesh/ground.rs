@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use meshreduce::{Closer, Communicator, Config, Outcome, PrefixStore, rendezvous};
+use meshreduce::{Closer, Collective, Communicator, Config, Outcome, PrefixStore, rendezvous};
 use meshreduce_device::{DeviceMemory, PrimaryContext, Stream};
 
 use super::lane::MeshLane;
@@ -22,7 +22,7 @@ pub(super) struct Mesh {
     pub(super) lane: Arc<MeshLane>,
     /// Whether the group knows of the lane, which is the first one of its backend then.
     pub(super) is_followed: bool,
-    /// One number, for barriers.
+    /// One number, for barriers that are all-reduces.
     pub(super) token: DeviceMemory,
     /// The group's ranks, by the mesh's.
     pub(super) ranks: Vec<usize>,
@@ -119,7 +119,22 @@ impl Mesh {
 
     /// Bytes of the longest all-reduce of a type and operation that it takes.
     pub(super) fn longest(&self, dtype: meshreduce::DType, op: meshreduce::Op) -> Option<u64> {
-        self.communicator.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.longest(dtype, op)
+        self.asked(|communicator| communicator.longest(dtype, op))
+    }
+
+    /// Bytes of the longest slice of a collective that it takes.
+    pub(super) fn longest_for(&self, collective: Collective) -> Option<u64> {
+        self.asked(|communicator| communicator.longest_for(collective))
+    }
+
+    /// Bytes of the longest slice where no rank knows how long all are.
+    pub(super) fn longest_listed(&self) -> u64 {
+        self.asked(|communicator| Some(communicator.longest_all_to_all_v())).unwrap_or(0)
+    }
+
+    /// What the communicator says, while it is there.
+    fn asked<T>(&self, ask: impl FnOnce(&Communicator) -> Option<T>) -> Option<T> {
+        ask(self.communicator.read().unwrap_or_else(PoisonError::into_inner).as_ref()?)
     }
 
     pub(super) fn status(&self) -> Result<(), meshreduce::Error> {

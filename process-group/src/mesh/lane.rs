@@ -6,15 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use meshreduce::{Lane, StreamOrder};
 
-use super::choice::MeshCall;
+use super::call::{Launched, MeshCall};
 use crate::backend::Request;
 use crate::brief_lock::{Brief, BriefLock};
 use crate::group::{Line, Noted};
 use crate::types::Operation;
 use crate::work::Work;
-
-/// What came of a launch.
-type Launched = Result<meshreduce::Work, meshreduce::Error>;
 
 /// The lane, until the end, and its calls that are not known to have ended.
 #[derive(Debug)]
@@ -44,14 +41,13 @@ impl Both {
     ///
     /// As for [`crate::Backend::start`].
     #[inline]
-    unsafe fn launch(&mut self, call: &MeshCall, request: &Request) -> Option<Launched> {
-        let MeshCall { input, output, dtype, op } = *call;
+    unsafe fn launch(&mut self, call: &MeshCall<'_>, request: &Request) -> Option<Launched> {
         let lane = self.lane.as_mut()?;
         lane.set_deadline(request.deadline);
         let order = StreamOrder::behind_last_call(request.stream);
         // SAFETY: the caller vouches for the tensors and the stream; calls of the lane on different streams are ordered by the event
         // of the last one, and every call has one.
-        Some(unsafe { lane.all_reduce_raw(input, output.address, output.count, dtype, op, order) })
+        Some(unsafe { call.launch(lane, order) })
     }
 }
 
@@ -105,7 +101,7 @@ impl MeshLane {
     /// # Safety
     ///
     /// As for [`crate::Backend::start`].
-    pub(super) unsafe fn step(&self, call: &MeshCall, request: &Request) -> Option<Launched> {
+    pub(super) unsafe fn step(&self, call: &MeshCall<'_>, request: &Request) -> Option<Launched> {
         let mut both = self.both.lock();
         both.pin();
         // SAFETY: the caller's promise.
@@ -122,9 +118,9 @@ impl MeshLane {
     ///
     /// As for [`crate::Backend::start`].
     #[inline]
-    pub(super) unsafe fn all_reduce(
+    pub(super) unsafe fn make(
         &self,
-        call: &MeshCall,
+        call: &MeshCall<'_>,
         operation: Operation,
         request: &Request,
         is_to_follow: bool,

@@ -2,12 +2,15 @@
 
 mod alone;
 mod backend;
+mod call;
 mod choice;
 pub(crate) mod failure;
 mod ground;
 mod lane;
+mod later;
 mod nodes;
 mod place;
+mod start;
 mod transfers;
 
 use std::sync::Arc;
@@ -19,6 +22,7 @@ use crate::backend::{Backend, BackendContext, BackendFactory};
 use crate::error::Error;
 use crate::types::{DType, DeviceType, ReduceOp};
 use backend::MeshBackend;
+use choice::Wishes;
 
 pub(crate) use lane::MeshLane;
 
@@ -29,17 +33,22 @@ const BEHIND: &str = "nccl";
 
 /// Makes backends `mesh`.
 ///
-/// All-reduces of types, operations and lengths that the node's topology has an algorithm for
-/// ([`meshreduce::Communicator::select`]) are one kernel; barriers too. Sends and receives, and batches of them, go through channels
-/// ([`meshreduce_channels`]), between any two ranks of the group, on one node or two. Everything else is NCCL's, on all ranks alike: the choice
-/// depends on nothing but the call, and on what was agreed when the backend was made. It is visible: [`crate::Work::backend`],
+/// On one node its kernels make all-reduces, reduces and reduce-scatters of types and operations that they have, broadcasts, all-gathers
+/// and all-to-alls of any type, and barriers, up to the lengths that the node's topology has an algorithm for
+/// ([`meshreduce::Communicator::longest`], [`meshreduce::Communicator::longest_for`]: on a hybrid cube mesh there are all-reduces and
+/// barriers alone). Where no rank knows how long all parts of a call are, a promise decides ([`MeshFactory::parts_up_to`]). Sends and
+/// receives, and batches of them, go through channels
+/// ([`meshreduce_channels`]), between any two ranks of the group, on one node or two. Everything else is NCCL's, batches of collectives
+/// among it, on all ranks alike: the choice depends on nothing but what all ranks know of the call, and on what was agreed when the
+/// backend was made. It is visible: [`crate::Work::backend`],
 /// [`crate::ProcessGroup::usage`], a line in the log for every reason. A group that forbids it
 /// ([`crate::Builder::forbid_fallback`]) refuses such calls instead. NCCL is opened, and its communicator made, with the first
 /// call that needs it, or by [`crate::ProcessGroup::connect`].
 ///
 /// A group of several nodes with the same number of ranks on each, 2 to 8, all-reduces in three steps where its nodes' mesh takes
 /// the call: within each node by the mesh, across nodes by NCCL, of which each rank makes one slice, and within the node again, by
-/// NCCL, to gather the slices. Slices have the same bits wherever they are used, so all ranks' results are equal.
+/// NCCL, to gather the slices. Slices have the same bits wherever they are used, so all ranks' results are equal. A barrier is such
+/// an all-reduce; all other collectives of such a group are NCCL's.
 ///
 /// `ENABLE_INTRA_NODE_COMM` and `TEST_INTRA_NODE_COMM` are read as [`Config::launched`] does: the mesh is on unless the first says
 /// no.
@@ -47,7 +56,7 @@ const BEHIND: &str = "nccl";
 #[must_use]
 pub struct MeshFactory {
     config: Option<Config>,
-    only: Option<(Vec<DType>, Vec<ReduceOp>)>,
+    wishes: Wishes,
     channels: Option<Registry>,
 }
 
@@ -63,9 +72,20 @@ impl MeshFactory {
         self
     }
 
-    /// One that leaves all-reduces of other types or reductions to the backend behind it.
+    /// One that leaves reductions of other types or by other operations to the backend behind it: all-reduces, reduces,
+    /// reduce-scatters. Alike on all ranks.
     pub fn only(mut self, dtypes: &[DType], ops: &[ReduceOp]) -> Self {
-        self.only = Some((dtypes.to_vec(), ops.to_vec()));
+        self.wishes.only = Some((dtypes.to_vec(), ops.to_vec()));
+        self
+    }
+
+    /// One that is promised how long parts are where no rank knows how long all are: in all-to-alls but those of equal parts of one
+    /// tensor, in gathers and in scatters, none has more than `bytes` bytes, on any rank. The mesh takes these calls then, if it takes
+    /// parts of so many bytes ([`meshreduce::Communicator::longest_all_to_all_v`]); without a promise they are the other backend's. Alike
+    /// on all ranks. A call that breaks it is [`Error::Unsupported`] on the rank whose part is longer, and the other ranks of the call
+    /// wait for that one until their deadline.
+    pub fn parts_up_to(mut self, bytes: u64) -> Self {
+        self.wishes.promised = Some(bytes);
         self
     }
 
@@ -94,6 +114,6 @@ impl BackendFactory for MeshFactory {
         let config = config.timeout(context.timeout).deadline(context.deadline);
         // With something behind it a group does without.
         let config = config.full_device_is_not_applicable(!context.forbid_fallback);
-        Ok(Arc::new(MeshBackend::new(name, context, &config, self.only.clone(), self.channels.clone())?))
+        Ok(Arc::new(MeshBackend::new(name, context, &config, self.wishes.clone(), self.channels.clone())?))
     }
 }

@@ -1,7 +1,7 @@
 //! What is expected of a backend, by its name.
 #![forbid(unsafe_code)]
 
-use meshreduce_process_group::{DType, DeviceType, Operation, ReduceOp, Registry};
+use meshreduce_process_group::{DType, DeviceType, MeshFactory, Operation, ReduceOp, Registry};
 
 use super::plain::Plain;
 use super::values::Exactness;
@@ -71,13 +71,17 @@ impl Profile {
         })
     }
 
-    /// The mesh without anything behind it: all-reduces of its kernels' types.
+    /// The mesh without anything behind it: what moves of any type, and reductions of its kernels' types; no batches. It is promised
+    /// that parts are short.
     pub fn mesh() -> Self {
-        Self::of("mesh", DeviceType::Cuda, Exactness::Tree, |operation, dtype, op| {
-            operation == Operation::AllReduce
-                && dtype.on_mesh().is_some()
-                && op.is_some_and(|op| op.on_mesh().is_some())
-        })
+        let must: Must = |operation, dtype, op| match op {
+            _ if operation == Operation::Batch || operation.is_point_to_point() => false,
+            Some(op) => dtype.on_mesh().is_some() && op.on_mesh().is_some(),
+            None => true,
+        };
+        let mut registry = Registry::default();
+        registry.replace(MeshFactory::new().parts_up_to(1 << 20)).expect("it has a name of its own");
+        Self { registry, ..Self::of("mesh", DeviceType::Cuda, Exactness::Tree, must) }
     }
 
     fn of(name: &'static str, device: DeviceType, exactness: Exactness, must: Must) -> Self {
