@@ -285,7 +285,7 @@ impl Shared {
         if let (Call::Recv { peer: None, .. }, Some(source)) = (call, outcome.source) {
             recorder.received_from(begun.entry, source);
         }
-        recorder.ended_at_once(begun.entry, clock::now());
+        recorder.ended_at_once(begun.entry);
         self.completed(call.operation(), begun.request.sequence);
     }
 
