@@ -100,37 +100,59 @@ impl Entry {
         if !Arc::ptr_eq(&self.backend, begun.backend) {
             self.backend = Arc::clone(begun.backend);
         }
-        self.operation = call.operation();
-        self.device = call.device();
-        self.dtype = call.dtype();
         (self.batched, self.has_uneven_parts) = (None, false);
-        match call {
-            // What is called most has one of each.
+        // What is called most has one of each, of which all that is kept is told apart at once.
+        let (operation, tensor, peer) = match call {
             Call::AllReduce { input, output, .. } => {
                 self.inputs.set_one(input.count);
                 self.outputs.set_one(output.count);
+                (Operation::AllReduce, input, None)
             }
-            Call::Send { input, .. } => {
+            Call::Send { input, peer, .. } => {
                 self.inputs.set_one(input.count);
                 self.outputs.set([]);
+                (Operation::Send, input, Some(*peer))
             }
-            Call::Recv { output, .. } => {
+            Call::Recv { output, peer, .. } => {
                 self.inputs.set([]);
                 self.outputs.set_one(output.count);
+                (Operation::Recv, output, *peer)
             }
+            call => {
+                self.describe(call);
+                return self.set_made(is_p2p, begun);
+            }
+        };
+        self.operation = operation;
+        self.device = if tensor.count > 0 { Some(tensor.device) } else { call.device() };
+        self.dtype = Some(tensor.dtype);
+        self.peer = peer;
+        self.set_made(is_p2p, begun);
+    }
+
+    /// What any call does with which tensors.
+    fn describe(&mut self, call: &Call<'_>) {
+        self.operation = call.operation();
+        self.device = call.device();
+        self.dtype = call.dtype();
+        self.peer = call.peer();
+        self.has_uneven_parts = has_uneven_parts(call);
+        match call {
             Call::Batch(calls) => {
                 self.batched = calls.first().map(Call::operation);
                 self.inputs.set(calls.iter().map(|call| elements(call.inputs())));
                 self.outputs.set(calls.iter().map(|call| elements(call.outputs())));
-                self.has_uneven_parts = has_uneven_parts(call);
             }
             call => {
                 self.inputs.set(call.inputs().iter().map(|tensor| tensor.count));
                 self.outputs.set(call.outputs().iter().map(|tensor| tensor.count));
-                self.has_uneven_parts = has_uneven_parts(call);
             }
         }
-        self.peer = call.peer();
+    }
+
+    /// Its numbers, when it was made, where and by whom; nothing has come of it yet.
+    #[inline]
+    fn set_made(&mut self, is_p2p: bool, begun: &Begun<'_>) {
         self.collective_sequence = begun.collective_sequence;
         self.p2p_sequence = begun.p2p_sequence;
         self.is_p2p = is_p2p;
