@@ -3,8 +3,10 @@
 //! One writes, one reads (L. Lamport, "Specifying concurrent program modules", 1983). The `n`-th frame lies in the entry `n`
 //! modulo their number: its header, and its data if they are few; more data lie in the ring's bytes, one behind the other, as
 //! the frames do. The writer stores all of that and then the frame's turn, `n + 1`, in the entry, with a release; the reader
-//! acquires it there, and so a message of 16 bytes costs one line of the cache that goes from one core to the other. What an entry has had before in that place is the turn of a lap before, never data, so nothing that was
-//! sent looks like a turn. The reader counts what it has taken out, with a release after it has; the writer acquires these counts
+//! acquires it there, and so a message of 16 bytes costs one line of the cache that goes from one core to the other. (The lines of
+//! a longer one, as long as they are few, go all at once, not one behind the other: whoever waits for it asks for all of them,
+//! [`Turn::has_come_with`].) What an entry has had before in that place is the turn of a lap before, never data, so nothing that
+//! was sent looks like a turn. The reader counts what it has taken out, with a release after it has; the writer acquires these counts
 //! before it touches a place again, and looks at them only when it knows of no room. The ring lies in the reader's segment.
 
 use std::sync::Arc;
@@ -98,9 +100,9 @@ impl Turn {
     pub(super) fn has_come_with(self, own: &Segment, bytes: usize) -> bool {
         let has_come = self.has_come(own);
         if bytes <= AHEAD && room_of(Kind::Eager, bytes) > 0 {
-            let most = bytes.min(own.layout().ring - self.at);
-            // SAFETY: `at` is below the capacity.
-            prefetch_read(unsafe { own.ring(self.place).1.add(self.at) }, most);
+            // Beyond the ring's end they are at its begin, which is left to be read as it comes.
+            let most = bytes.min(own.layout().ring.saturating_sub(self.at));
+            prefetch_read(own.ring(self.place).1.wrapping_add(self.at), most);
         }
         has_come
     }
