@@ -292,7 +292,13 @@ impl Call<'_> {
     pub fn device(&self) -> Option<Device> {
         match self {
             // This is asked several times on the way of each call.
-            Call::AllReduce { input, .. } if input.count > 0 => Some(input.device),
+            Call::AllReduce { input: tensor, .. }
+            | Call::Send { input: tensor, .. }
+            | Call::Recv { output: tensor, .. }
+                if tensor.count > 0 =>
+            {
+                Some(tensor.device)
+            }
             call => call.find_device(),
         }
     }

@@ -22,14 +22,31 @@ const LONG: Duration = Duration::from_secs(1);
 /// A look that takes longer was interrupted and says too little of when it was.
 const QUICK: Duration = Duration::from_micros(1);
 
+static CLOCK: Clock = Clock::new();
+
 /// The time.
 pub(crate) fn now() -> Instant {
-    static CLOCK: Clock = Clock::new();
     if !counts() {
         return Instant::now();
     }
-    let ticks = ticks();
-    CLOCK.at(ticks).unwrap_or_else(|| CLOCK.look())
+    CLOCK.at(ticks()).unwrap_or_else(|| CLOCK.look())
+}
+
+/// The time in nanoseconds since a moment that is one for the process: for who notes it on the way of every call, and wants to know
+/// [when that was](at) only if somebody looks.
+pub(crate) fn nanos() -> u64 {
+    if counts()
+        && let Some(nanos) = CLOCK.nanos_at(ticks())
+    {
+        return nanos;
+    }
+    let now = now();
+    now.saturating_duration_since(CLOCK.first()).as_nanos() as u64
+}
+
+/// The moment that [`nanos`] has told.
+pub(crate) fn at(nanos: u64) -> Instant {
+    CLOCK.first() + Duration::from_nanos(nanos)
 }
 
 /// The counter.
@@ -138,9 +155,21 @@ impl Clock {
         }
     }
 
+    /// The first look, or now if there was none.
+    fn first(&self) -> Instant {
+        *self.first.get_or_init(Instant::now)
+    }
+
     /// The time at which the counter stands so; `None` if the line does not reach so far, or is being changed.
     #[inline]
     fn at(&self, ticks: u64) -> Option<Instant> {
+        let nanos = self.nanos_at(ticks)?;
+        Some(*self.first.get()? + Duration::from_nanos(nanos))
+    }
+
+    /// The same in nanoseconds since the first look.
+    #[inline]
+    fn nanos_at(&self, ticks: u64) -> Option<u64> {
         let version = self.version.load(Ordering::Acquire);
         let of = |place: &AtomicU64| place.load(Ordering::Relaxed);
         let line = Line {
@@ -154,7 +183,7 @@ impl Clock {
         if !version.is_multiple_of(2) || self.version.load(Ordering::Relaxed) != version {
             return None;
         }
-        Some(*self.first.get()? + Duration::from_nanos(line.nanos_at(ticks)?))
+        line.nanos_at(ticks)
     }
 
     /// Looks at the system's clock, and begins a new line with it.
@@ -254,8 +283,11 @@ mod tests {
                 scope.spawn(|| {
                     let begin = Instant::now();
                     while begin.elapsed() < Duration::from_millis(40) {
-                        let (before, here, after) = (Instant::now(), now(), Instant::now());
-                        assert!(here + TOLERANCE >= before && here <= after + TOLERANCE);
+                        let (before, here, noted) = (Instant::now(), now(), nanos());
+                        let after = Instant::now();
+                        for here in [here, at(noted)] {
+                            assert!(here + TOLERANCE >= before && here <= after + TOLERANCE);
+                        }
                     }
                 });
             }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod dump;
+mod entry;
 mod file;
 mod ring;
 
@@ -12,8 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::types::{DType, Device, Operation};
 
 pub use dump::{Dump, DumpedEntry, DumpedGroup, DumpedStatus, Frame};
+pub use entry::Begun;
 pub use file::{DumpError, MOST_ENTRIES, Settings, SettingsError};
-pub use ring::{Begun, EntryId, FlightRecorder};
+pub use ring::{EntryId, FlightRecorder};
 
 /// How far a call has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,18 +1,14 @@
 //! The ring of the last calls. Recording one takes a lock that nobody holds for long, and allocates nothing.
 #![forbid(unsafe_code)]
 
-use std::cell::OnceCell;
-use std::panic::Location;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use super::{Caller, Entry, RecordedGroup, Sizes, Snapshot, State, Status};
+use super::{Begun, Entry, RecordedGroup, Snapshot, State, Status};
 use crate::brief_lock::{Brief, BriefLock};
-use crate::call::Call;
+use crate::clock;
 use crate::prefetch::prefetch;
-use crate::tensor::{Parts, Tensor};
-use crate::types::Operation;
 
 /// The last calls of a group and of those that were made from it. Groups have one and record their calls in it; it can be used
 /// without a group, too:
@@ -49,8 +45,6 @@ pub struct FlightRecorder {
     /// By place. Noted without a lock, which a call would take for this alone; whoever has the lock and looks at an entry takes it in
     /// first ([`Ring::take_in`]).
     marks: Box<[Mark]>,
-    /// From when on marks count.
-    first: Instant,
 }
 
 /// What is noted of the call at a place without the lock: of which one by its record number and 1 more, so that a mark that comes late,
@@ -63,7 +57,7 @@ struct Mark {
     started: AtomicU64,
     /// It has ended well, then.
     ended: AtomicU64,
-    /// Nanoseconds from [`FlightRecorder::first`] on.
+    /// As [`clock::nanos`] told it.
     ended_at: AtomicU64,
 }
 
@@ -113,40 +107,6 @@ pub struct EntryId {
     collective: u64,
 }
 
-/// What is known of a call when it is made.
-#[derive(Clone, Copy, Debug)]
-pub struct Begun<'a> {
-    /// What [`FlightRecorder::add_group`] said.
-    pub group: u32,
-    /// The backend that is to get it.
-    pub backend: &'a Arc<str>,
-    /// The call.
-    pub call: &'a Call<'a>,
-    /// Collectives of the group up to and with this one, from 1.
-    pub collective_sequence: u64,
-    /// Sends and receives of the group up to and with this one, from 1.
-    pub p2p_sequence: u64,
-    /// When it was made.
-    pub created: Instant,
-    /// How long it may take; `None`: for ever.
-    pub deadline: Option<Duration>,
-    /// Where the program made it.
-    pub location: &'static Location<'static>,
-}
-
-thread_local! {
-    static CALLER: OnceCell<Caller> = const { OnceCell::new() };
-}
-
-fn caller<T>(with: impl FnOnce(&Caller) -> T) -> T {
-    CALLER.with(|caller| {
-        with(caller.get_or_init(|| Caller {
-            thread_id: rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(),
-            thread_name: std::thread::current().name().map(Into::into),
-        }))
-    })
-}
-
 impl FlightRecorder {
     /// Of the process with this rank in the group of all ranks; keeps the last `capacity` calls. With 0 it is off: it knows how
     /// far groups have come, and no calls. All of its memory is allocated here, some 300 bytes a call.
@@ -164,7 +124,6 @@ impl FlightRecorder {
                 free: Vec::new(),
             }),
             marks: (0..capacity).map(|_| Mark::default()).collect(),
-            first: Instant::now(),
         }
     }
 
@@ -235,7 +194,7 @@ impl FlightRecorder {
         (begun.collective_sequence, begun.p2p_sequence) = numbers;
         let collective = if is_p2p { 0 } else { numbers.0 };
         let (record, place) = (ring.next, ring.next_place);
-        self.take_in(&mut ring, place);
+        self.count_in(&mut ring, place);
         let status = &mut ring.groups[begun.group as usize].group.status;
         status.last_enqueued = status.last_enqueued.max(collective);
         ring.next += 1;
@@ -280,17 +239,33 @@ impl FlightRecorder {
         }
     }
 
-    /// It has ended well, before anybody else could see it go on.
+    /// It has ended well, before anybody else could see it go on: now.
     #[inline]
-    pub(crate) fn ended_at_once(&self, id: EntryId, at: Instant) {
+    pub(crate) fn ended_at_once(&self, id: EntryId) {
         match self.marks.get(id.place) {
             // (As above, the group is then said to have come as far as the next call that ends.)
             Some(mark) if mark.call.load(Ordering::Relaxed) == id.record + 1 => {
-                let nanos = at.saturating_duration_since(self.first).as_nanos() as u64;
-                mark.ended_at.store(nanos, Ordering::Relaxed);
+                mark.ended_at.store(clock::nanos(), Ordering::Relaxed);
                 mark.ended.store(id.record + 1, Ordering::Release);
             }
-            _ => self.ended(id, true, at),
+            _ => self.ended(id, true, clock::now()),
+        }
+    }
+
+    /// Before the place of a call is another one's: its group has come as far as its mark says. What else the mark says is of no
+    /// interest any more.
+    #[inline]
+    fn count_in(&self, ring: &mut Ring, place: usize) {
+        let (Some(entry), Some(mark)) = (ring.entries.get(place), self.marks.get(place)) else { return };
+        let (number, sequence) = (entry.record + 1, entry.collective_sequence);
+        if entry.is_p2p || entry.ended.is_some() {
+            return;
+        }
+        let status = &mut ring.groups[entry.group as usize].group.status;
+        if mark.ended.load(Ordering::Relaxed) == number {
+            status.has_completed(sequence);
+        } else if mark.started.load(Ordering::Relaxed) == number {
+            status.has_started(sequence);
         }
     }
 
@@ -308,7 +283,7 @@ impl FlightRecorder {
             }
         }
         if mark.ended.load(Ordering::Acquire) == number {
-            let at = self.first + Duration::from_nanos(mark.ended_at.load(Ordering::Relaxed));
+            let at = clock::at(mark.ended_at.load(Ordering::Relaxed));
             if entry.end(true, at) && !entry.is_p2p {
                 status.has_completed(entry.collective_sequence);
             }
@@ -413,124 +388,6 @@ impl FlightRecorder {
         }
         entries.sort_by_key(|entry| entry.record);
         Snapshot { rank: self.rank, groups, entries, moment }
-    }
-}
-
-fn elements(tensors: &[Tensor]) -> usize {
-    tensors.iter().map(|tensor| tensor.count).sum()
-}
-
-/// Whether every rank knows that the ranks' own parts differ in length.
-fn has_uneven_parts(call: &Call<'_>) -> bool {
-    match call {
-        Call::AllGather { outputs: parts, .. } | Call::ReduceScatter { inputs: parts, .. } => match parts {
-            Parts::Whole(_) => false,
-            Parts::Split { counts, .. } => counts.windows(2).any(|pair| pair[0] != pair[1]),
-            Parts::List(tensors) => tensors.windows(2).any(|pair| pair[0].count != pair[1].count),
-        },
-        Call::Batch(calls) => calls.iter().any(has_uneven_parts),
-        _ => false,
-    }
-}
-
-impl Entry {
-    fn new(record: u64, is_p2p: bool, begun: &Begun<'_>) -> Self {
-        let mut entry = Self {
-            record,
-            group: 0,
-            backend: Arc::clone(begun.backend),
-            operation: Operation::Batch,
-            batched: None,
-            device: None,
-            dtype: None,
-            inputs: Sizes::default(),
-            outputs: Sizes::default(),
-            has_uneven_parts: false,
-            peer: None,
-            collective_sequence: 0,
-            p2p_sequence: 0,
-            is_p2p,
-            is_captured: false,
-            state: State::Scheduled,
-            created: begun.created,
-            started: None,
-            ended: None,
-            deadline: None,
-            location: begun.location,
-            caller: caller(Caller::clone),
-        };
-        entry.overwrite(record, is_p2p, begun);
-        entry
-    }
-
-    /// Makes it another call's, field by field: calls that follow one another have most in common, and this is on the way of each.
-    fn overwrite(&mut self, record: u64, is_p2p: bool, begun: &Begun<'_>) {
-        let call = begun.call;
-        self.record = record;
-        self.group = begun.group;
-        if !Arc::ptr_eq(&self.backend, begun.backend) {
-            self.backend = Arc::clone(begun.backend);
-        }
-        self.operation = call.operation();
-        self.device = call.device();
-        self.dtype = call.dtype();
-        (self.batched, self.has_uneven_parts) = (None, false);
-        match call {
-            // What is called most has one of each.
-            Call::AllReduce { input, output, .. } => {
-                self.inputs.set_one(input.count);
-                self.outputs.set_one(output.count);
-            }
-            Call::Send { input, .. } => {
-                self.inputs.set_one(input.count);
-                self.outputs.set([]);
-            }
-            Call::Recv { output, .. } => {
-                self.inputs.set([]);
-                self.outputs.set_one(output.count);
-            }
-            Call::Batch(calls) => {
-                self.batched = calls.first().map(Call::operation);
-                self.inputs.set(calls.iter().map(|call| elements(call.inputs())));
-                self.outputs.set(calls.iter().map(|call| elements(call.outputs())));
-                self.has_uneven_parts = has_uneven_parts(call);
-            }
-            call => {
-                self.inputs.set(call.inputs().iter().map(|tensor| tensor.count));
-                self.outputs.set(call.outputs().iter().map(|tensor| tensor.count));
-                self.has_uneven_parts = has_uneven_parts(call);
-            }
-        }
-        self.peer = call.peer();
-        self.collective_sequence = begun.collective_sequence;
-        self.p2p_sequence = begun.p2p_sequence;
-        self.is_p2p = is_p2p;
-        self.is_captured = false;
-        self.state = State::Scheduled;
-        self.created = begun.created;
-        (self.started, self.ended) = (None, None);
-        self.deadline = begun.deadline;
-        self.location = begun.location;
-        caller(|caller| {
-            if self.caller.thread_id != caller.thread_id {
-                self.caller = caller.clone();
-            }
-        });
-    }
-
-    /// Notes its end; says whether it is the first.
-    fn end(&mut self, well: bool, at: Instant) -> bool {
-        if self.ended.is_some() {
-            return false;
-        }
-        // Clocks may differ by a little.
-        self.ended = Some(at.max(self.created));
-        self.state = State::Failed;
-        if well {
-            self.state = State::Completed;
-            self.started.get_or_insert(at);
-        }
-        true
     }
 }
 

@@ -216,10 +216,8 @@ impl ProcessGroup {
     /// As for [`Backend::start`].
     unsafe fn hand_over(&self, call: &Call<'_>, begun: &Handed<'_>) -> Result<Work, Error> {
         let shared = &*self.shared;
-        let span = shared.traced(call, begun);
         // SAFETY: the caller's promise.
-        let mut started = unsafe { begun.backend.start(call, &begun.request) };
-        drop(span);
+        let mut started = shared.traced(call, begun, || unsafe { begun.backend.start(call, &begun.request) });
         match &mut started {
             Ok(work) => match work.progress {
                 Progress::Done(outcome, _) => {
@@ -240,10 +238,8 @@ impl ProcessGroup {
     /// As for [`Backend::start`].
     unsafe fn hand_over_and_wait(&self, call: &Call<'_>, begun: &Handed<'_>) -> Result<Made, Error> {
         let shared = &*self.shared;
-        let span = shared.traced(call, begun);
         // SAFETY: the caller's promise.
-        let mut made = unsafe { begun.backend.make(call, &begun.request) };
-        drop(span);
+        let mut made = shared.traced(call, begun, || unsafe { begun.backend.make(call, &begun.request) });
         match &mut made {
             Ok(Made::Ended(outcome)) => shared.ended_at_once(call, begun, outcome),
             Ok(Made::GoesOn(work)) => self.goes_on(call, begun, work),
@@ -264,11 +260,14 @@ impl ProcessGroup {
 }
 
 impl Shared {
-    /// The span of a call, entered. Without a subscriber that wants it that is a look at one number, here where most calls go on.
+    /// Does something in the span of a call. Without a subscriber that wants it that is a look at one number, here where most calls go on.
     #[inline]
-    fn traced(&self, call: &Call<'_>, begun: &Handed<'_>) -> Option<EnteredSpan> {
-        let is_wanted = LevelFilter::current() >= LevelFilter::DEBUG;
-        is_wanted.then(|| self.span(call.operation(), begun.request.sequence, begun.backend.name()))
+    fn traced<T>(&self, call: &Call<'_>, begun: &Handed<'_>, act: impl FnOnce() -> T) -> T {
+        if LevelFilter::current() < LevelFilter::DEBUG {
+            return act();
+        }
+        let _span = self.span(call.operation(), begun.request.sequence, begun.backend.name());
+        act()
     }
 
     #[cold]
@@ -285,7 +284,7 @@ impl Shared {
         if let (Call::Recv { peer: None, .. }, Some(source)) = (call, outcome.source) {
             recorder.received_from(begun.entry, source);
         }
-        recorder.ended_at_once(begun.entry, clock::now());
+        recorder.ended_at_once(begun.entry);
         self.completed(call.operation(), begun.request.sequence);
     }
 

@@ -47,10 +47,8 @@ impl Hooks {
         self.completion.load(Ordering::Acquire)
     }
 
-    pub(super) fn completed(&self, call: Completed<'_>) {
-        if !self.want_completions() {
-            return;
-        }
+    #[cold]
+    fn completed(&self, call: Completed<'_>) {
         let hooks = self.lists.read().unwrap_or_else(PoisonError::into_inner).0.clone();
         hooks.iter().for_each(|hook| hook(call));
     }
@@ -175,8 +173,11 @@ impl Shared {
     }
 
     /// A call has ended well.
+    #[inline]
     pub(super) fn completed(&self, operation: Operation, sequence: u64) {
-        self.hooks.completed(Completed { group: &self.info, operation, sequence });
+        if self.hooks.want_completions() {
+            self.hooks.completed(Completed { group: &self.info, operation, sequence });
+        }
     }
 
     /// What to say of a failure: the cause if the group has been ended, else the failure. The first that more than one rank has a

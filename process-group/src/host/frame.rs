@@ -86,8 +86,23 @@ impl Header {
     /// Words of a header.
     pub(super) const WORDS: usize = 7;
 
+    fn first_word(kind: Kind, channel: Channel, tag: u32) -> u64 {
+        kind as u64 | (channel as u64) << 8 | u64::from(tag) << 32
+    }
+
+    /// Whether these words are those of a message that a receive of the call `own`, of so many bytes, with that tag expects, and which is
+    /// all there: on the way of every short message, in place of all that [`Header::of_words`] looks at.
+    #[inline]
+    pub(super) fn is_expected(words: &[u64; Self::WORDS], tag: u32, own: &Stamp, bytes: usize) -> bool {
+        let [first, sequence, what, count, length, ..] = *words;
+        first == Self::first_word(Kind::Eager, Channel::Peer, tag)
+            && length == bytes as u64
+            && own.is_typed_as(&Stamp { sequence, what, count })
+    }
+
+    #[inline]
     pub(super) fn words(&self) -> [u64; Self::WORDS] {
-        let first = self.kind as u64 | (self.channel as u64) << 8 | u64::from(self.tag) << 32;
+        let first = Self::first_word(self.kind, self.channel, self.tag);
         let Stamp { sequence, what, count } = self.stamp;
         [first, sequence, what, count, self.bytes, self.id, self.to]
     }
@@ -148,6 +163,27 @@ impl Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_receive_expects_one_message() {
+        let own = Stamp { sequence: 9, what: 3 | 5 << 8, count: 4 };
+        let stamp = Stamp { sequence: 1, what: 2 | 5 << 8, count: 4 };
+        let channel = Channel::Peer;
+        let header = Header { channel, tag: 7, stamp, ..Header::short(Kind::Eager, 16) };
+        let is_expected = |header: Header| Header::is_expected(&header.words(), 7, &own, 16);
+        assert!(is_expected(header));
+        let other_type = Stamp { what: 2 | 6 << 8, ..stamp };
+        let others = [
+            Header { kind: Kind::Offer, ..header },
+            Header { channel: Channel::Group, ..header },
+            Header { tag: 8, ..header },
+            Header { bytes: 12, ..header },
+            Header { stamp: other_type, ..header },
+        ];
+        for other in others {
+            assert!(!is_expected(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn headers_come_back_and_nonsense_does_not() {

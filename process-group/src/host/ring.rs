@@ -3,8 +3,10 @@
 //! One writes, one reads (L. Lamport, "Specifying concurrent program modules", 1983). The `n`-th frame lies in the entry `n`
 //! modulo their number: its header, and its data if they are few; more data lie in the ring's bytes, one behind the other, as
 //! the frames do. The writer stores all of that and then the frame's turn, `n + 1`, in the entry, with a release; the reader
-//! acquires it there, and so a message of 16 bytes costs one line of the cache that goes from one core to the other. What an entry has had before in that place is the turn of a lap before, never data, so nothing that was
-//! sent looks like a turn. The reader counts what it has taken out, with a release after it has; the writer acquires these counts
+//! acquires it there, and so a message of 16 bytes costs one line of the cache that goes from one core to the other. (The lines of
+//! a longer one, as long as they are few, go all at once, not one behind the other: whoever waits for it asks for all of them,
+//! [`Turn::has_come_with`].) What an entry has had before in that place is the turn of a lap before, never data, so nothing that
+//! was sent looks like a turn. The reader counts what it has taken out, with a release after it has; the writer acquires these counts
 //! before it touches a place again, and looks at them only when it knows of no room. The ring lies in the reader's segment.
 
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use super::collectives::copy_to_slot;
 use super::frame::{Header, Kind};
 use super::segment::{Entry, RingControl, Segment};
+use crate::prefetch::prefetch_read;
 
 /// The other end has written what no rank of ours writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,13 +79,32 @@ impl End {
 pub(super) struct Turn {
     place: usize,
     frames: u64,
+    /// Where its data will begin, if they do not fit into its entry.
+    at: usize,
 }
+
+/// As many bytes of data are brought near with each look at a frame's turn. More are not: then there is a writer to be disturbed in the
+/// midst of what it writes. (Some of a message's lines are worse than all or none.)
+const AHEAD: usize = 4 * LINE;
 
 impl Turn {
     /// Whether it is there, or was and has been taken by somebody else a lap ago: one look at a line of the cache.
     pub(super) fn has_come(self, own: &Segment) -> bool {
         let entry = &own.ring(self.place).0.entries[(self.frames % ENTRIES) as usize].0;
         entry[0].load(Ordering::Relaxed) > self.frames
+    }
+
+    /// The same of a message of so many bytes, whose data are brought near with every look: the writer has taken all of its lines of
+    /// the cache away by the time when the turn is there, and so they come back together, not one behind the other.
+    #[inline]
+    pub(super) fn has_come_with(self, own: &Segment, bytes: usize) -> bool {
+        let has_come = self.has_come(own);
+        if bytes <= AHEAD && room_of(Kind::Eager, bytes) > 0 {
+            // Beyond the ring's end they are at its begin, which is left to be read as it comes.
+            let most = bytes.min(own.layout().ring.saturating_sub(self.at));
+            prefetch_read(own.ring(self.place).1.wrapping_add(self.at), most);
+        }
+        has_come
     }
 }
 
@@ -111,6 +133,7 @@ impl Writer {
 
     /// Puts a frame in, if there is room for it; says whether. If not, the reader says when it has taken something out.
     /// `data` are as long as the header says, and at most half of what the ring can hold.
+    #[inline]
     pub(super) fn write(&mut self, header: &Header, data: &[u8]) -> Result<bool, Corrupt> {
         debug_assert!(data.len() == header.data() && data.len() <= self.end.capacity() / 2);
         let room = room_of(header.kind, data.len());
@@ -196,7 +219,11 @@ impl Reader {
 
     /// The next frame.
     pub(super) fn turn(&self) -> Turn {
-        Turn { place: self.0.place, frames: self.0.frames }
+        Turn {
+            place: self.0.place,
+            frames: self.0.frames,
+            at: self.0.bytes as usize & (self.0.capacity() - 1),
+        }
     }
 
     /// Whether there is a frame.
@@ -204,8 +231,9 @@ impl Reader {
         self.turn().has_come(&self.0.segment)
     }
 
-    /// The header of the next frame, if there is one. It stays.
-    pub(super) fn peek(&self) -> Result<Option<Header>, Corrupt> {
+    /// The words of the next frame's header, if there is one. It stays.
+    #[inline]
+    pub(super) fn words(&self) -> Result<Option<[u64; Header::WORDS]>, Corrupt> {
         let entry = self.0.entry();
         let turn = entry[0].load(Ordering::Acquire);
         if turn != self.0.frames + 1 {
@@ -213,7 +241,12 @@ impl Reader {
             let is_old = turn == (self.0.frames + 1).saturating_sub(ENTRIES);
             return if is_old { Ok(None) } else { Err(Corrupt) };
         }
-        let words = std::array::from_fn(|at| entry[at + 1].load(Ordering::Relaxed));
+        Ok(Some(std::array::from_fn(|at| entry[at + 1].load(Ordering::Relaxed))))
+    }
+
+    /// The header of the next frame, if there is one. It stays.
+    pub(super) fn peek(&self) -> Result<Option<Header>, Corrupt> {
+        let Some(words) = self.words()? else { return Ok(None) };
         let mut header = Header::of_words(words).map_err(|_| Corrupt)?;
         if header.kind == Kind::Eager {
             (header.id, header.to) = (0, 0);
@@ -227,7 +260,19 @@ impl Reader {
     /// Takes out the frame that was peeked at, its data into `data`, which are as many.
     pub(super) fn take(&mut self, header: &Header, data: &mut [u8]) {
         assert_eq!(data.len(), header.data(), "all of a frame's data are taken");
-        let room = room_of(header.kind, data.len());
+        self.take_out(header.kind, data);
+    }
+
+    /// The same of a frame whose [words](Self::words) were looked at: a message that is all there, with as many data.
+    #[inline]
+    pub(super) fn take_message(&mut self, data: &mut [u8]) {
+        assert!(data.len() <= self.0.capacity() / 2, "no frame has more");
+        self.take_out(Kind::Eager, data);
+    }
+
+    #[inline]
+    fn take_out(&mut self, kind: Kind, data: &mut [u8]) {
+        let room = room_of(kind, data.len());
         if room == 0 {
             if !data.is_empty() {
                 let mut bytes = [0; INLINE];
@@ -267,6 +312,7 @@ impl Reader {
     /// with: with every fourth frame, and with each eighth of the bytes. A writer that waits has put in as many frames as there may be,
     /// or half of the bytes at least, so that this comes before all of them are taken out; and when it comes for the last time there is
     /// room for any frame, which the writer finds by itself if it begins to wait only then.
+    #[inline]
     pub(super) fn is_to_ask(&self, kind: Kind, data: usize) -> bool {
         let End { frames, bytes, .. } = self.0;
         let (room, eighth) = (room_of(kind, data) as u64, self.0.capacity() as u64 / 8);

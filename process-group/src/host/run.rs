@@ -17,6 +17,7 @@ use crate::backend::{Made, Request};
 use crate::call::Call;
 use crate::clock;
 use crate::error::Error;
+use crate::types::Operation;
 use crate::work::{Completion, Outcome, Work};
 
 /// How often a receive looks for a short message before it is begun as others are: without a pause, and with one.
@@ -291,16 +292,17 @@ unsafe fn short(
     call: &Call<'_>,
     sequence: u64,
 ) -> Result<Option<Outcome>, Error> {
-    let (sends, tensor, peer, tag) = match *call {
-        Call::Send { input, peer, tag } => (true, input, peer, tag),
-        Call::Recv { output, peer: Some(peer), tag } => (false, output, peer, tag),
+    let (operation, tensor, peer, tag) = match call {
+        Call::Send { input, peer, tag } => (Operation::Send, input, *peer, *tag),
+        Call::Recv { output, peer: Some(peer), tag } => (Operation::Recv, output, *peer, *tag),
         _ => return Ok(None),
     };
-    if tensor.bytes() > EAGER || !net.is_near(peer) {
+    let span = Span::of(tensor);
+    if span.bytes > EAGER || !net.is_near(peer) {
         return Ok(None);
     }
-    let (span, stamp) = (Span::of(&tensor), Stamp::of(call, sequence, 0, shared.group.world_size));
-    if sends {
+    let stamp = Stamp::of_message(operation, tensor, sequence);
+    if operation == Operation::Send {
         // SAFETY: the caller's promise.
         let sent = unsafe { net.mailbox().send_now(peer, tag, stamp, span) };
         return ended(shared, net, sent).map(|sent| sent.then(Outcome::default));
@@ -317,7 +319,7 @@ unsafe fn short(
             Now::NothingCame(turn) => turn,
         };
         // Without the mailbox, which others may want.
-        while look < eager + looks && !turn.has_come(&net.own.segment) {
+        while look < eager + looks && !turn.has_come_with(&net.own.segment, span.bytes) {
             look += 1;
             if look > eager {
                 std::hint::spin_loop();

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::call::Call;
-use crate::tensor::Parts;
+use crate::tensor::{Parts, Tensor};
 use crate::types::{DType, Operation, ReduceOp};
 
 /// A call in three words, equal on all ranks that call the same.
@@ -24,6 +24,7 @@ pub(super) struct Stamp {
 }
 
 const COUNT_BITS: u32 = 44;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 
 // What a word is made of is its place among all of its kind.
 const _: () = {
@@ -55,6 +56,19 @@ impl Stamp {
         Self { sequence, what, count: count(call, world_size) }
     }
 
+    /// [`Stamp::of`] of a send or a receive by itself.
+    #[inline]
+    pub(super) fn of_message(operation: Operation, tensor: &Tensor, sequence: u64) -> Self {
+        let what = operation as u64 | (tensor.dtype as u64 + 1) << 8;
+        Self { sequence, what, count: tensor.count as u64 & COUNT_MASK }
+    }
+
+    /// Whether both are of elements of one type.
+    #[inline]
+    pub(super) fn is_typed_as(&self, other: &Stamp) -> bool {
+        (self.what ^ other.what) >> 8 & 0xff == 0
+    }
+
     /// Its place in the order of calls: its number, and which call of a batch it is.
     pub(super) fn place(&self) -> (u64, u64) {
         (self.sequence, self.what >> 44)
@@ -81,12 +95,11 @@ impl Stamp {
 }
 
 fn count(call: &Call<'_>, world_size: usize) -> u64 {
-    let mask = (1 << COUNT_BITS) - 1;
     match call {
-        Call::AllReduce { input, .. } | Call::Reduce { input, .. } => input.count as u64 & mask,
-        Call::Broadcast { tensor, .. } => tensor.count as u64 & mask,
-        Call::Send { input, .. } => input.count as u64 & mask,
-        Call::Recv { output, .. } => output.count as u64 & mask,
+        Call::AllReduce { input, .. } | Call::Reduce { input, .. } => input.count as u64 & COUNT_MASK,
+        Call::Broadcast { tensor, .. } => tensor.count as u64 & COUNT_MASK,
+        Call::Send { input, .. } => input.count as u64 & COUNT_MASK,
+        Call::Recv { output, .. } => output.count as u64 & COUNT_MASK,
         Call::AllGather { outputs: parts, .. } | Call::ReduceScatter { inputs: parts, .. } => {
             of_parts(parts, world_size)
         }
@@ -96,13 +109,12 @@ fn count(call: &Call<'_>, world_size: usize) -> u64 {
 
 /// The sum of the parts' lengths, and their digest, not 0, if they differ: of lists that differ a millionth has the same.
 fn of_parts(parts: &Parts<'_>, world_size: usize) -> u64 {
-    let mask = (1 << COUNT_BITS) - 1;
     let length = |rank: usize| match parts {
         Parts::Whole(tensor) => tensor.count / world_size,
         Parts::Split { counts, .. } => counts[rank],
         Parts::List(tensors) => tensors[rank].count,
     };
-    let sum = (0..world_size).fold(0_u64, |sum, rank| sum.wrapping_add(length(rank) as u64)) & mask;
+    let sum = (0..world_size).fold(0_u64, |sum, rank| sum.wrapping_add(length(rank) as u64)) & COUNT_MASK;
     if (1..world_size).all(|rank| length(rank) == length(0)) {
         return sum;
     }
@@ -132,7 +144,7 @@ impl fmt::Display for Stamp {
         }
         if let Some(dtype) = field(8, 8).checked_sub(1).and_then(|at| DType::ALL.get(at)) {
             let unknown = [Operation::Gather, Operation::Scatter, Operation::AllToAll];
-            match self.count & ((1 << COUNT_BITS) - 1) {
+            match self.count & COUNT_MASK {
                 0 if unknown.contains(&self.named()) => write!(f, " of {dtype}")?,
                 count => write!(f, " of {count} {dtype}")?,
             }
@@ -216,7 +228,7 @@ impl History {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Buffer;
+    use crate::tensor::{Buffer, BufferMut};
 
     #[test]
     fn a_stamp_reads_like_its_call() {
@@ -233,6 +245,19 @@ mod tests {
         let list = [tensor.slice(0, 3), tensor.slice(3, 3)];
         let list = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::List(&list) };
         assert_eq!(Stamp::of(&whole, 7, 0, 2), Stamp::of(&list, 7, 0, 2), "how parts are given is no matter");
+    }
+
+    #[test]
+    fn a_message_has_the_stamp_of_its_call() {
+        let mut data = [0_f64; 6];
+        let (sent, whole) = (data.tensor(), data.tensor_mut());
+        let send = Call::Send { input: sent.slice(1, 4), peer: 1, tag: 9 };
+        assert_eq!(Stamp::of_message(Operation::Send, &sent.slice(1, 4), 7), Stamp::of(&send, 7, 0, 2));
+        let receive = Call::Recv { output: whole, peer: Some(1), tag: 9 };
+        let stamp = Stamp::of_message(Operation::Recv, &whole, 7);
+        assert_eq!(stamp, Stamp::of(&receive, 7, 0, 2));
+        assert!(stamp.is_typed_as(&Stamp::of(&send, 8, 0, 2)));
+        assert!(!stamp.is_typed_as(&Stamp::of_message(Operation::Recv, &[0_f32; 6].tensor(), 7)));
     }
 
     #[test]

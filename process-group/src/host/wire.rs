@@ -31,6 +31,7 @@ pub(super) fn ring(bell: &OwnedFd) {
 
 impl Neighbour {
     /// There is mail for it, or room for its own.
+    #[inline]
     pub(super) fn ring_for_mail(&self) {
         // Either its thread, before it sleeps, sees what was put in or taken out, or this sees that it sleeps.
         fence(Ordering::SeqCst);
@@ -38,6 +39,7 @@ impl Neighbour {
     }
 
     /// Wakes its progress thread if it sleeps more deeply than `depth`.
+    #[inline]
     fn wake(&self, depth: u32) {
         let state = &self.segment.control().mail.0.state;
         if state.load(Ordering::Relaxed) > depth && state.swap(AWAKE, Ordering::SeqCst) != AWAKE {
@@ -155,6 +157,7 @@ impl Tcp {
 impl Wire {
     /// Sends as much of a frame as can be sent without waiting, of which so many bytes have been sent; says how much. Into a ring a
     /// frame goes as a whole, if it does.
+    #[inline]
     pub(super) fn write(&mut self, header: &Header, data: &[u8], sent: usize) -> Result<usize, Broken> {
         match self {
             Wire::Nowhere => Ok(0),

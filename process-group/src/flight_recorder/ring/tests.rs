@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
+use std::panic::Location;
+use std::time::Duration;
 
 use super::*;
-use crate::tensor::Buffer as _;
+use crate::call::Call;
+use crate::tensor::{Buffer as _, Parts};
 use crate::types::{DType, Device, Operation, ReduceOp};
 
 /// A recorder with one group of four ranks, and its calls.
@@ -286,6 +289,32 @@ fn calls_that_start_as_soon_as_they_are_made_are_started_wherever_that_is_looked
         calls.barrier(6);
         calls.barrier(7);
         assert_eq!(calls.status(), (7, 5, 2), "capacity {capacity}");
+    }
+}
+
+#[test]
+fn calls_that_end_as_soon_as_they_are_made_count_wherever_that_is_looked_for() {
+    for capacity in [0, 2] {
+        let calls = Calls::new(capacity);
+        let before = clock::now();
+        let made: Vec<_> = (1..=2).map(|sequence| calls.barrier(sequence)).collect();
+        made.iter().for_each(|made| calls.recorder.ended_at_once(*made));
+        assert_eq!(calls.status(), (2, 2, 2), "capacity {capacity}");
+        if capacity > 0 {
+            assert_eq!(calls.states(), [(0, State::Completed), (1, State::Completed)]);
+            // By clocks that differ by less.
+            let little = Duration::from_secs(1);
+            let near = before.checked_sub(little).unwrap()..clock::now() + little;
+            let entries = calls.recorder.snapshot().entries;
+            assert!(entries.iter().all(|entry| near.contains(&entry.ended.unwrap())), "{entries:?}");
+        }
+        // Nobody looks before others have their places.
+        calls.recorder.ended_at_once(calls.barrier(3));
+        calls.recorder.started_at_once(calls.barrier(4), now());
+        for sequence in 5..=7 {
+            calls.barrier(sequence);
+        }
+        assert_eq!(calls.status(), (7, 4, 3), "capacity {capacity}");
     }
 }
 

@@ -109,11 +109,10 @@ impl Op {
 }
 
 /// Whether a message is what a receive of the call `own`, of so many bytes, expects.
-pub(super) fn is_alike(own: &Stamp, bytes: usize, header: &Header) -> bool {
-    let dtype = |stamp: &Stamp| stamp.what >> 8 & 0xff;
+fn is_alike(own: &Stamp, bytes: usize, header: &Header) -> bool {
     header.bytes == bytes as u64
         && match header.channel {
-            Channel::Peer => dtype(own) == dtype(&header.stamp),
+            Channel::Peer => own.is_typed_as(&header.stamp),
             Channel::Group => *own == header.stamp,
         }
 }

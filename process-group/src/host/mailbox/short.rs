@@ -1,10 +1,9 @@
 //! Short messages between neighbours, where nothing is in their way: straight into the ring, and out of it.
 
-use super::super::frame::{Channel, Header, Kind};
+use super::super::frame::{Header, Kind};
 use super::super::ring::Turn;
 use super::super::stamp::Stamp;
 use super::super::wire::Wire;
-use super::op::is_alike;
 use super::{Mailbox, Span};
 use crate::error::Error;
 
@@ -78,18 +77,17 @@ impl Mailbox {
             return Ok(Now::Otherwise);
         }
         let Wire::Shared { inn, .. } = &mut link.wire else { return Ok(Now::Otherwise) };
-        let header = match inn.peek() {
-            Ok(Some(header)) => header,
+        let words = match inn.words() {
+            Ok(Some(words)) => words,
             Ok(None) => return Ok(Now::NothingCame(inn.turn())),
             Err(corrupt) => return self.broke(peer, &corrupt.into()).map(|()| Now::Otherwise),
         };
-        let is_its = header.kind == Kind::Eager && header.channel == Channel::Peer && header.tag == tag;
-        if !is_its || !is_alike(stamp, span.bytes, &header) {
+        if !Header::is_expected(&words, tag, stamp, span.bytes) {
             return Ok(Now::Otherwise);
         }
         // SAFETY: the caller's promise.
-        inn.take(&header, unsafe { span.write(0, span.bytes) });
-        if inn.is_to_ask(header.kind, span.bytes) && inn.was_full() {
+        inn.take_message(unsafe { span.write(0, span.bytes) });
+        if inn.is_to_ask(Kind::Eager, span.bytes) && inn.was_full() {
             self.ring(peer);
         }
         self.took(peer, span.bytes);

@@ -39,6 +39,41 @@ fn kind(number: u64) -> Kind {
 }
 
 #[test]
+fn messages_that_are_expected_come_out_whole_while_their_data_are_asked_for() {
+    const MESSAGES: u64 = 20_000;
+    /// Of one line and more, to beyond the ring's end again and again, and with those that are not asked for.
+    const BYTES: [usize; 6] = [4, 64, 100, 256, 257, 5000];
+    let (mut writer, mut reader) = ring();
+    let bytes = |number: u64| BYTES[(number % 6) as usize];
+    let header = move |number: u64| {
+        let channel = Channel::Peer;
+        let of = header(Kind::Eager, number, bytes(number));
+        Header { channel, ..of }
+    };
+    let thread = std::thread::spawn(move || {
+        for number in 0..MESSAGES {
+            while !writer.write(&header(number), &data(number, bytes(number))).unwrap() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    let mut taken = [0; 5000];
+    for number in 0..MESSAGES {
+        let (bytes, turn) = (bytes(number), reader.turn());
+        while !turn.has_come_with(&reader.0.segment, bytes) {
+            std::hint::spin_loop();
+            std::thread::yield_now();
+        }
+        let words = reader.words().unwrap().unwrap();
+        assert!(Header::is_expected(&words, number as u32, &header(number).stamp, bytes));
+        assert!(!Header::is_expected(&words, number as u32 + 1, &header(number).stamp, bytes));
+        reader.take_message(&mut taken[..bytes]);
+        assert!(taken[..bytes] == data(number, bytes), "message {number} of {bytes} bytes");
+    }
+    thread.join().unwrap();
+}
+
+#[test]
 fn frames_come_out_in_order_and_whole() {
     const FRAMES: u64 = 5000;
     let (mut writer, mut reader) = ring();
