@@ -143,12 +143,15 @@ impl Kernels {
         Ok(kernels.beside(Others::shipped(algorithm, world_size, isa)?))
     }
 
-    /// The algorithms that are shipped in `isa`.
+    /// The algorithms of all-reduces that are shipped in `isa`.
     pub fn shipped_in(isa: Isa) -> Vec<Algorithm> {
-        let has = |algorithm: &Algorithm| {
-            shipped_kernels().any(|text| (text.algorithm, text.isa) == (*algorithm, isa))
-        };
+        let has = |algorithm: &Algorithm| Self::are_shipped(*algorithm, isa);
         Algorithm::ALL.into_iter().filter(has).collect()
+    }
+
+    /// Whether kernels of `algorithm` are shipped in `isa`.
+    pub fn are_shipped(algorithm: Algorithm, isa: Isa) -> bool {
+        shipped_kernels().any(|text| (text.algorithm, text.isa) == (algorithm, isa))
     }
 
     /// The text of the shipped kernels.

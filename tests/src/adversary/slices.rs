@@ -3,6 +3,8 @@
 
 mod scenario;
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use meshreduce::shipped_kernels;
 use meshreduce_emulator::exec::Launch;
@@ -27,13 +29,16 @@ const MOST: u32 = 96;
 const BEHIND: usize = 16;
 
 /// The kernels of slices for some ranks.
+#[derive(Clone)]
 pub struct SliceKernels {
     /// By the place of their algorithm in [`Algorithm::OF_SLICES`].
-    modules: [Module; 4],
+    modules: [Arc<Module>; 4],
     /// The all-reduces that are launched between.
     others: Others,
     /// Those that are looked at, if not all.
     focus: Option<Algorithm>,
+    /// The only collective that is launched besides all-reduces, if not all are.
+    collective: Option<Collective>,
     world_size: usize,
     isa: Isa,
 }
@@ -65,13 +70,13 @@ impl SliceKernels {
             let text = shipped_kernels()
                 .find(|text| (text.algorithm, text.world_size, text.isa) == (algorithm, world_size, isa))
                 .with_context(|| format!("{algorithm} is not shipped for {world_size} ranks in {isa}"))?;
-            anyhow::Ok(Module::parse(&mutate(algorithm, text.ptx))?)
+            anyhow::Ok(Arc::new(Module::parse(&mutate(algorithm, text.ptx))?))
         };
         let [a, b, c, d] = Algorithm::OF_SLICES;
         let modules = [module(a)?, module(b)?, module(c)?, module(d)?];
         // All-reduces over ranks that are all mapped, by packets of the same width.
         let others = Others::shipped(a, world_size, isa)?;
-        Ok(Self { modules, others, focus: None, world_size, isa })
+        Ok(Self { modules, others, focus: None, collective: None, world_size, isa })
     }
 
     /// The same kernels, of which those of `algorithm` are launched in half of the calls at least.
@@ -80,13 +85,20 @@ impl SliceKernels {
         Self { focus: Some(algorithm), ..self }
     }
 
+    /// The same kernels, of which those that serve `collective` are launched for nothing else, and the others not at all.
+    #[must_use]
+    pub fn with_collective(self, collective: Collective) -> Self {
+        Self { collective: Some(collective), ..self }
+    }
+
     /// The same kernels, but those of `algorithm` from this text.
     ///
     /// # Errors
     /// If it is not understood.
     pub fn with_text(mut self, algorithm: Algorithm, text: &str) -> Result<Self> {
         let at = Algorithm::OF_SLICES.iter().position(|known| *known == algorithm);
-        self.modules[at.with_context(|| format!("{algorithm} has no slices"))?] = Module::parse(text)?;
+        self.modules[at.with_context(|| format!("{algorithm} has no slices"))?] =
+            Arc::new(Module::parse(text)?);
         Ok(self)
     }
 
@@ -195,7 +207,7 @@ impl SliceKernels {
             Some(at) => {
                 let name = format!("{}_w{}{}", call.algorithm.kernel_name(), self.world_size, isa.suffix());
                 let params = scenario.params((rank, number), launch, stride);
-                (&self.modules[at], name, params::slice_bytes(&params))
+                (&*self.modules[at], name, params::slice_bytes(&params))
             }
             None => {
                 let said = scenario.said(number, rank, rank);

@@ -88,13 +88,11 @@ impl Mutants {
             all.extend(given::judge(file, self.seeds)?);
             return given::show(&all, self.json);
         }
-        let algorithms =
-            Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
+        let algorithms = Algorithm::every().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();
         for algorithm in algorithms {
-            let has = |isa: &Isa| {
-                self.isa.is_none_or(|only| only == *isa) && Kernels::shipped_in(*isa).contains(&algorithm)
-            };
+            let has =
+                |isa: &Isa| self.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa);
             for isa in Isa::ALL.into_iter().filter(has) {
                 let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
                 for &ranks in ranks {

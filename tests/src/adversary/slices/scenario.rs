@@ -112,11 +112,15 @@ impl SliceKernels {
         let others: Vec<Algorithm> = self.others.algorithms().collect();
         let (collective, algorithm) = match self.focus {
             // In half of the calls those that are looked at, so that they follow one another.
-            Some(focus) if draw.below(2) == 0 => (draw.of(&served(focus)), focus),
+            Some(focus) if !self.served(focus).is_empty() && draw.below(2) == 0 => {
+                (draw.of(&self.served(focus)), focus)
+            }
             _ if draw.below(6) == 0 && !others.is_empty() => (Collective::AllReduce, draw.of(&others)),
             _ => {
-                let algorithm = draw.of(&Algorithm::OF_SLICES);
-                (draw.of(&served(algorithm)), algorithm)
+                let serving = |algorithm: &Algorithm| !self.served(*algorithm).is_empty();
+                let serving: Vec<Algorithm> = Algorithm::OF_SLICES.into_iter().filter(serving).collect();
+                let algorithm = draw.of(&serving);
+                (draw.of(&self.served(algorithm)), algorithm)
             }
         };
         let computes = collective.reduces();
@@ -172,9 +176,12 @@ impl SliceKernels {
     pub(super) fn isa_of(&self, algorithm: Algorithm) -> Isa {
         if algorithm.is_by_packets() { self.isa } else { Isa::V70 }
     }
-}
 
-/// What an algorithm of slices serves.
-fn served(algorithm: Algorithm) -> Vec<Collective> {
-    Collective::ALL.into_iter().filter(|&collective| algorithm.serves(collective)).collect()
+    /// What an algorithm of slices is launched for.
+    fn served(&self, algorithm: Algorithm) -> Vec<Collective> {
+        let is_wanted = |collective: &Collective| {
+            algorithm.serves(*collective) && self.collective.is_none_or(|only| only == *collective)
+        };
+        Collective::ALL.into_iter().filter(is_wanted).collect()
+    }
 }

@@ -6,7 +6,7 @@ use meshreduce_emulator::exec::adversary::{DeviceId, Options, Session};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{DType, LaneParams, MAX_RANKS, counters, geometry, pad};
+use meshreduce_wire::{DType, LaneParams, MAX_RANKS, VECTOR_BYTES, counters, geometry, pad};
 
 use super::Stage;
 
@@ -38,7 +38,11 @@ impl Memory {
     /// Memory for calls of at most `longest` elements.
     pub(super) fn new(stage: &Stage<'_>, longest: u64, options: Options) -> Self {
         let mut session = Session::new(options);
-        let staging = geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
+        let of_slices = (longest * DType::Bf16.size() as u64).next_multiple_of(VECTOR_BYTES as u64);
+        let staging = match stage.algorithm.is_of_slices() {
+            true => stage.ranks as u64 * of_slices,
+            false => geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32),
+        };
         let packets = packets::phase_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
         let packets = PacketLayout::new(packets, stage.ranks as u32);
         let layout = SegmentLayout::new(LANES, staging, packets);
