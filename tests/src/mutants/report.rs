@@ -24,7 +24,7 @@ const LEAST: f64 = 100.0;
 #[derive(Args)]
 pub struct Mutants {
     /// One algorithm only; else all
-    #[arg(long, value_parser = |text: &str| text.parse::<Algorithm>())]
+    #[arg(long, value_parser = named)]
     algorithm: Option<Algorithm>,
     /// One PTX ISA only; else all in which the algorithm has a text
     #[arg(long, value_name = "V", value_parser = |text: &str| text.parse::<Isa>())]
@@ -57,6 +57,13 @@ pub struct Mutants {
     /// Tell how each mutant died
     #[arg(long)]
     stories: bool,
+}
+
+/// The algorithm of that name, also one of slices.
+fn named(name: &str) -> Result<Algorithm, String> {
+    let known = || Algorithm::every().map(Algorithm::name).collect::<Vec<_>>().join(", ");
+    let found = Algorithm::every().find(|algorithm| algorithm.name() == name);
+    found.ok_or_else(|| format!("not a known algorithm ({})", known()))
 }
 
 #[derive(Serialize)]
