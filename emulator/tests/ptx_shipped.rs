@@ -11,9 +11,9 @@ use std::time::Instant;
 use meshreduce_emulator::exec::{Block, DirectExecutor, Executor, Launch};
 use meshreduce_emulator::ptx::Module;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, ErrorRecord, Geometry, Isa, LaneParams, LaunchDescriptor, LaunchParams,
-    MAX_RANKS, Op, RecordKind, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16, counters,
-    launch::HostPage, packets::PacketLayout, pad, segment::SegmentLayout, tree,
+    AbortWord, Algorithm, DType, ErrorRecord, Geometry, Isa, KernelName, LaneParams, LaunchDescriptor,
+    LaunchParams, MAX_RANKS, Op, RecordKind, TextName, convert::bf16_to_f32_bits, convert::f32_bits_to_bf16,
+    counters, launch::HostPage, launch::kind, packets::PacketLayout, pad, segment::SegmentLayout, tree,
 };
 use support::Memory;
 
@@ -33,8 +33,9 @@ fn halves(low: usize, high: usize) -> u64 {
 /// The launch parameters as the kernel's ABI lays them out, all little-endian.
 fn params(rank: &Rank, launch: LaunchDescriptor, deadline_ns: u64) -> Box<[u8]> {
     let call = [rank.input, rank.output, launch.count, launch.encode(), deadline_ns, u64::from(launch.tag())];
-    let scale = u64::from(1f32.to_bits());
-    let words = rank.lane.iter().copied().chain(call).chain([scale]);
+    let kind = kind(DType::Bf16, Op::Sum);
+    let scale_and_kind = halves(1f32.to_bits() as usize, kind as usize);
+    let words = rank.lane.iter().copied().chain(call).chain([scale_and_kind]);
     let bytes: Box<[u8]> = words.flat_map(u64::to_le_bytes).collect();
     assert_eq!(bytes.len(), size_of::<LaunchParams>());
     bytes
@@ -70,8 +71,8 @@ fn ranks<const W: usize>(memory: &Memory, bytes: u64) -> Vec<Rank> {
 fn all_reduce<const W: usize>(algorithm: Algorithm, text: &str, count: u64) {
     let isa = if text.contains(".version 8.4") { Isa::V84 } else { Isa::V70 };
     let module = Module::parse(text).unwrap();
-    let kernel =
-        module.kernel(&format!("{}_bf16_sum_w{W}{}", algorithm.kernel_name(), isa.suffix())).unwrap();
+    let name = KernelName::new(TextName { algorithm, world_size: W, isa }, DType::Bf16, Op::Sum);
+    let kernel = module.kernel(&name.to_string()).unwrap();
     let memory = Memory::default();
     let ranks = ranks::<W>(&memory, count * 2);
     let shape = Geometry::new(algorithm, count, DType::Bf16, W as u32, 16, isa);
@@ -201,8 +202,8 @@ fn without_data(text: &str, sends_header: bool) -> (u64, u64) {
             memory.write_u64(ranks[0].pad + pad::header(0, 0, 1) + at, word);
         }
     }
-    let kernel = module.kernels()[1].clone();
-    assert!(kernel.name.starts_with("one_shot_ll_bf16_sum_w2"), "{}", kernel.name);
+    let [kernel] = module.kernels() else { panic!("one kernel for all types") };
+    let kernel = kernel.clone();
     let params = params(&ranks[0], launch, 100_000);
     let shape = ([1; 3], [64, 1, 1]);
     let launch = Arc::new(Launch { kernel, grid: shape.0, block: shape.1, params, dynamic_shared: 0 });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use meshreduce_device::{ComputeCapability, DriverError, Function, Module, PrimaryContext};
 use meshreduce_store::sockets::hex;
-use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op, TextName};
 use sha2::{Digest, Sha256};
 
 use crate::algorithms::{self, Description, Ground};
@@ -95,7 +95,7 @@ impl KernelText {
         }
         let shipped = shipped_kernels().filter(|shipped| shipped.world_size == world_size).map(|shipped| {
             let ShippedKernels { algorithm, isa, ptx, .. } = shipped;
-            let name = format!("{}_w{world_size}{}.ptx", algorithm.kernel_name(), isa.suffix());
+            let name = format!("{}.ptx", TextName { algorithm, world_size, isa });
             let kernels = Self { name, text: Text::Shipped(ptx), shipped: Some((algorithm, isa)) };
             verify(&kernels.name, ptx).map(|()| kernels)
         });
@@ -257,7 +257,8 @@ impl Kernels {
                     for op in [Op::Sum, Op::Max] {
                         // A text that was given says by its entries' names which ISA it is in.
                         for isa in Isa::ALL.into_iter().filter(|own| *own <= isa) {
-                            let entry = entry(description.algorithm, dtype, op, world_size, isa);
+                            let name = TextName { algorithm: description.algorithm, world_size, isa };
+                            let entry = KernelName::new(name, dtype, op).to_string();
                             let Some(function) = module.function(&entry)? else { continue };
                             // SAFETY: its module was loaded just now, in this context.
                             let fits = unsafe { function.occupancy(context, MAX_THREADS) }?;
@@ -272,10 +273,9 @@ impl Kernels {
         if functions == Functions::default() {
             let algorithm = ground.algorithms().next().map_or(Algorithm::OneShot, |first| first.algorithm);
             let name = texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(", ");
-            return Err(Error::KernelMissing {
-                name,
-                entry: entry(algorithm, DType::Bf16, Op::Sum, world_size, Isa::V70),
-            });
+            let text = TextName { algorithm, world_size, isa: Isa::V70 };
+            let entry = KernelName::new(text, DType::Bf16, Op::Sum).to_string();
+            return Err(Error::KernelMissing { name, entry });
         }
         Ok(Self { functions, occupancy, _modules: modules })
     }
@@ -287,14 +287,6 @@ impl Kernels {
     pub(crate) fn occupancy(&self) -> u32 {
         self.occupancy
     }
-}
-
-/// The name of a kernel entry. One of slices serves all types and operations.
-fn entry(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize, isa: Isa) -> String {
-    if algorithm.is_of_slices() {
-        return format!("{}_w{world_size}{}", algorithm.kernel_name(), isa.suffix());
-    }
-    format!("{}_{dtype}_{}_w{world_size}{}", algorithm.kernel_name(), op.kernel_name(), isa.suffix())
 }
 
 #[cfg(test)]
@@ -310,7 +302,8 @@ mod tests {
                 let (algorithm, isa) = text.shipped.unwrap();
                 for dtype in DType::ALL {
                     for op in Op::ALL {
-                        let entry = entry(algorithm, dtype, op, world_size, isa);
+                        let name = TextName { algorithm, world_size, isa };
+                        let entry = KernelName::new(name, dtype, op);
                         assert!(text.text().contains(&format!(".entry {entry}(")), "{entry}");
                     }
                 }

@@ -11,7 +11,8 @@
 //!
 //! The rounding is written out: PTX may contract an addition and a multiplication without it into an `fma`, which
 //! rounds once where two roundings are promised (PTX ISA, "Floating-Point Instructions"). Subnormals are kept: no
-//! `.ftz`. bf16 is converted in integer arithmetic ([`meshreduce_wire::convert`]), alike on every device.
+//! `.ftz`. bf16 is widened, and without the feature `b128` also rounded, in integer arithmetic ([`meshreduce_wire::convert`]): the same
+//! bits on every device.
 
 use core::arch::asm;
 

@@ -4,7 +4,7 @@ use meshreduce_wire::{DType, VECTOR_BYTES, convert as bits, pack};
 
 use crate::{
     convert::{f16_to_f32, f32_to_f16},
-    memory::{Vector, load_u16, load_u32, store_u16_cs, store_u32_cs},
+    memory::Vector,
 };
 
 /// Four elements as fp32: what 16 bytes hold once they are widened.
@@ -32,18 +32,6 @@ pub trait Element: Copy {
 
     /// Rounds the parts to a vector, to nearest even, with one NaN.
     fn narrow(parts: [Wide; 2]) -> Vector;
-
-    /// Loads one element, weakly, into the low bits.
-    ///
-    /// # Safety
-    /// As for [`crate::memory`].
-    unsafe fn load(address: u64) -> u32;
-
-    /// Stores one element from the low bits, weakly, streaming.
-    ///
-    /// # Safety
-    /// As for [`crate::memory`].
-    unsafe fn store(address: u64, element: u32);
 }
 
 /// bfloat16.
@@ -70,16 +58,6 @@ impl Element for Bf16 {
     fn narrow(parts: [Wide; 2]) -> Vector {
         narrow_halves(parts, bf16_word)
     }
-
-    #[inline(always)]
-    unsafe fn load(address: u64) -> u32 {
-        load_u16(address) as u32
-    }
-
-    #[inline(always)]
-    unsafe fn store(address: u64, element: u32) {
-        store_u16_cs(address, element as u16);
-    }
 }
 
 impl Element for F16 {
@@ -94,16 +72,6 @@ impl Element for F16 {
     fn narrow(parts: [Wide; 2]) -> Vector {
         narrow_halves(parts, |pair| pack::word(pair.map(f32_to_f16)))
     }
-
-    #[inline(always)]
-    unsafe fn load(address: u64) -> u32 {
-        load_u16(address) as u32
-    }
-
-    #[inline(always)]
-    unsafe fn store(address: u64, element: u32) {
-        store_u16_cs(address, element as u16);
-    }
 }
 
 impl Element for F32 {
@@ -117,16 +85,6 @@ impl Element for F32 {
     #[inline(always)]
     fn narrow([part, _]: [Wide; 2]) -> Vector {
         part.map(|value| bits::canonical_f32_bits(value.to_bits()))
-    }
-
-    #[inline(always)]
-    unsafe fn load(address: u64) -> u32 {
-        load_u32(address)
-    }
-
-    #[inline(always)]
-    unsafe fn store(address: u64, element: u32) {
-        store_u32_cs(address, element);
     }
 }
 

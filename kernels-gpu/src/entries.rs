@@ -1,59 +1,55 @@
-//! Kernel entries: one of each algorithm for every element type, reduction and number of ranks that it takes.
+//! Kernel entries: of each algorithm one for every number of ranks that it takes; of the all-reduces by barriers, one for every
+//! element type and reduction too.
 
-/// Makes the entries `{name}_{type}_{reduction}_w{ranks}` of the kernel body `$body`, with `_b128` behind them where the feature
-/// of that name is on.
+/// Makes the entries `{name}_w{ranks}` of the kernel body `$body`, which are given `$params`, with `_b128` behind them where the
+/// feature of that name is on. Where they compute, type and operation are a parameter.
 macro_rules! entries {
-    ($name:ident: $body:ident, $($ranks:literal)+) => {
-        $(entries!(@types $name, $body, $ranks);)+
-    };
-    (@types $name:ident, $body:ident, $ranks:literal) => {
-        entries!(@reductions $name, $body, $ranks, bf16, Bf16);
-        entries!(@reductions $name, $body, $ranks, f16, F16);
-        entries!(@reductions $name, $body, $ranks, f32, F32);
-    };
-    (@reductions $name:ident, $body:ident, $ranks:literal, $type:ident, $element:ident) => {
-        #[cfg(not(feature = "b128"))]
-        entries!(@entry ${concat($name, _, $type, _sum_w, $ranks)}, $body, $ranks, $element, Sum);
-        #[cfg(not(feature = "b128"))]
-        entries!(@entry ${concat($name, _, $type, _max_w, $ranks)}, $body, $ranks, $element, Max);
-        #[cfg(feature = "b128")]
-        entries!(@entry ${concat($name, _, $type, _sum_w, $ranks, _b128)}, $body, $ranks, $element, Sum);
-        #[cfg(feature = "b128")]
-        entries!(@entry ${concat($name, _, $type, _max_w, $ranks, _b128)}, $body, $ranks, $element, Max);
-    };
-    (@entry $entry:ident, $body:ident, $ranks:literal, $element:ident, $reduction:ident) => {
-        /// Kernel entry.
-        ///
-        /// # Safety
-        /// The parameters are as [`meshreduce_wire::LaunchParams`] says.
-        #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $entry(params: meshreduce_wire::LaunchParams) {
-            $body::<$crate::element::$element, $crate::reduction::$reduction, $ranks>(&params);
-        }
+    ($name:ident: $body:ident, $params:ty, $($ranks:literal)+) => {
+        $(
+            #[cfg(not(feature = "b128"))]
+            $crate::entries::entry!(${concat($name, _w, $ranks)}, $params, $body::<$ranks>);
+            #[cfg(feature = "b128")]
+            $crate::entries::entry!(${concat($name, _w, $ranks, _b128)}, $params, $body::<$ranks>);
+        )+
     };
 }
 pub(crate) use entries;
 
-/// Makes the entries `{name}_w{ranks}` of the kernel body `$body` of an algorithm of slices. Where it computes, type and operation
-/// are a parameter.
-macro_rules! slice_entries {
+/// Makes the entries `{name}_{type}_{reduction}_w{ranks}` of the kernel body `$body`.
+macro_rules! entries_by_kind {
     ($name:ident: $body:ident, $($ranks:literal)+) => {
-        $(
-            #[cfg(not(feature = "b128"))]
-            $crate::entries::slice_entries!(@entry ${concat($name, _w, $ranks)}, $body, $ranks);
-            #[cfg(feature = "b128")]
-            $crate::entries::slice_entries!(@entry ${concat($name, _w, $ranks, _b128)}, $body, $ranks);
-        )+
+        $(entries_by_kind!(@types $name, $body, $ranks);)+
     };
-    (@entry $entry:ident, $body:ident, $ranks:literal) => {
+    (@types $name:ident, $body:ident, $ranks:literal) => {
+        entries_by_kind!(@reductions $name, $body, $ranks, bf16, Bf16);
+        entries_by_kind!(@reductions $name, $body, $ranks, f16, F16);
+        entries_by_kind!(@reductions $name, $body, $ranks, f32, F32);
+    };
+    (@reductions $name:ident, $body:ident, $ranks:literal, $type:ident, $element:ident) => {
+        entries_by_kind!(@entry ${concat($name, _, $type, _sum_w, $ranks)}, $body, $ranks, $element, Sum);
+        entries_by_kind!(@entry ${concat($name, _, $type, _max_w, $ranks)}, $body, $ranks, $element, Max);
+    };
+    (@entry $entry:ident, $body:ident, $ranks:literal, $element:ident, $reduction:ident) => {
+        $crate::entries::entry!(
+            $entry,
+            meshreduce_wire::LaunchParams,
+            $body::<$crate::element::$element, $crate::reduction::$reduction, $ranks>
+        );
+    };
+}
+#[cfg(not(feature = "b128"))]
+pub(crate) use entries_by_kind;
+
+macro_rules! entry {
+    ($entry:ident, $params:ty, $body:expr) => {
         /// Kernel entry.
         ///
         /// # Safety
-        /// The parameters are as [`meshreduce_wire::SliceParams`] says.
+        /// The parameters are as their type says.
         #[unsafe(no_mangle)]
-        pub unsafe extern "ptx-kernel" fn $entry(params: meshreduce_wire::SliceParams) {
-            $body::<$ranks>(&params);
+        pub unsafe extern "ptx-kernel" fn $entry(params: $params) {
+            $body(&params);
         }
     };
 }
-pub(crate) use slice_entries;
+pub(crate) use entry;

@@ -8,7 +8,7 @@ use meshreduce_wire::{SliceParams, VECTOR_BYTES};
 
 use crate::{
     call::Call,
-    entries::slice_entries,
+    entries::entries,
     memory::{load_vector, store_vector},
     message::{Share, vector_address},
     slices::Cut,
@@ -91,4 +91,4 @@ impl<const W: usize> Call<'_, W, SliceParams> {
     }
 }
 
-slice_entries!(exchange: exchange, 2 3 4 5 6 7 8);
+entries!(exchange: exchange, SliceParams, 2 3 4 5 6 7 8);

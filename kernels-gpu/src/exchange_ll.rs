@@ -11,7 +11,7 @@ use meshreduce_wire::SliceParams;
 
 use crate::{
     call::Call,
-    entries::slice_entries,
+    entries::entries,
     packets::{PacketShare, Sources},
     slices::Cut,
     slot::UNIT_WORDS,
@@ -45,8 +45,7 @@ pub unsafe fn exchange_ll<const W: usize>(params: &SliceParams) {
             while position < decide_here(W as u32) {
                 let is_there = index < received.of(position);
                 if is_there || call.refreshes() {
-                    let source = Sources { first: position, step: 0 };
-                    let [[unit]] = call.await_units::<1, 1>(0, source, index);
+                    let [[unit]] = call.await_units::<1, 1>(0, Sources::one(position), index);
                     if is_there {
                         received.store(position, index, unit);
                     }
@@ -89,4 +88,4 @@ impl<const W: usize> Call<'_, W, SliceParams> {
     }
 }
 
-slice_entries!(exchange_ll: exchange_ll, 2 3 4 5 6 7 8);
+entries!(exchange_ll: exchange_ll, SliceParams, 2 3 4 5 6 7 8);

@@ -10,7 +10,7 @@ use meshreduce_wire::{LaunchParams, MAX_RANKS, geometry};
 use crate::{
     call::Call,
     element::{Element, Wide},
-    entries::entries,
+    entries::entries_by_kind,
     memory::{load_vector, store_vector},
     message::{Message, Share, vector_address},
     reduction::{Reduction, combine, combine_pair, round},
@@ -33,7 +33,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction, const W: usize>(params:
     let message = Message::<4>::new::<E>(params);
     let vectors = message.pieces();
     let mut share = Share::of_thread(vectors);
-    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+    let mut next = share.next().map(|index| (index, message.load(index)));
 
     let call = Call::<W>::enter(params);
     let partials = geometry::second_region(vectors as u64);
@@ -48,7 +48,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction, const W: usize>(params:
     let peer = call.peer((thread <= QUAD as u32).then_some(neighbour));
 
     while let Some((index, vector)) = next {
-        next = share.next().map(|index| (index, message.load::<E>(index)));
+        next = share.next().map(|index| (index, message.load(index)));
         if call.may_stage() {
             store_vector(vector_address(call.own_staging(), index), vector);
         }
@@ -76,7 +76,7 @@ pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction, const W: usize>(params:
     for index in Share::of_thread(vectors) {
         let (low, high) = (load_wide::<E>(lower, index), load_wide::<E>(upper, index));
         let sums = [combine_pair::<R>(low[0], high[0]), combine_pair::<R>(low[1], high[1])];
-        message.store::<E>(index, round::<E, R>(sums, params.scale));
+        message.store(index, round::<E, R>(sums, params.scale));
     }
 }
 
@@ -99,4 +99,4 @@ unsafe fn load_wide<E: Element>(base: u64, index: u32) -> [Wide; 2] {
     [low.map(f32::from_bits), high.map(f32::from_bits)]
 }
 
-entries!(hybrid_cube_mesh: hybrid_cube_mesh, 8);
+entries_by_kind!(hybrid_cube_mesh: hybrid_cube_mesh, 8);

@@ -8,15 +8,18 @@
 //! tells the relay neighbour so, and waits to be told the same of a rank of the other quad: nobody ends well who has data of
 //! a rank that launches something else.
 
-use meshreduce_wire::{LaunchParams, MAX_RANKS, packets};
+use meshreduce_wire::{
+    LaunchParams, MAX_RANKS, launch,
+    packets::{self, SLOT_BYTES},
+};
 
 use crate::{
     call::Call,
-    element::{Element, Wide},
+    element::Wide,
     entries::entries,
     message::Message,
     packets::{PacketShare, Relayed, Sources},
-    reduction::{Reduction, combine_pair, combine_units, round_unit},
+    reduction::{combine_units, join_units},
     slot::Unit,
     thread::thread_idx_x,
 };
@@ -30,12 +33,12 @@ const QUAD: usize = MAX_RANKS / 2;
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
 /// a relay neighbour.
 #[inline(always)]
-pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
     const { assert!(W == MAX_RANKS) };
-    let message = Message::<2>::new::<E>(params);
+    let message = Message::<2>::of_kind(params);
     let units = message.pieces();
     let mut share = PacketShare::of_thread(units);
-    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+    let mut next = share.next().map(|index| (index, message.load(index)));
 
     let call = Call::<W>::enter(params);
     let (position, relay) = (call.position(), call.relay());
@@ -50,7 +53,7 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
         }
         None => None,
     };
-    let per_unit = packets::partial_units(E::DTYPE);
+    let per_unit = packets::partial_units(launch::element_bytes(params.kind));
     let phase_units = call.phase_units();
     let is_used = |other: u32, place: u32| {
         let gets_input = other & QUAD as u32 == quad && place < units;
@@ -63,7 +66,7 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
         call.announce(peer);
     }
     while let Some((index, unit)) = next {
-        next = share.next().map(|index| (index, message.load::<E>(index)));
+        next = share.next().map(|index| (index, message.load(index)));
         if open {
             call.push_part::<QUAD>(quad != 0, 0, index, unit);
         }
@@ -74,10 +77,10 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
 
     call.depart(open, peer, relayed);
 
-    let sources = Sources { first: quad, step: 1 };
+    let sources = Sources { first: quad, ..Sources::ALL };
     for index in PacketShare::of_thread(units) {
         let inputs = call.await_units::<QUAD, 1>(0, sources, index);
-        let part = to_units(combine_units::<E, R, QUAD>(inputs.map(|[unit]| unit), params.scale)[0]);
+        let part = to_units(combine_units(params, inputs.map(|[unit]| unit)));
         let mut half = 0;
         while half < per_unit {
             call.push(relay, 1, index * per_unit + half, part[half as usize]);
@@ -87,14 +90,12 @@ pub unsafe fn hybrid_cube_mesh_ll<E: Element, R: Reduction, const W: usize>(para
     }
 
     let lower = if quad == 0 { position } else { relay };
-    let sources = Sources { first: lower, step: (position + relay) - 2 * lower };
+    // One wait for both: where a unit's partial results are one unit, it is loaded twice.
+    let apart = if per_unit == 2 { SLOT_BYTES } else { 0 };
+    let sources = Sources { first: lower, step: (position + relay) - 2 * lower, apart };
     for index in PacketShare::of_thread(units) {
-        let [low, high] = if per_unit == 1 {
-            call.await_units::<2, 1>(1, sources, index).map(|[unit]| from_units([unit, [0; 2]]))
-        } else {
-            call.await_units::<2, 2>(1, sources, 2 * index).map(from_units)
-        };
-        message.store::<E>(index, round_unit::<E, R>([combine_pair::<R>(low, high), [0.0; 4]], params.scale));
+        let [low, high] = call.await_units::<2, 2>(1, sources, index * per_unit).map(from_units);
+        message.store(index, join_units(params, low, high));
     }
     if call.refreshes() {
         call.await_unused(is_used);
@@ -113,4 +114,4 @@ fn from_units([[a, b], [c, d]]: [Unit; 2]) -> Wide {
     [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
 }
 
-entries!(hybrid_cube_mesh_ll: hybrid_cube_mesh_ll, 8);
+entries!(hybrid_cube_mesh_ll: hybrid_cube_mesh_ll, LaunchParams, 8);

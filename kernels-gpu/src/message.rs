@@ -8,15 +8,18 @@
 
 use core::array::from_fn;
 
-use meshreduce_wire::{LaunchParams, VECTOR_BYTES, launch::IN_PLACE};
+use meshreduce_wire::{
+    LaunchParams, VECTOR_BYTES,
+    launch::{self, IN_PLACE},
+};
 
 use crate::{
     element::Element,
     memory::{
-        Vector, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector, load_vector_nc,
-        store_u32_cs, store_u32_pair_cs, store_vector, store_vector_cs,
+        Vector, load_u16, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector,
+        load_vector_nc, store_u16_cs, store_u32_cs, store_u32_pair_cs, store_vector, store_vector_cs,
     },
-    thread::{block_dim_x, block_idx_x, compute_here, grid_dim_x, thread_idx_x},
+    thread::{block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, thread_idx_x},
 };
 
 /// What moves at once.
@@ -113,6 +116,8 @@ pub struct Message<const WORDS: usize = 4> {
     whole: u32,
     /// Elements of the partial piece behind them.
     rest: u32,
+    /// Bytes of an element, 2 or 4.
+    element: u32,
     in_place: bool,
 }
 
@@ -123,28 +128,33 @@ where
     /// The message of a launch over elements `E`.
     #[inline(always)]
     pub fn new<E: Element>(params: &LaunchParams) -> Self {
-        let per_piece = Self::per_piece::<E>();
-        Self {
-            input: params.input,
-            output: params.output,
-            whole: (params.count / per_piece as u64) as u32,
-            rest: params.count as u32 % per_piece,
-            in_place: params.flags & IN_PLACE != 0,
-        }
+        Self::of(params.input, params.output, params.count, E::BYTES as u32, params.flags)
+    }
+
+    /// The message of a launch over elements of the type that it says.
+    #[inline(always)]
+    pub fn of_kind(params: &LaunchParams) -> Self {
+        let bytes = launch::element_bytes(decide_here(params.kind));
+        Self::of(params.input, params.output, params.count, bytes, params.flags)
     }
 
     /// The same, computed here, where it is used: in a loop that waits, no register then holds it from turn to turn.
     #[inline(always)]
-    pub fn here<E: Element>(params: &LaunchParams) -> Self {
-        let per_piece = Self::per_piece::<E>();
-        let count = compute_here(params.count);
-        Self {
-            input: compute_here(params.input),
-            output: compute_here(params.output),
-            whole: (count / per_piece as u64) as u32,
-            rest: count as u32 % per_piece,
-            in_place: params.flags & IN_PLACE != 0,
-        }
+    pub fn here(params: &LaunchParams) -> Self {
+        let bytes = launch::element_bytes(decide_here(params.kind));
+        let [input, output, count] =
+            [params.input, params.output, params.count].map(|word| compute_here(word));
+        Self::of(input, output, count, bytes, params.flags)
+    }
+
+    #[inline(always)]
+    fn of(input: u64, output: u64, count: u64, element: u32, flags: u32) -> Self {
+        // A word has one element, or two.
+        let pair = (element == 2) as u32;
+        let words = count >> pair;
+        let whole = (words / WORDS as u64) as u32;
+        let rest = ((words % WORDS as u64) as u32) << pair | count as u32 & pair;
+        Self { input, output, whole, rest, element, in_place: flags & IN_PLACE != 0 }
     }
 
     /// Pieces that the message fills, the last one perhaps in part.
@@ -158,13 +168,13 @@ where
     /// # Safety
     /// The input is readable, and nobody writes it during the launch except this launch when it is in place.
     #[inline(always)]
-    pub unsafe fn load<E: Element>(&self, index: u32) -> [u32; WORDS] {
+    pub unsafe fn load(&self, index: u32) -> [u32; WORDS] {
         let address = piece_address::<WORDS>(self.input, index);
-        let present = self.present::<E>(index);
-        if present == Self::per_piece::<E>() && self.input % <[u32; WORDS]>::ALIGNMENT == 0 {
+        let present = self.present(index);
+        if index < self.whole && self.input % <[u32; WORDS]>::ALIGNMENT == 0 {
             self.load_whole(address)
         } else {
-            load_elements::<E, WORDS>(address, present)
+            load_elements(address, present, self.element)
         }
     }
 
@@ -173,13 +183,13 @@ where
     /// # Safety
     /// The output is writable, and nobody else accesses this piece of it during the launch.
     #[inline(always)]
-    pub unsafe fn store<E: Element>(&self, index: u32, piece: [u32; WORDS]) {
+    pub unsafe fn store(&self, index: u32, piece: [u32; WORDS]) {
         let address = piece_address::<WORDS>(self.output, index);
-        let present = self.present::<E>(index);
-        if present == Self::per_piece::<E>() && self.output % <[u32; WORDS]>::ALIGNMENT == 0 {
+        let present = self.present(index);
+        if index < self.whole && self.output % <[u32; WORDS]>::ALIGNMENT == 0 {
             <[u32; WORDS]>::store_cs(address, piece);
         } else {
-            store_elements::<E, WORDS>(address, present, piece);
+            store_elements(address, present, self.element, piece);
         }
     }
 
@@ -222,13 +232,13 @@ where
 
     /// Elements of the piece at `index` that belong to the message.
     #[inline(always)]
-    fn present<E: Element>(&self, index: u32) -> u32 {
-        if index < self.whole { Self::per_piece::<E>() } else { self.rest }
+    fn present(&self, index: u32) -> u32 {
+        if index < self.whole { self.per_piece() } else { self.rest }
     }
 
     #[inline(always)]
-    fn per_piece<E: Element>() -> u32 {
-        (WORDS * size_of::<u32>() / E::BYTES) as u32
+    fn per_piece(&self) -> u32 {
+        (WORDS as u32) << (self.element == 2) as u32
     }
 }
 
@@ -279,29 +289,49 @@ pub fn piece_address<const WORDS: usize>(base: u64, index: u32) -> u64 {
     base + index as u64 * (WORDS * size_of::<u32>()) as u64
 }
 
+/// Loads as many elements of so many bytes as are `present`, one by one.
 #[inline(always)]
-unsafe fn load_elements<E: Element, const WORDS: usize>(address: u64, present: u32) -> [u32; WORDS] {
+unsafe fn load_elements<const WORDS: usize>(address: u64, present: u32, element: u32) -> [u32; WORDS] {
     let mut piece = [0; WORDS];
-    let mut index = 0;
-    while index < WORDS * size_of::<u32>() / E::BYTES {
-        if (index as u32) < present {
-            let byte = index * E::BYTES;
-            piece[byte / 4] |= E::load(address + byte as u64) << (byte % 4 * 8);
+    let mut word = 0;
+    while word < WORDS {
+        let place = address + 4 * word as u64;
+        if element == 4 {
+            if (word as u32) < present {
+                piece[word] = load_u32(place);
+            }
+        } else {
+            if (2 * word as u32) < present {
+                piece[word] = load_u16(place) as u32;
+            }
+            if (2 * word as u32 + 1) < present {
+                piece[word] |= (load_u16(place + 2) as u32) << 16;
+            }
         }
-        index += 1;
+        word += 1;
     }
     piece
 }
 
+/// Stores as many elements of so many bytes as are `present`, one by one.
 #[inline(always)]
-unsafe fn store_elements<E: Element, const WORDS: usize>(address: u64, present: u32, piece: [u32; WORDS]) {
-    let mut index = 0;
-    while index < WORDS * size_of::<u32>() / E::BYTES {
-        if (index as u32) < present {
-            let byte = index * E::BYTES;
-            E::store(address + byte as u64, piece[byte / 4] >> (byte % 4 * 8));
+unsafe fn store_elements<const WORDS: usize>(address: u64, present: u32, element: u32, piece: [u32; WORDS]) {
+    let mut word = 0;
+    while word < WORDS {
+        let place = address + 4 * word as u64;
+        if element == 4 {
+            if (word as u32) < present {
+                store_u32_cs(place, piece[word]);
+            }
+        } else {
+            if (2 * word as u32) < present {
+                store_u16_cs(place, piece[word] as u16);
+            }
+            if (2 * word as u32 + 1) < present {
+                store_u16_cs(place + 2, (piece[word] >> 16) as u16);
+            }
         }
-        index += 1;
+        word += 1;
     }
 }
 

@@ -5,7 +5,7 @@ use meshreduce_wire::LaunchParams;
 use crate::{
     call::Call,
     element::Element,
-    entries::entries,
+    entries::entries_by_kind,
     memory::store_vector,
     message::{Message, Share, vector_address},
     reduction::{Reduction, combine, round},
@@ -26,13 +26,13 @@ use crate::{
 pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
     let message = Message::<4>::new::<E>(params);
     let mut share = Share::of_thread(message.pieces());
-    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+    let mut next = share.next().map(|index| (index, message.load(index)));
 
     let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
     while let Some((index, vector)) = next {
-        next = share.next().map(|index| (index, message.load::<E>(index)));
+        next = share.next().map(|index| (index, message.load(index)));
         if call.may_stage() {
             store_vector(vector_address(call.own_staging(), index), vector);
         }
@@ -45,9 +45,9 @@ pub unsafe fn one_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
     let glance = call.glance(peer);
     for index in Share::of_thread(message.pieces()) {
         let vectors = call.load_all(0, index);
-        message.store::<E>(index, round::<E, R>(combine::<E, R, W>(vectors, params.scale), params.scale));
+        message.store(index, round::<E, R>(combine::<E, R, W>(vectors, params.scale), params.scale));
     }
     call.compare(peer, glance);
 }
 
-entries!(one_shot: one_shot, 2 3 4 5 6 7 8);
+entries_by_kind!(one_shot: one_shot, 2 3 4 5 6 7 8);

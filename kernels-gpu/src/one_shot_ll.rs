@@ -4,11 +4,10 @@ use meshreduce_wire::LaunchParams;
 
 use crate::{
     call::Call,
-    element::Element,
     entries::entries,
     message::Message,
     packets::{PacketShare, Sources},
-    reduction::{Reduction, combine_units, round_unit},
+    reduction::reduce_units,
     slot::UNIT_WORDS,
     thread::thread_idx_x,
 };
@@ -21,11 +20,11 @@ use crate::{
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
-pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
-    let message = Message::<UNIT_WORDS>::new::<E>(params);
+pub unsafe fn one_shot_ll<const W: usize>(params: &LaunchParams) {
+    let message = Message::<UNIT_WORDS>::of_kind(params);
     let units = message.pieces();
     let mut share = PacketShare::of_thread(units);
-    let mut next = share.next().map(|index| (index, message.load::<E>(index)));
+    let mut next = share.next().map(|index| (index, message.load(index)));
 
     let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
@@ -35,7 +34,7 @@ pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
         call.announce(peer);
     }
     while let Some((index, unit)) = next {
-        next = share.next().map(|index| (index, message.load::<E>(index)));
+        next = share.next().map(|index| (index, message.load(index)));
         if open {
             call.push_all(0, index, unit);
         }
@@ -53,10 +52,9 @@ pub unsafe fn one_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
     for index in PacketShare::of_thread(end) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, index);
         if index < units {
-            let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit), params.scale);
-            message.store::<E>(index, round_unit::<E, R>(sums, params.scale));
+            message.store(index, reduce_units(params, inputs.map(|[unit]| unit)));
         }
     }
 }
 
-entries!(one_shot_ll: one_shot_ll, 2 3 4 5 6 7 8);
+entries!(one_shot_ll: one_shot_ll, LaunchParams, 2 3 4 5 6 7 8);

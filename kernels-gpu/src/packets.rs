@@ -90,11 +90,19 @@ pub struct Sources {
     pub first: u32,
     /// From one to the next.
     pub step: u32,
+    /// Bytes from one unit of a run to the next: [`SLOT_BYTES`], or 0 where a run is of one unit after all.
+    pub apart: u64,
 }
 
 impl Sources {
+    /// One alone.
+    #[inline(always)]
+    pub fn one(position: u32) -> Self {
+        Self { first: position, step: 0, apart: SLOT_BYTES }
+    }
+
     /// Positions from 0 on.
-    pub const ALL: Self = Self { first: 0, step: 1 };
+    pub const ALL: Self = Self { first: 0, step: 1, apart: SLOT_BYTES };
 }
 
 /// What a thread of block 0 tells the relay neighbour of its rank, in a hybrid cube mesh, and is told by it.
@@ -277,7 +285,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         }
     }
 
-    /// Waits for `RUN` units from `index` on of each of `N` sources. A thread that gives up tells it and ends.
+    /// Waits for a run of `RUN` units from `index` on of each of `N` sources. A thread that gives up tells it and ends.
     ///
     /// # Safety
     /// Behind [`Self::depart`]; the sources push these units in this call, and `index` + `RUN` is at most the units of a phase.
@@ -296,7 +304,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
             let first = compute_here(lane.own_pad + lane.packets) + decide_here(offset) as u64;
             let slots: [[Slot; RUN]; N] = from_fn(|source| {
                 let source = first + source as u64 * step;
-                from_fn(|unit| Slot::load(source + unit as u64 * SLOT_BYTES))
+                from_fn(|unit| Slot::load(source + unit as u64 * sources.apart))
             });
             let flag = packets::flag(decide_here(self.packets) as u64);
             let stale = |source: usize| {
@@ -405,7 +413,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
             let mut position = 0;
             while position < decide_here(W as u32) {
                 if self.pad(position) != 0 && !is_used(position, place) {
-                    self.await_units::<1, 1>(0, Sources { first: position, step: 0 }, place);
+                    self.await_units::<1, 1>(0, Sources::one(position), place);
                 }
                 position += 1;
             }

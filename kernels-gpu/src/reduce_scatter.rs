@@ -8,7 +8,7 @@ use meshreduce_wire::{DType, SliceParams, VECTOR_BYTES, launch};
 use crate::{
     call::Call,
     element::{self, Bf16, Element, F32},
-    entries::slice_entries,
+    entries::entries,
     message::Share,
     reduction::{Max, Reduction, Sum, combine, round},
     slices::Cut,
@@ -77,4 +77,4 @@ unsafe fn reduce_elements<E: Element, R: Reduction, const W: usize>(
     }
 }
 
-slice_entries!(reduce_scatter: reduce_scatter, 2 3 4 5 6 7 8);
+entries!(reduce_scatter: reduce_scatter, SliceParams, 2 3 4 5 6 7 8);

@@ -8,9 +8,9 @@ use meshreduce_wire::SliceParams;
 
 use crate::{
     call::Call,
-    entries::slice_entries,
+    entries::entries,
     packets::{PacketShare, Sources},
-    reduction::reduce_unit,
+    reduction::reduce_units,
     slices::Cut,
     slot::UNIT_WORDS,
     thread::thread_idx_x,
@@ -37,9 +37,9 @@ pub unsafe fn reduce_scatter_ll<const W: usize>(params: &SliceParams) {
     for index in PacketShare::of_thread(call.end(received.most())) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, index);
         if index < received.most() {
-            received.store_one(index, reduce_unit(&params.launch, inputs.map(|[unit]| unit)));
+            received.store_one(index, reduce_units(&params.launch, inputs.map(|[unit]| unit)));
         }
     }
 }
 
-slice_entries!(reduce_scatter_ll: reduce_scatter_ll, 2 3 4 5 6 7 8);
+entries!(reduce_scatter_ll: reduce_scatter_ll, SliceParams, 2 3 4 5 6 7 8);

@@ -89,18 +89,80 @@ fn combine_parts<R: Reduction, const N: usize>(parts: [Wide; N], scale: f32) -> 
     ]
 }
 
-/// Combines units as [`combine`] does vectors; of results in fp32 those count that the unit has.
+/// Combines units in tree order and rounds the result, of the type and operation that the launch says.
 #[inline(always)]
-pub fn combine_units<E: Element, R: Reduction, const N: usize>(units: [Unit; N], scale: f32) -> [Wide; 2] {
-    combine::<E, R, N>(units.map(to_vector), scale)
+pub fn reduce_units<const N: usize>(params: &LaunchParams, units: [Unit; N]) -> Unit {
+    struct Reduce<const N: usize>([Vector; N], f32);
+    impl<const N: usize> OfKind for Reduce<N> {
+        type Output = Vector;
+
+        #[inline(always)]
+        fn run<E: Element, R: Reduction>(self) -> Vector {
+            let Self(vectors, scale) = self;
+            round::<E, R>(combine::<E, R, N>(vectors, scale), scale)
+        }
+    }
+    to_unit(of_kind(params, Reduce(units.map(to_vector), params.scale)))
 }
 
-/// Scales and rounds what [`combine_units`] gave.
+/// Combines units of a quad in tree order and leaves the results in fp32: of those that a unit of 16-bit elements has, all; of
+/// 32-bit elements, those of the first two.
 #[inline(always)]
-pub fn round_unit<E: Element, R: Reduction>(parts: [Wide; 2], scale: f32) -> Unit {
-    let vector = round::<E, R>(parts, scale);
-    from_fn(|word| vector[word])
+pub fn combine_units<const N: usize>(params: &LaunchParams, units: [Unit; N]) -> Wide {
+    struct Combine<const N: usize>([Vector; N], f32);
+    impl<const N: usize> OfKind for Combine<N> {
+        type Output = Wide;
+
+        #[inline(always)]
+        fn run<E: Element, R: Reduction>(self) -> Wide {
+            let [first, _] = combine::<E, R, N>(self.0, self.1);
+            first
+        }
+    }
+    of_kind(params, Combine(units.map(to_vector), params.scale))
 }
+
+/// Joins two results of [`combine_units`] and rounds that.
+#[inline(always)]
+pub fn join_units(params: &LaunchParams, low: Wide, high: Wide) -> Unit {
+    struct Join(Wide, Wide, f32);
+    impl OfKind for Join {
+        type Output = Vector;
+
+        #[inline(always)]
+        fn run<E: Element, R: Reduction>(self) -> Vector {
+            round::<E, R>([combine_pair::<R>(self.0, self.1), [0.0; 4]], self.2)
+        }
+    }
+    to_unit(of_kind(params, Join(low, high, params.scale)))
+}
+
+/// What is done alike for every type and operation.
+trait OfKind {
+    type Output;
+
+    fn run<E: Element, R: Reduction>(self) -> Self::Output;
+}
+
+/// Does it for those that the launch says. A decision is taken for every unit, and all of a grid take the same: it costs a jump,
+/// and one text has what would be six.
+#[inline(always)]
+fn of_kind<T: OfKind>(params: &LaunchParams, work: T) -> T::Output {
+    // Where it is used: none of the six is a loop of its own.
+    let kind = decide_here(params.kind);
+    let is_max = kind & launch::MAX != 0;
+    match kind & !launch::MAX {
+        OF_BF16 if is_max => work.run::<Bf16, Max>(),
+        OF_BF16 => work.run::<Bf16, Sum>(),
+        OF_F16 if is_max => work.run::<F16, Max>(),
+        OF_F16 => work.run::<F16, Sum>(),
+        _ if is_max => work.run::<F32, Max>(),
+        _ => work.run::<F32, Sum>(),
+    }
+}
+
+const OF_BF16: u32 = DType::Bf16 as u32;
+const OF_F16: u32 = DType::F16 as u32;
 
 /// A vector that begins with a unit. What nobody uses of the rest costs nothing.
 #[inline(always)]
@@ -108,35 +170,13 @@ fn to_vector(unit: Unit) -> Vector {
     from_fn(|word| if word < UNIT_WORDS { unit[word] } else { 0 })
 }
 
-/// Combines units in tree order and rounds the result, of the type and operation that the launch says. A decision is taken for
-/// every unit, and all of a grid take the same: it costs a jump, and one text has what would be six.
+/// What [`to_vector`] was given.
 #[inline(always)]
-pub fn reduce_unit<const N: usize>(params: &LaunchParams, units: [Unit; N]) -> Unit {
-    // Where it is used: none of the six is a loop of its own.
-    let kind = decide_here(params.kind);
-    let scale = params.scale;
-    let is_max = kind & launch::MAX != 0;
-    let vectors = units.map(to_vector);
-    let vector = match kind & !launch::MAX {
-        OF_BF16 if is_max => rounded::<Bf16, Max, N>(vectors, scale),
-        OF_BF16 => rounded::<Bf16, Sum, N>(vectors, scale),
-        OF_F16 if is_max => rounded::<F16, Max, N>(vectors, scale),
-        OF_F16 => rounded::<F16, Sum, N>(vectors, scale),
-        _ if is_max => rounded::<F32, Max, N>(vectors, scale),
-        _ => rounded::<F32, Sum, N>(vectors, scale),
-    };
+fn to_unit(vector: Vector) -> Unit {
     from_fn(|word| vector[word])
 }
 
-const OF_BF16: u32 = DType::Bf16 as u32;
-const OF_F16: u32 = DType::F16 as u32;
-
-#[inline(always)]
-fn rounded<E: Element, R: Reduction, const N: usize>(vectors: [Vector; N], scale: f32) -> Vector {
-    round::<E, R>(combine::<E, R, N>(vectors, scale), scale)
-}
-
-/// Joins two results of [`combine`] or [`combine_units`].
+/// Joins two results of [`combine`].
 #[inline(always)]
 pub fn combine_pair<R: Reduction>(low: Wide, high: Wide) -> Wide {
     [

@@ -10,7 +10,7 @@ use meshreduce_wire::{LaunchParams, geometry};
 use crate::{
     call::Call,
     element::Element,
-    entries::entries,
+    entries::entries_by_kind,
     memory::{load_vector, store_vector},
     message::{Message, Share, store_each, vector_address},
     reduction::{Reduction, combine, round},
@@ -42,7 +42,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
         } else {
             let mut index = offset;
             while index < vectors {
-                let vector = message.load::<E>(index);
+                let vector = message.load(index);
                 if call.may_stage() {
                     store_vector(vector_address(call.own_staging(), index), vector);
                 }
@@ -80,7 +80,7 @@ pub unsafe fn two_shot<E: Element, R: Reduction, const W: usize>(params: &Launch
             let mut position = 0;
             while index < vectors {
                 let part = load_vector(vector_address(call.staging(position) + results, offset));
-                message.store::<E>(index, part);
+                message.store(index, part);
                 index += slice;
                 position += 1;
             }
@@ -95,4 +95,4 @@ fn last<const W: usize>(slice: u32, offset: u32) -> u32 {
     (W as u32 - 1) * slice + offset
 }
 
-entries!(two_shot: two_shot, 2 3 4 5 6 7 8);
+entries_by_kind!(two_shot: two_shot, 2 3 4 5 6 7 8);

@@ -9,11 +9,10 @@ use meshreduce_wire::{LaunchParams, packets};
 
 use crate::{
     call::Call,
-    element::Element,
     entries::entries,
     message::Message,
     packets::{PacketShare, Sources},
-    reduction::{Reduction, combine_units, round_unit},
+    reduction::reduce_units,
     slot::UNIT_WORDS,
     thread::{decide_here, thread_idx_x},
 };
@@ -23,7 +22,7 @@ use crate::{
 /// # Safety
 /// Only as the body of a kernel whose parameters are as [`LaunchParams`] says.
 #[inline(always)]
-pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
+pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
     let call = Call::<W>::enter(params);
     let thread = thread_idx_x();
     let peer = call.peer((thread < W as u32).then_some(thread));
@@ -31,7 +30,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
     if open {
         call.announce(peer);
     }
-    let parts = Parts::<W>::new::<E>(params);
+    let parts = Parts::<W>::new(params);
     for offset in PacketShare::of_thread(parts.end(&call)) {
         if parts.are_whole(offset) {
             let units = parts.message.load_each::<W>(offset, parts.slice);
@@ -43,7 +42,7 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
             while position < decide_here(W as u32) {
                 let index = position * parts.slice + offset;
                 let is_there = offset < parts.slice && index < parts.message.pieces();
-                let unit = if is_there { parts.message.load::<E>(index) } else { [0; UNIT_WORDS] };
+                let unit = if is_there { parts.message.load(index) } else { [0; UNIT_WORDS] };
                 if open {
                     call.push(position, 0, offset, unit);
                 }
@@ -54,22 +53,21 @@ pub unsafe fn two_shot_ll<E: Element, R: Reduction, const W: usize>(params: &Lau
 
     call.depart(open, peer, None);
 
-    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
+    for offset in PacketShare::of_thread(Parts::<W>::here(params).end(&call)) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);
-        let sums = combine_units::<E, R, W>(inputs.map(|[unit]| unit), params.scale);
-        call.push_all(1, offset, round_unit::<E, R>(sums, params.scale));
+        call.push_all(1, offset, reduce_units(params, inputs.map(|[unit]| unit)));
     }
 
-    for offset in PacketShare::of_thread(Parts::<W>::here::<E>(params).end(&call)) {
+    for offset in PacketShare::of_thread(Parts::<W>::here(params).end(&call)) {
         let units = call.await_units::<W, 1>(1, Sources::ALL, offset);
-        let parts = Parts::<W>::here::<E>(params);
+        let parts = Parts::<W>::here(params);
         if parts.are_whole(offset) {
             parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
         } else if offset < parts.slice {
             let mut position = 0;
             let mut index = offset;
             while index < parts.message.pieces() {
-                parts.message.store::<E>(index, call.awaited(1, position, offset));
+                parts.message.store(index, call.awaited(1, position, offset));
                 position += 1;
                 index += parts.slice;
             }
@@ -86,14 +84,14 @@ struct Parts<const W: usize> {
 
 impl<const W: usize> Parts<W> {
     #[inline(always)]
-    fn new<E: Element>(params: &LaunchParams) -> Self {
-        Self::of(Message::new::<E>(params))
+    fn new(params: &LaunchParams) -> Self {
+        Self::of(Message::of_kind(params))
     }
 
     /// The same, as [`Message::here`].
     #[inline(always)]
-    fn here<E: Element>(params: &LaunchParams) -> Self {
-        Self::of(Message::here::<E>(params))
+    fn here(params: &LaunchParams) -> Self {
+        Self::of(Message::here(params))
     }
 
     #[inline(always)]
@@ -115,4 +113,4 @@ impl<const W: usize> Parts<W> {
     }
 }
 
-entries!(two_shot_ll: two_shot_ll, 2 3 4 5 6 7 8);
+entries!(two_shot_ll: two_shot_ll, LaunchParams, 2 3 4 5 6 7 8);

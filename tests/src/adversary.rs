@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use meshreduce::{ShippedKernels, shipped_kernels};
 use meshreduce_emulator::exec::adversary::{Options, Report, Session, Summary};
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{Algorithm, DType, Isa, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 
 pub use abort::{Abort, Teller};
 pub use late::Late;
@@ -190,7 +190,8 @@ impl Kernels {
         let (_, isa, module) = all
             .find(|&(known, ..)| known == algorithm)
             .with_context(|| format!("there are no kernels of {algorithm}"))?;
-        let name = entry_name(algorithm, dtype, op, self.world_size, isa);
+        let text = TextName { algorithm, world_size: self.world_size, isa };
+        let name = KernelName::new(text, dtype, op).to_string();
         let kernel = module.kernel(&name);
         kernel.with_context(|| format!("there is no kernel {name}"))
     }
@@ -255,9 +256,4 @@ impl Kernels {
         let expected = stage.launch(seed, uneven)?;
         Ok(stage.finish(&expected))
     }
-}
-
-/// The name of a kernel.
-pub fn entry_name(algorithm: Algorithm, dtype: DType, op: Op, world_size: usize, isa: Isa) -> String {
-    format!("{}_{dtype}_{}_w{world_size}{}", algorithm.kernel_name(), op.kernel_name(), isa.suffix())
 }

@@ -7,8 +7,7 @@ use crate::{Algorithm, Collective, DType, Element, MAX_RANKS, Op, pad};
 
 /// The single parameter of every kernel entry, passed by value.
 ///
-/// Entries are named `{algorithm}_{dtype}_{op}_w{world size}`, e.g. `one_shot_bf16_sum_w8` or `one_shot_ll_bf16_sum_w8` (see
-/// the `kernel_name` of [`Algorithm`] and [`Op`]).
+/// How entries are called, [`crate::KernelName`] says.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct LaunchParams {
@@ -34,7 +33,7 @@ pub struct LaunchParams {
     pub flags: u32,
     /// [`crate::Op::scale`]: what a sum is multiplied by before rounding, and what the inputs and the result of a maximum are.
     pub scale: f32,
-    /// [`kind`] of what is reduced, in launches of slices; else 0: the entry says it.
+    /// [`kind`] of what is reduced, for entries whose names do not say it; 0 where nothing is.
     pub kind: u32,
 }
 
@@ -53,6 +52,17 @@ pub const fn kind(dtype: DType, op: Op) -> u32 {
         Op::Sum | Op::Avg => dtype as u32,
         Op::Min | Op::Max => dtype as u32 | MAX,
     }
+}
+
+/// Bytes of an element of a reduction of this [`kind`].
+///
+/// ```
+/// use meshreduce_wire::{DType, Op, launch};
+/// assert_eq!(launch::element_bytes(launch::kind(DType::F16, Op::Max)), 2);
+/// assert_eq!(launch::element_bytes(launch::kind(DType::F32, Op::Max)), 4);
+/// ```
+pub const fn element_bytes(kind: u32) -> u32 {
+    if kind & !MAX == DType::F32 as u32 { 4 } else { 2 }
 }
 
 /// What a kernel is given of its lane. All tables are by *position* in the reduction tree; positions are a permutation of the
@@ -122,9 +132,6 @@ pub struct HostPage {
 
 /// The single parameter of the kernel entries of [`Algorithm::OF_SLICES`], passed by value: for each position what this rank
 /// sends the rank there and what it receives of it.
-///
-/// Entries are named `exchange_w{world size}`, `reduce_scatter_w{world size}`, and with `_ll_` those by packets: type and operation
-/// are [`LaunchParams::kind`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct SliceParams {

@@ -13,6 +13,7 @@ pub mod collective;
 pub mod convert;
 pub mod counters;
 pub mod geometry;
+pub mod kernel_name;
 pub mod launch;
 pub mod pack;
 pub mod packets;
@@ -24,6 +25,7 @@ pub mod types;
 
 pub use collective::{Collective, Element, ElementSize};
 pub use geometry::Geometry;
+pub use kernel_name::{KernelName, TextName};
 pub use launch::{LaneParams, LaunchDescriptor, LaunchParams, SliceParams, Slices};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
 pub use types::{Algorithm, DType, Isa, Op};

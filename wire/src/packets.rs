@@ -72,10 +72,10 @@ pub const fn slice_units(units: u64, world_size: u32) -> u64 {
     units.div_ceil(world_size as u64)
 }
 
-/// Units in which partial sums in fp32 of a unit of elements of this type travel, in texts for [`Isa::V70`].
+/// Units in which partial sums in fp32 of a unit of elements of so many bytes, 2 or 4, travel, in texts for [`Isa::V70`].
 #[inline(always)]
-pub const fn partial_units(dtype: DType) -> u32 {
-    (size_of::<f32>() / dtype.size()) as u32
+pub const fn partial_units(element_bytes: u32) -> u32 {
+    if element_bytes == 2 { 2 } else { 1 }
 }
 
 /// Bytes of packet memory ([`PacketLayout::phase_bytes`]) that a call needs of one source in its larger phase; 0: the
@@ -93,7 +93,7 @@ pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_s
     let most = match algorithm {
         Algorithm::OneShotLl => units,
         Algorithm::TwoShotLl => slice_units(units, world_size),
-        Algorithm::HybridCubeMeshLl => units * partial_units(dtype) as u64,
+        Algorithm::HybridCubeMeshLl => units * partial_units(dtype.size() as u32) as u64,
         // As of one source's slice.
         Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => units,
         Algorithm::OneShot

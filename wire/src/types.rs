@@ -76,6 +76,12 @@ impl Algorithm {
         matches!(self, Algorithm::Exchange | Algorithm::ExchangeLl)
     }
 
+    /// Whether it has a kernel for each element type and operation. Where a thread holds all ranks' vectors at once, the code of
+    /// another type within its loop would cost registers that are not there; the others go by [`crate::launch::kind`].
+    pub const fn has_kernel_per_kind(self) -> bool {
+        matches!(self, Algorithm::OneShot | Algorithm::TwoShot | Algorithm::HybridCubeMesh)
+    }
+
     /// Whether a collective other than all-reduce is made of it.
     pub const fn serves(self, collective: Collective) -> bool {
         match collective {
@@ -219,7 +225,7 @@ impl Op {
         }
     }
 
-    /// The name in kernel entries. `sum` and `avg` are one kernel, and so are `max` and `min`, the greatest of the negatives:
+    /// The name in kernel entries ([`crate::KernelName`]). `sum` and `avg` are one kernel, and so are `max` and `min`, the greatest of the negatives:
     /// [`Self::scale`] is a launch parameter.
     pub const fn kernel_name(self) -> &'static str {
         match self {

@@ -5,13 +5,13 @@ use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Dur
 
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
-use meshreduce_wire::Isa;
+use meshreduce_wire::{Isa, KernelName};
 use xshell::Shell;
 
 use crate::{
     ptx_builder::{self, PtxBuilder},
     ptx_lint,
-    ptx_text::{EntryName, FLOOR, FLOOR_STEM, Stamp, unstamp},
+    ptx_text::{self, FLOOR, FLOOR_STEM, Stamp, unstamp},
     repository,
     toolchain::Toolchain,
 };
@@ -107,7 +107,7 @@ fn check(builders: &[PtxBuilder], folder: PathBuf) -> Result<()> {
 /// `sources` are the digests of the compilations; every one of the kernels is for an ISA of its own, in the order of those.
 fn check_text(stem: &str, stamped: &str, sources: &[String]) -> Result<Stamp> {
     let (stamp, text) = unstamp(stamped)?;
-    let isa = names(text).find_map(EntryName::parse).map_or(Isa::V70, |entry| entry.isa);
+    let isa = names(text).find_map(ptx_text::parse_name).map_or(Isa::V70, |entry| entry.text.isa);
     let sources = sources.get(isa as usize - 1).context("there is no compilation for its ISA")?;
     if stamp.sources != *sources {
         bail!("stale: the sources' digest is {sources}, the header says {}", stamp.sources);
@@ -122,9 +122,9 @@ fn check_text(stem: &str, stamped: &str, sources: &[String]) -> Result<Stamp> {
         }
         return Ok(stamp);
     }
-    let found: Vec<EntryName> = names(text).filter_map(EntryName::parse).collect();
-    let expected = found.first().map_or(1, |first| first.siblings());
-    if found.len() != expected || found.iter().any(|entry| entry.file_stem() != stem) {
+    let found: Vec<KernelName> = names(text).filter_map(ptx_text::parse_name).collect();
+    let expected = found.first().map_or(1, |first| ptx_text::entries(first.text));
+    if found.len() != expected || found.iter().any(|entry| entry.text.to_string() != stem) {
         bail!("{} kernels where {expected} of {stem} were expected", found.len());
     }
     Ok(stamp)

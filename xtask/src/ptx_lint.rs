@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt, mem::offset_of};
 
 use meshreduce_wire::{Isa, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
 
-use crate::ptx_text::{EntryName, FLOOR, LAUNCH_BOUNDS};
+use crate::ptx_text::{FLOOR, LAUNCH_BOUNDS, parse_name};
 
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -237,7 +237,7 @@ impl<'a> Entry<'a> {
 
     /// Whether it takes a [`SliceParams`].
     fn is_of_slices(&self) -> bool {
-        EntryName::parse(self.name).is_some_and(|entry| entry.algorithm.is_of_slices())
+        parse_name(self.name).is_some_and(|entry| entry.text.algorithm.is_of_slices())
     }
 
     fn finish(&self) -> Vec<(Line<'a>, Rule)> {
@@ -245,7 +245,7 @@ impl<'a> Entry<'a> {
         // The floor's parameter is as long, so that launches can be compared.
         let bytes = if self.is_of_slices() { size_of::<SliceParams>() } else { size_of::<LaunchParams>() };
         let param = format!(".param .align 8 .b8 {}_param_0[{bytes}]", self.name);
-        let known = EntryName::parse(self.name).is_some() || FLOOR.contains(&self.name);
+        let known = parse_name(self.name).is_some() || FLOOR.contains(&self.name);
         if !known || self.params != [param.as_str()] {
             broken.push((self.declared, Rule::Entry));
         }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::{Context as _, Result, bail};
-use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, MIN_RANKS, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, MIN_RANKS, Op, TextName};
 use sha2::{Digest as _, Sha256};
 
 const MAGIC: &str = "// meshreduce PTX 1";
@@ -20,61 +20,22 @@ pub(crate) const LAUNCH_BOUNDS: &str = ".maxntid 512, 1, 1\n.maxnreg 64";
 
 const _: () = assert!(meshreduce_wire::MAX_THREADS == 512);
 
-/// What a kernel's entry name says: `{algorithm}_{dtype}_{op}_w{world size}` or, of an algorithm of slices,
-/// `{algorithm}_w{world size}`, and the suffix of its ISA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct EntryName {
-    /// The algorithm.
-    pub(crate) algorithm: Algorithm,
-    /// The element type and the operation, where they are in the name; [`Op::Sum`] also stands for the average, and
-    /// [`Op::Max`] for the minimum.
-    pub(crate) reduces: Option<(DType, Op)>,
-    /// The world size.
-    pub(crate) ranks: usize,
-    /// The ISA of its text.
-    pub(crate) isa: Isa,
+/// Reads the name of a kernel entry; `None` if it is not one.
+pub(crate) fn parse_name(name: &str) -> Option<KernelName> {
+    let isa = Isa::ALL.into_iter().rev().find(|isa| name.ends_with(isa.suffix()))?;
+    let (rest, ranks) = name.strip_suffix(isa.suffix())?.rsplit_once("_w")?;
+    let world_size = ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?;
+    let algorithm = Algorithm::every()
+        .filter(|algorithm| rest.starts_with(algorithm.kernel_name()))
+        .max_by_key(|algorithm| algorithm.kernel_name().len())?;
+    let text = TextName { algorithm, world_size, isa };
+    let mut all = DType::ALL.into_iter().flat_map(|dtype| Op::ALL.map(|op| KernelName::new(text, dtype, op)));
+    all.find(|known| known.to_string() == name)
 }
 
-impl EntryName {
-    /// Reads an entry name; `None` if it is not one.
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        let isa = Isa::ALL.into_iter().rev().find(|isa| name.ends_with(isa.suffix()))?;
-        let (rest, ranks) = name.strip_suffix(isa.suffix())?.rsplit_once("_w")?;
-        let ranks = ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?;
-        let named = |name: &str| Algorithm::every().find(|value| value.kernel_name() == name);
-        let (algorithm, reduces) = match named(rest).filter(|algorithm| algorithm.is_of_slices()) {
-            Some(algorithm) => (algorithm, None),
-            None => {
-                let (rest, op) = rest.rsplit_once('_')?;
-                let (algorithm, dtype) = rest.rsplit_once('_')?;
-                let dtype = DType::ALL.into_iter().find(|value| value.name() == dtype)?;
-                let op = [Op::Sum, Op::Max].into_iter().find(|value| value.kernel_name() == op)?;
-                (named(algorithm).filter(|algorithm| !algorithm.is_of_slices())?, Some((dtype, op)))
-            }
-        };
-        let found = Self { algorithm, reduces, ranks, isa };
-        (found.to_string() == name).then_some(found)
-    }
-
-    /// Entries of its file.
-    pub(crate) fn siblings(self) -> usize {
-        if self.reduces.is_some() { DType::ALL.len() * [Op::Sum, Op::Max].len() } else { 1 }
-    }
-
-    /// The file that the entry goes to, without `.ptx`.
-    pub(crate) fn file_stem(self) -> String {
-        format!("{}_w{}{}", self.algorithm.kernel_name(), self.ranks, self.isa.suffix())
-    }
-}
-
-impl std::fmt::Display for EntryName {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.algorithm.kernel_name())?;
-        if let Some((dtype, op)) = self.reduces {
-            write!(f, "_{}_{}", dtype.name(), op.kernel_name())?;
-        }
-        write!(f, "_w{}{}", self.ranks, self.isa.suffix())
-    }
+/// Entries of a text.
+pub(crate) fn entries(text: TextName) -> usize {
+    if text.algorithm.has_kernel_per_kind() { DType::ALL.len() * [Op::Sum, Op::Max].len() } else { 1 }
 }
 
 /// The kernels that measure the floor, in the order of their names, and the file that they go to, without `.ptx`.
@@ -84,8 +45,8 @@ pub(crate) const FLOOR_STEM: &str = "floor";
 
 /// The file that an entry goes to, without `.ptx`; `None` if that is not the name of a kernel.
 fn file_stem(name: &str) -> Option<String> {
-    match EntryName::parse(name) {
-        Some(entry) => Some(entry.file_stem()),
+    match parse_name(name) {
+        Some(entry) => Some(entry.text.to_string()),
         None => FLOOR.contains(&name).then(|| FLOOR_STEM.to_owned()),
     }
 }
@@ -279,16 +240,18 @@ $L__BB0_1:
     #[test]
     fn entry_names_parse_back_and_nothing_else_does() {
         for (isa, suffix) in [(Isa::V70, ""), (Isa::V84, "_b128")] {
-            for (algorithm, reduces, text, siblings) in [
-                (Algorithm::OneShotLl, Some((DType::F16, Op::Max)), "one_shot_ll_f16_max_w8", 6),
-                (Algorithm::ReduceScatter, None, "reduce_scatter_w8", 1),
-                (Algorithm::ExchangeLl, None, "exchange_ll_w8", 1),
+            for (algorithm, name, stem, count) in [
+                (Algorithm::TwoShot, "two_shot_f16_max_w8", "two_shot_w8", 6),
+                (Algorithm::OneShotLl, "one_shot_ll_w8", "one_shot_ll_w8", 1),
+                (Algorithm::ReduceScatter, "reduce_scatter_w8", "reduce_scatter_w8", 1),
+                (Algorithm::ExchangeLl, "exchange_ll_w8", "exchange_ll_w8", 1),
             ] {
-                let name = EntryName { algorithm, reduces, ranks: 8, isa };
-                assert_eq!(name.to_string(), format!("{text}{suffix}"));
-                assert_eq!(name.file_stem(), format!("{}_w8{suffix}", algorithm.kernel_name()));
-                assert_eq!(name.siblings(), siblings);
-                assert_eq!(EntryName::parse(&name.to_string()), Some(name));
+                let text = TextName { algorithm, world_size: 8, isa };
+                let known = KernelName::new(text, DType::F16, Op::Min);
+                assert_eq!(known.to_string(), format!("{name}{suffix}"));
+                assert_eq!(text.to_string(), format!("{stem}{suffix}"));
+                assert_eq!(entries(text), count);
+                assert_eq!(parse_name(&known.to_string()), Some(known));
             }
         }
         for wrong in [
@@ -297,11 +260,12 @@ $L__BB0_1:
             "one_shot_bf16_min_w8",
             "one_shot_bf16_sum_w08",
             "one_shot_bf16_sum",
-            "one_shot_ll_bf16_sum_w8_b64",
+            "one_shot_ll_bf16_sum_w8",
+            "one_shot_ll_w8_b64",
             "one_shot_w8",
             "reduce_scatter_bf16_sum_w8",
         ] {
-            assert_eq!(EntryName::parse(wrong), None, "{wrong}");
+            assert_eq!(parse_name(wrong), None, "{wrong}");
         }
     }
 }

@@ -275,7 +275,7 @@ impl Lane {
         }
         let bytes = (count as u64).saturating_mul(dtype.size() as u64);
         check_addresses(input, output, bytes, dtype)?;
-        let Plan { function, geometry, descriptor, tag, scale } =
+        let Plan { function, geometry, descriptor, tag, scale, kind } =
             self.calls.plans.of(Kind { count, dtype, op }, bytes, &self.shared)?;
         let params = LaunchParams {
             lane: state.params,
@@ -287,7 +287,7 @@ impl Lane {
             tag,
             flags: if input == output { IN_PLACE } else { 0 },
             scale,
-            kind: 0,
+            kind,
         };
         // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it leads to lives as
         // long as `shared`, and the counters, without which nothing of it is touched, outlive it with the module if this is

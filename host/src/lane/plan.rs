@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use meshreduce_device::Function;
-use meshreduce_wire::{DType, Geometry, LaunchDescriptor, Op};
+use meshreduce_wire::{DType, Geometry, LaunchDescriptor, Op, launch};
 
 use crate::error::Error;
 use crate::kernels::Kernel;
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) descriptor: u64,
     pub(crate) tag: u32,
     pub(crate) scale: f32,
+    /// [`launch::kind`].
+    pub(crate) kind: u32,
 }
 
 impl Plan {
@@ -44,6 +46,7 @@ impl Plan {
             descriptor: descriptor.encode(),
             tag: descriptor.tag(),
             scale: op.scale(world_size),
+            kind: launch::kind(dtype, op),
         })
     }
 }

@@ -13,13 +13,13 @@ use meshreduce_emulator::ptx::Module;
 use meshreduce_wire::launch;
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::{
-    Algorithm, Collective, Element, ElementSize, Isa, LaunchDescriptor, LaunchParams, MAX_RANKS, SliceParams,
-    Slices, VECTOR_BYTES, geometry,
+    Algorithm, Collective, Element, ElementSize, Isa, KernelName, LaunchDescriptor, LaunchParams, MAX_RANKS,
+    SliceParams, Slices, TextName, VECTOR_BYTES, geometry,
 };
 
 use super::odd::PATIENCE_NS;
 use super::ranks::{Expected, Ranks, Sequence};
-use super::{DEADLINE_NS, Failure, Others, entry_name};
+use super::{DEADLINE_NS, Failure, Others};
 use crate::{inputs, params, reference};
 pub use scenario::{SliceCall, SliceScenario};
 
@@ -199,15 +199,11 @@ impl SliceKernels {
         stride: u64,
     ) -> Result<()> {
         let call = &scenario.calls[number];
-        let isa = self.isa_of(call.algorithm);
-        let (module, name, params) = match Algorithm::OF_SLICES
-            .iter()
-            .position(|known| *known == call.algorithm)
-        {
+        let of_slices = Algorithm::OF_SLICES.iter().position(|known| *known == call.algorithm);
+        let (module, params) = match of_slices {
             Some(at) => {
-                let name = format!("{}_w{}{}", call.algorithm.kernel_name(), self.world_size, isa.suffix());
                 let params = scenario.params((rank, number), launch, stride);
-                (&*self.modules[at], name, params::slice_bytes(&params))
+                (&*self.modules[at], params::slice_bytes(&params))
             }
             None => {
                 let said = scenario.said(number, rank, rank);
@@ -219,10 +215,12 @@ impl SliceKernels {
                 };
                 let module = self.others.of(call.algorithm);
                 let module = module.with_context(|| format!("there are no kernels of {}", call.algorithm))?;
-                let name = entry_name(call.algorithm, scenario.dtype, scenario.op, self.world_size, isa);
-                (module, name, params::bytes(&params))
+                (module, params::bytes(&params))
             }
         };
+        let isa = self.isa_of(call.algorithm);
+        let text = TextName { algorithm: call.algorithm, world_size: self.world_size, isa };
+        let name = KernelName::new(text, scenario.dtype, scenario.op).to_string();
         let kernel = module.kernel(&name).with_context(|| format!("there is no kernel {name}"))?;
         let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
         let block = [call.threads + packets::counting_threads(call.algorithm), 1, 1];

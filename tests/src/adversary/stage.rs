@@ -3,7 +3,7 @@
 use anyhow::Result;
 use meshreduce_emulator::exec::Launch;
 use meshreduce_emulator::exec::adversary::{Options, Summary};
-use meshreduce_wire::launch::IN_PLACE;
+use meshreduce_wire::launch::{self, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, LaunchParams, geometry};
 
@@ -114,7 +114,7 @@ impl<'a> Stage<'a> {
             tag: descriptor.tag(),
             flags: if input == output { IN_PLACE } else { 0 },
             scale: op.scale(self.ranks.count() as u32),
-            kind: 0,
+            kind: launch::kind(dtype, op),
         };
         let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
         let launch = Launch {

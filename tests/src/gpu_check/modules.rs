@@ -8,7 +8,7 @@ use cust::context::Context;
 use cust::device::{Device, DeviceAttribute};
 use cust_raw::{CUfunction, CUfunction_attribute as Attribute, CUjit_option, CUmodule, CUresult};
 use meshreduce::{ShippedKernels, shipped_kernels};
-use meshreduce_wire::{DType, Isa, MAX_THREADS};
+use meshreduce_wire::{DType, Isa, MAX_THREADS, TextName};
 
 use super::part::Done;
 use super::{Common, begin};
@@ -91,7 +91,7 @@ struct Kernel {
 
 /// The file of a text, without `.ptx`.
 fn text_name(text: &ShippedKernels) -> String {
-    format!("{}_w{}{}", text.algorithm.kernel_name(), text.world_size, text.isa.suffix())
+    TextName { algorithm: text.algorithm, world_size: text.world_size, isa: text.isa }.to_string()
 }
 
 /// The latest ISA that a device and the driver take.
@@ -105,10 +105,9 @@ pub(super) fn best(device: u32) -> Result<Isa> {
     Ok(Isa::best(capability, meshreduce_device::driver_version()?.0))
 }
 
-/// How many kernels a text must have: of slices one for all types and operations; else sum and max of each type, since avg is a sum
-/// and min is a max.
+/// How many kernels a text must have: one, or sum and max of each type, since avg is a sum and min is a max.
 fn wanted(text: &ShippedKernels) -> usize {
-    if text.algorithm.is_of_slices() { 1 } else { 2 * DType::ALL.len() }
+    if text.algorithm.has_kernel_per_kind() { 2 * DType::ALL.len() } else { 1 }
 }
 
 impl Look {

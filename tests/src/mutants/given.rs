@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use meshreduce_emulator::exec::adversary::Options;
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, Op, TextName};
 use serde::Serialize;
 
 use super::LONGEST;
 use super::stage::{Stage, Trouble};
-use crate::adversary::{Kernels, Others, entry_name};
+use crate::adversary::{Kernels, Others};
 
 /// What a detector says of a text.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +34,10 @@ struct Identity {
 }
 
 impl Identity {
+    fn text(self) -> TextName {
+        TextName { algorithm: self.algorithm, world_size: self.ranks, isa: self.isa }
+    }
+
     fn of(module: &Module) -> Option<Self> {
         let names: Vec<&str> = module.kernels().iter().map(|kernel| kernel.name.as_str()).collect();
         let mut all = Algorithm::ALL.into_iter().flat_map(|algorithm| {
@@ -43,9 +47,9 @@ impl Identity {
         });
         all.find(|one| {
             let kinds = DType::ALL.into_iter().flat_map(|dtype| Op::ALL.map(|op| (dtype, op)));
-            kinds.into_iter().any(|(dtype, op)| {
-                names.contains(&&*entry_name(one.algorithm, dtype, op, one.ranks, one.isa))
-            })
+            kinds
+                .into_iter()
+                .any(|(dtype, op)| names.contains(&&*KernelName::new(one.text(), dtype, op).to_string()))
         })
     }
 }
@@ -103,8 +107,9 @@ fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
 }
 
 /// Calls that cannot end well: of the bf16 sum.
-fn stages(module: &Module, Identity { algorithm, ranks, isa }: Identity, seeds: u64) -> Detection {
-    let name = entry_name(algorithm, DType::Bf16, Op::Sum, ranks, isa);
+fn stages(module: &Module, identity: Identity, seeds: u64) -> Detection {
+    let Identity { algorithm, ranks, .. } = identity;
+    let name = KernelName::new(identity.text(), DType::Bf16, Op::Sum).to_string();
     let Some(kernel): Option<Arc<Kernel>> = module.kernel(&name) else {
         let what = format!("not asked: there is no {name}");
         return Detection { detector: "stages", found: false, what };

@@ -25,10 +25,10 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result};
 use meshreduce_emulator::exec::adversary::{Options, Summary};
 use meshreduce_emulator::ptx::{Kernel, Module};
-use meshreduce_wire::{Algorithm, DType, Isa, Op};
+use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, Others, SliceKernels, entry_name};
+use crate::adversary::{Failure, Kernels, Others, SliceKernels};
 use known::{Known, Why};
 use maker::Maker;
 use packet_roles::PacketRoles;
@@ -188,8 +188,7 @@ impl Set {
 
     /// Those of an algorithm of slices: its one kernel, for all types and operations.
     fn of_slices(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Self> {
-        let name = format!("{}_w{ranks}{}", algorithm.kernel_name(), isa.suffix());
-        let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks, isa)?, &name)?;
+        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
         let (shape, mutants_of) = (|| format!("the shape of {name}"), || format!("mutants of {name}"));
         let (mutants, deaths) = if algorithm.is_by_packets() {
             let roles = PacketRoles::of(&entry, algorithm, ranks, isa).with_context(shape)?;
@@ -212,7 +211,8 @@ impl Set {
     }
 
     fn entry(algorithm: Algorithm, ranks: usize, dtype: DType, isa: Isa) -> Result<(String, Entry)> {
-        let name = entry_name(algorithm, dtype, Op::Sum, ranks, isa);
+        let text = TextName { algorithm, world_size: ranks, isa };
+        let name = KernelName::new(text, dtype, Op::Sum).to_string();
         let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks, isa)?, &name)?;
         Ok((name, entry))
     }

@@ -264,11 +264,10 @@ impl PacketRoles {
             let is_second = match algorithm {
                 Algorithm::OneShotLl | Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => false,
                 Algorithm::TwoShotLl => !Self::is_reduced(entry, &pair_of(entry, last)[0]),
+                // How far apart the units of a run lie is in a register, and sources at a constant distance.
                 Algorithm::HybridCubeMeshLl => {
-                    entry.next(loads[1], "mov.b64 {tmp", 12).is_ok() && {
-                        let apart = entry.next(loads[0], ", 16;", 2);
-                        apart.is_ok()
-                    }
+                    let next = entry.next(loads[0], "\tadd.s64", 2)?;
+                    entry.operands(next)[2].starts_with('%')
                 }
                 _ => bail!("{algorithm} has no packets"),
             };

@@ -10,13 +10,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use meshreduce_wire::{Algorithm, DType, Op};
+use meshreduce_wire::{Algorithm, DType, KernelName, Op};
 use serde::Serialize;
 use xshell::{Shell, cmd};
 
 use crate::{
     nvidia_tools::{NVDISASM, PTXAS},
-    ptx_text::{self, EntryName},
+    ptx_text::{self, parse_name},
     ptxas::{self, Assembled, TARGETS},
     repository,
 };
@@ -220,7 +220,7 @@ impl Examined {
     fn new(assembled: Assembled, code: &[Instruction]) -> Result<Self> {
         let (loops, fences) = (loads::vector_loops(code), Fences::of(code));
         let name = &assembled.kernel;
-        let entry = EntryName::parse(name).with_context(|| format!("{name} is no kernel's name"))?;
+        let entry = parse_name(name).with_context(|| format!("{name} is no kernel's name"))?;
         let blocks_per_multiprocessor =
             occupancy::blocks(&assembled.target, assembled.registers, assembled.shared_bytes)
                 .with_context(|| format!("the limits of {} are not known", assembled.target))?;
@@ -241,23 +241,26 @@ impl Examined {
 
 /// The 128-bit loads that each reducing loop of a kernel, or each that polls packets, must have in flight, in the order of
 /// phases.
-fn expected(entry: EntryName) -> Vec<u32> {
-    match entry.algorithm {
+fn expected(entry: KernelName) -> Vec<u32> {
+    match entry.text.algorithm {
         // A quad of ranks, then two partial results in fp32, each one vector or two.
-        Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl => {
+        Algorithm::HybridCubeMeshLl => vec![4, 4],
+        Algorithm::HybridCubeMesh => {
             vec![4, if entry.reduces.is_some_and(|(dtype, _)| dtype == DType::F32) { 2 } else { 4 }]
         }
-        Algorithm::TwoShotLl => vec![entry.ranks as u32; 2],
+        Algorithm::TwoShotLl => vec![entry.text.world_size as u32; 2],
         // A loop for each type and operation.
-        Algorithm::ReduceScatter => vec![entry.ranks as u32; DType::ALL.len() * [Op::Sum, Op::Max].len()],
-        _ => vec![entry.ranks as u32],
+        Algorithm::ReduceScatter => {
+            vec![entry.text.world_size as u32; DType::ALL.len() * [Op::Sum, Op::Max].len()]
+        }
+        _ => vec![entry.text.world_size as u32],
     }
 }
 
 /// What is wrong with the loops of a kernel.
-fn broken(entry: EntryName, loops: &[VectorLoop]) -> Vec<String> {
+fn broken(entry: KernelName, loops: &[VectorLoop]) -> Vec<String> {
     let expected = expected(entry);
-    if entry.algorithm.is_by_packets() {
+    if entry.text.algorithm.is_by_packets() {
         // All are issued before any is looked at: one that is looked at first would have more behind.
         let polling = loops.iter().filter(|found| found.loads > 1 && found.before_use == found.loads);
         let found: Vec<u32> = polling.map(|found| found.loads).collect();
@@ -266,7 +269,7 @@ fn broken(entry: EntryName, loops: &[VectorLoop]) -> Vec<String> {
         });
         return wrong.into_iter().collect();
     }
-    if entry.algorithm == Algorithm::Exchange {
+    if entry.text.algorithm == Algorithm::Exchange {
         // Nothing is computed. Its loops take whole vectors of all ranks or ragged ones of each, so that no number of loads is
         // under way on every path.
         return Vec::new();
@@ -312,7 +315,7 @@ mod tests {
     }
 
     fn judge(name: &str, loops: &[VectorLoop]) -> usize {
-        broken(EntryName::parse(name).unwrap(), loops).len()
+        broken(parse_name(name).unwrap(), loops).len()
     }
 
     #[test]
