@@ -234,7 +234,7 @@ impl Stage<'_> {
                 algorithm if algorithm.is_by_packets() && early => 0,
                 Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
                 _ if late => 0,
-                Algorithm::ExchangeLl => self.whole(count),
+                Algorithm::ExchangeLl if call == GOOD => self.whole(memory, count),
                 _ => LONGEST * SIZE,
             };
             outputs.push(Untouched { lane: parts.failing, rank, call, address, bytes });
@@ -262,7 +262,7 @@ impl Stage<'_> {
             let is_last = call > GOOD && !parts.waits(rank) && self.algorithm.is_by_packets();
             let bytes = match self.algorithm {
                 _ if is_last => 0,
-                Algorithm::ExchangeLl => self.whole(64),
+                Algorithm::ExchangeLl => self.whole(memory, 64),
                 _ => LONGEST * SIZE,
             };
             outputs.push(Untouched { lane, rank, call, address, bytes });
@@ -337,8 +337,9 @@ impl Stage<'_> {
     ) -> u64 {
         let stream = memory.stream(lane, rank);
         let slices = if self.algorithm.is_of_slices() { self.ranks as u64 } else { 1 };
-        let input = memory.session.allocate(stream, slices * LONGEST * SIZE);
-        let output = memory.session.allocate(stream, slices * LONGEST * SIZE);
+        let bytes = slices * LONGEST * SIZE + memory.shift;
+        let input = memory.session.allocate(stream, bytes) + memory.shift;
+        let output = memory.session.allocate(stream, bytes) + memory.shift;
         let ones = 0x3f80u16.to_le_bytes().repeat((slices * LONGEST) as usize);
         memory.session.write(input, &ones);
         let params = LaunchParams {
@@ -392,7 +393,10 @@ impl Stage<'_> {
     }
 
     /// Bytes of a slice of so many elements that are stored when those of all ranks are there; the others as they come.
-    fn whole(&self, count: u64) -> u64 {
+    fn whole(&self, memory: &Memory, count: u64) -> u64 {
+        if memory.shift > 0 {
+            return 0;
+        }
         let unit = if self.kernel.name.ends_with(Isa::V84.suffix()) { 12 } else { 8 };
         count * SIZE / unit * unit
     }
