@@ -93,9 +93,11 @@ impl SliceKernels {
         let refreshes = draw.below(6) == 0;
         let (first, lane) = (Numbers::draw(&mut draw, refreshes), draw.below(2) as u32);
         let mut calls: Vec<SliceCall> = Vec::new();
-        for _ in 0..2 + draw.below(3) {
+        // All the same: the third uses the memory of the first again.
+        let is_one = draw.below(4) == 0;
+        for _ in 0..2 + usize::from(is_one) + draw.below(3) {
             // The same once more: its signals and packets differ from the last ones in nothing but the number.
-            let again = calls.last().cloned().filter(|_| draw.below(3) == 0);
+            let again = calls.last().cloned().filter(|_| is_one || draw.below(3) == 0);
             let mut call = again.unwrap_or_else(|| self.draw_call(&mut draw, dtype));
             call.ragged = call.algorithm.is_by_packets() && draw.below(3) == 0;
             calls.push(call);
@@ -103,7 +105,11 @@ impl SliceKernels {
         let troubled = draw.below(8);
         let abort = (troubled < 2).then(|| Abort::draw(&mut draw, ranks));
         let odd = (troubled == 2).then(|| Odd::draw(&mut draw, ranks, calls.len()));
-        let late = (draw.below(5) == 0 && odd.is_none()).then(|| Late::draw(&mut draw, ranks, calls.len()));
+        let mut late =
+            (draw.below(5) == 0 && odd.is_none()).then(|| Late::draw(&mut draw, ranks, calls.len()));
+        if let Some(late) = late.as_mut().filter(|_| is_one) {
+            late.call = 0;
+        }
         SliceScenario { dtype, op, positions, lane, first, calls, abort, late, odd }
     }
 
