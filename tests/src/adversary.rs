@@ -11,6 +11,8 @@
 mod abort;
 mod labels;
 mod late;
+mod odd;
+mod ranks;
 mod scenario;
 mod slices;
 mod stage;
@@ -26,9 +28,10 @@ use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 
 pub use abort::{Abort, Teller};
 pub use late::Late;
+pub use odd::Odd;
+pub(crate) use ranks::Expected;
 pub use scenario::{Call, Numbers, Scenario};
-pub use slices::{SliceCall, SliceKernels};
-pub(crate) use stage::Expected;
+pub use slices::{SliceCall, SliceKernels, SliceScenario};
 use stage::Stage;
 
 /// Lanes of the communicator: one is played, and the other hears of its failures.
@@ -73,6 +76,16 @@ impl Others {
             .map(|text| Ok((text.algorithm, text.isa, Module::parse(text.ptx)?)))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self(modules.into()))
+    }
+
+    /// Which.
+    fn algorithms(&self) -> impl Iterator<Item = Algorithm> {
+        self.0.iter().map(|(algorithm, ..)| *algorithm)
+    }
+
+    /// The kernels of one.
+    fn of(&self, algorithm: Algorithm) -> Option<&Module> {
+        self.0.iter().find(|(known, ..)| *known == algorithm).map(|(.., module)| module)
     }
 }
 
@@ -130,12 +143,15 @@ impl Kernels {
         Ok(kernels.beside(Others::shipped(algorithm, world_size, isa)?))
     }
 
-    /// The algorithms that are shipped in `isa`.
+    /// The algorithms of all-reduces that are shipped in `isa`.
     pub fn shipped_in(isa: Isa) -> Vec<Algorithm> {
-        let has = |algorithm: &Algorithm| {
-            shipped_kernels().any(|text| (text.algorithm, text.isa) == (*algorithm, isa))
-        };
+        let has = |algorithm: &Algorithm| Self::are_shipped(*algorithm, isa);
         Algorithm::ALL.into_iter().filter(has).collect()
+    }
+
+    /// Whether kernels of `algorithm` are shipped in `isa`.
+    pub fn are_shipped(algorithm: Algorithm, isa: Isa) -> bool {
+        shipped_kernels().any(|text| (text.algorithm, text.isa) == (algorithm, isa))
     }
 
     /// The text of the shipped kernels.
@@ -226,7 +242,7 @@ impl Kernels {
     pub(crate) fn prepare(&self, scenario: &Scenario, seed: u64) -> Result<(Session, Vec<Expected>)> {
         let mut stage = Stage::new(self, scenario, Options { seed, ..Options::default() });
         let expected = stage.launch(seed, false)?;
-        Ok((stage.session, expected))
+        Ok((stage.ranks.session, expected))
     }
 
     fn play_calls(

@@ -9,11 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use meshreduce_emulator_weak_memory::adversary::Options;
+use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::{Algorithm, Isa};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels};
+use crate::adversary::{Failure, Kernels, SliceKernels};
 use crate::plan::Plan;
 use crate::tables;
 use crate::verdict::Verdict;
@@ -40,6 +40,53 @@ struct Line {
     seconds: f64,
 }
 
+/// What plays the seeds of a case.
+enum Player {
+    AllReduces(Kernels),
+    Slices(Box<SliceKernels>),
+}
+
+impl Player {
+    fn of(plan: &Plan, (algorithm, ranks, isa): (Algorithm, usize, Isa)) -> Result<Self> {
+        if algorithm.is_of_slices() {
+            let kernels = SliceKernels::shipped(ranks, isa)?.with_focus(algorithm);
+            return Ok(Player::Slices(Box::new(kernels)));
+        }
+        let kernels = match &plan.ptx {
+            Some(file) => {
+                let text =
+                    std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+                Kernels::parse(&text, algorithm, ranks)?
+            }
+            None => Kernels::shipped(algorithm, ranks, isa)?,
+        };
+        Ok(Player::AllReduces(kernels))
+    }
+
+    /// The ISA: of a text that was given it is not known before.
+    fn isa(&self, wanted: Isa) -> Isa {
+        match self {
+            Player::AllReduces(kernels) => kernels.isa,
+            Player::Slices(_) => wanted,
+        }
+    }
+
+    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+        match self {
+            Player::AllReduces(kernels) => kernels.play(seed, options),
+            Player::Slices(kernels) => kernels.play(seed, options),
+        }
+    }
+
+    /// What a seed launches, in words.
+    fn scenario(&self, seed: u64) -> String {
+        match self {
+            Player::AllReduces(kernels) => format!("{:?}", kernels.scenario(seed)),
+            Player::Slices(kernels) => format!("{:?}", kernels.scenario(seed)),
+        }
+    }
+}
+
 /// Runs the seeds of a plan; `false` if one of them failed.
 ///
 /// # Errors
@@ -58,18 +105,10 @@ pub fn run(plan: &Plan) -> Result<bool> {
     let mut stories = Vec::new();
     for (algorithm, ranks, wanted) in cases {
         bar.set_message(format!("{algorithm} in {wanted}, {ranks} ranks"));
-        let kernels = match &plan.ptx {
-            Some(file) => {
-                let text =
-                    std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-                Kernels::parse(&text, algorithm, ranks)?
-            }
-            None => Kernels::shipped(algorithm, ranks, wanted)?,
-        };
-        // Of a text that was given it is not known before.
-        let isa = kernels.isa;
+        let player = Player::of(plan, (algorithm, ranks, wanted))?;
+        let isa = player.isa(wanted);
         let start = Instant::now();
-        let (instructions, failed) = sweep(&kernels, plan.seed, seeds(plan, algorithm), &bar)?;
+        let (instructions, failed) = sweep(&player, plan.seed, seeds(plan, algorithm), &bar)?;
         let replay = failed.as_ref().map(|(seed, _)| replay(plan, algorithm, ranks, isa, *seed));
         lines.push(Line {
             algorithm: algorithm.to_string(),
@@ -85,10 +124,10 @@ pub fn run(plan: &Plan) -> Result<bool> {
             seconds: start.elapsed().as_secs_f64(),
         });
         if let (Some((seed, failure)), Some(replay)) = (failed, replay) {
-            let told = if plan.explain { explained(&kernels, seed)? } else { failure.to_string() };
-            let scenario = kernels.scenario(seed);
+            let told = if plan.explain { explained(&player, seed)? } else { failure.to_string() };
+            let scenario = player.scenario(seed);
             stories.push(format!(
-                "{algorithm} in PTX ISA {isa}, {ranks} ranks, seed {seed}\n{told}\nwhat was launched: {scenario:?}\nreplay with --seed {seed}: {replay}\n"
+                "{algorithm} in PTX ISA {isa}, {ranks} ranks, seed {seed}\n{told}\nwhat was launched: {scenario}\nreplay with --seed {seed}: {replay}\n"
             ));
         }
     }
@@ -117,14 +156,15 @@ fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
 
 fn cases(plan: &Plan) -> Vec<(Algorithm, usize, Isa)> {
     let mut cases = Vec::new();
-    for algorithm in plan.algorithms() {
+    // All of them, where nothing else was asked for. A text that is given is one of all-reduces.
+    let all = plan.algorithm.is_empty() && plan.ptx.is_none();
+    let of_slices = Algorithm::OF_SLICES.into_iter().filter(|_| all);
+    for algorithm in plan.algorithms().into_iter().chain(of_slices) {
         let possible = if algorithm.is_of_cube_mesh() { 8..=8 } else { 2..=8 };
         // A text that is given says itself which it is.
         let wanted = |isa: &Isa| match &plan.ptx {
             Some(_) => *isa == Isa::V70,
-            None => {
-                plan.isa.is_none_or(|only| only == *isa) && Kernels::shipped_in(*isa).contains(&algorithm)
-            }
+            None => plan.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa),
         };
         for isa in Isa::ALL.into_iter().filter(wanted) {
             match plan.ranks {
@@ -139,7 +179,7 @@ fn cases(plan: &Plan) -> Vec<(Algorithm, usize, Isa)> {
 
 /// Runs `count` seeds on all cores: the instructions, and the lowest seed that failed.
 fn sweep(
-    kernels: &Kernels,
+    player: &Player,
     first: u64,
     count: u64,
     bar: &ProgressBar,
@@ -154,7 +194,7 @@ fn sweep(
             if seed >= first.saturating_add(count) || seed > lowest.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            match kernels.play(seed, Options::default())? {
+            match player.play(seed, Options::default())? {
                 Ok(summary) => drop(instructions.fetch_add(summary.instructions, Ordering::Relaxed)),
                 Err(failure) => {
                     lowest.fetch_min(seed, Ordering::Relaxed);
@@ -179,8 +219,8 @@ fn sweep(
 }
 
 /// The failure once more, with the interleaving that led to it.
-fn explained(kernels: &Kernels, seed: u64) -> Result<String> {
-    let again = kernels.play(seed, Options { trace: true, ..Options::default() })?;
+fn explained(player: &Player, seed: u64) -> Result<String> {
+    let again = player.play(seed, Options { trace: true, ..Options::default() })?;
     Ok(again.map_or_else(|failure| failure.to_string(), |_| "the seed did not fail again".to_owned()))
 }
 

@@ -6,11 +6,10 @@ use std::sync::{Arc, LazyLock};
 use meshreduce_emulator_ptx::{Kernel, Launch, Module};
 use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_wire::launch::HostPage;
-use meshreduce_wire::{AbortWord, RecordKind, counters, pad};
+use meshreduce_wire::{AbortWord, RecordKind};
 
+use super::LANES;
 use super::scenario::Draw;
-use super::stage::Rank;
-use super::{LANES, Scenario};
 
 /// Who is told to give up, and when.
 #[derive(Clone, Copy, Debug)]
@@ -65,17 +64,24 @@ impl Abort {
     }
 
     /// Launches the kernel that does it, on a device of its own.
-    pub(super) fn launch(self, session: &mut Session, scenario: &Scenario, ranks: &[Rank]) {
+    ///
+    /// The lane is one of so many ranks, and the places are the rank's: abort word in the pad, host page, abort word beside the
+    /// counters.
+    pub(super) fn launch(
+        self,
+        session: &mut Session,
+        (lane, ranks): (u32, usize),
+        [in_pad, host_page, own]: [u64; 3],
+    ) {
         let Some(kernel) = KERNEL.clone() else { return };
-        let rank = &ranks[self.rank];
         let word = |origin: usize, lane| {
             let origin = origin as u32;
             AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin, lane }.encode()
         };
         let (place, word) = match self.by {
-            Teller::Peer => (rank.pad + pad::ABORT, word((self.rank + 1) % ranks.len(), scenario.lane)),
-            Teller::Host => (rank.host_page + offset_of!(HostPage, abort) as u64, 1),
-            Teller::Lane => (rank.counters + counters::ABORT, word(self.rank, (scenario.lane + 1) % LANES)),
+            Teller::Peer => (in_pad, word((self.rank + 1) % ranks, lane)),
+            Teller::Host => (host_page + offset_of!(HostPage, abort) as u64, 1),
+            Teller::Lane => (own, word(self.rank, (lane + 1) % LANES)),
         };
         let params = [&place.to_le_bytes()[..], &word.to_le_bytes(), &self.turns.to_le_bytes()].concat();
         let launch = Launch { kernel, grid: [1; 3], block: [1; 3], params: params.into(), dynamic_shared: 0 };

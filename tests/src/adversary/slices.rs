@@ -1,53 +1,54 @@
-//! Sequences of collectives other than all-reduces on one lane, under weak memory: what a rooted operation, or a rank without
-//! elements, leaves behind must not be overwritten before a slow peer has read it.
+//! Sequences of collectives other than all-reduces on one lane, all-reduces among them, under weak memory: what a rooted
+//! operation, or a rank without elements, leaves behind must not be overwritten before a slow peer has read it.
+
+mod scenario;
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use meshreduce::shipped_kernels;
-use meshreduce_emulator_ptx::{Launch, Module};
-use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session, Summary};
-use meshreduce_wire::launch::{self, HostPage};
+use meshreduce_emulator_ptx::Launch;
+use meshreduce_emulator_ptx::Module;
+use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
+use meshreduce_wire::launch;
 use meshreduce_wire::packets::{self, PacketLayout};
-use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{
-    Algorithm, Collective, DType, Element, ElementSize, ErrorRecord, Isa, KernelName, LaunchDescriptor,
-    LaunchParams, MAX_RANKS, Op, SliceParams, Slices, TextName, VECTOR_BYTES,
+    Algorithm, Collective, Element, ElementSize, Isa, KernelName, LaunchDescriptor, LaunchParams, MAX_RANKS,
+    SliceParams, Slices, TextName, VECTOR_BYTES, geometry,
 };
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng as _;
 
-use super::scenario::{Draw, Numbers};
-use super::stage::{before, shared_lane_params};
-use super::{DEADLINE_NS, Failure, LANES, labels};
+use super::odd::PATIENCE_NS;
+use super::ranks::{Expected, Ranks, Sequence};
+use super::{DEADLINE_NS, Failure, Others};
 use crate::{inputs, params, reference};
+pub use scenario::{SliceCall, SliceScenario};
 
 /// Bytes of the longest slice.
 const MOST: u32 = 96;
+/// Bytes behind every buffer that nobody may write.
+const BEHIND: usize = 16;
 
 /// The kernels of slices for some ranks.
+#[derive(Clone)]
 pub struct SliceKernels {
     /// By the place of their algorithm in [`Algorithm::OF_SLICES`].
-    modules: [Module; 4],
+    modules: [Arc<Module>; 4],
+    /// The all-reduces that are launched between.
+    others: Others,
+    /// Those that are looked at, if not all.
+    focus: Option<Algorithm>,
+    /// The only collective that is launched besides all-reduces, if not all are.
+    collective: Option<Collective>,
     world_size: usize,
     isa: Isa,
 }
 
-/// One call: what each rank sends each, in bytes.
-#[derive(Clone, Debug)]
-pub struct SliceCall {
-    /// Which.
-    pub collective: Collective,
-    /// How.
-    pub algorithm: Algorithm,
-    /// The root, where there is one.
-    pub root: usize,
-    /// By sender and receiver.
-    pub bytes: Vec<Vec<u32>>,
-    /// Bytes by which messages are shifted from alignment.
-    pub shift: u64,
-    /// Blocks of the grid.
-    pub blocks: u32,
+/// Where a rank's buffers of a call are, and what is in them at the end.
+struct Buffers {
+    input: u64,
+    output: u64,
+    /// The buffer with the output, and its bytes at the end.
+    result: (u64, Vec<u8>),
 }
 
 impl SliceKernels {
@@ -69,61 +70,36 @@ impl SliceKernels {
             let text = shipped_kernels()
                 .find(|text| (text.algorithm, text.world_size, text.isa) == (algorithm, world_size, isa))
                 .with_context(|| format!("{algorithm} is not shipped for {world_size} ranks in {isa}"))?;
-            anyhow::Ok(Module::parse(&mutate(algorithm, text.ptx))?)
+            anyhow::Ok(Arc::new(Module::parse(&mutate(algorithm, text.ptx))?))
         };
         let [a, b, c, d] = Algorithm::OF_SLICES;
-        Ok(Self { modules: [module(a)?, module(b)?, module(c)?, module(d)?], world_size, isa })
+        let modules = [module(a)?, module(b)?, module(c)?, module(d)?];
+        // All-reduces over ranks that are all mapped, by packets of the same width.
+        let others = Others::shipped(a, world_size, isa)?;
+        Ok(Self { modules, others, focus: None, collective: None, world_size, isa })
     }
 
-    /// The calls that `seed` stands for; type and operation of those that compute; the lane's calls before.
-    fn calls(&self, seed: u64) -> (Vec<SliceCall>, DType, Op, Numbers) {
-        let mut draw = Draw::new(ChaCha8Rng::seed_from_u64(seed ^ (self.world_size as u64) << 32));
-        let (dtype, op) = (draw.of(&DType::ALL), draw.of(&Op::ALL));
-        let refreshes = draw.below(6) == 0;
-        let first = Numbers::draw(&mut draw, refreshes);
-        let ranks = self.world_size;
-        let mut calls: Vec<SliceCall> = Vec::new();
-        for _ in 0..2 + draw.below(3) {
-            if let Some(again) = calls.last().cloned().filter(|_| draw.below(3) == 0) {
-                calls.push(again);
-                continue;
-            }
-            let collective = draw.of(&Collective::ALL[1..]);
-            let serving: Vec<Algorithm> =
-                Algorithm::OF_SLICES.into_iter().filter(|algorithm| algorithm.serves(collective)).collect();
-            let algorithm = draw.of(&serving);
-            let root = draw.below(ranks);
-            let mut length = || match draw.below(4) {
-                0 => 0,
-                1 => MOST,
-                _ => 4 * draw.below(MOST as usize / 4 + 1) as u32,
-            };
-            let usual = length();
-            let list: Vec<u32> = (0..ranks).map(|_| length()).collect();
-            let bytes = (0..ranks)
-                .map(|from| {
-                    let to = |to: usize| match collective {
-                        Collective::AllGather => list[from],
-                        Collective::ReduceScatter => list[to],
-                        Collective::Broadcast if from == root => usual,
-                        Collective::Reduce if to == root => usual,
-                        Collective::AllToAll => list[(from + to) % ranks],
-                        _ => 0,
-                    };
-                    (0..ranks).map(to).collect()
-                })
-                .collect();
-            let shift = draw.of(&[0, 0, 4, 8]);
-            calls.push(SliceCall {
-                collective,
-                algorithm,
-                root,
-                bytes,
-                shift,
-                blocks: draw.of(&[1, 1, 2, 3]),
-            });
-        }
-        (calls, dtype, op, first)
+    /// The same kernels, of which those of `algorithm` are launched in half of the calls at least.
+    #[must_use]
+    pub fn with_focus(self, algorithm: Algorithm) -> Self {
+        Self { focus: Some(algorithm), ..self }
+    }
+
+    /// The same kernels, of which those that serve `collective` are launched for nothing else, and the others not at all.
+    #[must_use]
+    pub fn with_collective(self, collective: Collective) -> Self {
+        Self { collective: Some(collective), ..self }
+    }
+
+    /// The same kernels, but those of `algorithm` from this text.
+    ///
+    /// # Errors
+    /// If it is not understood.
+    pub fn with_text(mut self, algorithm: Algorithm, text: &str) -> Result<Self> {
+        let at = Algorithm::OF_SLICES.iter().position(|known| *known == algorithm);
+        self.modules[at.with_context(|| format!("{algorithm} has no slices"))?] =
+            Arc::new(Module::parse(text)?);
+        Ok(self)
     }
 
     /// Runs what `seed` stands for.
@@ -131,156 +107,258 @@ impl SliceKernels {
     /// # Errors
     /// The outer one if there is no kernel for it; the inner one if anything is found, a kernel gives up, or a result is wrong.
     pub fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
-        let (calls, dtype, op, first) = self.calls(seed);
-        let ranks = self.world_size;
-        let mut session = Session::new(Options { seed, ..options });
-        let packets = PacketLayout::new(u64::from(MOST) * 2, ranks as u32);
+        self.play_scenario(&self.scenario(seed), seed, options)
+    }
+
+    /// Runs a scenario.
+    ///
+    /// # Errors
+    /// As [`Self::play`].
+    pub fn play_scenario(
+        &self,
+        scenario: &SliceScenario,
+        seed: u64,
+        options: Options,
+    ) -> Result<Result<Summary, Failure>> {
+        let world_size = self.world_size;
+        let is_absent = scenario.odd.is_some_and(|odd| odd.is_absent);
+        // Whoever waits for the deadline is not starved before it has passed.
+        let patience = if is_absent { options.patience.max(PATIENCE_NS) } else { options.patience };
+        let packets = PacketLayout::new(u64::from(MOST) * 2, world_size as u32);
         let stride = u64::from(MOST).next_multiple_of(VECTOR_BYTES as u64);
-        let layout = SegmentLayout::new(LANES, stride * ranks as u64, packets);
-        let devices: Vec<DeviceId> = (0..ranks).map(|_| session.device()).collect();
-        let segments: Vec<u64> =
-            devices.iter().map(|&device| session.allocate(device, layout.bytes())).collect();
-        let mut lanes = Vec::new();
-        for (rank, &device) in devices.iter().enumerate() {
-            let counters = session.allocate(device, u64::from(LANES) * meshreduce_wire::counters::BYTES);
-            let host_page = session.allocate_host(size_of::<HostPage>() as u64);
-            let pad = segments[rank] + layout.pad(0);
-            labels::of_lane(&mut session, rank, (pad, counters));
-            labels::of_memory(&mut session, rank, segments[rank], layout, 0);
-            before(&mut session, first, (pad, counters), segments[rank] + layout.packets(0), packets);
-            lanes.push(shared_lane_params(layout, &segments, (0, rank), (counters, host_page)));
-        }
-        let mut expected = Vec::new();
-        for (number, call) in calls.iter().enumerate() {
-            let messages: Vec<Vec<u8>> =
-                (0..ranks).map(|rank| message(call, seed, number, rank, dtype)).collect();
-            for (rank, &device) in devices.iter().enumerate() {
-                let result = result(call, &messages, rank, dtype, op);
-                let mut buffer = |bytes: usize, what: &str| {
-                    let bytes = bytes as u64 + call.shift + 16;
-                    let address = session.allocate(device, bytes);
-                    session.label(address, bytes, &format!("rank {rank}'s {what} of call {number}"));
-                    address + call.shift
-                };
-                let input = buffer(messages[rank].len(), "input");
-                let output = buffer(result.len(), "output");
-                session.write(input, &messages[rank]);
-                expected.push((rank, number, output, result));
-                let launch = LaunchParams {
-                    lane: lanes[rank],
-                    input,
-                    output,
-                    count: 0,
-                    descriptor: 0,
-                    deadline_ns: DEADLINE_NS,
-                    tag: 0,
-                    flags: 0,
-                    scale: op.scale(ranks as u32),
-                    kind: if call.collective.reduces() { launch::kind(dtype, op) } else { 0 },
-                };
-                let params = call.params(launch, rank, stride, dtype, op);
-                let index = Algorithm::OF_SLICES.iter().position(|known| *known == call.algorithm);
-                let module = &self.modules[index.unwrap_or_default()];
-                let isa = if call.algorithm.is_by_packets() { self.isa } else { Isa::V70 };
-                let text = TextName { algorithm: call.algorithm, world_size: ranks, isa };
-                let name = KernelName::new(text, dtype, op).to_string();
-                let kernel = module.kernel(&name).with_context(|| format!("there is no kernel {name}"))?;
-                let threads = 8 + packets::counting_threads(call.algorithm);
-                session.launch(
-                    device,
-                    Launch {
-                        kernel: Arc::clone(&kernel),
-                        grid: [call.blocks, 1, 1],
-                        block: [threads, 1, 1],
-                        params: params::slice_bytes(&params),
-                        dynamic_shared: 0,
-                    },
-                );
-            }
-        }
-        let summary = match session.run() {
-            Ok(summary) => summary,
-            Err(report) => return Ok(Err(Failure::Found(Box::new(report)))),
+        let reduced = |call: &SliceCall| {
+            let count = u64::from(call.bytes[0][0]) / scenario.dtype.size() as u64;
+            geometry::staging_bytes(call.algorithm, count, scenario.dtype, world_size as u32)
         };
-        let last = || session.interleaving(100);
-        for (rank, lane) in lanes.iter().enumerate() {
-            let record = lane.host_page + std::mem::offset_of!(HostPage, record) as u64;
-            let valid = session.read(record + std::mem::offset_of!(ErrorRecord, valid) as u64, 4);
-            if valid.iter().any(|byte| *byte != 0) {
-                let text = format!("rank {rank} of {calls:?}");
-                return Ok(Err(Failure::GaveUp { text, interleaving: last() }));
+        let staging = scenario.calls.iter().map(reduced).max().unwrap_or(0).max(stride * world_size as u64);
+        let said = scenario.odd.map(|odd| {
+            let of =
+                |from| (0..world_size).map(move |to| scenario.said(odd.call, from, to).encode()).collect();
+            (0..world_size).map(of).collect()
+        });
+        let sequence = Sequence {
+            positions: scenario.positions.clone(),
+            relays: None,
+            lane: scenario.lane,
+            first: scenario.first,
+            algorithms: scenario.calls.iter().map(|call| call.algorithm).collect(),
+            isa: self.isa,
+            abort: scenario.abort,
+            odd: scenario.odd,
+            said: said.unwrap_or_default(),
+        };
+        let mut ranks = Ranks::new(sequence, staging, packets, Options { seed, patience, ..options });
+        let mut expected = Vec::new();
+        for (number, call) in scenario.calls.iter().enumerate() {
+            let messages: Vec<Vec<u8>> =
+                (0..world_size).map(|rank| scenario.message(seed, number, rank)).collect();
+            for rank in 0..world_size {
+                let result = scenario.result(call, &messages, rank);
+                let Buffers { input, output, result } =
+                    buffers(&mut ranks, call, (rank, number), &messages[rank], result);
+                let (address, bytes) = result;
+                expected.push(Expected { rank, call: number, address, bytes });
+                if let Some(late) = scenario.late.filter(|late| (late.rank, late.call) == (rank, number)) {
+                    let device = ranks.device(rank);
+                    late.launch(&mut ranks.session, device);
+                }
+                if scenario.odd.is_none_or(|odd| number < odd.calls_of(rank, scenario.calls.len())) {
+                    let lane = ranks.params(rank);
+                    let launch = LaunchParams {
+                        lane,
+                        input,
+                        output,
+                        count: 0,
+                        descriptor: 0,
+                        deadline_ns: scenario
+                            .odd
+                            .map_or(DEADLINE_NS, |odd| odd.deadline(number, DEADLINE_NS)),
+                        tag: 0,
+                        flags: call.flags(rank),
+                        scale: scenario.op.scale(world_size as u32),
+                        kind: if call.collective.reduces() {
+                            launch::kind(scenario.dtype, scenario.op)
+                        } else {
+                            0
+                        },
+                    };
+                    self.enqueue(&mut ranks, scenario, (rank, number), launch, stride)?;
+                }
             }
         }
-        for (rank, number, address, bytes) in expected {
-            let got = session.read(address, bytes.len());
-            if got != bytes {
-                let text = format!("rank {rank}, call {number} of {calls:?}");
-                return Ok(Err(Failure::Wrong { text, interleaving: last() }));
+        ranks.launch_abort();
+        Ok(ranks.finish(&expected))
+    }
+
+    fn enqueue(
+        &self,
+        ranks: &mut Ranks,
+        scenario: &SliceScenario,
+        (rank, number): (usize, usize),
+        launch: LaunchParams,
+        stride: u64,
+    ) -> Result<()> {
+        let call = &scenario.calls[number];
+        let of_slices = Algorithm::OF_SLICES.iter().position(|known| *known == call.algorithm);
+        let (module, params) = match of_slices {
+            Some(at) => {
+                let params = scenario.params((rank, number), launch, stride);
+                (&*self.modules[at], params::slice_bytes(&params))
             }
-        }
-        Ok(Ok(summary))
+            None => {
+                let said = scenario.said(number, rank, rank);
+                let params = LaunchParams {
+                    count: u64::from(call.bytes[rank][rank]) / scenario.dtype.size() as u64,
+                    descriptor: said.encode(),
+                    tag: said.tag(),
+                    ..launch
+                };
+                let module = self.others.of(call.algorithm);
+                let module = module.with_context(|| format!("there are no kernels of {}", call.algorithm))?;
+                (module, params::bytes(&params))
+            }
+        };
+        let isa = self.isa_of(call.algorithm);
+        let text = TextName { algorithm: call.algorithm, world_size: self.world_size, isa };
+        let name = KernelName::new(text, scenario.dtype, scenario.op).to_string();
+        let kernel = module.kernel(&name).with_context(|| format!("there is no kernel {name}"))?;
+        let blocks = if call.ragged { 1 + (call.blocks + rank as u32) % 3 } else { call.blocks };
+        let block = [call.threads + packets::counting_threads(call.algorithm), 1, 1];
+        let device = ranks.device(rank);
+        let launch = Launch { kernel, grid: [blocks, 1, 1], block, params, dynamic_shared: 0 };
+        ranks.session.launch(device, launch);
+        Ok(())
     }
 }
 
-impl SliceCall {
-    fn params(&self, launch: LaunchParams, rank: usize, stride: u64, dtype: DType, op: Op) -> SliceParams {
-        let ranks = self.bytes.len();
-        let reduces = self.collective.reduces();
-        let shares = matches!(self.collective, Collective::AllGather | Collective::Broadcast);
-        let said = |bytes: u32| LaunchDescriptor {
-            collective: self.collective,
-            algorithm: self.algorithm,
-            element: if reduces { Element::Typed(dtype) } else { Element::Sized(ElementSize::ONE) },
-            op: reduces.then_some(op),
-            root: if self.collective.has_root() { self.root as u32 } else { 0 },
-            count: u64::from(bytes),
+/// A rank's buffers of a call, with its message written.
+fn buffers(
+    ranks: &mut Ranks,
+    call: &SliceCall,
+    (rank, number): (usize, usize),
+    message: &[u8],
+    result: Vec<u8>,
+) -> Buffers {
+    let shift = call.shift as usize;
+    let mut buffer = |bytes: usize, what: &str| {
+        ranks.buffer(rank, &format!("{what} of call {number}"), shift + bytes + BEHIND) + call.shift
+    };
+    let around = |bytes: &[u8]| [&vec![0; shift], bytes, &[0; BEHIND]].concat();
+    if !call.in_place[rank] {
+        let (input, output) = (buffer(message.len(), "input"), buffer(result.len(), "output"));
+        ranks.session.write(input, message);
+        return Buffers { input, output, result: (output - call.shift, around(&result)) };
+    }
+    // One is the other's slice of this rank, or they are the same.
+    let before = |slices: &mut dyn Iterator<Item = u32>| slices.take(rank).sum::<u32>() as usize;
+    let from = before(&mut call.bytes.iter().map(|row| row[rank]));
+    let to = before(&mut call.bytes[rank].iter().copied());
+    match call.collective {
+        Collective::AllGather => {
+            let output = buffer(result.len(), "buffer");
+            let input = output + from as u64;
+            ranks.session.write(input, message);
+            Buffers { input, output, result: (output - call.shift, around(&result)) }
+        }
+        Collective::ReduceScatter => {
+            let input = buffer(message.len(), "buffer");
+            ranks.session.write(input, message);
+            let mut end = message.to_vec();
+            end[to..to + result.len()].copy_from_slice(&result);
+            Buffers { input, output: input + to as u64, result: (input - call.shift, around(&end)) }
+        }
+        _ => {
+            let address = buffer(message.len().max(result.len()), "buffer");
+            ranks.session.write(address, message);
+            let mut end = message.to_vec();
+            end.resize(message.len().max(result.len()), 0);
+            end[..result.len()].copy_from_slice(&result);
+            Buffers { input: address, output: address, result: (address - call.shift, around(&end)) }
+        }
+    }
+}
+
+impl SliceScenario {
+    /// What a rank says to another that it launches.
+    fn said(&self, number: usize, from: usize, to: usize) -> LaunchDescriptor {
+        let call = &self.calls[number];
+        let is_odd = self.odd.is_some_and(|odd| odd.says_otherwise(from, number));
+        self.descriptor(call, call.bytes[from][to], is_odd)
+    }
+
+    /// What a rank must be told by another.
+    fn expected(&self, number: usize, from: usize, to: usize) -> LaunchDescriptor {
+        let call = &self.calls[number];
+        let is_odd = self.odd.is_some_and(|odd| odd.says_otherwise(to, number));
+        self.descriptor(call, call.bytes[from][to], is_odd)
+    }
+
+    fn descriptor(&self, call: &SliceCall, bytes: u32, is_odd: bool) -> LaunchDescriptor {
+        let SliceCall { collective, algorithm, root, .. } = *call;
+        let reduces = collective.reduces();
+        let element = if reduces { Element::Typed(self.dtype) } else { Element::Sized(ElementSize::ONE) };
+        LaunchDescriptor {
+            collective,
+            algorithm,
+            element,
+            op: reduces.then_some(self.op),
+            root: if collective.has_root() { root as u32 } else { 0 },
+            count: u64::from(bytes) / element.bytes() as u64 + u64::from(is_odd),
+        }
+    }
+
+    fn params(&self, (rank, number): (usize, usize), launch: LaunchParams, stride: u64) -> SliceParams {
+        let call = &self.calls[number];
+        let (shares, reduces) = (call.shares(), call.collective.reduces());
+        // By rank in memory, by position in the tables.
+        let before = |slices: &mut dyn Iterator<Item = u32>, peer: usize| {
+            slices.take(peer).map(u64::from).sum::<u64>()
         };
-        let mut sent_behind = launch.input;
-        let sent = self.bytes[rank].iter().map(|&bytes| {
-            let address = sent_behind;
-            sent_behind += if shares { 0 } else { u64::from(bytes) };
-            (address, bytes)
-        });
-        let sent = Slices::new(sent.collect::<Vec<_>>());
-        let mut received_behind = launch.output;
-        let received = self.bytes.iter().map(|row| {
-            let address = received_behind;
-            received_behind += if reduces { 0 } else { u64::from(row[rank]) };
-            (address, row[rank])
-        });
-        let received = Slices::new(received.collect::<Vec<_>>());
+        let sent = |peer: usize| {
+            let before = before(&mut call.bytes[rank].iter().copied(), peer);
+            (launch.input + if shares { 0 } else { before }, call.bytes[rank][peer])
+        };
+        let received = |peer: usize| {
+            let before = before(&mut call.bytes.iter().map(|row| row[rank]), peer);
+            (launch.output + if reduces { 0 } else { before }, call.bytes[peer][rank])
+        };
         let mut params = SliceParams {
             launch,
-            sent,
-            received,
+            sent: Slices::new(self.positions.iter().map(|&peer| sent(peer))),
+            received: Slices::new(self.positions.iter().map(|&peer| received(peer))),
             stride: if shares { 0 } else { stride },
             said: [0; MAX_RANKS],
             expected: [0; MAX_RANKS],
             tags_said: [0; MAX_RANKS],
             tags_expected: [0; MAX_RANKS],
         };
-        for peer in 0..ranks {
-            let (told, expected) = (said(self.bytes[rank][peer]), said(self.bytes[peer][rank]));
-            (params.said[peer], params.expected[peer]) = (told.encode(), expected.encode());
-            (params.tags_said[peer], params.tags_expected[peer]) = (told.tag(), expected.tag());
+        for (position, &peer) in self.positions.iter().enumerate() {
+            let (told, expected) = (self.said(number, rank, peer), self.expected(number, peer, rank));
+            (params.said[position], params.expected[position]) = (told.encode(), expected.encode());
+            (params.tags_said[position], params.tags_expected[position]) = (told.tag(), expected.tag());
         }
         params
     }
-}
 
-fn message(call: &SliceCall, seed: u64, number: usize, rank: usize, dtype: DType) -> Vec<u8> {
-    let row = &call.bytes[rank];
-    let shares = matches!(call.collective, Collective::AllGather | Collective::Broadcast);
-    let bytes = if shares { row[rank] } else { row.iter().sum() } as usize;
-    inputs::message(seed, 1, number, rank, bytes / dtype.size(), dtype)
-}
+    fn message(&self, seed: u64, number: usize, rank: usize) -> Vec<u8> {
+        let bytes = self.calls[number].input_bytes(rank);
+        let count = bytes.div_ceil(self.dtype.size());
+        let mut message = inputs::message(seed, 1, number, rank, count, self.dtype);
+        message.truncate(bytes);
+        message
+    }
 
-fn result(call: &SliceCall, messages: &[Vec<u8>], rank: usize, dtype: DType, op: Op) -> Vec<u8> {
-    let shares = matches!(call.collective, Collective::AllGather | Collective::Broadcast);
-    let slice = |from: usize| {
-        let first = if shares { 0 } else { call.bytes[from][..rank].iter().sum::<u32>() } as usize;
-        messages[from][first..first + call.bytes[from][rank] as usize].to_vec()
-    };
-    let slices: Vec<Vec<u8>> = (0..messages.len()).map(slice).collect();
-    if call.collective.reduces() { reference::all_reduce(&slices, dtype, op) } else { slices.concat() }
+    /// What a rank must have in its output.
+    fn result(&self, call: &SliceCall, messages: &[Vec<u8>], rank: usize) -> Vec<u8> {
+        let slice = |from: usize| {
+            let first = if call.shares() { 0 } else { call.bytes[from][..rank].iter().sum::<u32>() } as usize;
+            messages[from][first..first + call.bytes[from][rank] as usize].to_vec()
+        };
+        if call.collective.reduces() {
+            let in_tree: Vec<Vec<u8>> = self.positions.iter().map(|&from| slice(from)).collect();
+            reference::all_reduce(&in_tree, self.dtype, self.op)
+        } else {
+            (0..messages.len()).map(slice).collect::<Vec<_>>().concat()
+        }
+    }
 }

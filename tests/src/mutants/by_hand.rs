@@ -68,31 +68,36 @@ impl Maker<'_, Roles> {
     pub fn rotated(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
         let count = self.ranks;
-        let loads: Vec<usize> = roles.staging_loads.iter().copied().take(count).collect();
-        // On rank 0 the last of the positions comes first, and all others one later.
-        let words: Vec<Vec<String>> = loads
-            .iter()
-            .map(|&at| {
-                let list = entry.operands(at)[0].trim_matches(['{', '}']);
-                list.split(", ").map(str::to_owned).collect()
-            })
-            .collect();
-        let last = *loads.last().context("loads of staging")?;
-        let mut rotate = vec![self.rank(), "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned()];
-        for lane in 0..4 {
-            let registers: Vec<&String> = words.iter().map(|words| &words[lane]).collect();
-            rotate.push(format!("\tmov.b32 %mr0, {};", registers[count - 1]));
-            for at in (1..count).rev() {
-                rotate.push(format!(
-                    "\tselp.b32 {}, {}, {}, %mp0;",
-                    registers[at],
-                    registers[at - 1],
-                    registers[at]
-                ));
+        // Of slices there is a loop for each type and operation.
+        let loops = if self.algorithm.is_of_slices() { roles.staging_loads.len() / count } else { 1 };
+        let mut edits = Vec::new();
+        for loads in roles.staging_loads.chunks_exact(count).take(loops) {
+            // On rank 0 the last of the positions comes first, and all others one later.
+            let words: Vec<Vec<String>> = loads
+                .iter()
+                .map(|&at| {
+                    let list = entry.operands(at)[0].trim_matches(['{', '}']);
+                    list.split(", ").map(str::to_owned).collect()
+                })
+                .collect();
+            let last = *loads.last().context("loads of staging")?;
+            let mut rotate = vec![self.rank(), "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned()];
+            for lane in 0..4 {
+                let registers: Vec<&String> = words.iter().map(|words| &words[lane]).collect();
+                rotate.push(format!("\tmov.b32 %mr0, {};", registers[count - 1]));
+                for at in (1..count).rev() {
+                    rotate.push(format!(
+                        "\tselp.b32 {}, {}, {}, %mp0;",
+                        registers[at],
+                        registers[at - 1],
+                        registers[at]
+                    ));
+                }
+                rotate.push(format!("\tselp.b32 {}, %mr0, {}, %mp0;", registers[0], registers[0]));
             }
-            rotate.push(format!("\tselp.b32 {}, %mr0, {}, %mp0;", registers[0], registers[0]));
+            edits.push(entry.followed(last, &rotate));
         }
-        self.add("known-3-order-rotated-by-rank", vec![entry.followed(last, &rotate)]);
+        self.add("known-3-order-rotated-by-rank", edits);
         Ok(())
     }
 
@@ -174,18 +179,28 @@ impl Maker<'_, Roles> {
     /// Rank 0 goes through the message as if its grid had one block.
     fn grids(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
-        let grid = entry.one("%nctaid.x")?;
-        let register = entry.operands(grid)[0].to_owned();
-        let alone = [
-            format!("\tmov.u32 %mr3, {register};"),
-            self.rank(),
-            "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned(),
-            format!("\tselp.b32 {register}, 1, {register}, %mp0;"),
-        ];
         // Blocks are counted as many as they are.
         let last = entry.before(roles.exits, "add.s32", 4)?;
-        let counted = entry.replaced(last, &format!("{register},"), "%mr3,")?;
-        self.add("known-9-grids-differ", vec![entry.followed(grid, &alone), counted]);
+        let counted = entry.operands(last)[1].to_owned();
+        let mut edits = Vec::new();
+        let grids = entry.all("%nctaid.x");
+        for &grid in &grids {
+            let register = entry.operands(grid)[0].to_owned();
+            if register == counted && grids.len() > 1 {
+                continue;
+            }
+            let alone = [
+                format!("\tmov.u32 %mr3, {register};"),
+                self.rank(),
+                "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned(),
+                format!("\tselp.b32 {register}, 1, {register}, %mp0;"),
+            ];
+            edits.push(entry.followed(grid, &alone));
+            if register == counted {
+                edits.push(entry.replaced(last, &format!("{register},"), "%mr3,")?);
+            }
+        }
+        self.add("known-9-grids-differ", edits);
         Ok(())
     }
 

@@ -30,7 +30,7 @@ impl Known {
         let name = name.replace(&format!("{}/", Isa::V84.suffix()), "/");
         let name = name.as_str();
         let short = name.split_once('/').map_or(name, |(_, short)| short);
-        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-"]
+        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-", "alone-"]
             .iter()
             .find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
@@ -72,6 +72,10 @@ pub static KNOWN: &[Known] = &[
     equivalent("one_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("two_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("hybrid_cube_mesh_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("exchange_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("reduce_scatter_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("exchange_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("reduce_scatter_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("claim-relaxed", ELECTS),
     equivalent("claim-acquire", ELECTS),
     equivalent("claim-release", ELECTS),

@@ -82,6 +82,26 @@ impl<R> Maker<'_, R> {
         format!("\tld.param.{bits} {register}, [{}_param_0+{at}];", self.entry.name())
     }
 
+    /// Loads what a table of launch parameters has for the position that is the thread's number. Uses `%mr3` and `%mp3`, and
+    /// `%md7` or `%mr2`.
+    pub(super) fn of_thread(&self, register: &str, table: usize) -> Vec<String> {
+        let (bits, other) = if register.starts_with("%md") { (64, "%md7") } else { (32, "%mr2") };
+        let load = |to: &str, position: usize| {
+            format!(
+                "\tld.param.u{bits} {to}, [{}_param_0+{}];",
+                self.entry.name(),
+                table + bits / 8 * position
+            )
+        };
+        let mut lines = vec!["\tmov.u32 %mr3, %tid.x;".to_owned(), load(register, 0)];
+        for position in 1..self.ranks {
+            lines.push(load(other, position));
+            lines.push(format!("\tsetp.eq.u32 %mp3, %mr3, {position};"));
+            lines.push(format!("\tselp.b{bits} {register}, {other}, {register}, %mp3;"));
+        }
+        lines
+    }
+
     /// The accesses of a wait that end it, and what it leaves behind.
     pub(super) fn wait_orders(&mut self, wait: &Wait) -> Result<()> {
         let prefix = wait.prefix;

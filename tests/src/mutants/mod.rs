@@ -15,6 +15,7 @@ pub mod packet_operators;
 pub mod packet_roles;
 pub mod report;
 pub mod roles;
+mod slices;
 pub mod stage;
 pub mod text;
 
@@ -23,11 +24,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use meshreduce_emulator_ptx::{Kernel, Module};
-use meshreduce_emulator_weak_memory::adversary::Options;
+use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, Others};
+use crate::adversary::{Failure, Kernels, Others, SliceKernels};
 use known::{Known, Why};
 use maker::Maker;
 use packet_roles::PacketRoles;
@@ -76,12 +77,35 @@ impl Verdict {
 /// How a rank dies within a call.
 #[derive(Clone, Debug, Default)]
 pub struct Death {
-    /// Where it ends.
-    pub end: usize,
+    /// Where it ends: whichever it comes to first.
+    pub ends: Vec<usize>,
     /// What the first thread of a block has not done.
     pub not_by_first: Vec<usize>,
     /// What no thread has done.
     pub dropped: Vec<usize>,
+}
+
+/// What calls of mutants are played among.
+enum Between {
+    /// All-reduces: such.
+    AllReduces(Others),
+    /// Collectives of slices: kernels of which a mutant replaces one.
+    Slices(SliceKernels),
+}
+
+/// What plays calls in a row.
+enum Player {
+    AllReduces(Kernels),
+    Slices(SliceKernels),
+}
+
+impl Player {
+    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+        match self {
+            Player::AllReduces(kernels) => kernels.play(seed, options),
+            Player::Slices(kernels) => kernels.play(seed, options),
+        }
+    }
 }
 
 /// The mutants of one algorithm and world size.
@@ -93,7 +117,7 @@ pub struct Set {
     /// How dead ranks may end.
     deaths: Vec<Death>,
     /// What stands between its calls.
-    others: Others,
+    between: Between,
     /// Whether calls that cannot end well are played, too.
     troubled: bool,
     /// The mutants, the unchanged text first.
@@ -106,6 +130,9 @@ impl Set {
     /// # Errors
     /// If there is no such kernel, or a mutation does not apply.
     pub fn all(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Vec<Self>> {
+        if algorithm.is_of_slices() {
+            return Ok(vec![Self::of_slices(algorithm, ranks, isa)?]);
+        }
         let others = Others::shipped(algorithm, ranks, isa)?;
         if algorithm.is_by_packets() {
             return Ok(vec![Self::of_packets(algorithm, ranks, isa, others)?]);
@@ -138,10 +165,11 @@ impl Set {
         make(&mut maker).with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
         // Where the second phase begins.
-        let deaths =
-            roles.barriers.get(2).map(|&end| Death { end, ..Death::default() }).into_iter().collect();
+        let second = roles.barriers.get(2).map(|&end| Death { ends: vec![end], ..Death::default() });
+        let deaths = second.into_iter().collect();
+        let between = Between::AllReduces(others);
         let troubled = dtype == DType::Bf16;
-        Ok(Self { entry, name, algorithm, ranks, deaths, others, troubled, mutants })
+        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled, mutants })
     }
 
     /// Those of an algorithm by packets: of the bf16 sum.
@@ -154,7 +182,32 @@ impl Set {
         maker.packets().with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
         let deaths = roles.deaths();
-        Ok(Self { entry, name, algorithm, ranks, deaths, others, troubled: true, mutants })
+        let between = Between::AllReduces(others);
+        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled: true, mutants })
+    }
+
+    /// Those of an algorithm of slices: its one kernel, for all types and operations.
+    fn of_slices(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Self> {
+        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
+        let (shape, mutants_of) = (|| format!("the shape of {name}"), || format!("mutants of {name}"));
+        let (mutants, deaths) = if algorithm.is_by_packets() {
+            let roles = PacketRoles::of(&entry, algorithm, ranks, isa).with_context(shape)?;
+            let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
+            maker.add("unchanged", Vec::new());
+            maker.packets().with_context(mutants_of)?;
+            (maker.made, roles.deaths())
+        } else {
+            let roles = Roles::of(&entry, algorithm).with_context(shape)?;
+            let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
+            maker.add("unchanged", Vec::new());
+            maker.systematic().and_then(|()| maker.by_hand()).with_context(mutants_of)?;
+            if !algorithm.moves() && ranks > 2 {
+                maker.rotated().with_context(mutants_of)?;
+            }
+            (maker.made, Vec::new())
+        };
+        let between = Between::Slices(SliceKernels::shipped(ranks, isa)?.with_focus(algorithm));
+        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled: true, mutants })
     }
 
     fn entry(algorithm: Algorithm, ranks: usize, dtype: DType, isa: Isa) -> Result<(String, Entry)> {
@@ -172,13 +225,14 @@ impl Set {
     /// The mutant as dead ranks run it, which end before they wait: by what they have done till then.
     fn halfway(&self, mutant: &Mutant) -> Result<Vec<Arc<Kernel>>> {
         let mut kernels = Vec::new();
-        for Death { end, not_by_first, dropped } in &self.deaths {
+        for Death { ends, not_by_first, dropped } in &self.deaths {
             let guarded = |&at: &usize| {
                 let first = ["\tmov.u32 %mr0, %tid.x;", "\tsetp.ne.u32 %mp0, %mr0, 0;"].map(str::to_owned);
                 let guarded = format!("\t@%mp0 {}", self.entry.lines[at].trim());
                 Edit { at, with: [&first[..], &[guarded]].concat() }
             };
-            let mut edits = vec![Edit { at: *end, with: vec!["\tret;".to_owned()] }];
+            let ended = ends.iter().map(|&at| Edit { at, with: vec!["\tret;".to_owned()] });
+            let mut edits: Vec<Edit> = ended.collect();
             edits.extend(not_by_first.iter().map(guarded));
             edits.extend(dropped.iter().map(|&at| self.entry.dropped(at)));
             let places: Vec<usize> = edits.iter().map(|edit| edit.at).collect();
@@ -195,8 +249,16 @@ impl Set {
     pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<Verdict> {
         let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
-        let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
-        let kernels = kernels.beside(self.others.clone());
+        let kernels = match &self.between {
+            Between::AllReduces(others) => {
+                let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
+                Player::AllReduces(kernels.beside(others.clone()))
+            }
+            Between::Slices(kernels) => {
+                let kernels = kernels.clone().with_text(self.algorithm, &text);
+                Player::Slices(kernels.with_context(understood)?)
+            }
+        };
         let module = Module::parse(&text).with_context(understood)?;
         let kernel = module.kernel(&self.name).with_context(understood)?;
         let stage = |halfway, queued| {

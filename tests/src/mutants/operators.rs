@@ -1,7 +1,7 @@
 //! Mutations that follow from the role of an instruction, for every phase of every algorithm.
 
 use anyhow::Result;
-use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, counters, pad};
+use meshreduce_wire::{Algorithm, LaneParams, LaunchParams, SliceParams, counters, pad};
 use std::mem::offset_of;
 
 use super::maker::Maker;
@@ -38,7 +38,8 @@ impl Maker<'_, Roles> {
             self.relay_late()?;
         }
         self.barriers()?;
-        self.data()
+        self.data()?;
+        if self.algorithm.is_of_slices() { self.slices(Some(&roles.phases[0].looks)) } else { Ok(()) }
     }
 
     /// Barriers that do not wait, do not ask, or do not tell.
@@ -141,12 +142,13 @@ impl Maker<'_, Roles> {
         let strict = |at| {
             let seen = seen(at);
             let mask = (1u64 << pad::TAG_BITS) - 1;
-            let lines = [
-                format!("\txor.b64 %md0, {seen}, {word};"),
+            let mut lines = self.tag("%md1", offset_of!(SliceParams, tags_expected));
+            lines.extend([
+                format!("\txor.b64 %md0, {seen}, %md1;"),
                 format!("\tand.b64 %md0, %md0, {mask};"),
                 "\tsetp.ne.u64 %mp0, %md0, 0;".to_owned(),
                 format!("\tselp.b64 {seen}, 0, {seen}, %mp0;"),
-            ];
+            ]);
             entry.followed(at, &lines)
         };
         if phase.wait.prefix.is_empty() {
@@ -158,9 +160,16 @@ impl Maker<'_, Roles> {
         }
         let slot = if phase.wait.prefix.is_empty() { 0 } else { 4096 };
         // The peer is told at once, before anything is stored that it is to read.
+        let is_of_slices = self.algorithm.is_of_slices();
         let mut signal = self.stands_for_a_peer();
-        let address = entry.before(phase.signal, "add.s64", 8)?;
-        let peer = entry.operands(address)[2].to_owned();
+        let peer = if is_of_slices {
+            let pads = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, pads);
+            signal.extend(self.of_thread("%md4", pads));
+            "%md4".to_owned()
+        } else {
+            let address = entry.before(phase.signal, "add.s64", 8)?;
+            entry.operands(address)[2].to_owned()
+        };
         signal.extend([
             "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
             "\tmul.wide.u32 %md1, %mr1, 64;".to_owned(),
@@ -170,17 +179,30 @@ impl Maker<'_, Roles> {
             format!("\tadd.s64 %md1, %md1, {peer};"),
             format!("\tadd.s64 %md2, {calls}, 1;"),
             format!("\tshl.b64 %md2, %md2, {};", pad::TAG_BITS),
-            format!("\tld.param.u32 %mr2, [{}_param_0+{}];", entry.name(), offset_of!(LaunchParams, tag)),
-            "\tcvt.u64.u32 %md3, %mr2;".to_owned(),
+        ]);
+        signal.extend(self.tag("%md3", offset_of!(SliceParams, tags_said)));
+        signal.extend([
             "\tor.b64 %md2, %md2, %md3;".to_owned(),
             format!("\t@%mp0 st.release.sys.global.u64 [%md1+{slot}], %md2;"),
         ]);
-        anyhow::ensure!(roles.parity < roles.barriers[0], "the half is known before the barrier");
-        self.add(
-            name("signal-before-data"),
-            vec![entry.followed(roles.parity, &signal), entry.dropped(phase.signal)],
-        );
+        // Of slices the half is known where there are some.
+        let early = if is_of_slices { roles.counters } else { roles.parities[0] };
+        anyhow::ensure!(early < roles.barriers[0], "the half is known before the barrier");
+        let edits = vec![entry.followed(early, &signal), entry.dropped(phase.signal)];
+        self.add(name("signal-before-data"), edits);
         Ok(())
+    }
+
+    /// Loads the launch's tag; of slices, for the peer that the thread stands for, from that table.
+    fn tag(&self, register: &str, table: usize) -> Vec<String> {
+        let mut lines = if self.algorithm.is_of_slices() {
+            self.of_thread("%mr1", table)
+        } else {
+            let at = offset_of!(LaunchParams, tag);
+            vec![format!("\tld.param.u32 %mr1, [{}_param_0+{at}];", self.entry.name())]
+        };
+        lines.push(format!("\tcvt.u64.u32 {register}, %mr1;"));
+        lines
     }
 
     /// Whether the thread stands for a peer, in `%mp0`.
@@ -280,20 +302,23 @@ impl Maker<'_, Roles> {
             self.add(format!("{role}-store-{at}-dropped"), vec![entry.dropped(store)]);
             self.add(format!("{role}-store-{at}-next-vector"), vec![entry.moved(store, 16)?]);
         }
-        let block = entry.operands(roles.parity)[1].to_owned();
-        let parity = entry.operands(roles.parity)[0].to_owned();
-        let by_block = vec![
-            "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
-            "\tcvt.u64.u32 %md1, %mr1;".to_owned(),
-            format!("\tadd.s64 %md1, %md1, {block};"),
-            format!("\tand.b64 {parity}, %md1, 1;"),
-        ];
-        let by_number = {
-            let [b, p] = roles.both_calls(entry);
-            [format!("\tadd.s64 {parity}, {b}, {p};"), format!("\tand.b64 {parity}, {parity}, 1;")].to_vec()
+        let [b, p] = roles.both_calls(entry);
+        let parity = |at: usize| entry.operands(at)[0].to_owned();
+        let by_block = |&at: &usize| {
+            let with = vec![
+                "\tmov.u32 %mr1, %ctaid.x;".to_owned(),
+                "\tcvt.u64.u32 %md1, %mr1;".to_owned(),
+                format!("\tadd.s64 %md1, %md1, {b};"),
+                format!("\tand.b64 {}, %md1, 1;", parity(at)),
+            ];
+            Edit { at, with }
         };
-        self.add("half-by-all-calls", vec![Edit { at: roles.parity, with: by_number }]);
-        self.add("half-by-block", vec![Edit { at: roles.parity, with: by_block }]);
+        let by_number = |&at: &usize| {
+            let to = parity(at);
+            Edit { at, with: vec![format!("\tadd.s64 {to}, {b}, {p};"), format!("\tand.b64 {to}, {to}, 1;")] }
+        };
+        self.add("half-by-all-calls", roles.parities.iter().map(by_number).collect());
+        self.add("half-by-block", roles.parities.iter().map(by_block).collect());
         // Pads by position, as they are read: for staging, and for signals.
         let first = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, pads);
         let of = |position: usize| match first + 8 * position {

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use anyhow::Result;
-use meshreduce_wire::{LaneParams, LaunchParams, counters};
+use meshreduce_wire::{LaneParams, LaunchParams, SliceParams, Slices, counters};
 
 use super::maker::Maker;
 use super::packet_roles::{PacketRoles, Poll, descriptor_parities, pair_of};
@@ -29,7 +29,8 @@ impl Maker<'_, PacketRoles> {
         let PacketRoles { exits, advance, barrier, .. } = *self.roles;
         self.counts(exits, advance, barrier, counters::PACKET_CALLS)?;
         self.add("barrier-dropped", vec![self.entry.without_barrier(barrier)]);
-        self.aborts()
+        self.aborts()?;
+        if self.algorithm.is_of_slices() { self.slices(None) } else { Ok(()) }
     }
 
     /// How packets are stored, and to whom.
@@ -237,16 +238,19 @@ impl Maker<'_, PacketRoles> {
 
     fn headers(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
+        let by_table = self.awaited_by_table();
         let given = |at: usize, descriptor: &str| {
             let [low, high] = pair(entry, at);
-            let lines = [
+            let mut lines = by_table.clone();
+            let descriptor = if lines.is_empty() { descriptor } else { "%md1" };
+            lines.extend([
                 format!("\tor.b32 %mr0, {}, 1;", roles.packets),
                 "\tcvt.u64.u32 %md0, %mr0;".to_owned(),
                 format!("\tshl.b64 {low}, {descriptor}, 32;"),
                 format!("\tor.b64 {low}, {low}, %md0;"),
                 format!("\tand.b64 {high}, {descriptor}, -4294967296;"),
                 format!("\tor.b64 {high}, {high}, %md0;"),
-            ];
+            ]);
             entry.followed(at, &lines)
         };
         let mut missing = Vec::new();
@@ -280,9 +284,57 @@ impl Maker<'_, PacketRoles> {
             self.spreading(header.wait.prefix, &header.wait.failing);
         }
         self.add("headers-missing", missing);
+        if self.algorithm.is_of_slices() {
+            self.headers_by_data();
+        }
         self.weaken("told", &[roles.told])?;
         self.add("told-dropped", vec![entry.constant(roles.told, "0")]);
         Ok(())
+    }
+
+    /// Of slices: loads what the header must say that the thread awaits, to `%md1`.
+    fn awaited_by_table(&self) -> Vec<String> {
+        match self.algorithm.is_of_slices() {
+            true => self.of_thread("%md1", offset_of!(SliceParams, expected)),
+            false => Vec::new(),
+        }
+    }
+
+    /// A header is awaited from those alone who send data, and sent to those alone who get some: nobody hears of a reader that
+    /// has nothing to send.
+    fn headers_by_data(&mut self) {
+        let (entry, roles) = (self.entry, self.roles);
+        let mut edits = Vec::new();
+        for header in &roles.headers {
+            for at in header.looks {
+                let [low, high] = pair(entry, at);
+                let mut lines = self.awaited_by_table();
+                let bytes = offset_of!(SliceParams, received) + offset_of!(Slices, bytes);
+                lines.extend(self.of_thread("%mr1", bytes));
+                lines.extend([
+                    "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned(),
+                    format!("\tor.b32 %mr0, {}, 1;", roles.packets),
+                    "\tcvt.u64.u32 %md0, %mr0;".to_owned(),
+                    "\tshl.b64 %md2, %md1, 32;".to_owned(),
+                    "\tor.b64 %md2, %md2, %md0;".to_owned(),
+                    format!("\tselp.b64 {low}, %md2, {low}, %mp0;"),
+                    "\tand.b64 %md2, %md1, -4294967296;".to_owned(),
+                    "\tor.b64 %md2, %md2, %md0;".to_owned(),
+                    format!("\tselp.b64 {high}, %md2, {high}, %mp0;"),
+                ]);
+                edits.push(entry.followed(at, &lines));
+            }
+        }
+        let unheard = edits.clone();
+        self.add("acknowledgement-not-awaited-without-data", unheard);
+        for header in &roles.headers {
+            let bytes = offset_of!(SliceParams, sent) + offset_of!(Slices, bytes);
+            let mut lines = self.of_thread("%mr1", bytes);
+            lines.push("\tsetp.ne.u32 %mp0, %mr1, 0;".to_owned());
+            lines.push(format!("\t@%mp0 {}", entry.lines[header.store].trim()));
+            edits.push(Edit { at: header.store, with: lines });
+        }
+        self.add("acknowledgement-by-data-alone", edits);
     }
 
     /// What ranks say that they launch.

@@ -103,14 +103,19 @@ impl PacketRoles {
         let values = |at: usize| pair_of(entry, at);
         let (refreshes, data): (Vec<usize>, Vec<usize>) = others.partition(|&at| {
             let [low, high] = values(at);
+            // Of slices they are those of data too.
+            if algorithm.is_of_slices() {
+                return false;
+            }
             // Zeros: two packets that are the same, or no data below.
             low == high || isa == Isa::V84 && entry.all(&format!("mov.b64 \t{low}, 0;")).len() == 1
         });
         let polls = Self::polls(entry, algorithm, &headers, isa)?;
         // What has been reduced is pushed in the second phase.
+        let has_one_phase = !polls.iter().any(|poll| poll.is_second);
         let (last, first_ones): (Vec<usize>, Vec<usize>) =
             data.into_iter().partition(|&at| is_a_sum(entry, &values(at)[0]));
-        let pushes = if polls.len() == 1 { vec![first_ones] } else { vec![first_ones, last] };
+        let pushes = if has_one_phase { vec![first_ones] } else { vec![first_ones, last] };
         ensure!(pushes.iter().all(|phase| !phase.is_empty()), "the pushes");
         // Copies of p are made where it is used.
         let copies: Vec<String> = entry
@@ -170,10 +175,10 @@ impl PacketRoles {
         let looks: Vec<[usize; 2]> =
             loads.iter().filter_map(|&at| again(at).map(|again| [at, again])).collect();
         ensure!(looks.len() == prefixes.len(), "{} slots of headers are looked at twice", looks.len());
-        let descriptor = Self::descriptor(entry)?;
         let compares = entry.all("setp.eq.b64");
+        // With what is launched, which a register holds; the other such comparison is that of what the ask has brought.
         let compares_it =
-            |at: &&usize| entry.operands(**at).get(2).is_some_and(|operand| *operand == descriptor);
+            |at: &&usize| entry.operands(**at).get(2).is_some_and(|operand| operand.starts_with('%'));
         let mut headers = Vec::new();
         for (phase, (looks, prefix)) in looks.into_iter().zip(prefixes).enumerate() {
             let store = match phase {
@@ -185,7 +190,7 @@ impl PacketRoles {
             ensure!(ask < looks[1], "the ask of header {phase}");
             let within: Vec<usize> = compares
                 .iter()
-                .filter(|at| (looks[0]..looks[1]).contains(at) && !(ask..ask + 14).contains(at))
+                .filter(|at| (looks[0]..looks[1]).contains(at) && !(ask..ask + 24).contains(at))
                 .filter(compares_it)
                 .copied()
                 .collect();
@@ -194,12 +199,6 @@ impl PacketRoles {
             headers.push(Header { store, looks, compare, ask, ask_after, wait });
         }
         Ok(headers)
-    }
-
-    /// The register that holds what is launched.
-    fn descriptor(entry: &Entry) -> Result<String> {
-        let at = std::mem::offset_of!(meshreduce_wire::LaunchParams, descriptor);
-        Ok(entry.operands(entry.one(&format!("_param_0+{at}];"))?)[0].to_owned())
     }
 
     /// Where p is shifted and masked to say where packets lie: one parity has two phases of every rank's. (Headers are 256
@@ -242,8 +241,12 @@ impl PacketRoles {
         }
         let mut polls = Vec::new();
         for loads in groups {
-            // A unit alone is one that is taken once more, or that a refreshing call awaits.
-            let (Some(&last), true) = (loads.last(), loads.len() > 1) else { continue };
+            // A unit alone is one that is taken once more, or that a refreshing call awaits; of slices that do not lie alike
+            // each is awaited alone.
+            let is_alone = loads.len() == 1;
+            let Some(&last) = loads.last().filter(|_| !is_alone || algorithm == Algorithm::ExchangeLl) else {
+                continue;
+            };
             let flag_at = entry.next(last, "\tor.b32", 5)?;
             let flag = entry.operands(flag_at)[0].to_owned();
             let mut seen = Vec::new();
@@ -259,7 +262,7 @@ impl PacketRoles {
                 seen.push(if isa == Isa::V84 { vec![of(&high)?] } else { vec![of(&low)?, of(&high)?] });
             }
             let is_second = match algorithm {
-                Algorithm::OneShotLl => false,
+                Algorithm::OneShotLl | Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => false,
                 Algorithm::TwoShotLl => !Self::is_reduced(entry, &pair_of(entry, last)[0]),
                 // How far apart the units of a run lie is in a register, and sources at a constant distance.
                 Algorithm::HybridCubeMeshLl => {
@@ -268,14 +271,26 @@ impl PacketRoles {
                 }
                 _ => bail!("{algorithm} has no packets"),
             };
-            let prefix = if is_second { "second-" } else { "" };
+            let prefix = match (is_second, is_alone) {
+                (true, _) => "second-",
+                (false, true) => "alone-",
+                (false, false) => "",
+            };
             let wait = Self::wait(entry, prefix, entry.next(last, "ld.relaxed.sys.global.u32", 80)?)?;
             polls.push(Poll { is_second, loads, flag, seen, wait });
         }
-        let expected = if algorithm == Algorithm::OneShotLl { 1 } else { 2 };
+        let expected = match algorithm {
+            Algorithm::OneShotLl | Algorithm::ReduceScatterLl => 1,
+            _ => 2,
+        };
         ensure!(polls.len() == expected, "{} waits for packets", polls.len());
-        polls.sort_by_key(|poll| poll.is_second);
-        ensure!(polls.len() == 1 || polls[1].is_second && !polls[0].is_second, "the phases");
+        // Those of the first phase first, and of several sources.
+        polls.sort_by_key(|poll| (poll.is_second, poll.loads.len() == 1));
+        let has_two_phases = polls.iter().filter(|poll| poll.is_second).count() == 1;
+        ensure!(
+            has_two_phases != (algorithm.is_of_slices() || algorithm == Algorithm::OneShotLl),
+            "the phases"
+        );
         Ok(polls)
     }
 
@@ -307,18 +322,25 @@ impl PacketRoles {
     /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers, in each
     /// phase that has some: then whoever waits for those alone must give up, and notice why.
     pub fn deaths(&self) -> Vec<Death> {
-        let mut all: Vec<Death> = self
-            .polls
-            .iter()
+        let ends = |is_second: bool| {
+            let of_phase = self.polls.iter().filter(|poll| poll.is_second == is_second);
+            of_phase.map(|poll| poll.loads[0]).collect::<Vec<_>>()
+        };
+        let has_two_phases = self.polls.iter().any(|poll| poll.is_second);
+        let mut all: Vec<Death> = [false, true]
+            .into_iter()
             .zip(&self.pushes)
-            .map(|(poll, pushes)| Death {
-                end: poll.loads[0],
+            .map(|(is_second, pushes)| Death {
+                ends: ends(is_second),
                 not_by_first: pushes.clone(),
                 dropped: Vec::new(),
             })
             .collect();
-        let end = self.polls[self.polls.len() - 1].loads[0];
-        let headless = |header: &Header| Death { end, not_by_first: Vec::new(), dropped: vec![header.store] };
+        let headless = |header: &Header| Death {
+            ends: ends(has_two_phases),
+            not_by_first: Vec::new(),
+            dropped: vec![header.store],
+        };
         all.extend(self.headers.iter().map(headless));
         all
     }

@@ -24,7 +24,7 @@ const LEAST: f64 = 100.0;
 #[derive(Args)]
 pub struct Mutants {
     /// One algorithm only; else all
-    #[arg(long, value_parser = |text: &str| text.parse::<Algorithm>())]
+    #[arg(long, value_parser = named)]
     algorithm: Option<Algorithm>,
     /// One PTX ISA only; else all in which the algorithm has a text
     #[arg(long, value_name = "V", value_parser = |text: &str| text.parse::<Isa>())]
@@ -59,6 +59,13 @@ pub struct Mutants {
     stories: bool,
 }
 
+/// The algorithm of that name, also one of slices.
+fn named(name: &str) -> Result<Algorithm, String> {
+    let known = || Algorithm::every().map(Algorithm::name).collect::<Vec<_>>().join(", ");
+    let found = Algorithm::every().find(|algorithm| algorithm.name() == name);
+    found.ok_or_else(|| format!("not a known algorithm ({})", known()))
+}
+
 #[derive(Serialize)]
 struct Totals {
     mutants: usize,
@@ -88,13 +95,11 @@ impl Mutants {
             all.extend(given::judge(file, self.seeds)?);
             return given::show(&all, self.json);
         }
-        let algorithms =
-            Algorithm::ALL.into_iter().filter(|known| self.algorithm.is_none_or(|only| only == *known));
+        let algorithms = Algorithm::every().filter(|known| self.algorithm.is_none_or(|only| only == *known));
         let mut sets = Vec::new();
         for algorithm in algorithms {
-            let has = |isa: &Isa| {
-                self.isa.is_none_or(|only| only == *isa) && Kernels::shipped_in(*isa).contains(&algorithm)
-            };
+            let has =
+                |isa: &Isa| self.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa);
             for isa in Isa::ALL.into_iter().filter(has) {
                 let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
                 for &ranks in ranks {

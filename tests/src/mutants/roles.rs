@@ -21,8 +21,8 @@ pub struct Roles {
     pub stage_guards: Vec<usize>,
     /// The read of the pad's abort word beside the first look at a signal.
     pub told: usize,
-    /// The parity of b, which chooses the half of staging.
-    pub parity: usize,
+    /// The parity of b, which chooses the half of staging, wherever it is taken.
+    pub parities: Vec<usize>,
     /// The distance of the staging halves.
     pub half_distance: usize,
     /// The store of the two descriptor words.
@@ -129,7 +129,7 @@ impl Roles {
     /// If the text does not have the shape that is expected.
     pub fn of(entry: &Entry, algorithm: Algorithm) -> Result<Self> {
         let prefixes: &[&str] = match algorithm {
-            Algorithm::OneShot => &[""],
+            Algorithm::OneShot | Algorithm::Exchange | Algorithm::ReduceScatter => &[""],
             Algorithm::TwoShot => &["", "gather-"],
             _ => &["", "relay-"],
         };
@@ -186,17 +186,19 @@ impl Roles {
         let copied = |at: &usize| early(at) && entry.operands(*at)[1..] == [abort.as_str()];
         let stage_guards: Vec<usize> = entry.all("\tmov.b32").into_iter().filter(copied).collect();
         ensure!(!stage_guards.is_empty(), "the decision whether to stage");
+        let parities: Vec<usize> = entry
+            .all("and.b64")
+            .into_iter()
+            .filter(|&at| entry.operands(at)[1..] == [barrier_calls.as_str(), "1"])
+            .collect();
+        ensure!(!parities.is_empty(), "no parity of the calls by barriers");
         let (staging_stores, result_stores) = stores.into_iter().partition(early);
         Ok(Self {
             counters,
             entry_poll: polls[0],
             told: polls[1],
             stage_guards,
-            parity: entry
-                .all("and.b64")
-                .into_iter()
-                .find(|&at| entry.operands(at)[1..] == [barrier_calls.as_str(), "1"])
-                .ok_or_else(|| anyhow::anyhow!("no parity of the calls by barriers"))?,
+            parities,
             half_distance: entry.one(&format!("_param_0+{half}];"))?,
             declared: entry.one("st.relaxed.sys.global.v2.u64")?,
             glance,

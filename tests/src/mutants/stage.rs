@@ -16,8 +16,8 @@ use meshreduce_emulator_weak_memory::adversary::{Options, Strategy};
 use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets;
 use meshreduce_wire::{
-    AbortWord, Algorithm, DType, Element, ErrorRecord, LaunchDescriptor, LaunchParams, Op, RecordKind,
-    VECTOR_BYTES, counters, pad,
+    AbortWord, Algorithm, Collective, DType, Element, ErrorRecord, Isa, LaunchDescriptor, LaunchParams,
+    MAX_RANKS, Op, RecordKind, SliceParams, Slices, VECTOR_BYTES, counters, pad,
 };
 
 use crate::adversary::Failure;
@@ -216,7 +216,7 @@ impl Stage<'_> {
         let smaller = parts.trouble == Trouble::Mismatch && strange && parts.smaller;
         let blocks = if call == GOOD && !smaller { 2 } else { 1 };
         let deadline = if parts.trouble == Trouble::DeadPeer && call >= GOOD { self.deadline() } else { 0 };
-        let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
+        let usual = self.usual(count);
         let descriptor = if call == GOOD { self.declared(parts, rank, count) } else { usual };
         // Two counts with one tag are some thousands apart, which would be long to play: a kernel takes its tag as given.
         let tag = if parts.trouble == Trouble::Collision { usual.tag() } else { descriptor.tag() };
@@ -233,6 +233,7 @@ impl Stage<'_> {
                 algorithm if algorithm.is_by_packets() && early => 0,
                 Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
                 _ if late => 0,
+                Algorithm::ExchangeLl if call == GOOD => self.whole(memory, count),
                 _ => LONGEST * SIZE,
             };
             outputs.push(Untouched { lane: parts.failing, rank, call, address, bytes });
@@ -251,37 +252,75 @@ impl Stage<'_> {
         let lane = (parts.failing + 1) % LANES;
         let comes = parts.waits(rank) || parts.absent.is_some() && !self.queued && call > GOOD;
         if call >= GOOD && comes {
-            let launched = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, 64);
+            let launched = self.usual(64);
             // In a grid of several blocks it is others that have units than those that await headers.
             let blocks = if self.algorithm.is_by_packets() { 1 + (parts.seed / 4 % 2) as u32 } else { 1 };
             let launched = (launched, launched.tag());
             let address = self.launch(memory, (lane, rank), self.kernel, launched, (blocks, 0));
             // Whoever comes last finds that the others have given up; but the packets of all may be there, and be used.
             let is_last = call > GOOD && !parts.waits(rank) && self.algorithm.is_by_packets();
-            let bytes = if is_last { 0 } else { LONGEST * SIZE };
+            let bytes = match self.algorithm {
+                _ if is_last => 0,
+                Algorithm::ExchangeLl => self.whole(memory, 64),
+                _ => LONGEST * SIZE,
+            };
             outputs.push(Untouched { lane, rank, call, address, bytes });
         }
     }
 
     /// Another algorithm, with which a rank may be confused.
     fn other_algorithm(&self) -> Algorithm {
-        if self.algorithm == Algorithm::OneShot { Algorithm::TwoShot } else { Algorithm::OneShot }
+        match self.algorithm {
+            Algorithm::OneShot => Algorithm::TwoShot,
+            Algorithm::Exchange => Algorithm::ExchangeLl,
+            Algorithm::ExchangeLl => Algorithm::Exchange,
+            Algorithm::ReduceScatter => Algorithm::ReduceScatterLl,
+            Algorithm::ReduceScatterLl => Algorithm::ReduceScatter,
+            _ => Algorithm::OneShot,
+        }
+    }
+
+    /// What is launched of so many elements; of slices, of so many for each rank.
+    fn usual(&self, count: u64) -> LaunchDescriptor {
+        let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
+        match (self.algorithm.is_of_slices(), self.algorithm.moves()) {
+            (false, _) => usual,
+            (true, false) => LaunchDescriptor { collective: Collective::ReduceScatter, ..usual },
+            (true, true) => LaunchDescriptor {
+                collective: Collective::AllToAll,
+                element: Element::Sized(DType::Bf16.into()),
+                op: None,
+                ..usual
+            },
+        }
+    }
+
+    /// Another kind of call.
+    fn unusual(&self, count: u64) -> LaunchDescriptor {
+        let usual = self.usual(count);
+        match self.algorithm.moves() {
+            true => LaunchDescriptor { collective: Collective::AllGather, ..usual },
+            false => LaunchDescriptor { op: Some(Op::Max), ..usual },
+        }
     }
 
     /// What a rank launches in the failing lane as the call that fails, where `count` elements are usual.
     fn declared(&self, parts: &Parts, rank: usize, count: u64) -> LaunchDescriptor {
-        let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
+        let usual = self.usual(count);
         match parts.trouble {
             Trouble::Mismatch if parts.strange(rank) => LaunchDescriptor { count: count - 8, ..usual },
             // As many vectors as the others: nobody reads what nobody has written. Of one tag may also be what differs in
             // nothing but the upper half of the word.
             Trouble::Collision if parts.strange(rank) => match parts.seed / 7 % 4 {
                 0 => LaunchDescriptor { count: count - 1, ..usual },
+                1 if self.algorithm.moves() => {
+                    LaunchDescriptor { element: Element::Sized(DType::F32.into()), ..usual }
+                }
                 1 => LaunchDescriptor { element: Element::Typed(DType::F16), ..usual },
-                2 => LaunchDescriptor { op: Some(Op::Max), ..usual },
+                2 => self.unusual(count),
                 _ => LaunchDescriptor { algorithm: self.other_algorithm(), ..usual },
             },
-            Trouble::OtherKind if parts.strange(rank) => LaunchDescriptor { op: Some(Op::Max), ..usual },
+            Trouble::OtherKind if parts.strange(rank) => self.unusual(count),
             _ => usual,
         }
     }
@@ -296,9 +335,11 @@ impl Stage<'_> {
         (blocks, deadline): (u32, u64),
     ) -> u64 {
         let stream = memory.stream(lane, rank);
-        let input = memory.session.allocate(stream, LONGEST * SIZE);
-        let output = memory.session.allocate(stream, LONGEST * SIZE);
-        let ones = 0x3f80u16.to_le_bytes().repeat(LONGEST as usize);
+        let slices = if self.algorithm.is_of_slices() { self.ranks as u64 } else { 1 };
+        let bytes = slices * LONGEST * SIZE + memory.shift;
+        let input = memory.session.allocate(stream, bytes) + memory.shift;
+        let output = memory.session.allocate(stream, bytes) + memory.shift;
+        let ones = 0x3f80u16.to_le_bytes().repeat((slices * LONGEST) as usize);
         memory.session.write(input, &ones);
         let params = LaunchParams {
             lane: memory.params(lane, rank),
@@ -312,15 +353,51 @@ impl Stage<'_> {
             scale: 1.0,
             kind: launch::kind(DType::Bf16, Op::Sum),
         };
+        let params = if self.algorithm.is_of_slices() {
+            params::slice_bytes(&self.slices(params))
+        } else {
+            params::bytes(&params)
+        };
         let launch = Launch {
             kernel: kernel.clone(),
             grid: [blocks, 1, 1],
             block: [THREADS + packets::counting_threads(self.algorithm), 1, 1],
-            params: params::bytes(&params),
+            params,
             dynamic_shared: 0,
         };
         memory.session.launch(stream, launch);
         output
+    }
+
+    /// As many elements for each rank, and the same said to each.
+    fn slices(&self, launch: LaunchParams) -> SliceParams {
+        let bytes = launch.count * SIZE;
+        let slices = |first: u64, step: u64| {
+            Slices::new((0..self.ranks as u64).map(|peer| (first + step * peer, bytes as u32)))
+        };
+        let mut said = [0; MAX_RANKS];
+        let mut tags = [0; MAX_RANKS];
+        said[..self.ranks].fill(launch.descriptor);
+        tags[..self.ranks].fill(launch.tag);
+        SliceParams {
+            launch,
+            sent: slices(launch.input, bytes),
+            received: slices(launch.output, if self.algorithm.moves() { bytes } else { 0 }),
+            stride: (LONGEST * SIZE).next_multiple_of(VECTOR_BYTES as u64),
+            said,
+            expected: said,
+            tags_said: tags,
+            tags_expected: tags,
+        }
+    }
+
+    /// Bytes of a slice of so many elements that are stored when those of all ranks are there; the others as they come.
+    fn whole(&self, memory: &Memory, count: u64) -> u64 {
+        if memory.shift > 0 {
+            return 0;
+        }
+        let unit = if self.kernel.name.ends_with(Isa::V84.suffix()) { 12 } else { 8 };
+        count * SIZE / unit * unit
     }
 
     fn deadline(&self) -> u64 {

@@ -6,12 +6,15 @@ use meshreduce_emulator_weak_memory::adversary::{DeviceId, Options, Session};
 use meshreduce_wire::launch::HostPage;
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
-use meshreduce_wire::{DType, LaneParams, MAX_RANKS, counters, geometry, pad};
+use meshreduce_wire::{DType, LaneParams, MAX_RANKS, VECTOR_BYTES, counters, geometry, pad};
 
 use super::Stage;
 
 /// Lanes of the communicator.
 pub(super) const LANES: u32 = 2;
+
+/// Bytes from a boundary: one element.
+const SHIFT: u64 = DType::Bf16.size() as u64;
 
 /// A session with the ranks' memory.
 pub(super) struct Memory {
@@ -23,6 +26,8 @@ pub(super) struct Memory {
     counters: Vec<u64>,
     /// By lane and rank.
     lanes: Vec<Vec<Lane>>,
+    /// Bytes by which inputs and outputs are shifted from alignment: slices are then moved one rank's after the other.
+    pub(super) shift: u64,
 }
 
 /// A lane of one rank.
@@ -37,8 +42,13 @@ struct Lane {
 impl Memory {
     /// Memory for calls of at most `longest` elements.
     pub(super) fn new(stage: &Stage<'_>, longest: u64, options: Options) -> Self {
+        let shift = if stage.algorithm.is_of_slices() && options.seed % 3 == 2 { SHIFT } else { 0 };
         let mut session = Session::new(options);
-        let staging = geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
+        let of_slices = (longest * DType::Bf16.size() as u64).next_multiple_of(VECTOR_BYTES as u64);
+        let staging = match stage.algorithm.is_of_slices() {
+            true => stage.ranks as u64 * of_slices,
+            false => geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32),
+        };
         let packets = packets::phase_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
         let packets = PacketLayout::new(packets, stage.ranks as u32);
         let layout = SegmentLayout::new(LANES, staging, packets);
@@ -50,7 +60,7 @@ impl Memory {
             .iter()
             .map(|&stream| session.allocate(stream, u64::from(LANES) * counters::BYTES))
             .collect();
-        let mut memory = Self { session, layout, segments, counters, lanes: Vec::new() };
+        let mut memory = Self { session, layout, segments, counters, lanes: Vec::new(), shift };
         for (lane, streams) in (0..).zip(streams) {
             let of_ranks = streams.into_iter().enumerate();
             let of_ranks = of_ranks.map(|(rank, stream)| memory.lane(stage, lane, rank, stream)).collect();
