@@ -449,6 +449,12 @@ impl Stage<'_> {
                     let row = copies + COPY * (u64::from(lane) * self.ranks as u64 + rank as u64);
                     let copy = (memory.word(row) as u32, LaunchDescriptor::decode(memory.word(row + 8)));
                     self.check_record(memory, parts, (lane, rank), copy, &who)?;
+                    // Whoever has a record has told all lanes of its rank.
+                    for lane in 0..LANES {
+                        if memory.word(memory.counters(lane, rank) + counters::ABORT) as u32 == 0 {
+                            return Err(wrong(format!("{who}: its own abort word of lane {lane} is 0")));
+                        }
+                    }
                 } else if !failing && parts.absent.is_some() && !self.queued {
                     let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
                     let valid = memory.field(lane, rank, offset_of!(ErrorRecord, valid)) as u32;
