@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use meshreduce::shipped_kernels;
 use meshreduce_emulator_ptx::Launch;
 use meshreduce_emulator_ptx::Module;
-use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
+use meshreduce_emulator_weak_memory::adversary::{Options, Session, Summary};
 use meshreduce_wire::launch;
 use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::{
@@ -120,12 +120,33 @@ impl SliceKernels {
         seed: u64,
         options: Options,
     ) -> Result<Result<Summary, Failure>> {
+        let (ranks, expected) = self.launch(scenario, seed, options)?;
+        Ok(ranks.finish(&expected))
+    }
+
+    /// A session in which all calls of a scenario are queued and none has begun, and what must come of them.
+    ///
+    /// # Errors
+    /// If there is no kernel for it.
+    pub(crate) fn prepare(&self, scenario: &SliceScenario, seed: u64) -> Result<(Session, Vec<Expected>)> {
+        let (ranks, expected) = self.launch(scenario, seed, Options { seed, ..Options::default() })?;
+        Ok((ranks.session, expected))
+    }
+
+    fn launch(
+        &self,
+        scenario: &SliceScenario,
+        seed: u64,
+        options: Options,
+    ) -> Result<(Ranks, Vec<Expected>)> {
         let world_size = self.world_size;
         let is_absent = scenario.odd.is_some_and(|odd| odd.is_absent);
         // Whoever waits for the deadline is not starved before it has passed.
         let patience = if is_absent { options.patience.max(PATIENCE_NS) } else { options.patience };
-        let packets = PacketLayout::new(u64::from(MOST) * 2, world_size as u32);
-        let stride = u64::from(MOST).next_multiple_of(VECTOR_BYTES as u64);
+        let slices = scenario.calls.iter().flat_map(|call| call.bytes.iter().flatten().copied());
+        let most = u64::from(slices.max().unwrap_or(0).max(MOST));
+        let packets = PacketLayout::new(most * 2, world_size as u32);
+        let stride = most.next_multiple_of(VECTOR_BYTES as u64);
         let reduced = |call: &SliceCall| {
             let count = u64::from(call.bytes[0][0]) / scenario.dtype.size() as u64;
             geometry::staging_bytes(call.algorithm, count, scenario.dtype, world_size as u32)
@@ -187,7 +208,7 @@ impl SliceKernels {
             }
         }
         ranks.launch_abort();
-        Ok(ranks.finish(&expected))
+        Ok((ranks, expected))
     }
 
     fn enqueue(

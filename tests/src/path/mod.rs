@@ -12,12 +12,13 @@ pub mod rules;
 
 use anyhow::{Context, Result, ensure};
 use meshreduce::shipped_kernels;
+use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_emulator_weak_memory::path::{self, Path, Step};
 use meshreduce_wire::packets;
-use meshreduce_wire::{Algorithm, DType, Geometry, Isa, MAX_BLOCKS, Op};
+use meshreduce_wire::{Algorithm, Collective, DType, Geometry, Isa, MAX_BLOCKS, Op};
 use serde::Serialize;
 
-use crate::adversary::{Call, Kernels, Numbers, Scenario};
+use crate::adversary::{Call, Expected, Kernels, Numbers, Scenario, SliceCall, SliceKernels, SliceScenario};
 
 /// The lane's call number: neither the first, of which a protocol may ask more, nor odd.
 const CALL_NUMBER: u64 = 6;
@@ -35,7 +36,7 @@ pub struct Subject {
     pub dtype: DType,
     /// The operation.
     pub op: Op,
-    /// Bytes of the message, whole elements.
+    /// Bytes of the message, or of each slice, whole elements.
     pub bytes: usize,
 }
 
@@ -96,10 +97,9 @@ pub struct Outcome {
     pub steps: Vec<Step>,
 }
 
-/// All shipped algorithms of all-reduces with their world sizes and ISAs.
+/// All shipped algorithms with their world sizes and ISAs.
 pub fn shipped() -> Vec<(Algorithm, usize, Isa)> {
-    let texts = shipped_kernels().filter(|text| !text.algorithm.is_of_slices());
-    let mut all: Vec<_> = texts.map(|text| (text.algorithm, text.world_size, text.isa)).collect();
+    let mut all: Vec<_> = shipped_kernels().map(|text| (text.algorithm, text.world_size, text.isa)).collect();
     all.sort_unstable_by_key(|&(algorithm, ranks, isa)| (algorithm, isa, ranks));
     all
 }
@@ -109,6 +109,10 @@ pub fn shipped() -> Vec<(Algorithm, usize, Isa)> {
 /// # Errors
 /// If there is no such kernel, it goes wrong, or its result is wrong.
 pub fn count(subject: Subject) -> Result<Outcome> {
+    if subject.algorithm.is_of_slices() {
+        let (session, expected) = slices(subject)?;
+        return traced(subject, &session, &expected);
+    }
     let text = Kernels::shipped_text(subject.algorithm, subject.ranks, subject.isa)?;
     count_text(&text, subject)
 }
@@ -141,10 +145,47 @@ pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
         ..kernels.scenario(0)
     };
     let (session, expected) = kernels.prepare(&scenario, 0)?;
+    traced(subject, &session, &expected)
+}
+
+/// A session in which one call of an algorithm of slices is queued: an all-gather, or a reduce-scatter. The bytes are those of each
+/// slice.
+fn slices(subject: Subject) -> Result<(Session, Vec<Expected>)> {
+    let Subject { algorithm, ranks, isa, dtype, op, bytes } = subject;
+    let collective = if algorithm.moves() { Collective::AllGather } else { Collective::ReduceScatter };
+    let Geometry { blocks, threads } = Geometry::of_slices(algorithm, bytes as u64, MAX_BLOCKS, isa);
+    let call = SliceCall {
+        collective,
+        algorithm,
+        root: 0,
+        bytes: vec![vec![bytes as u32; ranks]; ranks],
+        shift: 0,
+        blocks,
+        ragged: false,
+        threads: threads - packets::counting_threads(algorithm),
+        in_place: vec![false; ranks],
+    };
+    let scenario = SliceScenario {
+        dtype,
+        op,
+        positions: (0..ranks).collect(),
+        lane: 0,
+        first: Numbers { barriers: CALL_NUMBER, packets: CALL_NUMBER },
+        calls: vec![call],
+        abort: None,
+        late: None,
+        odd: None,
+    };
+    SliceKernels::shipped(ranks, isa)?.prepare(&scenario, 0)
+}
+
+/// Counts what is queued in a session.
+fn traced(subject: Subject, session: &Session, expected: &[Expected]) -> Result<Outcome> {
+    let Subject { algorithm, ranks, isa, bytes, .. } = subject;
     let results: Vec<_> =
         expected.iter().map(|part| part.address..part.address + part.bytes.len() as u64).collect();
-    let traced = path::trace(&session, &results)?;
-    for part in &expected {
+    let traced = path::trace(session, &results)?;
+    for part in expected {
         let right = traced.read(part.address, part.bytes.len()) == part.bytes;
         ensure!(right, "the result of rank {} is wrong", part.rank);
     }
