@@ -24,7 +24,7 @@ use crate::{inputs, params, reference};
 pub use scenario::{SliceCall, SliceScenario};
 
 /// Bytes of the longest slice.
-const MOST: u32 = 96;
+const MOST: u32 = 144;
 /// Bytes behind every buffer that nobody may write.
 const BEHIND: usize = 16;
 

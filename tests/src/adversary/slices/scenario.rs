@@ -166,7 +166,8 @@ impl SliceKernels {
             shift,
             blocks: draw.of(&[1, 1, 2, 3]),
             ragged: false,
-            threads: draw.of(&[8, 8, 16]),
+            // As many as there are peers at least; few, so that several blocks have a part.
+            threads: draw.of(if ranks > 4 { &[8, 8, 16] } else { &[4, 8, 16] }),
             in_place: vec![false; ranks],
         };
         // All ranks, none, or each as it comes.
