@@ -50,6 +50,10 @@ impl Player {
     fn of(plan: &Plan, (algorithm, ranks, isa): (Algorithm, usize, Isa)) -> Result<Self> {
         if algorithm.is_of_slices() {
             let kernels = SliceKernels::shipped(ranks, isa)?.with_focus(algorithm);
+            let kernels = match plan.collective[..] {
+                [collective] => kernels.with_collective(collective),
+                _ => kernels,
+            };
             return Ok(Player::Slices(Box::new(kernels)));
         }
         let kernels = match &plan.ptx {
@@ -157,7 +161,7 @@ fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
 fn cases(plan: &Plan) -> Vec<(Algorithm, usize, Isa)> {
     let mut cases = Vec::new();
     // All of them, where nothing else was asked for. A text that is given is one of all-reduces.
-    let all = plan.algorithm.is_empty() && plan.ptx.is_none();
+    let all = plan.algorithm.is_empty() && plan.collective.is_empty() && plan.ptx.is_none();
     let of_slices = Algorithm::OF_SLICES.into_iter().filter(|_| all);
     for algorithm in plan.algorithms().into_iter().chain(of_slices) {
         let possible = if algorithm.is_of_cube_mesh() { 8..=8 } else { 2..=8 };
@@ -227,8 +231,12 @@ fn explained(player: &Player, seed: u64) -> Result<String> {
 fn replay(plan: &Plan, algorithm: Algorithm, ranks: usize, isa: Isa, seed: u64) -> String {
     let text =
         plan.ptx.as_ref().map_or_else(|| format!("--isa {isa}"), |file| format!("--ptx {}", file.display()));
+    let collective = match plan.collective[..] {
+        [collective] if algorithm.is_of_slices() => format!("--collective {collective} "),
+        _ => String::new(),
+    };
     format!(
-        "cargo xtask test-multigpu --adversary --algorithm {algorithm} {text} --ranks {ranks} --seed {seed} --seeds 1 --explain"
+        "cargo xtask test-multigpu --adversary {collective}--algorithm {algorithm} {text} --ranks {ranks} --seed {seed} --seeds 1 --explain"
     )
 }
 
@@ -256,12 +264,16 @@ fn table(lines: &[Line], width: u16) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meshreduce_wire::Collective;
 
     #[test]
     fn a_replay_takes_the_text_that_failed() {
         let of = |plan: &Plan| replay(plan, Algorithm::OneShotLl, 2, Isa::V84, 7);
         let mut plan = Plan::of_all_nodes();
         assert!(of(&plan).contains("--algorithm one-shot-ll --isa 8.4 --ranks 2 --seed 7"));
+        plan.collective = vec![Collective::Reduce];
+        let of_slices = replay(&plan, Algorithm::ReduceScatterLl, 2, Isa::V84, 7);
+        assert!(of_slices.contains("--collective reduce --algorithm reduce-scatter-ll --isa 8.4"));
         plan.ptx = Some("a/b.ptx".into());
         assert!(of(&plan).contains("--algorithm one-shot-ll --ptx a/b.ptx --ranks 2 --seed 7"));
     }
