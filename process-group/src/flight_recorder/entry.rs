@@ -14,7 +14,7 @@ use crate::types::Operation;
 /// What is known of a call when it is made.
 #[derive(Clone, Copy, Debug)]
 pub struct Begun<'a> {
-    /// What [`FlightRecorder::add_group`] said.
+    /// What [`super::FlightRecorder::add_group`] said.
     pub group: u32,
     /// The backend that is to get it.
     pub backend: &'a Arc<str>,
