@@ -149,7 +149,7 @@ impl Everyone<'_> {
             meeting.wait()?;
             let mut lane = communicator.lane(0)?;
             for (index, case) in work.cases.iter().enumerate() {
-                if let Some(reason) = not_run(&communicator, way, case) {
+                if let Some(reason) = not_run(&communicator, &limits(work), way, case) {
                     let what = format!("{} {} bytes", way.name(), case.bytes);
                     self.tell(rank, || News::Absent(Absent { what, reason, asked: false }));
                     continue;
@@ -211,12 +211,13 @@ fn wrong_elements(got: &[u8], want: &[u8], size: usize) -> usize {
     got.chunks(size).zip(want.chunks(size)).filter(|(got, want)| got != want).count()
 }
 
-/// Why a case is left out: beyond the limits of the algorithm.
-fn not_run(communicator: &Communicator, way: Way, case: &Case) -> Option<String> {
-    match communicator.select(case.bytes as u64, case.dtype, case.op) {
-        Some(_) => None,
-        None => Some(format!("beyond the limit of {}", way.name())),
-    }
+/// Why a case is left out: beyond the limits of the algorithm. (One that is forced would take it in pieces.)
+fn not_run(communicator: &Communicator, limits: &Limits, way: Way, case: &Case) -> Option<String> {
+    let bytes = case.bytes as u64;
+    let is_beyond = |algorithm| bytes > limits.of(algorithm, communicator.world_size());
+    let is_taken = communicator.select(bytes, case.dtype, case.op).is_some();
+    let takes = is_taken && !way.forced().is_some_and(is_beyond);
+    (!takes).then(|| format!("beyond the limit of {}", way.name()))
 }
 
 /// One rank at work.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
 use meshreduce_tests::job::ForcedTopology;
 
 /// What to measure, and where.
@@ -92,7 +92,13 @@ impl FromStr for Choice {
         match text {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
-            name => name.parse().map(Self::One).map_err(|error| anyhow::anyhow!("{error}, auto or all")),
+            name => match name.parse::<Algorithm>() {
+                Ok(algorithm) if algorithm.serves(Collective::AllReduce) => Ok(Self::One(algorithm)),
+                Ok(algorithm) => {
+                    bail!("{algorithm} is no algorithm of all-reduce, and nothing else is measured")
+                }
+                Err(error) => bail!("{error}, auto or all"),
+            },
         }
     }
 }

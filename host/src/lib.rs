@@ -1,7 +1,7 @@
 //! Low-latency collectives over the NVLink mesh of one node.
 //!
 //! For engines that shard a model over the GPUs of one server and all-reduce a few hundred kilobytes, hundreds of times
-//! a token: one kernel launch a call on the caller's stream, the same bits on every rank, failures as typed errors with
+//! a token: one kernel launch a call (several for longer slices) on the caller's stream, the same bits on every rank, failures as typed errors with
 //! the rank to blame, and no CUDA toolkit, C++ or NCCL to build it.
 //!
 #![cfg_attr(feature = "cust", doc = "```no_run")]
@@ -34,10 +34,10 @@
 //! - **Ranks** are processes or threads, 2 to 8 of them on one host, each with a device. They meet in
 //!   [`rendezvous()`], whose outcome is the same on all of them: a [`Communicator`], or the reason why this library
 //!   does not apply.
-//! - **Calls** go through a [`Lane`], one after the other. [`Lane::all_reduce_raw`] takes raw pointers and
-//!   streams of any crate, and where calls are on different streams a [`StreamOrder`]; the other calls (with the feature
-//!   `cust`) take `cust`'s slices, check them, and order streams themselves.
-//! - **Other collectives**: [`Lane::all_gather_raw`], [`Lane::reduce_scatter_raw`], [`Lane::broadcast_raw`], [`Lane::reduce_raw`],
+//! - **Calls** go through a [`Lane`], one after the other. Calls whose names end in `raw`, as [`Lane::all_reduce_raw`],
+//!   take addresses and streams of any crate, and where calls are on different streams a [`StreamOrder`]; the others (with the
+//!   feature `cust`) take `cust`'s slices, check them, and order streams themselves.
+//! - **Other collectives**, each typed and raw: [`Lane::all_gather_raw`], [`Lane::reduce_scatter_raw`], [`Lane::broadcast_raw`], [`Lane::reduce_raw`],
 //!   [`Lane::all_to_all_raw`] and [`Lane::barrier_raw`], with the same rules; [`Communicator::select_for`] says what takes one.
 //! - **Results** are one fp32 sum over one fixed tree, rounded once: they do not depend on rank, algorithm, message
 //!   size, alignment or launch shape.

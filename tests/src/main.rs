@@ -13,7 +13,7 @@ use meshreduce_tests::path::report::CountPath;
 use meshreduce_tests::plan::Plan;
 use meshreduce_tests::{adversary_report, job::Job, probe, report, worker};
 
-/// Runs all-reduces on several ranks and compares every result, bit by bit, with the other ranks' and with a
+/// Runs collectives (all-reduces, if nothing else is asked for) on several ranks and compares every result, bit by bit, with the other ranks' and with a
 /// reference on the host.
 ///
 /// On real GPUs where at least two with peer-to-peer access are there, else on an emulated node.

@@ -33,12 +33,12 @@ pub(crate) enum Rule {
     Rounding,
     /// No fused multiply-add on floats.
     Contraction,
-    /// No block barrier but `bar.sync 0`.
+    /// No block barrier but `bar.sync 0` and `bar.red.or.pred` of barrier 0.
     Barrier,
     /// Every entry states its launch bounds.
     LaunchBound,
-    /// Entries are named `{algorithm}_{dtype}_{op}_w{W}` or are of the floor, and take one `LaunchParams` or as much; those of
-    /// slices one `SliceParams`.
+    /// Entries have the name that [`meshreduce_wire::KernelName`] gives them, or are of the floor, and take one `LaunchParams` or as
+    /// much; those of slices one `SliceParams`.
     Entry,
 }
 

@@ -9,7 +9,7 @@ use xshell::{Shell, cmd};
 
 use crate::{emulated_node, repository};
 
-/// Run the main job: all-reduces on several ranks, compared bit by bit (`test-multigpu --help`)
+/// Run the main job: all-reduces, or other collectives, on several ranks, compared bit by bit (`test-multigpu --help`)
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {

@@ -1,5 +1,5 @@
 //! Exchange: every rank stages what it sends and reads its slices of it from all others. One barrier. All-gather, broadcast,
-//! all-to-all.
+//! all-to-all, barrier.
 #![forbid(unsafe_code)]
 
 use super::Description;

@@ -1,5 +1,6 @@
 //! Two-shot by packets: rank r is pushed slice r of all inputs, reduces it and pushes the result to all others. No barrier
-//! and no fence: one round trip over the links, and twice two-shot's bytes.
+//! and no fence: one round trip over the links, and twice two-shot's bytes, or 4/3 by packets of
+//! 128 bits.
 #![forbid(unsafe_code)]
 
 use super::Description;

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | what machine it is | [`machine`] |
 //! | the driver takes every PTX text | [`modules`] |
-//! | all algorithms, types, operations and world sizes, bit by bit | [`results`] |
+//! | all algorithms of all-reduces, types, operations and world sizes, bit by bit | [`results`] |
 //! | the same between processes, a few cases | [`processes`] |
 //! | deadline, abort, mismatch | [`failures`] |
 //! | captured graphs | [`graphs`] |

@@ -15,8 +15,12 @@ use crate::adversary::Kernels;
 use super::given::{self, Detection};
 use super::{Seeds, Set, Verdict, count, judge_all};
 
-/// Seeds, if the command line does not say how many; what CI runs.
-pub const SEEDS: u64 = 200;
+/// Seeds, if the command line does not say how many: within these all die that are not listed.
+const SEEDS: u64 = 3000;
+/// Seeds for those that are listed.
+const SURVIVOR_SEEDS: u64 = 20;
+/// Seeds of calls that cannot end well for a text that is given.
+const GIVEN_SEEDS: u64 = 200;
 /// Least share of the mutants that are not equivalent, in percent, that must be killed.
 const LEAST: f64 = 100.0;
 
@@ -33,15 +37,16 @@ pub struct Mutants {
     #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
     ranks: Vec<usize>,
     /// A mutant must die within these
-    #[arg(long, default_value_t = SEEDS)]
-    seeds: u64,
-    /// Those that are known not to die are run on these, and not on so many as the others
+    /// [default: 3000; with --ptx 200]
     #[arg(long)]
-    survivor_seeds: Option<u64>,
+    seeds: Option<u64>,
+    /// Those that are known not to die are run on these, and not on so many as the others
+    #[arg(long, default_value_t = SURVIVOR_SEEDS)]
+    survivor_seeds: u64,
     /// Only mutants whose names contain this
     #[arg(long, default_value = "")]
     filter: String,
-    /// Instead of mutants of the shipped texts: this text, whose kernels have shipped names, before every detector (lint, the
+    /// Instead of mutants of the shipped texts: this text, whose kernels have names of shipped all-reduces, before every detector (lint, the
     /// main job, the adversary, calls that cannot end well)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["algorithm", "isa", "ranks", "survivor_seeds", "filter", "markdown", "stories"])]
     ptx: Option<PathBuf>,
@@ -92,7 +97,7 @@ impl Mutants {
                 what: if what.is_empty() { "nothing".to_owned() } else { what.clone() },
             });
             let mut all: Vec<Detection> = lint.collect();
-            all.extend(given::judge(file, self.seeds)?);
+            all.extend(given::judge(file, self.seeds.unwrap_or(GIVEN_SEEDS))?);
             return given::show(&all, self.json);
         }
         let algorithms = Algorithm::every().filter(|known| self.algorithm.is_none_or(|only| only == *known));
@@ -116,7 +121,7 @@ impl Mutants {
         }
         let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let seeds = Seeds { of_survivors: self.survivor_seeds.unwrap_or(self.seeds), of_others: self.seeds };
+        let seeds = Seeds { of_survivors: self.survivor_seeds, of_others: self.seeds() };
         let verdicts = judge_all(&sets, &self.filter, seeds, |verdict| {
             bar.set_message(verdict.name.clone());
             bar.inc(1);
@@ -151,6 +156,10 @@ impl Mutants {
         Ok(totals.ok)
     }
 
+    fn seeds(&self) -> u64 {
+        self.seeds.unwrap_or(SEEDS)
+    }
+
     fn totals(&self, verdicts: &[Verdict], seconds: f64) -> Totals {
         let equivalent = verdicts.iter().filter(|verdict| verdict.equivalent).count();
         let real = verdicts.iter().filter(|verdict| !verdict.equivalent);
@@ -164,7 +173,7 @@ impl Mutants {
             killed,
             survived: real - killed,
             killed_percent,
-            seeds: self.seeds,
+            seeds: self.seeds(),
             most_seeds,
             seconds,
             ok: killed_percent >= LEAST && verdicts.iter().all(Verdict::is_expected),

@@ -192,7 +192,7 @@ fn examine(shell: &Shell, tools: &Tools, files: &[PathBuf], targets: &[String]) 
 /// The text of a cubin's code.
 ///
 /// nvdisasm from CUDA 13.1 on refuses sm_70 and still reads sm_75, whose encoding is the same for what ptxas makes of
-/// these kernels: of all 135 kernels for sm_70, nvdisasm 12.4, which reads them as they are, and 13.5, which is told that
+/// these kernels: of the 135 kernels for sm_70 of that day, nvdisasm 12.4, which reads them as they are, and 13.5, which is told that
 /// they are for sm_75, print the same 100,880 instructions. So the cubin says sm_75 while it is read.
 fn disassemble(shell: &Shell, nvdisasm: &Path, target: &str, cubin: &Path) -> Result<String> {
     if target == "sm_70" {
