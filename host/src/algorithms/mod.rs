@@ -140,7 +140,9 @@ impl Ground {
         let each = self.algorithms().flat_map(|&Description { algorithm, .. }| {
             let limit = limits.of(algorithm, world_size);
             let bytes = &bytes;
-            DType::ALL.map(|dtype| bytes(algorithm, limit / dtype.size() as u64, dtype, world_size as u32))
+            // Rounded up: elements that only move may be shorter than these.
+            let count = |dtype: DType| limit.div_ceil(dtype.size() as u64);
+            DType::ALL.map(|dtype| bytes(algorithm, count(dtype), dtype, world_size as u32))
         });
         each.max().unwrap_or(0)
     }
@@ -154,6 +156,16 @@ mod tests {
 
     fn names(ground: Ground) -> Vec<&'static str> {
         ground.algorithms().map(|description| description.algorithm.name()).collect()
+    }
+
+    #[test]
+    fn packet_memory_holds_the_longest_slice_of_any_element() {
+        for limit in [1, 3, 5, 4097] {
+            let limits = Limits { one_shot_ll: Some(limit), two_shot_ll: Some(0), ..Limits::default() };
+            let units = FULL.packet_layout(&limits, 3).phase_units();
+            assert!(u64::from(units) * 8 >= limits.of(Algorithm::ExchangeLl, 3), "{limit}: {units} units");
+            assert_eq!(limits.of(Algorithm::ExchangeLl, 3), limit);
+        }
     }
 
     #[test]

@@ -400,12 +400,14 @@ impl Lane {
         let launched = context.on_stream(stream, || launch(stream, &mut done));
         if let Err(error) = launched {
             event.into_iter().for_each(|event| self.calls.give_back(event));
-            if done > 0 && capture.is_none() {
-                // A part of the call runs, and peers wait for the rest: the communicator is over, and nothing may run behind the
-                // error.
+            if done > 0 {
+                // A part of the call runs, or is in the graph, and peers wait for the rest: the communicator is over, and nothing may
+                // run behind the error.
                 self.shared.abort();
-                // SAFETY: the caller vouches for the stream, and the launch before has shown that it is one of this context.
-                let _lost = unsafe { state.settle(stream, None) };
+                if capture.is_none() {
+                    // SAFETY: the caller vouches for the stream, and the launch before has shown that it is one of this context.
+                    let _lost = unsafe { state.settle(stream, None) };
+                }
             }
             return Err(self.refused_launch(error));
         }
