@@ -35,7 +35,11 @@ fn sets() -> Vec<Set> {
 
 fn all_sets() -> Vec<Set> {
     let cube_mesh_ll = Set::all(Algorithm::HybridCubeMeshLl, 8, Isa::V70).unwrap();
-    sets().into_iter().chain(cube_mesh_ll).collect()
+    let of_slices = Algorithm::OF_SLICES.into_iter().flat_map(|algorithm| {
+        let isas = Isa::ALL.into_iter().filter(move |isa| Kernels::are_shipped(algorithm, *isa));
+        isas.flat_map(move |isa| [2, 3].map(|ranks| Set::all(algorithm, ranks, isa).unwrap())).flatten()
+    });
+    sets().into_iter().chain(cube_mesh_ll).chain(of_slices).collect()
 }
 
 fn judge(filter: &str, seeds: u64) -> Vec<Verdict> {

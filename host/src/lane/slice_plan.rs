@@ -74,7 +74,10 @@ impl SlicePlan {
         };
         for position in 0..world_size {
             let rank = rank_at(&params.launch, position);
-            let (sent, expected) = (said(call.sent[rank].count), said(call.received[rank].count));
+            // With a root there is one length, which all pairs compare, whatever moves between them.
+            let count = |run: Run| if call.collective.has_root() { call.longest } else { Some(run.count) };
+            let [sent, expected] =
+                [call.sent[rank], call.received[rank]].map(|run| said(count(run).unwrap_or(0)));
             params.said[position] = sent.encode();
             params.expected[position] = expected.encode();
             params.tags_said[position] = sent.tag();
