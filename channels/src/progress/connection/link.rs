@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Connection, Look};
-use crate::channel::Message;
+use crate::channel::{Activity, Message};
 use crate::error::{Error, no_descriptors};
 use crate::link::{Broken, Incoming, Kind, Link, Outgoing};
 use crate::progress::missed::Missed;
@@ -14,6 +14,8 @@ use crate::progress::missed::Missed;
 const MESSAGES: usize = 64;
 /// How often that many are taken in behind the end of a link.
 const LAST_WORDS: u32 = 64;
+/// How often channels are looked at, as long as that moves something, once the peer has closed.
+const LAST_LOOKS: u32 = 64;
 
 impl Connection {
     /// The link that is not used any more, to be watched no more: a child that was forked keeps it open.
@@ -96,7 +98,8 @@ impl Connection {
 
     pub(super) fn heard(&mut self, message: Incoming<'_>, look: Look<'_>) {
         let Incoming { kind, channel: id, bytes, files } = message;
-        let peer = || Arc::clone(self.shared.peer());
+        let shared = Arc::clone(&self.shared);
+        let peer = || Arc::clone(shared.peer());
         match kind {
             Kind::Channel => {
                 let Some(pair) = self.shared.pair_of(id) else {
@@ -124,6 +127,12 @@ impl Connection {
             Kind::Heartbeat => {}
             Kind::Quiet => self.leaving.heard(id),
             Kind::Goodbye if bytes.is_empty() => {
+                // What the peer's sends have brought before it closed is there, and may come another way than this message.
+                let look = Look { at_all: true, ..look };
+                let mut left = LAST_LOOKS;
+                while left > 0 && self.poll_channels(look) == Activity::Moved {
+                    left -= 1;
+                }
                 self.end_all(&Error::ClosedByPeer { peer: peer(), received: 0, bytes: 0 });
             }
             Kind::Goodbye => {
