@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use meshreduce_bench::host_cost::{self, Part};
 use meshreduce_bench::plan::Plan;
 use meshreduce_bench::{place, run};
-use meshreduce_tests::probe;
+use meshreduce_checks::probe;
 
 /// Measures all-reduces: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
 ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use meshreduce::{Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore, rendezvous};
-use meshreduce_tests::{inputs, reference};
+use meshreduce_checks::{inputs, reference};
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
 use crate::floor::Probe;

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result};
 use cust::device::Device;
-use meshreduce_tests::{emulated_node::EmulatedNode, probe};
+use meshreduce_checks::{emulated_node::EmulatedNode, probe};
 use serde::Serialize;
 
 use crate::cuda;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
-use meshreduce_tests::job::ForcedTopology;
+use meshreduce_checks::job::ForcedTopology;
 
 /// What to measure, and where.
 #[derive(Args, Clone, Debug)]

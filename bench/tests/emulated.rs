@@ -10,7 +10,7 @@ use meshreduce::{Algorithm, DType, Isa, Op, Topology};
 use meshreduce_bench::measure::{self, Measured, News};
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
-use meshreduce_tests::in_process::{alone, fail_driver_calls, open_driver};
+use meshreduce_checks::in_process::{alone, fail_driver_calls, open_driver};
 
 fn work(ranks: usize, shared_device: bool) -> Work {
     let case = |dtype, op, bytes| Case { dtype, op, bytes };

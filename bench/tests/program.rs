@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use meshreduce_bench::row::Row;
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_checks::emulated_node::EmulatedNode;
 use serde_json::Value;
 
 fn bench(arguments: &str) -> Command {

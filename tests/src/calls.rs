@@ -5,9 +5,8 @@ use cust::memory::{CopyDestination, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 use cust_raw::CUresult;
 use meshreduce::{Communicator, DType, Error, Lane, Limits, Op, StreamOrder, Work};
-
-use crate::graph::Graph;
-use crate::{inputs, reference};
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::{inputs, reference};
 
 /// An all-reduce.
 #[derive(Clone, Copy, Debug)]

@@ -1,45 +1,15 @@
-//! Integration tests of meshreduce, and the rank program behind `cargo xtask test-multigpu`.
+//! What the integration tests of meshreduce share beside what the programs of `meshreduce-checks` have.
 //!
-//! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
-//! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end. [`gpu_check`] is
-//! the program for machines with GPUs, [`torch_check`] the one for machines with PyTorch, [`doctor`] the one that says which
-//! channels are viable.
+//! [`rank_process`] makes ranks of the test's own process, [`channel_peer`] the other side of a channel, [`network`] several hosts
+//! of one machine; [`channels`], [`gdr`] and [`groups`] play scenarios and kill who plays in them.
 
-pub mod adversary;
-pub mod adversary_report;
-pub mod buffer;
 pub mod calls;
 pub mod channel_peer;
 pub mod channels;
-pub mod cluster;
-pub mod collectives;
 pub mod counting;
-pub mod doctor;
-pub mod emulated_node;
-pub mod forced;
 pub mod gdr;
-pub mod gpu_check;
-pub mod graph;
 pub mod groups;
-pub mod in_process;
-pub mod inputs;
-pub mod job;
-pub mod latch;
-pub mod launched;
-pub mod mutants;
 pub mod network;
 pub mod on_nccl;
-pub mod params;
-pub mod path;
-pub mod plan;
-pub mod probe;
 pub mod rank_process;
-pub mod reference;
-pub mod report;
-pub mod shapes;
-pub mod stream;
-pub mod tables;
-pub mod torch_check;
-pub mod verdict;
 pub mod waiting;
-pub mod worker;

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use cust::context::{Context, CurrentContext};
 use cust::memory::{CopyDestination, DeviceBuffer};
+use meshreduce_checks::emulated_node::EmulatedNode;
+use meshreduce_checks::in_process::{alone, open_driver};
 use meshreduce_process_group::store::{MemoryStore, Store};
 use meshreduce_process_group::{
     Builder, Call, DType, Device, Error, ProcessGroup, RawStream, ReduceOp, Tensor, Work, nccl_loader,
 };
-
-use crate::emulated_node::EmulatedNode;
-use crate::in_process::{alone, open_driver};
 
 /// What nothing but a defect lets pass.
 pub const FAR: Duration = Duration::from_secs(60);

@@ -5,9 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use meshreduce::store::{FileStore, Store, TcpStore};
+use meshreduce_checks::emulated_node::EmulatedNode;
 use tempfile::TempDir;
-
-use crate::emulated_node::EmulatedNode;
 
 const RANK: &str = "MESHREDUCE_TEST_RANK";
 const WORLD_SIZE: &str = "MESHREDUCE_TEST_WORLD_SIZE";

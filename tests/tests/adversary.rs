@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
+use meshreduce_checks::adversary::{Failure, Kernels, Scenario};
 use meshreduce_emulator_weak_memory::adversary::{Options, ReportKind};
-use meshreduce_tests::adversary::{Failure, Kernels, Scenario};
 use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams};
 
 /// Seeds of a clean run here; `test-multigpu --adversary --seeds N` runs any number.

@@ -2,8 +2,8 @@
 //! overwrite what a slow one has yet to read.
 #![allow(clippy::unwrap_used)]
 
+use meshreduce_checks::adversary::SliceKernels;
 use meshreduce_emulator_weak_memory::adversary::Options;
-use meshreduce_tests::adversary::SliceKernels;
 use meshreduce_wire::{Algorithm, Isa};
 
 #[test]

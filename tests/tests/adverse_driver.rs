@@ -13,9 +13,9 @@ use cust::stream::{Stream, StreamFlags};
 use cust_raw::{CUgraph, CUresult, CUstreamCaptureMode_enum as Mode};
 use half::bf16;
 use meshreduce::{Bf16, DType, Error, Lane, MemoryStore, Op, Outcome, Store, StoreError, Work, rendezvous};
-use meshreduce_tests::in_process::{BRIEF, alone, config, fail_driver_calls, open_driver, ranks};
-use meshreduce_tests::latch::Latch;
-use meshreduce_tests::stream::{NonBlocking, RawStream};
+use meshreduce_checks::in_process::{BRIEF, alone, config, fail_driver_calls, open_driver, ranks};
+use meshreduce_checks::latch::Latch;
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 
 const COUNT: usize = 4096;
 const UNKNOWN: u32 = 999;

@@ -3,8 +3,8 @@
 mod support;
 
 use meshreduce::{Algorithm, Collective, DType, Isa, Op};
-use meshreduce_tests::adversary::Kernels;
-use meshreduce_tests::job::Case;
+use meshreduce_checks::adversary::Kernels;
+use meshreduce_checks::job::Case;
 use proptest::prelude::*;
 use proptest::sample::select;
 use support::{Scene, case, node};

@@ -4,8 +4,8 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op};
-use meshreduce_tests::in_process::{config, driver_calls, ranks};
-use meshreduce_tests::stream::{NonBlocking, RawStream};
+use meshreduce_checks::in_process::{config, driver_calls, ranks};
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 
 fn stream() -> Stream {
     Stream::new(StreamFlags::DEFAULT, None).expect("a stream")

@@ -4,10 +4,10 @@
 
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Basic, Context, Device, Registry};
+use meshreduce_checks::channels::Cast;
+use meshreduce_checks::in_process::{all_driver_calls, open_driver};
 use meshreduce_tests::channel_peer::{Gpu, LONG};
 use meshreduce_tests::channel_scenarios;
-use meshreduce_tests::channels::Cast;
-use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
 channel_scenarios!(
     reset,

@@ -7,9 +7,9 @@ use cust::device::Device as CustDevice;
 use cust::memory::{CopyDestination, DeviceBox, DeviceBuffer, LockedBox, LockedBuffer};
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Context, Device, Endpoint, Memory, Pages, Registry, Slice, Span};
+use meshreduce_checks::in_process::open_driver;
 use meshreduce_device::ordinal_of;
 use meshreduce_tests::channel_peer::{LONG, eventually};
-use meshreduce_tests::in_process::open_driver;
 
 const GPU: Device = Device::Cuda(3);
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Basic, Context, Device, Endpoint, Error, Memory, Owned, POISON, Registry, Xth};
+use meshreduce_checks::in_process::{fail_driver_calls, lose_context, open_driver, reset_context};
 use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, data, eventually};
-use meshreduce_tests::in_process::{fail_driver_calls, lose_context, open_driver, reset_context};
 
 fn registry(kind: &str) -> Registry {
     let mut registry = Registry::empty();

@@ -1,7 +1,7 @@
 //! Channels over RDMA, on emulated nodes whose adapters do what hardware does, right and wrong.
 #![forbid(unsafe_code)]
 
-use meshreduce_tests::gdr::node::TWO;
+use meshreduce_checks::gdr::node::TWO;
 use meshreduce_tests::gdr::{Stage, Told};
 
 /// Fails with what both sides have said unless they have ended well and `side` has said `what`.

@@ -2,9 +2,9 @@
 //! memory, descriptor, registration or queue pair.
 #![forbid(unsafe_code)]
 
-use meshreduce_tests::channels::Cast;
+use meshreduce_checks::channels::Cast;
+use meshreduce_checks::gdr::node::TWO;
 use meshreduce_tests::channels::kills::{Fate, play};
-use meshreduce_tests::gdr::node::TWO;
 
 fn on_one_node() -> Cast {
     Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes()

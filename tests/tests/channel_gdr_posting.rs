@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
 use meshreduce_channels::{CounterDescriptor, Page, RegionDescriptor};
-use meshreduce_tests::channels::Role;
-use meshreduce_tests::channels::party::SOON;
-use meshreduce_tests::gdr::node::{Node, TWO};
-use meshreduce_tests::gdr::program::{Arguments, Side};
+use meshreduce_checks::channels::Role;
+use meshreduce_checks::channels::party::SOON;
+use meshreduce_checks::gdr::node::{Node, TWO};
+use meshreduce_checks::gdr::program::{Arguments, Side};
 
 /// The system's allocator, counting what all threads of this program allocate. (Not what the emulated adapters do: a library that is
 /// opened has an allocator of its own.)

@@ -1,9 +1,9 @@
 //! The scenarios of all channels, over RDMA on emulated nodes.
 #![forbid(unsafe_code)]
 
+use meshreduce_checks::channels::Cast;
+use meshreduce_checks::gdr::node::TWO;
 use meshreduce_tests::channel_scenarios;
-use meshreduce_tests::channels::Cast;
-use meshreduce_tests::gdr::node::TWO;
 
 channel_scenarios!(
     devices_of_two_processes,

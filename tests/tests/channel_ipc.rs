@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use meshreduce_channels::channel::Pair;
 use meshreduce_channels::{Context, Error, Ipc, Registry, Slice};
+use meshreduce_checks::channels::Cast;
+use meshreduce_checks::in_process::{all_driver_calls, lose_context};
 use meshreduce_device::{Device, VisibleDevice, Words};
 use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, byte, data, eventually};
 use meshreduce_tests::channel_scenarios;
-use meshreduce_tests::channels::Cast;
-use meshreduce_tests::in_process::{all_driver_calls, lose_context};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 #[path = "channel_ipc/kills.rs"]

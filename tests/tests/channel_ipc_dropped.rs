@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use meshreduce_channels::{Error, Failed, Ipc, Memory, Registry, Slice};
+use meshreduce_checks::in_process::all_driver_calls;
 use meshreduce_device::Device;
 use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, data, eventually};
-use meshreduce_tests::in_process::all_driver_calls;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 const SLOT: u64 = 4096;

@@ -4,7 +4,7 @@
 //! A dozen moments of each; 200 with `cargo test -p meshreduce-tests --test channel_kills -- --ignored`.
 #![forbid(unsafe_code)]
 
-use meshreduce_tests::channels::Cast;
+use meshreduce_checks::channels::Cast;
 use meshreduce_tests::channels::kills::{Fate, play};
 
 fn host(links: &str) -> Cast {

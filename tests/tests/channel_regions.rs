@@ -16,10 +16,10 @@ use meshreduce_channels::{
     Basic, Counter, CounterDescriptor, Error, Ipc, Links, Options, POISON, Page, Pages, Region,
     RegionDescriptor, Registry, Xth,
 };
+use meshreduce_checks::in_process::{all_driver_calls, driver_calls, reset_context};
 use meshreduce_device::loader::sys;
 use meshreduce_device::{Device, DeviceMemory, Module, Stream, Words, ordinal_of};
 use meshreduce_tests::channel_peer::{Gate, Gpu, LONG, Peer, data, eventually};
-use meshreduce_tests::in_process::{all_driver_calls, driver_calls, reset_context};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 #[path = "channel_regions/deaths.rs"]

@@ -4,10 +4,10 @@
 
 use meshreduce::store::MemoryStore;
 use meshreduce_channels::{Context, Device, Registry, Xth};
+use meshreduce_checks::channels::Cast;
+use meshreduce_checks::in_process::{all_driver_calls, open_driver};
 use meshreduce_tests::channel_peer::{Gpu, LONG};
 use meshreduce_tests::channel_scenarios;
-use meshreduce_tests::channels::Cast;
-use meshreduce_tests::in_process::{all_driver_calls, open_driver};
 
 channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
 channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"));

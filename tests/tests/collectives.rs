@@ -4,11 +4,11 @@
 
 use cust::memory::DeviceBuffer;
 use meshreduce::{Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Op, RecordKind};
-use meshreduce_tests::buffer::Guarded;
+use meshreduce_checks::buffer::Guarded;
+use meshreduce_checks::collectives::{self, Case};
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::in_process::{config, ranks};
 use meshreduce_tests::calls::{new_stream, replay};
-use meshreduce_tests::collectives::{self, Case};
-use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{config, ranks};
 
 const OTHERS: [Collective; 6] = [
     Collective::AllGather,

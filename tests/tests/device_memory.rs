@@ -12,12 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use meshreduce_checks::in_process::{fail_driver_calls, open_driver, reset_context};
 use meshreduce_device::{
     Allocation, DeviceMemory, Error, FlushScope, GpuDirect, Import, ImportedEvent, IpcEvent, IpcHandle,
     PrimaryContext, RegisteredHost, Stream, Words, WritesOrdering, allocation_of, copy, copy_between,
     dma_buf, flush_rdma_writes, initialise,
 };
-use meshreduce_tests::in_process::{fail_driver_calls, open_driver, reset_context};
 use rustix::mm::{MapFlags, ProtFlags};
 
 const LAUNCH_FAILED: u32 = 719;

@@ -5,10 +5,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use meshreduce_device::{ContextState, DeviceMemory, PrimaryContext, Stream, Word, Words, initialise};
-use meshreduce_tests::in_process::{
+use meshreduce_checks::in_process::{
     driver_calls, fail_driver_calls, lose_context, open_driver, reset_context,
 };
+use meshreduce_device::{ContextState, DeviceMemory, PrimaryContext, Stream, Word, Words, initialise};
 
 const NOT_SUPPORTED: u32 = 801;
 const LONG: Duration = Duration::from_secs(60);

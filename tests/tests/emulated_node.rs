@@ -7,9 +7,9 @@ use std::process::Command;
 use cust::error::CudaError;
 use cust::memory::DeviceBuffer;
 use libloading::{Library, Symbol};
+use meshreduce_checks::emulated_node::EmulatedNode;
+use meshreduce_checks::in_process;
 use meshreduce_nccl_loader::result;
-use meshreduce_tests::emulated_node::EmulatedNode;
-use meshreduce_tests::in_process;
 
 #[test]
 fn a_call_that_is_told_to_fail_fails_in_its_thread_alone() {

@@ -11,7 +11,7 @@ use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Bf16, Communicator, Config, Error, Op, Outcome, rendezvous};
-use meshreduce_tests::in_process::{BRIEF, fail_driver_calls};
+use meshreduce_checks::in_process::{BRIEF, fail_driver_calls};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 use rustix::process::{Pid, Signal, kill_process};
 

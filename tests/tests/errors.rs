@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use meshreduce::store::{FileStore, Store};
 use meshreduce::{Config, DType, Error, Op, Outcome, rendezvous};
-use meshreduce_tests::cluster::{Cluster, Placement};
-use meshreduce_tests::in_process::{BRIEF, config, open_driver, ranks};
-use meshreduce_tests::job::{Case, Event, Job};
-use meshreduce_tests::latch::Latch;
+use meshreduce_checks::cluster::{Cluster, Placement};
+use meshreduce_checks::in_process::{BRIEF, config, open_driver, ranks};
+use meshreduce_checks::job::{Case, Event, Job};
+use meshreduce_checks::latch::Latch;
 use support::{BRIEF_MS, Played, Scene, case, node, program};
 
 const H100: &str = r#"

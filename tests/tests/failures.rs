@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use meshreduce::Algorithm;
 use meshreduce::store::{FileStore, Store};
-use meshreduce_tests::cluster::{Cluster, Placement};
-use meshreduce_tests::job::{Action, Case, Event, Fault, Job};
+use meshreduce_checks::cluster::{Cluster, Placement};
+use meshreduce_checks::job::{Action, Case, Event, Fault, Job};
 use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Scene, case, program};
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Instant;
 
 use meshreduce::{Algorithm, Isa};
-use meshreduce_tests::job::{Action, Case, Fault};
+use meshreduce_checks::job::{Action, Case, Fault};
 use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Played, Scene, case, node};
 
 /// What is launched.

@@ -9,10 +9,10 @@ use cust::memory::DeviceBuffer;
 use cust::stream::StreamWaitEventFlags;
 use cust_raw::CUstreamCaptureStatus;
 use meshreduce::{Algorithm, Bf16, Communicator, DType, Error, Lane, Op};
+use meshreduce_checks::graph::{Graph, capture_status};
+use meshreduce_checks::in_process::{BRIEF, again_on, config, is_again_on, ranks};
+use meshreduce_checks::latch::Latch;
 use meshreduce_tests::calls::{Buffers, CALLS, Call, call, limits, new_stream, replay};
-use meshreduce_tests::graph::{Graph, capture_status};
-use meshreduce_tests::in_process::{BRIEF, again_on, config, is_again_on, ranks};
-use meshreduce_tests::latch::Latch;
 
 /// A deadline that nothing but a defect lets pass, in a test that is to end long before.
 const FAR: Duration = Duration::from_secs(240);

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
+use meshreduce_checks::groups::case::{Case, cases};
+use meshreduce_checks::groups::plain::{Fault, Plain};
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::{Meeting, rank, refused, threads};
 use meshreduce_process_group::DeviceType;
 use meshreduce_process_group::store::{MemoryStore, Store};
-use meshreduce_tests::groups::case::{Case, cases};
-use meshreduce_tests::groups::plain::{Fault, Plain};
-use meshreduce_tests::groups::profile::Profile;
-use meshreduce_tests::groups::runner::{Meeting, rank, refused, threads};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 /// Every third case: threads of other tests wait for the processor meanwhile.

@@ -4,12 +4,12 @@
 
 use std::sync::MutexGuard;
 
+use meshreduce_checks::groups::case::{Case, cases};
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::{Meeting, group, rank, refused, threads};
+use meshreduce_checks::in_process::alone;
 use meshreduce_process_group::DeviceType;
 use meshreduce_tests::groups::bad::{self, RANK, RANKS};
-use meshreduce_tests::groups::case::{Case, cases};
-use meshreduce_tests::groups::profile::Profile;
-use meshreduce_tests::groups::runner::{Meeting, group, rank, refused, threads};
-use meshreduce_tests::in_process::alone;
 use meshreduce_tests::on_nccl::open;
 
 /// Kernels on the emulated node take long, so that each is called on few elements, and not all are called.

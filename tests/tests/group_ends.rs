@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use meshreduce_process_group::{DType, Device, DeviceType, Error, GroupOptions, ProcessGroup, ReduceOp};
-use meshreduce_tests::groups::case::{Case, What, cases};
-use meshreduce_tests::groups::profile::Profile;
-use meshreduce_tests::groups::runner::{
+use meshreduce_checks::groups::case::{Case, What, cases};
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::{
     FAR, Judged, Meeting, group, judge, refused, threads, threads_and_keys,
 };
-use meshreduce_tests::in_process::BRIEF;
+use meshreduce_checks::in_process::BRIEF;
+use meshreduce_process_group::{DType, Device, DeviceType, Error, GroupOptions, ProcessGroup, ReduceOp};
 use std::sync::Barrier;
 use std::time::Duration;
 
@@ -194,7 +194,7 @@ fn sixty_four_ranks_are_a_group() {
     ];
     for profile in Profile::all(DeviceType::Cpu).into_iter().filter(|profile| profile.name != "mpi") {
         let judged = threads(Meeting::Memory, RANKS, |store, rank| {
-            meshreduce_tests::groups::runner::rank(&profile, store, (rank, RANKS), &some, 1).unwrap()
+            meshreduce_checks::groups::runner::rank(&profile, store, (rank, RANKS), &some, 1).unwrap()
         });
         assert_eq!(refused(&some, &judged), Ok(0), "{}", profile.name);
     }

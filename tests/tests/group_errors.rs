@@ -4,14 +4,14 @@
 
 use std::sync::Arc;
 
+use meshreduce_checks::groups::case::{Case, What};
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::{FAR, Judged, Meeting, group, judge, threads};
 use meshreduce_process_group::store::MemoryStore;
 use meshreduce_process_group::{
     BackendConfig, ConfigError, DType, DeviceType, Error, ProcessGroup, ReduceOp,
 };
 use meshreduce_tests::groups::bad::{self, RANK, RANKS};
-use meshreduce_tests::groups::case::{Case, What};
-use meshreduce_tests::groups::profile::Profile;
-use meshreduce_tests::groups::runner::{FAR, Judged, Meeting, group, judge, threads};
 
 #[test]
 fn a_call_that_makes_no_sense_gets_its_error_and_the_group_goes_on() {

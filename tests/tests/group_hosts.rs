@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshreduce::{FileStore, Store};
+use meshreduce_checks::emulated_node::EmulatedNode;
 use meshreduce_process_group::{
     Call, Device, DeviceType, Error, GroupOptions, ProcessGroup, ReduceOp, Tensor,
 };
-use meshreduce_tests::emulated_node::EmulatedNode;
 use meshreduce_tests::network::Network;
 use meshreduce_tests::rank_process::heard;
 

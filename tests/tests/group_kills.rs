@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use meshreduce_checks::groups::profile::Profile;
 use meshreduce_process_group::DeviceType;
 use meshreduce_tests::groups::kills::{RANKS, kill, rank};
-use meshreduce_tests::groups::profile::Profile;
 use meshreduce_tests::rank_process::{Part, Stage};
 
 /// How often a rank of a backend of the library is killed, on each store.

@@ -11,11 +11,11 @@ use cust::device::Device;
 use cust::memory::{CopyDestination, DeviceBuffer, DeviceCopy};
 use half::bf16;
 use meshreduce::{Bf16, Config};
+use meshreduce_checks::in_process::BRIEF;
 use meshreduce_process_group::{
     Backend, BackendContext, BackendFactory, Call, DType, DeviceType, Element, Error, MeshFactory,
     ProcessGroup, ReduceOp, Registry, Request, Usage, Work, WorkFuture,
 };
-use meshreduce_tests::in_process::BRIEF;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 
 const LONG: Duration = Duration::from_secs(120);

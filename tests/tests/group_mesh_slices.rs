@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use cust::stream::{Stream, StreamFlags};
 use meshreduce::{Config, Limits};
+use meshreduce_checks::graph::Graph;
 use meshreduce_process_group::flight_recorder::{Entry, State};
 use meshreduce_process_group::{
     Builder, Call, DType, Device, DeviceType, Error, MeshFactory, Operation, Parts, ProcessGroup, ReduceOp,
     Registry, Tensor, Usage,
 };
-use meshreduce_tests::graph::Graph;
 use meshreduce_tests::on_nccl::{FAR, Numbers, groups, on, start};
 
 /// Bytes of the longest slice that moves, and that is reduced.

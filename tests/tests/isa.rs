@@ -6,8 +6,8 @@ use cust::memory::{CopyDestination as _, DeviceBuffer};
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::{Algorithm, Bf16, Communicator, DType, Isa, Op, Outcome};
-use meshreduce_tests::in_process::{again_on, config, is_again_on, outcomes_each};
-use meshreduce_tests::{inputs, reference};
+use meshreduce_checks::in_process::{again_on, config, is_again_on, outcomes_each};
+use meshreduce_checks::{inputs, reference};
 
 /// Elements of the messages: no whole number of units, whatever the ISA.
 const COUNT: usize = 4_099;

@@ -12,8 +12,8 @@ use cust_raw::CUresult;
 use half::bf16;
 use meshreduce::store::FileStore;
 use meshreduce::{Bf16, Op, Outcome, rendezvous};
-use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{config, open_driver};
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::in_process::{config, open_driver};
 
 fn ones(count: usize) -> DeviceBuffer<Bf16> {
     let buffer = DeviceBuffer::from_slice(&vec![Bf16::from(bf16::ONE); count]).expect("device memory");

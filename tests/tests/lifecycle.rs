@@ -9,8 +9,8 @@ use cust::stream::{Stream, StreamFlags};
 use half::bf16;
 use meshreduce::store::{FileStore, PrefixStore};
 use meshreduce::{Bf16, Communicator, DType, Error, Lane, Op, Outcome, RecordKind, rendezvous};
-use meshreduce_tests::in_process::{alone, config, open_driver, ranks};
-use meshreduce_tests::latch::Latch;
+use meshreduce_checks::in_process::{alone, config, open_driver, ranks};
+use meshreduce_checks::latch::Latch;
 
 fn stream() -> Stream {
     Stream::new(StreamFlags::DEFAULT, None).expect("a stream")

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use meshreduce::DType;
-use meshreduce_tests::job::{Action, Case, Event, Fault};
+use meshreduce_checks::job::{Action, Case, Event, Fault};
 use support::{BRIEF_MS, Played, Scene, case};
 
 const RANKS: usize = 3;

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use meshreduce_checks::adversary::Kernels;
+use meshreduce_checks::mutants::known::KNOWN;
+use meshreduce_checks::mutants::stage::{Stage, Trouble};
+use meshreduce_checks::mutants::{Set, Verdict, judge_all};
 use meshreduce_emulator_ptx::Module;
 use meshreduce_emulator_weak_memory::adversary::Options;
-use meshreduce_tests::adversary::Kernels;
-use meshreduce_tests::mutants::known::KNOWN;
-use meshreduce_tests::mutants::stage::{Stage, Trouble};
-use meshreduce_tests::mutants::{Set, Verdict, judge_all};
 use meshreduce_wire::{Algorithm, Isa};
 
 /// All but the hybrid cube mesh by packets, of which a seed takes ten times as long as of the others.

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeSet;
 
+use meshreduce_checks::adversary::{Kernels, Late, Numbers, SliceCall, SliceKernels, SliceScenario};
+use meshreduce_checks::mutants::{Set, judge_all};
 use meshreduce_emulator_ptx::Module;
 use meshreduce_emulator_weak_memory::adversary::Options;
-use meshreduce_tests::adversary::{Kernels, Late, Numbers, SliceCall, SliceKernels, SliceScenario};
-use meshreduce_tests::mutants::{Set, judge_all};
 use meshreduce_wire::{Algorithm, Collective, DType, Isa, Op};
 
 fn sets(ranks: &[usize]) -> Vec<Set> {

@@ -4,15 +4,15 @@
 
 use std::time::{Duration, Instant};
 
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::latch::Latch;
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 use meshreduce_process_group::flight_recorder::State;
 use meshreduce_process_group::{
     Call, Cause, DType, Device, DeviceType, Error, GroupOptions, NcclFailure, Parts, ProcessGroup, ReduceOp,
     Tensor,
 };
-use meshreduce_tests::graph::Graph;
-use meshreduce_tests::latch::Latch;
 use meshreduce_tests::on_nccl::{FAR, Numbers, enter, groups, on, per_thread, start};
-use meshreduce_tests::stream::{NonBlocking, RawStream};
 
 const COUNT: usize = 1000;
 

@@ -4,11 +4,11 @@
 
 use std::sync::Arc;
 
+use meshreduce_checks::groups::case::{Case, cases};
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::{Meeting, rank, refused, threads};
+use meshreduce_checks::in_process::alone;
 use meshreduce_process_group::store::Store;
-use meshreduce_tests::groups::case::{Case, cases};
-use meshreduce_tests::groups::profile::Profile;
-use meshreduce_tests::groups::runner::{Meeting, rank, refused, threads};
-use meshreduce_tests::in_process::alone;
 use meshreduce_tests::on_nccl::open;
 use meshreduce_tests::rank_process::{Part, Stage, heard};
 

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meshreduce_checks::in_process::BRIEF;
+use meshreduce_checks::latch::Latch;
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 use meshreduce_process_group::store::{PrefixStore, Store};
 use meshreduce_process_group::{DeviceType, Error, NcclFailure, ProcessGroup, Work};
-use meshreduce_tests::in_process::BRIEF;
-use meshreduce_tests::latch::Latch;
 use meshreduce_tests::on_nccl::{FAR, Numbers, builder, groups, on, open, start, with_stores};
 use meshreduce_tests::rank_process::{Part, Stage, heard};
-use meshreduce_tests::stream::{NonBlocking, RawStream};
 
 const COUNT: usize = 1000;
 

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use meshreduce_tests::latch::Latch;
+use meshreduce_checks::latch::Latch;
 use meshreduce_tests::on_nccl::{FAR, Numbers, groups, start};
 
 /// What a process can leak, counted.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce::store::identity::{HOST_ID, Host};
 use meshreduce::{Config, Launcher, Outcome, Store, StoreError, TcpStore, rendezvous};
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_checks::emulated_node::EmulatedNode;
 use meshreduce_tests::network::Network;
 
 const LONG: Duration = Duration::from_secs(60);

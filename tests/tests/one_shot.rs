@@ -3,7 +3,7 @@
 mod support;
 
 use meshreduce::{Algorithm, Collective, DType, Op};
-use meshreduce_tests::job::Case;
+use meshreduce_checks::job::Case;
 use support::{Scene, case, node};
 
 fn shapes(dtype: DType, op: Op) -> Vec<Case> {
@@ -60,7 +60,7 @@ fn another_node_gives_the_same_bits() {
         format!(
             "{:?}",
             played.events.iter().find_map(|event| match event {
-                meshreduce_tests::job::Event::Case { digest, .. } => Some(digest.clone()),
+                meshreduce_checks::job::Event::Case { digest, .. } => Some(digest.clone()),
                 _ => None,
             })
         )

@@ -11,10 +11,10 @@ use cust::memory::mem_get_info;
 use cust::stream::Stream;
 use meshreduce::store::MemoryStore;
 use meshreduce::{Algorithm, Communicator, DType, Error, Lane, Op, Outcome, rendezvous};
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::in_process::{again_on, config, fail_driver_calls, is_again_on, ranks};
+use meshreduce_checks::latch::Latch;
 use meshreduce_tests::calls::{Buffers, CALLS, call, limits, new_stream, replay};
-use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{again_on, config, fail_driver_calls, is_again_on, ranks};
-use meshreduce_tests::latch::Latch;
 
 fn capture(buffers: &[Buffers], lane: &mut Lane, stream: &Stream) -> Graph {
     Graph::capture(stream, || {

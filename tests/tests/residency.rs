@@ -7,9 +7,9 @@ use cust::device::Device;
 use cust::memory::DeviceBuffer;
 use meshreduce::store::MemoryStore;
 use meshreduce::{Communicator, Config, DType, Error, Op, Outcome, PrefixStore, rendezvous};
-use meshreduce_tests::in_process::{again_on, config, is_again_on, open_driver};
-use meshreduce_tests::latch::Latch;
-use meshreduce_tests::stream::{NonBlocking, RawStream};
+use meshreduce_checks::in_process::{again_on, config, is_again_on, open_driver};
+use meshreduce_checks::latch::Latch;
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 
 const NODE: &str = "rtx3090x2";
 const COMMUNICATORS: usize = 6;

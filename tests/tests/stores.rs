@@ -8,9 +8,9 @@ use meshreduce::store::identity::HOST_ID;
 use meshreduce::{
     Config, FileStore, Launcher, MemoryStore, Outcome, PrefixStore, Store, TcpStore, rendezvous,
 };
-use meshreduce_tests::emulated_node::EmulatedNode;
-use meshreduce_tests::in_process::{alone, config, open_driver};
-use meshreduce_tests::launched::all_reduce_once;
+use meshreduce_checks::emulated_node::EmulatedNode;
+use meshreduce_checks::in_process::{alone, config, open_driver};
+use meshreduce_checks::launched::all_reduce_once;
 
 const RANKS: usize = 4;
 const LONG: Duration = Duration::from_secs(60);

@@ -11,10 +11,10 @@ use cust::stream::{Stream, StreamFlags};
 use cust_raw::{CUevent, CUresult};
 use half::bf16;
 use meshreduce::{Bf16, Communicator, DType, Error, Lane, Op, StreamOrder, Work};
-use meshreduce_tests::graph::Graph;
-use meshreduce_tests::in_process::{BRIEF, config, driver_calls, ranks};
-use meshreduce_tests::latch::Latch;
-use meshreduce_tests::stream::{NonBlocking, RawStream};
+use meshreduce_checks::graph::Graph;
+use meshreduce_checks::in_process::{BRIEF, config, driver_calls, ranks};
+use meshreduce_checks::latch::Latch;
+use meshreduce_checks::stream::{NonBlocking, RawStream};
 
 const COUNT: usize = 4096;
 

@@ -6,9 +6,9 @@ use std::ffi::OsString;
 
 use meshreduce::identity::{Device, PciAddress};
 use meshreduce::{Algorithm, DType, Op};
+use meshreduce_checks::cluster::{Cluster, Placement};
+use meshreduce_checks::job::{Case, Event, ForcedTopology, Job};
 use meshreduce_emulator_node::node::{Node, uuid};
-use meshreduce_tests::cluster::{Cluster, Placement};
-use meshreduce_tests::job::{Case, Event, ForcedTopology, Job};
 use support::{Played, Scene, case, node, program};
 
 fn cube_cases() -> Vec<Case> {

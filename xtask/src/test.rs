@@ -8,6 +8,9 @@ use xshell::{Shell, cmd};
 
 use crate::{emulated_node, repository};
 
+/// The package whose tests start programs of `meshreduce-checks`.
+const START_PROGRAMS: &str = "meshreduce-tests";
+
 /// Run all tests, on the emulated node
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,6 +33,13 @@ impl Args {
             text == "-p" || text.starts_with("--package")
         };
         let all = (!arguments.iter().any(names_package)).then_some("--workspace");
+        // Of a whole workspace cargo builds the programs by itself.
+        if arguments.iter().any(|argument| argument.to_string_lossy().ends_with(START_PROGRAMS)) {
+            cmd!(shell, "cargo build --quiet --package meshreduce-checks --bins")
+                .quiet()
+                .run()
+                .context("building the programs that the tests start")?;
+        }
         cmd!(shell, "cargo test {all...} {arguments...}")
             .env("MESHREDUCE_EMULATED_NODE", node)
             .env("MESHREDUCE_NOOP_DRIVER", noop)

@@ -30,14 +30,14 @@ pub(crate) fn rank_program(arguments: Vec<OsString>) -> Result<ExitCode> {
     program("multigpu", arguments)
 }
 
-/// The same for a program of the tests' package.
+/// The same for a program of `meshreduce-checks`.
 pub(crate) fn program(name: &str, arguments: Vec<OsString>) -> Result<ExitCode> {
     let shell = Shell::new()?;
     // Paths on the command line are relative to where the user is, so only cargo moves to the root.
     let root = shell.push_dir(repository::root());
     eprintln!("building the emulated node and {name} (the first time takes a minute or two) ...");
     let node = emulated_node::build(&shell)?;
-    cmd!(shell, "cargo build --quiet --release --package meshreduce-tests --bin {name}")
+    cmd!(shell, "cargo build --quiet --release --package meshreduce-checks --bin {name}")
         .quiet()
         .run()
         .with_context(|| format!("building {name}"))?;

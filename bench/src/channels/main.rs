@@ -16,8 +16,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use meshreduce_bench::plan::Sizes;
+use meshreduce_checks::emulated_node::EmulatedNode;
 use meshreduce_emulator_node::node::{Node, sysfs};
-use meshreduce_tests::emulated_node::EmulatedNode;
 
 use measure::Plan;
 use report::Report;

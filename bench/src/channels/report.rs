@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::Table;
 use meshreduce_bench::plot::{Series, draw_lines};
-use meshreduce_tests::tables::{table, width};
+use meshreduce_checks::tables::{table, width};
 use serde::Serialize;
 
 use super::measure::CHAINED;

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_checks::emulated_node::EmulatedNode;
 
 fn example(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO_BIN_EXE_01_tensor_parallel_mlp").expect("cargo says where it is");

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_checks::emulated_node::EmulatedNode;
 
 /// What the example prints, which must end well.
 fn printed(arguments: &[&str]) -> String {

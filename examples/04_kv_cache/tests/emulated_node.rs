@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use meshreduce_tests::gdr::Node;
+use meshreduce_checks::gdr::Node;
 
 /// What the example prints, which must end well, with these kinds of channels allowed.
 fn printed(channels: &str, arguments: &[&str]) -> String {

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use meshreduce_tests::emulated_node::EmulatedNode;
+use meshreduce_checks::emulated_node::EmulatedNode;
 
 fn example(arguments: &[&str]) -> Command {
     let program =

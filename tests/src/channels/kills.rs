@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Cast, Role};
+use meshreduce_checks::channels::{Cast, Role};
 
 /// How soon the other party must know of it, beyond the limit of silence.
 const IN_TIME: Duration = Duration::from_secs(20);

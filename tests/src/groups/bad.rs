@@ -5,9 +5,9 @@ use meshreduce_process_group::{
     Tensor,
 };
 
-use super::arena::Memory;
-use super::profile::Profile;
-use super::runner::device;
+use meshreduce_checks::groups::arena::Memory;
+use meshreduce_checks::groups::profile::Profile;
+use meshreduce_checks::groups::runner::device;
 
 /// How many ranks the calls are made for, and which of them makes them.
 pub const RANKS: usize = 3;

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cust::memory::{CopyDestination, DeviceBuffer};
+use meshreduce_checks::groups::profile::Profile;
 use meshreduce_process_group::store::Store;
 use meshreduce_process_group::{Device, DeviceType, Error, ProcessGroup, ReduceOp};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::profile::Profile;
 use crate::on_nccl::enter;
 use crate::rank_process::{Part, Stage, heard};
 

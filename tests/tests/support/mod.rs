@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use meshreduce::{Algorithm, Collective, DType, Op};
-use meshreduce_tests::cluster::{Cluster, Exit, Placement};
-use meshreduce_tests::emulated_node::EmulatedNode;
-use meshreduce_tests::job::{Case, Event, Fault, Job};
+use meshreduce_checks::cluster::{Cluster, Exit, Placement};
+use meshreduce_checks::emulated_node::EmulatedNode;
+use meshreduce_checks::job::{Case, Event, Fault, Job};
+use meshreduce_checks::programs;
 use tempfile::TempDir;
 
-/// [`meshreduce_tests::in_process::BRIEF`] as jobs have it.
-pub(crate) const BRIEF_MS: u64 = meshreduce_tests::in_process::BRIEF.as_millis() as u64;
+/// [`meshreduce_checks::in_process::BRIEF`] as jobs have it.
+pub(crate) const BRIEF_MS: u64 = meshreduce_checks::in_process::BRIEF.as_millis() as u64;
 
 /// A deadline that nothing but a defect lets pass, in a test that is to end long before.
 pub(crate) const FAR_MS: u64 = 240_000;
@@ -20,9 +21,9 @@ pub(crate) const FAR_MS: u64 = 240_000;
 /// When such a test ends at the latest.
 pub(crate) const LONG_BEFORE: Duration = Duration::from_secs(120);
 
-/// The rank program, where cargo says at run time: what was so when this was built is wrong in a copied checkout.
+/// The rank program.
 pub(crate) fn program() -> PathBuf {
-    std::env::var_os("CARGO_BIN_EXE_multigpu").expect("cargo says where the program is").into()
+    programs::program("multigpu")
 }
 
 /// A job on an emulated node, to be changed before it runs.

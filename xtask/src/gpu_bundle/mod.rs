@@ -20,9 +20,9 @@ use crate::{emulated_node, repository};
 const NAME: &str = "meshreduce-gpu-bundle";
 /// Package, program.
 const PROGRAMS: [(&str, &str); 4] = [
-    ("meshreduce-tests", "gpu-check"),
-    ("meshreduce-tests", "channel-party"),
-    ("meshreduce-tests", "multigpu"),
+    ("meshreduce-checks", "gpu-check"),
+    ("meshreduce-checks", "channel-party"),
+    ("meshreduce-checks", "multigpu"),
     ("meshreduce-bench", "meshreduce-bench"),
 ];
 /// The most that the folder may take.

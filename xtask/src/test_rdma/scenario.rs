@@ -20,7 +20,7 @@ pub(crate) struct Scenario {
 }
 
 const RDMA_CHECK: (&str, &str) = ("meshreduce-rdma-check", "rdma-check");
-const CHANNEL_CHECK: (&str, &str) = ("meshreduce-tests", "channel-check");
+const CHANNEL_CHECK: (&str, &str) = ("meshreduce-checks", "channel-check");
 const KV_CACHE: (&str, &str) = ("example-04_kv_cache", "04_kv_cache");
 
 /// Soft RoCE has no PCI device, so GPUs are told their NICs: one rail each, the first side's end and the second's.

@@ -1,15 +1,13 @@
 //! `topo`: what it prints, draws and refuses.
 
-mod support;
-
 use std::process::{Command, Output};
 
+use meshreduce_checks::programs::program;
 use meshreduce_emulator_node::node::Node;
 use serde_json::Value;
-use support::program;
 
 fn topo(arguments: &[&str], visible: Option<&str>) -> Output {
-    let mut command = Command::new(program());
+    let mut command = Command::new(program("multigpu"));
     command.arg("topo").args(arguments).env_remove("CUDA_VISIBLE_DEVICES");
     command.envs(visible.map(|visible| ("CUDA_VISIBLE_DEVICES", visible)));
     command.output().expect("the program starts")

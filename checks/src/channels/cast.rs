@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use tempfile::TempDir;
 use super::Role;
 use crate::emulated_node::EmulatedNode;
 use crate::gdr::Node;
+use crate::programs::program;
 
 /// When a scenario has ended for certain.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -137,7 +137,7 @@ impl Cast {
             self.node.as_ref().map(|node| EmulatedNode::new(node).unwrap_or_else(|error| panic!("{error}")));
         let roles: Vec<_> = if self.is_one_process { vec![None] } else { vec![Some(Role::A), Some(Role::B)] };
         let start = |role: Option<Role>| {
-            let mut command = Command::new(program());
+            let mut command = Command::new(program("channel-party"));
             command.args(["--scenario", scenario, "--channels", &self.channels]);
             command.args(["--a", &self.devices[0], "--b", &self.devices[1]]);
             command.arg("--store").arg(store.path());
@@ -160,15 +160,6 @@ impl Cast {
         };
         let players = roles.into_iter().map(start).collect();
         Stage { scenario: scenario.to_owned(), players, store }
-    }
-}
-
-/// The program of a party: where cargo says at run time (what was so when this was built is wrong in a copied checkout), or else
-/// beside this program.
-fn program() -> PathBuf {
-    match std::env::var_os("CARGO_BIN_EXE_channel-party") {
-        Some(program) => program.into(),
-        None => std::env::current_exe().expect("this program's own file").with_file_name("channel-party"),
     }
 }
 

@@ -1,17 +1,15 @@
 //! `multigpu`: the main job. Every rank's all-reduce, bit by bit against the reference; see `--help`.
 #![forbid(unsafe_code)]
 
-mod topo;
-
 use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use meshreduce_tests::mutants::report::Mutants;
-use meshreduce_tests::path::report::CountPath;
-use meshreduce_tests::plan::Plan;
-use meshreduce_tests::{adversary_report, job::Job, probe, report, worker};
+use meshreduce_checks::mutants::report::Mutants;
+use meshreduce_checks::path::report::CountPath;
+use meshreduce_checks::plan::Plan;
+use meshreduce_checks::{adversary_report, job::Job, probe, report, topo, worker};
 
 /// Runs collectives (all-reduces, if nothing else is asked for) on several ranks and compares every result, bit by bit, with the other ranks' and with a
 /// reference on the host.

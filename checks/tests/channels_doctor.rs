@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use meshreduce_channels::pci::Topology;
+use meshreduce_checks::programs::program;
 use meshreduce_emulator_node::node::{Node, sysfs};
 use serde_json::Value;
 
-/// The program, where cargo says at run time: what was so when this was built is wrong in a copied checkout.
 fn command(arguments: &[&str]) -> Command {
-    let program = std::env::var_os("CARGO_BIN_EXE_channels-doctor").expect("cargo says where the program is");
-    let mut command = Command::new(program);
+    let mut command = Command::new(program("channels-doctor"));
     for name in ["MESHREDUCE_NICS", "MESHREDUCE_SYSFS", "MESHREDUCE_CHANNELS", "CUDA_VISIBLE_DEVICES"] {
         command.env_remove(name);
     }

@@ -11,16 +11,17 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use meshreduce_emulator_node::node::Node;
-use meshreduce_tests::cluster::this_program;
-use meshreduce_tests::emulated_node::EmulatedNode;
 use view::View;
+
+use crate::cluster::this_program;
+use crate::emulated_node::EmulatedNode;
 
 /// Show how devices are linked: the link matrix, what it was found to be, and why
 ///
 /// Asks the driver and NVML of this machine, or of an emulated node, in the way a rendezvous does. Devices are
 /// numbered by CUDA ordinal, so CUDA_VISIBLE_DEVICES has its say.
 #[derive(Args, Debug)]
-pub(crate) struct Topo {
+pub struct Topo {
     /// Emulated node: a shipped name or the file of a description [default: this machine]
     #[arg(long, value_name = "NAME|FILE")]
     node: Option<String>,
@@ -43,7 +44,7 @@ impl Topo {
     ///
     /// # Errors
     /// A bad node description, no driver, no such device, or a file that cannot be written.
-    pub(crate) fn run(&self) -> Result<bool> {
+    pub fn run(&self) -> Result<bool> {
         let view = match &self.node {
             Some(node) => self.emulated(node)?,
             None => {

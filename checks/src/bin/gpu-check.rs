@@ -1,13 +1,13 @@
-//! `channels`: the doctor for channels; see `--help`.
+//! `gpu-check`: what must hold on a machine with GPUs; see `--help`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use meshreduce_tests::doctor::{Arguments, run};
+use meshreduce_checks::gpu_check::{Arguments, run};
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -1,10 +1,10 @@
-//! `gpu-check`: what must hold on a machine with GPUs; see `--help`.
+//! `torch-check`: stores, launcher and flight recorder against a real PyTorch; see `--help`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use meshreduce_tests::gpu_check::{Arguments, run};
+use meshreduce_checks::torch_check::{Arguments, run};
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {

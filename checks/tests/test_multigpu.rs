@@ -2,15 +2,12 @@
 
 use std::process::Command;
 
+use meshreduce_checks::programs::program;
 use serde_json::Value;
-
-mod support;
-
-use support::program;
 
 /// Exit code, standard output and standard error, on a screen of `columns`.
 fn run(arguments: &str, columns: u16) -> (Option<i32>, String, String) {
-    let mut command = Command::new(program());
+    let mut command = Command::new(program("multigpu"));
     command.args(arguments.split_whitespace()).env("COLUMNS", columns.to_string());
     let output = command.output().expect("the program starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -1,4 +1,4 @@
-//! `channel-party`: one or both sides of a scenario of channels. Tests start it; see `meshreduce_tests::channels`.
+//! `channel-party`: one or both sides of a scenario of channels. Tests start it; see `meshreduce_checks::channels`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use meshreduce_channels::{Device, Links};
+use meshreduce_checks::channels::party::Setting;
+use meshreduce_checks::channels::scenarios::{self, Scenario};
+use meshreduce_checks::channels::{Party, Role, left};
 use meshreduce_store::FileStore;
-use meshreduce_tests::channels::party::Setting;
-use meshreduce_tests::channels::scenarios::{self, Scenario};
-use meshreduce_tests::channels::{Party, Role, left};
 
 /// Plays one side of a scenario, or both.
 #[derive(Parser)]

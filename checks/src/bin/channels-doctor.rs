@@ -1,13 +1,13 @@
-//! `torch-check`: stores, launcher and flight recorder against a real PyTorch; see `--help`.
+//! `channels`: the doctor for channels; see `--help`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use meshreduce_tests::torch_check::{Arguments, run};
+use meshreduce_checks::doctor::{Arguments, run};
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    match run(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

@@ -7,7 +7,7 @@ use svg::Document;
 use svg::node::element::{Description, Group, Title};
 
 use super::view::{Cube, View};
-use meshreduce_tests::shapes::{
+use crate::shapes::{
     DIRECT, FAINT, INK, MISSING, Point, RELAY, SWITCH, Stroke, between, centred, circle, rectangle, text,
 };
 

@@ -3,12 +3,12 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::node::{Node, TWO};
+use meshreduce_checks::gdr::node::{Node, TWO};
+use meshreduce_checks::programs::program;
 
 /// When a scenario has ended for certain.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -121,7 +121,7 @@ impl Stage {
         }
         let store = tempfile::tempdir().expect("a temporary folder");
         let start = |side: Option<usize>| {
-            let mut command = Command::new(program());
+            let mut command = Command::new(program("channel-check"));
             let of = side.unwrap_or(0);
             command.args(["--scenario", &self.scenario, "--a", &self.devices[0], "--b", &self.devices[1]]);
             command.arg("--store").arg(store.path()).args(&self.arguments).args(&self.side_arguments[of]);
@@ -153,11 +153,6 @@ impl Stage {
         assert!(told.iter().all(|one| one.well), "{scenario}:\n{}\n{}", told[0].said, told[1].said);
         told
     }
-}
-
-/// (Where cargo says at run time: what was so when this was built is wrong in a copied checkout.)
-fn program() -> PathBuf {
-    std::env::var_os("CARGO_BIN_EXE_channel-check").expect("cargo says where the program is").into()
 }
 
 struct Running {

@@ -1,13 +1,16 @@
 //! The parts of `gpu-check` on an emulated node: several GPUs, one that all ranks share, and what fails is told.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Output};
 
-use meshreduce_tests::gpu_check::part::{Outcome, Part};
-use support::node;
+use meshreduce_checks::emulated_node::EmulatedNode;
+use meshreduce_checks::gpu_check::part::{Outcome, Part};
+use meshreduce_checks::programs;
 use tempfile::TempDir;
+
+fn node(name: &str) -> EmulatedNode {
+    EmulatedNode::new(name).unwrap_or_else(|error| panic!("{error}"))
+}
 
 /// Runs a part on an emulated HGX H100, quickly, and returns what it left behind.
 fn run(part: &str, options: &[&str]) -> (Output, Part) {
@@ -21,8 +24,7 @@ fn run(part: &str, options: &[&str]) -> (Output, Part) {
 }
 
 fn program(part: &str, options: &[&str], file: &Path) -> Command {
-    let mut command =
-        Command::new(std::env::var_os("CARGO_BIN_EXE_gpu-check").expect("cargo says where it is"));
+    let mut command = Command::new(programs::program("gpu-check"));
     command.args([part, "--quick", "--json"]).arg(file).args(options);
     command.env("CUDA_DEVICE_MAX_CONNECTIONS", "32").env("CUDA_MODULE_LOADING", "EAGER");
     command

@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use meshreduce_tests::gdr::Arguments;
-use meshreduce_tests::gdr::program::run;
+use meshreduce_checks::gdr::Arguments;
+use meshreduce_checks::gdr::program::run;
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
