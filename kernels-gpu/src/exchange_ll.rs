@@ -7,10 +7,12 @@
 //! An input may be a slice of the output: the thread that loads a piece is the one that stores the piece at the same index of
 //! every slice, behind all its pushes.
 
+use core::array::from_fn;
+
 use meshreduce_wire::SliceParams;
 
 use crate::{
-    call::Call,
+    call::{Call, choose},
     entries::entries,
     packets::{PacketShare, Sources},
     slices::Cut,
@@ -37,18 +39,30 @@ pub unsafe fn exchange_ll<const W: usize>(params: &SliceParams) {
 
     let received = Cut::<UNIT_WORDS, W>::received(params);
     for index in PacketShare::of_thread(call.end(received.most())) {
-        if received.are_whole(index) {
-            let units = call.await_units::<W, 1>(0, Sources::ALL, index);
-            received.store_each(index, units.map(|[unit]| unit));
+        if received.are_there(index) || call.refreshes() {
+            // All together, also where they are ragged.
+            let units = call.await_units::<W, 1>(0, Sources::ALL, index).map(|[unit]| unit);
+            if received.are_whole(index) {
+                received.store_each(index, units);
+            } else {
+                let mut position = 0;
+                while position < decide_here(W as u32) {
+                    if index < received.of(position) {
+                        received.store(
+                            position,
+                            index,
+                            from_fn(|word| choose::<W>(position, |at| units[at][word] as u64) as u32),
+                        );
+                    }
+                    position += 1;
+                }
+            }
         } else {
             let mut position = 0;
             while position < decide_here(W as u32) {
-                let is_there = index < received.of(position);
-                if is_there || call.refreshes() {
+                if index < received.of(position) {
                     let [[unit]] = call.await_units::<1, 1>(0, Sources::one(position), index);
-                    if is_there {
-                        received.store(position, index, unit);
-                    }
+                    received.store(position, index, unit);
                 }
                 position += 1;
             }

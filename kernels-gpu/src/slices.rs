@@ -59,6 +59,12 @@ where
         is_aligned && index < decide_here(self.slices.least) / Self::BYTES
     }
 
+    /// Whether all slices have a piece at `index`.
+    #[inline(always)]
+    pub fn are_there(&self, index: u32) -> bool {
+        index < decide_here(self.slices.least).div_ceil(Self::BYTES)
+    }
+
     /// The pieces at `index` of the slices of all positions, which [`Self::are_whole`]. All loads are under way before the first
     /// is waited for.
     ///

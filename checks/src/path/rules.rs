@@ -48,8 +48,7 @@ pub const RULES: [Rule; 14] = [
     row("hybrid_cube_mesh_ll", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
     row("exchange", (1.5, 5, 1, 0, 0), (1.5, 4, 1, 0, 0)),
     row("exchange_ll", (0.5, 4, 0, 0, 0), (0.5, 3, 0, 0, 0)),
-    // 8 KiB are no whole number of its units, and the last one comes from one source after the other.
-    row("exchange_ll_b128", (0.5, 11, 0, 0, 0), (0.5, 3, 0, 0, 0)),
+    row("exchange_ll_b128", (0.5, 4, 0, 0, 0), (0.5, 3, 0, 0, 0)),
     row("reduce_scatter", (1.5, 5, 1, 0, 0), (1.5, 4, 1, 0, 0)),
     row("reduce_scatter_ll", (0.5, 4, 0, 0, 0), (0.5, 3, 0, 0, 0)),
     row("reduce_scatter_ll_b128", (0.5, 4, 0, 0, 0), (0.5, 3, 0, 0, 0)),
