@@ -12,8 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::lines::CSV_HEADER;
 use crate::measure::{Measured, News};
 use crate::place::Place;
-use crate::plan::{Plan, Work};
+use crate::plan::Work;
 use crate::report::{Report, watched};
+use meshreduce_arguments::bench::Plan;
 
 /// A run that goes on. Clones are the same.
 #[derive(Clone)]

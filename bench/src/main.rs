@@ -4,25 +4,18 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use meshreduce_arguments::bench::Bench;
 use meshreduce_bench::host_cost::{self, Part};
-use meshreduce_bench::plan::Plan;
 use meshreduce_bench::{place, run};
 use meshreduce_checks::probe;
 
-/// Measures all-reduces: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
-///
-/// On real GPUs where there are some, else on an emulated node, whose times are no property of the kernels.
 #[derive(Parser)]
 #[command(name = "bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
-    /// What the library costs on the host, in place of everything else: its calls on a driver that does nothing, and the
-    /// rendezvous over each store
-    #[arg(long)]
-    host_cost: bool,
     #[command(flatten)]
-    plan: Plan,
+    bench: Bench,
 }
 
 #[derive(Subcommand)]
@@ -47,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn bench() -> Result<bool> {
-    let Arguments { role, host_cost, plan } = Arguments::parse();
+    let Arguments { role, bench: Bench { host_cost, plan } } = Arguments::parse();
     match role {
         Some(Role::HostCostPart { part }) => {
             for line in host_cost::measure(part)? {

@@ -4,11 +4,11 @@ use std::ffi::{OsStr, OsString};
 
 use anyhow::{Context, Result};
 use cust::device::Device;
+use meshreduce_arguments::bench::Plan;
 use meshreduce_checks::{emulated_node::EmulatedNode, probe};
 use serde::Serialize;
 
 use crate::cuda;
-use crate::plan::Plan;
 
 /// The emulated node where nothing else is asked for or found.
 const DEFAULT_NODE: &str = "hgx-h100";

@@ -1,145 +1,10 @@
-//! The command line of the benchmark, and what it stands for.
+//! What the command line of the benchmark comes to.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
-use std::str::FromStr;
-
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
-use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
-use meshreduce_checks::job::ForcedTopology;
-
-/// What to measure, and where.
-#[derive(Args, Clone, Debug)]
-pub struct Plan {
-    /// `real`: this machine's GPUs; else an emulated node, a shipped name or the file of a description
-    /// [default: what MESHREDUCE_DRIVER says; else real GPUs, where enough are found; else hgx-h100]
-    #[arg(long, value_name = "real|NAME|FILE")]
-    pub node: Option<String>,
-    /// Number of ranks, threads of one process [default: 8 or the number of GPUs; 2 with --shared-device]
-    #[arg(long, value_name = "N")]
-    pub ranks: Option<usize>,
-    /// All ranks share the first GPU: measures protocol and kernels, not NVLink
-    #[arg(long)]
-    pub shared_device: bool,
-    /// Takes the links for this, whatever they are; --shared-device does so anyway
-    #[arg(long, value_name = "TOPOLOGY", conflicts_with = "shared_device")]
-    pub force_topology: Option<ForcedTopology>,
-    /// one-shot, two-shot, hybrid-cube-mesh, by packets with -ll behind; auto: what the library selects; all; several with
-    /// commas [default: all]
-    #[arg(long, value_name = "A", value_delimiter = ',')]
-    pub algorithm: Vec<Choice>,
-    /// Latest PTX ISA whose texts may be used, 7.0 or 8.4: packets have 64 bits in the first, 128 in the second
-    #[arg(long, value_name = "V", default_value = "8.4", value_parser = |text: &str| text.parse::<Isa>())]
-    pub isa: Isa,
-    /// bf16, f16 or f32; several with commas
-    #[arg(long, value_name = "D", value_delimiter = ',', default_value = "bf16", value_parser = |text: &str| text.parse::<DType>())]
-    pub dtype: Vec<DType>,
-    /// sum, avg, min or max; several with commas
-    #[arg(long, value_name = "O", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
-    pub op: Vec<Op>,
-    /// Message sizes: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
-    /// [default: 1KiB..10MiB; on an emulated node 1KiB,8KiB]
-    #[arg(long, value_name = "MIN..MAX|LIST")]
-    pub bytes: Option<Sizes>,
-    /// Calls (replays of a graph) that are not measured, before those that are [default: 20; on an emulated node 1]
-    #[arg(long, value_name = "N")]
-    pub warmup: Option<usize>,
-    /// Measured calls (replays of a graph) of every case [default: 1000; on an emulated node 5]
-    #[arg(long, value_name = "N")]
-    pub iterations: Option<usize>,
-    /// Also replays of a CUDA graph of several calls
-    #[arg(long)]
-    pub graph: bool,
-    /// Leave out the floor: the empty kernel and the flag round trip
-    #[arg(long)]
-    pub no_floor: bool,
-    /// Leave out NCCL and torch's symmetric memory (run by python3, or MESHREDUCE_PYTHON, where that has torch)
-    #[arg(long)]
-    pub no_peers: bool,
-    /// Seconds that each of the two may take; what it has not measured by then is not run
-    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
-    pub peer_seconds: f64,
-    /// Seconds that a kernel waits for a peer
-    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
-    pub deadline: f64,
-    /// One JSON object a line, as it is measured, instead of tables
-    #[arg(long)]
-    pub json: bool,
-    /// Also write the rows as CSV, as they are measured
-    #[arg(long, value_name = "FILE")]
-    pub csv: Option<PathBuf>,
-    /// Also draw time over size
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
-}
-
-/// An algorithm, as it is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// This one, forced.
-    One(Algorithm),
-    /// The one that the library selects.
-    Auto,
-    /// Each one, forced.
-    All,
-}
-
-impl FromStr for Choice {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "all" => Ok(Self::All),
-            name => match name.parse::<Algorithm>() {
-                Ok(algorithm) if algorithm.serves(Collective::AllReduce) => Ok(Self::One(algorithm)),
-                Ok(algorithm) => {
-                    bail!("{algorithm} is no algorithm of all-reduce, and nothing else is measured")
-                }
-                Err(error) => bail!("{error}, auto or all"),
-            },
-        }
-    }
-}
-
-/// Message sizes in bytes, in the order in which they are measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sizes(pub Vec<usize>);
-
-impl FromStr for Sizes {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        if let Some((min, max)) = text.split_once("..") {
-            let (min, max) = (size(min)?, size(max)?);
-            ensure!(min <= max, "'{text}': the first size is larger than the last");
-            let mut sizes: Vec<usize> = std::iter::successors(Some(min), |size| size.checked_mul(2))
-                .take_while(|size| *size < max)
-                .collect();
-            sizes.push(max);
-            return Ok(Self(sizes));
-        }
-        text.split(',').map(size).collect::<Result<_>>().map(Self)
-    }
-}
-
-/// A size in bytes.
-fn size(text: &str) -> Result<usize> {
-    let (digits, unit) = match text.strip_suffix("MiB") {
-        Some(digits) => (digits, 1 << 20),
-        None => text.strip_suffix("KiB").map_or((text, 1), |digits| (digits, 1 << 10)),
-    };
-    let number: usize =
-        digits.parse().with_context(|| format!("'{text}' is not a size such as 4096, 4KiB or 1MiB"))?;
-    let bytes = number.checked_mul(unit).filter(|bytes| *bytes <= LONGEST);
-    let bytes = bytes.with_context(|| format!("'{text}' is more than {} MiB", LONGEST >> 20))?;
-    ensure!(bytes > 0, "a message of no bytes is not launched");
-    Ok(bytes)
-}
-
-/// The longest message that a limit can be set to.
-const LONGEST: usize = 1 << 30;
+use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce_arguments::bench::{Choice, Plan};
+use meshreduce_checks::job::topology;
 
 /// What is measured over one communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,93 +75,91 @@ pub struct Work {
     pub deadline: std::time::Duration,
 }
 
-impl Plan {
-    /// The ways that were asked for, without repetition.
-    fn ways(&self) -> Vec<Way> {
-        let all = || Algorithm::ALL.into_iter().map(Way::Forced).collect::<Vec<_>>();
-        let asked: Vec<Way> = match self.algorithm.as_slice() {
-            [] => all(),
-            some => some
-                .iter()
-                .flat_map(|choice| match choice {
-                    Choice::One(algorithm) => vec![Way::Forced(*algorithm)],
-                    Choice::Auto => vec![Way::Selected],
-                    Choice::All => all(),
-                })
-                .collect(),
-        };
-        let mut ways = Vec::new();
-        for way in asked {
-            if !ways.contains(&way) {
-                ways.push(way);
+/// The ways that were asked for, without repetition.
+fn ways(plan: &Plan) -> Vec<Way> {
+    let all = || Algorithm::ALL.into_iter().map(Way::Forced).collect::<Vec<_>>();
+    let asked: Vec<Way> = match plan.algorithm.as_slice() {
+        [] => all(),
+        some => some
+            .iter()
+            .flat_map(|choice| match choice {
+                Choice::One(algorithm) => vec![Way::Forced(*algorithm)],
+                Choice::Auto => vec![Way::Selected],
+                Choice::All => all(),
+            })
+            .collect(),
+    };
+    let mut ways = Vec::new();
+    for way in asked {
+        if !ways.contains(&way) {
+            ways.push(way);
+        }
+    }
+    ways
+}
+
+/// Whether this algorithm was asked for by name.
+pub fn names(plan: &Plan, way: Way) -> bool {
+    plan.algorithm.iter().any(|choice| match choice {
+        Choice::One(algorithm) => way == Way::Forced(*algorithm),
+        Choice::Auto => way == Way::Selected,
+        Choice::All => false,
+    })
+}
+
+/// What it comes to where there are `devices` GPUs.
+///
+/// # Errors
+/// If there are too many ranks or too few, or a size is not a whole number of elements.
+pub fn work(plan: &Plan, devices: usize, emulated: bool) -> Result<Work> {
+    let ranks = plan.ranks.unwrap_or(if plan.shared_device { 2 } else { devices.min(8) });
+    ensure!((2..=8).contains(&ranks), "{ranks} ranks: there must be 2 to 8");
+    if plan.shared_device {
+        ensure!(devices > 0, "there is no GPU to share");
+    } else {
+        ensure!(
+            ranks <= devices,
+            "{ranks} ranks need as many GPUs, here are {devices}; --shared-device puts all ranks on one"
+        );
+    }
+    let sizes = match &plan.bytes {
+        Some(sizes) => sizes.clone(),
+        None if emulated => "1KiB,8KiB".parse()?,
+        None => "1KiB..10MiB".parse()?,
+    };
+    let mut cases = Vec::new();
+    for &dtype in &plan.dtype {
+        for &op in &plan.op {
+            for &bytes in &sizes.0 {
+                ensure!(
+                    bytes.is_multiple_of(dtype.size()),
+                    "{bytes} bytes are not a whole number of {dtype} elements"
+                );
+                cases.push(Case { dtype, op, bytes });
             }
         }
-        ways
     }
-
-    /// Whether this algorithm was asked for by name.
-    pub fn names(&self, way: Way) -> bool {
-        self.algorithm.iter().any(|choice| match choice {
-            Choice::One(algorithm) => way == Way::Forced(*algorithm),
-            Choice::Auto => way == Way::Selected,
-            Choice::All => false,
-        })
+    let iterations = plan.iterations.unwrap_or(if emulated { 5 } else { 1_000 });
+    if iterations == 0 || cases.is_empty() {
+        bail!("nothing to do");
     }
-
-    /// What it comes to where there are `devices` GPUs.
-    ///
-    /// # Errors
-    /// If there are too many ranks or too few, or a size is not a whole number of elements.
-    pub fn work(&self, devices: usize, emulated: bool) -> Result<Work> {
-        let ranks = self.ranks.unwrap_or(if self.shared_device { 2 } else { devices.min(8) });
-        ensure!((2..=8).contains(&ranks), "{ranks} ranks: there must be 2 to 8");
-        if self.shared_device {
-            ensure!(devices > 0, "there is no GPU to share");
-        } else {
-            ensure!(
-                ranks <= devices,
-                "{ranks} ranks need as many GPUs, here are {devices}; --shared-device puts all ranks on one"
-            );
-        }
-        let sizes = match &self.bytes {
-            Some(sizes) => sizes.clone(),
-            None if emulated => "1KiB,8KiB".parse()?,
-            None => "1KiB..10MiB".parse()?,
-        };
-        let mut cases = Vec::new();
-        for &dtype in &self.dtype {
-            for &op in &self.op {
-                for &bytes in &sizes.0 {
-                    ensure!(
-                        bytes.is_multiple_of(dtype.size()),
-                        "{bytes} bytes are not a whole number of {dtype} elements"
-                    );
-                    cases.push(Case { dtype, op, bytes });
-                }
-            }
-        }
-        let iterations = self.iterations.unwrap_or(if emulated { 5 } else { 1_000 });
-        if iterations == 0 || cases.is_empty() {
-            bail!("nothing to do");
-        }
-        let deadline = std::time::Duration::try_from_secs_f64(self.deadline).context("the deadline")?;
-        Ok(Work {
-            ranks,
-            shared_device: self.shared_device,
-            topology: match self.shared_device {
-                true => Some(Topology::FullyConnected),
-                false => self.force_topology.map(Into::into),
-            },
-            isa: self.isa,
-            ways: self.ways(),
-            cases,
-            warmup: self.warmup.unwrap_or(if emulated { 1 } else { 20 }),
-            iterations,
-            graph_calls: self.graph.then_some(if emulated { 3 } else { 20 }),
-            floor: (!self.no_floor).then_some(if emulated { 5 } else { 1_000 }),
-            deadline,
-        })
-    }
+    let deadline = std::time::Duration::try_from_secs_f64(plan.deadline).context("the deadline")?;
+    Ok(Work {
+        ranks,
+        shared_device: plan.shared_device,
+        topology: match plan.shared_device {
+            true => Some(Topology::FullyConnected),
+            false => plan.force_topology.map(topology),
+        },
+        isa: plan.isa,
+        ways: ways(plan),
+        cases,
+        warmup: plan.warmup.unwrap_or(if emulated { 1 } else { 20 }),
+        iterations,
+        graph_calls: plan.graph.then_some(if emulated { 3 } else { 20 }),
+        floor: (!plan.no_floor).then_some(if emulated { 5 } else { 1_000 }),
+        deadline,
+    })
 }
 
 #[cfg(test)]
@@ -315,42 +178,27 @@ mod tests {
     }
 
     #[test]
-    fn a_range_doubles_and_ends_with_its_end() {
-        let sizes = |text: &str| text.parse::<Sizes>().unwrap().0;
-        assert_eq!(sizes("1KiB..8KiB"), [1024, 2048, 4096, 8192]);
-        assert_eq!(sizes("4MiB..10MiB"), [4 << 20, 8 << 20, 10 << 20]);
-        assert_eq!(sizes("64..64"), [64]);
-        assert_eq!(sizes("64,1KiB,16"), [64, 1024, 16]);
-    }
-
-    #[test]
-    fn what_is_no_size_or_range_is_refused() {
-        for text in
-            ["", "8..4", "..4", "4..", "0..8", "0", "1.5MiB", "-4", "2000MiB", "4,,8", "99999999999999999999"]
-        {
-            assert!(text.parse::<Sizes>().is_err(), "{text}");
-            assert!(plan(&format!("--bytes={text}")).is_err(), "{text}");
-        }
-        let halves = plan("--bytes 6 --dtype f32").unwrap().work(8, true).unwrap_err();
+    fn half_an_element_is_refused() {
+        let halves = work(&plan("--bytes 6 --dtype f32").unwrap(), 8, true).unwrap_err();
         assert!(halves.to_string().contains("whole number of f32"), "{halves}");
     }
 
     #[test]
     fn ranks_need_devices_unless_they_share_one() {
-        let error = |line: &str, devices| plan(line).unwrap().work(devices, true).unwrap_err().to_string();
+        let error = |line: &str, devices| work(&plan(line).unwrap(), devices, true).unwrap_err().to_string();
         assert!(error("--ranks 4", 2).contains("need as many GPUs"));
         assert!(error("--ranks 9 --shared-device", 1).contains("2 to 8"));
         assert!(error("--ranks 1", 8).contains("2 to 8"));
         assert!(error("", 1).contains("2 to 8"));
         assert!(error("--shared-device", 0).contains("no GPU"));
-        assert_eq!(plan("--shared-device --ranks 8").unwrap().work(1, true).unwrap().ranks, 8);
-        assert_eq!(plan("").unwrap().work(16, true).unwrap().ranks, 8);
-        assert_eq!(plan("").unwrap().work(4, true).unwrap().ranks, 4);
+        assert_eq!(work(&plan("--shared-device --ranks 8").unwrap(), 1, true).unwrap().ranks, 8);
+        assert_eq!(work(&plan("").unwrap(), 16, true).unwrap().ranks, 8);
+        assert_eq!(work(&plan("").unwrap(), 4, true).unwrap().ranks, 4);
     }
 
     #[test]
     fn algorithms_are_one_some_all_or_the_librarys_choice() {
-        let ways = |line: &str| plan(line).unwrap().work(8, true).unwrap().ways;
+        let ways = |line: &str| work(&plan(line).unwrap(), 8, true).unwrap().ways;
         assert_eq!(ways(""), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm all"), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm auto,two-shot,auto"), [Way::Selected, Way::Forced(Algorithm::TwoShot)]);
@@ -359,7 +207,7 @@ mod tests {
 
     #[test]
     fn an_isa_is_one_that_there_are_texts_in() {
-        let isa = |line: &str| plan(line).map(|plan| plan.work(8, true).unwrap().isa);
+        let isa = |line: &str| plan(line).map(|plan| work(&plan, 8, true).unwrap().isa);
         assert_eq!(isa("").unwrap(), Isa::V84);
         assert_eq!(isa("--isa 7.0").unwrap(), Isa::V70);
         assert!(isa("--isa 8.0").is_err());
@@ -367,10 +215,10 @@ mod tests {
 
     #[test]
     fn what_is_not_given_depends_on_where_it_runs() {
-        let emulated = plan("--graph").unwrap().work(8, true).unwrap();
-        let real = plan("--graph").unwrap().work(8, false).unwrap();
+        let emulated = work(&plan("--graph").unwrap(), 8, true).unwrap();
+        let real = work(&plan("--graph").unwrap(), 8, false).unwrap();
         assert!(emulated.iterations < real.iterations && emulated.cases.len() < real.cases.len());
         assert_eq!(real.cases.last().unwrap().bytes, 10 << 20);
-        assert!(plan("--iterations 0").unwrap().work(8, true).is_err());
+        assert!(work(&plan("--iterations 0").unwrap(), 8, true).is_err());
     }
 }

@@ -11,9 +11,10 @@ use crate::live::Live;
 use crate::measure::{self, Measured, News};
 use crate::peers;
 use crate::place::Place;
-use crate::plan::Plan;
+use crate::plan::{names, work};
 use crate::plot;
 use crate::row::OWN;
+use meshreduce_arguments::bench::Plan;
 
 /// Measures and shows; `false` if a result was wrong, or something that was asked for by name was not measured. What was
 /// measured is shown also if it fails midway, or the process is interrupted or terminated (which then ends).
@@ -22,13 +23,13 @@ use crate::row::OWN;
 /// If it cannot run at all: no driver, too few devices, a rank that fails.
 pub fn run(plan: &Plan) -> Result<bool> {
     let machine = Place::look()?;
-    let work = plan.work(machine.devices, machine.emulated)?;
+    let work = work(plan, machine.devices, machine.emulated)?;
     let peer_limit = Duration::try_from_secs_f64(plan.peer_seconds).context("--peer-seconds")?;
     let emulated = machine.emulated;
     let live = Live::begin(plan, machine, work)?;
     let ended = live.clone();
     interrupt::then(move || ended.cut_short())?;
-    if let Err(error) = measure::run(live.work(), &|way| plan.names(way), &|news| live.hear(news)) {
+    if let Err(error) = measure::run(live.work(), &|way| names(plan, way), &|news| live.hear(news)) {
         live.cut_short();
         return Err(error);
     }

@@ -9,12 +9,12 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use meshreduce_arguments::Plan;
 use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::{Algorithm, Isa};
 use serde::Serialize;
 
 use crate::adversary::{Failure, Kernels, SliceKernels};
-use crate::plan::Plan;
 use crate::tables;
 use crate::verdict::Verdict;
 
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn a_replay_takes_the_text_that_failed() {
         let of = |plan: &Plan| replay(plan, Algorithm::OneShotLl, 2, Isa::V84, 7);
-        let mut plan = Plan::of_all_nodes();
+        let mut plan = crate::plan::tests::of_all_nodes();
         assert!(of(&plan).contains("--algorithm one-shot-ll --isa 8.4 --ranks 2 --seed 7"));
         plan.collective = vec![Collective::Reduce];
         let of_slices = replay(&plan, Algorithm::ReduceScatterLl, 2, Isa::V84, 7);

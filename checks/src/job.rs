@@ -4,8 +4,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
+pub use meshreduce_arguments::ForcedTopology;
 use serde::{Deserialize, Serialize};
 
 /// The work of one process: some ranks of one communicator, and the cases they run in order.
@@ -46,22 +46,11 @@ pub struct Job {
     pub faults: Vec<Fault>,
 }
 
-/// A topology that can be forced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum ForcedTopology {
-    /// Every pair can reach each other.
-    FullyConnected,
-    /// Quads and relays.
-    HybridCubeMesh,
-}
-
-impl From<ForcedTopology> for Topology {
-    fn from(forced: ForcedTopology) -> Self {
-        match forced {
-            ForcedTopology::FullyConnected => Topology::FullyConnected,
-            ForcedTopology::HybridCubeMesh => Topology::HybridCubeMesh,
-        }
+/// The topology that is forced.
+pub fn topology(forced: ForcedTopology) -> Topology {
+    match forced {
+        ForcedTopology::FullyConnected => Topology::FullyConnected,
+        ForcedTopology::HybridCubeMesh => Topology::HybridCubeMesh,
     }
 }
 

@@ -6,15 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use meshreduce_checks::mutants::report::Mutants;
-use meshreduce_checks::path::report::CountPath;
-use meshreduce_checks::plan::Plan;
-use meshreduce_checks::{adversary_report, job::Job, probe, report, topo, worker};
+use meshreduce_arguments::{Mutants, Path, Plan, Topo};
+use meshreduce_checks::{adversary_report, job::Job, mutants, path, probe, report, topo, worker};
 
-/// Runs collectives (all-reduces, if nothing else is asked for) on several ranks and compares every result, bit by bit, with the other ranks' and with a
-/// reference on the host.
-///
-/// On real GPUs where at least two with peer-to-peer access are there, else on an emulated node.
 #[derive(Parser)]
 #[command(name = "test-multigpu", args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -26,9 +20,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Role {
-    Topo(topo::Topo),
+    Topo(Topo),
     Mutants(Mutants),
-    Path(CountPath),
+    Path(Path),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -61,10 +55,10 @@ fn run() -> Result<bool> {
             println!("{}", serde_json::to_string(&probe::devices())?);
             Ok(true)
         }
-        Some(Role::Topo(topo)) => topo.run(),
+        Some(Role::Topo(arguments)) => topo::run(&arguments),
         None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
-        Some(Role::Mutants(mutants)) => mutants.run(),
-        Some(Role::Path(path)) => path.run(),
+        Some(Role::Mutants(arguments)) => mutants::report::run(&arguments),
+        Some(Role::Path(arguments)) => path::report::run(&arguments),
         None => report::run(&arguments.plan),
     }
 }

@@ -4,6 +4,7 @@
 mod all_nodes;
 mod left_out;
 
+use meshreduce_arguments::Plan;
 use meshreduce_wire::{Collective, Isa};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,7 +21,7 @@ use serde::Serialize;
 use crate::cluster::{Cluster, Exit, Placement, this_program};
 use crate::emulated_node::EmulatedNode;
 use crate::job::{Case, Event, ForcedTopology, Job, Mismatch};
-use crate::plan::Plan;
+use crate::plan::{cases, placement};
 use crate::verdict::Verdict;
 use crate::{probe, tables};
 use left_out::LeftOut;
@@ -47,10 +48,10 @@ pub fn run(plan: &Plan) -> Result<bool> {
     let job = job(plan, world_size, directory.path())?;
     if !plan.json {
         let launches = job.launches;
-        let placement = placement_name(plan.placement());
+        let placement = placement_name(placement(plan));
         println!("{}, {world_size} ranks as {placement}, launches: {launches}", place.name);
     }
-    let cluster = Cluster::start(&this_program()?, &job, plan.placement(), &place.environment)?;
+    let cluster = Cluster::start(&this_program()?, &job, placement(plan), &place.environment)?;
     let bar = progress(&job, plan.json);
     let results = Results::gather(&cluster, &job, &bar);
     bar.finish_and_clear();
@@ -66,7 +67,7 @@ fn job(plan: &Plan, world_size: usize, store: &Path) -> Result<Job> {
         world_size,
         devices: (0..world_size as u32).collect(),
         store: store.to_owned(),
-        cases: plan.cases()?,
+        cases: cases(plan)?,
         launches: plan.launches(),
         seed: plan.seed,
         ptx: plan.ptx.clone(),
@@ -272,7 +273,7 @@ impl Results {
             ok: left_out.is_none().then_some(result.is_ok()),
             result: result.unwrap_or_else(|problem| problem),
             micros_per_launch: slowest.map(|micros| micros as f64 / job.launches as f64),
-            instructions: self.instructions(index, plan.placement()),
+            instructions: self.instructions(index, placement(plan)),
         }
     }
 

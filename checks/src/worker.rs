@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::collectives::{self, Draw};
 use crate::forced::forced;
-use crate::job::{Action, Case, Event, Fault, Job};
+use crate::job::{Action, Case, Event, Fault, Job, topology};
 
 /// Runs every rank of `job` on a thread of its own and says on standard output what happens.
 ///
@@ -111,7 +111,7 @@ impl Rank<'_> {
             .deadline(Some(Duration::from_millis(job.deadline_ms)))
             .timeout(Duration::from_millis(job.rendezvous_ms))
             .allow_shared_devices(job.shared_devices)
-            .force_topology(job.force_topology.map(Into::into))
+            .force_topology(job.force_topology.map(topology))
             .latest_isa(job.isa)
             .lanes(job.lanes)
             .first_call_number(job.first_call_number);

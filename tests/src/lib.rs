@@ -13,3 +13,16 @@ pub mod network;
 pub mod on_nccl;
 pub mod rank_process;
 pub mod waiting;
+
+/// A test beside the caller's, for a process of this program that is to run it alone: `rank_process::Stage`, `--exact`.
+#[macro_export]
+macro_rules! here {
+    ($test:expr) => {
+        $crate::in_program(concat!(module_path!(), "::", $test))
+    };
+}
+
+/// The name of a test within its program, of the path that the compiler gives it.
+pub fn in_program(path: &'static str) -> &'static str {
+    path.split_once("::").map_or(path, |(_, test)| test)
+}

@@ -1,37 +1,51 @@
-//! `bench`: builds the benchmark program and what it measures on, and runs it.
+//! `bench`, `bench-channels` and `bench-host`: build a benchmark program and what it measures on, and run it. Each command line is
+//! read here as the program reads it, before anything is built.
 
-use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
-use crate::{emulated_node, repository, test_multigpu::run_built};
+use crate::checks::{given, start};
+use crate::{emulated_node, repository};
 
-/// Measure latency, bandwidth and host cost (`bench --help`)
-#[derive(clap::Args)]
-#[command(disable_help_flag = true)]
-pub(crate) struct Args {
-    /// Arguments of the benchmark program
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
+/// `bench`: runs it beside a driver that does nothing, and ends with its exit code.
+pub(crate) fn collectives() -> Result<ExitCode> {
+    let shell = in_the_repository()?;
+    let node = emulated_node::build(&shell)?;
+    let noop = emulated_node::build_noop_driver(&shell)?;
+    let mut program = built(&shell, "meshreduce-bench")?;
+    start(program.env("MESHREDUCE_EMULATED_NODE", node).env("MESHREDUCE_NOOP_DRIVER", noop))
 }
 
-impl Args {
-    /// Runs, and ends with the benchmark program's exit code.
-    pub(crate) fn run(self) -> Result<ExitCode> {
-        let shell = Shell::new()?;
-        // Paths on the command line are relative to where the user is, so only cargo moves to the root.
-        let root = shell.push_dir(repository::root());
-        eprintln!("building the emulated node and the benchmark (the first time takes a minute or two) ...");
-        let node = emulated_node::build(&shell)?;
-        let noop = emulated_node::build_noop_driver(&shell)?;
-        cmd!(shell, "cargo build --quiet --release --package meshreduce-bench --bin meshreduce-bench")
-            .quiet()
-            .run()
-            .context("building the benchmark")?;
-        drop(root);
-        let mut program = Command::new(repository::target().join("release/meshreduce-bench"));
-        run_built(program.args(self.arguments).env("MESHREDUCE_NOOP_DRIVER", noop), &node)
-    }
+/// `bench-channels`: runs it, and ends with its exit code.
+pub(crate) fn channels() -> Result<ExitCode> {
+    let shell = in_the_repository()?;
+    let node = emulated_node::build(&shell)?;
+    let mut program = built(&shell, "meshreduce-bench-channels")?;
+    start(program.env("MESHREDUCE_EMULATED_NODE", node))
+}
+
+/// `bench-host`: runs it, and ends with its exit code.
+pub(crate) fn host() -> Result<ExitCode> {
+    start(&mut built(&in_the_repository()?, "meshreduce-bench-host")?)
+}
+
+/// A shell in the repository. Paths on the command line are relative to where the user is, so only what builds moves to the root.
+fn in_the_repository() -> Result<Shell> {
+    eprintln!("building the benchmark and what it measures on (the first time takes a minute or two) ...");
+    let shell = Shell::new()?;
+    shell.change_dir(repository::root());
+    Ok(shell)
+}
+
+/// The program `name`, built, with what was given.
+fn built(shell: &Shell, name: &str) -> Result<Command> {
+    cmd!(shell, "cargo build --quiet --release --package meshreduce-bench --bin {name}")
+        .quiet()
+        .run()
+        .context("building the benchmark")?;
+    let mut program = Command::new(repository::target().join("release").join(name));
+    program.args(given());
+    Ok(program)
 }

@@ -1,15 +1,15 @@
-//! Developer commands of meshreduce: `cargo xtask <command>`. One file per command.
+//! Developer commands of meshreduce: `cargo xtask <command>`. One file per command, but those that run programs of `meshreduce-checks`
+//! and of `meshreduce-bench`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use meshreduce_arguments as arguments;
 
 mod bench;
-mod bench_channels;
-mod bench_host;
 mod build_ptx;
-mod channels;
+mod checks;
 mod consumer;
 mod emulated_node;
 mod example;
@@ -27,15 +27,12 @@ mod repository;
 mod sass;
 mod test;
 mod test_mpi;
-mod test_multigpu;
 mod test_nccl;
 mod test_rdma;
-mod test_torch;
 mod toolchain;
-mod topo;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Developer commands of meshreduce")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Developer commands of meshreduce")]
 struct Xtask {
     #[command(subcommand)]
     command: Command,
@@ -43,18 +40,18 @@ struct Xtask {
 
 #[derive(Subcommand)]
 enum Command {
-    TestMultigpu(test_multigpu::Args),
-    Bench(bench::Args),
-    BenchHost(bench_host::Args),
-    BenchChannels(bench_channels::Args),
-    Topo(topo::Args),
-    Channels(channels::Args),
-    TestTorch(test_torch::Args),
+    TestMultigpu(arguments::Plan),
+    Bench(arguments::bench::Bench),
+    BenchHost(arguments::bench::BenchHost),
+    BenchChannels(arguments::bench::BenchChannels),
+    Topo(arguments::Topo),
+    Channels(arguments::Channels),
+    TestTorch(arguments::TestTorch),
     TestMpi(test_mpi::Args),
     TestNccl(test_nccl::Args),
     TestRdma(test_rdma::Args),
-    Mutants(mutants::Args),
-    Path(path::Args),
+    Mutants(arguments::Mutants),
+    Path(arguments::Path),
     Test(test::Args),
     Example(example::Args),
     EmulatedNode(emulated_node::Args),
@@ -81,18 +78,18 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::TestMultigpu(args) => args.run(),
-        Command::Bench(args) => args.run(),
-        Command::BenchHost(args) => args.run(),
-        Command::BenchChannels(args) => args.run(),
-        Command::Topo(args) => args.run(),
-        Command::Channels(args) => args.run(),
-        Command::TestTorch(args) => args.run(),
+        Command::TestMultigpu(_) => checks::run("multigpu", None),
+        Command::Bench(_) => bench::collectives(),
+        Command::BenchHost(_) => bench::host(),
+        Command::BenchChannels(_) => bench::channels(),
+        Command::Topo(_) => checks::run("multigpu", Some("topo")),
+        Command::Channels(_) => checks::run("channels-doctor", None),
+        Command::TestTorch(_) => checks::run("torch-check", Some("all")),
         Command::TestMpi(args) => args.run(),
         Command::TestNccl(args) => args.run(),
         Command::TestRdma(args) => args.run(),
-        Command::Mutants(args) => args.run(),
-        Command::Path(args) => args.run(),
+        Command::Mutants(args) => mutants::run(args.ptx.as_deref()),
+        Command::Path(_) => path::run(),
         Command::Test(args) => args.run(),
         Command::Example(args) => args.run(),
         Command::EmulatedNode(args) => args.run(),
@@ -103,5 +100,38 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Consumer(args) => args.run(),
         Command::Litmus(args) => args.run(),
         Command::GpuBundle(args) => args.run(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_commands_help_has_its_own_name() {
+        let mut xtask = Xtask::command();
+        xtask.build();
+        xtask.clone().debug_assert();
+        for command in xtask.get_subcommands_mut() {
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            assert!(help.contains(&format!("Usage: cargo xtask {name}")), "{help}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_is_refused_before_anything_is_built() {
+        for line in [
+            "topo --nod",
+            "test-multigpu --ranks 9",
+            "mutants --isa 1.0",
+            "bench --bytes 0",
+            "channels --svg",
+        ] {
+            let line = ["cargo xtask"].into_iter().chain(line.split(' '));
+            assert!(Xtask::try_parse_from(line.clone()).is_err(), "{:?}", line.collect::<Vec<_>>());
+        }
     }
 }

@@ -10,12 +10,11 @@ mod row;
 mod way;
 
 use std::io::{BufRead, BufReader, IsTerminal};
-use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use meshreduce_bench::plan::Sizes;
+use meshreduce_arguments::bench::BenchChannels;
 use meshreduce_checks::emulated_node::EmulatedNode;
 use meshreduce_emulator_node::node::{Node, sysfs};
 
@@ -23,42 +22,13 @@ use measure::Plan;
 use report::Report;
 use row::Line;
 
-/// Measures channels: latency and bandwidth over message size for every kind, on host memory and between two GPUs, beside plain
-/// copies; what a page of a batch costs, what registering costs, and how many driver calls a message needs.
-///
-/// All take turns in one run. On an emulated node GPUs, NICs and their libraries are stand-ins, and every figure of theirs says so.
 #[derive(Parser)]
 #[command(name = "bench-channels", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
-    /// Emulated node: a shipped name or the file of a description; `real` for this machine's GPUs [default: hgx-h100]
-    #[arg(long, value_name = "NAME|FILE", default_value = "hgx-h100")]
-    node: String,
-    /// Message sizes: MIN..MAX (by doubling) or a list with commas; bytes, or with the suffix KiB or MiB
-    #[arg(long, default_value = "1,64,1KiB,16KiB,256KiB,1MiB,8MiB,64MiB")]
-    sizes: Sizes,
-    /// Kinds of channels [default: all]
-    #[arg(long, value_delimiter = ',')]
-    kinds: Vec<String>,
-    /// Host memory alone
-    #[arg(long)]
-    host_only: bool,
-    /// Rounds for every size
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Milliseconds for a way in a round, there and back and one behind another each; at least one message goes
-    #[arg(long, default_value_t = 20)]
-    slice: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Also write the rows as CSV
-    #[arg(long, value_name = "FILE")]
-    csv: Option<PathBuf>,
-    /// Also draw the medians over the sizes
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
+    #[command(flatten)]
+    bench: BenchChannels,
 }
 
 #[derive(Subcommand)]
@@ -81,7 +51,7 @@ fn main() -> ExitCode {
             serde_json::from_str(plan).context("reading the plan").and_then(|plan| measure::run(&plan))
         }
         Some(Role::FarEnd) => far::serve(),
-        None => run(&arguments),
+        None => run(&arguments.bench),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,7 +62,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+fn run(arguments: &BenchChannels) -> Result<()> {
     ensure!(arguments.rounds > 0 && arguments.slice > 0, "no rounds, or no time for them");
     let plan = Plan {
         sizes: arguments.sizes.0.clone(),

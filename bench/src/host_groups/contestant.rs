@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::job::Job;
 use crate::peers;
-use crate::protocol::{Operation, Type};
+use crate::protocol::Type;
+use meshreduce_arguments::bench::Operation;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

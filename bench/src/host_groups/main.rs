@@ -9,52 +9,23 @@ mod protocol;
 mod rank;
 mod report;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use meshreduce_bench::plan::Sizes;
+use meshreduce_arguments::bench::BenchHost;
 
-use protocol::Operation;
+use meshreduce_arguments::bench::Operation;
 use report::Report;
 
-/// Measures all-reduces of host tensors, and messages between two ranks: the backend `host` of a process group beside OpenMPI
-/// and gloo, where they are installed, in one run.
-///
-/// Whoever is not being measured sleeps. For every size the contestants take turns, several rounds of a bounded time each. A
-/// time is one call's on rank 0. Printed are the minimum of all calls, and the median of the round where that was least, since on a
-/// machine with other load some rounds measure the scheduler. Ratios are between medians: how many times ours the peer takes.
 #[derive(Parser)]
 #[command(name = "bench-host", args_conflicts_with_subcommands = true)]
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
-    /// How many processes, one table each. More than the machine has processors are reported, not judged
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 4, 8])]
-    processes: Vec<usize>,
-    /// Message sizes: MIN..MAX (by doubling) or a list with commas; bytes, or with the suffix KiB or MiB; multiples of 4
-    #[arg(long, default_value = "4,16,64,256,1KiB,4KiB,16KiB,64KiB,256KiB,1MiB,4MiB,16MiB,64MiB")]
-    sizes: Sizes,
-    /// What is measured; messages only between two processes
-    #[arg(long, value_delimiter = ',', default_values = ["all_reduce", "ping_pong"])]
-    operations: Vec<Operation>,
-    /// Rounds for every size
-    #[arg(long, default_value_t = 9)]
-    rounds: usize,
-    /// Milliseconds for a contestant in a round; at least one call is made
-    #[arg(long, default_value_t = 20)]
-    slice: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Draw the medians over the sizes into this file (of several tables: NAME-2.svg, ...)
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Fail if a goal is missed
-    #[arg(long)]
-    check: bool,
+    #[command(flatten)]
+    bench: BenchHost,
 }
 
 #[derive(Subcommand)]
@@ -65,7 +36,12 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let Arguments { role, bench } = Arguments::parse();
+    let done = match role {
+        Some(Role::Rank(rank)) => rank.serve().map(|()| true),
+        None => run(&bench),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -75,10 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<bool> {
-    if let Some(Role::Rank(rank)) = arguments.role {
-        return rank.serve().map(|()| true);
-    }
+fn run(arguments: &BenchHost) -> Result<bool> {
     ensure!(arguments.rounds > 0 && arguments.slice > 0, "no rounds, or no time for them");
     ensure!(arguments.processes.iter().all(|count| (2..=64).contains(count)), "2 to 64 processes");
     let sizes = arguments.sizes.0.as_slice();

@@ -7,7 +7,8 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::contestant::{Contestant, Name};
-use crate::protocol::{Command, Operation, Times};
+use crate::protocol::{Command, Times};
+use meshreduce_arguments::bench::Operation;
 
 /// What is to be done.
 pub(crate) struct Plan<'a> {

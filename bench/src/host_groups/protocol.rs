@@ -14,38 +14,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use meshreduce_arguments::bench::Operation;
 use serde::Serialize;
-
-/// What is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Operation {
-    /// The sum over all ranks, in place.
-    AllReduce,
-    /// From rank 0 to rank 1 and back. Half of that is reported.
-    PingPong,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Operation::AllReduce => "all_reduce",
-            Operation::PingPong => "ping_pong",
-        })
-    }
-}
-
-impl FromStr for Operation {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "all_reduce" => Ok(Operation::AllReduce),
-            "ping_pong" => Ok(Operation::PingPong),
-            _ => bail!("'{text}' is neither all_reduce nor ping_pong"),
-        }
-    }
-}
 
 /// Element types that are measured. Peers have f32 only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

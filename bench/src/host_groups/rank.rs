@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
+use meshreduce_arguments::bench::Operation;
 use meshreduce_process_group::store::FileStore;
 use meshreduce_process_group::{DeviceType, Element, ProcessGroup, ReduceOp};
 
-use crate::protocol::{Command, Operation, Times, Type};
+use crate::protocol::{Command, Times, Type};
 
 /// Calls between two looks at the clock that count for all ranks: each look is a small call itself.
 fn calls_between_looks(bytes: usize) -> usize {

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
+use meshreduce_arguments::bench::Operation;
 use meshreduce_bench::plot::{Series, draw_lines};
 use serde::Serialize;
 
 use crate::contestant::{Name, processors};
 use crate::measure::{Measured, Point};
 use crate::peers::SET_UP;
-use crate::protocol::Operation;
 
 /// What is said of one operation among so many processes.
 #[derive(Debug, Serialize)]

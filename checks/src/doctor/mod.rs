@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
+use meshreduce_arguments::Channels;
 use meshreduce_channels::pci::Topology;
 use meshreduce_emulator_node::node::{Node, sysfs};
 
@@ -26,45 +26,6 @@ pub use view::{ChannelRow, Finding, GpuRow, Grade, NicRow, View, Way};
 /// Where sysfs is.
 const SYSFS: &str = "MESHREDUCE_SYSFS";
 
-/// Show which channels are viable and why not, which GPU goes by which NIC, and what is in the way
-///
-/// Asks the driver, libibverbs, sysfs and the kernel, as the channels themselves do. The last line, or record, is the verdict.
-/// Ends in failure only if a channel that is required is not viable.
-#[derive(Parser, Debug)]
-#[command(name = "channels")]
-pub struct Arguments {
-    /// Emulated node: a shipped name or the file of a description [default: this machine]
-    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["sysfs", "tree"])]
-    node: Option<String>,
-    /// Where sysfs is mounted [default: what MESHREDUCE_SYSFS says, else /sys]
-    #[arg(long, value_name = "DIR", conflicts_with = "tree")]
-    sysfs: Option<PathBuf>,
-    /// Look at a PCI tree that `--capture` has written elsewhere, and at nothing else
-    #[arg(long, value_name = "FILE")]
-    tree: Option<PathBuf>,
-    /// Write the PCI tree that is seen into this file
-    #[arg(long, value_name = "FILE")]
-    capture: Option<PathBuf>,
-    /// Draw GPUs, NICs, the bridges between and who goes by whom into this file
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Print JSON, a record a line, in place of tables
-    #[arg(long)]
-    json: bool,
-    /// Print also what each kind of channel says of itself
-    #[arg(long)]
-    details: bool,
-    /// End in failure unless this channel is viable (several: repeat it)
-    #[arg(long, value_name = "NAME")]
-    require: Vec<String>,
-    /// Prints the view for the process that shows it
-    #[arg(long, hide = true)]
-    view: bool,
-    /// The emulated node that the process sees
-    #[arg(long, hide = true)]
-    emulated: Option<String>,
-}
-
 /// What was seen.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Sight {
@@ -76,7 +37,7 @@ struct Sight {
 ///
 /// # Errors
 /// A bad node description, no such folder or file, a bad map in the environment, a channel required that is not known.
-pub fn run(arguments: &Arguments) -> Result<bool> {
+pub fn run(arguments: &Channels) -> Result<bool> {
     let sight = match (&arguments.tree, &arguments.node, &arguments.sysfs) {
         (Some(file), ..) => captured(file)?,
         (None, Some(node), _) => emulated(node)?,

@@ -1,12 +1,11 @@
 //! The command: what a person or a program reads.
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use clap::Args;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use meshreduce_arguments::Mutants;
 use meshreduce_wire::{Algorithm, Isa, MAX_RANKS};
 use serde::Serialize;
 
@@ -17,59 +16,10 @@ use super::{Seeds, Set, Verdict, count, judge_all};
 
 /// Seeds, if the command line does not say how many: within these all die that are not listed.
 const SEEDS: u64 = 3000;
-/// Seeds for those that are listed.
-const SURVIVOR_SEEDS: u64 = 20;
 /// Seeds of calls that cannot end well for a text that is given.
 const GIVEN_SEEDS: u64 = 200;
 /// Least share of the mutants that are not equivalent, in percent, that must be killed.
 const LEAST: f64 = 100.0;
-
-/// Changes the shipped kernels in one place at a time and lets the adversary find out.
-#[derive(Args)]
-pub struct Mutants {
-    /// One algorithm only; else all
-    #[arg(long, value_parser = named)]
-    algorithm: Option<Algorithm>,
-    /// One PTX ISA only; else all in which the algorithm has a text
-    #[arg(long, value_name = "V", value_parser = |text: &str| text.parse::<Isa>())]
-    isa: Option<Isa>,
-    /// Ranks, but in a hybrid cube mesh: each of these
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 3])]
-    ranks: Vec<usize>,
-    /// A mutant must die within these
-    /// [default: 3000; with --ptx 200]
-    #[arg(long)]
-    seeds: Option<u64>,
-    /// Those that are known not to die are run on these, and not on so many as the others
-    #[arg(long, default_value_t = SURVIVOR_SEEDS)]
-    survivor_seeds: u64,
-    /// Only mutants whose names contain this
-    #[arg(long, default_value = "")]
-    filter: String,
-    /// Instead of mutants of the shipped texts: this text, whose kernels have names of shipped all-reduces, before every detector (lint, the
-    /// main job, the adversary, calls that cannot end well)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["algorithm", "isa", "ranks", "survivor_seeds", "filter", "markdown", "stories"])]
-    ptx: Option<PathBuf>,
-    /// What the lint has found in that text
-    #[arg(long, hide = true, requires = "ptx")]
-    linted: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    /// Print Markdown
-    #[arg(long, conflicts_with = "json")]
-    markdown: bool,
-    /// Tell how each mutant died
-    #[arg(long)]
-    stories: bool,
-}
-
-/// The algorithm of that name, also one of slices.
-fn named(name: &str) -> Result<Algorithm, String> {
-    let known = || Algorithm::every().map(Algorithm::name).collect::<Vec<_>>().join(", ");
-    let found = Algorithm::every().find(|algorithm| algorithm.name() == name);
-    found.ok_or_else(|| format!("not a known algorithm ({})", known()))
-}
 
 #[derive(Serialize)]
 struct Totals {
@@ -84,100 +34,96 @@ struct Totals {
     ok: bool,
 }
 
-impl Mutants {
-    /// Runs, and says whether all is as it must be; of a given text, whether it was found out.
-    ///
-    /// # Errors
-    /// If a mutation does not apply.
-    pub fn run(&self) -> Result<bool> {
-        if let Some(file) = &self.ptx {
-            let lint = self.linted.iter().map(|what| Detection {
-                detector: "lint",
-                found: !what.is_empty(),
-                what: if what.is_empty() { "nothing".to_owned() } else { what.clone() },
-            });
-            let mut all: Vec<Detection> = lint.collect();
-            all.extend(given::judge(file, self.seeds.unwrap_or(GIVEN_SEEDS))?);
-            return given::show(&all, self.json);
-        }
-        let algorithms = Algorithm::every().filter(|known| self.algorithm.is_none_or(|only| only == *known));
-        let mut sets = Vec::new();
-        for algorithm in algorithms {
-            let has =
-                |isa: &Isa| self.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa);
-            for isa in Isa::ALL.into_iter().filter(has) {
-                let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &self.ranks };
-                for &ranks in ranks {
-                    sets.extend(Set::all(algorithm, ranks, isa)?);
-                }
-            }
-        }
-        let begin = Instant::now();
-        let total = count(&sets, &self.filter);
-        ensure!(total > 0, "there is no mutant with '{}' in its name", self.filter);
-        let bar = ProgressBar::new(total as u64);
-        if self.json {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let seeds = Seeds { of_survivors: self.survivor_seeds, of_others: self.seeds() };
-        let verdicts = judge_all(&sets, &self.filter, seeds, |verdict| {
-            bar.set_message(verdict.name.clone());
-            bar.inc(1);
-        })?;
-        bar.finish_and_clear();
-        let totals = self.totals(&verdicts, begin.elapsed().as_secs_f64());
-        if self.json {
-            let all = serde_json::json!({ "totals": totals, "mutants": verdicts });
-            println!("{}", serde_json::to_string_pretty(&all)?);
-        } else if self.markdown {
-            print!("{}", markdown(&verdicts, &totals));
-        } else {
-            println!("{}", table(&verdicts));
-            println!("{}", sentence(&totals));
-        }
-        if self.stories && !self.json {
-            for verdict in verdicts.iter().filter(|verdict| !verdict.story.is_empty()) {
-                println!("\n{}, {} ranks\n{}", verdict.name, verdict.ranks, verdict.story);
-            }
-        }
-        for verdict in verdicts.iter().filter(|verdict| !verdict.is_expected()) {
-            match &verdict.killed_by {
-                Some(by) => eprintln!(
-                    "{}, {} ranks: listed as a survivor, but killed by {by} (seed {})\n{}",
-                    verdict.name, verdict.ranks, verdict.seeds, verdict.story
-                ),
-                None => {
-                    eprintln!("{}, {} ranks: survived {} seeds", verdict.name, verdict.ranks, verdict.seeds)
-                }
-            }
-        }
-        Ok(totals.ok)
+/// Runs, and says whether all is as it must be; of a given text, whether it was found out.
+///
+/// # Errors
+/// If a mutation does not apply.
+pub fn run(arguments: &Mutants) -> Result<bool> {
+    if let Some(file) = &arguments.ptx {
+        let lint = arguments.linted.iter().map(|what| Detection {
+            detector: "lint",
+            found: !what.is_empty(),
+            what: if what.is_empty() { "nothing".to_owned() } else { what.clone() },
+        });
+        let mut all: Vec<Detection> = lint.collect();
+        all.extend(given::judge(file, arguments.seeds.unwrap_or(GIVEN_SEEDS))?);
+        return given::show(&all, arguments.json);
     }
-
-    fn seeds(&self) -> u64 {
-        self.seeds.unwrap_or(SEEDS)
-    }
-
-    fn totals(&self, verdicts: &[Verdict], seconds: f64) -> Totals {
-        let equivalent = verdicts.iter().filter(|verdict| verdict.equivalent).count();
-        let real = verdicts.iter().filter(|verdict| !verdict.equivalent);
-        let killed = real.clone().filter(|verdict| verdict.killed_by.is_some());
-        let most_seeds = killed.clone().map(|verdict| verdict.seeds).max().unwrap_or(0);
-        let (killed, real) = (killed.count(), real.count());
-        let killed_percent = if real == 0 { 100.0 } else { 100.0 * killed as f64 / real as f64 };
-        Totals {
-            mutants: verdicts.len(),
-            equivalent,
-            killed,
-            survived: real - killed,
-            killed_percent,
-            seeds: self.seeds(),
-            most_seeds,
-            seconds,
-            ok: killed_percent >= LEAST && verdicts.iter().all(Verdict::is_expected),
+    let algorithms = Algorithm::every().filter(|known| arguments.algorithm.is_none_or(|only| only == *known));
+    let mut sets = Vec::new();
+    for algorithm in algorithms {
+        let has = |isa: &Isa| {
+            arguments.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa)
+        };
+        for isa in Isa::ALL.into_iter().filter(has) {
+            let ranks = if algorithm.is_of_cube_mesh() { &[MAX_RANKS][..] } else { &arguments.ranks };
+            for &ranks in ranks {
+                sets.extend(Set::all(algorithm, ranks, isa)?);
+            }
         }
+    }
+    let begin = Instant::now();
+    let total = count(&sets, &arguments.filter);
+    ensure!(total > 0, "there is no mutant with '{}' in its name", arguments.filter);
+    let bar = ProgressBar::new(total as u64);
+    if arguments.json {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("{elapsed} [{bar:30}] {pos}/{len} mutants  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let of_others = arguments.seeds.unwrap_or(SEEDS);
+    let seeds = Seeds { of_survivors: arguments.survivor_seeds, of_others };
+    let verdicts = judge_all(&sets, &arguments.filter, seeds, |verdict| {
+        bar.set_message(verdict.name.clone());
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let totals = totals(&verdicts, of_others, begin.elapsed().as_secs_f64());
+    if arguments.json {
+        let all = serde_json::json!({ "totals": totals, "mutants": verdicts });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else if arguments.markdown {
+        print!("{}", markdown(&verdicts, &totals));
+    } else {
+        println!("{}", table(&verdicts));
+        println!("{}", sentence(&totals));
+    }
+    if arguments.stories && !arguments.json {
+        for verdict in verdicts.iter().filter(|verdict| !verdict.story.is_empty()) {
+            println!("\n{}, {} ranks\n{}", verdict.name, verdict.ranks, verdict.story);
+        }
+    }
+    for verdict in verdicts.iter().filter(|verdict| !verdict.is_expected()) {
+        match &verdict.killed_by {
+            Some(by) => eprintln!(
+                "{}, {} ranks: listed as a survivor, but killed by {by} (seed {})\n{}",
+                verdict.name, verdict.ranks, verdict.seeds, verdict.story
+            ),
+            None => {
+                eprintln!("{}, {} ranks: survived {} seeds", verdict.name, verdict.ranks, verdict.seeds)
+            }
+        }
+    }
+    Ok(totals.ok)
+}
+
+fn totals(verdicts: &[Verdict], seeds: u64, seconds: f64) -> Totals {
+    let equivalent = verdicts.iter().filter(|verdict| verdict.equivalent).count();
+    let real = verdicts.iter().filter(|verdict| !verdict.equivalent);
+    let killed = real.clone().filter(|verdict| verdict.killed_by.is_some());
+    let most_seeds = killed.clone().map(|verdict| verdict.seeds).max().unwrap_or(0);
+    let (killed, real) = (killed.count(), real.count());
+    let killed_percent = if real == 0 { 100.0 } else { 100.0 * killed as f64 / real as f64 };
+    Totals {
+        mutants: verdicts.len(),
+        equivalent,
+        killed,
+        survived: real - killed,
+        killed_percent,
+        seeds,
+        most_seeds,
+        seconds,
+        ok: killed_percent >= LEAST && verdicts.iter().all(Verdict::is_expected),
     }
 }
 

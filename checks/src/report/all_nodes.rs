@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use comfy_table::{ColumnConstraint, Table, Width};
 use indicatif::ProgressBar;
 use meshreduce::Algorithm;
+use meshreduce_arguments::Plan;
 use meshreduce_emulator_node::node::{Gpu, Node};
 
 use super::left_out::LeftOut;
@@ -13,7 +14,7 @@ use super::{Line, Place, Results, job, placement_name, progress_of, wrong};
 use crate::cluster::{Cluster, this_program};
 use crate::emulated_node::EmulatedNode;
 use crate::job::{ForcedTopology, Job};
-use crate::plan::Plan;
+use crate::plan::{cases, placement};
 use crate::tables;
 use crate::verdict::Verdict;
 
@@ -23,7 +24,7 @@ const RANKS: [usize; 4] = [2, 4, 6, 8];
 /// Runs the plan on every shipped node; `false` if anything was not as it should be, or nothing was run.
 pub(super) fn run(plan: &Plan) -> Result<bool> {
     let stages = Stage::all(plan)?;
-    let cases = plan.cases()?.len();
+    let cases = cases(plan)?.len();
     let total: usize = stages.iter().map(|stage| stage.ranks * cases).sum();
     let bar = progress_of(total as u64, plan.json);
     let mut summary = Summary::new();
@@ -115,7 +116,7 @@ impl Stage {
             devices: self.node.gpus.len(),
             environment: EmulatedNode::new(&self.node.name)?.environment(),
         };
-        let cluster = Cluster::start(&this_program()?, &job, plan.placement(), &place.environment)?;
+        let cluster = Cluster::start(&this_program()?, &job, placement(plan), &place.environment)?;
         let results = Results::gather(&cluster, &job, bar);
         let exits = cluster.wait()?;
         let lines: Vec<Line> =
@@ -224,7 +225,7 @@ fn heading(plan: &Plan) -> String {
     }
     format!(
         "every shipped node, ranks as {}; the cases of an algorithm are\n{} x {} x {} bytes, launches: {}",
-        placement_name(plan.placement()),
+        placement_name(placement(plan)),
         list(&plan.dtypes()),
         list(&plan.ops()),
         list(&plan.sizes()),
@@ -239,7 +240,7 @@ mod tests {
 
     #[test]
     fn the_table_fits_the_screen() {
-        let plan = Plan::of_all_nodes();
+        let plan = crate::plan::tests::of_all_nodes();
         let mut summary = Summary::new();
         let node = Node::load("dgx-1v-p2p").unwrap();
         let stage = Stage { node, ranks: 8, forced: Some(ForcedTopology::HybridCubeMesh) };

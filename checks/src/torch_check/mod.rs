@@ -15,6 +15,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use meshreduce_arguments::TestTorch;
 use serde::Serialize;
 
 use crate::launched::all_reduce_once;
@@ -30,15 +31,7 @@ pub struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Everything; skipped where there is no torch of at least 2.1
-    All {
-        /// A Python interpreter that has torch
-        #[arg(long, default_value = "python3")]
-        python: PathBuf,
-        /// One JSON record a check, and one for the verdict, in place of text
-        #[arg(long)]
-        json: bool,
-    },
+    All(TestTorch),
     /// One rank, as torchrun starts it
     #[command(hide = true)]
     Rank,
@@ -79,7 +72,7 @@ pub enum Verdict {
 pub fn run(arguments: Arguments) -> Result<bool> {
     match arguments.command {
         Command::Rank => rank().map(|()| true),
-        Command::All { python, json } => all(python, json),
+        Command::All(TestTorch { python, json }) => all(python, json),
     }
 }
 

@@ -1,0 +1,10 @@
+//! Process groups: every backend, what goes wrong, and what the mesh does for them.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod collectives;
+mod devices;
+mod ends;
+mod errors;
+mod mesh;
+mod mesh_slices;
+mod transfers;
