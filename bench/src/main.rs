@@ -9,7 +9,7 @@ use meshreduce_bench::plan::Plan;
 use meshreduce_bench::{place, run};
 use meshreduce_checks::probe;
 
-/// Measures all-reduces: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
+/// Measures all-reduces, or other collectives: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
 ///
 /// On real GPUs where there are some, else on an emulated node, whose times are no property of the kernels.
 #[derive(Parser)]

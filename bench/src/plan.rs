@@ -25,8 +25,11 @@ pub struct Plan {
     /// Takes the links for this, whatever they are; --shared-device does so anyway
     #[arg(long, value_name = "TOPOLOGY", conflicts_with = "shared_device")]
     pub force_topology: Option<ForcedTopology>,
-    /// one-shot, two-shot, hybrid-cube-mesh, by packets with -ll behind; auto: what the library selects; all; several with
-    /// commas [default: all]
+    /// all-reduce, all-gather, reduce-scatter, broadcast, reduce, all-to-all or barrier; several with commas
+    #[arg(long, value_name = "C", value_delimiter = ',', default_value = "all-reduce", value_parser = |text: &str| text.parse::<Collective>())]
+    pub collective: Vec<Collective>,
+    /// one-shot, two-shot, hybrid-cube-mesh, of other collectives exchange or reduce-scatter, by packets with -ll behind; auto: what
+    /// the library selects; all; several with commas [default: all]
     #[arg(long, value_name = "A", value_delimiter = ',')]
     pub algorithm: Vec<Choice>,
     /// Latest PTX ISA whose texts may be used, 7.0 or 8.4: packets have 64 bits in the first, 128 in the second
@@ -38,7 +41,7 @@ pub struct Plan {
     /// sum, avg, min or max; several with commas
     #[arg(long, value_name = "O", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
     pub op: Vec<Op>,
-    /// Message sizes: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
+    /// Message sizes, of other collectives those of a slice from rank to rank: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
     /// [default: 1KiB..10MiB; on an emulated node 1KiB,8KiB]
     #[arg(long, value_name = "MIN..MAX|LIST")]
     pub bytes: Option<Sizes>,
@@ -93,10 +96,7 @@ impl FromStr for Choice {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
             name => match name.parse::<Algorithm>() {
-                Ok(algorithm) if algorithm.serves(Collective::AllReduce) => Ok(Self::One(algorithm)),
-                Ok(algorithm) => {
-                    bail!("{algorithm} is no algorithm of all-reduce, and nothing else is measured")
-                }
+                Ok(algorithm) => Ok(Self::One(algorithm)),
                 Err(error) => bail!("{error}, auto or all"),
             },
         }
@@ -168,19 +168,55 @@ impl Way {
 /// One case: a message of one kind, one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
+    /// Collective.
+    pub collective: Collective,
     /// Element type.
     pub dtype: DType,
     /// Operation.
     pub op: Op,
-    /// Message size in bytes.
+    /// Bytes of the message, or of each slice.
     pub bytes: usize,
 }
 
 impl Case {
-    /// Elements.
+    /// Elements of the message, or of each slice.
     pub fn count(&self) -> usize {
         self.bytes / self.dtype.size()
     }
+
+    /// What the table says of type and operation: `-` where the collective does not look at them.
+    pub fn kind(&self) -> (String, String) {
+        match self.collective {
+            Collective::Barrier => ("-".into(), "-".into()),
+            collective if collective.reduces() => (self.dtype.to_string(), self.op.to_string()),
+            _ => (self.dtype.to_string(), "-".into()),
+        }
+    }
+}
+
+/// The cases of one collective, which vary what it looks at.
+fn cases(collective: Collective, dtypes: &[DType], ops: &[Op], sizes: &[usize]) -> Result<Vec<Case>> {
+    let (mut dtypes, mut ops, mut sizes) = (dtypes.to_vec(), ops.to_vec(), sizes.to_vec());
+    if !collective.reduces() {
+        ops.truncate(1);
+    }
+    if collective == Collective::Barrier {
+        dtypes.truncate(1);
+        sizes = vec![0];
+    }
+    let mut cases = Vec::new();
+    for &dtype in &dtypes {
+        for &op in &ops {
+            for &bytes in &sizes {
+                ensure!(
+                    bytes.is_multiple_of(dtype.size()),
+                    "{bytes} bytes are not a whole number of {dtype} elements"
+                );
+                cases.push(Case { collective, dtype, op, bytes });
+            }
+        }
+    }
+    Ok(cases)
 }
 
 /// What a plan comes to on a machine.
@@ -211,9 +247,10 @@ pub struct Work {
 }
 
 impl Plan {
-    /// The ways that were asked for, without repetition.
-    fn ways(&self) -> Vec<Way> {
-        let all = || Algorithm::ALL.into_iter().map(Way::Forced).collect::<Vec<_>>();
+    /// The ways that were asked for, without repetition; of all algorithms those of any collective that was asked for.
+    fn ways(&self) -> Result<Vec<Way>> {
+        let serves = |algorithm: &Algorithm| self.collective.iter().any(|&one| algorithm.serves(one));
+        let all = || Algorithm::every().filter(serves).map(Way::Forced).collect::<Vec<_>>();
         let asked: Vec<Way> = match self.algorithm.as_slice() {
             [] => all(),
             some => some
@@ -227,11 +264,15 @@ impl Plan {
         };
         let mut ways = Vec::new();
         for way in asked {
+            if let Some(algorithm) = way.forced().filter(|algorithm| !serves(algorithm)) {
+                let names: Vec<_> = self.collective.iter().map(Collective::to_string).collect();
+                bail!("{algorithm} is no algorithm of {}", names.join(", "));
+            }
             if !ways.contains(&way) {
                 ways.push(way);
             }
         }
-        ways
+        Ok(ways)
     }
 
     /// Whether this algorithm was asked for by name.
@@ -263,18 +304,11 @@ impl Plan {
             None if emulated => "1KiB,8KiB".parse()?,
             None => "1KiB..10MiB".parse()?,
         };
-        let mut cases = Vec::new();
-        for &dtype in &self.dtype {
-            for &op in &self.op {
-                for &bytes in &sizes.0 {
-                    ensure!(
-                        bytes.is_multiple_of(dtype.size()),
-                        "{bytes} bytes are not a whole number of {dtype} elements"
-                    );
-                    cases.push(Case { dtype, op, bytes });
-                }
-            }
+        let mut all = Vec::new();
+        for &collective in &self.collective {
+            all.extend(cases(collective, &self.dtype, &self.op, &sizes.0)?);
         }
+        let cases = all;
         let iterations = self.iterations.unwrap_or(if emulated { 5 } else { 1_000 });
         if iterations == 0 || cases.is_empty() {
             bail!("nothing to do");
@@ -288,7 +322,7 @@ impl Plan {
                 false => self.force_topology.map(Into::into),
             },
             isa: self.isa,
-            ways: self.ways(),
+            ways: self.ways()?,
             cases,
             warmup: self.warmup.unwrap_or(if emulated { 1 } else { 20 }),
             iterations,
@@ -355,6 +389,21 @@ mod tests {
         assert_eq!(ways("--algorithm all"), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm auto,two-shot,auto"), [Way::Selected, Way::Forced(Algorithm::TwoShot)]);
         assert!(plan("--algorithm ring").is_err());
+        let slices = [Algorithm::Exchange, Algorithm::ExchangeLl].map(Way::Forced);
+        assert_eq!(ways("--collective all-gather,barrier"), slices);
+        let error = plan("--collective reduce --algorithm exchange").unwrap().work(8, true).unwrap_err();
+        assert_eq!(error.to_string(), "exchange is no algorithm of reduce");
+    }
+
+    #[test]
+    fn collectives_vary_what_they_look_at() {
+        let line = "--collective all-gather,reduce,barrier --op sum,max --dtype bf16,f32 --bytes 8,16";
+        let cases = plan(line).unwrap().work(8, true).unwrap().cases;
+        let of = |collective| cases.iter().filter(move |case| case.collective == collective);
+        assert_eq!(of(Collective::AllGather).count(), 2 * 2);
+        assert_eq!(of(Collective::Reduce).count(), 2 * 2 * 2);
+        let barriers: Vec<_> = of(Collective::Barrier).map(|case| (case.bytes, case.kind())).collect();
+        assert_eq!(barriers, [(0, ("-".into(), "-".into()))]);
     }
 
     #[test]
