@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use meshreduce::{Algorithm, Collective, Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore, rendezvous};
+use meshreduce::{
+    Algorithm, Collective, Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore,
+    rendezvous,
+};
 use meshreduce_checks::collectives::{self, Draw, Images};
 use meshreduce_checks::job;
 
@@ -218,8 +221,7 @@ fn call(case: &Case, place: Place, ranks: usize) -> collectives::Case {
     let Case { collective, dtype, op, bytes } = *case;
     // Which algorithm makes it does not matter here.
     let algorithm = Algorithm::OneShot;
-    let case =
-        job::Case { collective, algorithm, dtype, op, bytes, offset: 0, in_place: place == Place::In };
+    let case = job::Case { collective, algorithm, dtype, op, bytes, offset: 0, in_place: place == Place::In };
     collectives::Case::of_job(&case, 0, ranks)
 }
 

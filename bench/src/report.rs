@@ -79,11 +79,7 @@ impl Report<'_> {
             let _ = writeln!(text, "#\n# {warning}\n#");
         }
         if !self.measured.floor.is_empty() {
-            let _ = writeln!(
-                text,
-                "# The floor: what no call can be faster than.\n{}\n",
-                self.floor_table()
-            );
+            let _ = writeln!(text, "# The floor: what no call can be faster than.\n{}\n", self.floor_table());
         }
         if !self.measured.rows.is_empty() {
             let _ = write!(

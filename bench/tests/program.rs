@@ -59,8 +59,9 @@ fn a_cube_mesh_is_measured_by_name_and_the_table_says_that_it_is_emulated() {
 fn every_collective_is_measured_by_each_of_its_algorithms() {
     let node = EmulatedNode::new("h100x4").expect("the emulated node is built");
     let all = "all-gather,reduce-scatter,broadcast,reduce,all-to-all,barrier";
-    let mut command =
-        bench(&format!("--ranks 3 --collective {all} --bytes 64,1KiB --iterations 2 --graph --no-floor --json"));
+    let mut command = bench(&format!(
+        "--ranks 3 --collective {all} --bytes 64,1KiB --iterations 2 --graph --no-floor --json"
+    ));
     let (code, out, complaint) = end(command.envs(node.environment()));
     assert_eq!((code, complaint.as_str()), (Some(0), ""), "{out}");
     let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());

@@ -243,12 +243,7 @@ impl Case {
     }
 
     /// The first element of `rank`'s output that is not what it must be, with what it is and must be.
-    pub fn difference(
-        &self,
-        found: &[u8],
-        draw: Draw<'_>,
-        rank: usize,
-    ) -> Option<(usize, String, String)> {
+    pub fn difference(&self, found: &[u8], draw: Draw<'_>, rank: usize) -> Option<(usize, String, String)> {
         let (expected, size) = (self.expected(draw, rank), self.element());
         let digits = |bytes: &[u8], element: usize| {
             bytes[element * size..][..size].iter().rev().map(|byte| format!("{byte:02x}")).collect()

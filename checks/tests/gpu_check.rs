@@ -93,8 +93,14 @@ fn results_on_a_shared_gpu() {
     passes("results", SHARED, &EVERY_ALGORITHM);
 }
 
-const EVERY_OTHER_ALGORITHM: [&str; 4] =
-    ["exchange, 8 ranks", "exchange-ll, 3 ranks", "reduce-scatter, 2 ranks", "reduce-scatter-ll, 8 ranks"];
+const EVERY_OTHER_ALGORITHM: [&str; 6] = [
+    "exchange, 8 ranks",
+    "exchange-ll, 3 ranks",
+    "reduce-scatter, 2 ranks",
+    "reduce-scatter-ll, 8 ranks",
+    "cube-mesh-exchange-ll, 8 ranks",
+    "cube-mesh-reduce-scatter-ll, 8 ranks",
+];
 
 #[test]
 fn collectives_on_several_gpus() {
