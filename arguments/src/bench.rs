@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::ForcedTopology;
 use crate::size::Sizes;
 
-/// Measures all-reduces: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
+/// Measures all-reduces, or other collectives: latency and bandwidth, in the table form of nccl-tests, percentiles, and the floor beside them.
 ///
 /// On real GPUs where there are some, else on an emulated node, whose times are no property of the kernels.
 #[derive(Args)]
@@ -42,8 +42,11 @@ pub struct Plan {
     /// Takes the links for this, whatever they are; --shared-device does so anyway
     #[arg(long, value_name = "TOPOLOGY", conflicts_with = "shared_device")]
     pub force_topology: Option<ForcedTopology>,
-    /// one-shot, two-shot, hybrid-cube-mesh, by packets with -ll behind; auto: what the library selects; all; several with
-    /// commas [default: all]
+    /// all-reduce, all-gather, reduce-scatter, broadcast, reduce, all-to-all or barrier; several with commas
+    #[arg(long, value_name = "C", value_delimiter = ',', default_value = "all-reduce", value_parser = |text: &str| text.parse::<Collective>())]
+    pub collective: Vec<Collective>,
+    /// one-shot, two-shot, hybrid-cube-mesh, of other collectives exchange or reduce-scatter, by packets with -ll behind; auto:
+    /// what the library selects; all; several with commas [default: all]
     #[arg(long, value_name = "A", value_delimiter = ',')]
     pub algorithm: Vec<Choice>,
     /// Latest PTX ISA whose texts may be used, 7.0 or 8.4: packets have 64 bits in the first, 128 in the second
@@ -55,7 +58,7 @@ pub struct Plan {
     /// sum, avg, min or max; several with commas
     #[arg(long, value_name = "O", value_delimiter = ',', default_value = "sum", value_parser = |text: &str| text.parse::<Op>())]
     pub op: Vec<Op>,
-    /// Message sizes: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
+    /// Message sizes, of other collectives those of a slice from rank to rank: MIN..MAX (by doubling, MAX included) or a list with commas; bytes, or with the suffix KiB or MiB
     /// [default: 1KiB..10MiB; on an emulated node 1KiB,8KiB]
     #[arg(long, value_name = "MIN..MAX|LIST")]
     pub bytes: Option<Sizes>,
@@ -110,10 +113,7 @@ impl FromStr for Choice {
             "auto" => Ok(Self::Auto),
             "all" => Ok(Self::All),
             name => match name.parse::<Algorithm>() {
-                Ok(algorithm) if algorithm.serves(Collective::AllReduce) => Ok(Self::One(algorithm)),
-                Ok(algorithm) => {
-                    bail!("{algorithm} is no algorithm of all-reduce, and nothing else is measured")
-                }
+                Ok(algorithm) => Ok(Self::One(algorithm)),
                 Err(error) => bail!("{error}, auto or all"),
             },
         }

@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::row::{Absent, Floor, Place, Row};
 
 /// The names of a CSV's columns.
-pub(crate) const CSV_HEADER: &str = "implementation,algorithm,mode,graph_calls,place,dtype,op,ranks,bytes,count,iterations,time_us,\
+pub(crate) const CSV_HEADER: &str = "collective,implementation,algorithm,mode,graph_calls,place,dtype,op,ranks,bytes,count,iterations,time_us,\
      device_p50_us,device_p99_us,host_p50_us,host_p99_us,algbw_gbps,busbw_gbps,wrong,emulated,shared_device";
 
 /// One line of JSON.
@@ -26,7 +26,7 @@ enum Line<'a> {
         #[serde(skip_serializing_if = "Option::is_none")]
         warning: Option<String>,
     },
-    AllReduce {
+    Row {
         #[serde(flatten)]
         row: &'a Row,
         emulated: bool,
@@ -64,7 +64,7 @@ impl Report<'_> {
         let line = match news {
             News::Now(_) => return Ok(None),
             News::Floor(floor) => Line::Floor { floor, emulated, shared_device },
-            News::Row(row) => Line::AllReduce { row, emulated, shared_device },
+            News::Row(row) => Line::Row { row, emulated, shared_device },
             News::Absent(absent) => Line::Absent { absent },
         };
         Ok(Some(serde_json::to_string(&line)?))
@@ -75,6 +75,7 @@ impl Report<'_> {
         let times = row.times;
         let place = if row.place == Place::Out { "out" } else { "in" };
         let fields = [
+            row.collective.to_string(),
             quoted(&row.implementation),
             quoted(&row.algorithm),
             row.mode.name().into(),
@@ -129,7 +130,7 @@ mod tests {
         lines.extend(news.iter().filter_map(|news| report.json(news).unwrap()));
         let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["machine", "floor", "all_reduce", "absent"]);
+        assert_eq!(kinds, ["machine", "floor", "row", "absent"]);
         assert!(lines[..3].iter().all(|line| line["emulated"] == true));
         assert!(lines[0]["warning"].as_str().unwrap().contains("EMULATED"));
         assert_eq!(
@@ -143,7 +144,7 @@ mod tests {
         let (machine, work, measured) = (machine(true), work(false), measured());
         let report = Report { machine: &machine, work: &work, measured: &measured };
         let fields = |line: &str| line.split(',').count();
-        assert_eq!((fields(CSV_HEADER), fields(&report.csv(&measured.rows[0]))), (21, 21));
+        assert_eq!((fields(CSV_HEADER), fields(&report.csv(&measured.rows[0]))), (22, 22));
         assert!(!CSV_HEADER.contains(' '));
         assert_eq!(quoted("a,\"b"), "\"a,\"\"b\"");
     }

@@ -1,4 +1,4 @@
-//! All-reduces, timed: every rank a thread with a stream of its own.
+//! Collectives, timed: every rank a thread with a stream of its own.
 //!
 //! What is allocated or loaded is there before the first launch, and ranks meet before and after whatever the driver may
 //! make wait for the device: on a GPU that ranks share, a rank that waits for the device while a kernel there waits for
@@ -9,20 +9,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use meshreduce::{Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore, rendezvous};
-use meshreduce_checks::{inputs, reference};
+use meshreduce::{
+    Algorithm, Collective, Communicator, Config, Error, Lane, Limits, MemoryStore, Outcome, PrefixStore,
+    rendezvous,
+};
+use meshreduce_checks::collectives::{self, Draw, Images};
+use meshreduce_checks::job;
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
 use crate::floor::Probe;
 use crate::passes::{IN_FLIGHT, Passes, time};
 use crate::plan::{Case, Way, Work};
 use crate::row::{Absent, Floor, Mode, OWN, Place, Row, Samples, Times};
+use crate::statistics;
 use crate::team::{self, Meeting};
 
 /// What was measured.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// All-reduces.
+    /// Calls.
     pub rows: Vec<Row>,
     /// The floor.
     pub floor: Vec<Floor>,
@@ -79,8 +84,8 @@ struct Everyone<'a> {
     store: MemoryStore,
     /// Addresses of the floor's flags, by rank.
     flags: Mutex<Vec<u64>>,
-    /// Results by case, so that one rank computes what all compare with.
-    expected: Mutex<HashMap<u64, Arc<Vec<u8>>>>,
+    /// Results by case, so that one rank computes what all compare with; where each has its own, by rank, too.
+    expected: Mutex<HashMap<(usize, usize), Arc<Vec<u8>>>>,
     /// What ranks have measured of a row that others are not through with.
     samples: Mutex<Vec<Samples>>,
 }
@@ -112,7 +117,7 @@ impl Everyone<'_> {
         let work = self.work;
         let device = if work.shared_device { 0 } else { rank as u32 };
         let _context = Current::new(device)?;
-        let longest = work.cases.iter().map(|case| case.bytes).max().unwrap_or(0);
+        let longest = work.cases.iter().map(|case| most_bytes(case, work.ranks)).max().unwrap_or(0).max(1);
         let stream = Stream::new()?;
         let mut bench = Bench {
             everyone: self,
@@ -148,13 +153,19 @@ impl Everyone<'_> {
             // No rank loads or allocates while another one's kernels wait for it.
             meeting.wait()?;
             let mut lane = communicator.lane(0)?;
-            for (index, case) in work.cases.iter().enumerate() {
-                if let Some(reason) = not_run(&communicator, &limits(work), way, case) {
-                    let what = format!("{} {} bytes", way.name(), case.bytes);
-                    self.tell(rank, || News::Absent(Absent { what, reason, asked: false }));
-                    continue;
+            let is_of_way =
+                |case: &Case| way.forced().is_none_or(|algorithm| algorithm.serves(case.collective));
+            for (index, case) in work.cases.iter().enumerate().filter(|(_, case)| is_of_way(case)) {
+                match algorithm(&communicator, &limits(work), way, case) {
+                    Ok(algorithm) => bench.case(&communicator, &mut lane, (way, algorithm), index, case)?,
+                    Err(reason) => {
+                        let what = match case.collective {
+                            Collective::AllReduce => format!("{} {} bytes", way.name(), case.bytes),
+                            other => format!("{other} by {} {} bytes", way.name(), case.bytes),
+                        };
+                        self.tell(rank, || News::Absent(Absent { what, reason, asked: false }));
+                    }
                 }
-                bench.case(&communicator, &mut lane, way, index, case)?;
             }
             drop(lane);
             meeting.wait()?;
@@ -184,26 +195,34 @@ impl Everyone<'_> {
         }
     }
 
-    /// What the all-reduce of a case must give; computed by the first rank that asks.
-    fn expected(&self, communicator: &Communicator, index: usize, case: &Case) -> Arc<Vec<u8>> {
+    /// What `rank` must have of a case; computed by the first rank that asks.
+    fn expected(&self, call: &collectives::Case, draw: Draw<'_>, rank: usize) -> Arc<Vec<u8>> {
         let mut expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
-        let compute = || {
-            let messages: Vec<_> =
-                communicator.mesh().positions().iter().map(|&rank| message(index, rank, case)).collect();
-            Arc::new(reference::all_reduce(&messages, case.dtype, case.op))
-        };
-        Arc::clone(expected.entry(index as u64).or_insert_with(compute))
+        let whose = if call.collective == Collective::AllReduce { 0 } else { rank };
+        let compute = || Arc::new(call.expected(draw, rank));
+        Arc::clone(expected.entry((draw.case, whose)).or_insert_with(compute))
     }
 }
 
 /// The library's limits, but no more than is measured: staging of several communicators must fit a shared GPU.
 fn limits(work: &Work) -> Limits {
-    let longest = work.cases.iter().map(|case| case.bytes as u64).max().unwrap_or(0).max(1);
-    Limits::default().at_most(longest, work.ranks)
+    // The slices of a reduction have a share of a limit.
+    let longest = work.cases.iter().map(|case| most_bytes(case, work.ranks)).max().unwrap_or(0).max(1);
+    Limits::default().at_most(longest as u64, work.ranks)
 }
 
-fn message(index: usize, rank: usize, case: &Case) -> Vec<u8> {
-    inputs::message(0, index, 0, rank, case.count(), case.dtype)
+/// Bytes of the longest buffer of a case.
+fn most_bytes(case: &Case, ranks: usize) -> usize {
+    statistics::counted_bytes(case.collective, case.bytes, ranks)
+}
+
+/// The call of a case, the same on all ranks: slices are equal, and the first rank is the root.
+fn call(case: &Case, place: Place, ranks: usize) -> collectives::Case {
+    let Case { collective, dtype, op, bytes } = *case;
+    // Which algorithm makes it does not matter here.
+    let algorithm = Algorithm::OneShot;
+    let case = job::Case { collective, algorithm, dtype, op, bytes, offset: 0, in_place: place == Place::In };
+    collectives::Case::of_job(&case, 0, ranks)
 }
 
 /// Elements of `size` bytes that are not the same bits.
@@ -211,13 +230,22 @@ fn wrong_elements(got: &[u8], want: &[u8], size: usize) -> usize {
     got.chunks(size).zip(want.chunks(size)).filter(|(got, want)| got != want).count()
 }
 
-/// Why a case is left out: beyond the limits of the algorithm. (One that is forced would take it in pieces.)
-fn not_run(communicator: &Communicator, limits: &Limits, way: Way, case: &Case) -> Option<String> {
+/// The algorithm of a case, or why it is left out: beyond the limits of the algorithm. (One that is forced would take it in pieces.)
+fn algorithm(
+    communicator: &Communicator,
+    limits: &Limits,
+    way: Way,
+    case: &Case,
+) -> Result<Algorithm, String> {
     let bytes = case.bytes as u64;
-    let is_beyond = |algorithm| bytes > limits.of(algorithm, communicator.world_size());
-    let is_taken = communicator.select(bytes, case.dtype, case.op).is_some();
-    let takes = is_taken && !way.forced().is_some_and(is_beyond);
-    (!takes).then(|| format!("beyond the limit of {}", way.name()))
+    let selected = match case.collective {
+        Collective::AllReduce => communicator.select(bytes, case.dtype, case.op),
+        collective => communicator.select_for(collective, bytes),
+    };
+    let is_within = |algorithm: &Algorithm| {
+        way.forced().is_none() || bytes <= limits.of(*algorithm, communicator.world_size())
+    };
+    selected.filter(is_within).ok_or_else(|| format!("beyond the limit of {}", way.name()))
 }
 
 /// One rank at work.
@@ -237,34 +265,36 @@ impl Bench<'_> {
         &mut self,
         communicator: &Communicator,
         lane: &mut Lane,
-        way: Way,
+        (way, algorithm): (Way, Algorithm),
         index: usize,
         case: &Case,
     ) -> Result<()> {
         let work = self.everyone.work;
-        let algorithm = communicator
-            .select(case.bytes as u64, case.dtype, case.op)
-            .map_or("none", |algorithm| algorithm.name());
         let algorithm = match way {
-            Way::Forced(_) => algorithm.to_owned(),
+            Way::Forced(_) => algorithm.to_string(),
             Way::Selected => format!("auto: {algorithm}"),
         };
         let modes = [Some((Mode::Plain, 1)), work.graph_calls.map(|calls| (Mode::Graph, calls))];
         for (mode, graph_calls) in modes.into_iter().flatten() {
-            for place in [Place::Out, Place::In] {
-                let now = || format!("{algorithm} {} {} bytes", mode.name(), case.bytes);
+            // A barrier is in no place.
+            let places = if case.collective == Collective::Barrier { 1 } else { 2 };
+            for place in [Place::Out, Place::In].into_iter().take(places) {
+                let what = format!("{} by {algorithm}", case.collective);
+                let now = || format!("{what} {} {} bytes", mode.name(), case.bytes);
                 self.everyone.tell(self.rank, || News::Now(now()));
                 let samples = self
                     .row(communicator, lane, index, case, mode, graph_calls, place)
-                    .with_context(|| format!("{algorithm}, {} bytes, {}", case.bytes, mode.name()))?;
+                    .with_context(|| format!("{what}, {} bytes, {}", case.bytes, mode.name()))?;
+                let (dtype, op) = case.kind();
                 let row = Row {
+                    collective: case.collective,
                     implementation: OWN.into(),
                     algorithm: algorithm.clone(),
                     mode,
                     graph_calls,
                     place,
-                    dtype: case.dtype.to_string(),
-                    op: case.op.to_string(),
+                    dtype,
+                    op,
                     ranks: work.ranks,
                     bytes: case.bytes,
                     count: case.count(),
@@ -298,12 +328,17 @@ impl Bench<'_> {
         place: Place,
     ) -> Result<Samples> {
         let work = self.everyone.work;
-        let mine = message(index, self.rank, case);
-        let want = self.everyone.expected(communicator, index, case);
-        self.load(&mine, place)?;
-        let target = if place == Place::In { self.input.address() } else { self.output.address() };
-        let Self { meeting, input, events, stream, .. } = self;
-        let mut call = Call { lane, input: input.address(), output: target, case, stream };
+        let (order, case) = (communicator.mesh().positions(), call(case, place, work.ranks));
+        let draw = Draw { seed: 0, case: index, launch: 0, order: &order };
+        let images = case.images(draw, self.rank);
+        let want = self.everyone.expected(&case, draw, self.rank);
+        self.load(&images)?;
+        // What is sent lies elsewhere, or in the one memory.
+        let memory = if images.sent.is_some() { &self.output } else { &self.input };
+        let input = self.input.address() + images.input as u64;
+        let addresses = (input, memory.address() + images.output.start as u64);
+        let Self { meeting, rank, events, stream, .. } = self;
+        let mut call = Call { lane, rank: *rank, addresses, case: &case, stream };
         // Capturing makes the driver allocate.
         meeting.wait()?;
         let mut samples = match mode {
@@ -323,9 +358,9 @@ impl Bench<'_> {
         };
         meeting.wait()?;
         lane.status()?;
-        self.load(&mine, place)?;
+        self.load(&images)?;
         self.meeting.wait()?;
-        let mut call = Call { lane, input: self.input.address(), output: target, case, stream: &self.stream };
+        let mut call = Call { lane, rank: self.rank, addresses, case: &case, stream: &self.stream };
         match mode {
             Mode::Plain => {
                 call.enqueue()?;
@@ -341,60 +376,51 @@ impl Bench<'_> {
             }
         }
         lane.status()?;
-        let target = if place == Place::In { &self.input } else { &self.output };
-        let got = target.read(case.bytes, &mut self.through, &self.stream)?;
-        samples.wrong = wrong_elements(got, &want, case.dtype.size());
+        let memory = if images.sent.is_some() { &self.output } else { &self.input };
+        if !images.memory.is_empty() {
+            let got = memory.read(images.memory.len(), &mut self.through, &self.stream)?;
+            samples.wrong = wrong_elements(&got[images.output], &want, case.element());
+        }
         // Nobody overwrites staging or buffers for the next row before all have theirs.
         self.meeting.wait()?;
         Ok(samples)
     }
 
-    /// Puts this rank's message into the input, and something else where the result goes.
-    fn load(&mut self, mine: &[u8], place: Place) -> Result<()> {
-        if place == Place::Out {
-            self.output.write(&vec![0x5a; mine.len()], &mut self.through, &self.stream)?;
+    /// Puts what this rank sends into the input, and something else where the result goes.
+    fn load(&mut self, images: &Images) -> Result<()> {
+        let Images { memory, sent, .. } = images;
+        let buffers = match sent {
+            Some(sent) => [(&self.output, memory), (&self.input, sent)],
+            None => [(&self.input, memory), (&self.output, &Vec::new())],
+        };
+        // The driver refuses to copy nothing.
+        for (buffer, image) in buffers.into_iter().filter(|(_, image)| !image.is_empty()) {
+            buffer.write(image, &mut self.through, &self.stream)?;
         }
-        self.input.write(mine, &mut self.through, &self.stream)
+        Ok(())
     }
 }
 
-/// One all-reduce, to be made many times.
+/// One call, to be made many times.
 struct Call<'a> {
     lane: &'a mut Lane,
-    input: u64,
-    output: u64,
-    case: &'a Case,
+    rank: usize,
+    /// Of input and output.
+    addresses: (u64, u64),
+    case: &'a collectives::Case,
     stream: &'a Stream,
 }
 
 impl Call<'_> {
     fn enqueue(&mut self) -> Result<()> {
-        let Case { dtype, op, .. } = *self.case;
-        // SAFETY: both buffers hold the message, are the same or apart, and live until the stream has been waited for.
-        unsafe {
-            self.lane.all_reduce_raw(self.input, self.output, self.case.count(), dtype, op, self.stream.raw())
-        }?;
+        // SAFETY: there lie the case's images, until the stream has been waited for.
+        unsafe { self.case.call(self.lane, self.rank, self.addresses, self.stream.raw().cast()) }?;
         Ok(())
     }
 
     fn graph(&mut self, calls: usize) -> Result<Graph> {
-        let Case { dtype, op, .. } = *self.case;
-        Graph::capture(self.stream, || {
-            for _ in 0..calls {
-                // SAFETY: as for `enqueue`; whoever launches the graph sees to the replays.
-                unsafe {
-                    self.lane.all_reduce_raw(
-                        self.input,
-                        self.output,
-                        self.case.count(),
-                        dtype,
-                        op,
-                        self.stream.raw(),
-                    )
-                }?;
-            }
-            Ok(())
-        })
+        // Whoever launches the graph sees to the replays.
+        Graph::capture(self.stream, || (0..calls).try_for_each(|_| self.enqueue()))
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use meshreduce::Collective;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Hear, News};
@@ -75,6 +76,10 @@ struct Measured {
 /// If the script can neither be run nor be found absent: no temporary file, a pipe that breaks.
 pub fn measure(work: &Work, emulated: bool, limit: Duration, hear: Hear<'_>) -> Result<()> {
     let absent = |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(News::Absent(absent)));
+    if !work.cases.iter().any(|case| case.collective == Collective::AllReduce) {
+        absent("of other collectives than all-reduce nothing is compared");
+        return Ok(());
+    }
     if emulated {
         absent("not on an emulated node: they come with compiled GPU code and need a GPU");
         return Ok(());
@@ -105,7 +110,8 @@ fn nobody(reason: &str) -> Vec<Absent> {
 fn run(python: &mut Command, work: &Work, limit: Duration, hear: Hear<'_>) -> Result<()> {
     let mut script = tempfile::Builder::new().suffix(".py").tempfile().context("writing the script")?;
     script.write_all(SCRIPT.as_bytes())?;
-    let cases = work.cases.iter().map(|case| Case {
+    let all_reduces = work.cases.iter().filter(|case| case.collective == Collective::AllReduce);
+    let cases = all_reduces.map(|case| Case {
         dtype: case.dtype.name(),
         op: case.op.name(),
         bytes: case.bytes,
@@ -200,6 +206,7 @@ fn row(measured: Measured, work: &Work) -> Option<Row> {
         wrong: 0,
     };
     let row = Row {
+        collective: Collective::AllReduce,
         implementation,
         algorithm,
         mode,
@@ -234,7 +241,12 @@ mod tests {
             topology: None,
             isa: meshreduce::Isa::V84,
             ways: Vec::new(),
-            cases: vec![crate::plan::Case { dtype: DType::Bf16, op: Op::Sum, bytes: 1024 }],
+            cases: vec![crate::plan::Case {
+                collective: Collective::AllReduce,
+                dtype: DType::Bf16,
+                op: Op::Sum,
+                bytes: 1024,
+            }],
             warmup: 1,
             iterations: 3,
             graph_calls: None,

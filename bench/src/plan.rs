@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail, ensure};
-use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
 use meshreduce_arguments::bench::{Choice, Plan};
 use meshreduce_checks::job::topology;
 
@@ -33,19 +33,55 @@ impl Way {
 /// One case: a message of one kind, one way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Case {
+    /// Collective.
+    pub collective: Collective,
     /// Element type.
     pub dtype: DType,
     /// Operation.
     pub op: Op,
-    /// Message size in bytes.
+    /// Bytes of the message, or of each slice.
     pub bytes: usize,
 }
 
 impl Case {
-    /// Elements.
+    /// Elements of the message, or of each slice.
     pub fn count(&self) -> usize {
         self.bytes / self.dtype.size()
     }
+
+    /// What the table says of type and operation: `-` where the collective does not look at them.
+    pub fn kind(&self) -> (String, String) {
+        match self.collective {
+            Collective::Barrier => ("-".into(), "-".into()),
+            collective if collective.reduces() => (self.dtype.to_string(), self.op.to_string()),
+            _ => (self.dtype.to_string(), "-".into()),
+        }
+    }
+}
+
+/// The cases of one collective, which vary what it looks at.
+fn cases(collective: Collective, dtypes: &[DType], ops: &[Op], sizes: &[usize]) -> Result<Vec<Case>> {
+    let (mut dtypes, mut ops, mut sizes) = (dtypes.to_vec(), ops.to_vec(), sizes.to_vec());
+    if !collective.reduces() {
+        ops.truncate(1);
+    }
+    if collective == Collective::Barrier {
+        dtypes.truncate(1);
+        sizes = vec![0];
+    }
+    let mut cases = Vec::new();
+    for &dtype in &dtypes {
+        for &op in &ops {
+            for &bytes in &sizes {
+                ensure!(
+                    bytes.is_multiple_of(dtype.size()),
+                    "{bytes} bytes are not a whole number of {dtype} elements"
+                );
+                cases.push(Case { collective, dtype, op, bytes });
+            }
+        }
+    }
+    Ok(cases)
 }
 
 /// What a plan comes to on a machine.
@@ -75,9 +111,10 @@ pub struct Work {
     pub deadline: std::time::Duration,
 }
 
-/// The ways that were asked for, without repetition.
-fn ways(plan: &Plan) -> Vec<Way> {
-    let all = || Algorithm::ALL.into_iter().map(Way::Forced).collect::<Vec<_>>();
+/// The ways that were asked for, without repetition; of all algorithms those of any collective that was asked for.
+fn ways(plan: &Plan) -> Result<Vec<Way>> {
+    let serves = |algorithm: &Algorithm| plan.collective.iter().any(|&one| algorithm.serves(one));
+    let all = || Algorithm::every().filter(serves).map(Way::Forced).collect::<Vec<_>>();
     let asked: Vec<Way> = match plan.algorithm.as_slice() {
         [] => all(),
         some => some
@@ -91,11 +128,15 @@ fn ways(plan: &Plan) -> Vec<Way> {
     };
     let mut ways = Vec::new();
     for way in asked {
+        if let Some(algorithm) = way.forced().filter(|algorithm| !serves(algorithm)) {
+            let names: Vec<_> = plan.collective.iter().map(Collective::to_string).collect();
+            bail!("{algorithm} is no algorithm of {}", names.join(", "));
+        }
         if !ways.contains(&way) {
             ways.push(way);
         }
     }
-    ways
+    Ok(ways)
 }
 
 /// Whether this algorithm was asked for by name.
@@ -127,18 +168,11 @@ pub fn work(plan: &Plan, devices: usize, emulated: bool) -> Result<Work> {
         None if emulated => "1KiB,8KiB".parse()?,
         None => "1KiB..10MiB".parse()?,
     };
-    let mut cases = Vec::new();
-    for &dtype in &plan.dtype {
-        for &op in &plan.op {
-            for &bytes in &sizes.0 {
-                ensure!(
-                    bytes.is_multiple_of(dtype.size()),
-                    "{bytes} bytes are not a whole number of {dtype} elements"
-                );
-                cases.push(Case { dtype, op, bytes });
-            }
-        }
+    let mut all = Vec::new();
+    for &collective in &plan.collective {
+        all.extend(cases(collective, &plan.dtype, &plan.op, &sizes.0)?);
     }
+    let cases = all;
     let iterations = plan.iterations.unwrap_or(if emulated { 5 } else { 1_000 });
     if iterations == 0 || cases.is_empty() {
         bail!("nothing to do");
@@ -152,7 +186,7 @@ pub fn work(plan: &Plan, devices: usize, emulated: bool) -> Result<Work> {
             false => plan.force_topology.map(topology),
         },
         isa: plan.isa,
-        ways: ways(plan),
+        ways: ways(plan)?,
         cases,
         warmup: plan.warmup.unwrap_or(if emulated { 1 } else { 20 }),
         iterations,
@@ -203,6 +237,21 @@ mod tests {
         assert_eq!(ways("--algorithm all"), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm auto,two-shot,auto"), [Way::Selected, Way::Forced(Algorithm::TwoShot)]);
         assert!(plan("--algorithm ring").is_err());
+        let slices = [Algorithm::Exchange, Algorithm::ExchangeLl].map(Way::Forced);
+        assert_eq!(ways("--collective all-gather,barrier"), slices);
+        let error = work(&plan("--collective reduce --algorithm exchange").unwrap(), 8, true).unwrap_err();
+        assert_eq!(error.to_string(), "exchange is no algorithm of reduce");
+    }
+
+    #[test]
+    fn collectives_vary_what_they_look_at() {
+        let line = "--collective all-gather,reduce,barrier --op sum,max --dtype bf16,f32 --bytes 8,16";
+        let cases = work(&plan(line).unwrap(), 8, true).unwrap().cases;
+        let of = |collective| cases.iter().filter(move |case| case.collective == collective);
+        assert_eq!(of(Collective::AllGather).count(), 2 * 2);
+        assert_eq!(of(Collective::Reduce).count(), 2 * 2 * 2);
+        let barriers: Vec<_> = of(Collective::Barrier).map(|case| (case.bytes, case.kind())).collect();
+        assert_eq!(barriers, [(0, ("-".into(), "-".into()))]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use svg::Document;
 use svg::node::element::{Circle, Group, Line, Polyline, Rectangle, Text, Title};
 
+use meshreduce::Collective;
+
 use crate::row::{Mode, Place, Row};
 
 const WIDTH: f64 = 960.0;
@@ -89,12 +91,18 @@ fn grid_line(x1: f64, y1: f64, x2: f64, y2: f64) -> Line {
 fn series(rows: &[Row]) -> Series {
     let place = if rows.iter().any(|row| row.place == Place::Out) { Place::Out } else { Place::In };
     let mut series = Series::new();
-    for row in rows.iter().filter(|row| row.place == place && row.times.time_us > 0.0) {
+    // A barrier has no size.
+    for row in rows.iter().filter(|row| row.place == place && row.bytes > 0 && row.times.time_us > 0.0) {
         let mode = match row.mode {
             Mode::Plain => String::new(),
             Mode::Graph => format!(", graph x{}", row.graph_calls),
         };
-        let name = format!("{} {}, {} {}{mode}", row.implementation, row.algorithm, row.dtype, row.op);
+        let Row { collective, implementation, algorithm, dtype, op, .. } = row;
+        let other = match collective {
+            Collective::AllReduce => String::new(),
+            other => format!("{other} "),
+        };
+        let name = format!("{other}{implementation} {algorithm}, {dtype} {op}{mode}");
         series.entry(name).or_default().push((row.bytes as f64, row.times.time_us));
     }
     series.values_mut().for_each(|points| points.sort_by(|a, b| a.0.total_cmp(&b.0)));

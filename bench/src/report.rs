@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use meshreduce::Collective;
+
 use crate::measure::Measured;
 use crate::place::Place as Machine;
 use crate::plan::Work;
@@ -42,7 +44,9 @@ impl Report<'_> {
 
     /// What a drawing is called.
     pub fn title(&self) -> String {
-        format!("All-reduce, {} ranks on {}", self.work.ranks, self.machine.device)
+        let mut names: Vec<_> = self.work.cases.iter().map(|case| case.collective.name()).collect();
+        names.dedup();
+        format!("{}, {} ranks on {}", names.join(", "), self.work.ranks, self.machine.device)
     }
 
     /// The warning in few words, for a drawing.
@@ -75,17 +79,15 @@ impl Report<'_> {
             let _ = writeln!(text, "#\n# {warning}\n#");
         }
         if !self.measured.floor.is_empty() {
-            let _ = writeln!(
-                text,
-                "# The floor: what no all-reduce can be faster than.\n{}\n",
-                self.floor_table()
-            );
+            let _ = writeln!(text, "# The floor: what no call can be faster than.\n{}\n", self.floor_table());
         }
         if !self.measured.rows.is_empty() {
             let _ = write!(
                 text,
                 "# time: mean of back-to-back calls between two CUDA events, on the slowest rank. algbw: bytes / time.\n\
-                 # busbw: algbw x 2(n-1)/n. #wrong: elements that differ from the reference, bit by bit, on all ranks.\n\
+                 # busbw: algbw x 2(n-1)/n of an all-reduce. Of other collectives the size is that of a slice; algbw counts all\n\
+                 # slices that a rank sends or receives, and busbw is algbw x (n-1)/n; of broadcast and reduce both are of the\n\
+                 # message. #wrong: elements that differ from the reference, bit by bit, on all ranks.\n\
                  # graph xN: replays of a graph of N calls, divided by N.\n{}\n\n\
                  # Single calls, of each the slowest rank, in us. device: from the event behind the call before to the\n\
                  # event behind it (CUDA events; plain launches wait for the host where it is slower than the device).\n\
@@ -207,16 +209,17 @@ impl Report<'_> {
 }
 
 /// What rows of one line share.
-fn key(row: &Row) -> (&str, &str, Mode, usize, &str, &str, usize) {
-    let Row { implementation, algorithm, mode, graph_calls, dtype, op, bytes, .. } = row;
-    (implementation, algorithm, *mode, *graph_calls, dtype, op, *bytes)
+fn key(row: &Row) -> (Collective, &str, &str, Mode, usize, &str, &str, usize) {
+    let Row { collective, implementation, algorithm, mode, graph_calls, dtype, op, bytes, .. } = row;
+    (*collective, implementation, algorithm, *mode, *graph_calls, dtype, op, *bytes)
 }
 
-/// Who did it how.
+/// Who did it how, and what where it is no all-reduce.
 fn by(row: &Row) -> String {
-    let name = match row.implementation.as_str() {
-        OWN => row.algorithm.clone(),
-        other => format!("{other} {}", row.algorithm).trim_end().to_owned(),
+    let name = match (row.implementation.as_str(), row.collective) {
+        (OWN, Collective::AllReduce) => row.algorithm.clone(),
+        (OWN, other) => format!("{other} by {}", row.algorithm),
+        (other, _) => format!("{other} {}", row.algorithm).trim_end().to_owned(),
     };
     match row.mode {
         Mode::Plain => name,
@@ -285,6 +288,7 @@ pub(crate) mod tests {
 
     fn row(place: Place, mode: Mode, time_us: f64) -> Row {
         Row {
+            collective: Collective::AllReduce,
             implementation: "meshreduce".into(),
             algorithm: "one-shot".into(),
             mode,

@@ -3,7 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::statistics::{algorithm_bandwidth, bus_factor, mean, percentile};
+use meshreduce::Collective;
+
+use crate::statistics::{algorithm_bandwidth, bus_factor, counted_bytes, mean, percentile};
 
 /// Whether calls are launched one by one or replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +91,9 @@ pub const OWN: &str = "meshreduce";
 /// One row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
+    /// The collective, by name.
+    #[serde(with = "meshreduce_checks::job::name")]
+    pub collective: Collective,
     /// [`OWN`], or whom it is compared with.
     pub implementation: String,
     /// The algorithm.
@@ -99,24 +104,24 @@ pub struct Row {
     pub graph_calls: usize,
     /// Out of place or in place.
     pub place: Place,
-    /// Element type.
+    /// Element type; `-`: the collective does not look at it.
     pub dtype: String,
-    /// Operation.
+    /// Operation; `-`: there is none.
     pub op: String,
     /// Number of ranks.
     pub ranks: usize,
-    /// Message size in bytes.
+    /// Bytes of the message, or of each slice.
     pub bytes: usize,
-    /// Elements.
+    /// Elements of these.
     pub count: usize,
     /// Measured calls or replays.
     pub iterations: usize,
     /// Times.
     #[serde(flatten)]
     pub times: Times,
-    /// Bytes over time, GB/s.
+    /// Bytes ([`counted_bytes`]) over time, GB/s.
     pub algbw_gbps: f64,
-    /// The same times 2(n-1)/n.
+    /// The same times [`bus_factor`].
     pub busbw_gbps: f64,
     /// Elements that differ from the reference, on all ranks together; `None`: not compared.
     pub wrong: Option<usize>,
@@ -125,13 +130,14 @@ pub struct Row {
 impl Row {
     /// Fills in what follows from the rest.
     pub fn with_bandwidth(mut self) -> Self {
-        self.algbw_gbps = algorithm_bandwidth(self.bytes, self.times.time_us);
-        self.busbw_gbps = self.algbw_gbps * bus_factor(self.ranks);
+        let bytes = counted_bytes(self.collective, self.bytes, self.ranks);
+        self.algbw_gbps = algorithm_bandwidth(bytes, self.times.time_us);
+        self.busbw_gbps = self.algbw_gbps * bus_factor(self.collective, self.ranks);
         self
     }
 }
 
-/// The floor: what no all-reduce can be faster than.
+/// The floor: what no call can be faster than.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Floor {
     /// What was measured.

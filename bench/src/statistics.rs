@@ -1,6 +1,8 @@
 //! Percentiles, and the bandwidths that users of nccl-tests know.
 #![forbid(unsafe_code)]
 
+use meshreduce::Collective;
+
 /// The value that a share of `percent` per cent of the samples does not exceed: the nearest rank, so always one of
 /// them. `None` of no samples.
 pub fn percentile(samples: &[f64], percent: f64) -> Option<f64> {
@@ -20,10 +22,23 @@ pub fn algorithm_bandwidth(bytes: usize, micros: f64) -> f64 {
     bytes as f64 / micros / 1e3
 }
 
-/// What nccl-tests multiplies an all-reduce's algorithm bandwidth by, so that the result can be compared with the
-/// bandwidth of a link: 2(n-1)/n.
-pub fn bus_factor(ranks: usize) -> f64 {
-    2.0 * (ranks as f64 - 1.0) / ranks as f64
+/// Bytes that nccl-tests counts of a call: of the message, or of all slices that a rank sends or receives.
+pub fn counted_bytes(collective: Collective, slice: usize, ranks: usize) -> usize {
+    match collective {
+        Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll => slice * ranks,
+        _ => slice,
+    }
+}
+
+/// What nccl-tests multiplies the algorithm bandwidth by, so that the result can be compared with the bandwidth of a link: of an
+/// all-reduce 2(n-1)/n, of collectives of slices (n-1)/n, of others 1.
+pub fn bus_factor(collective: Collective, ranks: usize) -> f64 {
+    let share = (ranks as f64 - 1.0) / ranks as f64;
+    match collective {
+        Collective::AllReduce => 2.0 * share,
+        Collective::AllGather | Collective::ReduceScatter | Collective::AllToAll => share,
+        _ => 1.0,
+    }
 }
 
 #[cfg(test)]
@@ -51,7 +66,11 @@ mod tests {
     fn bandwidths_are_those_of_nccl_tests() {
         // 1 GB in 10 ms are 100 GB/s; eight ranks move 7/4 of it over the links of each.
         assert_eq!(algorithm_bandwidth(1_000_000_000, 10_000.0), 100.0);
-        assert_eq!(bus_factor(8), 1.75);
-        assert_eq!(bus_factor(2), 1.0);
+        assert_eq!(bus_factor(Collective::AllReduce, 8), 1.75);
+        assert_eq!(bus_factor(Collective::AllReduce, 2), 1.0);
+        assert_eq!(bus_factor(Collective::AllGather, 8), 0.875);
+        assert_eq!(bus_factor(Collective::Broadcast, 8), 1.0);
+        assert_eq!(counted_bytes(Collective::ReduceScatter, 10, 8), 80);
+        assert_eq!(counted_bytes(Collective::Reduce, 10, 8), 10);
     }
 }

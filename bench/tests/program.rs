@@ -36,7 +36,7 @@ fn the_drivers_environment_is_enough_to_run_on_an_emulated_node() {
     assert_eq!((&lines[0]["emulated"], &lines[0]["devices"]), (&true.into(), &4.into()));
     let rows: Vec<Row> = lines
         .into_iter()
-        .filter(|line| line["kind"] == "all_reduce")
+        .filter(|line| line["kind"] == "row")
         .map(|line| serde_json::from_value(line).unwrap())
         .collect();
     // Two sizes, plain and replayed, out of place and in place.
@@ -53,6 +53,26 @@ fn a_cube_mesh_is_measured_by_name_and_the_table_says_that_it_is_emulated() {
     assert_eq!(code, Some(0), "{out}{complaint}");
     assert!(out.contains("EMULATED") && out.contains("no property of the kernels"), "{out}");
     assert!(out.contains("8 ranks"), "{out}");
+}
+
+#[test]
+fn every_collective_is_measured_by_each_of_its_algorithms() {
+    let node = EmulatedNode::new("h100x4").expect("the emulated node is built");
+    let all = "all-gather,reduce-scatter,broadcast,reduce,all-to-all,barrier";
+    let mut command = bench(&format!(
+        "--ranks 3 --collective {all} --bytes 64,1KiB --iterations 2 --graph --no-floor --json"
+    ));
+    let (code, out, complaint) = end(command.envs(node.environment()));
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{out}");
+    let lines = out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let rows: Vec<Row> = lines
+        .filter(|line| line["kind"] == "row")
+        .map(|line| serde_json::from_value(line).unwrap())
+        .collect();
+    assert!(rows.iter().all(|row| row.wrong == Some(0)));
+    let of = |name: &str| rows.iter().filter(move |row| row.collective.name() == name).count();
+    // By packets and by barriers, two sizes, plain and replayed, out of place and in place; of a barrier there is one.
+    assert_eq!(all.split(',').map(of).collect::<Vec<_>>(), [16, 16, 16, 16, 16, 4]);
 }
 
 #[test]
@@ -73,7 +93,7 @@ fn every_row_is_told_as_it_is_measured_and_what_there_is_is_shown_when_it_is_end
     }
     let written = std::fs::read_to_string(&csv).unwrap();
     assert!(
-        written.lines().nth(1).is_some_and(|row| row.starts_with("meshreduce,one-shot,plain")),
+        written.lines().nth(1).is_some_and(|row| row.starts_with("all-reduce,meshreduce,one-shot,plain")),
         "{written}"
     );
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)

@@ -1,9 +1,11 @@
 //! Calls of every collective, in cases that are compared with plain copies and the reference, byte by byte.
 
 use std::fmt;
+use std::ops::Range;
 
 use anyhow::{Context as _, Result};
 use cust::stream::Stream;
+use cust_raw::CUstream;
 use meshreduce::{Collective, DType, ElementSize, Lane, Op, RawSlice, Work};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -205,22 +207,13 @@ impl Case {
         }
     }
 
-    /// Buffers for the call, with what `rank` sends.
-    ///
-    /// # Errors
-    ///
-    /// The driver's.
-    pub fn buffers(&self, draw: Draw<'_>, rank: usize) -> Result<Buffers> {
+    /// What `rank` has in memory before the call.
+    pub fn images(&self, draw: Draw<'_>, rank: usize) -> Images {
         let element = self.element();
         let message = self.input(draw, rank);
-        let (inputs, outputs) = (message.len(), self.outputs(rank) * element);
-        let shift = self.offset * element;
+        let outputs = self.outputs(rank) * element;
         if !self.in_place || self.collective == Collective::Barrier {
-            // Nothing lies behind the input, so that a read beyond it is found.
-            let memory = Guarded::new(&vec![0x5a; outputs], shift)?;
-            let sent = Guarded::tight(&message, shift)?;
-            let (input, output) = (sent.address(), memory.address());
-            return Ok(Buffers { memory, sent: Some((sent, message)), input, output, outputs });
+            return Images { memory: vec![0x5a; outputs], sent: Some(message), input: 0, output: 0..outputs };
         }
         let own = self.own(rank) * element;
         let (from, to) = match self.collective {
@@ -228,11 +221,36 @@ impl Case {
             Collective::ReduceScatter => (0, own),
             _ => (0, 0),
         };
-        let mut all = vec![0x5a; (from + inputs).max(to + outputs)];
-        all[from..from + inputs].copy_from_slice(&message);
-        let memory = Guarded::new(&all, shift)?;
-        let (input, output) = (memory.address() + from as u64, memory.address() + to as u64);
-        Ok(Buffers { memory, sent: None, input, output, outputs })
+        let mut memory = vec![0x5a; (from + message.len()).max(to + outputs)];
+        memory[from..from + message.len()].copy_from_slice(&message);
+        Images { memory, sent: None, input: from, output: to..to + outputs }
+    }
+
+    /// Buffers for the call, with what `rank` sends.
+    ///
+    /// # Errors
+    ///
+    /// The driver's.
+    pub fn buffers(&self, draw: Draw<'_>, rank: usize) -> Result<Buffers> {
+        let shift = self.offset * self.element();
+        let Images { memory, sent, input, output } = self.images(draw, rank);
+        let memory = Guarded::new(&memory, shift)?;
+        // Nothing lies behind the input, so that a read beyond it is found.
+        let sent = sent.map(|message| Guarded::tight(&message, shift).map(|sent| (sent, message)));
+        let sent = sent.transpose()?;
+        let base = sent.as_ref().map_or(memory.address(), |(sent, _)| sent.address());
+        Ok(Buffers { input: base + input as u64, memory, sent, output })
+    }
+
+    /// The first element of `rank`'s output that is not what it must be, with what it is and must be.
+    pub fn difference(&self, found: &[u8], draw: Draw<'_>, rank: usize) -> Option<(usize, String, String)> {
+        let (expected, size) = (self.expected(draw, rank), self.element());
+        let digits = |bytes: &[u8], element: usize| {
+            bytes[element * size..][..size].iter().rev().map(|byte| format!("{byte:02x}")).collect()
+        };
+        let differs = (0..expected.len() / size)
+            .find(|element| found[element * size..][..size] != expected[element * size..][..size]);
+        differs.map(|element| (element, digits(found, element), digits(&expected, element)))
     }
 
     /// The first thing that is wrong with what has become of the buffers; `found` is the output.
@@ -247,15 +265,8 @@ impl Case {
         draw: Draw<'_>,
         rank: usize,
     ) -> Result<Option<Mismatch>> {
-        let (launch, size) = (draw.launch, self.element());
-        let expected = self.expected(draw, rank);
-        let elements = |bytes: &[u8], element: usize| {
-            bytes[element * size..][..size].iter().rev().map(|byte| format!("{byte:02x}")).collect()
-        };
-        let differs = (0..expected.len() / size)
-            .find(|element| found[element * size..][..size] != expected[element * size..][..size]);
-        if let Some(element) = differs {
-            let (got, want) = (elements(found, element), elements(&expected, element));
+        let launch = draw.launch;
+        if let Some((element, got, want)) = self.difference(found, draw, rank) {
             return Ok(Some(Mismatch::Element { launch, element, got, want }));
         }
         if let Some(offset) = buffers.memory.broken_guard()? {
@@ -285,7 +296,7 @@ impl Case {
             let draw = Draw { seed, case: 0, launch, order: &order };
             let buffers = self.buffers(draw, rank)?;
             // SAFETY: the buffers are those of the case, and live until the work has ended.
-            let work = unsafe { self.call(lane, rank, &buffers, stream) }?;
+            let work = unsafe { self.call(lane, rank, buffers.addresses(), stream.as_inner()) }?;
             work.synchronize()?;
             if let Some(wrong) = self.mismatch(&buffers, &buffers.found()?, draw, rank)? {
                 anyhow::bail!("{self}: rank {rank}: {wrong}");
@@ -294,11 +305,11 @@ impl Case {
         Ok(())
     }
 
-    /// Enqueues the call.
+    /// Enqueues the call, with input and output at these addresses.
     ///
     /// # Safety
     ///
-    /// The buffers are [`Self::buffers`] of this rank, and live until the work has ended.
+    /// There lie [`Self::images`] of this rank, until the work has ended; the stream is one of this device.
     ///
     /// # Errors
     ///
@@ -307,12 +318,10 @@ impl Case {
         &self,
         lane: &mut Lane,
         rank: usize,
-        buffers: &Buffers,
-        stream: &Stream,
+        (input, output): (u64, u64),
+        stream: CUstream,
     ) -> Result<Work> {
         let Self { size, dtype, op, root, .. } = *self;
-        let Buffers { input, output, .. } = *buffers;
-        let stream = stream.as_inner();
         let column: Vec<usize> = self.counts.iter().map(|row| row[rank]).collect();
         let row = &self.counts[rank];
         let one = |list: &[usize]| list.first().copied().unwrap_or(0);
@@ -328,7 +337,7 @@ impl Case {
         };
         // Some ranks give the same slices by their addresses: nobody else can tell.
         let by_address = self.lists && (rank + self.offset).is_multiple_of(2);
-        // SAFETY: the caller vouches for the memory; the stream is borrowed, and one of this device.
+        // SAFETY: the caller vouches for the memory and the stream.
         let work = unsafe {
             match (self.collective, self.lists) {
                 (Collective::AllReduce, _) => {
@@ -371,25 +380,41 @@ impl Case {
     }
 }
 
+/// What one rank has in memory before a call.
+#[derive(Clone, Debug)]
+pub struct Images {
+    /// Room for what is received; of a call in place, what is sent lies in it.
+    pub memory: Vec<u8>,
+    /// What is sent, where that lies elsewhere.
+    pub sent: Option<Vec<u8>>,
+    /// Where the input begins: in [`Self::sent`], or in [`Self::memory`].
+    pub input: usize,
+    /// Where in [`Self::memory`] the output lies.
+    pub output: Range<usize>,
+}
+
 /// The memory of one rank in one call: what is received, and what is sent, in the same or elsewhere.
 pub struct Buffers {
     memory: Guarded,
     /// Where what is sent lies elsewhere, and what it is.
     sent: Option<(Guarded, Vec<u8>)>,
     input: u64,
-    output: u64,
-    /// Bytes of the output.
-    outputs: usize,
+    /// Of the memory.
+    output: Range<usize>,
 }
 
 impl Buffers {
+    /// Where input and output begin.
+    pub fn addresses(&self) -> (u64, u64) {
+        (self.input, self.memory.address() + self.output.start as u64)
+    }
+
     /// The output as it is now.
     ///
     /// # Errors
     ///
     /// The driver's.
     pub fn found(&self) -> Result<Vec<u8>> {
-        let first = (self.output - self.memory.address()) as usize;
-        Ok(self.memory.read()?[first..first + self.outputs].to_vec())
+        Ok(self.memory.read()?[self.output.clone()].to_vec())
     }
 }

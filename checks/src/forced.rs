@@ -12,7 +12,9 @@ pub fn forced(config: Config, algorithm: Algorithm) -> Config {
     match algorithm {
         // Packet memory for slices is what all-reduces have.
         Algorithm::OneShotLl | Algorithm::ExchangeLl => limits.one_shot_ll = Some(BY_PACKETS),
-        Algorithm::HybridCubeMeshLl => limits.hybrid_cube_mesh_ll = Some(BY_PACKETS),
+        Algorithm::HybridCubeMeshLl | Algorithm::CubeMeshExchangeLl | Algorithm::CubeMeshReduceScatterLl => {
+            limits.hybrid_cube_mesh_ll = Some(BY_PACKETS)
+        }
         _ => {}
     }
     config.force_algorithm(Some(algorithm)).limits(limits)

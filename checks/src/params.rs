@@ -24,9 +24,11 @@ pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
     ] {
         set(lane + at, &value.to_le_bytes());
     }
-    let LaneParams { phase_bytes, ranks, rank, position, relay, lane: index, lanes, .. } = params.lane;
+    let LaneParams { phase_bytes, relays, ranks, rank, position, relay, lane: index, lanes, .. } =
+        params.lane;
     for (at, value) in [
         (offset_of!(LaneParams, phase_bytes), phase_bytes),
+        (offset_of!(LaneParams, relays), relays),
         (offset_of!(LaneParams, ranks), ranks),
         (offset_of!(LaneParams, rank), rank),
         (offset_of!(LaneParams, position), position),

@@ -178,7 +178,7 @@ impl Rank<'_> {
             if enqueue {
                 // SAFETY: the buffers are those of the call, or of one of more elements, and live until `synchronize` has returned
                 // below.
-                let work = unsafe { made.call(lane, self.rank, &buffers, &stream) }?;
+                let work = unsafe { made.call(lane, self.rank, buffers.addresses(), stream.as_inner()) }?;
                 if abort {
                     communicator.abort();
                 }

@@ -93,6 +93,25 @@ fn results_on_a_shared_gpu() {
     passes("results", SHARED, &EVERY_ALGORITHM);
 }
 
+const EVERY_OTHER_ALGORITHM: [&str; 6] = [
+    "exchange, 8 ranks",
+    "exchange-ll, 3 ranks",
+    "reduce-scatter, 2 ranks",
+    "reduce-scatter-ll, 8 ranks",
+    "cube-mesh-exchange-ll, 8 ranks",
+    "cube-mesh-reduce-scatter-ll, 8 ranks",
+];
+
+#[test]
+fn collectives_on_several_gpus() {
+    passes("collectives", &[], &EVERY_OTHER_ALGORITHM);
+}
+
+#[test]
+fn collectives_on_a_shared_gpu() {
+    passes("collectives", SHARED, &EVERY_OTHER_ALGORITHM);
+}
+
 #[test]
 fn results_on_a_hybrid_cube_mesh() {
     let directory = TempDir::new().unwrap();
@@ -195,9 +214,18 @@ fn soak_on_a_shared_gpu() {
 #[test]
 fn without_a_driver_every_part_fails_and_says_why() {
     let directory = TempDir::new().unwrap();
-    for part in
-        ["machine", "modules", "results", "processes", "failures", "graphs", "nccl", "channels", "soak"]
-    {
+    for part in [
+        "machine",
+        "modules",
+        "results",
+        "collectives",
+        "processes",
+        "failures",
+        "graphs",
+        "nccl",
+        "channels",
+        "soak",
+    ] {
         let file = directory.path().join(part);
         let driver = ("MESHREDUCE_DRIVER", "/nonexistent/libcuda.so.1");
         let output = program(part, &[], &file).envs([driver]).output().unwrap();

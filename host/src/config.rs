@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce_wire::{Algorithm, DType, Isa, MIN_RANKS, packets, pad};
+use meshreduce_wire::{Algorithm, DType, Isa, MAX_RANKS, MIN_RANKS, packets, pad};
 
 use crate::outcome::DisabledBy;
 use crate::topology::{Mesh, Topology};
@@ -23,7 +23,8 @@ use crate::topology::{Mesh, Topology};
 ///
 /// The limits of the other collectives are those of the longest *slice*, as one rank sends it to another. They were calculated for
 /// 8x H100, too: to where what is staged (at 1.5 TB/s) and moved over the links (at 337 GB/s) takes as long as a ring that needs
-/// 20 us and moves 370 GB/s.
+/// 20 us and moves 370 GB/s. In a hybrid cube mesh the longest slice of an all-gather, broadcast, reduce-scatter or reduce is four
+/// times hybrid cube mesh's limit by packets, in pieces of that.
 ///
 /// ```
 /// use meshreduce::{Algorithm, Limits};
@@ -62,6 +63,10 @@ const TWO_SHOT_LL_KIB: [u64; 7] = [1024, 1408, 1280, 1152, 1120, 1088, 1024];
 /// The same of a hybrid cube mesh, calculated for 8x V100: 25 GB/s over one of a pair's links.
 const HYBRID_CUBE_MESH_LL_KIB: u64 = 48;
 
+/// Pieces of a slice of other collectives there, each as long as that limit: a slice crosses a link twice, its packets twice that,
+/// where a ring of all links needs 20 us and moves 130 GB/s.
+const CUBE_MESH_PIECES: u64 = 4;
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -99,7 +104,24 @@ impl Limits {
             Algorithm::ReduceScatterLl => (self.of(Algorithm::TwoShotLl, world_size)
                 / world_size.max(1) as u64)
                 .min(self.reduce_scatter),
+            Algorithm::CubeMeshExchangeLl => self.slice_in_cube_mesh().min(self.exchange),
+            Algorithm::CubeMeshReduceScatterLl => self.slice_in_cube_mesh().min(self.reduce_scatter),
             _ => 0,
+        }
+    }
+
+    fn slice_in_cube_mesh(&self) -> u64 {
+        CUBE_MESH_PIECES * self.of(Algorithm::HybridCubeMeshLl, MAX_RANKS)
+    }
+
+    /// Bytes of that which go in one launch: what packet memory has room for.
+    pub(crate) fn piece(&self, algorithm: Algorithm, world_size: usize) -> u64 {
+        let limit = self.of(algorithm, world_size);
+        match algorithm {
+            Algorithm::CubeMeshExchangeLl | Algorithm::CubeMeshReduceScatterLl => {
+                limit.min(self.of(Algorithm::HybridCubeMeshLl, world_size))
+            }
+            _ => limit,
         }
     }
 

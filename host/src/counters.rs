@@ -97,7 +97,7 @@ pub(crate) fn lane_params(
 ) -> LaneParams {
     let order = mesh.positions();
     let position = order.iter().position(|other| *other == rank).unwrap_or(rank);
-    let relay = mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
+    let relay_of = |rank| mesh.relay(rank).and_then(|relay| order.iter().position(|other| *other == relay));
     let mut lane = LaneParams {
         pads: [0; MAX_RANKS],
         own_pad: 0,
@@ -105,18 +105,19 @@ pub(crate) fn lane_params(
         half_bytes: layout.half_bytes(),
         packets: layout.packets(index) - layout.pad(index),
         phase_bytes: layout.packet_layout().phase_bytes,
-        reserved: 0,
+        relays: 0,
         counters: counters.address(index),
         host_page: page.device(),
         ranks: 0,
         rank: rank as u32,
         position: position as u32,
-        relay: relay.unwrap_or(position) as u32,
+        relay: relay_of(rank).unwrap_or(position) as u32,
         lane: index,
         lanes: layout.lanes(),
     };
     for (position, &other) in order.iter().enumerate() {
         lane.ranks |= LaneParams::rank_at(position as u32, other as u32);
+        lane.relays |= LaneParams::rank_at(position as u32, relay_of(other).unwrap_or(0) as u32);
         if let Some(mapping) = &mappings[other] {
             lane.pads[position] = mapping.address() + layout.pad(index);
         }

@@ -38,7 +38,7 @@ impl Selector {
     /// Most bytes of a message, or of a slice, that go in one launch of an algorithm by its limit: whole elements, and enough of
     /// them that all pieces are aligned as the first one.
     pub(crate) fn piece(&self, algorithm: Algorithm) -> u64 {
-        let limit = self.limits.of(algorithm, self.world_size);
+        let limit = self.limits.piece(algorithm, self.world_size);
         // 0 of a limit shorter than a vector.
         let vectors = limit / VECTOR_BYTES as u64 * VECTOR_BYTES as u64;
         if limit < WHOLE { vectors } else { limit / WHOLE * WHOLE }
@@ -182,14 +182,26 @@ mod tests {
         );
         let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
         let cube = Selector { ground, ..selector(None) };
-        assert!(select(&cube, Collective::Barrier, 0).is_err());
+        for (collective, longest, expected) in [
+            (Collective::Barrier, 0, Algorithm::CubeMeshExchangeLl),
+            (Collective::AllGather, 192 << 10, Algorithm::CubeMeshExchangeLl),
+            (Collective::Broadcast, 192 << 10, Algorithm::CubeMeshExchangeLl),
+            (Collective::ReduceScatter, 192 << 10, Algorithm::CubeMeshReduceScatterLl),
+            (Collective::Reduce, 192 << 10, Algorithm::CubeMeshReduceScatterLl),
+        ] {
+            assert_eq!(select(&cube, collective, longest).unwrap(), expected, "{collective}");
+            assert!(select(&cube, collective, (192 << 10) + 1).is_err(), "{collective}");
+        }
+        assert_eq!(cube.piece(Algorithm::CubeMeshExchangeLl), 48 << 10);
+        assert!(select(&cube, Collective::AllToAll, 0).is_err(), "it is not built there");
         for collective in Collective::ALL.into_iter().filter(|one| *one != Collective::AllReduce) {
             for selector in [&free, &none] {
                 let longest = selector.longest_for(collective, |_| true).unwrap();
                 assert!(select(selector, collective, longest).is_ok());
                 assert!(select(selector, collective, longest + 1).is_err());
             }
-            assert_eq!(cube.longest_for(collective, |_| true), None);
+            let there = (collective != Collective::AllToAll).then_some(192 << 10);
+            assert_eq!(cube.longest_for(collective, |_| true), there);
         }
     }
 

@@ -176,10 +176,10 @@ impl Shared {
         self.selector.select(bytes, loaded, dtype, op)
     }
 
-    /// Most bytes in one launch of a message of `bytes` bytes: all of them if they are within the limit.
+    /// Most bytes in one launch of a message of `bytes` bytes: all of them if there is room.
     pub(crate) fn piece(&self, algorithm: Algorithm, bytes: u64) -> u64 {
-        let limit = self.selector.limits.of(algorithm, self.world_size());
-        if bytes <= limit { limit } else { self.selector.piece(algorithm) }
+        let most = self.selector.limits.piece(algorithm, self.world_size());
+        if bytes <= most { most } else { self.selector.piece(algorithm) }
     }
 
     /// Bytes of a staging half.

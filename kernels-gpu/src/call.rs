@@ -147,8 +147,8 @@ pub(crate) struct Failure {
     pub(crate) abort: u32,
     pub(crate) phase: u32,
     pub(crate) peer: u32,
-    /// The position of that peer.
-    pub(crate) position: u32,
+    /// The descriptor that was expected of it.
+    pub(crate) launched: u64,
     pub(crate) epoch_wanted: u64,
     pub(crate) epoch_seen: u64,
     pub(crate) peer_launched: u64,
@@ -354,8 +354,7 @@ impl<'a, const W: usize, L: Launch> Call<'a, W, L> {
         store_u32(record + offset_of!(ErrorRecord, phase) as u64, failure.phase);
         store_u64(record + offset_of!(ErrorRecord, epoch_wanted) as u64, failure.epoch_wanted);
         store_u64(record + offset_of!(ErrorRecord, epoch_seen) as u64, failure.epoch_seen);
-        let launched = self.launch.expected::<W>(failure.position);
-        store_u64(record + offset_of!(ErrorRecord, launched) as u64, launched);
+        store_u64(record + offset_of!(ErrorRecord, launched) as u64, failure.launched);
         store_u64(record + offset_of!(ErrorRecord, peer_launched) as u64, failure.peer_launched);
         store_u64(record + offset_of!(ErrorRecord, waited_ns) as u64, waited);
         store_release_sys_u32(record + offset_of!(ErrorRecord, valid) as u64, 1);

@@ -25,8 +25,8 @@ const QUAD: usize = MAX_RANKS / 2;
 /// The input's loads go ahead of everything, as in [`crate::one_shot::one_shot`].
 ///
 /// # Safety
-/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
-/// a relay neighbour.
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose devices form a
+/// hybrid cube mesh.
 #[inline(always)]
 pub unsafe fn hybrid_cube_mesh<E: Element, R: Reduction, const W: usize>(params: &LaunchParams) {
     const { assert!(W == MAX_RANKS) };

@@ -30,8 +30,8 @@ const QUAD: usize = MAX_RANKS / 2;
 /// The kernel, over eight ranks, which is all that `W` can be.
 ///
 /// # Safety
-/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose context has quads and
-/// a relay neighbour.
+/// Only as the body of a kernel whose parameters are as [`LaunchParams`] says, on a rank whose devices form a
+/// hybrid cube mesh.
 #[inline(always)]
 pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
     const { assert!(W == MAX_RANKS) };
@@ -48,9 +48,7 @@ pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
     let in_quad = thread < QUAD as u32;
     let peer = call.peer(in_quad.then_some(quad + thread));
     let relayed = match call.peer(in_quad.then_some(relay)) {
-        Some(relay) => {
-            Some(Relayed { relay, member: quad + thread, opposite: (quad ^ QUAD as u32) + thread })
-        }
+        Some(relay) => Some(Relayed::of_senders(relay, quad + thread, (quad ^ QUAD as u32) + thread)),
         None => None,
     };
     let per_unit = packets::partial_units(launch::element_bytes(params.kind));
@@ -104,13 +102,13 @@ pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
 
 /// Partial results in fp32 as units, of which the second counts for 16-bit elements alone.
 #[inline(always)]
-fn to_units([a, b, c, d]: Wide) -> [Unit; 2] {
+pub fn to_units([a, b, c, d]: Wide) -> [Unit; 2] {
     [[a.to_bits(), b.to_bits()], [c.to_bits(), d.to_bits()]]
 }
 
 /// What [`to_units`] was given.
 #[inline(always)]
-fn from_units([[a, b], [c, d]]: [Unit; 2]) -> Wide {
+pub fn from_units([[a, b], [c, d]]: [Unit; 2]) -> Wide {
     [f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), f32::from_bits(d)]
 }
 

@@ -15,6 +15,10 @@
 pub mod barrier;
 pub mod call;
 pub mod convert;
+#[cfg(not(feature = "b128"))]
+pub mod cube_mesh_exchange_ll;
+#[cfg(not(feature = "b128"))]
+pub mod cube_mesh_reduce_scatter_ll;
 pub mod element;
 mod entries;
 #[cfg(not(feature = "b128"))]

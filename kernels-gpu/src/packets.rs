@@ -14,7 +14,8 @@
 //! Block 0 has the *headers*: one thread for each peer sends what this rank launches, awaits what the peer does and compares
 //! the two before the kernel ends: no launch ends well that has data of another, though it may have stored results made of
 //! it. A peer that launches a call by barriers sends no header; the thread that waits for it asks it ([`crate::call`]). In a
-//! hybrid cube mesh a rank tells its relay neighbour of each rank of its quad that their launches are the same.
+//! hybrid cube mesh a rank tells its relay neighbour of each rank of its quad that their launches are the same, or what that
+//! one's is.
 //!
 //! Kernels that are queued behind a failure push nothing: a peer may still be polling, in the call that failed or the one
 //! before. So every thread looks at the abort word before its first push. Those of a block need not agree, since a packet
@@ -109,11 +110,28 @@ impl Sources {
 #[derive(Clone, Copy)]
 pub struct Relayed {
     /// The relay neighbour.
-    pub relay: Peer,
+    relay: Peer,
     /// The position in the own quad of the rank whose header was the same.
-    pub member: u32,
+    member: u32,
     /// The position in the other quad that the relay neighbour tells this thread of.
-    pub opposite: u32,
+    opposite: u32,
+    /// What is told is what the relay neighbour is to have of `member`, which `member` says in a header of its own.
+    of_receivers: bool,
+}
+
+impl Relayed {
+    /// Where a rank says the same to all: what it says.
+    #[inline(always)]
+    pub fn of_senders(relay: Peer, member: u32, opposite: u32) -> Self {
+        Self { relay, member, opposite, of_receivers: false }
+    }
+
+    /// Where a rank says to each what it has for it: what it has for the relay neighbour
+    /// ([`Call::announce_for_relay`]).
+    #[inline(always)]
+    pub fn of_receivers(relay: Peer, member: u32, opposite: u32) -> Self {
+        Self { relay, member, opposite, of_receivers: true }
+    }
 }
 
 impl<const W: usize, L: Launch> Call<'_, W, L> {
@@ -127,7 +145,22 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         if let Some(peer) = peer
             && block_idx_x() == 0
         {
-            self.send_header(0, peer, self.position());
+            self.send_header(0, peer, self.position(), self.launch.said::<W>(peer.position));
+        }
+    }
+
+    /// Says to the same peer what this rank has for that one's relay neighbour, in phase 1, where nobody else of the quad says
+    /// anything.
+    ///
+    /// # Safety
+    /// As for [`Self::announce`].
+    #[inline(always)]
+    pub unsafe fn announce_for_relay(&self, peer: Option<Peer>) {
+        if let Some(peer) = peer
+            && block_idx_x() == 0
+        {
+            let relay = self.params.lane.relays >> (4 * peer.position) & 0xf;
+            self.send_header(1, peer, self.position(), self.launch.said::<W>(relay));
         }
     }
 
@@ -165,6 +198,25 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         let slot = self.slot(unit);
         let _ =
             from_fn::<_, N, _>(|member| slot.store(select(upper, pads[N + member], pads[member]) + offset));
+    }
+
+    /// Pushes each of the ranks at positions `N` to 2 `N` - 1 (`upper`) or 0 to `N` - 1 a unit of its own.
+    ///
+    /// # Safety
+    /// As for [`Self::push_all`], of these ranks.
+    #[inline(always)]
+    pub unsafe fn push_part_each<const N: usize>(
+        &self,
+        upper: bool,
+        phase: u32,
+        index: u32,
+        units: [Unit; N],
+    ) {
+        let pads = &self.params.lane.pads;
+        let offset = self.to(phase, index);
+        let _ = from_fn::<_, N, _>(|member| {
+            self.slot(units[member]).store(select(upper, pads[N + member], pads[member]) + offset)
+        });
     }
 
     /// Pushes a unit to the rank at `position`.
@@ -222,25 +274,39 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
     #[inline(always)]
     unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) {
         if let Some(peer) = peer {
-            self.await_header(0, peer, peer.position, abort);
+            self.await_header(0, peer, peer.position, || self.launch.expected::<W>(peer.position), abort);
         }
-        if let Some(relayed) = relayed {
-            self.send_header(1, relayed.relay, relayed.member);
-            self.await_header(1, relayed.relay, relayed.opposite, 0);
+        if let Some(Relayed { relay, member, opposite, of_receivers }) = relayed {
+            let told = || match of_receivers {
+                true => self.launch.said::<W>(relay.position),
+                false => self.launch.expected::<W>(member),
+            };
+            if of_receivers && let Some(peer) = peer {
+                self.await_header(1, peer, member, told, 0);
+            }
+            self.send_header(1, relay, member, told());
+            self.await_header(1, relay, opposite, || self.launch.expected::<W>(opposite), 0);
         }
     }
 
-    /// Says to `peer` what this rank launches.
+    /// Says to `peer` what is launched.
     #[inline(always)]
-    unsafe fn send_header(&self, phase: u32, peer: Peer, slot: u32) {
-        let words = pad::descriptor_words(self.launch.said::<W>(peer.position), self.packets as u64);
+    unsafe fn send_header(&self, phase: u32, peer: Peer, slot: u32, descriptor: u64) {
+        let words = pad::descriptor_words(descriptor, self.packets as u64);
         store_relaxed_sys_u64_pair(peer.pad + pad::header(self.packets as u64, phase, slot), words);
     }
 
     /// Waits for a header and compares it, unless it is known already that the call has failed. Who gives up tells it here, on
     /// its way out of the loop: the threads of its warp that still wait are met again only behind.
     #[inline(always)]
-    unsafe fn await_header(&self, phase: u32, source: Peer, slot: u32, mut abort: u32) {
+    unsafe fn await_header(
+        &self,
+        phase: u32,
+        source: Peer,
+        slot: u32,
+        expected: impl Fn() -> u64,
+        mut abort: u32,
+    ) {
         let address = self.params.lane.own_pad + pad::header(self.packets as u64, phase, slot);
         let mut seen = [0; 2];
         if abort == 0 {
@@ -260,7 +326,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
                     abort,
                     phase,
                     peer: rank,
-                    position: source.position,
+                    launched: expected(),
                     epoch_wanted,
                     epoch_seen,
                     peer_launched: wait.peer_launched,
@@ -269,7 +335,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
                 exit();
             }
             match pad::descriptor_of(seen, self.packets as u64) {
-                Some(launched) if launched == self.launch.expected::<W>(source.position) => return,
+                Some(launched) if launched == expected() => return,
                 Some(launched) => {
                     wait.peer_launched = launched;
                     abort = self.finding(RecordKind::LaunchMismatch, rank);
@@ -347,7 +413,7 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
                     abort,
                     phase,
                     peer: rank,
-                    position,
+                    launched: self.launch.expected::<W>(position),
                     epoch_wanted,
                     epoch_seen,
                     peer_launched: 0,

@@ -12,7 +12,7 @@ use crate::{
     call::choose,
     memory::{load_u8, load_u16, load_u32, store_u8_cs, store_u16_cs, store_u32_cs},
     message::{Piece, piece_address},
-    thread::{compute_here, decide_here},
+    thread::{compute_here, decide_here, select},
 };
 
 /// Pieces of so many words of slices of the input or of the output, by position, of `W` ranks.
@@ -76,6 +76,33 @@ where
             from_fn(|position| <[u32; WORDS]>::load(self.place(position, index)))
         } else {
             from_fn(|position| <[u32; WORDS]>::load_nc(self.place(position, index)))
+        }
+    }
+
+    /// Stores the pieces at `index` of the slices of positions `N` to 2 `N` - 1 (`upper`) or 0 to `N` - 1, which
+    /// [`Self::are_whole`].
+    ///
+    /// # Safety
+    /// As for [`Self::store_each`].
+    #[inline(always)]
+    pub unsafe fn store_part<const N: usize>(&self, upper: bool, index: u32, pieces: [[u32; WORDS]; N]) {
+        let _ = from_fn::<_, N, _>(|member| {
+            <[u32; WORDS]>::store_cs(self.place_of_part::<N>(upper, member, index), pieces[member]);
+        });
+    }
+
+    /// The piece at `index` of the one slice that all ranks are sent, less than [`Self::most`].
+    ///
+    /// # Safety
+    /// As for [`Self::load_each`].
+    #[inline(always)]
+    pub unsafe fn load_one(&self, index: u32) -> [u32; WORDS] {
+        if !self.are_whole(index) {
+            self.load(0, index)
+        } else if self.in_place {
+            <[u32; WORDS]>::load(self.place(0, index))
+        } else {
+            <[u32; WORDS]>::load_nc(self.place(0, index))
         }
     }
 
@@ -146,6 +173,12 @@ where
     #[inline(always)]
     fn bytes(&self, position: u32) -> u32 {
         choose::<W>(position, |at| self.slices.bytes[at] as u64) as u32
+    }
+
+    #[inline(always)]
+    fn place_of_part<const N: usize>(&self, upper: bool, member: usize, index: u32) -> u64 {
+        let addresses = &self.slices.addresses;
+        piece_address::<WORDS>(compute_here(select(upper, addresses[N + member], addresses[member])), index)
     }
 
     #[inline(always)]

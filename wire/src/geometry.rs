@@ -53,7 +53,9 @@ pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world
         | Algorithm::TwoShotLl
         | Algorithm::HybridCubeMeshLl
         | Algorithm::ExchangeLl
-        | Algorithm::ReduceScatterLl => return 0,
+        | Algorithm::ReduceScatterLl
+        | Algorithm::CubeMeshExchangeLl
+        | Algorithm::CubeMeshReduceScatterLl => return 0,
         // What does not fit goes in several pieces.
         Algorithm::Exchange | Algorithm::ReduceScatter => return 0,
         Algorithm::OneShot => 0,

@@ -83,8 +83,9 @@ pub struct LaneParams {
     pub packets: u64,
     /// [`crate::packets::PacketLayout::phase_bytes`].
     pub phase_bytes: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The position of the relay neighbour of the rank at each position, four bits each, that of position 0 lowest, in a hybrid
+    /// cube mesh; elsewhere 0.
+    pub relays: u32,
     /// Address of the lane's counters ([`crate::counters`]); those of this rank's other lanes lie beside them.
     pub counters: u64,
     /// Address of the lane's [`HostPage`], as mapped on this device.
@@ -105,7 +106,7 @@ pub struct LaneParams {
 }
 
 impl LaneParams {
-    /// The entry of [`Self::ranks`] for `rank` at `position`.
+    /// The entry of [`Self::ranks`] for `rank` at `position`, or of [`Self::relays`] for the one of its relay neighbour.
     pub const fn rank_at(position: u32, rank: u32) -> u32 {
         rank << (4 * position)
     }
@@ -255,7 +256,7 @@ impl LaunchDescriptor {
                 // No algorithm of an all-reduce has the number 7.
                 let (algorithm, collective) = (self.algorithm as u32 & 1, self.collective as u32);
                 let kind = 7 << 4 | algorithm << 3 | collective;
-                let rest = self.encode() >> 48;
+                let rest = self.encode() >> 40;
                 kind << CHECK_BITS | (checksum(self.count) ^ checksum(rest << CHECK_BITS))
             }
         }

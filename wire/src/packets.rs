@@ -95,7 +95,9 @@ pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_s
         Algorithm::TwoShotLl => slice_units(units, world_size),
         Algorithm::HybridCubeMeshLl => units * partial_units(dtype.size() as u32) as u64,
         // As of one source's slice.
-        Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => units,
+        Algorithm::ExchangeLl | Algorithm::ReduceScatterLl | Algorithm::CubeMeshExchangeLl => units,
+        // Beside each slice lies that of the relay neighbour; partial results are as long at most.
+        Algorithm::CubeMeshReduceScatterLl => 2 * units,
         Algorithm::OneShot
         | Algorithm::TwoShot
         | Algorithm::HybridCubeMesh

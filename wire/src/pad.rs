@@ -20,7 +20,8 @@
 //!
 //! A call by packets sends the same two words, with the number p of such calls before it in place of n, as its *header*: to
 //! every peer in phase 0, and in phase 1, in a hybrid cube mesh, to the relay neighbour, once for each rank of the own quad
-//! whose header was the same (the slot is that rank's).
+//! whose header was the same (the slot is that rank's); in a reduce-scatter there a rank of the quad also says in phase 1, in its
+//! own slot, what it has for the reader's relay neighbour.
 //!
 //! The eight slots of a phase and block lie side by side, 64 bytes, so that the threads that wait read two sectors.
 

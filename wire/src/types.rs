@@ -29,6 +29,11 @@ pub enum Algorithm {
     ReduceScatter = 9,
     /// [`Self::ReduceScatter`] by packets: every rank pushes each peer its slice, which reduces what arrives.
     ReduceScatterLl = 10,
+    /// [`Self::ExchangeLl`] in a hybrid cube mesh: to the quad and to the relay neighbour, which pushes it on to its own.
+    /// All-gather, broadcast and barrier.
+    CubeMeshExchangeLl = 11,
+    /// [`Self::ReduceScatterLl`] in a hybrid cube mesh: partial results of a quad go to the relay neighbour.
+    CubeMeshReduceScatterLl = 12,
 }
 
 impl Algorithm {
@@ -43,8 +48,14 @@ impl Algorithm {
     ];
 
     /// Those that the other collectives are made of. Each rank has a slice for each: what it sends there, and what it receives.
-    pub const OF_SLICES: [Algorithm; 4] =
-        [Algorithm::Exchange, Algorithm::ExchangeLl, Algorithm::ReduceScatter, Algorithm::ReduceScatterLl];
+    pub const OF_SLICES: [Algorithm; 6] = [
+        Algorithm::Exchange,
+        Algorithm::ExchangeLl,
+        Algorithm::ReduceScatter,
+        Algorithm::ReduceScatterLl,
+        Algorithm::CubeMeshExchangeLl,
+        Algorithm::CubeMeshReduceScatterLl,
+    ];
 
     /// How many there are.
     pub const COUNT: usize = Self::ALL.len() + Self::OF_SLICES.len();
@@ -63,6 +74,8 @@ impl Algorithm {
                 | Algorithm::HybridCubeMeshLl
                 | Algorithm::ExchangeLl
                 | Algorithm::ReduceScatterLl
+                | Algorithm::CubeMeshExchangeLl
+                | Algorithm::CubeMeshReduceScatterLl
         )
     }
 
@@ -73,7 +86,7 @@ impl Algorithm {
 
     /// Whether it moves bytes and computes nothing: one kernel serves all element types and operations.
     pub const fn moves(self) -> bool {
-        matches!(self, Algorithm::Exchange | Algorithm::ExchangeLl)
+        matches!(self, Algorithm::Exchange | Algorithm::ExchangeLl | Algorithm::CubeMeshExchangeLl)
     }
 
     /// Whether it has a kernel for each element type and operation. Where a thread holds all ranks' vectors at once, the code of
@@ -82,20 +95,26 @@ impl Algorithm {
         matches!(self, Algorithm::OneShot | Algorithm::TwoShot | Algorithm::HybridCubeMesh)
     }
 
-    /// Whether a collective other than all-reduce is made of it.
+    /// Whether this collective is made of it.
     pub const fn serves(self, collective: Collective) -> bool {
         match collective {
             Collective::AllReduce => !self.is_of_slices(),
             Collective::ReduceScatter | Collective::Reduce => self.is_of_slices() && !self.moves(),
-            Collective::AllGather | Collective::Broadcast | Collective::AllToAll | Collective::Barrier => {
-                self.moves()
-            }
+            Collective::AllGather | Collective::Broadcast | Collective::Barrier => self.moves(),
+            // A relay neighbour would have all that its quad is sent: four slices over one link.
+            Collective::AllToAll => self.moves() && !self.is_of_cube_mesh(),
         }
     }
 
     /// Whether it needs quads and relay neighbours, and nothing but them.
     pub const fn is_of_cube_mesh(self) -> bool {
-        matches!(self, Algorithm::HybridCubeMesh | Algorithm::HybridCubeMeshLl)
+        matches!(
+            self,
+            Algorithm::HybridCubeMesh
+                | Algorithm::HybridCubeMeshLl
+                | Algorithm::CubeMeshExchangeLl
+                | Algorithm::CubeMeshReduceScatterLl
+        )
     }
 
     /// Whether each rank reduces one slice.
@@ -103,7 +122,8 @@ impl Algorithm {
         matches!(self, Algorithm::TwoShot | Algorithm::TwoShotLl)
     }
 
-    /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`, and with `_ll` those by packets.
+    /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`, `exchange`, `reduce_scatter`, with `_ll` behind those
+    /// by packets and `cube_mesh_` before those of slices in a hybrid cube mesh.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::OneShot => "one_shot",
@@ -116,10 +136,12 @@ impl Algorithm {
             Algorithm::ExchangeLl => "exchange_ll",
             Algorithm::ReduceScatter => "reduce_scatter",
             Algorithm::ReduceScatterLl => "reduce_scatter_ll",
+            Algorithm::CubeMeshExchangeLl => "cube_mesh_exchange_ll",
+            Algorithm::CubeMeshReduceScatterLl => "cube_mesh_reduce_scatter_ll",
         }
     }
 
-    /// The name that people read and type: `one-shot`, `two-shot`, `hybrid-cube-mesh`, and with `-ll` those by packets.
+    /// The name that people read and type: that of [`Self::kernel_name`] with `-` in place of `_`.
     pub const fn name(self) -> &'static str {
         match self {
             Algorithm::OneShot => "one-shot",
@@ -132,6 +154,8 @@ impl Algorithm {
             Algorithm::ExchangeLl => "exchange-ll",
             Algorithm::ReduceScatter => "reduce-scatter",
             Algorithm::ReduceScatterLl => "reduce-scatter-ll",
+            Algorithm::CubeMeshExchangeLl => "cube-mesh-exchange-ll",
+            Algorithm::CubeMeshReduceScatterLl => "cube-mesh-reduce-scatter-ll",
         }
     }
 
@@ -147,6 +171,8 @@ impl Algorithm {
             8 => Some(Algorithm::ExchangeLl),
             9 => Some(Algorithm::ReduceScatter),
             10 => Some(Algorithm::ReduceScatterLl),
+            11 => Some(Algorithm::CubeMeshExchangeLl),
+            12 => Some(Algorithm::CubeMeshReduceScatterLl),
             _ => None,
         }
     }
@@ -361,7 +387,7 @@ named!(
     Algorithm,
     Algorithm::every(),
     "algorithm (of all-reduces one-shot, two-shot, hybrid-cube-mesh, of others exchange, reduce-scatter; by packets with -ll \
-     behind)"
+     behind, in a hybrid cube mesh cube-mesh-exchange-ll, cube-mesh-reduce-scatter-ll)"
 );
 named!(DType, DType::ALL, "element type (bf16, f16, f32)");
 named!(Op, Op::ALL, "operation (sum, avg, min, max)");

@@ -349,7 +349,7 @@ fn lane_params(
         half_bytes: layout.half_bytes(),
         packets: layout.packets(lane) - layout.pad(lane),
         phase_bytes: layout.packet_layout().phase_bytes,
-        reserved: 0,
+        relays: 0,
         counters,
         host_page,
         ranks: 0,
@@ -361,6 +361,8 @@ fn lane_params(
     };
     for (position, &peer) in sequence.positions.iter().enumerate() {
         params.ranks |= LaneParams::rank_at(position as u32, peer as u32);
+        let relay_of_it = sequence.relays.as_ref().map_or(0, |relays| relays[position]);
+        params.relays |= LaneParams::rank_at(position as u32, relay_of_it as u32);
         let mapped = relay.is_none_or(|relay| position / 4 == own_position / 4 || position == relay);
         if mapped {
             params.pads[position] = segments[peer] + layout.pad(lane);

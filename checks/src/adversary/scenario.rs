@@ -104,15 +104,7 @@ impl Kernels {
         let ranks = self.world_size;
         let positions = draw.permutation(ranks);
         let relays = match self.algorithm {
-            algorithm if algorithm.is_of_cube_mesh() => {
-                let across = draw.permutation(4);
-                (0..8)
-                    .map(|at| match at {
-                        0..4 => across[at] + 4,
-                        _ => across.iter().position(|&to| to + 4 == at).unwrap_or(at),
-                    })
-                    .collect()
-            }
+            algorithm if algorithm.is_of_cube_mesh() => draw.relays(),
             _ => (0..ranks).collect(),
         };
         let abort = (draw.below(2) == 0).then(|| Abort::draw(&mut draw, ranks));
@@ -164,6 +156,16 @@ impl Draw {
 
     pub(super) fn of<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
+    }
+
+    /// By position: the relay's position, in a hybrid cube mesh.
+    pub(super) fn relays(&mut self) -> Vec<usize> {
+        let across = self.permutation(4);
+        let relay = |at| match at {
+            0..4 => across[at] + 4,
+            _ => across.iter().position(|&to| to + 4 == at).unwrap_or(at),
+        };
+        (0..8).map(relay).collect()
     }
 
     pub(super) fn permutation(&mut self, count: usize) -> Vec<usize> {

@@ -31,8 +31,8 @@ const BEHIND: usize = 16;
 /// The kernels of slices for some ranks.
 #[derive(Clone)]
 pub struct SliceKernels {
-    /// By the place of their algorithm in [`Algorithm::OF_SLICES`].
-    modules: [Arc<Module>; 4],
+    /// With their algorithms: those for ranks that are all mapped, or those of a hybrid cube mesh.
+    modules: Vec<(Algorithm, Arc<Module>)>,
     /// The all-reduces that are launched between.
     others: Others,
     /// Those that are looked at, if not all.
@@ -65,17 +65,43 @@ impl SliceKernels {
     /// # Errors
     /// As [`Self::shipped`].
     pub fn with(world_size: usize, isa: Isa, mutate: impl Fn(Algorithm, &str) -> String) -> Result<Self> {
+        Self::of(false, world_size, isa, mutate)
+    }
+
+    /// Those of a hybrid cube mesh, each changed by `mutate`.
+    ///
+    /// # Errors
+    /// As [`Self::shipped`].
+    pub fn in_cube_mesh(mutate: impl Fn(Algorithm, &str) -> String) -> Result<Self> {
+        Self::of(true, MAX_RANKS, Isa::V70, mutate)
+    }
+
+    /// The shipped ones that may be launched on one lane with those of `algorithm`.
+    ///
+    /// # Errors
+    /// As [`Self::shipped`].
+    pub fn with_those_of(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
+        Self::of(algorithm.is_of_cube_mesh(), world_size, isa, |_, text| text.to_owned())
+    }
+
+    fn of(
+        cube_mesh: bool,
+        world_size: usize,
+        isa: Isa,
+        mutate: impl Fn(Algorithm, &str) -> String,
+    ) -> Result<Self> {
         let module = |algorithm: Algorithm| {
             let isa = if algorithm.is_by_packets() { isa } else { Isa::V70 };
             let text = shipped_kernels()
                 .find(|text| (text.algorithm, text.world_size, text.isa) == (algorithm, world_size, isa))
                 .with_context(|| format!("{algorithm} is not shipped for {world_size} ranks in {isa}"))?;
-            anyhow::Ok(Arc::new(Module::parse(&mutate(algorithm, text.ptx))?))
+            anyhow::Ok((algorithm, Arc::new(Module::parse(&mutate(algorithm, text.ptx))?)))
         };
-        let [a, b, c, d] = Algorithm::OF_SLICES;
-        let modules = [module(a)?, module(b)?, module(c)?, module(d)?];
-        // All-reduces over ranks that are all mapped, by packets of the same width.
-        let others = Others::shipped(a, world_size, isa)?;
+        let here = Algorithm::OF_SLICES.into_iter().filter(|one| one.is_of_cube_mesh() == cube_mesh);
+        let modules: Vec<_> = here.map(module).collect::<Result<_>>()?;
+        let (first, _) = modules.first().context("there are none")?;
+        // All-reduces over ranks of which as many are mapped, by packets of the same width.
+        let others = Others::shipped(*first, world_size, isa)?;
         Ok(Self { modules, others, focus: None, collective: None, world_size, isa })
     }
 
@@ -96,9 +122,8 @@ impl SliceKernels {
     /// # Errors
     /// If it is not understood.
     pub fn with_text(mut self, algorithm: Algorithm, text: &str) -> Result<Self> {
-        let at = Algorithm::OF_SLICES.iter().position(|known| *known == algorithm);
-        self.modules[at.with_context(|| format!("{algorithm} has no slices"))?] =
-            Arc::new(Module::parse(text)?);
+        let module = self.modules.iter_mut().find(|(known, _)| *known == algorithm);
+        module.with_context(|| format!("{algorithm} is not among them"))?.1 = Arc::new(Module::parse(text)?);
         Ok(self)
     }
 
@@ -145,7 +170,9 @@ impl SliceKernels {
         let patience = if is_absent { options.patience.max(PATIENCE_NS) } else { options.patience };
         let slices = scenario.calls.iter().flat_map(|call| call.bytes.iter().flatten().copied());
         let most = u64::from(slices.max().unwrap_or(0).max(MOST));
-        let packets = PacketLayout::new(most * 2, world_size as u32);
+        // Of a hybrid cube mesh, a slice lies beside another, and partial sums are in fp32.
+        let packets = most * if scenario.relays.is_some() { 4 } else { 2 };
+        let packets = PacketLayout::new(packets, world_size as u32);
         let stride = most.next_multiple_of(VECTOR_BYTES as u64);
         let reduced = |call: &SliceCall| {
             let count = u64::from(call.bytes[0][0]) / scenario.dtype.size() as u64;
@@ -159,7 +186,7 @@ impl SliceKernels {
         });
         let sequence = Sequence {
             positions: scenario.positions.clone(),
-            relays: None,
+            relays: scenario.relays.clone(),
             lane: scenario.lane,
             first: scenario.first,
             algorithms: scenario.calls.iter().map(|call| call.algorithm).collect(),
@@ -220,11 +247,11 @@ impl SliceKernels {
         stride: u64,
     ) -> Result<()> {
         let call = &scenario.calls[number];
-        let of_slices = Algorithm::OF_SLICES.iter().position(|known| *known == call.algorithm);
+        let of_slices = self.modules.iter().find(|(known, _)| *known == call.algorithm);
         let (module, params) = match of_slices {
-            Some(at) => {
+            Some((_, module)) => {
                 let params = scenario.params((rank, number), launch, stride);
-                (&*self.modules[at], params::slice_bytes(&params))
+                (&**module, params::slice_bytes(&params))
             }
             None => {
                 let said = scenario.said(number, rank, rank);
@@ -343,10 +370,17 @@ impl SliceScenario {
             let before = before(&mut call.bytes.iter().map(|row| row[rank]), peer);
             (launch.output + if reduces { 0 } else { before }, call.bytes[peer][rank])
         };
+        let own = launch.lane.position as usize;
+        let peers = (0..self.positions.len()).map(|place| match &self.relays {
+            Some(relays) if call.algorithm.is_of_cube_mesh() && place / 4 != own / 4 => {
+                self.positions[relays[place ^ 4]]
+            }
+            _ => self.positions[place],
+        });
         let mut params = SliceParams {
             launch,
-            sent: Slices::new(self.positions.iter().map(|&peer| sent(peer))),
-            received: Slices::new(self.positions.iter().map(|&peer| received(peer))),
+            sent: Slices::new(peers.clone().map(sent)),
+            received: Slices::new(peers.map(received)),
             stride: if shares { 0 } else { stride },
             said: [0; MAX_RANKS],
             expected: [0; MAX_RANKS],

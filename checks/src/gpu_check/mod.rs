@@ -10,6 +10,7 @@
 //! | what machine it is | [`machine`] |
 //! | the driver takes every PTX text | [`modules`] |
 //! | all algorithms of all-reduces, types, operations and world sizes, bit by bit | [`results`] |
+//! | every other collective by each of its algorithms, byte by byte | [`collectives`] |
 //! | the same between processes, a few cases | [`processes`] |
 //! | deadline, abort, mismatch | [`failures`] |
 //! | captured graphs | [`graphs`] |
@@ -20,6 +21,7 @@
 
 pub mod arena;
 pub mod channels;
+pub mod collectives;
 pub mod failures;
 pub mod graphs;
 pub mod machine;
@@ -57,8 +59,10 @@ enum Command {
     Machine(Common),
     /// The driver takes every PTX text
     Modules(Common),
-    /// All algorithms, types, operations and world sizes, bit by bit; ranks are threads
+    /// All algorithms of all-reduces, types, operations and world sizes, bit by bit; ranks are threads
     Results(Common),
+    /// Every other collective by each of its algorithms, byte by byte
+    Collectives(Common),
     /// Ranks that are processes share memory by cuIpc
     Processes(Common),
     /// Deadline, abort and mismatch end a call on every rank
@@ -113,6 +117,7 @@ pub fn run(arguments: Arguments) -> Result<bool> {
         Command::Machine(common) => machine::run(&common),
         Command::Modules(common) => modules::run(&common),
         Command::Results(common) => results::run(&common),
+        Command::Collectives(common) => collectives::run(&common),
         Command::Processes(common) => processes::run(&common),
         Command::Failures(common) => failures::run(&common),
         Command::Graphs(common) => graphs::run(&common),

@@ -169,6 +169,7 @@ fn slices(subject: Subject) -> Result<(Session, Vec<Expected>)> {
         dtype,
         op,
         positions: (0..ranks).collect(),
+        relays: algorithm.is_of_cube_mesh().then(|| (0..ranks).map(|position| position ^ 4).collect()),
         lane: 0,
         first: Numbers { barriers: CALL_NUMBER, packets: CALL_NUMBER },
         calls: vec![call],
@@ -176,7 +177,7 @@ fn slices(subject: Subject) -> Result<(Session, Vec<Expected>)> {
         late: None,
         odd: None,
     };
-    SliceKernels::shipped(ranks, isa)?.prepare(&scenario, 0)
+    SliceKernels::with_those_of(algorithm, ranks, isa)?.prepare(&scenario, 0)
 }
 
 /// Counts what is queued in a session.

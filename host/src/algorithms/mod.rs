@@ -23,6 +23,8 @@ use cube_texts;
 /// No text, for 2 to 8 ranks.
 const NONE: [Option<&str>; 7] = [None; 7];
 
+mod cube_mesh_exchange_ll;
+mod cube_mesh_reduce_scatter_ll;
 mod exchange;
 mod exchange_ll;
 mod hybrid_cube_mesh;
@@ -76,6 +78,8 @@ pub(crate) static SHIPPED: &[Description] = &[
     exchange::DESCRIPTION,
     reduce_scatter_ll::DESCRIPTION,
     reduce_scatter::DESCRIPTION,
+    cube_mesh_exchange_ll::DESCRIPTION,
+    cube_mesh_reduce_scatter_ll::DESCRIPTION,
 ];
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
@@ -187,6 +191,10 @@ mod tests {
         let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
         let limits = Limits { hybrid_cube_mesh_ll: Some(1000), ..Limits::default() };
         assert_eq!(cube.packet_layout(&limits, 8).phase_bytes, 4096, "partial sums are in fp32");
+        for algorithm in [Algorithm::CubeMeshExchangeLl, Algorithm::CubeMeshReduceScatterLl] {
+            let piece = limits.piece(algorithm, 8);
+            assert!(packets::phase_bytes(algorithm, piece.div_ceil(4), DType::F32, 8) <= 4096);
+        }
     }
 
     #[test]
@@ -204,7 +212,7 @@ mod tests {
     fn where_packets_may_be_wide_all_of_them_are() {
         for description in SHIPPED.iter().filter(|description| description.algorithm.is_by_packets()) {
             let has_later = description.later_texts.iter().any(Option::is_some);
-            assert_eq!(has_later, description.algorithm != Algorithm::HybridCubeMeshLl);
+            assert_eq!(has_later, !description.algorithm.is_of_cube_mesh());
             let both = || description.texts.iter().zip(&description.later_texts);
             assert!(!has_later || both().all(|(text, later)| text.is_some() == later.is_some()));
         }

@@ -87,6 +87,17 @@ impl SlicePlan {
         Ok(Self { kernel, algorithm, params, block_cap: shared.block_cap, piece, longest })
     }
 
+    /// The position whose slices lie at a place: in a hybrid cube mesh that of the relay neighbour opposite each of the own quad.
+    fn position(&self, place: usize) -> usize {
+        let lane = &self.params.launch.lane;
+        let opposite = MAX_RANKS / 2;
+        if self.algorithm.is_of_cube_mesh() && (place ^ lane.position as usize) & opposite != 0 {
+            (lane.relays >> (4 * (place ^ opposite))) as usize & (2 * MAX_RANKS - 1)
+        } else {
+            place
+        }
+    }
+
     /// How many launches there are: one, also of a call in which nothing moves.
     pub(crate) fn pieces(&self) -> u64 {
         self.longest.div_ceil(self.piece.max(1)).max(1)
@@ -96,8 +107,8 @@ impl SlicePlan {
     pub(crate) fn launch(&self, call: &SliceCall, piece: u64, world_size: usize) -> (Geometry, SliceParams) {
         let begin = piece * self.piece.min(self.longest);
         let cut = |runs: &[Run; MAX_RANKS]| {
-            Slices::new((0..world_size).map(|position| {
-                let run = runs[rank_at(&self.params.launch, position)];
+            Slices::new((0..world_size).map(|place| {
+                let run = runs[rank_at(&self.params.launch, self.position(place))];
                 let bytes = run.bytes(call.size()).saturating_sub(begin).min(self.piece);
                 // Of what this rank does not use, the address may be any.
                 (run.address.wrapping_add(begin), bytes as u32)

@@ -35,8 +35,8 @@ const BEHIND: &str = "nccl";
 ///
 /// On one node its kernels make all-reduces, reduces and reduce-scatters of types and operations that they have, broadcasts, all-gathers
 /// and all-to-alls of any type, and barriers, up to the lengths that the node's topology has an algorithm for
-/// ([`meshreduce::Communicator::longest`], [`meshreduce::Communicator::longest_for`]: on a hybrid cube mesh there are all-reduces and
-/// barriers alone). Where no rank knows how long all parts of a call are, a promise decides ([`MeshFactory::parts_up_to`]). Sends and
+/// ([`meshreduce::Communicator::longest`], [`meshreduce::Communicator::longest_for`]: on a hybrid cube mesh there
+/// are no all-to-alls, and what is made of them). Where no rank knows how long all parts of a call are, a promise decides ([`MeshFactory::parts_up_to`]). Sends and
 /// receives, and batches of them, go through channels
 /// ([`meshreduce_channels`]), between any two ranks of the group, on one node or two. Everything else is NCCL's, batches of collectives
 /// among it, on all ranks alike: the choice depends on nothing but what all ranks know of the call, and on what was agreed when the

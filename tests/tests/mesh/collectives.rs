@@ -2,7 +2,9 @@
 //! the reduction give.
 
 use cust::memory::DeviceBuffer;
-use meshreduce::{Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Op, RecordKind};
+use meshreduce::{
+    Algorithm, Collective, Config, DType, ElementSize, Error, Isa, Limits, Mesh, Op, RecordKind,
+};
 use meshreduce_checks::buffer::Guarded;
 use meshreduce_checks::collectives::{self, Case};
 use meshreduce_checks::graph::Graph;
@@ -85,6 +87,57 @@ fn calls_go_on_where_the_count_of_packets_wraps() {
         let cases = drawn(3, 3, 300, first);
         play(3, &config().first_call_number(first), &cases);
     }
+}
+
+/// A configuration of eight ranks whose links are those of a DGX-1V in this numbering.
+fn cube_mesh(number: impl Fn(usize) -> usize) -> Config {
+    let linked = |a: usize, b: usize| {
+        let (a, b) = (number(a), number(b));
+        u32::from(a != b && (a / 4 == b / 4 || a % 4 == b % 4))
+    };
+    let links = (0..8).flat_map(|a| (0..8).map(move |b| (a, b))).map(|(a, b)| linked(a, b)).collect();
+    config().assume_links(Some(Mesh::from_links(8, links).unwrap()))
+}
+
+fn drawn_for_cube_mesh(each: usize, most: usize, seed: u64) -> Vec<Case> {
+    let there = OTHERS.into_iter().filter(|collective| *collective != Collective::AllToAll);
+    collectives::drawn(&there.collect::<Vec<_>>(), 8, each, most, seed)
+}
+
+#[test]
+fn in_a_hybrid_cube_mesh_slices_go_over_the_relays() {
+    play(8, &cube_mesh(|rank| rank), &drawn_for_cube_mesh(8, 700, 400));
+}
+
+#[test]
+fn in_a_hybrid_cube_mesh_longer_slices_go_in_pieces() {
+    let limits = Limits { hybrid_cube_mesh_ll: Some(1024), ..Limits::default() };
+    let cases = drawn_for_cube_mesh(4, 256, 401);
+    play(8, &cube_mesh(|rank| rank).limits(limits), &cases);
+}
+
+#[test]
+fn in_a_hybrid_cube_mesh_calls_go_on_where_the_count_of_packets_wraps() {
+    let limits = Limits { hybrid_cube_mesh_ll: Some(1024), ..Limits::default() };
+    for first in [(1 << 30) - 5, (1 << 32) - 5] {
+        let config = cube_mesh(|rank| rank).limits(limits).first_call_number(first);
+        play(8, &config, &drawn_for_cube_mesh(2, 120, first));
+    }
+}
+
+#[test]
+fn in_a_hybrid_cube_mesh_what_is_not_built_is_not_applicable() {
+    ranks(8, &cube_mesh(|rank| rank), |communicator| {
+        let select = |collective| communicator.select_for(collective, 8 << 10);
+        let exchange = Some(Algorithm::CubeMeshExchangeLl);
+        let reduce_scatter = Some(Algorithm::CubeMeshReduceScatterLl);
+        assert_eq!(
+            OTHERS.map(select),
+            [exchange, reduce_scatter, exchange, reduce_scatter, None, exchange],
+            "in the order of {OTHERS:?}"
+        );
+        communicator.close().unwrap();
+    });
 }
 
 #[test]

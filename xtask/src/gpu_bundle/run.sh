@@ -72,6 +72,7 @@ fi
 check machine 60
 check modules 300
 check results 600
+check collectives 600
 check processes 300
 check failures 300
 check graphs 300

@@ -244,7 +244,9 @@ impl Examined {
 fn expected(entry: KernelName) -> Vec<u32> {
     match entry.text.algorithm {
         // A quad of ranks, then two partial results in fp32, each one vector or two.
-        Algorithm::HybridCubeMeshLl => vec![4, 4],
+        Algorithm::HybridCubeMeshLl | Algorithm::CubeMeshExchangeLl => vec![4, 4],
+        // A quad's of the relay's slice, of the own one, and the other quad's partial result.
+        Algorithm::CubeMeshReduceScatterLl => vec![4, 4, 2],
         Algorithm::HybridCubeMesh => {
             vec![4, if entry.reduces.is_some_and(|(dtype, _)| dtype == DType::F32) { 2 } else { 4 }]
         }

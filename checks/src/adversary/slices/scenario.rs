@@ -18,6 +18,8 @@ pub struct SliceScenario {
     pub op: Op,
     /// By position in the tree: the rank.
     pub positions: Vec<usize>,
+    /// In a hybrid cube mesh, by position: the relay's position. Elsewhere all ranks are mapped.
+    pub relays: Option<Vec<usize>>,
     /// The lane that is played.
     pub lane: u32,
     /// Its calls before.
@@ -110,7 +112,9 @@ impl SliceKernels {
         if let Some(late) = late.as_mut().filter(|_| is_one) {
             late.call = 0;
         }
-        SliceScenario { dtype, op, positions, lane, first, calls, abort, late, odd }
+        let in_cube_mesh = self.modules.iter().any(|(algorithm, _)| algorithm.is_of_cube_mesh());
+        let relays = in_cube_mesh.then(|| draw.relays());
+        SliceScenario { dtype, op, positions, relays, lane, first, calls, abort, late, odd }
     }
 
     fn draw_call(&self, draw: &mut Draw, dtype: DType) -> SliceCall {
@@ -124,7 +128,8 @@ impl SliceKernels {
             _ if draw.below(6) == 0 && !others.is_empty() => (Collective::AllReduce, draw.of(&others)),
             _ => {
                 let serving = |algorithm: &Algorithm| !self.served(*algorithm).is_empty();
-                let serving: Vec<Algorithm> = Algorithm::OF_SLICES.into_iter().filter(serving).collect();
+                let all = self.modules.iter().map(|(algorithm, _)| *algorithm);
+                let serving: Vec<Algorithm> = all.filter(serving).collect();
                 let algorithm = draw.of(&serving);
                 (draw.of(&self.served(algorithm)), algorithm)
             }

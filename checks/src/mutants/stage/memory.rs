@@ -99,7 +99,7 @@ impl Memory {
             half_bytes: layout.half_bytes(),
             packets: layout.packets(lane) - layout.pad(lane),
             phase_bytes: layout.packet_layout().phase_bytes,
-            reserved: 0,
+            relays: if relayed { 0x3210_7654 } else { 0 },
             counters: self.counters(lane, rank),
             host_page: page,
             ranks: 0,
