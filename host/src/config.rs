@@ -354,8 +354,8 @@ impl Config {
         self
     }
 
-    /// Uses one algorithm for every message, whatever its length: what is longer than its limit goes in several launches. `None`:
-    /// by size. One of [`Algorithm::OF_SLICES`] is used for the collectives that it serves, one of [`Algorithm::ALL`] for
+    /// Uses one algorithm for every message: what is longer than its limit goes in several launches, 256 at most, and what is longer than
+    /// that no algorithm takes. `None`: by size. One of [`Algorithm::OF_SLICES`] is used for the collectives that it serves, one of [`Algorithm::ALL`] for
     /// all-reduces; the others go by size.
     pub fn force_algorithm(mut self, algorithm: Option<Algorithm>) -> Self {
         self.forced_algorithm = algorithm;

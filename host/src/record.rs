@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use meshreduce_wire::launch::HostPage;
-use meshreduce_wire::{AbortWord, ErrorRecord, LaunchDescriptor, RecordKind};
+use meshreduce_wire::{AbortWord, ErrorRecord, RecordKind};
 
 use meshreduce_device::MappedHost;
 
 use crate::error::Error;
+use crate::lane::decode;
 
 /// The record in a lane's host page, if a kernel has left one.
 pub(crate) fn read(page: &MappedHost<HostPage>) -> Option<ErrorRecord> {
@@ -69,8 +70,8 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, lane: u32) -> Error {
         RecordKind::LaunchMismatch => Error::LaunchMismatch {
             rank,
             peer: record.peer as usize,
-            launched: LaunchDescriptor::decode(record.launched),
-            peer_launched: LaunchDescriptor::decode(record.peer_launched),
+            launched: decode(record.launched),
+            peer_launched: decode(record.peer_launched),
         },
         _ => Error::Aborted,
     }

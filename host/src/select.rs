@@ -10,6 +10,10 @@ use crate::error::Error;
 /// Bytes to which pieces of a longer message are rounded: what lies so far behind an address is aligned as it is.
 const WHOLE: u64 = 256;
 
+/// Most launches of a call. Whoever makes it can do nothing else meanwhile, nor can those who wait for the lane; and a stream that has
+/// about a thousand takes no more before some have run, which may be for ever where a peer does not come.
+pub(crate) const MOST_LAUNCHES: u64 = 256;
+
 /// The rule of one communicator: equal on all ranks, because all it knows was compared at the rendezvous.
 #[derive(Clone, Debug)]
 pub(crate) struct Selector {
@@ -52,7 +56,7 @@ impl Selector {
     /// Bytes of the longest message that is taken, as are all shorter ones; `None`: there is no kernel.
     pub(crate) fn longest(&self, loaded: impl Fn(Algorithm) -> bool) -> Option<u64> {
         if let Some(forced) = self.forced_for(Collective::AllReduce) {
-            return loaded(forced).then_some(u64::MAX);
+            return loaded(forced).then(|| self.longest_forced(forced));
         }
         let able = self.ground.algorithms().map(|description| description.algorithm);
         able.filter(|algorithm| loaded(*algorithm))
@@ -60,42 +64,63 @@ impl Selector {
             .max()
     }
 
-    /// The algorithm for a collective other than an all-reduce whose longest slice has `bytes` bytes; `loaded` says whether there is a
-    /// kernel. One that is forced takes slices of any length.
+    /// Bytes of the longest message that a forced algorithm of all-reduces takes.
+    fn longest_forced(&self, algorithm: Algorithm) -> u64 {
+        self.piece(algorithm).saturating_mul(MOST_LAUNCHES)
+    }
+
+    /// The algorithms for a collective other than an all-reduce, with the bytes of the longest slice that each takes: its limit, unless it
+    /// is forced, and what goes in [`MOST_LAUNCHES`] launches. `piece` gives the bytes of a slice in one of them; `None`: there is no
+    /// kernel.
+    fn takes(
+        &self,
+        collective: Collective,
+        piece: impl Fn(Algorithm) -> Option<u64>,
+    ) -> impl Iterator<Item = (Algorithm, u64)> {
+        let forced = self.forced_for(collective);
+        let able = self.ground.of_slices().map(|description| description.algorithm);
+        let able = able.filter(move |algorithm| {
+            algorithm.serves(collective) && forced.is_none_or(|forced| *algorithm == forced)
+        });
+        able.filter_map(move |algorithm| {
+            let most = piece(algorithm)?.saturating_mul(MOST_LAUNCHES);
+            let limit = self.limits.of(algorithm, self.world_size);
+            Some((
+                algorithm,
+                match forced {
+                    Some(_) => most,
+                    // What is within its limit goes in one.
+                    None if algorithm.is_by_packets() => limit,
+                    None => limit.min(most),
+                },
+            ))
+        })
+    }
+
+    /// The algorithm for a collective other than an all-reduce whose longest slice has `bytes` bytes; `piece` gives the bytes of a slice
+    /// that go in one launch; `None`: there is no kernel.
     pub(crate) fn select_for(
         &self,
         collective: Collective,
         bytes: u64,
-        loaded: impl Fn(Algorithm) -> bool,
+        piece: impl Fn(Algorithm) -> Option<u64>,
     ) -> Result<Algorithm, Error> {
-        let forced = self.forced_for(collective);
-        let takes = |algorithm: &Algorithm| match forced {
-            Some(forced) => *algorithm == forced,
-            None => bytes <= self.limits.of(*algorithm, self.world_size),
-        };
-        let able = self.ground.of_slices().map(|description| description.algorithm);
-        able.filter(|algorithm| algorithm.serves(collective))
-            .find(|algorithm| takes(algorithm) && loaded(*algorithm))
-            .ok_or(Error::NoAlgorithmFor { collective, bytes })
+        let mut able = self.takes(collective, piece);
+        let found = able.find(|(_, most)| bytes <= *most).map(|(algorithm, _)| algorithm);
+        found.ok_or(Error::NoAlgorithmFor { collective, bytes })
     }
 
     /// Bytes of the longest slice for which [`Selector::select_for`] gives an algorithm, as it does for all shorter ones.
     pub(crate) fn longest_for(
         &self,
         collective: Collective,
-        loaded: impl Fn(Algorithm) -> bool,
+        piece: impl Fn(Algorithm) -> Option<u64>,
     ) -> Option<u64> {
-        if let Some(forced) = self.forced_for(collective) {
-            return loaded(forced).then_some(u64::MAX);
-        }
-        let able = self.ground.of_slices().map(|description| description.algorithm);
-        able.filter(|algorithm| algorithm.serves(collective) && loaded(*algorithm))
-            .map(|algorithm| self.limits.of(algorithm, self.world_size))
-            .max()
+        self.takes(collective, piece).map(|(_, most)| most).max()
     }
 
-    /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel. One that is forced takes messages of
-    /// any length.
+    /// The algorithm for a message of `bytes` bytes; `loaded` says whether there is a kernel. One that is forced takes messages beyond its
+    /// limit, up to what goes in [`MOST_LAUNCHES`] launches.
     pub(crate) fn select(
         &self,
         bytes: u64,
@@ -111,7 +136,11 @@ impl Selector {
                 .find(|algorithm| bytes <= self.limits.of(*algorithm, self.world_size) && loaded(*algorithm))
                 .ok_or(Error::NoAlgorithm { bytes, dtype, op });
         };
-        if loaded(algorithm) { Ok(algorithm) } else { Err(Error::Unsupported { algorithm, dtype, op }) }
+        match loaded(algorithm) {
+            false => Err(Error::Unsupported { algorithm, dtype, op }),
+            true if bytes > self.longest_forced(algorithm) => Err(Error::NoAlgorithm { bytes, dtype, op }),
+            true => Ok(algorithm),
+        }
     }
 }
 
@@ -124,6 +153,9 @@ mod tests {
         let ground = Ground { topology: Topology::FullyConnected, cube: false };
         Selector { ground, limits: Limits::default(), world_size: 8, forced }
     }
+
+    /// Staging holds any slice.
+    const WHOLE_SLICE: fn(Algorithm) -> Option<u64> = |_| Some(u64::MAX);
 
     fn select(selector: &Selector, bytes: u64) -> Result<Algorithm, Error> {
         selector.select(bytes, |_| true, DType::Bf16, Op::Sum)
@@ -152,7 +184,7 @@ mod tests {
     #[test]
     fn other_collectives_go_by_their_longest_slice() {
         let select =
-            |selector: &Selector, collective, bytes| selector.select_for(collective, bytes, |_| true);
+            |selector: &Selector, collective, bytes| selector.select_for(collective, bytes, WHOLE_SLICE);
         let free = selector(None);
         for (collective, bytes, expected) in [
             (Collective::Barrier, 0, Algorithm::ExchangeLl),
@@ -196,21 +228,25 @@ mod tests {
         assert!(select(&cube, Collective::AllToAll, 0).is_err(), "it is not built there");
         for collective in Collective::ALL.into_iter().filter(|one| *one != Collective::AllReduce) {
             for selector in [&free, &none] {
-                let longest = selector.longest_for(collective, |_| true).unwrap();
+                let longest = selector.longest_for(collective, WHOLE_SLICE).unwrap();
                 assert!(select(selector, collective, longest).is_ok());
                 assert!(select(selector, collective, longest + 1).is_err());
             }
             let there = (collective != Collective::AllToAll).then_some(192 << 10);
-            assert_eq!(cube.longest_for(collective, |_| true), there);
+            assert_eq!(cube.longest_for(collective, WHOLE_SLICE), there);
         }
     }
 
     #[test]
-    fn a_forced_algorithm_takes_any_length_in_pieces_of_its_limit() {
+    fn a_forced_algorithm_goes_beyond_its_limit_in_pieces_of_it_but_not_in_any_number() {
         let one_shot = selector(Some(Algorithm::OneShot));
         one_shot.check().unwrap();
-        for bytes in [0, 262_144, 262_145, u64::MAX] {
+        let most = 262_144 * MOST_LAUNCHES;
+        for bytes in [0, 262_144, 262_145, most] {
             assert_eq!(select(&one_shot, bytes).unwrap(), Algorithm::OneShot);
+        }
+        for bytes in [most + 1, u64::MAX] {
+            assert!(matches!(select(&one_shot, bytes), Err(Error::NoAlgorithm { .. })), "{bytes}");
         }
         for (limit, piece) in [(262_144, 262_144), (1000, 768), (256, 256), (255, 240), (16, 16), (15, 0)] {
             let limits = Limits { one_shot: limit, ..Limits::default() };
@@ -218,10 +254,24 @@ mod tests {
         }
         let exchange = selector(Some(Algorithm::Exchange));
         exchange.check().unwrap();
-        let of = |collective| exchange.select_for(collective, 1 << 40, |_| true);
+        let of = |collective| exchange.select_for(collective, 1 << 40, WHOLE_SLICE);
         assert_eq!(of(Collective::AllGather).unwrap(), Algorithm::Exchange);
         assert!(of(Collective::Reduce).is_err(), "it is none of its algorithms");
         assert_eq!(select(&exchange, 8).unwrap(), Algorithm::OneShotLl, "nor is it one of all-reduces");
+    }
+
+    #[test]
+    fn slices_go_in_no_more_launches_than_a_call_has_at_most() {
+        // Staging that holds 1 KiB of a slice; packet memory holds all that goes by packets.
+        let piece = |algorithm: Algorithm| Some(if algorithm.is_by_packets() { u64::MAX } else { 1 << 10 });
+        let most = MOST_LAUNCHES << 10;
+        for forced in [None, Some(Algorithm::Exchange)] {
+            let selector = selector(forced);
+            assert_eq!(selector.longest_for(Collective::AllGather, piece), Some(most));
+            let of = |bytes| selector.select_for(Collective::AllGather, bytes, piece);
+            assert_eq!(of(most).unwrap(), Algorithm::Exchange);
+            assert!(matches!(of(most + 1), Err(Error::NoAlgorithmFor { bytes, .. }) if bytes == most + 1));
+        }
     }
 
     #[test]
@@ -254,7 +304,6 @@ mod tests {
                 let loaded = |algorithm| loaded.contains(&algorithm);
                 let takes = |bytes| selector.select(bytes, loaded, DType::F32, Op::Sum).is_ok();
                 match selector.longest(loaded) {
-                    Some(u64::MAX) => assert!(forced.is_some() && takes(u64::MAX)),
                     Some(bytes) => assert!(takes(0) && takes(bytes) && !takes(bytes + 1)),
                     None => assert!(!takes(0)),
                 }

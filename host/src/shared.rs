@@ -16,7 +16,7 @@ use crate::counters::{Counters, lane_params};
 use crate::end::{Event, Leak, State};
 use crate::error::{Error, Ranks};
 use crate::kernels::Kernels;
-use crate::lane::{Calls, LaneState, Pages};
+use crate::lane::{Calls, LaneState, Pages, is_alike_to_all};
 use crate::loaded::Loaded;
 use crate::record;
 use crate::residency::Residency;
@@ -189,20 +189,21 @@ impl Shared {
 
     /// The algorithm for another collective whose longest slice has so many bytes.
     pub(crate) fn select_for(&self, collective: Collective, longest: u64) -> Result<Algorithm, Error> {
-        self.selector.select_for(collective, longest, |algorithm| self.is_able(algorithm))
+        self.selector.select_for(collective, longest, |algorithm| self.longest_piece(collective, algorithm))
     }
 
     /// Bytes of the longest slice that it gives one for; `None`: there is none, however short.
     pub(crate) fn longest_for(&self, collective: Collective) -> Option<u64> {
-        self.selector.longest_for(collective, |algorithm| self.is_able(algorithm))
+        self.selector.longest_for(collective, |algorithm| self.longest_piece(collective, algorithm))
     }
 
-    /// Whether an algorithm of slices can run.
-    fn is_able(&self, algorithm: Algorithm) -> bool {
+    /// Bytes of a slice of `collective` that go in one launch of an algorithm, where not all do; `None`: it cannot run.
+    fn longest_piece(&self, collective: Collective, algorithm: Algorithm) -> Option<u64> {
         // A staging half must have room for a vector of each slice.
         let has_staging = self.half_bytes() >= (self.world_size() * VECTOR_BYTES) as u64;
-        (algorithm.is_by_packets() || has_staging)
-            && self.kernels.kernel(algorithm, DType::F32, Op::Sum).is_some()
+        let is_able = (algorithm.is_by_packets() || has_staging)
+            && self.kernels.kernel(algorithm, DType::F32, Op::Sum).is_some();
+        is_able.then(|| self.piece_of_slices(algorithm, None, is_alike_to_all(collective)))
     }
 
     /// Bytes of the longest slice of an all-to-all with lists: one piece.

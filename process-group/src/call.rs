@@ -74,7 +74,9 @@ pub enum Call<'a> {
         /// How.
         op: ReduceOp,
     },
-    /// `outputs` become, by rank, that rank's part for this rank. Parts may differ in length. Never in place.
+    /// `outputs` become, by rank, that rank's part for this rank. Parts may differ in length. Never in place. All ranks describe parts in the
+    /// same way: equal parts of one tensor ([`Parts::Whole`]) may be another call to a backend than parts as long that are given by counts
+    /// or as a list.
     AllToAll {
         /// By rank that gets it.
         inputs: Parts<'a>,

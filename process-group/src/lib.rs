@@ -63,7 +63,7 @@ pub use group::{
     default_group, destroy_default_group, init, init_with, set_default_group,
 };
 pub use host::HostFactory;
-pub use mesh::MeshFactory;
+pub use mesh::{MeshFactory, MeshFailure};
 pub use meshreduce::RawStream;
 pub use meshreduce_nccl_loader as nccl_loader;
 pub use meshreduce_store as store;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use meshreduce_wire::{LaunchDescriptor, RecordKind};
 
+use crate::lane::ExchangeKind;
+
 /// Ranks as errors list them: "rank 3", "ranks 1, 2 and 5", "no rank".
 #[derive(Clone, Copy, Debug)]
 pub struct Ranks<'a>(pub &'a [usize]);
@@ -27,7 +29,14 @@ pub(super) struct Launch<'a>(pub(super) &'a Option<LaunchDescriptor>);
 impl fmt::Display for Launch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(launch) => launch.fmt(f),
+            // As an all-to-all it would be told as what it is launched as.
+            Some(launch) => match ExchangeKind::of(launch) {
+                Some(kind) => {
+                    let LaunchDescriptor { algorithm, element, count, .. } = launch;
+                    write!(f, "{kind} ({algorithm}) of {count} {element} to this peer")
+                }
+                None => launch.fmt(f),
+            },
             None => f.write_str("something unreadable"),
         }
     }

@@ -232,7 +232,8 @@ impl Lane {
         unsafe { self.enqueue_slices_work(&call, stream.into()) }
     }
 
-    /// [`Lane::all_to_all_raw`] with `sent[r]` elements to rank r and `received[r]` from it. As no rank knows what the others send
+    /// [`Lane::all_to_all_raw`] with `sent[r]` elements to rank r and `received[r]` from it. All ranks make it by lists then, this or
+    /// [`Lane::all_to_all_list_raw`]: one that makes [`Lane::all_to_all_raw`] of as many elements has made another call. As no rank knows what the others send
     /// one another, no slice may be longer than what [`crate::Communicator::longest_all_to_all_v`] says, and slices do not go by
     /// packets, however short they are.
     ///
@@ -274,6 +275,52 @@ impl Lane {
         stream: impl Into<StreamOrder>,
     ) -> Result<Work, Error> {
         let call = SliceCall::all_to_all_list((sent, received), size.into(), self.place())?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.enqueue_slices_work(&call, stream.into()) }
+    }
+
+    /// Gathers the slice `input` of every rank to the root: that of rank r to its `outputs[r]`. What is given for `outputs` elsewhere is
+    /// not used. As of [`Lane::all_to_all_v_raw`], no slice may be longer than what
+    /// [`crate::Communicator::longest_all_to_all_v`] says, and slices do not go by packets.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_to_all_raw`]; only the root's outputs are written.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::all_to_all_v_raw`], and [`Error::NoSuchRoot`].
+    pub unsafe fn gather_raw(
+        &mut self,
+        input: RawSlice,
+        outputs: &[RawSlice],
+        size: impl Into<ElementSize>,
+        root: usize,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        let call = SliceCall::gather(input, outputs, size.into(), root, self.place())?;
+        // SAFETY: the caller vouches for it.
+        unsafe { self.enqueue_slices_work(&call, stream.into()) }
+    }
+
+    /// Scatters the root's slices: `inputs[r]` to the slice `output` of rank r. The reverse of [`Lane::gather_raw`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Lane::all_to_all_raw`]; only the root's inputs are read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lane::gather_raw`].
+    pub unsafe fn scatter_raw(
+        &mut self,
+        inputs: &[RawSlice],
+        output: RawSlice,
+        size: impl Into<ElementSize>,
+        root: usize,
+        stream: impl Into<StreamOrder>,
+    ) -> Result<Work, Error> {
+        let call = SliceCall::scatter(inputs, output, size.into(), root, self.place())?;
         // SAFETY: the caller vouches for it.
         unsafe { self.enqueue_slices_work(&call, stream.into()) }
     }

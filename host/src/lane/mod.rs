@@ -2,6 +2,7 @@
 
 mod calls;
 mod collectives;
+mod exchange_kind;
 mod order;
 mod plan;
 mod slice_plan;
@@ -26,9 +27,11 @@ use order::{LastCall, WaitFor};
 use plan::{Kind, Plan};
 use slice_plan::SlicePlan;
 pub use slices::RawSlice;
-pub(crate) use slices::SliceCall;
+pub(crate) use slices::{SliceCall, is_alike_to_all};
 
 pub(crate) use calls::{Calls, Recorded};
+pub use exchange_kind::ExchangeKind;
+pub(crate) use exchange_kind::decode;
 pub use order::StreamOrder;
 pub(crate) use state::{LaneState, Pages};
 

@@ -4,7 +4,7 @@
 use meshreduce_wire::launch::{self, IN_PLACE, SliceParams};
 use meshreduce_wire::{Algorithm, DType, Geometry, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, Slices};
 
-use super::slices::{Run, SliceCall};
+use super::slices::{Run, SliceCall, is_alike_to_all};
 use crate::error::Error;
 use crate::kernels::Kernel;
 use crate::shared::Shared;
@@ -44,8 +44,9 @@ impl SlicePlan {
             .kernels
             .kernel(algorithm, dtype, op)
             .ok_or(Error::NoAlgorithmFor { collective: call.collective, bytes: known })?;
-        let stride = if call.shared { 0 } else { shared.piece_of_slices(Algorithm::Exchange, None, false) };
-        let piece = shared.piece_of_slices(algorithm, call.longest.map(|_| known), call.shared);
+        let is_alike = is_alike_to_all(call.collective);
+        let stride = if is_alike { 0 } else { shared.piece_of_slices(Algorithm::Exchange, None, false) };
+        let piece = shared.piece_of_slices(algorithm, call.longest.map(|_| known), is_alike);
         if call.longest.is_none() && known > piece.min(decided) {
             return Err(Error::NoAlgorithmFor { collective: call.collective, bytes: known });
         }

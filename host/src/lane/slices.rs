@@ -3,6 +3,7 @@
 
 use meshreduce_wire::{Collective, DType, Element, ElementSize, MAX_RANKS, Op};
 
+use super::ExchangeKind;
 use crate::error::Error;
 
 /// A rank's slice of a list: elements in device memory.
@@ -41,14 +42,18 @@ pub(crate) struct SliceCall {
     pub(super) collective: Collective,
     pub(super) element: Element,
     pub(super) op: Option<Op>,
+    /// Of an exchange its kind.
     pub(super) root: usize,
     /// By rank.
     pub(super) sent: [Run; MAX_RANKS],
     pub(super) received: [Run; MAX_RANKS],
     /// Elements of the longest slice of any rank; `None`: this rank does not know it.
     pub(super) longest: Option<u64>,
-    /// What all ranks are sent is the same.
-    pub(super) shared: bool,
+}
+
+/// Whether what a rank sends is the same for all.
+pub(crate) fn is_alike_to_all(collective: Collective) -> bool {
+    matches!(collective, Collective::AllGather | Collective::Broadcast)
 }
 
 /// One behind the other from `address` on.
@@ -97,16 +102,7 @@ fn a_rank(root: usize, world_size: usize) -> Result<(), Error> {
 impl SliceCall {
     fn new(collective: Collective, element: Element) -> Self {
         let none = [Run::default(); MAX_RANKS];
-        Self {
-            collective,
-            element,
-            op: None,
-            root: 0,
-            sent: none,
-            received: none,
-            longest: Some(0),
-            shared: false,
-        }
+        Self { collective, element, op: None, root: 0, sent: none, received: none, longest: Some(0) }
     }
 
     /// `counts` by rank.
@@ -139,7 +135,7 @@ impl SliceCall {
     ) -> Self {
         let sent = same(Run { address: input, count: received[rank].count }, world_size);
         let call = Self::new(Collective::AllGather, Element::Sized(size));
-        Self { sent, received, longest: Some(longest(&received)), shared: true, ..call }
+        Self { sent, received, longest: Some(longest(&received)), ..call }
     }
 
     /// `counts` by rank.
@@ -189,7 +185,7 @@ impl SliceCall {
             call.sent = same(Run { address: input, count }, world_size);
         }
         call.received[root] = Run { address: output, count };
-        Ok(Self { root, longest: Some(count), shared: true, ..call })
+        Ok(Self { root, longest: Some(count), ..call })
     }
 
     pub(crate) fn reduce(
@@ -231,7 +227,8 @@ impl SliceCall {
     ) -> Result<Self, Error> {
         one_for_each(sent.len(), place.1)?;
         one_for_each(received.len(), place.1)?;
-        Self::exchanged((runs(input, sent, size), runs(output, received, size)), size, place.0)
+        let lists = (runs(input, sent, size), runs(output, received, size));
+        Self::exchanged(ExchangeKind::AllToAll, lists, size, place.0)
     }
 
     /// The same between slices.
@@ -242,10 +239,57 @@ impl SliceCall {
     ) -> Result<Self, Error> {
         one_for_each(sent.len(), place.1)?;
         one_for_each(received.len(), place.1)?;
-        Self::exchanged((listed(sent), listed(received)), size, place.0)
+        Self::exchanged(ExchangeKind::AllToAll, (listed(sent), listed(received)), size, place.0)
+    }
+
+    /// `outputs` by rank, at the root; elsewhere there are none.
+    pub(crate) fn gather(
+        input: RawSlice,
+        outputs: &[RawSlice],
+        size: ElementSize,
+        root: usize,
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        a_rank(root, place.1)?;
+        let outputs = Self::of_root(outputs, root, place)?;
+        Self::exchanged(ExchangeKind::Gather, (Self::at_root(input, root), outputs), size, place.0)
+    }
+
+    /// `inputs` by rank, at the root; elsewhere there are none.
+    pub(crate) fn scatter(
+        inputs: &[RawSlice],
+        output: RawSlice,
+        size: ElementSize,
+        root: usize,
+        place: (usize, usize),
+    ) -> Result<Self, Error> {
+        a_rank(root, place.1)?;
+        let inputs = Self::of_root(inputs, root, place)?;
+        Self::exchanged(ExchangeKind::Scatter, (inputs, Self::at_root(output, root)), size, place.0)
+    }
+
+    /// Only what the root has, or gives.
+    fn at_root(slice: RawSlice, root: usize) -> [Run; MAX_RANKS] {
+        let mut runs = [Run::default(); MAX_RANKS];
+        runs[root] = Run { address: slice.address, count: slice.count as u64 };
+        runs
+    }
+
+    /// A slice for each rank, if this is the root.
+    fn of_root(
+        list: &[RawSlice],
+        root: usize,
+        (rank, world_size): (usize, usize),
+    ) -> Result<[Run; MAX_RANKS], Error> {
+        if rank != root {
+            return Ok([Run::default(); MAX_RANKS]);
+        }
+        one_for_each(list.len(), world_size)?;
+        Ok(listed(list))
     }
 
     fn exchanged(
+        kind: ExchangeKind,
         (sent, received): ([Run; MAX_RANKS], [Run; MAX_RANKS]),
         size: ElementSize,
         rank: usize,
@@ -255,7 +299,7 @@ impl SliceCall {
             return Err(Error::OwnSlicesDiffer { sent: own as usize, received: back as usize });
         }
         let call = Self::new(Collective::AllToAll, Element::Sized(size));
-        Ok(Self { sent, received, longest: None, ..call })
+        Ok(Self { root: kind as usize, sent, received, longest: None, ..call })
     }
 
     pub(crate) fn barrier() -> Self {
@@ -435,7 +479,16 @@ mod tests {
         assert!(matches!(short, Err(Error::WrongCounts { found: 1, world_size: 2 })));
         let long = SliceCall::all_to_all_list((&[RawSlice::default(); 2], &[]), TWO, (0, 2));
         assert!(matches!(long, Err(Error::WrongCounts { found: 0, world_size: 2 })));
-        let beyond = SliceCall::broadcast((0, 0), 1, TWO, 2, (0, 2));
-        assert!(matches!(beyond, Err(Error::NoSuchRoot { root: 2, world_size: 2 })));
+        let none = RawSlice::default();
+        for beyond in [
+            SliceCall::broadcast((0, 0), 1, TWO, 2, (0, 2)),
+            SliceCall::gather(none, &[none; 2], TWO, 2, (0, 2)),
+            SliceCall::scatter(&[none; 2], none, TWO, 2, (0, 2)),
+        ] {
+            assert!(matches!(beyond, Err(Error::NoSuchRoot { root: 2, world_size: 2 })));
+        }
+        let root = |rank| SliceCall::gather(none, &[none], TWO, 0, (rank, 2));
+        assert!(matches!(root(0), Err(Error::WrongCounts { found: 1, world_size: 2 })));
+        assert!(root(1).is_ok(), "where it is not the root there is no list");
     }
 }

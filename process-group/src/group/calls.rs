@@ -189,7 +189,8 @@ impl ProcessGroup {
         self.call(&Call::ReduceScatter { inputs: Parts::List(&inputs), output: output.tensor_mut(), op })
     }
 
-    /// Part r of `output` becomes rank r's part for this rank of its `input`. c10d's `all_to_all_single`.
+    /// Part r of `output` becomes rank r's part for this rank of its `input`. c10d's `all_to_all_single`. All ranks call this form: one that
+    /// calls another, if only with parts as long, makes another call.
     #[track_caller]
     pub fn all_to_all_single(
         &self,
@@ -200,7 +201,8 @@ impl ProcessGroup {
         self.call(&Call::AllToAll { inputs, outputs })
     }
 
-    /// [`ProcessGroup::all_to_all_single`] with parts of these counts, by rank.
+    /// [`ProcessGroup::all_to_all_single`] with parts of these counts, by rank. All ranks call this form, also one whose parts are equally
+    /// long.
     #[track_caller]
     pub fn all_to_all_split(
         &self,
@@ -212,7 +214,7 @@ impl ProcessGroup {
         self.call(&Call::AllToAll { inputs, outputs })
     }
 
-    /// `outputs[r]` becomes rank r's `inputs[rank]`.
+    /// `outputs[r]` becomes rank r's `inputs[rank]`. All ranks call this form.
     #[track_caller]
     pub fn all_to_all<I: Buffer, O: BufferMut>(&self, inputs: &[I], outputs: &mut [O]) -> Result<(), Error> {
         let (inputs, outputs) = (tensors(inputs), tensors_mut(outputs));

@@ -53,21 +53,26 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What can be done, and go wrong, on this rank alone.
+fn prepare(name: &Arc<str>, context: &BackendContext) -> Result<Arc<PrimaryContext>, Error> {
+    let not_made = |error: device::Error| context.not_made(name, error);
+    let Device::Cuda(ordinal) = context.device else {
+        return Err(context.not_made(name, format!("{} is no CUDA device", context.device)));
+    };
+    device::initialise().map_err(not_made)?;
+    PrimaryContext::retain(ordinal).map_err(not_made)
+}
+
 impl MeshBackend {
     pub(super) fn new(
         name: Arc<str>,
         context: BackendContext,
-        config: &Config,
+        config: Result<Config, Error>,
         wishes: Wishes,
         channels: Option<Registry>,
     ) -> Result<Self, Error> {
-        let not_made = |error: device::Error| context.not_made(&name, error);
-        let Device::Cuda(ordinal) = context.device else {
-            return Err(context.not_made(&name, format!("{} is no CUDA device", context.device)));
-        };
-        device::initialise().map_err(not_made)?;
-        let primary = PrimaryContext::retain(ordinal).map_err(not_made)?;
-        let (ground, generation) = find_ground(&name, &context.until_end(), &primary, config)?;
+        let own = config.and_then(|config| Ok((prepare(&name, &context)?, config)));
+        let (primary, ground, generation) = find_ground(&name, &context.until_end(), own, &wishes)?;
         match &ground {
             Ground::None(reason) => {
                 tracing::info!(
@@ -159,14 +164,12 @@ impl Backend for MeshBackend {
         // What is behind it says itself what it does not take.
         let is_all = !self.context.forbid_fallback || matches!(self.ground, Ground::Alone);
         if is_all {
-            return match self.rule.broken_promise(call) {
-                Some(why) if matches!(self.ground, Ground::One(_)) => Err(why.to_string()),
-                _ => Ok(()),
-            };
+            return Ok(());
         }
         match self.choose(call) {
             Ok(_) => Ok(()),
-            Err(why) if why.is_final() => Err(why.to_string()),
+            // Only this rank breaks a promise: it is told when the call has its number, which the others have given it too.
+            Err(why) if why.is_final() => Ok(()),
             Err(why) => Err(format!("{why}, and the group forbids what is behind it")),
         }
     }

@@ -68,16 +68,9 @@ fn slices(parts: &Parts<'_>, world_size: usize) -> [RawSlice; MAX_RANKS] {
     slices
 }
 
-/// Those of the root, if this is it.
+/// Those of the root, if this is it; elsewhere none is looked at.
 fn of_root(parts: &Option<Parts<'_>>, world_size: usize) -> [RawSlice; MAX_RANKS] {
     parts.map_or_else(Default::default, |parts| slices(&parts, world_size))
-}
-
-/// Only what the root has, or gives.
-fn at_root(root: usize, tensor: &Tensor) -> [RawSlice; MAX_RANKS] {
-    let mut slices = [RawSlice::default(); MAX_RANKS];
-    slices[root] = slice(tensor);
-    slices
 }
 
 /// Launches what is no all-reduce.
@@ -122,22 +115,21 @@ unsafe fn launch_slices(
             // SAFETY: as above.
             unsafe { lane.all_to_all_raw(input, output, count, size, order) }
         }
-        Call::AllToAll { .. } | Call::Gather { .. } | Call::Scatter { .. } => {
-            let (sent, received) = match call {
-                Call::Gather { input, outputs, root } => {
-                    (at_root(*root, input), of_root(outputs, world_size))
-                }
-                Call::Scatter { inputs, output, root } => {
-                    (of_root(inputs, world_size), at_root(*root, output))
-                }
-                Call::AllToAll { inputs, outputs } => {
-                    (slices(inputs, world_size), slices(outputs, world_size))
-                }
-                _ => unreachable!("it is one of these"),
-            };
+        Call::AllToAll { inputs, outputs } => {
+            let (sent, received) = (slices(inputs, world_size), slices(outputs, world_size));
             let (sent, received) = (&sent[..world_size], &received[..world_size]);
             // SAFETY: as above.
             unsafe { lane.all_to_all_list_raw(sent, received, size, order) }
+        }
+        Call::Gather { input, outputs, root } => {
+            let outputs = &of_root(outputs, world_size)[..world_size];
+            // SAFETY: as above; only the root's outputs are written.
+            unsafe { lane.gather_raw(slice(input), outputs, size, *root, order) }
+        }
+        Call::Scatter { inputs, output, root } => {
+            let inputs = &of_root(inputs, world_size)[..world_size];
+            // SAFETY: as above; only the root's inputs are read.
+            unsafe { lane.scatter_raw(inputs, slice(output), size, *root, order) }
         }
         // SAFETY: as above; there is no memory.
         Call::Barrier { .. } => unsafe { lane.barrier_raw(order) },

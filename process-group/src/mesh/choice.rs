@@ -117,6 +117,23 @@ pub(super) struct Wishes {
     pub(super) promised: Option<u64>,
 }
 
+impl Wishes {
+    /// As ranks tell one another, and people read it. Nothing that means the same has two texts.
+    pub(super) fn text(&self) -> String {
+        let only = self.only.as_ref().map(|(dtypes, ops)| {
+            let names = |names: &mut dyn Iterator<Item = String>| names.collect::<Vec<_>>().join(", ");
+            let dtypes =
+                names(&mut DType::ALL.iter().filter(|one| dtypes.contains(one)).map(DType::to_string));
+            let ops =
+                names(&mut ReduceOp::ALL.iter().filter(|one| ops.contains(one)).map(ReduceOp::to_string));
+            format!("no reductions but ({ops}) of ({dtypes})")
+        });
+        let promised = self.promised.map(|bytes| format!("parts of at most {bytes} bytes"));
+        let said: Vec<_> = only.into_iter().chain(promised).collect();
+        if said.is_empty() { "nothing in particular".to_owned() } else { said.join(", ") }
+    }
+}
+
 impl Rule {
     /// For what the ground has a mesh for.
     pub(super) fn new(Wishes { only, promised }: Wishes, ground: &Ground, world_size: usize) -> Self {
@@ -209,23 +226,9 @@ impl Rule {
         }
     }
 
-    /// Whether the call breaks a promise, on which other ranks rely.
-    #[inline]
-    pub(super) fn broken_promise(&self, call: &Call<'_>) -> Option<Refusal> {
-        match call {
-            Call::AllToAll { .. } | Call::Gather { .. } | Call::Scatter { .. } => {
-                self.take_listed(call).err().filter(Refusal::is_final)
-            }
-            _ => None,
-        }
-    }
-
     /// Whether the mesh takes a call of which a rank knows its own parts alone. All but the last question is answered alike on all
     /// ranks.
     fn take_listed(&self, call: &Call<'_>) -> Result<(), Refusal> {
-        if matches!(call, Call::AllToAll { inputs: Parts::Whole(_), outputs: Parts::Whole(_) }) {
-            return Ok(());
-        }
         let operation = call.operation();
         if self.slices[Collective::AllToAll as usize].is_none() {
             return Err(Refusal::Operation(operation));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshreduce::{Collective, Error as MeshError, LaunchDescriptor, RecordKind};
+use meshreduce::{Collective, Error as MeshError, ExchangeKind, LaunchDescriptor, RecordKind};
 
 use super::choice::BARRIER;
 use crate::error::{Cause, Error};
@@ -108,7 +108,12 @@ fn text(launch: Option<LaunchDescriptor>, operation: Option<Operation>) -> Strin
         (None, Collective::ReduceScatter) => Operation::ReduceScatter.to_string(),
         (None, Collective::Broadcast) => Operation::Broadcast.to_string(),
         (None, Collective::Reduce) => Operation::Reduce.to_string(),
-        (None, Collective::AllToAll) => "all_to_all, gather or scatter".to_owned(),
+        (None, Collective::AllToAll) => match ExchangeKind::of(&launch) {
+            Some(ExchangeKind::AllToAll) => Operation::AllToAll.to_string(),
+            Some(ExchangeKind::Gather) => Operation::Gather.to_string(),
+            Some(ExchangeKind::Scatter) => Operation::Scatter.to_string(),
+            _ => return launch.to_string(),
+        },
         (None, _) => return launch.to_string(),
     };
     let op = op.map_or_else(String::new, |op| format!(" ({op})"));
@@ -238,7 +243,7 @@ mod tests {
                 sized,
                 Operation::Gather,
                 "gather of 8 elements of 4 bytes between the two, exchange",
-                "all_to_all, gather or scatter of 9 elements of 4 bytes between the two, exchange",
+                "gather of 9 elements of 4 bytes between the two, exchange",
             ),
             (Collective::Barrier, None, sized, Operation::Barrier, "barrier", "barrier"),
         ] {

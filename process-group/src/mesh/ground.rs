@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use meshreduce::{Closer, Collective, Communicator, Config, Outcome, PrefixStore, rendezvous};
 use meshreduce_device::{DeviceMemory, PrimaryContext, Stream};
 
+use super::choice::Wishes;
 use super::lane::MeshLane;
 use super::place::Placement;
 use crate::backend::BackendContext;
@@ -41,18 +42,20 @@ pub(super) enum Ground {
     None(Arc<str>),
 }
 
-/// What there is of a mesh for this group, and what its ranks have agreed on that no others ever have.
+/// What there is of a mesh for this group, and what its ranks have agreed on that no others ever have. `own`: whether this rank can take
+/// part, and on what device.
 pub(super) fn find_ground(
     name: &Arc<str>,
     context: &BackendContext,
-    primary: &Arc<PrimaryContext>,
-    config: &Config,
-) -> Result<(Ground, String), Error> {
+    own: Result<(Arc<PrimaryContext>, Config), Error>,
+    wishes: &Wishes,
+) -> Result<(Arc<PrimaryContext>, Ground, String), Error> {
     if context.group.world_size == 1 {
-        return Ok((Ground::Alone, String::new()));
+        return Ok((own?.0, Ground::Alone, String::new()));
     }
-    let (placement, generation) = Placement::find(context, name)?;
-    Ok((find_mesh(name, context, primary, config, placement)?, generation))
+    let ((primary, config), placement, generation) = Placement::find(context, name, own, wishes)?;
+    let ground = find_mesh(name, context, &primary, &config, placement)?;
+    Ok((primary, ground, generation))
 }
 
 fn find_mesh(

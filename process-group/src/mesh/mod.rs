@@ -11,6 +11,7 @@ mod later;
 mod nodes;
 mod place;
 mod start;
+mod told;
 mod transfers;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use backend::MeshBackend;
 use choice::Wishes;
 
 pub(crate) use lane::MeshLane;
+pub use told::MeshFailure;
 
 /// The backend's name.
 const NAME: &str = "mesh";
@@ -73,7 +75,7 @@ impl MeshFactory {
     }
 
     /// One that leaves reductions of other types or by other operations to the backend behind it: all-reduces, reduces,
-    /// reduce-scatters. Alike on all ranks.
+    /// reduce-scatters. Alike on all ranks, or the mesh is not made ([`MeshFailure::WishesDiffer`]).
     pub fn only(mut self, dtypes: &[DType], ops: &[ReduceOp]) -> Self {
         self.wishes.only = Some((dtypes.to_vec(), ops.to_vec()));
         self
@@ -82,8 +84,8 @@ impl MeshFactory {
     /// One that is promised how long parts are where no rank knows how long all are: in all-to-alls but those of equal parts of one
     /// tensor, in gathers and in scatters, none has more than `bytes` bytes, on any rank. The mesh takes these calls then, if it takes
     /// parts of so many bytes ([`meshreduce::Communicator::longest_all_to_all_v`]); without a promise they are the other backend's. Alike
-    /// on all ranks. A call that breaks it is [`Error::Unsupported`] on the rank whose part is longer, and the other ranks of the call
-    /// wait for that one until their deadline.
+    /// on all ranks, or the mesh is not made ([`MeshFailure::WishesDiffer`]). A call that breaks it is [`Error::Unsupported`] on the rank whose part is
+    /// longer; it has its number, as on the other ranks of the call, which wait for that one until their deadline.
     pub fn parts_up_to(mut self, bytes: u64) -> Self {
         self.wishes.promised = Some(bytes);
         self
@@ -108,12 +110,14 @@ impl BackendFactory for MeshFactory {
     fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
         let name: Arc<str> = NAME.into();
         let config = match &self.config {
-            Some(config) => config.clone(),
-            None => Config::launched().map_err(|error| context.not_made(&name, error))?,
+            Some(config) => Ok(config.clone()),
+            None => Config::launched().map_err(|error| context.not_made(&name, error)),
         };
-        let config = config.timeout(context.timeout).deadline(context.deadline);
-        // With something behind it a group does without.
-        let config = config.full_device_is_not_applicable(!context.forbid_fallback);
-        Ok(Arc::new(MeshBackend::new(name, context, &config, self.wishes.clone(), self.channels.clone())?))
+        let config = config.map(|config| {
+            let config = config.timeout(context.timeout).deadline(context.deadline);
+            // With something behind it a group does without.
+            config.full_device_is_not_applicable(!context.forbid_fallback)
+        });
+        Ok(Arc::new(MeshBackend::new(name, context, config, self.wishes.clone(), self.channels.clone())?))
     }
 }

@@ -5,13 +5,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use meshreduce_store::codec::Payload;
 use meshreduce_store::identity::Host;
 
+use super::choice::Wishes;
+use super::told::{Ready, Told, compare};
 use crate::backend::BackendContext;
 use crate::error::Error;
-
-/// Characters of a nonce.
-const NONCE: usize = 16;
 
 /// A number that no other process, and this one at no other time, comes upon.
 fn nonce() -> u64 {
@@ -26,18 +26,32 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Found out by meeting, and with it a text that these ranks agree on, and no others that meet over the same store.
-    pub(super) fn find(context: &BackendContext, backend: &Arc<str>) -> Result<(Self, String), Error> {
-        let host = Host::current().map_err(|error| context.not_made(backend, error))?;
-        let told = context.meet(backend, format!("{:016x}{}", nonce(), host.id).as_bytes())?;
-        let mut hosts = told.iter().map(|told| told.split_at_checked(NONCE));
+    /// Found out by meeting, and with it a text that these ranks agree on, and no others that meet over the same store. All ranks come
+    /// here, also one that cannot take part (`own` says why), so that the others need not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Who did not come; [`MeshFailure`](super::MeshFailure).
+    pub(super) fn find<T>(
+        context: &BackendContext,
+        backend: &Arc<str>,
+        own: Result<T, Error>,
+        wishes: &Wishes,
+    ) -> Result<(T, Self, String), Error> {
+        let ready = |_: &T| -> Result<Ready, Error> {
+            let host = Host::current().map_err(|error| context.not_made(backend, error))?;
+            Ok(Ready { nonce: nonce(), host: host.id, wishes: wishes.text() })
+        };
+        let ready = own.and_then(|own| ready(&own).map(|ready| (own, ready)));
+        let told = Told(ready.as_ref().map(|(_, ready)| ready.clone()).map_err(ToString::to_string));
+        let told = context.meet(backend, &told.to_bytes());
+        // What is wrong on this rank says more than what the others make of it.
+        let (own, _) = ready?;
+        let told = compare(&told?).map_err(|failure| context.not_made(backend, failure))?;
         // Rank 0's.
-        let generation = hosts.clone().next().flatten().map(|(nonce, _)| nonce).unwrap_or_default();
-        let generation = String::from_utf8_lossy(generation).into_owned();
-        let hosts: Option<Vec<&[u8]>> = hosts.by_ref().map(|told| told.map(|(_, host)| host)).collect();
-        let unlike =
-            || context.not_made(backend, "a rank does not say where it is: is it of another version?");
-        Ok((Self::of(&hosts.ok_or_else(unlike)?), generation))
+        let generation = told.first().map(|told| format!("{:016x}", told.nonce)).unwrap_or_default();
+        let hosts: Vec<_> = told.iter().map(|told| told.host.as_bytes()).collect();
+        Ok((own, Self::of(&hosts), generation))
     }
 
     fn of(hosts: &[&[u8]]) -> Self {

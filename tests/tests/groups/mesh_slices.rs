@@ -1,18 +1,21 @@
 //! Collectives other than all-reduces on the backend `mesh`, on the emulated node: which of them it takes, alike on all ranks, what
 //! ranks that differ are told, and that they are watched, captured and counted as all-reduces are.
 
-use std::sync::Barrier;
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use cust::stream::{Stream, StreamFlags};
-use meshreduce::{Config, Limits};
+use meshreduce::{Algorithm, Config, Limits};
 use meshreduce_checks::graph::Graph;
 use meshreduce_process_group::flight_recorder::{Entry, State};
 use meshreduce_process_group::{
-    Builder, Call, DType, Device, DeviceType, Error, MeshFactory, Operation, Parts, ProcessGroup, ReduceOp,
-    Registry, Tensor, Usage,
+    Builder, Call, DType, Device, DeviceType, Error, MeshFactory, MeshFailure, Operation, Parts,
+    ProcessGroup, ReduceOp, Registry, Tensor, Usage,
 };
-use meshreduce_tests::on_nccl::{FAR, Numbers, groups, on, start};
+use meshreduce_tests::on_nccl::{FAR, Numbers, builder, groups, on, start, with_stores};
 
 /// Bytes of the longest slice that moves, and that is reduced.
 const MOVED: usize = 4096;
@@ -148,7 +151,9 @@ fn with_a_promise_the_mesh_takes_what_no_rank_knows_all_lengths_of_and_a_rank_th
                 "a part of this gather has 68 bytes, and the mesh was promised that none has more than 64";
             assert_eq!(why, expected);
         }
-        assert_eq!(group.sequence_numbers(), before, "nothing has happened");
+        // It has its number, as on the ranks that did not break the promise.
+        let broken = u64::from(rank == 0);
+        assert_eq!(group.sequence_numbers(), (before.0 + broken, before.1));
         group.barrier(Device::Cuda(rank as u32)).unwrap();
         group.shutdown().unwrap();
     });
@@ -169,7 +174,7 @@ fn with_a_promise_the_mesh_takes_what_no_rank_knows_all_lengths_of_and_a_rank_th
 fn differing(call: impl for<'a> Fn(usize, Tensor, &'a mut [usize; 2]) -> Call<'a> + Sync) -> Vec<String> {
     let told = groups(
         2,
-        |builder| with(MeshFactory::new())(builder).dump_to(None),
+        |builder| with(MeshFactory::new().parts_up_to(64))(builder).dump_to(None),
         |group| {
             let numbers = Numbers::new(group.rank(), 64, 1.0);
             let mut counts = [0; 2];
@@ -225,6 +230,135 @@ fn ranks_that_differ_are_told_what_both_call_by_the_groups_names() {
         op: [ReduceOp::Sum, ReduceOp::Min][rank],
     });
     both(&reductions, ["reduce_scatter (sum) of 32 f32", "reduce_scatter (min) of 32 f32"]);
+}
+
+#[test]
+fn a_gather_a_scatter_and_an_all_to_all_that_would_move_the_same_are_told_apart() {
+    let calls = |kinds: [Operation; 2]| {
+        differing(|rank, tensor, _| {
+            // Whatever it is called, rank 1 sends 4 to rank 0, and nothing comes back.
+            let (own, other) = (tensor.slice(4 * rank, 4), tensor.slice(32, 8));
+            let lists = [tensor.slice(0, 4 * rank), tensor.slice(40, 4 - 4 * rank)];
+            match (kinds[rank], rank) {
+                (Operation::Gather, 0) => {
+                    Call::Gather { input: own, outputs: Some(Parts::Whole(other)), root: 0 }
+                }
+                (Operation::Gather, _) => Call::Gather { input: own, outputs: None, root: 0 },
+                (Operation::Scatter, 0) => Call::Scatter { inputs: None, output: own, root: 1 },
+                (Operation::Scatter, _) => {
+                    Call::Scatter { inputs: Some(Parts::Whole(other)), output: own, root: 1 }
+                }
+                _ => {
+                    let lists: &'static [Tensor; 2] = Box::leak(Box::new(lists));
+                    let none: &'static [Tensor; 2] =
+                        Box::leak(Box::new([tensor.slice(0, 0), tensor.slice(48, 4)]));
+                    match rank {
+                        0 => Call::AllToAll { inputs: Parts::List(none), outputs: Parts::List(lists) },
+                        _ => Call::AllToAll { inputs: Parts::List(lists), outputs: Parts::List(none) },
+                    }
+                }
+            }
+        })
+    };
+    let [gather, scatter] = [Operation::Gather, Operation::Scatter];
+    for kinds in [[gather, scatter], [scatter, gather]] {
+        let texts = calls(kinds);
+        let tells = |text: &String| kinds.iter().all(|kind| text.contains(kind.name()));
+        assert!(texts.len() == 2 && texts.iter().any(tells), "{kinds:?}: {texts:?}");
+    }
+}
+
+#[test]
+fn ranks_that_were_promised_different_things_have_no_mesh_and_are_told_who_differs() {
+    let promised = [None, None, Some(64)];
+    let found = with_stores(3, |store, rank| {
+        let factory = promised[rank].map_or_else(factory, |bytes| factory().parts_up_to(bytes));
+        let group = with(factory)(builder(store, rank, 3)).dump_to(None).build().unwrap();
+        group.connect(DeviceType::Cuda).unwrap_err()
+    });
+    for error in found {
+        let Error::NotMade { source, .. } = &error else { panic!("{error}") };
+        let Some(MeshFailure::WishesDiffer { ranks, wishes }) = source.downcast_ref() else {
+            panic!("{error}")
+        };
+        assert_eq!((*ranks, &*wishes.1), ((0, 2), "parts of at most 64 bytes"));
+    }
+}
+
+#[test]
+fn a_rank_that_cannot_use_its_device_is_named_by_all_that_wait_for_it_to_make_the_mesh() {
+    let devices = [0, 17, 2];
+    let found = with_stores(3, |store, rank| {
+        let group = with(MeshFactory::new())(builder(store, rank, 3)).cuda_device(devices[rank]);
+        let group = group.timeout(Duration::from_secs(3600)).dump_to(None).build().unwrap();
+        group.connect(DeviceType::Cuda).unwrap_err()
+    });
+    for (rank, error) in found.iter().enumerate() {
+        let Error::NotMade { source, .. } = error else { panic!("{error}") };
+        match source.downcast_ref() {
+            Some(MeshFailure::OnRank { rank: 1, .. }) if rank != 1 => {}
+            None if rank == 1 => assert!(error.to_string().contains("17"), "{error}"),
+            _ => panic!("rank {rank}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_call_of_nothing_ends_none_that_was_made_before_it() {
+    let over = Barrier::new(2);
+    groups(
+        2,
+        |builder| with(MeshFactory::new())(builder).dump_to(None),
+        |group| {
+            let numbers = Numbers::new(group.rank(), 8, 1.0);
+            let completed = Arc::new(AtomicU64::new(0));
+            group.on_completion({
+                let completed = Arc::clone(&completed);
+                move |call| {
+                    completed.fetch_max(call.sequence, Ordering::Relaxed);
+                }
+            });
+            if group.rank() == 0 {
+                let brief = group.with_deadline(Some(Duration::from_secs(1)));
+                let waits = start(&brief, &numbers.all_reduce()).unwrap();
+                let nothing = numbers.tensor().slice(0, 0);
+                let reduce = Call::AllReduce { input: nothing, output: nothing, op: ReduceOp::Sum };
+                let broadcast = Call::Broadcast { tensor: nothing, root: 0 };
+                // As many as are looked at one by one, and more.
+                for call in [reduce, broadcast].into_iter().cycle().take(9) {
+                    start(&brief, &call).unwrap().wait(Some(FAR)).unwrap();
+                }
+                // The watching thread looks some times meanwhile.
+                let late = waits.wait(Some(FAR)).unwrap_err();
+                assert!(
+                    matches!(&late, Error::Timeout { sequence: 1, missing, .. } if *missing == [1]),
+                    "{late}"
+                );
+                assert_eq!(completed.load(Ordering::Relaxed), 0, "none has ended");
+                let first = &group.flight_recorder().snapshot().entries[0];
+                assert_ne!(first.state, State::Completed);
+            }
+            over.wait();
+        },
+    );
+}
+
+#[test]
+fn a_forced_algorithm_takes_as_much_as_goes_in_256_launches_and_leaves_the_rest_to_nccl() {
+    let limits = Limits { one_shot: 256, ..Limits::default() };
+    let config = Config::default().limits(limits).force_algorithm(Some(Algorithm::OneShot));
+    let said = groups(2, with(MeshFactory::new().with_config(config)), |group| {
+        let most = 256 * 256 / 4;
+        let numbers = Numbers::new(group.rank(), most + 1, 1.0);
+        let said = [most, most + 1].map(|count| {
+            let tensor = numbers.tensor().slice(0, count);
+            taken(&group, &Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum })
+        });
+        assert_eq!(numbers.read(), [vec![4.0; most], vec![2.0]].concat());
+        group.shutdown().unwrap();
+        said
+    });
+    assert_eq!(said, [["mesh", "nccl"], ["mesh", "nccl"]]);
 }
 
 #[test]
