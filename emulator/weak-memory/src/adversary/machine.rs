@@ -198,10 +198,9 @@ impl Machine {
             Stop::Held(word) => {
                 for other in 0..self.threads.len() {
                     let here = |late: &Late| late.acquires() && late.place.word == word;
-                    match self.threads[other].perform(&mut self.model, here) {
-                        Err(Stop::Found(finding)) => return Err(self.with_edges(finding)),
-                        // Whoever waits to acquire releases nothing, and so waits for nobody.
-                        Ok(()) | Err(_) => {}
+                    // Whoever waits to acquire releases nothing, and so waits for nobody.
+                    if let Err(Stop::Found(finding)) = self.threads[other].perform(&mut self.model, here) {
+                        return Err(self.with_edges(finding));
                     }
                 }
             }

@@ -195,7 +195,7 @@ pub fn judge(litmus: &Litmus, seeds: Range<u64>) -> Judgement {
         }
     };
     // Loads of `ld.global.nc` are outside the model.
-    let ops = litmus.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = litmus.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let outside = ops.clone().any(|op| matches!(op, Op::Load { noncoherent: true, .. }));
     for seed in seeds {
         match execute(litmus, &kernels, seed) {

@@ -263,7 +263,7 @@ impl<'a> Parser<'a, '_> {
         let first = self.location(address, width, space)?;
         let size = width.bits() / 8;
         let aligned = match self.names.locations[first].home {
-            Home::Behind { offset, .. } => (offset / size) as usize % lanes == 0,
+            Home::Behind { offset, .. } => (offset / size).is_multiple_of(lanes as u32),
             _ => true,
         };
         let base = |at: usize| match self.names.locations.get(at).map(|location| location.home) {

@@ -23,6 +23,7 @@ mod execute;
 mod instruction;
 mod interleave;
 mod kernel;
+mod location;
 mod machine;
 mod model;
 mod outcome;

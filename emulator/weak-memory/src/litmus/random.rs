@@ -34,7 +34,7 @@ pub fn random(seed: u64) -> String {
 }
 
 fn is_small(test: &Litmus) -> bool {
-    let ops = || test.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = || test.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let writes = |at: usize| ops().filter(|op| op.writes() && op.location() == Some(at)).count();
     let sources = ops().filter(|op| op.reads()).filter_map(Op::location).map(|at| 1 + writes(at) as u64);
     let fences = ops().filter(|op| matches!(op, Op::Fence(fence) if fence.sequential)).count();
@@ -282,7 +282,7 @@ pub struct Comparison {
 pub fn compare(test: &Litmus, seeds: Range<u64>) -> Comparison {
     let kernels = kernels(test).unwrap_or_else(|error| panic!("{}: {error}", test.name));
     let allowed = explore(test);
-    let ops = || test.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = || test.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let outside = ops().any(|op| matches!(op, Op::Load { noncoherent: true, .. }));
     let mut seen = std::collections::BTreeSet::new();
     let (mut races, mut wrong) = (0, None);
