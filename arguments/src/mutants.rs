@@ -30,7 +30,7 @@ pub struct Mutants {
     /// Only mutants whose names contain this
     #[arg(long, default_value = "")]
     pub filter: String,
-    /// Instead of mutants of the shipped texts: this text, whose kernels have names of shipped all-reduces, before every detector (lint, the
+    /// Instead of mutants of the shipped texts: this text, whose kernels have names of shipped ones, before every detector (lint, the
     /// main job, the adversary, calls that cannot end well)
     #[arg(long, value_name = "FILE", conflicts_with_all = ["algorithm", "isa", "ranks", "survivor_seeds", "filter", "markdown", "stories"])]
     pub ptx: Option<PathBuf>,

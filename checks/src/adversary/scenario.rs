@@ -47,7 +47,7 @@ impl Numbers {
         let signs = [31 - TAG_BITS, 32 - TAG_BITS, 31, 32, 63 - TAG_BITS].map(|bit| (1 << bit) - less);
         let barriers = if draw.below(2) == 0 { few } else { draw.of(&signs) };
         let packets = match refreshes {
-            true => draw.of(&[1, 2, 3, 4]) * u64::from(packets::REFRESH) - less,
+            true => draw.of(&[1, 2, 3, 4, 1 << 13]) * u64::from(packets::REFRESH) - less,
             false => draw.of(&[few, few, 5000 + few, (1 << 31) + few, (1 << 32) + few, (1 << 43) + few]),
         };
         Self { barriers, packets }

@@ -10,6 +10,39 @@ use super::roles::Roles;
 use super::text::Edit;
 
 impl Maker<'_, Roles> {
+    /// Subnormal numbers count as zero in one addition.
+    ///
+    /// # Errors
+    /// If there is no addition.
+    pub fn flushed(&mut self) -> Result<()> {
+        let at = *self.entry.all("add.rn.f32").last().context("an addition")?;
+        self.add("addition-flushes-subnormals", vec![self.entry.replaced(at, ".rn.f32", ".rn.ftz.f32")?]);
+        Ok(())
+    }
+
+    /// The greater of two is what a comparison says, for which zeros of both signs are equal and NaN is not greater.
+    ///
+    /// # Errors
+    /// If there is no such instruction.
+    pub fn compared(&mut self) -> Result<()> {
+        let at = *self.entry.all("max.f32").last().context("a maximum")?;
+        let [d, a, b] = self.entry.operands(at)[..] else { anyhow::bail!("a maximum of two") };
+        let with = [
+            ("gt", "max-by-greater"),
+            ("ge", "max-by-greater-or-equal"),
+            ("gtu", "max-by-not-less-or-equal"),
+        ];
+        let made = with.map(|(compare, name)| {
+            let lines = vec![
+                format!("\tsetp.{compare}.f32 %mp0, {a}, {b};"),
+                format!("\tselp.b32 {d}, {a}, {b}, %mp0;"),
+            ];
+            (name, vec![Edit { at, with: lines }])
+        });
+        made.into_iter().for_each(|(name, edits)| self.add(name, edits));
+        Ok(())
+    }
+
     /// The mutants by hand.
     ///
     /// # Errors

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use meshreduce_emulator_ptx::{Kernel, Module};
 use meshreduce_emulator_weak_memory::adversary::Options;
-use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, Op, TextName};
+use meshreduce_wire::{Algorithm, Collective, DType, Isa, KernelName, MAX_RANKS, Op, TextName};
 use serde::Serialize;
 
-use super::LONGEST;
 use super::stage::{Stage, Trouble};
-use crate::adversary::{Kernels, Others};
+use super::{LONGEST, Player};
+use crate::adversary::{Kernels, Others, SliceKernels};
 
 /// What a detector says of a text.
 #[derive(Clone, Debug, Serialize)]
@@ -40,7 +40,7 @@ impl Identity {
 
     fn of(module: &Module) -> Option<Self> {
         let names: Vec<&str> = module.kernels().iter().map(|kernel| kernel.name.as_str()).collect();
-        let mut all = Algorithm::ALL.into_iter().flat_map(|algorithm| {
+        let mut all = Algorithm::every().flat_map(|algorithm| {
             Isa::ALL
                 .into_iter()
                 .flat_map(move |isa| (2..=MAX_RANKS).map(move |ranks| Self { algorithm, ranks, isa }))
@@ -79,8 +79,12 @@ const IN_A_ROW: u64 = 5;
 fn direct(file: &Path, Identity { algorithm, ranks, .. }: Identity) -> Result<Detection> {
     let program: PathBuf = std::env::current_exe().context("finding this program")?;
     let (algorithm_name, ranks_text) = (algorithm.to_string(), ranks.to_string());
+    let served = Collective::ALL.into_iter().filter(|&collective| algorithm.serves(collective));
+    let collectives = served.map(|collective| collective.to_string()).collect::<Vec<_>>().join(",");
     let arguments = ["--algorithm", &algorithm_name, "--ranks", &ranks_text, "--op", "sum,avg,min,max"];
-    let run = Command::new(program).args(arguments).arg("--ptx").arg(file).stdin(Stdio::null()).output();
+    let mut command = Command::new(program);
+    command.args(arguments).arg("--collective").arg(collectives).arg("--ptx").arg(file);
+    let run = command.stdin(Stdio::null()).output();
     let output = run.context("starting the main job")?;
     // Another code says that it could not run.
     let found = match output.status.code() {
@@ -95,7 +99,13 @@ fn direct(file: &Path, Identity { algorithm, ranks, .. }: Identity) -> Result<De
 /// Calls in a row.
 fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
     let Identity { algorithm, ranks, isa } = identity;
-    let kernels = Kernels::parse(text, algorithm, ranks)?.beside(Others::shipped(algorithm, ranks, isa)?);
+    let kernels = if algorithm.is_of_slices() {
+        let shipped = SliceKernels::shipped(ranks, isa)?.with_focus(algorithm);
+        Player::Slices(shipped.with_text(algorithm, text)?)
+    } else {
+        let kernels = Kernels::parse(text, algorithm, ranks)?;
+        Player::AllReduces(kernels.beside(Others::shipped(algorithm, ranks, isa)?))
+    };
     let options = Options { max_instructions: LONGEST, ..Options::default() };
     for seed in 0..seeds {
         if let Err(failure) = kernels.play(seed, options)? {
@@ -106,7 +116,7 @@ fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
     Ok(Detection { detector: "adversary", found: false, what: format!("{seeds} seeds are clean") })
 }
 
-/// Calls that cannot end well: of the bf16 sum.
+/// Calls that cannot end well: of the bf16 sum, or of slices of 16 bits.
 fn stages(module: &Module, identity: Identity, seeds: u64) -> Detection {
     let Identity { algorithm, ranks, .. } = identity;
     let name = KernelName::new(identity.text(), DType::Bf16, Op::Sum).to_string();
@@ -159,9 +169,12 @@ mod tests {
 
     #[test]
     fn a_text_is_known_by_the_names_of_its_entries() {
-        for (algorithm, ranks, isa) in
-            [(Algorithm::OneShot, 3, Isa::V70), (Algorithm::TwoShotLl, 2, Isa::V84)]
-        {
+        for (algorithm, ranks, isa) in [
+            (Algorithm::OneShot, 3, Isa::V70),
+            (Algorithm::TwoShotLl, 2, Isa::V84),
+            (Algorithm::Exchange, 4, Isa::V70),
+            (Algorithm::ReduceScatterLl, 8, Isa::V84),
+        ] {
             let text = Kernels::shipped_text(algorithm, ranks, isa).unwrap();
             let identity = Identity::of(&Module::parse(&text).unwrap());
             assert_eq!(identity, Some(Identity { algorithm, ranks, isa }));
@@ -169,20 +182,24 @@ mod tests {
     }
 
     #[test]
-    fn the_detectors_find_a_dropped_signal_and_nothing_in_the_shipped_text() {
-        let text = Kernels::shipped_text(Algorithm::OneShot, 2, Isa::V70).unwrap();
+    fn the_detectors_find_dropped_signals_and_packets_and_nothing_in_the_shipped_texts() {
         let of = |text: &str| {
             let identity = Identity::of(&Module::parse(text).unwrap()).unwrap();
             let stages = stages(&Module::parse(text).unwrap(), identity, 2);
             (adversary(text, identity, 5).unwrap().found, stages.found)
         };
-        assert_eq!(of(&text), (false, false));
-        let signal: String = text
-            .lines()
-            .map(|line| {
-                if line.contains("st.release.sys.global.u64") { "\n".to_owned() } else { format!("{line}\n") }
-            })
-            .collect();
-        assert_eq!(of(&signal), (true, true));
+        for (algorithm, sends) in [
+            (Algorithm::OneShot, "st.release.sys.global.u64"),
+            (Algorithm::Exchange, "st.release.sys.global.u64"),
+            (Algorithm::ReduceScatter, "st.release.sys.global.u64"),
+            (Algorithm::ExchangeLl, "st.relaxed.sys.global.v2.u64"),
+        ] {
+            let text = Kernels::shipped_text(algorithm, 2, Isa::V70).unwrap();
+            assert_eq!(of(&text), (false, false), "{algorithm}");
+            let dropped =
+                |line: &str| if line.contains(sends) { "\n".to_owned() } else { format!("{line}\n") };
+            let without: String = text.lines().map(dropped).collect();
+            assert_eq!(of(&without), (true, true), "{algorithm}");
+        }
     }
 }

@@ -63,6 +63,7 @@ const CLEARED_IN_TIME: &str =
 pub static KNOWN: &[Known] = &[
     equivalent("unchanged", "the shipped text"),
     equivalent("unchanged-f32", "the shipped text"),
+    equivalent("unchanged-f32-max", "the shipped text"),
     equivalent("two_shot/gather-tag-not-compared", FOUND_BEFORE),
     equivalent("hybrid_cube_mesh/relay-tag-not-compared", FOUND_BEFORE),
     equivalent("one_shot_ll/agreement-dropped", PROVES_ITSELF),

@@ -125,7 +125,8 @@ pub struct Set {
 }
 
 impl Set {
-    /// All mutants: of the bf16 sum, and of the fp32 sum where rounding to 16 bits hides what is wrong.
+    /// All mutants: of the bf16 sum, of the fp32 sum where rounding to 16 bits hides what is wrong, and of the greatest in fp32 for
+    /// what zeros and NaN are.
     ///
     /// # Errors
     /// If there is no such kernel, or a mutation does not apply.
@@ -141,15 +142,21 @@ impl Set {
         if algorithm.is_by_packets() {
             return Ok(vec![Self::of_packets(algorithm, ranks, isa, others)?]);
         }
-        let mut sets = vec![Self::of(algorithm, ranks, DType::Bf16, others.clone(), |maker| {
+        let bf16 = (DType::Bf16, Op::Sum);
+        let mut sets = vec![Self::of(algorithm, ranks, bf16, others.clone(), |maker| {
             maker.add("unchanged", Vec::new());
             maker.systematic()?;
             maker.by_hand()
         })?];
         if algorithm != Algorithm::HybridCubeMesh && ranks > 2 {
-            sets.push(Self::of(algorithm, ranks, DType::F32, others, |maker| {
+            sets.push(Self::of(algorithm, ranks, (DType::F32, Op::Sum), others.clone(), |maker| {
                 maker.add("unchanged-f32", Vec::new());
+                maker.flushed()?;
                 maker.rotated()
+            })?);
+            sets.push(Self::of(algorithm, ranks, (DType::F32, Op::Max), others, |maker| {
+                maker.add("unchanged-f32-max", Vec::new());
+                maker.compared()
             })?);
         }
         Ok(sets)
@@ -158,11 +165,11 @@ impl Set {
     fn of(
         algorithm: Algorithm,
         ranks: usize,
-        dtype: DType,
+        (dtype, op): (DType, Op),
         others: Others,
         make: impl FnOnce(&mut Maker<Roles>) -> Result<()>,
     ) -> Result<Self> {
-        let (name, entry) = Self::entry(algorithm, ranks, dtype, Isa::V70)?;
+        let (name, entry) = Self::entry(algorithm, ranks, (dtype, op), Isa::V70)?;
         let roles = Roles::of(&entry, algorithm).with_context(|| format!("the shape of {name}"))?;
         let mut maker =
             Maker { entry: &entry, roles: &roles, algorithm, ranks, isa: Isa::V70, made: Vec::new() };
@@ -178,7 +185,7 @@ impl Set {
 
     /// Those of an algorithm by packets: of the bf16 sum.
     fn of_packets(algorithm: Algorithm, ranks: usize, isa: Isa, others: Others) -> Result<Self> {
-        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
+        let (name, entry) = Self::entry(algorithm, ranks, (DType::Bf16, Op::Sum), isa)?;
         let roles =
             PacketRoles::of(&entry, algorithm, ranks, isa).with_context(|| format!("the shape of {name}"))?;
         let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
@@ -192,7 +199,7 @@ impl Set {
 
     /// Those of an algorithm of slices: its one kernel, for all types and operations.
     fn of_slices(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Self> {
-        let (name, entry) = Self::entry(algorithm, ranks, DType::Bf16, isa)?;
+        let (name, entry) = Self::entry(algorithm, ranks, (DType::Bf16, Op::Sum), isa)?;
         let (shape, mutants_of) = (|| format!("the shape of {name}"), || format!("mutants of {name}"));
         let (mutants, deaths) = if algorithm.is_by_packets() {
             let roles = PacketRoles::of(&entry, algorithm, ranks, isa).with_context(shape)?;
@@ -214,9 +221,14 @@ impl Set {
         Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled: true, mutants })
     }
 
-    fn entry(algorithm: Algorithm, ranks: usize, dtype: DType, isa: Isa) -> Result<(String, Entry)> {
+    fn entry(
+        algorithm: Algorithm,
+        ranks: usize,
+        (dtype, op): (DType, Op),
+        isa: Isa,
+    ) -> Result<(String, Entry)> {
         let text = TextName { algorithm, world_size: ranks, isa };
-        let name = KernelName::new(text, dtype, Op::Sum).to_string();
+        let name = KernelName::new(text, dtype, op).to_string();
         let entry = Entry::of(&Kernels::shipped_text(algorithm, ranks, isa)?, &name)?;
         Ok((name, entry))
     }

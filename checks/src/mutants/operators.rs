@@ -6,7 +6,7 @@ use std::mem::offset_of;
 
 use super::maker::Maker;
 use super::packet_roles::{descriptor_parities, number};
-use super::roles::{Phase, Roles, pair};
+use super::roles::{Phase, Roles, Wait, pair};
 use super::text::Edit;
 
 /// The thread that stands for the relay in a hybrid cube mesh; those before it stand for the quad.
@@ -24,6 +24,7 @@ impl Maker<'_, Roles> {
             self.signals(phase)?;
             self.failures(&phase.wait)?;
             self.deadlines(&phase.wait)?;
+            self.fields(&phase.wait)?;
             self.spreading(phase.wait.prefix, &phase.wait.failing);
         }
         self.descriptors()?;
@@ -126,6 +127,7 @@ impl Maker<'_, Roles> {
             entry.followed(at, &lines)
         };
         self.add(name("wait-for-equal-epoch"), vec![equal(first), equal(again)]);
+        self.widths(phase)?;
         // A tag that differs is taken for one that does not; the epoch counts, or is beyond it.
         let untagged = |at| {
             let seen = seen(at);
@@ -190,6 +192,55 @@ impl Maker<'_, Roles> {
         anyhow::ensure!(early < roles.barriers[0], "the half is known before the barrier");
         let edits = vec![entry.followed(early, &signal), entry.dropped(phase.signal)];
         self.add(name("signal-before-data"), edits);
+        Ok(())
+    }
+
+    /// Numbers are compared in fewer bits than they have, or as if they had a sign. What is behind then seems to have come.
+    fn widths(&mut self, phase: &Phase) -> Result<()> {
+        let (entry, calls) = (self.entry, self.roles.calls(self.entry));
+        // Both numbers, in `%md0` and `%md1`, with what is cut away in their upper bits: of the word, or of the number in it.
+        let ways: [(&str, &[&str]); 3] = [
+            ("wait-number-in-32-bits", &["shr.u64 {}, {}, 20", "shl.b64 {}, {}, 32"]),
+            ("wait-signal-in-32-bits", &["shl.b64 {}, {}, 32"]),
+            ("wait-signal-signed", &[]),
+        ];
+        for (what, steps) in ways {
+            let compared = |at: usize| {
+                let seen = entry.operands(at)[0].to_owned();
+                let mut lines = vec![
+                    format!("\tmov.b64 %md0, {seen};"),
+                    format!("\tadd.s64 %md1, {calls}, 1;"),
+                    format!("\tshl.b64 %md1, %md1, {};", pad::TAG_BITS),
+                ];
+                for register in ["%md0", "%md1"] {
+                    let tag = u64::MAX << pad::TAG_BITS;
+                    lines.push(format!("\tand.b64 {register}, {register}, {};", tag as i64));
+                    lines.extend(steps.iter().map(|step| format!("\t{};", step.replace("{}", register))));
+                }
+                lines.push("\tsetp.gt.s64 %mp0, %md0, %md1;".to_owned());
+                lines.push(format!("\tselp.b64 {seen}, -1, {seen}, %mp0;"));
+                entry.followed(at, &lines)
+            };
+            let edits = phase.looks.map(compared).to_vec();
+            self.add(format!("{}{what}", phase.wait.prefix), edits);
+        }
+        Ok(())
+    }
+
+    /// Fields of the record that a wait leaves out: they stay 0.
+    fn fields(&mut self, wait: &Wait) -> Result<()> {
+        let (entry, failing) = (self.entry, &wait.failing);
+        let within = |at: &usize| (failing.record..failing.valid).contains(at);
+        let stores = |shape: &str| entry.all(shape).into_iter().filter(within).collect::<Vec<_>>();
+        let (words, longs) = (stores("st.global.u32"), stores("st.global.u64"));
+        let ([_, peer, ..], [wanted, seen, launched, ..]) = (&words[..], &longs[..]) else {
+            anyhow::bail!("a record of {} words and {} long ones", words.len(), longs.len())
+        };
+        for (field, &at) in
+            [("peer", peer), ("epoch-wanted", wanted), ("epoch-seen", seen), ("launched", launched)]
+        {
+            self.add(format!("{}record-{field}-dropped", wait.prefix), vec![entry.dropped(at)]);
+        }
         Ok(())
     }
 
@@ -260,6 +311,21 @@ impl Maker<'_, Roles> {
         // What was read seems to be what is launched here.
         let differs = entry.constant(roles.differs.claim, "1");
         self.add("descriptor-not-compared", vec![differs]);
+        if !self.algorithm.is_of_slices() {
+            // Only the lower half counts: the upper one seems to be as it is here.
+            let own = format!("_param_0+{}];", offset_of!(LaunchParams, descriptor));
+            let half = |at: usize| {
+                let [_, high] = pair(entry, at);
+                let lines = [
+                    format!("\tld.param.u64 %md0, [{}{own}", entry.name()),
+                    "\tand.b64 %md0, %md0, -4294967296;".to_owned(),
+                    format!("\tand.b64 {high}, {high}, 4294967295;"),
+                    format!("\tor.b64 {high}, {high}, %md0;"),
+                ];
+                entry.followed(at, &lines)
+            };
+            self.add("descriptor-of-half-compared", vec![half(roles.glance), half(roles.ask)]);
+        }
         self.weaken("differs-claim", &[roles.differs.claim])?;
         self.weaken("differs-own-abort", &[roles.differs.own])?;
         self.weaken("differs-spread", &[roles.differs.spread])?;

@@ -519,6 +519,24 @@ impl Stage<'_> {
             return Err(wrong(format!("{who}: the call of epoch {epoch} failed")));
         }
         let found = word.origin as usize == rank && word.lane == lane;
+        // In a call by barriers it is known how far the one was that is blamed.
+        let compares = matches!(word.kind, RecordKind::LaunchMismatch | RecordKind::PeerTimeout);
+        if found && compares && !self.algorithm.is_by_packets() {
+            let field = |at: usize| memory.field(lane, rank, at);
+            let peer = field(offset_of!(ErrorRecord, peer)) as u32;
+            let wanted = GOOD as u64 + 1 + u64::from(self.is_found_late(parts.trouble));
+            let seen = field(offset_of!(ErrorRecord, epoch_seen));
+            let launched = LaunchDescriptor::decode(field(offset_of!(ErrorRecord, launched)));
+            // Who has died behind the first phase has given its signals; other blocks than the first had no call before.
+            let block = field(offset_of!(ErrorRecord, block)) as u32;
+            let is_behind = word.kind == RecordKind::PeerTimeout && block == 0 && seen != GOOD as u64;
+            if peer != u32::from(word.culprit) || !(GOOD as u64 + 1..=wanted).contains(&epoch) || is_behind {
+                return Err(wrong(format!(
+                    "{who}: it waited for rank {peer} with epoch {epoch} and saw {seen}, where rank {} is blamed ({launched:?})",
+                    word.culprit
+                )));
+            }
+        }
         if found && word.kind == RecordKind::LaunchMismatch {
             // What is told of a mismatch is exact.
             let launched = memory.field(lane, rank, offset_of!(ErrorRecord, peer_launched));

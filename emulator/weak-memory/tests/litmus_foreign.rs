@@ -81,6 +81,28 @@ fn barriers_are_for_those_that_name_them() {
 }
 
 #[test]
+fn proxies_and_second_addresses_are_for_the_axioms() {
+    let asked = |aliases: &str, code: &str| {
+        let text = format!("PTX p {{ x=0; {aliases} }}\n P0@cta 0,gpu 0 ;\n {code} ;\n~exists P0:r0 != 1");
+        let test = read(&text);
+        let judged = judge(&test, 0..2);
+        assert!(judged.holds(&test) && judged.unfit.is_some(), "{text}");
+        !judged.possible
+    };
+    let surface = "s @ surface aliases x;";
+    assert!(asked(surface, "st.weak x, 1 ;\n fence.proxy.surface ;\n suld.weak r0, s"));
+    assert!(!asked(surface, "st.weak x, 1 ;\n suld.weak r0, s"));
+    assert!(asked(surface, "sust.weak s, 1 ;\n suld.weak r0, s"), "of one proxy");
+    // A surface of a second address needs both fences, in the order of the way.
+    let both = "y @ generic aliases x; s @ surface aliases y;";
+    assert!(asked(both, "st.weak x, 1 ;\n fence.proxy.alias ;\n fence.proxy.surface ;\n suld.weak r0, s"));
+    assert!(!asked(both, "st.weak x, 1 ;\n fence.proxy.surface ;\n fence.proxy.alias ;\n suld.weak r0, s"));
+    let constant = "c @ constant aliases x;";
+    assert!(asked(constant, "st.weak x, 1 ;\n fence.proxy.constant ;\n cold.weak r0, c"));
+    assert!(!asked("t @ texture aliases x;", "st.weak x, 1 ;\n fence.proxy.constant ;\n tld.weak r0, t"));
+}
+
+#[test]
 fn loops_go_round_and_end_or_not() {
     let text = |store: &str| {
         format!(
@@ -106,10 +128,11 @@ fn what_is_not_read_is_refused_with_its_line() {
     use LitmusErrorKind as Kind;
     let head = "PTX t\n{ x=0; }\n P0@cta 0,gpu 0 ;\n";
     for (line, text) in [
-        (2, "PTX t\n{ x=0; y@generic aliases x; }\n P0@cta 0,gpu 0 ;\nexists x == 0".to_owned()),
+        (2, "PTX t\n{ x=0; y@shared aliases x; }\n P0@cta 0,gpu 0 ;\nexists x == 0".to_owned()),
+        (2, "PTX t\n{ x=0; P0:r0=&x; }\n P0@cta 0,gpu 0 ;\nexists x == 0".to_owned()),
         (2, "PTX t\n{ x=0; P0:r0=x; }\n P0@cta 0,gpu 0 ;\nexists x == 0".to_owned()),
-        (4, format!("{head} fence.proxy.alias ;\nexists x == 0")),
-        (5, format!("{head} fence.sc.gpu ;\n suld.weak r0, x ;\nexists x == 0")),
+        (4, format!("{head} sured.add x, 1 ;\nexists x == 0")),
+        (5, format!("{head} fence.sc.gpu ;\n suatom.add r0, x, 1 ;\nexists x == 0")),
     ] {
         let (found, kind) = refused(&text);
         assert!(matches!(kind, Kind::Foreign { .. }) && found == line, "{found}: {kind}");

@@ -169,7 +169,8 @@ impl SliceKernels {
             root,
             bytes,
             shift,
-            blocks: draw.of(&[1, 1, 2, 3]),
+            // Some calls have many blocks, which take long to play.
+            blocks: if draw.below(256) == 0 { draw.of(&[24, 64]) } else { draw.of(&[1, 1, 2, 3]) },
             ragged: false,
             // As many as there are peers at least; few, so that several blocks have a part.
             threads: draw.of(if ranks > 4 { &[8, 8, 16] } else { &[4, 8, 16] }),

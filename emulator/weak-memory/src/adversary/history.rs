@@ -76,6 +76,8 @@ pub(super) struct Cell {
     reads: Vec<Read>,
     /// Open strong loads that others may follow in causality order already.
     pub(super) exposed: Vec<Exposed>,
+    /// Threads that have issued an atomic here which acquires and has not taken effect.
+    pub(super) acquirers: Vec<u32>,
 }
 
 /// A strong load that is left open although something behind it has been handed on.
@@ -229,6 +231,7 @@ impl Cell {
         self.writes.clear();
         self.reads.clear();
         self.exposed.clear();
+        self.acquirers.clear();
     }
 
     /// Finds the writes that `reader` may return for the bytes `mask`, the latest first; `None` is the value before

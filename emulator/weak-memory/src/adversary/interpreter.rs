@@ -219,6 +219,13 @@ impl Thread {
             self.hand_on(model, None)?;
         }
         let (scalars, bytes) = if *whole { (1, 2 * bytes) } else { (lanes, bytes) };
+        if order.is_strong() {
+            for lane in 0..scalars {
+                let at = address + (lane as u64 * u64::from(bytes));
+                let place = self.place(&model.memory, space, at, bytes, "store")?;
+                self.let_acquirers_go(model, &place, *order, false)?;
+            }
+        }
         let first = if scalars > 1 { model.below(scalars) } else { 0 };
         for lane in 0..scalars {
             let lane = (lane + first) % scalars;

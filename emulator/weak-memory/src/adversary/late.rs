@@ -1,11 +1,16 @@
 //! When what a thread has issued happens: atomics take effect then or later, open loads are bound.
 //!
-//! Atomics are issued in program order. One that acquires nothing may wait, as what follows it in its thread goes on: until its register is used, the
+//! Atomics are issued in program order. One may wait, as what follows it in its thread goes on: until its register is used, the
 //! thread comes to the same word again, or hands on what precedes (a release, fence, barrier, or its end). So whoever
 //! follows it in base causality order finds it in memory. It looks at memory with what its thread knew when it was
 //! issued.
+//!
+//! One that acquires must not synchronize with anything any more by then, for what followed it has gone on without. So it waits only
+//! where it could read now without, and its cell knows of it: whoever is about to write there what might release something has it
+//! take effect before ([`Stop::Held`]).
 
-use super::memory::Location;
+use super::history::Cell;
+use super::memory::{Location, Place};
 use super::model::{Issued, Model, StoreOf};
 use super::pending::{Late, Pending};
 use super::thread::{Poll, Stop, Thread};
@@ -20,10 +25,18 @@ impl Thread {
         let (space, address) = self.resolve(target, ty.bytes(), "atomic")?;
         let place = self.place(&model.memory, space, address, ty.bytes(), "atomic")?;
         self.come_to(model, place.location())?;
-        if matches!(order, Order::Release | Order::AcqRel) {
+        let releases = matches!(order, Order::Release | Order::AcqRel);
+        if releases {
             self.hand_on(model, None)?;
         }
+        self.let_acquirers_go(model, &place, *order, true)?;
         self.poll(Poll { who: self.who(pc), word: place.word, mask: place.mask });
+        let who = self.event(pc);
+        let acquires = matches!(order, Order::Acquire | Order::AcqRel);
+        if acquires && !self.seen.is_empty() {
+            // A strong read followed by an acquire on the same location is an acquire pattern too.
+            self.acquire_seen(|at, release| at.meets(place.location()) && release.reaches(*scope, &who));
+        }
         let late = Late {
             place,
             order: *order,
@@ -32,26 +45,54 @@ impl Thread {
             ty: *ty,
             d: *d,
             operands: (self.slots[usize::from(*a)], self.slots[usize::from(*b)]),
-            who: self.event(pc),
+            who,
             knowledge: self.knowledge.clone(),
         };
         let defer = model.temper.defer;
-        let acquires = matches!(order, Order::Acquire | Order::AcqRel);
-        if !acquires && !model.calm && model.chance(defer) {
+        // What releases something, too, acts at once, for others that wait to acquire here.
+        let may_wait = !acquires || !self.may_release(model, &place, *order, true) && model.can_wait(&late);
+        if !model.calm && model.chance(defer) && may_wait {
             late.d.iter().for_each(|&d| self.waits[usize::from(d)] = true);
+            if acquires {
+                model.memory.cell(place.word).acquirers.push(self.number);
+            }
             self.late.push(late);
             return Ok(());
         }
-        self.take_effect(model, &late)
+        self.take_effect(model, &late, false)
     }
 
-    fn take_effect(&mut self, model: &mut Model, late: &Late) -> Result<(), Stop> {
+    /// Before the thread writes what may release something: those who wait to acquire there read what was there before.
+    pub(super) fn let_acquirers_go(
+        &self,
+        model: &mut Model,
+        place: &Place,
+        order: Order,
+        chained: bool,
+    ) -> Result<(), Stop> {
+        let others = |cell: &Cell| cell.acquirers.iter().any(|&thread| thread != self.number);
+        match others(model.memory.cell(place.word)) && self.may_release(model, place, order, chained) {
+            true => Err(Stop::Held(place.word)),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a write may end a release pattern, or where it is `chained` to what it reads, go on with one.
+    fn may_release(&self, model: &mut Model, place: &Place, order: Order, chained: bool) -> bool {
+        let goes_on = |cell: &Cell| cell.writes.iter().any(|write| write.releases.is_some());
+        matches!(order, Order::Release | Order::AcqRel)
+            || self.fences.iter().any(Option::is_some)
+            || self.released.iter().any(|(at, _)| at.meets(place.location()))
+            || chained && goes_on(model.memory.cell(place.word))
+    }
+
+    fn take_effect(&mut self, model: &mut Model, late: &Late, waited: bool) -> Result<(), Stop> {
         let &Late { place, order, scope, op, ty, d, operands: (x, y), who, .. } = late;
         let update = |old: u64| {
             let fails = op == AtomicOp::CompareSwap && extend(old, ty) != extend(x, ty);
             (!fails).then(|| op.apply(ty, old, x, y))
         };
-        let issued = Issued { who, knowledge: &late.knowledge, reduction: d.is_none() };
+        let issued = Issued { who, knowledge: &late.knowledge, reduction: d.is_none(), waited };
         let store = StoreOf { place, order, scope, pc: who.pc };
         let old = model.atomic(self, store, issued, update).map_err(Stop::Found)?;
         if let Some(d) = d {
@@ -63,8 +104,14 @@ impl Thread {
     /// Has the waiting atomics that `which` names take effect.
     pub(super) fn perform(&mut self, model: &mut Model, which: impl Fn(&Late) -> bool) -> Result<(), Stop> {
         while let Some(at) = self.late.iter().position(&which) {
+            let Late { place, order, .. } = self.late[at];
+            if self.late[at].acquires() {
+                model.memory.cell(place.word).acquirers.retain(|&thread| thread != self.number);
+            } else {
+                self.let_acquirers_go(model, &place, order, true)?;
+            }
             let late = self.late.remove(at);
-            self.take_effect(model, &late)?;
+            self.take_effect(model, &late, true)?;
         }
         Ok(())
     }

@@ -212,6 +212,7 @@ impl Model {
             let late = |write: &usize| cell.writes[*write].synchronizes(&reader.access, closings);
             candidates.retain(|write| !write.as_ref().is_some_and(late));
         }
+        debug_assert!(!candidates.is_empty(), "what waits can always read without synchronizing");
         let stale = self.temper.stale;
         let at = match candidates.len() {
             0 | 1 => 0,

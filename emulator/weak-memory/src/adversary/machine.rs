@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::model::Model;
+use super::pending::Late;
 use super::report::{Finding, ReportKind, no_edge};
 use super::schedule::Schedule;
 use super::thread::{State, Stop, Thread};
@@ -193,6 +194,15 @@ impl Machine {
             Stop::WarpBarrier => {
                 self.suspend(number);
                 self.release_warp(block, self.threads[number as usize].index / WARP as u16);
+            }
+            Stop::Held(word) => {
+                for other in 0..self.threads.len() {
+                    let here = |late: &Late| late.acquires() && late.place.word == word;
+                    // Whoever waits to acquire releases nothing, and so waits for nobody.
+                    if let Err(Stop::Found(finding)) = self.threads[other].perform(&mut self.model, here) {
+                        return Err(self.with_edges(finding));
+                    }
+                }
             }
             Stop::Found(finding) => return Err(self.with_edges(finding)),
             Stop::Fault(kind) => return Err(self.fault(number, &kind)),

@@ -5,7 +5,7 @@
 //! | load | may be left open and bound later; then any write that the axioms allow |
 //! | `ld.acquire` | joins the release patterns that it observes, as scopes allow; if bound later, it observes none that is new |
 //! | store | a new write in the word's history; a release ends a release pattern, as does a strong store behind a fence |
-//! | atomic | unless it acquires, it may take effect later; reads the last morally strong write, writes behind it; observers of it observe what it read |
+//! | atomic | may take effect later, and then acquires nothing that is new; reads the last morally strong write, writes behind it; observers of it observe what it read |
 //! | `ld.global.nc` | any write since the launch began, whatever is known |
 
 use std::rc::Rc;
@@ -14,8 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::book::Book;
-use super::history::{Access, Conflict, Reader, Release, Who, Write, includes};
+use super::history::{Access, Closing, Conflict, Reader, Release, Who, Write, includes};
 use super::memory::{Location, Memory, Place, WordId, bits_of};
+use super::pending::Late;
 use super::report::Finding;
 use super::thread::Thread;
 use super::trace::{Trace, What};
@@ -79,6 +80,8 @@ pub(super) struct Issued<'a> {
     pub(super) knowledge: &'a Knowledge,
     /// It does not return the old value.
     pub(super) reduction: bool,
+    /// It takes effect late: what followed it in its thread has gone on without anything that it acquires.
+    pub(super) waited: bool,
 }
 
 /// Writes of a word beyond which the history is looked through for what can be forgotten.
@@ -168,7 +171,7 @@ impl Model {
         issued: Issued<'_>,
         update: impl Fn(u64) -> Option<u64>,
     ) -> Result<u64, Box<Finding>> {
-        let Issued { who, reduction, .. } = issued;
+        let Issued { who, reduction, waited, .. } = issued;
         let word = store.place.word;
         let access = Access {
             who,
@@ -178,18 +181,12 @@ impl Model {
             mapping: store.place.mapping,
         };
         let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
-        let mut knowledge = issued.knowledge.clone();
-        if acquire {
-            // It takes effect as it is issued, and what it learns, its thread knows.
-            if !thread.seen.is_empty() {
-                let location = store.place.location();
-                thread.acquire_seen(|at, release| at.meets(location) && release.reaches(access.scope, &who));
-            }
-            knowledge = thread.knowledge.clone();
-        }
+        let knowledge = issued.knowledge.clone();
         self.admit(thread.number, &knowledge, &store.place);
         let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
-        let from = self.choose(word, &reader, access.mask, &[]);
+        let closing = || Closing { scope: store.scope, knowledge: knowledge.clone() };
+        let closings: Vec<Closing> = (acquire && waited).then(closing).into_iter().collect();
+        let from = self.choose(word, &reader, access.mask, &closings);
         let source = from.map(|index| self.memory.cell(word).writes[index].clone());
         let shift = 8 * u32::from(store.place.shift);
         let whole = source.as_ref().map_or(self.memory.settled(word), |write| write.value);
@@ -216,6 +213,7 @@ impl Model {
             return Ok(old);
         };
         // What it has synchronized with precedes it; what it has only observed does not.
+        let acquire = acquire && !waited;
         let before = if acquire { knowledge.with_base_of(&thread.knowledge) } else { knowledge };
         self.check_write(word, &access, &before)?;
         let source = source.filter(|source| source.access.morally_strong(&access));
@@ -240,6 +238,23 @@ impl Model {
         }
         self.memory.cell(word).insert(write, false);
         Ok(old)
+    }
+
+    /// Whether an atomic that acquires may take effect later: it could read now without synchronizing, and it always will, for
+    /// whoever may release something waits for it.
+    pub(super) fn can_wait(&mut self, late: &Late) -> bool {
+        let access = late.access();
+        let closings = [Closing { scope: late.scope, knowledge: late.knowledge.clone() }];
+        let reader = Reader { access, knowledge: &late.knowledge, atomic: true, noncoherent: false };
+        let cell = self.memory.cell(late.place.word);
+        let mut candidates = std::mem::take(&mut self.candidates);
+        cell.candidates(&reader, access.mask, &mut candidates);
+        let fits = |write: &Option<usize>| {
+            write.is_none_or(|write| !cell.writes[write].synchronizes(&access, &closings))
+        };
+        let can_wait = candidates.iter().all(fits);
+        self.candidates = candidates;
+        can_wait
     }
 
     fn check_write(

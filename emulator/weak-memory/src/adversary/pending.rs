@@ -61,6 +61,15 @@ pub(super) struct Late {
 }
 
 impl Late {
+    pub(super) fn acquires(&self) -> bool {
+        matches!(self.order, Order::Acquire | Order::AcqRel)
+    }
+
+    pub(super) fn access(&self) -> Access {
+        let Self { place, scope, who, .. } = *self;
+        Access { who, mask: place.mask, strong: true, scope, mapping: place.mapping }
+    }
+
     pub(super) fn location(&self) -> Location {
         self.place.location()
     }

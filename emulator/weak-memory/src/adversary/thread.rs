@@ -72,6 +72,8 @@ pub(super) enum Stop {
     /// It has come to a barrier, which `pc` still points to.
     Barrier,
     WarpBarrier,
+    /// Before it writes this word, others that wait to acquire there must have read.
+    Held(WordId),
     Fault(FaultKind),
     Found(Box<Finding>),
 }

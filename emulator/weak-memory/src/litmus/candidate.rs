@@ -1,7 +1,8 @@
 //! Candidate executions: who reads from whom, and the values that follow.
 
 use super::machine::{Machine, Stored};
-use super::program::{Fence, Litmus, Op, Operand, Order, Participants, Scope, Thread};
+use super::program::{Fence, Litmus, Op, Operand, Order, Participants, Proxy, Scope};
+use super::together::{OF_WARPS, whole_block};
 
 /// A memory operation, fence, barrier or bound of a loop in the code of a test.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +19,15 @@ pub(super) fn sites(litmus: &Litmus) -> Vec<Site<'_>> {
     for (thread, code) in litmus.threads.iter().map(|thread| &thread.code).enumerate() {
         for (index, instruction) in code.iter().enumerate() {
             let op = &instruction.op;
-            if op.location().is_some() || matches!(op, Op::Fence(_) | Op::Barrier { .. } | Op::Bound { .. }) {
+            let other = matches!(
+                op,
+                Op::Fence(_)
+                    | Op::ProxyFence(_)
+                    | Op::Barrier { .. }
+                    | Op::WarpBarrier { .. }
+                    | Op::Bound { .. }
+            );
+            if op.location().is_some() || other {
                 sites.push(Site { thread, index, op });
             }
         }
@@ -34,6 +43,14 @@ pub(super) struct Event {
     pub(super) index: usize,
     /// The location of a memory operation.
     pub(super) location: Option<usize>,
+    /// The address by which it names the location.
+    pub(super) address: Option<usize>,
+    /// How it reaches memory; the proxy of a proxy fence.
+    pub(super) proxy: Proxy,
+    /// Proxy fences.
+    pub(super) proxy_fence: bool,
+    /// `fence.proxy.alias`.
+    pub(super) alias_fence: bool,
     pub(super) reads: bool,
     pub(super) writes: bool,
     /// `.nc`: outside the model.
@@ -100,28 +117,47 @@ pub(super) fn candidates(litmus: &Litmus, visit: &mut impl FnMut(Candidate)) {
     let sites = sites(litmus);
     let passed = all_meet(litmus);
     let choices = sites.iter().map(|site| match site.op {
-        Op::Barrier { arrive, .. } if passed || *arrive => Choice::Plain,
+        Op::Barrier { arrive, vote, .. } if passed || *arrive || vote.is_some() => Choice::Plain,
         _ => Choice::Open,
     });
-    decide(litmus, &sites, &mut choices.collect(), visit);
+    let meetings = meetings_of_votes(litmus, &sites);
+    decide((litmus, &sites, &meetings), &mut choices.collect(), visit);
 }
 
 /// Whether nobody can be left at a barrier: the threads of a block have the same, and always come to them.
 fn all_meet(litmus: &Litmus) -> bool {
-    let ops = |thread: &Thread| thread.barriers().map(|one| one.op.clone()).collect::<Vec<_>>();
-    let fine = |op: &Op| matches!(op, Op::Barrier { id: Operand::Constant(_), count: None, arrive: false });
     litmus.threads.iter().all(|thread| {
-        let same = |other: &&Thread| (other.device, other.block) == (thread.device, thread.block);
-        let mine = ops(thread);
-        mine.iter().all(fine)
-            && (mine.is_empty() || thread.barriers_are_fixed())
-            && litmus.threads.iter().filter(same).all(|other| ops(other) == mine)
+        let mine = whole_block(thread);
+        let mut others = litmus.threads.iter().filter(|other| other.shares_a_block_with(thread));
+        mine.is_some() && others.all(|other| whole_block(other) == mine)
     })
 }
 
+/// By site: the sites that meet at a `bar.red`, which all threads of a block come to, in the order of their barriers.
+fn meetings_of_votes(litmus: &Litmus, sites: &[Site<'_>]) -> Vec<Vec<usize>> {
+    let barriers = |thread: usize| -> Vec<usize> {
+        let own =
+            |&site: &usize| sites[site].thread == thread && matches!(sites[site].op, Op::Barrier { .. });
+        (0..sites.len()).filter(own).collect()
+    };
+    let meeting = |(site, what): (usize, &Site<'_>)| {
+        let place = barriers(what.thread).iter().position(|&own| own == site);
+        let (Op::Barrier { vote: Some(_), .. }, Some(place)) = (what.op, place) else { return Vec::new() };
+        let thread = &litmus.threads[what.thread];
+        let members =
+            (0..litmus.threads.len()).filter(|&one| litmus.threads[one].shares_a_block_with(thread));
+        members.filter_map(|member| barriers(member).get(place).copied()).collect()
+    };
+    sites.iter().enumerate().map(meeting).collect()
+}
+
+/// A test, its sites, and by site who votes with it.
+type Sites<'a> = (&'a Litmus, &'a [Site<'a>], &'a [Vec<usize>]);
+
 /// Decides the first site that is known to be executed and still open, in every way.
-fn decide(litmus: &Litmus, sites: &[Site<'_>], choices: &mut Vec<Choice>, visit: &mut impl FnMut(Candidate)) {
-    let round = compute(litmus, sites, choices);
+fn decide(all: Sites<'_>, choices: &mut Vec<Choice>, visit: &mut impl FnMut(Candidate)) {
+    let (litmus, sites, _) = all;
+    let round = compute(all, choices);
     let from_nothing =
         |choice: &Choice| matches!(choice, Choice::From(write) if round.stored[*write] == Stored::Nothing);
     if choices.iter().any(from_nothing) {
@@ -138,37 +174,39 @@ fn decide(litmus: &Litmus, sites: &[Site<'_>], choices: &mut Vec<Choice>, visit:
         return;
     };
     let ways = match sites[site].op.reads() {
-        true => sources(sites, site),
+        true => sources(litmus, sites, site),
         false => vec![Choice::Plain, Choice::Stay],
     };
     for way in ways {
         choices[site] = way;
-        decide(litmus, sites, choices, visit);
+        decide(all, choices, visit);
     }
     choices[site] = Choice::Open;
 }
 
 /// The sites that `read` may read from; the initial value first.
-fn sources(sites: &[Site<'_>], read: usize) -> Vec<Choice> {
+fn sources(litmus: &Litmus, sites: &[Site<'_>], read: usize) -> Vec<Choice> {
     let reader = &sites[read];
+    let memory = |site: &Site<'_>| site.op.location().map(|address| litmus.memory_of(address));
     let may = |&write: &usize| {
         let writer = &sites[write];
         writer.op.writes()
-            && writer.op.location() == reader.op.location()
+            && memory(writer) == memory(reader)
             && (writer.thread != reader.thread || writer.index < reader.index)
     };
     std::iter::once(Choice::Plain).chain((0..sites.len()).filter(may).map(Choice::From)).collect()
 }
 
 /// Runs the threads again and again, each time with what is known of memory by then, until nothing new comes.
-fn compute(litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice]) -> Round {
-    let mut stored = vec![Stored::Unknown; sites.len()];
+fn compute(all: Sites<'_>, choices: &[Choice]) -> Round {
+    let sites = all.1.len();
+    let (mut stored, mut votes) = (vec![Stored::Unknown; sites], vec![None; sites]);
     loop {
-        let round = run(litmus, sites, choices, &stored);
-        if round.stored == stored {
+        let round = run(all, choices, &stored, &votes);
+        if round.stored == stored && round.votes == votes {
             return round;
         }
-        stored = round.stored;
+        (stored, votes) = (round.stored, round.votes);
     }
 }
 
@@ -179,14 +217,23 @@ struct Round {
     machines: Vec<Machine>,
     /// By site: the number of a barrier.
     ids: Vec<Option<u64>>,
+    /// By site: what the thread says at a `bar.red`.
+    votes: Vec<Option<bool>>,
 }
 
-fn run(litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice], known: &[Stored]) -> Round {
+/// Runs the threads with what was stored and voted in the run before.
+fn run(
+    (litmus, sites, meetings): Sites<'_>,
+    choices: &[Choice],
+    known: &[Stored],
+    votes: &[Option<bool>],
+) -> Round {
     let mut round = Round {
         stored: vec![Stored::Unknown; sites.len()],
         executed: vec![None; sites.len()],
         machines: litmus.threads.iter().map(Machine::new).collect(),
         ids: vec![None; sites.len()],
+        votes: vec![None; sites.len()],
     };
     let mut site = 0;
     for (number, (thread, machine)) in litmus.threads.iter().zip(&mut round.machines).enumerate() {
@@ -218,8 +265,14 @@ fn run(litmus: &Litmus, sites: &[Site<'_>], choices: &[Choice], known: &[Stored]
                     }
                     stored
                 }
-                Op::Barrier { id, .. } => {
+                Op::Barrier { id, vote, .. } => {
                     round.ids[site] = machine.value(id);
+                    if let Some(vote) = vote {
+                        round.votes[site] = machine.vote(vote);
+                        let all: Option<Vec<bool>> =
+                            meetings[site].iter().map(|&other| votes[other]).collect();
+                        machine.take_result(vote, active, all.map(|all| vote.of.of(all)));
+                    }
                     if active != Some(false) && choices[site] != Choice::Plain {
                         ended = (active == Some(true) && choices[site] == Choice::Stay).then_some(true);
                         machine.halt(thread);
@@ -269,11 +322,19 @@ impl Round {
                 Stored::Nothing => None,
                 Stored::Value(value) => Some(value),
             };
-            let mut event = event(site);
+            let mut event = event(litmus, site);
             match *site.op {
                 Op::Bound { from } => {
                     bound[site.thread] = Some(from);
                     continue;
+                }
+                Op::WarpBarrier { mask } => {
+                    let lanes = litmus.threads.iter().enumerate().filter(|&(number, thread)| {
+                        thread.shares_a_block_with(&litmus.threads[site.thread])
+                            && mask >> litmus.lane(number) & 1 == 1
+                    });
+                    let (id, count) = (OF_WARPS | u64::from(mask), Some(lanes.count() as u32));
+                    event.barrier = Some(Barrier { id, count, arrive: false, forever: false });
                 }
                 Op::Barrier { count, arrive, .. } => {
                     let (id, forever) = (self.ids[number]?, choices[number] == Choice::Stay);
@@ -315,7 +376,6 @@ impl Round {
 
 /// How many threads an arrival needs, among the arrivals of its block.
 pub(super) fn expected(litmus: &Litmus, candidate: &Candidate, thread: usize, barrier: Barrier) -> usize {
-    let place = |thread: usize| (litmus.threads[thread].device, litmus.threads[thread].block);
     let arrivals = |of: usize| {
         let own = candidate.events.iter().filter(move |event| event.thread == of);
         own.filter_map(|event| event.barrier)
@@ -331,7 +391,8 @@ pub(super) fn expected(litmus: &Litmus, candidate: &Candidate, thread: usize, ba
         arrivals(*thread).any(|one| one.id == barrier.id)
             || is_stuck && litmus.threads[*thread].barriers().any(|one| may(&one.op))
     };
-    let threads = (0..litmus.threads.len()).filter(|&other| place(other) == place(thread));
+    let here = |&other: &usize| litmus.threads[other].shares_a_block_with(&litmus.threads[thread]);
+    let threads = (0..litmus.threads.len()).filter(here);
     match (barrier.count, litmus.participants) {
         (Some(count), _) => count as usize,
         (None, Participants::Block) => threads.count(),
@@ -340,11 +401,19 @@ pub(super) fn expected(litmus: &Litmus, candidate: &Candidate, thread: usize, ba
 }
 
 /// The event of a site that is executed; without what is only known at run time.
-fn event(site: &Site<'_>) -> Event {
+fn event(litmus: &Litmus, site: &Site<'_>) -> Event {
+    let proxy = match *site.op {
+        Op::Load { proxy, .. } | Op::Store { proxy, .. } | Op::ProxyFence(Some(proxy)) => proxy,
+        _ => Proxy::Generic,
+    };
     let mut event = Event {
         thread: site.thread,
         index: site.index,
-        location: site.op.location(),
+        location: site.op.location().map(|address| litmus.memory_of(address)),
+        address: site.op.location(),
+        proxy,
+        proxy_fence: matches!(site.op, Op::ProxyFence(_)),
+        alias_fence: matches!(site.op, Op::ProxyFence(None)),
         reads: site.op.reads(),
         writes: site.op.writes(),
         outside: matches!(site.op, Op::Load { noncoherent: true, .. }),

@@ -120,8 +120,8 @@ impl Place<'_> {
                 let (read_by, write) = (self.event(b).source == Some(a), self.event(b).writes);
                 let communicates = read_by
                     || write && (self.coherence.has(a, b) || self.event(a).reads && self.reads_before(a, b));
-                if self.model.program_order.has(a, b)
-                    || a != b && communicates && self.model.morally_strong.has(a, b)
+                // Program order is among them, too, of what is pairwise morally strong.
+                if self.model.morally_strong.has(a, b) && (communicates || self.model.program_order.has(a, b))
                 {
                     order.add(a, b);
                 }

@@ -15,7 +15,7 @@ use super::condition::Condition;
 use super::draft::Draft;
 use super::error::{LitmusError, LitmusErrorKind as Kind};
 use super::outcome::Observable;
-use super::program::{Litmus, Location, Register, Verdict, Width};
+use super::program::{Home, Litmus, Location, Register, Verdict, Width};
 use super::text::{is_name, number};
 
 /// Whether a text is in this format.
@@ -27,8 +27,12 @@ pub(super) fn is_one(text: &str) -> bool {
 /// Reads the one test of a text.
 pub(super) fn parse(file: &str, text: &str, rounds: usize) -> Result<Litmus, LitmusError> {
     let text = without_comments(text);
-    let mut reader =
-        Reader { draft: Draft { line: 1, named_barriers: true, ..Draft::default() }, line: 1, guards: 0 };
+    let mut reader = Reader {
+        draft: Draft { line: 1, named_barriers: true, ..Draft::default() },
+        line: 1,
+        guards: 0,
+        synonyms: Vec::new(),
+    };
     let read = reader.read(&text, rounds);
     read.map_err(|kind| LitmusError { file: file.to_owned(), line: reader.line, kind })
 }
@@ -52,6 +56,8 @@ struct Reader {
     line: u32,
     /// Predicates of the thread so far.
     guards: usize,
+    /// Names of addresses, and the locations that have them.
+    synonyms: Vec<(String, String)>,
 }
 
 /// A column: block, device, and its instructions with their lines.
@@ -108,13 +114,25 @@ impl Reader {
     fn initial(&mut self, text: &str) -> Result<Vec<(usize, String, u64)>, Kind> {
         let mut registers = Vec::new();
         for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            if let Some((name, of)) = part.split_once(" aliases ") {
+                let (name, proxy) = name.split_once('@').unwrap_or((name, ""));
+                let (name, proxy, of) = (name.trim(), proxy.trim(), of.trim());
+                match proxy {
+                    _ if !is_name(name) => return Err(expected("`NAME @ PROXY aliases LOCATION`", part)),
+                    "generic" => self.draft.add_alias(name, of)?,
+                    // Where another proxy has the address of a generic one; which proxy it is says the instruction.
+                    "surface" | "texture" | "constant" => self.synonyms.push((name.into(), self.at(of))),
+                    _ => return Err(Kind::Foreign { what: "proxies", found: part.to_owned() }),
+                }
+                continue;
+            }
             if part.contains('@') || part.contains('&') {
-                return Err(Kind::Foreign { what: "aliases and proxies", found: part.to_owned() });
+                return Err(Kind::Foreign { what: "addresses as values", found: part.to_owned() });
             }
             let (name, value) = part.split_once('=').ok_or_else(|| expected("`NAME=VALUE`", part))?;
             let (name, value) = (name.trim(), value.trim());
             let Ok(value) = number(value) else {
-                return Err(Kind::Foreign { what: "aliases and proxies", found: part.to_owned() });
+                return Err(Kind::Foreign { what: "addresses as values", found: part.to_owned() });
             };
             if value > u64::from(u32::MAX) {
                 return Err(Kind::Number(value.to_string()));
@@ -131,27 +149,30 @@ impl Reader {
         Ok(registers)
     }
 
+    /// The location of that name, or whose address it is.
+    fn at(&self, name: &str) -> String {
+        let known = self.synonyms.iter().find(|(synonym, _)| synonym == name);
+        known.map_or(name, |(_, location)| location).to_owned()
+    }
+
     fn location(&mut self, name: &str, initial: u64) -> Result<(), Kind> {
         if !is_name(name) {
             return Err(expected("a location", name));
         }
-        if self.draft.locations.iter().any(|known| known.name == name) {
-            return Err(Kind::Twice { what: "location", name: name.to_owned() });
-        }
-        self.draft.locations.push(Location { name: name.to_owned(), width: Width::B32, initial, device: 0 });
-        Ok(())
+        let name = name.to_owned();
+        self.draft.add_location(Location { name, width: Width::B32, initial, device: 0, home: Home::Global })
     }
 
     /// Adds the location of an instruction if nobody has named it: it begins as 0.
     fn declare(&mut self, cell: &str) {
         let (opcode, operands) = cell.split_once(char::is_whitespace).unwrap_or((cell, ""));
         let at = match opcode.split('.').next() {
-            Some("st" | "red") => 0,
-            Some("ld" | "atom") => 1,
+            Some("st" | "red" | "sust") => 0,
+            Some("ld" | "atom" | "suld" | "tld" | "cold") => 1,
             _ => return,
         };
         let name = operands.split(',').nth(at).unwrap_or("").trim();
-        if is_name(name) && !is_register(name) {
+        if is_name(name) && !is_register(name) && self.at(name) == name {
             // A second declaration is refused, which says that it is known.
             let _ = self.location(name, 0);
         }
@@ -213,13 +234,15 @@ impl Reader {
                 .map(|word| format!(".{word}"))
                 .collect::<String>()
         };
+        let at = |name: &str| self.at(name);
         match (words[0], &operands[..]) {
-            ("tld" | "suld" | "cold" | "sust" | "suatom" | "sured", _) => {
-                Err(Kind::Foreign { what: "proxies", found: cell.to_owned() })
+            ("suatom" | "sured", _) => {
+                Err(Kind::Foreign { what: "atomics of surfaces", found: cell.to_owned() })
             }
-            ("fence", _) if words.contains(&"proxy") => {
-                Err(Kind::Foreign { what: "proxies", found: cell.to_owned() })
+            ("tld" | "suld" | "cold", [d, x]) => {
+                one(format!("{}{}.u32 {}, [{}];", words[0], order(), value(d), at(x)))
             }
+            ("sust", [x, a]) => one(format!("sust{}.u32 [{}], {};", order(), at(x), value(a))),
             ("fence", []) => one(format!("{mnemonic};")),
             ("ld", [d, a]) if words.len() == 1 => one(format!("mov.u32 {}, {};", value(d), value(a))),
             ("ld", [d, x]) => one(format!("ld{}.global.u32 {}, [{x}];", order(), value(d))),

@@ -4,8 +4,10 @@ use super::condition::Condition;
 use super::error::LitmusErrorKind as Kind;
 use super::instruction::{Names, instruction};
 use super::outcome::Observable;
-use super::program::{Litmus, Location, Op, Participants, Thread, Verdict, Width};
+use super::program::{Home, Litmus, Location, Op, Participants, Thread, Verdict, Width};
+use super::scalars::scalars;
 use super::text::{is_name, keyword, number};
+use super::together;
 use super::unroll::unroll;
 
 /// Threads of a test, at most.
@@ -68,6 +70,8 @@ impl Draft {
         }
         if let Some(rest) = keyword(content, "location") {
             self.location(rest)?;
+        } else if let Some(rest) = keyword(content, "alias") {
+            self.alias(rest)?;
         } else if let Some(rest) = keyword(content, "thread") {
             self.resolve_branches()?;
             self.thread(rest)?;
@@ -81,45 +85,94 @@ impl Draft {
         Ok(None)
     }
 
-    /// `x = 0`, `x: b64 = 0`, `x = 0, device 1`.
+    /// `x = 0`, `x: b64 = 0`, `x: v2.b32 = 0`, `x = 0, device 1`, `x = 0, device 1, block 2`.
     fn location(&mut self, text: &str) -> Result<(), Kind> {
         let expected = || Kind::Expected {
-            expected: "`location NAME[: b8|b16|b32|b64] = VALUE[, device N]`",
+            expected: "`location NAME[: [v2.|v4.]b8|b16|b32|b64] = VALUE[, device N[, block B]]`",
             found: format!("location {text}"),
         };
-        if !self.threads.is_empty() {
-            return Err(Kind::Expected { expected: "locations before threads", found: text.to_owned() });
-        }
+        self.is_early(text)?;
         let (name, value) = text.split_once('=').ok_or_else(expected)?;
-        let (name, width) = match name.split_once(':') {
-            None => (name.trim(), Width::B32),
-            Some((name, width)) => match width.trim() {
-                "b8" => (name.trim(), Width::B8),
-                "b16" => (name.trim(), Width::B16),
-                "b32" => (name.trim(), Width::B32),
-                "b64" => (name.trim(), Width::B64),
-                _ => return Err(expected()),
-            },
+        let (name, ty) = name.split_once(':').unwrap_or((name, "b32"));
+        let (name, ty) = (name.trim(), ty.trim());
+        let (scalars, ty) = match ty.split_once('.') {
+            None => (1, ty),
+            Some(("v2", ty)) => (2, ty),
+            Some(("v4", ty)) => (4, ty),
+            Some(_) => return Err(expected()),
         };
-        let (value, device) = match value.split_once(',') {
-            None => (value, 0),
-            Some((value, place)) => {
-                let device = keyword(place.trim(), "device").ok_or_else(expected)?;
-                (value, device.parse().map_err(|_| Kind::Number(device.to_owned()))?)
+        let width = match ty {
+            "b8" => Width::B8,
+            "b16" => Width::B16,
+            "b32" => Width::B32,
+            "b64" => Width::B64,
+            _ => return Err(expected()),
+        };
+        let mut place = value.split(',').map(str::trim);
+        let initial = number(place.next().unwrap_or(""))?;
+        let mut part = |word| match place.next() {
+            None => Ok(None),
+            Some(text) => {
+                let digits = keyword(text, word).ok_or_else(expected)?;
+                digits.parse().map(Some).map_err(|_| Kind::Number(digits.to_owned()))
             }
         };
-        let initial = number(value.trim())?;
+        let (device, block) = (part("device")?.unwrap_or(0), part("block")?);
         if width.cut(initial) != initial {
-            return Err(Kind::Number(value.trim().to_owned()));
+            return Err(Kind::Number(initial.to_string()));
         }
-        if !is_name(name) {
+        if !is_name(name) || place.next().is_some() || block.is_some() && initial != 0 {
             return Err(expected());
         }
-        if self.locations.iter().any(|known| known.name == name) {
-            return Err(Kind::Twice { what: "location", name: name.to_owned() });
+        let first = self.locations.len();
+        for scalar in 0..scalars {
+            let offset = scalar * width.bits() / 8;
+            let (name, home) = match (offset, block) {
+                (0, None) => (name.to_owned(), Home::Global),
+                (0, Some(block)) => (name.to_owned(), Home::Shared { block }),
+                _ => (format!("{name}+{offset}"), Home::Behind { first, offset }),
+            };
+            self.add_location(Location { name, width, initial, device, home })?;
         }
-        self.locations.push(Location { name: name.to_owned(), width, initial, device });
+        Ok(())
+    }
+
+    /// `y = x`: another address of x.
+    fn alias(&mut self, text: &str) -> Result<(), Kind> {
+        self.is_early(text)?;
+        let names = text.split_once('=').map(|(name, of)| (name.trim(), of.trim()));
+        let (name, of) = names.filter(|(name, _)| is_name(name)).ok_or_else(|| Kind::Expected {
+            expected: "`alias NAME = LOCATION`",
+            found: format!("alias {text}"),
+        })?;
+        self.add_alias(name, of)
+    }
+
+    /// Adds another address of a location.
+    pub(super) fn add_alias(&mut self, name: &str, of: &str) -> Result<(), Kind> {
+        let known = self.locations.iter().position(|known| known.name == of);
+        let known = known.ok_or_else(|| Kind::Unknown { what: "location", name: of.to_owned() })?;
+        let of = match self.locations[known].home {
+            Home::Alias { of } => of,
+            _ => known,
+        };
+        let home = Home::Alias { of };
+        self.add_location(Location { name: name.to_owned(), home, ..self.locations[of].clone() })
+    }
+
+    pub(super) fn add_location(&mut self, location: Location) -> Result<(), Kind> {
+        if self.locations.iter().any(|known| known.name == location.name) {
+            return Err(Kind::Twice { what: "location", name: location.name });
+        }
+        self.locations.push(location);
         limit("locations", self.locations.len(), LOCATIONS)
+    }
+
+    fn is_early(&self, text: &str) -> Result<(), Kind> {
+        match self.threads.is_empty() {
+            true => Ok(()),
+            false => Err(Kind::Expected { expected: "locations before threads", found: text.to_owned() }),
+        }
     }
 
     /// `0: device 0, block 0`.
@@ -150,7 +203,7 @@ impl Draft {
     pub(super) fn instruction(&mut self, line: u32, content: &str) -> Result<(), Kind> {
         let Some(thread) = self.threads.last_mut() else {
             return Err(Kind::Expected {
-                expected: "`location`, `thread`, `exists`, `allowed:` or `forbidden:`",
+                expected: "`location`, `alias`, `thread`, `exists`, `allowed:` or `forbidden:`",
                 found: content.to_owned(),
             });
         };
@@ -209,8 +262,9 @@ impl Draft {
             return Err(missing("thread"));
         }
         let condition = self.condition.take().ok_or_else(|| missing("`exists` line"))?;
+        together::check(&self.threads)?;
         for thread in &mut self.threads {
-            thread.code = unroll(&thread.source, rounds);
+            thread.code = scalars(unroll(&thread.source, rounds));
         }
         self.check_size()?;
         let participants = if self.named_barriers { Participants::Named } else { Participants::Block };
@@ -241,21 +295,26 @@ impl Draft {
         )?;
         // An atomic is two events.
         let events = |op: &Op| match op {
-            Op::Fence(_) | Op::Barrier { .. } => 1,
+            Op::Fence(_) | Op::ProxyFence(_) | Op::Barrier { .. } | Op::WarpBarrier { .. } => 1,
             op => usize::from(op.reads()) + usize::from(op.writes()),
         };
         limit("events", self.ops().map(events).sum(), EVENTS)?;
         let sequential = |op: &&Op| matches!(op, Op::Fence(fence) if fence.sequential);
         limit("fence.sc", self.ops().filter(sequential).count(), FENCES)?;
-        let writes =
-            |location| self.ops().filter(|op| op.writes() && op.location() == Some(location)).count();
+        let memory = |op: &Op| {
+            op.location().map(|address| match self.locations[address].home {
+                Home::Alias { of } => of,
+                _ => address,
+            })
+        };
+        let writes = |location| self.ops().filter(|op| op.writes() && memory(op) == Some(location)).count();
         let mut executions = 1_u64;
         for location in 0..self.locations.len() {
             limit("writes to a location", writes(location), WRITES)?;
             let orders: u64 = (1..=writes(location) as u64).product();
             executions = executions.saturating_mul(orders);
         }
-        for location in self.ops().filter(|op| op.reads()).filter_map(Op::location) {
+        for location in self.ops().filter(|op| op.reads()).filter_map(memory) {
             executions = executions.saturating_mul(1 + writes(location) as u64);
         }
         if executions > EXECUTIONS {

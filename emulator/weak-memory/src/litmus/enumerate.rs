@@ -1,9 +1,9 @@
 //! The enumerator: all final states that the axioms allow.
 //!
 //! Names and numbers of relations and axioms are those of PTX ISA, chapter "Memory Consistency Model"; program order
-//! is part of base causality order, as the chapter has it now. All accesses are to whole, equal locations through the
-//! generic proxy, so that "morally strong" is a matter of scopes, and proxies play no part. `ld.global.nc` is outside
-//! the model and may return anything that its location ever holds.
+//! is part of base causality order, as the chapter has it now. All accesses are to whole, equal locations, so that "morally
+//! strong" is a matter of scopes, and of addresses and proxies where a test has several. `ld.global.nc` is outside the model
+//! and may return anything that its location ever holds.
 //!
 //! An atomic is two operations, a read and behind it in program order a write ("Operation Types": atomic operations are
 //! read-modify-write operations): what its write precedes, its read need not precede. That is the weaker of two
@@ -21,6 +21,7 @@ use super::model::Model;
 use super::outcome::Outcome;
 use super::program::Litmus;
 use super::relation::{Relation, permutations};
+use super::scalars::orders;
 
 /// All outcomes that the PTX memory model allows.
 pub fn enumerate(litmus: &Litmus) -> BTreeSet<Outcome> {
@@ -58,9 +59,11 @@ impl Allowed {
 /// All executions that the PTX memory model allows.
 pub fn explore(litmus: &Litmus) -> Allowed {
     let mut allowed = Allowed::default();
-    candidates(litmus, &mut |candidate| {
-        Model::new(litmus, &candidate).outcomes(&mut allowed);
-    });
+    for litmus in &orders(litmus) {
+        candidates(litmus, &mut |candidate| {
+            Model::new(litmus, &candidate).outcomes(&mut allowed);
+        });
+    }
     allowed
 }
 
@@ -103,7 +106,14 @@ impl Model<'_> {
             .map(|location| final_values(self, location, &causality, last))
             .map(|values| (!values.is_empty()).then_some(values))
             .collect();
-        let Some(memory) = memory else { return };
+        let Some(mut memory) = memory else { return };
+        for location in 0..memory.len() {
+            // By any address it is one memory; of shared memory nobody sees what is left.
+            memory[location] = match self.litmus.is_shared(location) {
+                true => BTreeSet::from([0]),
+                false => memory[self.litmus.memory_of(location)].clone(),
+            };
+        }
         let racy = self.races(&causality);
         allowed.racy |= racy;
         let events = self.events();
@@ -173,7 +183,10 @@ impl Model<'_> {
                 .flat_map(|known| values.iter().map(move |&value| longer(known, value)))
                 .collect();
         }
-        for memory in products {
+        let is_one = |memory: &Vec<u64>| {
+            (0..memory.len()).all(|location| memory[location] == memory[self.litmus.memory_of(location)])
+        };
+        for memory in products.into_iter().filter(is_one) {
             outcomes.insert(Outcome { registers: self.candidate.registers.clone(), memory });
         }
     }

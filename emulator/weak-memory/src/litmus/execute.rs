@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::enumerate::{Allowed, explore};
 use super::interleave::interleave;
-use super::kernel::{DeviceKernel, KernelError, kernels};
+use super::kernel::{DeviceKernel, KernelError, addressed, kernels};
 use super::outcome::Outcome;
-use super::program::{Litmus, Op, Verdict, Width};
+use super::program::{Home, Litmus, Location, Op, Verdict, Width};
 use crate::adversary::{Options, Report, ReportKind, Session};
 use meshreduce_emulator_ptx::Launch;
 
@@ -43,17 +43,25 @@ pub(super) fn run(
     let named = litmus.threads.iter().map(|t| t.device).chain(litmus.locations.iter().map(|l| l.device));
     let devices: BTreeSet<u32> = named.collect();
     let devices: BTreeMap<u32, _> = devices.into_iter().map(|device| (device, session.device())).collect();
-    let mut locations = Vec::new();
+    // By location: its address, if it has one that the host knows.
+    let mut locations: Vec<Option<u64>> = Vec::new();
     for location in &litmus.locations {
-        let address = session.allocate(devices[&location.device], 8);
-        session.write(address, &location.initial.to_le_bytes()[..bytes(location.width)]);
+        let address = match location.home {
+            Home::Global => Some(session.allocate(devices[&location.device], VECTOR)),
+            Home::Shared { .. } => None,
+            Home::Behind { first, offset } => locations[first].map(|address| address + u64::from(offset)),
+            Home::Alias { of } => locations[of].map(|address| session.alias(address, 8)),
+        };
+        if let Some(address) = address {
+            session.write(address, &location.initial.to_le_bytes()[..bytes(location.width)]);
+        }
         locations.push(address);
     }
     let mut results = Vec::new();
     for kernel in kernels {
         let device = devices[&kernel.device];
         let address = session.allocate(device, kernel.result_bytes.max(8) as u64);
-        let addresses = locations.iter().chain([&address]);
+        let addresses = addressed(litmus).filter_map(|at| locations[at]).chain([address]);
         let params: Vec<u8> = addresses.flat_map(|address| address.to_le_bytes()).collect();
         let launch = Launch {
             kernel: kernel.kernel.clone(),
@@ -77,9 +85,15 @@ pub(super) fn run(
         }
     }
     let memory = litmus.locations.iter().zip(&locations);
-    outcome.memory = memory.map(|(location, &address)| read(&session, address, location.width)).collect();
+    let value = |(location, address): (&Location, &Option<u64>)| {
+        address.map_or(0, |address| read(&session, address, location.width))
+    };
+    outcome.memory = memory.map(value).collect();
     Ok(outcome)
 }
+
+/// Bytes of the longest vector.
+const VECTOR: u64 = 32;
 
 fn bytes(width: Width) -> usize {
     width.bits() as usize / 8
@@ -181,7 +195,7 @@ pub fn judge(litmus: &Litmus, seeds: Range<u64>) -> Judgement {
         }
     };
     // Loads of `ld.global.nc` are outside the model.
-    let ops = litmus.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = litmus.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let outside = ops.clone().any(|op| matches!(op, Op::Load { noncoherent: true, .. }));
     for seed in seeds {
         match execute(litmus, &kernels, seed) {

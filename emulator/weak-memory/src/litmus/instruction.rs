@@ -3,12 +3,17 @@
 use super::comparison::Compare;
 use super::error::LitmusErrorKind as Kind;
 use super::program::{
-    Fence, Function, Instruction, Location, Op, Operand, Order, Register, Rmw, Scope, Thread, Width,
+    Fence, Function, Home, Instruction, Location, Op, Operand, Order, Proxy, Register, Rmw, Scope, Thread,
+    Width,
 };
 use super::text::{is_name, number};
 
-/// Threads of a warp.
-const WARP: u64 = 32;
+/// The memory that an instruction names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Space {
+    Global,
+    Shared,
+}
 
 /// What an instruction may name; registers come to be when they are first named.
 pub(super) struct Names<'a> {
@@ -42,13 +47,15 @@ pub(super) fn instruction(
     let mut words = mnemonic.split('.');
     let opcode = words.next().unwrap_or("");
     parser.words = words.collect();
-    if !operands.trim().is_empty() {
-        parser.operands = operands.split(',').map(str::trim).collect();
-    }
+    parser.operands = split(operands);
     let mut label = None;
     let op = match opcode {
-        "ld" => parser.load()?,
-        "st" => parser.store()?,
+        "ld" => parser.load(Proxy::Generic)?,
+        "suld" => parser.load(Proxy::Surface)?,
+        "tld" => parser.load(Proxy::Texture)?,
+        "cold" => parser.load(Proxy::Constant)?,
+        "st" => parser.store(Proxy::Generic)?,
+        "sust" => parser.store(Proxy::Surface)?,
         "atom" => parser.atomic(true)?,
         "red" => parser.atomic(false)?,
         "fence" => parser.fence()?,
@@ -61,6 +68,7 @@ pub(super) fn instruction(
         }
         "add" | "sub" | "mul" | "and" | "or" | "xor" | "min" | "max" => {
             let function = parser.function(opcode)?;
+            let function = if parser.signed() { signed(function) } else { function };
             let width = parser.width()?;
             let [d, a, b] = parser.take_operands("a destination and two sources are needed")?;
             let (a, b) = (parser.operand(a, width)?, parser.operand(b, width)?);
@@ -83,28 +91,50 @@ pub(super) fn instruction(
     Ok((Instruction { line, text: text.to_owned(), guard, op }, label))
 }
 
-struct Parser<'a, 'n> {
+/// The operands: what commas outside of braces separate.
+fn split(operands: &str) -> Vec<&str> {
+    let mut inside = false;
+    let comma = |c: char| {
+        inside = c == '{' || inside && c != '}';
+        c == ',' && !inside
+    };
+    match operands.trim() {
+        "" => Vec::new(),
+        operands => operands.split(comma).map(str::trim).collect(),
+    }
+}
+
+/// The signed function of that name.
+fn signed(function: Function) -> Function {
+    match function {
+        Function::Min => Function::MinSigned,
+        Function::Max => Function::MaxSigned,
+        other => other,
+    }
+}
+
+pub(super) struct Parser<'a, 'n> {
     text: &'a str,
     /// The modifiers that are not used up yet.
     words: Vec<&'a str>,
-    operands: Vec<&'a str>,
-    names: &'a mut Names<'n>,
+    pub(super) operands: Vec<&'a str>,
+    pub(super) names: &'a mut Names<'n>,
 }
 
 impl<'a> Parser<'a, '_> {
-    fn error(&self, reason: impl Into<String>) -> Kind {
+    pub(super) fn error(&self, reason: impl Into<String>) -> Kind {
         Kind::Instruction { instruction: self.text.to_owned(), reason: reason.into() }
     }
 
     /// Uses up the first modifier that `parse` knows.
-    fn word<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+    pub(super) fn word<T>(&mut self, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
         let (index, value) =
             self.words.iter().enumerate().find_map(|(index, word)| Some((index, parse(word)?)))?;
         self.words.remove(index);
         Some(value)
     }
 
-    fn flag(&mut self, wanted: &str) -> bool {
+    pub(super) fn flag(&mut self, wanted: &str) -> bool {
         self.word(|word| (word == wanted).then_some(())).is_some()
     }
 
@@ -128,11 +158,16 @@ impl<'a> Parser<'a, '_> {
         width.ok_or_else(|| self.error("a type is needed, such as .u32"))
     }
 
+    /// Whether the type is a signed one.
+    fn signed(&self) -> bool {
+        self.words.iter().any(|word| word.starts_with('s'))
+    }
+
     fn take_operands<const N: usize>(&mut self, reason: &str) -> Result<[&'a str; N], Kind> {
         <[&str; N]>::try_from(self.operands.as_slice()).map_err(|_| self.error(reason))
     }
 
-    fn predicate(&mut self, name: &str) -> Result<usize, Kind> {
+    pub(super) fn predicate(&mut self, name: &str) -> Result<usize, Kind> {
         if !name.strip_prefix("%p").is_some_and(|digits| digits.bytes().all(|c| c.is_ascii_digit())) {
             return Err(self.error(format!("`{name}` is not a predicate register, such as %p0")));
         }
@@ -143,7 +178,7 @@ impl<'a> Parser<'a, '_> {
         }))
     }
 
-    fn register(&mut self, name: &str, width: Width) -> Result<usize, Kind> {
+    pub(super) fn register(&mut self, name: &str, width: Width) -> Result<usize, Kind> {
         let (prefix, example) = match width {
             // Bytes have no registers of their own.
             Width::B8 | Width::B16 => ("%rs", "%rs0"),
@@ -163,7 +198,7 @@ impl<'a> Parser<'a, '_> {
         }))
     }
 
-    fn operand(&mut self, text: &str, width: Width) -> Result<Operand, Kind> {
+    pub(super) fn operand(&mut self, text: &str, width: Width) -> Result<Operand, Kind> {
         if text.starts_with('%') {
             return Ok(Operand::Register(self.register(text, width)?));
         }
@@ -174,17 +209,81 @@ impl<'a> Parser<'a, '_> {
         Ok(Operand::Constant(value))
     }
 
-    fn location(&mut self, text: &str, width: Width) -> Result<usize, Kind> {
+    /// The location in brackets, of `width` and in the memory that the instruction names.
+    fn location(&mut self, text: &str, width: Width, space: Option<Space>) -> Result<usize, Kind> {
         let name = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).map(str::trim);
         let name = name.ok_or_else(|| self.error(format!("`{text}` is not a location in brackets")))?;
-        let index = self.names.locations.iter().position(|known| known.name == name);
+        let locations = self.names.locations;
+        let index = locations.iter().position(|known| known.name == name);
         let index = index.ok_or_else(|| Kind::Unknown { what: "location", name: name.to_owned() })?;
-        let declared = self.names.locations[index].width;
+        let declared = locations[index].width;
         if declared != width {
             let (declared, accessed) = (declared.bits(), width.bits());
             return Err(Kind::MixedSize { location: name.to_owned(), declared, accessed });
         }
-        Ok(index)
+        let first = match locations[index].home {
+            Home::Behind { first, .. } => first,
+            _ => index,
+        };
+        let thread = &*self.names.thread;
+        match (locations[first].home, space) {
+            (Home::Shared { .. }, Some(Space::Global)) => Err(self.error(format!("{name} is shared memory"))),
+            (Home::Shared { block }, _)
+                if (locations[first].device, block) != (thread.device, thread.block) =>
+            {
+                Err(self.error(format!("{name} is shared memory of another block")))
+            }
+            (Home::Shared { .. }, None) => {
+                Err(self.error(format!("{name} is shared memory: .shared is needed")))
+            }
+            (Home::Shared { .. }, Some(Space::Shared)) | (_, None | Some(Space::Global)) => Ok(index),
+            (_, Some(Space::Shared)) => Err(self.error(format!("{name} is global memory"))),
+        }
+    }
+
+    /// `.global` or `.shared`.
+    fn space(&mut self) -> Option<Space> {
+        self.word(|word| match word {
+            "global" => Some(Space::Global),
+            "shared" => Some(Space::Shared),
+            _ => None,
+        })
+    }
+
+    /// The locations of `.v2` or `.v4`, which lie behind one another, with the names in braces.
+    fn vector(
+        &mut self,
+        lanes: usize,
+        (names, address): (&'a str, &str),
+        (width, space): (Width, Option<Space>),
+    ) -> Result<Vec<(&'a str, usize)>, Kind> {
+        let names = names.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')).map(split);
+        let names = names.filter(|names| names.len() == lanes);
+        let names = names.ok_or_else(|| self.error(format!("{lanes} registers in braces are needed")))?;
+        let first = self.location(address, width, space)?;
+        let size = width.bits() / 8;
+        let aligned = match self.names.locations[first].home {
+            Home::Behind { offset, .. } => (offset / size).is_multiple_of(lanes as u32),
+            _ => true,
+        };
+        let base = |at: usize| match self.names.locations.get(at).map(|location| location.home) {
+            Some(Home::Behind { first, .. }) => Some(first),
+            Some(_) => Some(at),
+            None => None,
+        };
+        if !aligned || (first..first + lanes).any(|at| base(at) != base(first)) {
+            return Err(self.error(format!("{address} does not begin {lanes} locations of one vector")));
+        }
+        Ok(names.into_iter().zip(first..).collect())
+    }
+
+    /// `.v2` or `.v4`.
+    fn lanes(&mut self) -> Option<usize> {
+        self.word(|word| match word {
+            "v2" => Some(2),
+            "v4" => Some(4),
+            _ => None,
+        })
     }
 
     /// Ordering and scope of a load or store; `own` is the strongest ordering that it can have.
@@ -211,26 +310,45 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
-    fn load(&mut self) -> Result<Op, Kind> {
+    fn load(&mut self, proxy: Proxy) -> Result<Op, Kind> {
         let order = self.order("acquire")?;
-        self.flag("global");
+        let space = self.space();
         let noncoherent = self.flag("nc");
-        if noncoherent && order != Order::Weak {
-            return Err(self.error(".nc belongs to weak loads"));
+        if noncoherent && (order != Order::Weak || space == Some(Space::Shared)) {
+            return Err(self.error(".nc belongs to weak loads of global memory"));
         }
+        let lanes = self.lanes();
         let width = self.width()?;
         let [d, address] = self.take_operands("a load takes a destination and a location")?;
-        let location = self.location(address, width)?;
-        Ok(Op::Load { order, noncoherent, location, d: self.register(d, width)? })
+        let load = |location, d| Op::Load { order, noncoherent, proxy, location, d };
+        let Some(lanes) = lanes else {
+            let location = self.location(address, width, space)?;
+            return Ok(load(location, self.register(d, width)?));
+        };
+        let all = self.vector(lanes, (d, address), (width, space))?;
+        let scalar = |(d, location)| Ok(load(location, self.register(d, width)?));
+        let scalars: Vec<Op> = all.into_iter().map(scalar).collect::<Result<_, Kind>>()?;
+        let destination = |op: &Op| if let Op::Load { d, .. } = op { Some(*d) } else { None };
+        let twice = |at: usize| scalars[..at].iter().any(|op| destination(op) == destination(&scalars[at]));
+        match (0..lanes).any(twice) {
+            true => Err(self.error("a register takes two scalars of the vector")),
+            false => Ok(Op::Vector(scalars)),
+        }
     }
 
-    fn store(&mut self) -> Result<Op, Kind> {
+    fn store(&mut self, proxy: Proxy) -> Result<Op, Kind> {
         let order = self.order("release")?;
-        self.flag("global");
+        let space = self.space();
+        let lanes = self.lanes();
         let width = self.width()?;
         let [address, a] = self.take_operands("a store takes a location and a source")?;
-        let location = self.location(address, width)?;
-        Ok(Op::Store { order, location, a: self.operand(a, width)? })
+        let Some(lanes) = lanes else {
+            let location = self.location(address, width, space)?;
+            return Ok(Op::Store { order, proxy, location, a: self.operand(a, width)? });
+        };
+        let all = self.vector(lanes, (a, address), (width, space))?;
+        let store = |(a, location)| Ok(Op::Store { order, proxy, location, a: self.operand(a, width)? });
+        Ok(Op::Vector(all.into_iter().map(store).collect::<Result<_, Kind>>()?))
     }
 
     fn atomic(&mut self, returns: bool) -> Result<Op, Kind> {
@@ -247,17 +365,18 @@ impl<'a> Parser<'a, '_> {
             return Err(self.error("red reads nothing that it could acquire with"));
         }
         let scope = self.scope().unwrap_or(Scope::Device);
-        self.flag("global");
-        const KNOWN: [&str; 8] = ["add", "and", "or", "xor", "min", "max", "exch", "cas"];
+        let space = self.space();
+        const KNOWN: [&str; 10] = ["add", "and", "or", "xor", "min", "max", "inc", "dec", "exch", "cas"];
         let operation = self.word(|word| KNOWN.into_iter().find(|known| *known == word));
-        let known = "one of .add, .and, .or, .xor, .min, .max, .exch and .cas is needed";
+        let known = "one of .add, .and, .or, .xor, .min, .max, .inc, .dec, .exch and .cas is needed";
         let operation = operation.ok_or_else(|| self.error(known))?;
         if !returns && ["exch", "cas"].contains(&operation) {
             return Err(self.error("red computes only"));
         }
-        if self.words.iter().any(|word| word.starts_with('s')) && ["min", "max"].contains(&operation) {
-            return Err(self.error("only unsigned .min and .max are in the subset"));
+        if ["inc", "dec"].contains(&operation) && self.words != ["u32"] {
+            return Err(self.error(".inc and .dec are of .u32"));
         }
+        let signs = self.signed();
         let width = self.width()?;
         let wrong = "wrong number of operands";
         let (d, address, rmw) = match (returns, operation) {
@@ -272,21 +391,46 @@ impl<'a> Parser<'a, '_> {
                 (
                     Some(d),
                     address,
-                    if exchange { Rmw::Exchange(a) } else { Rmw::Compute(self.function(operation)?, a) },
+                    match exchange {
+                        true => Rmw::Exchange(a),
+                        false => Rmw::Compute(self.function_of_atomic(operation, signs)?, a),
+                    },
                 )
             }
             (false, _) => {
                 let [address, a] = self.take_operands(wrong)?;
-                let function = self.function(operation)?;
+                let function = self.function_of_atomic(operation, signs)?;
                 (None, address, Rmw::Compute(function, self.operand(a, width)?))
             }
         };
-        let location = self.location(address, width)?;
+        let location = self.location(address, width, space)?;
         let d = d.map(|d| self.register(d, width)).transpose()?;
         Ok(Op::Atomic { order: Order::Strong { scope, acquire, release }, location, rmw, d })
     }
 
+    fn function_of_atomic(&mut self, name: &str, signs: bool) -> Result<Function, Kind> {
+        match name {
+            "inc" => Ok(Function::Increment),
+            "dec" => Ok(Function::Decrement),
+            _ if signs => self.function(name).map(signed),
+            _ => self.function(name),
+        }
+    }
+
     fn fence(&mut self) -> Result<Op, Kind> {
+        if self.flag("proxy") {
+            let of = self.word(|word| match word {
+                "alias" => Some(None),
+                "surface" => Some(Some(Proxy::Surface)),
+                "texture" => Some(Some(Proxy::Texture)),
+                "constant" => Some(Some(Proxy::Constant)),
+                _ => None,
+            });
+            let known = "a proxy is needed: .alias, .surface, .texture or .constant";
+            let of = of.ok_or_else(|| self.error(known))?;
+            let [] = self.take_operands("a fence takes no operands")?;
+            return Ok(Op::ProxyFence(of));
+        }
         // Without semantics: acquire and release (PTX ISA, `fence`).
         let semantics = self.word(|word| match word {
             "sc" => Some((true, true, true)),
@@ -315,39 +459,8 @@ impl<'a> Parser<'a, '_> {
         if name == "mul" && !self.flag("lo") {
             return Err(self.error("only mul.lo is in the subset"));
         }
-        if ["min", "max"].contains(&name) && self.words.iter().any(|word| word.starts_with('s')) {
-            return Err(self.error("only unsigned .min and .max are in the subset"));
-        }
         let found = functions.into_iter().find(|(known, _)| *known == name);
         found.map(|(_, function)| function).ok_or_else(|| self.error("not in the subset of litmus tests"))
-    }
-
-    /// `bar.sync a{, b}`, `bar.arrive a, b`. A count is of threads; every thread of a test stands for a warp.
-    fn barrier(&mut self) -> Result<Op, Kind> {
-        self.flag("cta");
-        let arrive = self.flag("arrive");
-        if !arrive && !self.flag("sync") {
-            return Err(self.error("of barriers, bar.sync and bar.arrive are in the subset"));
-        }
-        let (id, count) = match self.operands[..] {
-            [id] if !arrive || self.names.named_barriers => (id, None),
-            [id, count] => {
-                let count = number(count)?;
-                let warps = count / WARP;
-                if count == 0 || count % WARP != 0 || warps > 16 {
-                    return Err(
-                        self.error("a count is a multiple of 32: every thread of a test stands for a warp")
-                    );
-                }
-                (id, Some(warps as u32))
-            }
-            _ => return Err(self.error("a number is needed, and for bar.arrive a count")),
-        };
-        let id = self.operand(id, Width::B32)?;
-        if matches!(id, Operand::Constant(16..)) {
-            return Err(self.error("barriers have the numbers 0 to 15"));
-        }
-        Ok(Op::Barrier { id, count, arrive })
     }
 
     fn set_predicate(&mut self) -> Result<Op, Kind> {
@@ -361,7 +474,7 @@ impl<'a> Parser<'a, '_> {
             _ => None,
         });
         let compare = compare.ok_or_else(|| self.error("a comparison such as .eq is needed"))?;
-        let signed = self.words.iter().any(|word| word.starts_with('s'));
+        let signed = self.signed();
         let width = self.width()?;
         let [p, a, b] = self.take_operands("setp takes a predicate and two sources")?;
         let (a, b) = (self.operand(a, width)?, self.operand(b, width)?);

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::machine::{Machine, Stored};
 use super::outcome::Outcome;
-use super::program::{Litmus, Op, Operand, Participants};
+use super::program::{Litmus, Op, Operand, Participants, Vote};
+use super::scalars::all_orders;
+use super::together::OF_WARPS;
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct State {
@@ -24,12 +26,18 @@ struct Open {
     /// Arrivals that are still to come.
     missing: usize,
     waiting: Vec<usize>,
+    /// What those that wait say at a `bar.red`.
+    votes: Vec<(usize, Vote, bool)>,
 }
 
 /// All outcomes of running the threads one instruction at a time over one memory. Runs that go round a loop more often
 /// than is looked at have none, nor have those that never end. Where the threads of a barrier are those that name it
 /// ([`Participants::Named`]), all in whose text it is count.
 pub fn interleave(litmus: &Litmus) -> BTreeSet<Outcome> {
+    all_orders(litmus).iter().flat_map(interleave_scalars).collect()
+}
+
+fn interleave_scalars(litmus: &Litmus) -> BTreeSet<Outcome> {
     let start = State {
         machines: litmus.threads.iter().map(Machine::new).collect(),
         waiting: vec![false; litmus.threads.len()],
@@ -47,7 +55,11 @@ pub fn interleave(litmus: &Litmus) -> BTreeSet<Outcome> {
         if state.done.iter().all(|done| *done) {
             let known = |machine: &Machine| machine.registers.iter().map(|r| r.unwrap_or(0)).collect();
             let registers = state.machines.iter().map(known).collect();
-            outcomes.insert(Outcome { registers, memory: state.memory });
+            let memory = (0..litmus.locations.len()).map(|at| match litmus.is_shared(at) {
+                true => 0,
+                false => state.memory[litmus.memory_of(at)],
+            });
+            outcomes.insert(Outcome { registers, memory: memory.collect() });
             continue;
         }
         for thread in 0..litmus.threads.len() {
@@ -86,12 +98,16 @@ impl State {
             return true;
         }
         match thread.code[index].op {
-            Op::Load { location, d, .. } => machine.set(d, active, Some(self.memory[location])),
+            Op::Load { location, d, .. } => {
+                machine.set(d, active, Some(self.memory[litmus.memory_of(location)]));
+            }
             Op::Store { location, a, .. } => {
+                let location = litmus.memory_of(location);
                 let width = litmus.locations[location].width;
                 self.memory[location] = width.cut(machine.value(a).unwrap_or(0));
             }
             Op::Atomic { location, rmw, d, .. } => {
+                let location = litmus.memory_of(location);
                 let old = self.memory[location];
                 if let Stored::Value(new) = machine.modify(rmw, litmus.locations[location].width, Some(old)) {
                     self.memory[location] = new;
@@ -100,9 +116,17 @@ impl State {
                     machine.set(d, active, Some(old));
                 }
             }
-            Op::Barrier { id, count, arrive } => {
+            Op::Barrier { id, count, arrive, vote } => {
                 let id = machine.value(id).unwrap_or(0);
-                self.arrive(litmus, number, (id, count, arrive));
+                let vote = vote.map(|vote| (number, vote, machine.vote(vote).unwrap_or(false)));
+                self.arrive(litmus, number, (id, count, arrive), vote);
+            }
+            Op::WarpBarrier { mask } => {
+                let meets = |&other: &usize| {
+                    litmus.threads[other].shares_a_block_with(thread) && mask >> litmus.lane(other) & 1 == 1
+                };
+                let lanes = (0..litmus.threads.len()).filter(meets).count() as u32;
+                self.arrive(litmus, number, (OF_WARPS | u64::from(mask), Some(lanes), false), None);
             }
             Op::Bound { .. } => return false,
             _ => {}
@@ -110,7 +134,13 @@ impl State {
         true
     }
 
-    fn arrive(&mut self, litmus: &Litmus, number: usize, (id, count, arrive): (u64, Option<u32>, bool)) {
+    fn arrive(
+        &mut self,
+        litmus: &Litmus,
+        number: usize,
+        (id, count, arrive): (u64, Option<u32>, bool),
+        vote: Option<(usize, Vote, bool)>,
+    ) {
         let thread = &litmus.threads[number];
         let block = (thread.device, thread.block);
         let all = || match litmus.participants {
@@ -122,10 +152,12 @@ impl State {
         let known = self.open.iter().position(|open| (open.block, open.id) == (block, id));
         let at = known.unwrap_or_else(|| {
             let missing = count.map_or_else(all, |count| count as usize);
-            self.open.push(Open { block, id, missing, waiting: Vec::new() });
+            self.open.push(Open { block, id, missing, waiting: Vec::new(), votes: Vec::new() });
             self.open.len() - 1
         });
         let open = &mut self.open[at];
+        open.votes.extend(vote);
+        open.votes.sort_unstable_by_key(|(number, ..)| *number);
         open.missing = open.missing.saturating_sub(1);
         if !arrive {
             self.waiting[number] = true;
@@ -135,6 +167,10 @@ impl State {
         if open.missing == 0 {
             let open = self.open.swap_remove(at);
             open.waiting.iter().for_each(|&other| self.waiting[other] = false);
+            for &(other, vote, _) in &open.votes {
+                let result = vote.of.of(open.votes.iter().map(|(.., truth)| *truth));
+                self.machines[other].take_result(vote, Some(true), Some(result));
+            }
         }
         self.open.sort_by_key(|open| (open.block, open.id));
     }

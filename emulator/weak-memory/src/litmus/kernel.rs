@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use super::program::{Instruction, Litmus, Op, Operand, Participants, Thread};
+use super::program::{Home, Instruction, Litmus, Location, Op, Operand, Participants, Proxy, Reduce, Thread};
 use meshreduce_emulator_ptx::{Kernel, Module, PtxError};
 
 /// The threads of one device as a kernel: one launch.
@@ -11,8 +11,8 @@ use meshreduce_emulator_ptx::{Kernel, Module, PtxError};
 pub struct DeviceKernel {
     /// The device, as the test numbers it.
     pub device: u32,
-    /// The kernel. Its parameters, 64 bits each: the addresses of the test's locations in their order, then the
-    /// address of the results.
+    /// The kernel. Its parameters, 64 bits each: the addresses of the test's locations in their order, but of those in shared
+    /// memory or behind another, then the address of the results.
     pub kernel: Arc<Kernel>,
     /// The PTX text.
     pub text: String,
@@ -39,6 +39,18 @@ pub enum KernelError {
     /// that make a warp of each thread could not follow it.
     #[error("thread {thread}: barriers with counts need constant numbers, and neither guards nor branches")]
     Barriers {
+        /// The thread.
+        thread: usize,
+    },
+    /// Accesses through other proxies than the generic one, for which a test has no surfaces, textures or constants.
+    #[error("thread {thread}: surfaces, textures, constants and proxy fences are for the axioms alone")]
+    Proxies {
+        /// The thread.
+        thread: usize,
+    },
+    /// Barriers of warps beside barriers with counts, for which every thread is made a warp of its own.
+    #[error("thread {thread}: bar.warp.sync beside barriers with counts")]
+    Warps {
         /// The thread.
         thread: usize,
     },
@@ -86,9 +98,21 @@ impl<'a> Barriers<'a> {
         let named = litmus.participants == Participants::Named;
         let warps = any && (named || members.iter().flat_map(barriers).any(|one| counted(&one.op)));
         let constant = |op: &Op| matches!(op, Op::Barrier { id: Operand::Constant(_), .. });
+        for &thread in members {
+            let proxied = |op: &Op| match op {
+                Op::Load { proxy, .. } | Op::Store { proxy, .. } => *proxy != Proxy::Generic,
+                op => matches!(op, Op::ProxyFence(_)),
+            };
+            if litmus.threads[thread].source.iter().any(|one| one.op.scalars().iter().any(proxied)) {
+                return Err(KernelError::Proxies { thread });
+            }
+        }
         if warps {
             for &thread in members {
                 let own = &litmus.threads[thread];
+                if own.source.iter().any(|one| matches!(one.op, Op::WarpBarrier { .. })) {
+                    return Err(KernelError::Warps { thread });
+                }
                 let fixed = own.barriers_are_fixed() && own.barriers().all(|one| constant(&one.op));
                 if own.barriers().count() > 0 && !fixed {
                     return Err(KernelError::Barriers { thread });
@@ -114,13 +138,20 @@ impl<'a> Barriers<'a> {
         }
     }
 
-    /// The barrier of a thread whose barriers are fixed.
+    /// The barrier of a thread whose barriers are fixed; of those who only follow it there, what counts for nothing.
     fn text(&self, member: usize, op: &Op) -> String {
-        let Op::Barrier { id, arrive, .. } = op else { return String::new() };
+        let Op::Barrier { id, arrive, vote, .. } = op else { return String::new() };
         let id = match id {
             Operand::Constant(id) => *id,
             Operand::Register(_) => 0,
         };
+        if let Some(vote) = vote {
+            return match vote.of {
+                Reduce::Count => format!("bar.red.popc.u32 %counted, {id}, %never;"),
+                Reduce::And => format!("bar.red.and.pred %heard, {id}, %always;"),
+                Reduce::Or => format!("bar.red.or.pred %heard, {id}, %never;"),
+            };
+        }
         let mode = if *arrive { "arrive" } else { "sync" };
         match self.count(member, op) {
             Some(count) => format!("bar.{mode} {id}, {};", count * WARP),
@@ -194,27 +225,38 @@ fn kernel(litmus: &Litmus, device: u32) -> Result<DeviceKernel, KernelError> {
     }
 
     let mut text = String::from(".version 7.0\n.target sm_70\n.address_size 64\n");
-    let names: Vec<&str> = litmus.locations.iter().map(|location| location.name.as_str()).collect();
-    let params: Vec<String> = names
+    let global: Vec<&str> = addressed(litmus).map(|at| litmus.locations[at].name.as_str()).collect();
+    let is_shared = |location: &&Location| matches!(location.home, Home::Shared { .. });
+    let shared: Vec<&str> = litmus.locations.iter().filter(is_shared).map(|one| one.name.as_str()).collect();
+    let params: Vec<String> = global
         .iter()
         .map(|name| format!(".param .u64 at_{name}"))
         .chain([".param .u64 results".to_owned()])
         .collect();
     let _ = writeln!(text, ".visible .entry litmus_device{device}({})\n{{", params.join(", "));
-    line(&mut text, format_args!(".reg .pred %is;"));
-    line(&mut text, format_args!(".reg .b32 %block, %lane, %number;"));
+    line(&mut text, format_args!(".reg .pred %is, %never, %always, %heard;"));
+    line(&mut text, format_args!(".reg .b32 %block, %lane, %number, %counted;"));
     line(&mut text, format_args!(".reg .b64 %results;"));
-    for name in &names {
+    for name in global.iter().chain(&shared) {
         line(&mut text, format_args!(".reg .b64 %at_{name};"));
     }
+    for name in &shared {
+        // As long as the longest vector.
+        line(&mut text, format_args!(".shared .align 32 .b8 shared_{name}[32];"));
+    }
     text += &registers;
-    for name in &names {
+    for name in &shared {
+        line(&mut text, format_args!("mov.u64 %at_{name}, shared_{name};"));
+    }
+    for name in &global {
         line(&mut text, format_args!("ld.param.u64 %at_{name}, [at_{name}];"));
     }
     line(&mut text, format_args!("ld.param.u64 %results, [results];"));
     line(&mut text, format_args!("mov.u32 %block, %ctaid.x;"));
     line(&mut text, format_args!("mov.u32 %lane, %tid.x;"));
     line(&mut text, format_args!("mad.lo.u32 %number, %block, {threads}, %lane;"));
+    line(&mut text, format_args!("setp.ne.u32 %never, %number, %number;"));
+    line(&mut text, format_args!("setp.eq.u32 %always, %number, %number;"));
     text += &dispatch;
     line(&mut text, format_args!("ret;"));
     text += &bodies;
@@ -230,6 +272,12 @@ fn kernel(litmus: &Litmus, device: u32) -> Result<DeviceKernel, KernelError> {
         members,
         result_bytes: slot * 8,
     })
+}
+
+/// The locations that have an address which a kernel is told, by index.
+pub(super) fn addressed(litmus: &Litmus) -> impl Iterator<Item = usize> {
+    let is_told = |&at: &usize| matches!(litmus.locations[at].home, Home::Global | Home::Alias { .. });
+    (0..litmus.locations.len()).filter(is_told)
 }
 
 fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
@@ -277,7 +325,7 @@ fn body(text: &mut String, barriers: &Barriers<'_>, member: usize, first: usize)
     for (index, instruction) in thread.source.iter().enumerate() {
         label_at(text, index);
         match instruction.op {
-            Op::Barrier { .. } if barriers.warps => {
+            Op::Barrier { vote: None, .. } if barriers.warps => {
                 line(text, format_args!("{}", barriers.text(member, &instruction.op)));
             }
             _ => line(text, format_args!("{};", renamed(litmus, member, instruction))),
@@ -305,7 +353,12 @@ fn renamed(litmus: &Litmus, member: usize, instruction: &Instruction) -> String 
         && let Some((_, after)) = after.split_once(']')
         && let Some(location) = instruction.op.location()
     {
-        text = format!("{}[%at_{}]", renamed_registers(before, member), litmus.locations[location].name);
+        let offset = match litmus.locations[location].home {
+            Home::Behind { offset, .. } => format!("+{offset}"),
+            _ => String::new(),
+        };
+        let first = &litmus.locations[litmus.first_of(location)].name;
+        text = format!("{}[%at_{first}{offset}]", renamed_registers(before, member));
         rest = after;
     }
     text + &renamed_registers(rest, member)

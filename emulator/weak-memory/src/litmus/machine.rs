@@ -1,6 +1,6 @@
 //! A thread that computes with values which may be unknown yet.
 
-use super::program::{Function, Op, Operand, Rmw, Thread, Width};
+use super::program::{Function, Op, Operand, Reduce, Rmw, Thread, Vote, Width};
 
 /// A thread on its way through its code. What is unknown is `None`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,18 +54,18 @@ impl Machine {
                     let both = self.value(*a).zip(self.value(*b));
                     let truth = both.map(|(a, b)| match signed {
                         None => compare.holds(&a, &b),
-                        Some(width) => {
-                            let sign = |value: u64| (value << (64 - width.bits())) as i64;
-                            compare.holds(&sign(a), &sign(b))
-                        }
+                        Some(width) => compare.holds(&width.signed(a), &width.signed(b)),
                     });
                     assign(&mut self.predicates[*p], active, truth);
                 }
                 Op::Load { .. }
                 | Op::Store { .. }
                 | Op::Atomic { .. }
+                | Op::Vector(_)
                 | Op::Fence(_)
+                | Op::ProxyFence(_)
                 | Op::Barrier { .. }
+                | Op::WarpBarrier { .. }
                 | Op::Bound { .. } => {
                     return Some((index, active));
                 }
@@ -77,6 +77,21 @@ impl Machine {
     /// Sets a register if `active`.
     pub(super) fn set(&mut self, register: usize, active: Option<bool>, value: Option<u64>) {
         assign(&mut self.registers[register], active, value);
+    }
+
+    /// What the thread says of itself at a `bar.red`.
+    pub(super) fn vote(&self, vote: Vote) -> Option<bool> {
+        self.predicates[vote.p].map(|truth| truth != vote.negated)
+    }
+
+    /// Takes what a `bar.red` has made of the votes of all.
+    pub(super) fn take_result(&mut self, vote: Vote, active: Option<bool>, result: Option<u64>) {
+        match vote.of {
+            Reduce::Count => assign(&mut self.registers[vote.d], active, result),
+            Reduce::And | Reduce::Or => {
+                assign(&mut self.predicates[vote.d], active, result.map(|truth| truth != 0));
+            }
+        }
     }
 
     pub(super) fn value(&self, operand: Operand) -> Option<u64> {

@@ -9,6 +9,7 @@
 //!
 //! The enumerator shares nothing with the executor: it has its own parser of instructions, its own arithmetic and its
 //! own notion of scopes. The format is described in `docs/litmus.md`.
+mod barrier_text;
 mod barriers;
 mod candidate;
 mod coherence;
@@ -22,6 +23,7 @@ mod execute;
 mod instruction;
 mod interleave;
 mod kernel;
+mod location;
 mod machine;
 mod model;
 mod outcome;
@@ -29,7 +31,9 @@ mod parse;
 mod program;
 mod random;
 mod relation;
+mod scalars;
 mod text;
+mod together;
 mod unroll;
 
 pub use comparison::Compare;
@@ -42,7 +46,7 @@ pub use kernel::{DeviceKernel, KernelError, kernels};
 pub use outcome::{Observable, Outcome};
 pub use parse::{parse, parse_bounded};
 pub use program::{
-    Fence, Function, Instruction, Litmus, Location, Op, Operand, Order, Participants, Register, Rmw, Scope,
-    Thread, Verdict, Width,
+    Fence, Function, Home, Instruction, Litmus, Location, Op, Operand, Order, Participants, Proxy, Reduce,
+    Register, Rmw, Scope, Thread, Verdict, Vote, Width,
 };
 pub use random::{Comparison, compare, random, shrink};

@@ -3,7 +3,7 @@
 
 use super::barriers::Meeting;
 use super::candidate::{Candidate, Event};
-use super::program::{Litmus, Scope};
+use super::program::{Litmus, Proxy, Scope};
 use super::relation::Relation;
 
 /// A candidate execution and the relations that depend on nothing but its sources.
@@ -51,9 +51,13 @@ impl<'a> Model<'a> {
     /// "Morally strong operations".
     fn are_morally_strong(&self, a: &Event, b: &Event) -> bool {
         let (Some(_), Some(_)) = (operation(a), operation(b)) else { return false };
-        if let (Some(at), Some(to)) = (a.location, b.location)
+        // Of memory operations, by one address.
+        if let (Some(at), Some(to)) = (a.address, b.address)
             && at != to
         {
+            return false;
+        }
+        if a.proxy != b.proxy {
             return false;
         }
         a.thread == b.thread || self.reaches(a, b) && self.reaches(b, a)
@@ -149,7 +153,7 @@ impl<'a> Model<'a> {
             for (first, leader) in events.iter().enumerate() {
                 let alone = first == write;
                 let before = self.program_order.has(first, write)
-                    && (leader.fence || leader.location == event.location && leader.writes);
+                    && (leader.fence || leader.address == event.address && leader.writes);
                 if leader.release && (alone || before) {
                     patterns.push((first, write));
                 }
@@ -169,7 +173,7 @@ impl<'a> Model<'a> {
             for (last, closer) in events.iter().enumerate() {
                 let alone = last == read;
                 let after = self.program_order.has(read, last)
-                    && (closer.fence || closer.location == event.location && closer.reads);
+                    && (closer.fence || closer.address == event.address && closer.reads);
                 if closer.acquire && (alone || after) {
                     patterns.push((read, last));
                 }
@@ -195,16 +199,70 @@ impl<'a> Model<'a> {
     pub(super) fn causality(&self, base: &Relation) -> Relation {
         let events = self.events();
         let mut causality = Relation::new(events.len());
+        let preserved = self.proxy_preserved(base);
         for a in 0..events.len() {
             for b in 0..events.len() {
                 let (Some(at), Some(to)) = (operation(&events[a]), operation(&events[b])) else { continue };
-                let observed = || (0..events.len()).any(|z| self.observation.has(a, z) && base.has(z, b));
-                if at == to && at.is_some() && (base.has(a, b) || observed()) {
+                let observed =
+                    || (0..events.len()).any(|z| self.observation.has(a, z) && preserved.has(z, b));
+                if at == to && at.is_some() && (preserved.has(a, b) || observed()) {
                     causality.add(a, b);
                 }
             }
         }
         causality
+    }
+
+    /// "Proxy-preserved base causality order". Without proxies and second addresses it is base causality order, of memory
+    /// operations on one location.
+    fn proxy_preserved(&self, base: &Relation) -> Relation {
+        let events = self.events();
+        let is_plain = |event: &Event| {
+            event.proxy == Proxy::Generic && event.address == event.location && !event.proxy_fence
+        };
+        if events.iter().all(is_plain) {
+            return base.clone();
+        }
+        let block = |event: usize| {
+            let thread = &self.litmus.threads[events[event].thread];
+            (thread.device, thread.block)
+        };
+        let shares = |a: usize, b: usize| events[a].proxy == events[b].proxy && block(a) == block(b);
+        let is_fence_of = |fence: &usize, of: usize| {
+            events[*fence].proxy_fence && !events[*fence].alias_fence && shares(*fence, of)
+        };
+        // From where, or up to where, what an operation does is known to the generic proxy.
+        let ends = |of: usize, ordered: &dyn Fn(usize) -> bool| -> Vec<usize> {
+            let own = (events[of].proxy == Proxy::Generic).then_some(of);
+            let fences = (0..events.len()).filter(|fence| is_fence_of(fence, of) && ordered(*fence));
+            own.into_iter().chain(fences).collect()
+        };
+        let aliases: Vec<usize> = (0..events.len()).filter(|&event| events[event].alias_fence).collect();
+        let mut preserved = Relation::new(events.len());
+        for a in 0..events.len() {
+            for b in 0..events.len() {
+                if events[a].location.is_none() || events[a].location != events[b].location {
+                    continue;
+                }
+                let from = ends(a, &|fence| base.has(a, fence));
+                let to = ends(b, &|fence| base.has(fence, b));
+                let ordered = |by: &dyn Fn(usize, usize) -> bool| {
+                    from.iter().any(|&from| to.iter().any(|&to| by(from, to)))
+                };
+                let same_address = events[a].address == events[b].address;
+                let is_preserved = match same_address {
+                    true if shares(a, b) && base.has(a, b) => true,
+                    true if ordered(&|from, to| base.has(from, to)) => true,
+                    _ => ordered(&|from, to| {
+                        aliases.iter().any(|&alias| base.has(from, alias) && base.has(alias, to))
+                    }),
+                };
+                if is_preserved {
+                    preserved.add(a, b);
+                }
+            }
+        }
+        preserved
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::comparison::Compare;
 use super::condition::Condition;
+pub use super::location::{Home, Location, Width};
 use super::outcome::Outcome;
 
 /// A litmus test.
@@ -64,47 +65,50 @@ pub enum Verdict {
     Asked(bool),
 }
 
-/// A named memory location.
-#[derive(Clone, Debug)]
-pub struct Location {
-    /// Its name.
-    pub name: String,
-    /// Its width, which is that of every access to it.
-    pub width: Width,
-    /// Its value before the test.
-    pub initial: u64,
-    /// The device whose memory holds it. The model does not care; an executor may.
-    pub device: u32,
-}
-
-/// Width of a location, register or access.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Width {
-    /// 8 bits.
-    B8,
-    /// 16 bits.
-    B16,
-    /// 32 bits.
-    B32,
-    /// 64 bits.
-    B64,
-}
-
-impl Width {
-    /// The width in bits.
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::B8 => 8,
-            Self::B16 => 16,
-            Self::B32 => 32,
-            Self::B64 => 64,
+impl Litmus {
+    /// The location that an address is of: itself, unless it is a second one.
+    pub(super) fn memory_of(&self, address: usize) -> usize {
+        match self.locations[address].home {
+            Home::Alias { of } => of,
+            _ => address,
         }
     }
 
-    /// `value` cut to this width.
-    pub fn cut(self, value: u64) -> u64 {
-        value & u64::MAX >> (64 - self.bits())
+    /// The location in whose memory a location lies.
+    pub(super) fn first_of(&self, location: usize) -> usize {
+        match self.locations[location].home {
+            Home::Behind { first, .. } => first,
+            _ => location,
+        }
     }
+
+    /// Whether a location is in shared memory, so that nobody sees its last value.
+    pub(super) fn is_shared(&self, location: usize) -> bool {
+        matches!(self.locations[self.first_of(location)].home, Home::Shared { .. })
+    }
+
+    /// The place of a thread among those of its block.
+    pub(super) fn lane(&self, thread: usize) -> usize {
+        lane(&self.threads, thread)
+    }
+}
+
+/// The place of a thread among those of its block.
+pub(super) fn lane(threads: &[Thread], thread: usize) -> usize {
+    threads[..thread].iter().filter(|other| other.shares_a_block_with(&threads[thread])).count()
+}
+
+/// How a memory operation reaches memory (PTX ISA, "Proxies").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// As loads, stores and atomics do.
+    Generic,
+    /// By surface instructions.
+    Surface,
+    /// By texture instructions.
+    Texture,
+    /// As constants are loaded.
+    Constant,
 }
 
 /// A thread and where it runs.
@@ -137,10 +141,19 @@ impl Thread {
         self.code.iter().any(|instruction| matches!(instruction.op, Op::Bound { .. }))
     }
 
+    /// Whether both are threads of one block.
+    pub(super) fn shares_a_block_with(&self, other: &Thread) -> bool {
+        (self.device, self.block) == (other.device, other.block)
+    }
+
+    /// Whether it has no branches.
+    pub(super) fn is_straight(&self) -> bool {
+        !self.source.iter().any(|one| matches!(one.op, Op::Branch { .. }))
+    }
+
     /// Whether its barriers are always executed, in the order of the text.
     pub(super) fn barriers_are_fixed(&self) -> bool {
-        let straight = !self.source.iter().any(|one| matches!(one.op, Op::Branch { .. }));
-        straight && self.barriers().all(|one| one.guard.is_none())
+        self.is_straight() && self.barriers().all(|one| one.guard.is_none())
     }
 }
 
@@ -175,6 +188,8 @@ pub enum Op {
         order: Order,
         /// `.nc`: outside the model.
         noncoherent: bool,
+        /// How it reaches memory.
+        proxy: Proxy,
         /// What is read.
         location: usize,
         /// Where the value goes.
@@ -184,6 +199,8 @@ pub enum Op {
     Store {
         /// Ordering.
         order: Order,
+        /// How it reaches memory.
+        proxy: Proxy,
         /// What is written.
         location: usize,
         /// The value.
@@ -200,9 +217,13 @@ pub enum Op {
         /// Where the old value goes; `None` for `red`.
         d: Option<usize>,
     },
+    /// A load or store of several scalars, in any order: as it is written; unrolled there are the scalars.
+    Vector(Vec<Op>),
     /// `fence`.
     Fence(Fence),
-    /// `bar.sync` and `bar.arrive`.
+    /// `fence.proxy`: of a proxy, or where there is none, of second addresses.
+    ProxyFence(Option<Proxy>),
+    /// `bar.sync`, `bar.arrive` and `bar.red`.
     Barrier {
         /// Its number.
         id: Operand,
@@ -210,6 +231,13 @@ pub enum Op {
         count: Option<u32>,
         /// `arrive`: does not wait.
         arrive: bool,
+        /// `red`: what becomes of the predicates of all.
+        vote: Option<Vote>,
+    },
+    /// `bar.warp.sync`.
+    WarpBarrier {
+        /// The threads that take part, by their places in the block.
+        mask: u32,
     },
     /// `mov`.
     Move {
@@ -254,6 +282,42 @@ pub enum Op {
     },
 }
 
+/// What `bar.red` makes of the predicates of all that come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Vote {
+    /// The function.
+    pub of: Reduce,
+    /// Destination: of a count a register, else a predicate.
+    pub d: usize,
+    /// The own predicate.
+    pub p: usize,
+    /// It counts inverted.
+    pub negated: bool,
+}
+
+/// A function of predicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reduce {
+    /// `popc`: how many are true.
+    Count,
+    /// Whether all are.
+    And,
+    /// Whether one is.
+    Or,
+}
+
+impl Reduce {
+    /// Its value.
+    pub(super) fn of(self, votes: impl IntoIterator<Item = bool>) -> u64 {
+        let mut votes = votes.into_iter();
+        match self {
+            Self::Count => votes.filter(|vote| *vote).count() as u64,
+            Self::And => votes.all(|vote| vote).into(),
+            Self::Or => votes.any(|vote| vote).into(),
+        }
+    }
+}
+
 /// Arithmetic of two operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Function {
@@ -273,6 +337,14 @@ pub enum Function {
     Min,
     /// The greater, unsigned.
     Max,
+    /// The lesser, signed.
+    MinSigned,
+    /// The greater, signed.
+    MaxSigned,
+    /// Of atomics: one more, and from the second on 0.
+    Increment,
+    /// Of atomics: one less; from 0, or beyond the second, the second.
+    Decrement,
 }
 
 impl Function {
@@ -287,14 +359,22 @@ impl Function {
             Self::Xor => a ^ b,
             Self::Min => a.min(b),
             Self::Max => a.max(b),
+            Self::MinSigned if width.signed(a) < width.signed(b) => a,
+            Self::MaxSigned if width.signed(a) > width.signed(b) => a,
+            Self::MinSigned | Self::MaxSigned => b,
+            Self::Increment if a >= b => 0,
+            Self::Increment => a + 1,
+            Self::Decrement if a == 0 || a > b => b,
+            Self::Decrement => a - 1,
         })
     }
 }
 
 impl Op {
-    /// The location of a memory operation.
+    /// The location of a memory operation, by the address that it names; of a vector that of its first scalar.
     pub fn location(&self) -> Option<usize> {
         match *self {
+            Self::Vector(ref scalars) => scalars.first().and_then(Self::location),
             Self::Load { location, .. } | Self::Store { location, .. } | Self::Atomic { location, .. } => {
                 Some(location)
             }
@@ -304,12 +384,26 @@ impl Op {
 
     /// Whether it reads memory.
     pub fn reads(&self) -> bool {
-        matches!(self, Self::Load { .. } | Self::Atomic { .. })
+        match self {
+            Self::Vector(scalars) => scalars.iter().any(Self::reads),
+            _ => matches!(self, Self::Load { .. } | Self::Atomic { .. }),
+        }
     }
 
     /// Whether it may write memory.
     pub fn writes(&self) -> bool {
-        matches!(self, Self::Store { .. } | Self::Atomic { .. })
+        match self {
+            Self::Vector(scalars) => scalars.iter().any(Self::writes),
+            _ => matches!(self, Self::Store { .. } | Self::Atomic { .. }),
+        }
+    }
+
+    /// Its memory operations.
+    pub(super) fn scalars(&self) -> &[Op] {
+        match self {
+            Self::Vector(scalars) => scalars,
+            _ => std::slice::from_ref(self),
+        }
     }
 }
 

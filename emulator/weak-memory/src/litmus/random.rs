@@ -34,7 +34,7 @@ pub fn random(seed: u64) -> String {
 }
 
 fn is_small(test: &Litmus) -> bool {
-    let ops = || test.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = || test.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let writes = |at: usize| ops().filter(|op| op.writes() && op.location() == Some(at)).count();
     let sources = ops().filter(|op| op.reads()).filter_map(Op::location).map(|at| 1 + writes(at) as u64);
     let fences = ops().filter(|op| matches!(op, Op::Fence(fence) if fence.sequential)).count();
@@ -49,6 +49,8 @@ struct Draft<'a> {
     seed: u64,
     /// Width of each location in bits.
     widths: Vec<u32>,
+    /// Whether each is two scalars, behind one another.
+    vectors: Vec<bool>,
     /// Scopes to draw from.
     scopes: &'static [&'static str],
     /// How many of 16 accesses are weak.
@@ -65,6 +67,7 @@ impl<'a> Draft<'a> {
             random,
             seed,
             widths: Vec::new(),
+            vectors: Vec::new(),
             scopes: &[],
             weak: 0,
             noncoherent: false,
@@ -74,6 +77,7 @@ impl<'a> Draft<'a> {
         };
         let locations = draft.pick(&[1, 2, 2, 2, 2, 3]);
         draft.widths = (0..locations).map(|_| draft.pick(&[32, 32, 32, 64])).collect();
+        draft.vectors = (0..locations).map(|at| draft.widths[at] == 32 && draft.chance(3)).collect();
         let scopes: [&[&str]; 4] = [&["sys"], &["gpu", "sys"], &["cta", "gpu", "sys"], &["gpu"]];
         draft.scopes = draft.pick(&scopes);
         draft.weak = draft.pick(&[0, 2, 5, 9]);
@@ -93,7 +97,8 @@ impl<'a> Draft<'a> {
         let mut text = format!("test random-{}\n", self.seed);
         for at in 0..self.widths.len() {
             let (name, width, device) = (name(at), self.widths[at], self.pick(&[0, 0, 1]));
-            let _ = writeln!(text, "location {name}: b{width} = 0, device {device}");
+            let vector = if self.vectors[at] { "v2." } else { "" };
+            let _ = writeln!(text, "location {name}: {vector}b{width} = 0, device {device}");
         }
         let threads = self.pick(&[2, 2, 2, 3, 3, 4]);
         let devices = self.pick(&[1, 2]);
@@ -137,7 +142,11 @@ impl<'a> Draft<'a> {
 
     fn access(&mut self, text: &mut String) {
         let at = self.random.next_u32() as usize % self.widths.len();
-        let (x, bits) = (name(at), self.widths[at]);
+        let (mut x, bits) = (name(at).to_owned(), self.widths[at]);
+        let whole = self.vectors[at] && self.chance(8);
+        if self.vectors[at] && !whole && self.chance(8) {
+            x += "+4";
+        }
         let guard = self.guard(text);
         let line = match self.random.next_u32() % 16 {
             0..6 => {
@@ -147,7 +156,13 @@ impl<'a> Draft<'a> {
                     _ => self.order(&["relaxed", "acquire"]),
                 };
                 let nc = if self.noncoherent && order.is_empty() { ".nc" } else { "" };
-                format!("ld{order}.global{nc}.u{bits} {}, [{x}]", self.register(bits))
+                match whole {
+                    true => {
+                        let (first, second) = (self.register(bits), self.register(bits));
+                        format!("ld{order}.global{nc}.v2.u{bits} {{{first}, {second}}}, [{x}]")
+                    }
+                    false => format!("ld{order}.global{nc}.u{bits} {}, [{x}]", self.register(bits)),
+                }
             }
             6..12 => {
                 let order = match self.random.next_u32() % 16 {
@@ -156,7 +171,12 @@ impl<'a> Draft<'a> {
                     _ => self.order(&["relaxed", "release"]),
                 };
                 let value = self.value(text, bits);
-                format!("st{order}.global.u{bits} [{x}], {value}")
+                match whole {
+                    true => {
+                        format!("st{order}.global.v2.u{bits} [{x}], {{{value}, {}}}", self.value(text, bits))
+                    }
+                    false => format!("st{order}.global.u{bits} [{x}], {value}"),
+                }
             }
             12 => {
                 let order = self.order(&["relaxed", "relaxed", "release"]);
@@ -165,9 +185,12 @@ impl<'a> Draft<'a> {
             _ => {
                 let order = self.order(&["relaxed", "relaxed", "acquire", "release", "acq_rel"]);
                 let value = self.value(text, bits);
-                let (operation, ty, expected) = match self.random.next_u32() % 4 {
-                    0 | 1 => ("add", 'u', String::new()),
-                    2 => ("exch", 'b', String::new()),
+                let (operation, ty, expected) = match self.random.next_u32() % 8 {
+                    0 if bits == 32 => ("inc", 'u', String::new()),
+                    1 if bits == 32 => ("dec", 'u', String::new()),
+                    2 => ("max", 's', String::new()),
+                    0..4 => ("add", 'u', String::new()),
+                    4 | 5 => ("exch", 'b', String::new()),
                     _ => ("cas", 'b', format!(" {},", self.random.next_u32() % 3)),
                 };
                 let d = self.register(bits);
@@ -259,7 +282,7 @@ pub struct Comparison {
 pub fn compare(test: &Litmus, seeds: Range<u64>) -> Comparison {
     let kernels = kernels(test).unwrap_or_else(|error| panic!("{}: {error}", test.name));
     let allowed = explore(test);
-    let ops = || test.threads.iter().flat_map(|thread| &thread.source).map(|instruction| &instruction.op);
+    let ops = || test.threads.iter().flat_map(|thread| &thread.code).map(|instruction| &instruction.op);
     let outside = ops().any(|op| matches!(op, Op::Load { noncoherent: true, .. }));
     let mut seen = std::collections::BTreeSet::new();
     let (mut races, mut wrong) = (0, None);
