@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use meshreduce_checks::mutants::report::Mutants;
 use meshreduce_checks::path::report::CountPath;
 use meshreduce_checks::plan::Plan;
+use meshreduce_checks::simulate::report::Simulate;
 use meshreduce_checks::{adversary_report, job::Job, probe, report, topo, worker};
 
 /// Runs collectives (all-reduces, if nothing else is asked for) on several ranks and compares every result, bit by bit, with the other ranks' and with a
@@ -29,6 +30,7 @@ enum Role {
     Topo(topo::Topo),
     Mutants(Mutants),
     Path(CountPath),
+    Simulate(Simulate),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -65,6 +67,7 @@ fn run() -> Result<bool> {
         None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
         Some(Role::Mutants(mutants)) => mutants.run(),
         Some(Role::Path(path)) => path.run(),
+        Some(Role::Simulate(simulate)) => simulate.run(),
         None => report::run(&arguments.plan),
     }
 }

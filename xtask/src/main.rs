@@ -25,6 +25,7 @@ mod ptx_text;
 mod ptxas;
 mod repository;
 mod sass;
+mod simulate;
 mod test;
 mod test_mpi;
 mod test_multigpu;
@@ -62,6 +63,7 @@ enum Command {
     LintPtx(lint_ptx::Args),
     Ptxas(ptxas::Args),
     Sass(sass::Args),
+    Simulate(simulate::Args),
     Consumer(consumer::Args),
     Litmus(litmus::Args),
     GpuBundle(gpu_bundle::Args),
@@ -100,6 +102,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::LintPtx(args) => args.run(),
         Command::Ptxas(args) => args.run(),
         Command::Sass(args) => args.run(),
+        Command::Simulate(args) => args.run(),
         Command::Consumer(args) => args.run(),
         Command::Litmus(args) => args.run(),
         Command::GpuBundle(args) => args.run(),

@@ -10,13 +10,14 @@ pub(crate) struct Cache {
     sets: Vec<[u64; WAYS]>,
     /// By set: the way that is filled next.
     next: Vec<u8>,
+    is_empty: bool,
 }
 
 impl Cache {
     /// An empty one of so many bytes.
     pub(crate) fn new(bytes: u64) -> Self {
         let sets = (bytes / LINE / WAYS as u64).max(1) as usize;
-        Self { sets: vec![[u64::MAX; WAYS]; sets], next: vec![0; sets] }
+        Self { sets: vec![[u64::MAX; WAYS]; sets], next: vec![0; sets], is_empty: true }
     }
 
     fn set(&self, line: u64) -> usize {
@@ -31,6 +32,7 @@ impl Cache {
         if self.sets[set].contains(&line) {
             return true;
         }
+        self.is_empty = false;
         let way = usize::from(self.next[set]);
         self.sets[set][way] = line;
         self.next[set] = ((way + 1) % WAYS) as u8;
@@ -45,6 +47,9 @@ impl Cache {
 
     /// From now on none is there.
     pub(crate) fn clear(&mut self) {
-        self.sets.fill([u64::MAX; WAYS]);
+        // Whoever polls empties it with every look.
+        if !std::mem::replace(&mut self.is_empty, true) {
+            self.sets.fill([u64::MAX; WAYS]);
+        }
     }
 }
