@@ -61,6 +61,9 @@ pub(crate) struct Node {
     pub(crate) cause: NodeId,
 }
 
+/// Steps of all warps among which the looks of one turn of a wait are looked for.
+const TURN: usize = 1 << 16;
+
 /// The steps of a run, if they are followed.
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
@@ -87,11 +90,44 @@ impl Graph {
         &self.nodes
     }
 
-    /// The steps that led to one, in order.
+    /// The steps that led to one, in order. Of a wait that looks again and again the last turn counts, and in it the look
+    /// for whose sake it was: the one that saw what had come last.
     pub(crate) fn to(&self, id: NodeId) -> Vec<&Node> {
-        let next = |node: &&Node| self.get(node.cause);
-        let mut steps: Vec<&Node> = std::iter::successors(self.get(id), next).collect();
+        let next = |&id: &NodeId| self.get(self.look(id)).map(|node| node.cause);
+        let ids = std::iter::successors(Some(id), next);
+        let mut steps: Vec<&Node> = ids.map_while(|id| self.get(self.look(id))).collect();
         steps.reverse();
         steps
+    }
+
+    /// The look that counts in place of a load that its warp has done before.
+    fn look(&self, id: NodeId) -> NodeId {
+        let Some(node) = self.get(id).filter(|node| node.is_load()) else { return id };
+        let beside = |other: &Node| other.warp == node.warp && other.is_load();
+        let before =
+            self.nodes[..id as usize].iter().rposition(|other| beside(other) && other.line == node.line);
+        let Some(before) = before else { return id };
+        let turn = self.nodes[before].end;
+        let saw = |other: &Node| {
+            let seen = self.get(other.cause).filter(|store| store.is_store() && store.warp != node.warp);
+            seen.map(|store| store.end)
+        };
+        let looks = self.nodes.iter().enumerate().skip(before + 1).take(TURN);
+        let turn = looks.filter(|(_, other)| beside(other) && other.begin >= turn && other.begin <= node.end);
+        let latest = turn.filter_map(|(at, other)| Some((saw(other)?, at))).max();
+        latest.map_or(id, |(_, at)| at as NodeId)
+    }
+}
+
+impl Node {
+    fn is_load(&self) -> bool {
+        matches!(self.kind, StepKind::Load | StepKind::RemoteLoad | StepKind::Host)
+    }
+
+    fn is_store(&self) -> bool {
+        matches!(
+            self.kind,
+            StepKind::Store | StepKind::RemoteStore | StepKind::Atomic | StepKind::RemoteAtomic
+        )
     }
 }

@@ -47,21 +47,22 @@ impl Code {
     pub(crate) fn new(kernel: &Arc<Kernel>) -> Self {
         let blocks = Blocks::of(kernel);
         let order = blocks.order();
+        let code = blocks.without_copies(kernel);
         let mut places = vec![0; kernel.code.len() + 1];
         let all: Vec<usize> = order.iter().flat_map(|&block| blocks.range(block)).collect();
         for (place, &at) in all.iter().enumerate() {
             places[at] = place as u32;
         }
-        let instructions = all.iter().map(|&at| instruction(kernel, at, &places)).collect();
+        let instructions = all.iter().map(|&at| instruction(kernel, &code, at, &places)).collect();
         Self { kernel: kernel.clone(), instructions }
     }
 }
 
-fn instruction(kernel: &Kernel, at: usize, places: &[u32]) -> Instruction {
-    let Step { op, guard, line } = &kernel.code[at];
+fn instruction(kernel: &Kernel, code: &[Step], at: usize, places: &[u32]) -> Instruction {
+    let Step { op, guard, line } = &code[at];
     let (mut uses, mut writes): (Vec<Slot>, Vec<Slot>) = Default::default();
     // Whatever is read has to be there, and so has what is written: nothing is renamed.
-    kernel.code[at].clone().visit(&mut |&mut slot, access| {
+    code[at].clone().visit(&mut |&mut slot, access| {
         if slot < kernel.register_slots {
             uses.push(slot);
             if access == Access::Write {
@@ -89,7 +90,8 @@ fn instruction(kernel: &Kernel, at: usize, places: &[u32]) -> Instruction {
 
 fn cost(op: &Op) -> Cost {
     match op {
-        Op::Move { .. } | Op::Pack { bits: 32, .. } | Op::Unpack { bits: 32, .. } | Op::Nothing => Cost::Free,
+        op if copies(op).is_some() => Cost::Free,
+        Op::Pack { bits: 32, .. } | Op::Unpack { bits: 32, .. } | Op::Nothing => Cost::Free,
         Op::Load(load) if load.target.space == Space::Param => Cost::Free,
         Op::Unary { .. }
         | Op::Binary { .. }
@@ -104,11 +106,40 @@ fn cost(op: &Op) -> Cost {
     }
 }
 
+/// The registers that an instruction copies, from and to, if it does nothing else.
+fn copies(op: &Op) -> Option<Vec<(Slot, Slot)>> {
+    match *op {
+        Op::Move { d, a } => Some(vec![(a, d)]),
+        // One that gives back what it is given, whatever that is, as a move of 128 bits is decoded.
+        Op::Pair { f, d, e, a, b, .. }
+            if [(1, 2, 3), (u64::MAX, 0, 7)].iter().all(|&(x, y, z)| f(x, y, z) == (x, y)) =>
+        {
+            Some(vec![(a, d), (b, e)])
+        }
+        _ => None,
+    }
+}
+
 fn targets(op: &Op) -> &[u32] {
     match op {
         Op::Branch { target } => std::slice::from_ref(target),
         Op::BranchTable { targets, .. } => targets,
         _ => &[],
+    }
+}
+
+/// Goes over instructions from the last to the first: which registers are needed before them.
+fn needed_before(code: &[Step], needed: &mut [bool]) {
+    for step in code.iter().rev() {
+        let (mut reads, mut writes) = (Vec::new(), Vec::new());
+        step.clone().visit(&mut |&mut slot, access| match access {
+            Access::Read => reads.push(usize::from(slot)),
+            Access::Write => writes.push(usize::from(slot)),
+        });
+        if step.guard == Guard::Always {
+            writes.into_iter().for_each(|slot| needed[slot] = false);
+        }
+        reads.into_iter().for_each(|slot| needed[slot] = true);
     }
 }
 
@@ -146,6 +177,64 @@ impl Blocks {
         });
         let next = next.collect();
         Self { starts, next }
+    }
+
+    /// The kernel's code, in which a load whose value is copied right behind it, and used nowhere else, goes where the copy
+    /// goes: an assembler has one register for both, and so the copy does not wait for the load.
+    fn without_copies(&self, kernel: &Kernel) -> Vec<Step> {
+        let mut code = kernel.code.to_vec();
+        let needed = self.needed(kernel);
+        for block in 0..self.next.len() {
+            let range = self.range(block);
+            for at in range.start..range.end.saturating_sub(1) {
+                let Some(copied) = copies(&code[at + 1].op) else { continue };
+                let same_guard = code[at].guard == code[at + 1].guard;
+                let Op::Load(load) = &code[at].op else { continue };
+                let mut later = self.needed_behind(block, &needed);
+                needed_before(&code[at + 2..range.end], &mut later);
+                let mut to = load.d;
+                let found = &mut to[..usize::from(load.lanes)];
+                let all = copied.len() == found.len() && found.iter().all(|&slot| !later[usize::from(slot)]);
+                if !same_guard || !all {
+                    continue;
+                }
+                for slot in found {
+                    if let Some((_, d)) = copied.iter().find(|(a, _)| a == slot) {
+                        *slot = *d;
+                    }
+                }
+                if let Op::Load(load) = &mut code[at].op {
+                    load.d = to;
+                }
+                code[at + 1].op = Op::Nothing;
+            }
+        }
+        code
+    }
+
+    /// By block: the registers that are needed when it begins.
+    fn needed(&self, kernel: &Kernel) -> Vec<Vec<bool>> {
+        let mut needed = vec![vec![false; kernel.slots()]; self.next.len()];
+        loop {
+            let mut changed = false;
+            for block in (0..self.next.len()).rev() {
+                let mut before = self.needed_behind(block, &needed);
+                needed_before(&kernel.code[self.range(block)], &mut before);
+                changed |= before != needed[block];
+                needed[block] = before;
+            }
+            if !changed {
+                return needed;
+            }
+        }
+    }
+
+    fn needed_behind(&self, block: usize, needed: &[Vec<bool>]) -> Vec<bool> {
+        let mut behind = vec![false; needed[block].len()];
+        for &next in &self.next[block] {
+            behind.iter_mut().zip(&needed[next]).for_each(|(behind, needed)| *behind |= needed);
+        }
+        behind
     }
 
     fn range(&self, block: usize) -> std::ops::Range<usize> {

@@ -29,11 +29,23 @@ fn machine() -> Parameters {
 
 /// Runs one body a device, of `threads` threads; `%rd1` is the own memory and `%rd2` the next device's, `%r1` the thread.
 fn run_on(machine: &Parameters, bodies: &[&str], threads: u32) -> Result<Timed, TimedError> {
+    run_with(machine, "7.0", "70", bodies, threads)
+}
+
+/// The same of a text of an ISA version, for a compute capability.
+fn run_with(
+    machine: &Parameters,
+    version: &str,
+    capability: &str,
+    bodies: &[&str],
+    threads: u32,
+) -> Result<Timed, TimedError> {
     let devices = bodies.len();
     let mut session = Session::new(machine, devices);
     for (device, body) in bodies.iter().enumerate() {
         let text = format!(
-            ".version 7.0\n.target sm_70\n.address_size 64\n.visible .entry k(.param .u64 a, .param .u64 b) {{
+            ".version {version}\n.target sm_{capability}\n.address_size 64
+             .visible .entry k(.param .u64 a, .param .u64 b) {{
              .reg .pred %p<10>; .reg .b32 %r<20>; .reg .b64 %rd<20>;
              ld.param.u64 %rd1, [a]; ld.param.u64 %rd2, [b]; mov.u32 %r1, %tid.x;\n{body}\nexit; }}"
         );
@@ -103,6 +115,42 @@ fn a_store_reaches_a_reader_that_polls_after_one_way() {
     let kinds: Vec<StepKind> = timed.path.iter().map(|step| step.kind).collect();
     assert_eq!(kinds, [StepKind::RemoteStore, StepKind::Load, StepKind::Store]);
     assert_eq!(timed.path.iter().map(|step| step.device).collect::<Vec<_>>(), [1, 0, 0]);
+}
+
+#[test]
+fn the_path_of_a_wait_for_two_goes_by_the_one_that_came_last() {
+    let late =
+        "mov.u64 %rd3, 7; st.relaxed.sys.global.u64 [%rd2], %rd3; ld.relaxed.sys.global.u64 %rd4, [%rd2+64];
+        add.u64 %rd3, %rd3, %rd4; st.relaxed.sys.global.u64 [%rd2+8], %rd3;";
+    let poll = "$w: ld.relaxed.sys.global.u64 %rd4, [%rd1+8];
+        ld.relaxed.sys.global.u64 %rd3, [%rd1];
+        setp.ne.u64 %p1, %rd3, 7; @%p1 bra $w; setp.ne.u64 %p1, %rd4, 7; @%p1 bra $w; st.global.u64 [%rd1+16], %rd3;";
+    let timed = run_on(&machine(), &[poll, late], 1).unwrap();
+    let kinds: Vec<(usize, StepKind)> = timed.path.iter().map(|step| (step.device, step.kind)).collect();
+    use StepKind::{Load, RemoteLoad, RemoteStore, Store};
+    assert_eq!(kinds, [(1, RemoteLoad), (1, RemoteStore), (0, Load), (0, Store)]);
+}
+
+#[test]
+fn loads_of_sixteen_bytes_that_are_copied_behind_are_under_way_together() {
+    let load = |at: u32| {
+        format!(
+            "{{ .reg .b128 %whole; ld.relaxed.sys.global.b128 %whole, [%rd1+{at}]; mov.b128 {{%rd{0}, %rd{1}}}, %whole; }}",
+            at / 16 * 2 + 4,
+            at / 16 * 2 + 5
+        )
+    };
+    let text = |loads: &[u32]| {
+        let sum = |at: &u32| {
+            let low = at / 16 * 2 + 4;
+            format!("add.u64 %rd1, %rd1, %rd{low}; add.u64 %rd1, %rd1, %rd{};", low + 1)
+        };
+        let sums: String = loads.iter().map(sum).collect();
+        loads.iter().map(|&at| load(at)).collect::<String>() + &sums
+    };
+    let runs = |body: String| end(&run_with(&machine(), "8.4", "90", &[&body], 1).unwrap(), 0);
+    // Three loads more to issue, and six sums of four cycles behind them.
+    near(runs(text(&[0, 16, 32, 48])) - runs(text(&[0])), 27.0);
 }
 
 #[test]
