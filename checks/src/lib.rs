@@ -2,7 +2,8 @@
 //!
 //! [`plan`] turns a command line into cases, [`cluster`] starts worker processes, [`worker`] is what they run,
 //! [`mod@reference`] is what they compare with, [`report`] is what a person or a program reads in the end. [`adversary_report`] is
-//! the same under the PTX memory model, [`mutants`] shows what it finds, [`path`] counts what a call waits for, [`topo`] draws how
+//! the same under the PTX memory model, [`mutants`] shows what it finds, [`path`] counts what a call waits for, [`simulate`] how long that
+//! would take, [`topo`] draws how
 //! devices are linked. [`gpu_check`] is the program for machines with GPUs, [`torch_check`] the one for machines with PyTorch,
 //! [`doctor`] the one that says which channels are viable, and [`gdr`] the one for channels over RDMA.
 
@@ -25,6 +26,7 @@ pub mod job;
 pub mod latch;
 pub mod launched;
 pub mod mutants;
+pub mod one_call;
 pub mod params;
 pub mod path;
 pub mod plan;
@@ -33,6 +35,7 @@ pub mod programs;
 pub mod reference;
 pub mod report;
 pub mod shapes;
+pub mod simulate;
 pub mod stream;
 pub mod tables;
 pub mod topo;

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use meshreduce_arguments::{Mutants, Path, Plan, Topo};
-use meshreduce_checks::{adversary_report, job::Job, mutants, path, probe, report, topo, worker};
+use meshreduce_arguments::{Mutants, Path, Plan, Simulate, Topo};
+use meshreduce_checks::{adversary_report, job::Job, mutants, path, probe, report, simulate, topo, worker};
 
 #[derive(Parser)]
 #[command(name = "test-multigpu", args_conflicts_with_subcommands = true)]
@@ -23,6 +23,7 @@ enum Role {
     Topo(Topo),
     Mutants(Mutants),
     Path(Path),
+    Simulate(Simulate),
     /// Runs ranks of a job that stands on standard input.
     #[command(hide = true)]
     Worker,
@@ -59,6 +60,7 @@ fn run() -> Result<bool> {
         None if arguments.plan.adversary => adversary_report::run(&arguments.plan),
         Some(Role::Mutants(arguments)) => mutants::report::run(&arguments),
         Some(Role::Path(arguments)) => path::report::run(&arguments),
+        Some(Role::Simulate(arguments)) => simulate::report::run(&arguments),
         None => report::run(&arguments.plan),
     }
 }

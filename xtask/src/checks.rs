@@ -1,4 +1,4 @@
-//! The programs of `meshreduce-checks`: `test-multigpu`, `topo`, `mutants`, `path`, `channels`, `test-torch`. Each command line is read
+//! The programs of `meshreduce-checks`: `test-multigpu`, `topo`, `mutants`, `path`, `simulate`, `channels`, `test-torch`. Each command line is read
 //! here as the program reads it, so that only one that makes sense builds anything, and is handed on as it was given.
 
 use std::ffi::OsString;

@@ -11,34 +11,14 @@ pub mod report;
 pub mod rules;
 
 use anyhow::{Context, Result, ensure};
-use meshreduce::shipped_kernels;
 use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_emulator_weak_memory::path::{self, Path, Step};
-use meshreduce_wire::packets;
-use meshreduce_wire::{Algorithm, Collective, DType, Geometry, Isa, MAX_BLOCKS, Op};
+use meshreduce_wire::Collective;
 use serde::Serialize;
 
-use crate::adversary::{Call, Expected, Kernels, Numbers, Scenario, SliceCall, SliceKernels, SliceScenario};
-
-/// The lane's call number: neither the first, of which a protocol may ask more, nor odd.
-const CALL_NUMBER: u64 = 6;
-
-/// What is counted: one call.
-#[derive(Clone, Copy, Debug)]
-pub struct Subject {
-    /// The algorithm.
-    pub algorithm: Algorithm,
-    /// Ranks.
-    pub ranks: usize,
-    /// The ISA of its text.
-    pub isa: Isa,
-    /// The element type.
-    pub dtype: DType,
-    /// The operation.
-    pub op: Op,
-    /// Bytes of the message, or of each slice, whole elements.
-    pub bytes: usize,
-}
+use crate::adversary::Expected;
+use crate::one_call;
+pub use crate::one_call::{Subject, shipped};
 
 /// How long the longest path through a call is. All but the last two are of the path to the result's last store.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -97,24 +77,18 @@ pub struct Outcome {
     pub steps: Vec<Step>,
 }
 
-/// All shipped algorithms with their world sizes and ISAs.
-pub fn shipped() -> Vec<(Algorithm, usize, Isa)> {
-    let mut all: Vec<_> = shipped_kernels().map(|text| (text.algorithm, text.world_size, text.isa)).collect();
-    all.sort_unstable_by_key(|&(algorithm, ranks, isa)| (algorithm, isa, ranks));
-    all
-}
-
-/// Counts a call of a shipped kernel.
+/// Counts a call of a shipped kernel; of an algorithm of slices, an all-gather or a reduce-scatter.
 ///
 /// # Errors
 /// If there is no such kernel, it goes wrong, or its result is wrong.
 pub fn count(subject: Subject) -> Result<Outcome> {
-    if subject.algorithm.is_of_slices() {
-        let (session, expected) = slices(subject)?;
-        return traced(subject, &session, &expected);
-    }
-    let text = Kernels::shipped_text(subject.algorithm, subject.ranks, subject.isa)?;
-    count_text(&text, subject)
+    let collective = match subject.algorithm {
+        algorithm if !algorithm.is_of_slices() => Collective::AllReduce,
+        algorithm if algorithm.moves() => Collective::AllGather,
+        _ => Collective::ReduceScatter,
+    };
+    let (session, expected) = one_call::prepare(subject, collective)?;
+    traced(subject, &session, &expected)
 }
 
 /// Counts a call of a kernel of a text with the shipped names.
@@ -122,62 +96,8 @@ pub fn count(subject: Subject) -> Result<Outcome> {
 /// # Errors
 /// As [`count`].
 pub fn count_text(text: &str, subject: Subject) -> Result<Outcome> {
-    let Subject { algorithm, ranks, isa, dtype, op, bytes } = subject;
-    ensure!(
-        bytes.is_multiple_of(dtype.size()) && bytes > 0,
-        "{bytes} bytes are not a whole number of {dtype} elements"
-    );
-    let kernels = Kernels::parse(text, algorithm, ranks)?;
-    let count = bytes / dtype.size();
-    let Geometry { blocks, threads } =
-        Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS, isa);
-    let threads = threads - packets::counting_threads(algorithm);
-    let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false };
-    // Where ranks stand in the tree and who relays is any scenario's.
-    let scenario = Scenario {
-        dtype,
-        op,
-        lane: 0,
-        first: Numbers { barriers: CALL_NUMBER, packets: CALL_NUMBER },
-        calls: vec![call],
-        abort: None,
-        late: None,
-        ..kernels.scenario(0)
-    };
-    let (session, expected) = kernels.prepare(&scenario, 0)?;
+    let (session, expected) = one_call::prepare_text(text, subject)?;
     traced(subject, &session, &expected)
-}
-
-/// A session in which one call of an algorithm of slices is queued: an all-gather, or a reduce-scatter. The bytes are those of each
-/// slice.
-fn slices(subject: Subject) -> Result<(Session, Vec<Expected>)> {
-    let Subject { algorithm, ranks, isa, dtype, op, bytes } = subject;
-    let collective = if algorithm.moves() { Collective::AllGather } else { Collective::ReduceScatter };
-    let Geometry { blocks, threads } = Geometry::of_slices(algorithm, bytes as u64, MAX_BLOCKS, isa);
-    let call = SliceCall {
-        collective,
-        algorithm,
-        root: 0,
-        bytes: vec![vec![bytes as u32; ranks]; ranks],
-        shift: 0,
-        blocks,
-        ragged: false,
-        threads: threads - packets::counting_threads(algorithm),
-        in_place: vec![false; ranks],
-    };
-    let scenario = SliceScenario {
-        dtype,
-        op,
-        positions: (0..ranks).collect(),
-        relays: algorithm.is_of_cube_mesh().then(|| (0..ranks).map(|position| position ^ 4).collect()),
-        lane: 0,
-        first: Numbers { barriers: CALL_NUMBER, packets: CALL_NUMBER },
-        calls: vec![call],
-        abort: None,
-        late: None,
-        odd: None,
-    };
-    SliceKernels::with_those_of(algorithm, ranks, isa)?.prepare(&scenario, 0)
 }
 
 /// Counts what is queued in a session.
@@ -224,7 +144,9 @@ fn behind(result: &Path, end: &Path) -> Behind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adversary::Kernels;
     use crate::mutants::text::{Edit, Entry};
+    use meshreduce_wire::{Algorithm, DType, Isa, Op};
 
     const SUBJECT: Subject = Subject {
         algorithm: Algorithm::OneShot,

@@ -183,8 +183,22 @@ impl Session {
         self.machine.devices.iter().map(|device| &device.queue)
     }
 
+    /// All memory with an address: whose it is (`None`: the host's), its first address, and what is in it.
+    pub fn contents(&self) -> impl Iterator<Item = (Option<DeviceId>, u64, Vec<u8>)> + '_ {
+        self.mappings().map(|(base, bytes, allocation, _)| {
+            let owner = self.owners.get(allocation).copied().flatten();
+            (owner, base, self.read(base, bytes as usize))
+        })
+    }
+
+    /// The launches that are queued, by device and in their order.
+    pub fn launches(&self) -> impl Iterator<Item = (DeviceId, &Arc<Launch>)> {
+        let queues = self.queues().enumerate();
+        queues.flat_map(|(device, queue)| queue.iter().map(move |launch| (DeviceId(device as u16), launch)))
+    }
+
     /// What a place is called: its label, or else its address.
-    pub(crate) fn name_of(&self, address: u64) -> String {
+    pub fn name_of(&self, address: u64) -> String {
         match self.machine.model.memory.place(address, 1) {
             Ok(place) => self.machine.model.memory.describe(place.word, place.mask),
             Err(_) => format!("{address:#x}"),
