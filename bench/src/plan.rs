@@ -237,7 +237,8 @@ mod tests {
         assert_eq!(ways("--algorithm all"), Algorithm::ALL.map(Way::Forced));
         assert_eq!(ways("--algorithm auto,two-shot,auto"), [Way::Selected, Way::Forced(Algorithm::TwoShot)]);
         assert!(plan("--algorithm ring").is_err());
-        let slices = [Algorithm::Exchange, Algorithm::ExchangeLl].map(Way::Forced);
+        let slices = [Algorithm::Exchange, Algorithm::ExchangeLl, Algorithm::CubeMeshExchangeLl];
+        let slices = slices.map(Way::Forced);
         assert_eq!(ways("--collective all-gather,barrier"), slices);
         let error = work(&plan("--collective reduce --algorithm exchange").unwrap(), 8, true).unwrap_err();
         assert_eq!(error.to_string(), "exchange is no algorithm of reduce");
