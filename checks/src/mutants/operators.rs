@@ -385,6 +385,14 @@ impl Maker<'_, Roles> {
         };
         self.add("half-by-all-calls", roles.parities.iter().map(by_number).collect());
         self.add("half-by-block", roles.parities.iter().map(by_block).collect());
+        // Block 16 takes itself for block 0, and so on. (Of more ranks calls rarely have as many.)
+        if self.ranks <= 4 {
+            let cut = |at: usize| {
+                let block = entry.operands(at)[0];
+                entry.followed(at, &[format!("\tand.b32 {block}, {block}, 15;")])
+            };
+            self.add("block-in-4-bits", entry.all(", %ctaid.x;").into_iter().map(cut).collect());
+        }
         // Pads by position, as they are read: for staging, and for signals.
         let first = offset_of!(LaunchParams, lane) + offset_of!(LaneParams, pads);
         let of = |position: usize| match first + 8 * position {
