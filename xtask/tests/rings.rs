@@ -207,9 +207,9 @@ fn ring(imports: &Imports) -> Option<Vec<String>> {
 #[test]
 fn no_modules_of_the_emulators_rooms_import_each_other() {
     let emulator = Path::new(env!("CARGO_MANIFEST_DIR")).join("../emulator");
-    for room in ["ptx", "weak-memory", "timed", "node"] {
+    for room in ["ptx", "weak-memory", "timed", "node", "libcuda", "libnccl"] {
         let imports = Sources::read(&emulator.join(room).join("src")).imports();
-        assert!(imports.values().map(BTreeMap::len).sum::<usize>() > 50, "{room}: imports are not found");
+        assert!(imports.values().map(BTreeMap::len).sum::<usize>() > 20, "{room}: imports are not found");
         if let Some(ring) = ring(&imports) {
             panic!("{room}: {}", ring.join(" -> "));
         }

@@ -4,10 +4,7 @@ use std::ffi::c_char;
 
 use meshreduce_emulator_node::driver::{self, Error, driver};
 
-use crate::{
-    abi::{Out, Text, TextBuffer, exports},
-    fault, lookup,
-};
+use crate::abi::{Out, Text, TextBuffer, exports};
 
 exports! {
     fn cuInit(flags: u32) {
@@ -93,16 +90,5 @@ exports! {
 
     fn meshreduceEmulatorCalls(count: Out<u64>) {
         count.set(crate::abi::calls())
-    }
-
-    // In the calling thread, the next `times` calls of the driver's function `name`, after `skip` that are as usual,
-    // answer `code` and do nothing else. A later call for the same function takes the place of an earlier one.
-    fn meshreduceEmulatorFail(name: Text, code: u32, skip: u32, times: u32) {
-        let name = name.get()?;
-        if !name.starts_with("cu") || lookup::exported(name).is_none() {
-            return Err(Error::NotFound);
-        }
-        fault::set(name, code, skip, times);
-        Ok(())
     }
 }

@@ -2,12 +2,11 @@
 
 use std::cell::{Cell, RefCell};
 
-use crate::abi::CuResult;
-
 /// The calls of one function that are to fail.
 struct Fault {
     name: String,
-    code: CuResult,
+    /// A `CUresult`.
+    code: u32,
     skip: u32,
     times: u32,
 }
@@ -20,7 +19,7 @@ thread_local! {
 }
 
 /// Replaces the calling thread's fault of the function `name`; with `times` 0 there is none any more.
-pub(crate) fn set(name: &str, code: CuResult, skip: u32, times: u32) {
+pub(crate) fn set(name: &str, code: u32, skip: u32, times: u32) {
     FAULTS.with_borrow_mut(|faults| {
         faults.retain(|fault| fault.name != name);
         if times > 0 {
@@ -31,12 +30,12 @@ pub(crate) fn set(name: &str, code: CuResult, skip: u32, times: u32) {
 }
 
 /// What this call of `name` is to answer instead of being made, if anything.
-pub(crate) fn next(name: &str) -> Option<CuResult> {
+pub(crate) fn next(name: &str) -> Option<u32> {
     if ANY.get() { take(name) } else { None }
 }
 
 #[cold]
-fn take(name: &str) -> Option<CuResult> {
+fn take(name: &str) -> Option<u32> {
     // In a thread that ends the list may be gone already; so are its faults then.
     let taken = FAULTS.try_with(|faults| {
         let mut faults = faults.borrow_mut();

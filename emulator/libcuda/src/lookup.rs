@@ -1,4 +1,4 @@
-//! `cuGetProcAddress`: functions by name and version of the API.
+//! Functions by name: `cuGetProcAddress` finds them, by the version of the API, and tests have them fail.
 
 use std::ffi::c_void;
 
@@ -6,7 +6,7 @@ use meshreduce_emulator_node::driver::{Error, Result};
 
 use crate::{
     abi::{Out, Text, exports},
-    context, device, direct_rdma, event, graph, memory, memory_op, missing, module, stream,
+    context, device, direct_rdma, event, fault, graph, memory, memory_op, missing, module, stream,
 };
 
 /// `CUdriverProcAddressQueryResult`.
@@ -106,6 +106,17 @@ fn get(
 }
 
 exports! {
+    // In the calling thread, the next `times` calls of the driver's function `name`, after `skip` that are as usual,
+    // answer `code` and do nothing else. A later call for the same function takes the place of an earlier one.
+    fn meshreduceEmulatorFail(name: Text, code: u32, skip: u32, times: u32) {
+        let name = name.get()?;
+        if !name.starts_with("cu") || exported(name).is_none() {
+            return Err(Error::NotFound);
+        }
+        fault::set(name, code, skip, times);
+        Ok(())
+    }
+
     fn cuGetProcAddress(name: Text, to: Out<*const c_void>, version: i32, flags: u64) {
         get(&name, to, version, flags, None)
     }

@@ -1,7 +1,7 @@
 //! Communicators: from their beginning to their end.
 #![forbid(unsafe_code)]
 
-mod start;
+pub(crate) mod start;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,6 @@ use crate::cuda::{self, Device, Event};
 use crate::element::{Scale, Type};
 use crate::failure::{self, Code, Failure, Result};
 use crate::mesh::Mesh;
-pub(crate) use start::Start;
 
 /// `ncclComm_t`: a number that is used once, and never an address.
 pub(crate) type Handle = usize;

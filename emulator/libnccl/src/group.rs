@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use crate::comm::Start;
+use crate::comm::start::Start;
 use crate::failure::{Code, Failure, Result};
 use crate::job::{self, Task};
 

@@ -2,7 +2,8 @@
 
 use crate::abi::{Array, Config, Out, exports};
 use crate::bootstrap::{self, Id, IdBytes};
-use crate::comm::{self, Handle, Start};
+use crate::comm::start::Start;
+use crate::comm::{self, Handle};
 use crate::failure::{Code, Failure, Result};
 use crate::group;
 

@@ -41,9 +41,14 @@ fn channels() -> Registry {
     with(Ipc::default().slots(SLOTS).slot_bytes(SLOT))
 }
 
+/// For two processes that run [`rank`].
+fn two_ranks() -> Stage {
+    Stage::new(here!("rank"), 2)
+}
+
 /// Both ranks, each of which ends well.
 fn play(part: &str) {
-    let stage = Stage::new(here!("rank"), 2);
+    let stage = two_ranks();
     let ranks = [0, 1].map(|rank| stage.start(rank, part));
     ended_well(part, ranks);
 }
@@ -351,7 +356,7 @@ fn hidden(part: Part) {
 
 #[test]
 fn devices_are_known_by_their_uuids_where_one_process_sees_fewer() {
-    let stage = Stage::new(here!("rank"), 2);
+    let stage = two_ranks();
     let mut sees_one = stage.command_as(1, "hidden");
     sees_one.env("CUDA_VISIBLE_DEVICES", "5");
     let ranks = [stage.start(0, "hidden"), sees_one.spawn().unwrap()];
@@ -378,7 +383,7 @@ fn refused(part: Part) {
 #[test]
 fn what_cannot_be_is_refused_with_the_reason_on_both_sides() {
     let play = |expected: &str, environment: [&[(&str, &str)]; 2]| {
-        let stage = Stage::new(here!("rank"), 2);
+        let stage = two_ranks();
         let ranks = [0, 1].map(|rank| {
             let mut command = stage.command_as(rank, "refused");
             command.env("EXPECTED", expected).envs(environment[rank].iter().copied());

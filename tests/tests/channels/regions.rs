@@ -88,6 +88,11 @@ fn act(part: Part, play: Play, devices: [u32; 2]) {
 }
 
 /// Not a test of its own: what the tests below run as processes.
+/// For two processes that run [`rank`].
+fn two_ranks() -> Stage {
+    Stage::new(here!("rank"), 2)
+}
+
 #[test]
 fn rank() {
     let Some(part) = Part::of_this_process() else { return };
@@ -119,7 +124,7 @@ fn processes(name: &str) {
 }
 
 fn two_processes(way: &str, name: &str) {
-    let stage = Stage::new(here!("rank"), 2);
+    let stage = two_ranks();
     let ranks = [0, 1].map(|rank| stage.start(rank, &format!("{way} {name}")));
     for (rank, child) in ranks.into_iter().enumerate() {
         let (said, well) = heard(child);

@@ -3,7 +3,6 @@
 
 mod algorithms;
 mod errors;
-mod failures;
 mod failures_by_algorithm;
 mod mutants;
 mod one_shot;

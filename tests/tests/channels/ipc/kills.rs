@@ -1,6 +1,5 @@
 //! A peer that is killed or stopped at any moment.
 
-use meshreduce_tests::here;
 use std::time::Instant;
 
 use super::left::{held, rings};
@@ -72,7 +71,7 @@ pub(super) fn survive(part: Part, silence: Duration) {
 
 /// Ends rank 1 by `end`, at some moment of transfers; what rank 0 said, and whether both are as they should be.
 fn strike(number: u64, part: &str, end: impl Fn(&mut std::process::Child, &Stage)) -> Vec<String> {
-    let stage = Stage::new(here!("rank"), 2);
+    let stage = two_ranks();
     let [survivor, mut victim] = [0, 1].map(|rank| stage.start(rank, part));
     stage.wait_for_key("met");
     std::thread::sleep(Duration::from_micros(number * 7919 % 40_000));

@@ -1,14 +1,13 @@
 //! What becomes of regions and counters when one of the two processes dies or is stopped.
 
 use super::*;
-use meshreduce_tests::here;
 
 pub(super) fn processes_with(
     part: &str,
     strike: impl FnOnce(&Stage, &mut [std::process::Child; 2]),
     well: [bool; 2],
 ) {
-    let stage = Stage::new(here!("rank"), 2);
+    let stage = two_ranks();
     let mut ranks = [0, 1].map(|rank| stage.start(rank, part));
     strike(&stage, &mut ranks);
     for (rank, child) in ranks.into_iter().enumerate() {

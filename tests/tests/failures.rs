@@ -1,15 +1,18 @@
 //! What goes wrong is said, in time and by name: bad input, ranks that do not come, ranks that die.
 
+#[path = "jobs/support.rs"]
+mod support;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Scene, case, program};
 use meshreduce::Algorithm;
 use meshreduce::store::{FileStore, Store};
 use meshreduce_checks::cluster::{Cluster, Placement};
 use meshreduce_checks::job::{Action, Case, Event, Fault, Job};
+use support::{BRIEF_MS, FAR_MS, LONG_BEFORE, Scene, case, program};
 
 #[test]
 fn without_a_driver_the_error_says_which_library_is_missing() {
@@ -222,7 +225,7 @@ fn a_corrupt_payload_is_an_error_that_names_key_and_rank() {
     let mut spoilt = 0;
     while spoilt == 0 {
         assert!(began.elapsed() < LONG_BEFORE, "no payload was found to spoil");
-        for file in crate::support::files_below(scene.directory.path()) {
+        for file in support::files_below(scene.directory.path()) {
             let key = file.file_name().unwrap().to_string_lossy().replace('+', "/");
             if !key.ends_with("/0") {
                 continue;
