@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -11,7 +11,8 @@ use meshreduce_wire::{Algorithm, Collective, DType, Isa, Op};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Absent, Named, Simulated, simulate};
+use super::{Absent, Named, Simulated, simulate, timeline};
+use crate::curves::{Series, draw_lines};
 use crate::one_call::{Subject, shipped};
 use crate::plan::bytes;
 
@@ -48,6 +49,9 @@ pub struct Simulate {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Draw latency over size and the timeline of every call into this folder, as SVG
+    #[arg(long, value_name = "FOLDER")]
+    svg: Option<PathBuf>,
 }
 
 /// A call's row. Times are simulated microseconds.
@@ -91,20 +95,23 @@ impl Simulate {
         }
         let (mut rows, mut described) = (Vec::new(), Vec::new());
         for (collective, subject) in self.subjects(&machine) {
-            let outcome = simulate(&machine, subject, collective, self.path).with_context(|| {
-                format!("{} over {} ranks, {} bytes", subject.algorithm, subject.ranks, subject.bytes)
-            })?;
+            let outcome = simulate(&machine, subject, collective, self.path || self.svg.is_some())
+                .with_context(|| {
+                    format!("{} over {} ranks, {} bytes", subject.algorithm, subject.ranks, subject.bytes)
+                })?;
             let name = format!("{}{}", subject.algorithm.kernel_name(), subject.isa.suffix());
             match outcome {
                 Ok(done) => {
                     let row = row(&machine, subject, collective, &done);
                     if !self.json {
                         print!("{}", line(&row, self.dtype, self.op));
-                        done.path
+                        let shown = if self.path { &done.path[..] } else { &[] };
+                        shown
                             .iter()
                             .zip(gaps(&done.path))
                             .for_each(|(named, gap)| print!("{}", told(named, gap)));
                     }
+                    self.draw_call(&machine, &row, &done)?;
                     described.push(json!({ "call": &row, "path": path(&done.path) }));
                     rows.push(row);
                 }
@@ -113,6 +120,7 @@ impl Simulate {
             }
         }
         ensure!(!rows.is_empty(), "there is no such kernel, or none that this machine can run");
+        self.draw_all(&machine, &rows)?;
         if self.json {
             let all = json!({
                 "simulated": true, "machine": machine.name, "ranks": self.ranks,
@@ -121,6 +129,31 @@ impl Simulate {
             println!("{}", serde_json::to_string_pretty(&all)?);
         }
         Ok(rows.iter().all(|row| row.wrong == 0))
+    }
+
+    fn draw_call(&self, machine: &Parameters, row: &Row, done: &Simulated) -> Result<()> {
+        let Some(folder) = &self.svg else { return Ok(()) };
+        let Row { collective, kernel, bytes, .. } = row;
+        let title =
+            format!("{collective} of {bytes} bytes by {kernel}, {} ranks of {}", self.ranks, machine.name);
+        let Some(drawn) = timeline::draw(done, self.ranks, &title) else { return Ok(()) };
+        write(folder, &format!("{}-{collective}-{kernel}-{bytes}.svg", machine.name), &drawn)
+    }
+
+    fn draw_all(&self, machine: &Parameters, rows: &[Row]) -> Result<()> {
+        let Some(folder) = &self.svg else { return Ok(()) };
+        for collective in &self.collective {
+            let name = collective.to_string();
+            let mut series = Series::new();
+            for row in rows.iter().filter(|row| row.collective == name) {
+                series.entry(row.kernel.clone()).or_default().push((row.bytes as f64, row.kernel_us));
+            }
+            let title = format!("{name}, {} ranks of {}, kernel time, simulated", self.ranks, machine.name);
+            if let Some(drawn) = draw_lines(&series, &title, Some("SIMULATED, not measured")) {
+                write(folder, &format!("{}-{name}.svg", machine.name), &drawn)?;
+            }
+        }
+        Ok(())
     }
 
     fn machine(&self) -> Result<Parameters> {
@@ -153,6 +186,12 @@ impl Simulate {
         }
         all
     }
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let file = folder.join(name);
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 /// `9.0` as 90.
