@@ -1,5 +1,7 @@
 //! `simulate`: which calls, on which machine.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use meshreduce_wire::{Algorithm, Collective, DType, Op};
 
@@ -35,4 +37,7 @@ pub struct Simulate {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Draw latency over size and the timeline of every call into this folder, as SVG
+    #[arg(long, value_name = "FOLDER")]
+    pub svg: Option<PathBuf>,
 }

@@ -13,6 +13,7 @@ pub mod buffer;
 pub mod channels;
 pub mod cluster;
 pub mod collectives;
+pub mod curves;
 pub mod doctor;
 pub mod emulated_node;
 pub mod forced;

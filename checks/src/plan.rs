@@ -93,7 +93,11 @@ pub(crate) mod tests {
         let some = cases(&plan("--collective all-gather,reduce --op sum,max --bytes 8").unwrap()).unwrap();
         let of = |collective| some.iter().filter(move |case| case.collective == collective);
         assert_eq!(of(Collective::AllGather).count(), 3 * 2, "three algorithms, elements of 2 and 4 bytes");
-        assert_eq!(of(Collective::Reduce).count(), 3 * 3 * 2, "three algorithms, three types, two operations");
+        assert_eq!(
+            of(Collective::Reduce).count(),
+            3 * 3 * 2,
+            "three algorithms, three types, two operations"
+        );
         assert_eq!(cases(&plan("--collective barrier").unwrap()).unwrap().len(), 3);
         let error = cases(&plan("--collective all-gather --algorithm one-shot").unwrap()).unwrap_err();
         assert_eq!(error.to_string(), "one-shot is no algorithm of all-gather");

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod report;
+pub mod timeline;
 
 use anyhow::{Context, Result};
 use meshreduce_emulator_timed::{Parameters, Session, Step, TimedError};

@@ -11,7 +11,8 @@ use meshreduce_wire::{Algorithm, Collective, DType, Isa, Op};
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Absent, Named, Simulated, simulate};
+use super::{Absent, Named, Simulated, simulate, timeline};
+use crate::curves::{Series, draw_lines};
 use crate::one_call::{Subject, shipped};
 
 /// The compute capability from which on the library takes the texts of a later ISA.
@@ -57,20 +58,23 @@ pub fn run(arguments: &Simulate) -> Result<bool> {
     }
     let (mut rows, mut described) = (Vec::new(), Vec::new());
     for (collective, subject) in subjects(arguments, &machine) {
-        let outcome = simulate(&machine, subject, collective, arguments.path).with_context(|| {
-            format!("{} over {} ranks, {} bytes", subject.algorithm, subject.ranks, subject.bytes)
-        })?;
+        let outcome = simulate(&machine, subject, collective, arguments.path || arguments.svg.is_some())
+            .with_context(|| {
+                format!("{} over {} ranks, {} bytes", subject.algorithm, subject.ranks, subject.bytes)
+            })?;
         let name = format!("{}{}", subject.algorithm.kernel_name(), subject.isa.suffix());
         match outcome {
             Ok(done) => {
                 let row = row(&machine, subject, collective, &done);
                 if !arguments.json {
                     print!("{}", line(&row, arguments.dtype, arguments.op));
-                    done.path
+                    let shown = if arguments.path { &done.path[..] } else { &[] };
+                    shown
                         .iter()
                         .zip(gaps(&done.path))
                         .for_each(|(named, gap)| print!("{}", told(named, gap)));
                 }
+                draw_call(arguments, &machine, &row, &done)?;
                 described.push(json!({ "call": &row, "path": path(&done.path) }));
                 rows.push(row);
             }
@@ -79,6 +83,7 @@ pub fn run(arguments: &Simulate) -> Result<bool> {
         }
     }
     ensure!(!rows.is_empty(), "there is no such kernel, or none that this machine can run");
+    draw_all(arguments, &machine, &rows)?;
     if arguments.json {
         let all = json!({
             "simulated": true, "machine": machine.name, "ranks": arguments.ranks,
@@ -87,6 +92,31 @@ pub fn run(arguments: &Simulate) -> Result<bool> {
         println!("{}", serde_json::to_string_pretty(&all)?);
     }
     Ok(rows.iter().all(|row| row.wrong == 0))
+}
+
+fn draw_call(arguments: &Simulate, machine: &Parameters, row: &Row, done: &Simulated) -> Result<()> {
+    let Some(folder) = &arguments.svg else { return Ok(()) };
+    let Row { collective, kernel, bytes, .. } = row;
+    let title =
+        format!("{collective} of {bytes} bytes by {kernel}, {} ranks of {}", arguments.ranks, machine.name);
+    let Some(drawn) = timeline::draw(done, arguments.ranks, &title) else { return Ok(()) };
+    write(folder, &format!("{}-{collective}-{kernel}-{bytes}.svg", machine.name), &drawn)
+}
+
+fn draw_all(arguments: &Simulate, machine: &Parameters, rows: &[Row]) -> Result<()> {
+    let Some(folder) = &arguments.svg else { return Ok(()) };
+    for collective in &arguments.collective {
+        let name = collective.to_string();
+        let mut series = Series::new();
+        for row in rows.iter().filter(|row| row.collective == name) {
+            series.entry(row.kernel.clone()).or_default().push((row.bytes as f64, row.kernel_us));
+        }
+        let title = format!("{name}, {} ranks of {}, kernel time, simulated", arguments.ranks, machine.name);
+        if let Some(drawn) = draw_lines(&series, &title, Some("SIMULATED, not measured")) {
+            write(folder, &format!("{}-{name}.svg", machine.name), &drawn)?;
+        }
+    }
+    Ok(())
 }
 
 fn machine(arguments: &Simulate) -> Result<Parameters> {
@@ -118,6 +148,12 @@ fn subjects(arguments: &Simulate, machine: &Parameters) -> Vec<(Collective, Subj
         }
     }
     all
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let file = folder.join(name);
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 /// `9.0` as 90.

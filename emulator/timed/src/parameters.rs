@@ -117,9 +117,9 @@ pub struct LaunchCost {
     pub block_ns: u32,
     /// From the end of a kernel in a stream to the start of the next.
     pub next_kernel_ns: u32,
-    /// What a call in a stream takes besides what the kernel does. Fitted.
+    /// What a call in a stream takes besides what the kernel does.
     pub stream_ns: u32,
-    /// The same of a node of a graph. Fitted.
+    /// The same of a node of a graph. The only number that is fitted.
     pub graph_ns: u32,
 }
 
