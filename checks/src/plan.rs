@@ -244,7 +244,11 @@ mod tests {
         let cases = plan("--collective all-gather,reduce --op sum,max --bytes 8").unwrap().cases().unwrap();
         let of = |collective| cases.iter().filter(move |case| case.collective == collective);
         assert_eq!(of(Collective::AllGather).count(), 3 * 2, "three algorithms, elements of 2 and 4 bytes");
-        assert_eq!(of(Collective::Reduce).count(), 3 * 3 * 2, "three algorithms, three types, two operations");
+        assert_eq!(
+            of(Collective::Reduce).count(),
+            3 * 3 * 2,
+            "three algorithms, three types, two operations"
+        );
         assert_eq!(plan("--collective barrier").unwrap().cases().unwrap().len(), 3);
         let error = plan("--collective all-gather --algorithm one-shot").unwrap().cases().unwrap_err();
         assert_eq!(error.to_string(), "one-shot is no algorithm of all-gather");
