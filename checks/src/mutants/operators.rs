@@ -385,8 +385,9 @@ impl Maker<'_, Roles> {
         };
         self.add("half-by-all-calls", roles.parities.iter().map(by_number).collect());
         self.add("half-by-block", roles.parities.iter().map(by_block).collect());
-        // Block 16 takes itself for block 0, and so on. (Of more ranks calls rarely have as many.)
-        if self.ranks <= 4 {
+        // Block 16 takes itself for block 0, and so on. (Of more ranks calls rarely have as many, and of slices that only move, which
+        // are short, blocks so far behind have nothing to do.)
+        if self.ranks <= 4 && !self.algorithm.moves() {
             let cut = |at: usize| {
                 let block = entry.operands(at)[0];
                 entry.followed(at, &[format!("\tand.b32 {block}, {block}, 15;")])
