@@ -102,7 +102,7 @@ fn failure(pages: &[MappedHost<HostPage>], lane: u32, rank: usize) -> Option<Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meshreduce_wire::{Algorithm, DType, Op};
+    use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, Op};
 
     fn with(kind: RecordKind, culprit: u32, origin: u32) -> ErrorRecord {
         ErrorRecord {
