@@ -76,6 +76,9 @@ pub fn run(work: &Work, asked: &(dyn Fn(Way) -> bool + Sync), hear: Hear<'_>) ->
     Ok(())
 }
 
+/// What must come of a case on a rank.
+type Results = HashMap<(usize, usize), Arc<Vec<u8>>>;
+
 /// What the ranks share.
 struct Everyone<'a> {
     work: &'a Work,
@@ -85,7 +88,7 @@ struct Everyone<'a> {
     /// Addresses of the floor's flags, by rank.
     flags: Mutex<Vec<u64>>,
     /// Results by case, so that one rank computes what all compare with; where each has its own, by rank, too.
-    expected: Mutex<HashMap<(usize, usize), Arc<Vec<u8>>>>,
+    expected: Mutex<Results>,
     /// What ranks have measured of a row that others are not through with.
     samples: Mutex<Vec<Samples>>,
 }

@@ -40,6 +40,7 @@ mod tests {
 
     fn row(algorithm: &str, bytes: usize, time_us: f64) -> Row {
         Row {
+            collective: meshreduce::Collective::AllReduce,
             implementation: "meshreduce".into(),
             algorithm: algorithm.into(),
             mode: Mode::Plain,

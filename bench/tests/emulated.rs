@@ -6,14 +6,14 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use meshreduce::{Algorithm, DType, Isa, Op, Topology};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
 use meshreduce_bench::measure::{self, Measured, News};
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
 use meshreduce_checks::in_process::{alone, fail_driver_calls, open_driver};
 
 fn work(ranks: usize, shared_device: bool) -> Work {
-    let case = |dtype, op, bytes| Case { dtype, op, bytes };
+    let case = |dtype, op, bytes| Case { collective: Collective::AllReduce, dtype, op, bytes };
     Work {
         ranks,
         shared_device,
@@ -147,7 +147,12 @@ fn a_message_beyond_an_algorithms_limit_is_left_out_and_said() {
     open_driver();
     let mut work = work(2, false);
     work.ways = vec![Way::Forced(Algorithm::OneShot)];
-    work.cases = vec![Case { dtype: DType::Bf16, op: Op::Sum, bytes: (256 << 10) + 2 }];
+    work.cases = vec![Case {
+        collective: Collective::AllReduce,
+        dtype: DType::Bf16,
+        op: Op::Sum,
+        bytes: (256 << 10) + 2,
+    }];
     let measured = measure(&work, |_| true);
     assert!(measured.rows.is_empty());
     assert_eq!(measured.absent.len(), 1);

@@ -530,7 +530,7 @@ impl Stage<'_> {
             // Who has died behind the first phase has given its signals; other blocks than the first had no call before.
             let block = field(offset_of!(ErrorRecord, block)) as u32;
             let is_behind = word.kind == RecordKind::PeerTimeout && block == 0 && seen != GOOD as u64;
-            if peer != u32::from(word.culprit) || !(GOOD as u64 + 1..=wanted).contains(&epoch) || is_behind {
+            if peer != word.culprit || !(GOOD as u64 + 1..=wanted).contains(&epoch) || is_behind {
                 return Err(wrong(format!(
                     "{who}: it waited for rank {peer} with epoch {epoch} and saw {seen}, where rank {} is blamed ({launched:?})",
                     word.culprit

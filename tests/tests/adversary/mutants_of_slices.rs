@@ -43,6 +43,7 @@ fn broadcasts(algorithm: Algorithm) -> SliceScenario {
         dtype: DType::F32,
         op: Op::Sum,
         positions: vec![0, 1, 2],
+        relays: None,
         lane: 0,
         first: Numbers { barriers: 2, packets: 2 },
         calls: vec![call; 3],
