@@ -37,7 +37,9 @@ pub unsafe fn cube_mesh_exchange_ll<const W: usize>(params: &SliceParams) {
     let in_quad = thread < QUAD as u32;
     let peer = call.peer(in_quad.then_some(quad + thread));
     let relayed = match call.peer(in_quad.then_some(relay)) {
-        Some(relay) => Some(Relayed::of_senders(relay, quad + thread, (quad ^ QUAD as u32) + thread)),
+        Some(relay) => {
+            Some(Relayed::<false> { relay, member: quad + thread, opposite: (quad ^ QUAD as u32) + thread })
+        }
         None => None,
     };
     let (sent, received) = (Cut::<UNIT_WORDS, W>::sent(params), Cut::<UNIT_WORDS, W>::received(params));
@@ -60,7 +62,7 @@ pub unsafe fn cube_mesh_exchange_ll<const W: usize>(params: &SliceParams) {
         });
     }
 
-    call.depart(open, peer, relayed);
+    call.depart_relayed(open, peer, relayed);
 
     for index in PacketShare::of_thread(received.of(opposite)) {
         let [[unit]] = call.await_units::<1, 1>(0, Sources::one(relay), index);

@@ -46,7 +46,9 @@ pub unsafe fn cube_mesh_reduce_scatter_ll<const W: usize>(params: &SliceParams) 
     let in_quad = thread < QUAD as u32;
     let peer = call.peer(in_quad.then_some(quad + thread));
     let relayed = match call.peer(in_quad.then_some(relay)) {
-        Some(relay) => Some(Relayed::of_receivers(relay, quad + thread, (quad ^ QUAD as u32) + thread)),
+        Some(relay) => {
+            Some(Relayed::<true> { relay, member: quad + thread, opposite: (quad ^ QUAD as u32) + thread })
+        }
         None => None,
     };
     let (sent, received) = (Cut::<UNIT_WORDS, W>::sent(params), Cut::<UNIT_WORDS, W>::received(params));
@@ -89,7 +91,7 @@ pub unsafe fn cube_mesh_reduce_scatter_ll<const W: usize>(params: &SliceParams) 
         });
     }
 
-    call.depart(open, peer, relayed);
+    call.depart_relayed(open, peer, relayed);
 
     let sources = Sources { first: quad, ..Sources::ALL };
     for index in PacketShare::of_thread(sent.of(position ^ opposite)) {

@@ -35,7 +35,7 @@ pub unsafe fn exchange_ll<const W: usize>(params: &SliceParams) {
         call.push_slices(params);
     }
 
-    call.depart(open, peer, None);
+    call.depart(open, peer);
 
     let received = Cut::<UNIT_WORDS, W>::received(params);
     for index in PacketShare::of_thread(call.end(received.most())) {

@@ -48,7 +48,9 @@ pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
     let in_quad = thread < QUAD as u32;
     let peer = call.peer(in_quad.then_some(quad + thread));
     let relayed = match call.peer(in_quad.then_some(relay)) {
-        Some(relay) => Some(Relayed::of_senders(relay, quad + thread, (quad ^ QUAD as u32) + thread)),
+        Some(relay) => {
+            Some(Relayed::<false> { relay, member: quad + thread, opposite: (quad ^ QUAD as u32) + thread })
+        }
         None => None,
     };
     let per_unit = packets::partial_units(launch::element_bytes(params.kind));
@@ -73,7 +75,7 @@ pub unsafe fn hybrid_cube_mesh_ll<const W: usize>(params: &LaunchParams) {
         call.push_unused(is_used);
     }
 
-    call.depart(open, peer, relayed);
+    call.depart_relayed(open, peer, relayed);
 
     let sources = Sources { first: quad, ..Sources::ALL };
     for index in PacketShare::of_thread(units) {

@@ -47,7 +47,7 @@ pub unsafe fn one_shot_ll<const W: usize>(params: &LaunchParams) {
         }
     }
 
-    call.depart(open, peer, None);
+    call.depart(open, peer);
 
     for index in PacketShare::of_thread(end) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, index);

@@ -106,32 +106,17 @@ impl Sources {
     pub const ALL: Self = Self { first: 0, step: 1, apart: SLOT_BYTES };
 }
 
-/// What a thread of block 0 tells the relay neighbour of its rank, in a hybrid cube mesh, and is told by it.
+/// What a thread of block 0 tells the relay neighbour of its rank, in a hybrid cube mesh, and is told by it. Where a rank says the
+/// same to all, what a rank of the quad says; where it says to each what it has for it (`TO_EACH`), what that rank has for the relay
+/// neighbour, which it says in a header of its own ([`Call::announce_for_relay`]).
 #[derive(Clone, Copy)]
-pub struct Relayed {
+pub struct Relayed<const TO_EACH: bool> {
     /// The relay neighbour.
-    relay: Peer,
-    /// The position in the own quad of the rank whose header was the same.
-    member: u32,
+    pub relay: Peer,
+    /// The position in the own quad of the rank that is told of.
+    pub member: u32,
     /// The position in the other quad that the relay neighbour tells this thread of.
-    opposite: u32,
-    /// What is told is what the relay neighbour is to have of `member`, which `member` says in a header of its own.
-    of_receivers: bool,
-}
-
-impl Relayed {
-    /// Where a rank says the same to all: what it says.
-    #[inline(always)]
-    pub fn of_senders(relay: Peer, member: u32, opposite: u32) -> Self {
-        Self { relay, member, opposite, of_receivers: false }
-    }
-
-    /// Where a rank says to each what it has for it: what it has for the relay neighbour
-    /// ([`Call::announce_for_relay`]).
-    #[inline(always)]
-    pub fn of_receivers(relay: Peer, member: u32, opposite: u32) -> Self {
-        Self { relay, member, opposite, of_receivers: true }
-    }
+    pub opposite: u32,
 }
 
 impl<const W: usize, L: Launch> Call<'_, W, L> {
@@ -254,7 +239,21 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
     /// # Safety
     /// All threads of the block call it, once, behind [`Self::announce`] with the same peer.
     #[inline(always)]
-    pub unsafe fn depart(&self, open: bool, peer: Option<Peer>, relayed: Option<Relayed>) {
+    pub unsafe fn depart(&self, open: bool, peer: Option<Peer>) {
+        self.depart_relayed::<false>(open, peer, None);
+    }
+
+    /// The same in a hybrid cube mesh.
+    ///
+    /// # Safety
+    /// As for [`Self::depart`].
+    #[inline(always)]
+    pub unsafe fn depart_relayed<const TO_EACH: bool>(
+        &self,
+        open: bool,
+        peer: Option<Peer>,
+        relayed: Option<Relayed<TO_EACH>>,
+    ) {
         let (aborted, dead) = (self.abort != 0, !open);
         // In a dead block whoever saw it tells it.
         let (peer, relayed) = match (dead, block_idx_x()) {
@@ -272,16 +271,21 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
     /// Awaits the peer's header in phase 0, and in phase 1 that of the relay neighbour for a rank of its quad. (No loop over
     /// the phases: in a loop threads that go on would be met before those that give up have told it.)
     #[inline(always)]
-    unsafe fn exchange(&self, peer: Option<Peer>, relayed: Option<Relayed>, abort: u32) {
+    unsafe fn exchange<const TO_EACH: bool>(
+        &self,
+        peer: Option<Peer>,
+        relayed: Option<Relayed<TO_EACH>>,
+        abort: u32,
+    ) {
         if let Some(peer) = peer {
             self.await_header(0, peer, peer.position, || self.launch.expected::<W>(peer.position), abort);
         }
-        if let Some(Relayed { relay, member, opposite, of_receivers }) = relayed {
-            let told = || match of_receivers {
+        if let Some(Relayed { relay, member, opposite }) = relayed {
+            let told = || match TO_EACH {
                 true => self.launch.said::<W>(relay.position),
                 false => self.launch.expected::<W>(member),
             };
-            if of_receivers && let Some(peer) = peer {
+            if TO_EACH && let Some(peer) = peer {
                 self.await_header(1, peer, member, told, 0);
             }
             self.send_header(1, relay, member, told());

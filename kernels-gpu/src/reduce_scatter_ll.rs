@@ -31,7 +31,7 @@ pub unsafe fn reduce_scatter_ll<const W: usize>(params: &SliceParams) {
         call.push_slices(params);
     }
 
-    call.depart(open, peer, None);
+    call.depart(open, peer);
 
     let received = Cut::<UNIT_WORDS, W>::received(params);
     for index in PacketShare::of_thread(call.end(received.most())) {

@@ -51,7 +51,7 @@ pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
         }
     }
 
-    call.depart(open, peer, None);
+    call.depart(open, peer);
 
     for offset in PacketShare::of_thread(Parts::<W>::here(params).end(&call)) {
         let inputs = call.await_units::<W, 1>(0, Sources::ALL, offset);

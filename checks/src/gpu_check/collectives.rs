@@ -58,7 +58,7 @@ pub fn cases(algorithm: Algorithm, world_size: usize, quick: bool) -> Vec<Case> 
     let served: Vec<Collective> =
         Collective::ALL.into_iter().filter(|collective| algorithm.serves(*collective)).collect();
     // Of a list that each rank alone knows, a slice of the largest elements still goes in one launch.
-    let (each, most) = if quick { (4, 700) } else { (24, 16_000) };
+    let (each, most) = if quick { (6, 700) } else { (24, 16_000) };
     collectives::drawn(&served, world_size, each, most, SEED + world_size as u64)
 }
 

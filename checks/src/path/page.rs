@@ -74,7 +74,7 @@ pub fn bounds(rules: &[Rule]) -> String {
     };
     let rows = rules.iter().flat_map(|rule| {
         let goal = (rule.goal != rule.holds).then(|| cells("", "goal", &rule.goal));
-        [cells(rule.family, if goal.is_some() { "holds" } else { "holds, goal" }, &rule.holds)]
+        [cells(rule.family, if goal.is_some() { "holds" } else { "both" }, &rule.holds)]
             .into_iter()
             .chain(goal)
     });

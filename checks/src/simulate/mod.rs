@@ -146,7 +146,9 @@ mod tests {
     }
 
     fn run(subject: Subject, collective: Collective) -> Simulated {
-        simulate(&machine("hgx-h100"), subject, collective, true).unwrap().unwrap()
+        let of_cube_mesh = subject.algorithm.is_of_slices() && subject.algorithm.is_of_cube_mesh();
+        let name = if of_cube_mesh { "dgx-1v" } else { "hgx-h100" };
+        simulate(&machine(name), subject, collective, true).unwrap().unwrap()
     }
 
     #[test]
@@ -170,7 +172,8 @@ mod tests {
                 if collective == Collective::AllReduce || !algorithm.serves(collective) {
                     continue;
                 }
-                let done = run(Subject { algorithm, bytes: 2048, ..SUBJECT }, collective);
+                let ranks = if algorithm.is_of_cube_mesh() { 8 } else { SUBJECT.ranks };
+                let done = run(Subject { algorithm, ranks, bytes: 2048, ..SUBJECT }, collective);
                 assert_eq!(done.wrong, 0, "{collective} by {algorithm}");
                 assert!(done.kernel_us > 0.0);
             }
