@@ -56,8 +56,6 @@ const PUSHES_NO_MORE: &str =
     "whoever has given up pushes nothing in the second phase, and who waits for that is told";
 const TOLD_AGAIN: &str =
     "whoever has given up the call gives no second signal, and who waits for that is told";
-const CLEARED_IN_TIME: &str =
-    "the slot is cleared before the next call's first signal, without which the peer cannot write it again";
 
 /// All of them.
 pub static KNOWN: &[Known] = &[
@@ -82,17 +80,10 @@ pub static KNOWN: &[Known] = &[
     equivalent("claim-release", ELECTS),
     equivalent("claim-gpu", ONE_DEVICE),
     equivalent("two_shot/wait-for-equal-epoch", NOT_AHEAD),
-    equivalent("two_shot/tag-of-the-next-call-compared", NOT_AHEAD),
     equivalent("two_shot/told-dropped", TOLD_AGAIN),
     equivalent("hybrid_cube_mesh/told-dropped", TOLD_AGAIN),
     equivalent("two_shot/gather-wait-for-equal-epoch", BEHIND_FIRST),
     equivalent("hybrid_cube_mesh/relay-wait-for-equal-epoch", BEHIND_FIRST),
-    equivalent(
-        "two_shot/known-5-flag-cleared-by-the-reader",
-        "the slot is cleared before the second signal, without which the peer cannot write it again",
-    ),
-    equivalent("two_shot/known-5-gather-flag-cleared-by-the-reader", CLEARED_IN_TIME),
-    equivalent("hybrid_cube_mesh/known-5-relay-flag-cleared-by-the-reader", CLEARED_IN_TIME),
     equivalent(
         "two_shot/agreement-0-dropped",
         "no peer ends the call without the second signal, which a block with a thread that gave up does not give",
