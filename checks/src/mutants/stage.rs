@@ -354,7 +354,7 @@ impl Stage<'_> {
             kind: launch::kind(DType::Bf16, Op::Sum),
         };
         let params = if self.algorithm.is_of_slices() {
-            params::slice_bytes(&self.slices(params))
+            params::slice_bytes(&self.slices(params, memory.shift > 0))
         } else {
             params::bytes(&params)
         };
@@ -369,11 +369,16 @@ impl Stage<'_> {
         output
     }
 
-    /// As many elements for each rank, and the same said to each.
-    fn slices(&self, launch: LaunchParams) -> SliceParams {
+    /// As many elements for each rank, and the same said to each. Of an exchange by packets in which slices begin anywhere, a rank has
+    /// nothing for itself: what is not there of all is awaited of one after the other.
+    fn slices(&self, launch: LaunchParams, begin_anywhere: bool) -> SliceParams {
         let bytes = launch.count * SIZE;
+        let own = (begin_anywhere && self.algorithm == Algorithm::ExchangeLl).then_some(launch.lane.position);
         let slices = |first: u64, step: u64| {
-            Slices::new((0..self.ranks as u64).map(|peer| (first + step * peer, bytes as u32)))
+            Slices::new((0..self.ranks as u64).map(|peer| {
+                let bytes = if own.is_some_and(|own| u64::from(own) == peer) { 0 } else { bytes };
+                (first + step * peer, bytes as u32)
+            }))
         };
         let mut said = [0; MAX_RANKS];
         let mut tags = [0; MAX_RANKS];
