@@ -214,7 +214,7 @@ impl PacketRoles {
     }
 
     fn wait(entry: &Entry, prefix: &'static str, poll: usize) -> Result<Wait> {
-        let host_poll = entry.next(poll, "ld.relaxed.sys.global.u32", 70)?;
+        let host_poll = entry.next(poll, "ld.relaxed.sys.global.u32", 80)?;
         entry.before(host_poll, "%lanemask_lt", 6)?;
         let clock = entry.next(poll, "%globaltimer", 4)?;
         // The claim behind the loop that is left: it blames whom the poll's word says.
