@@ -95,8 +95,8 @@ impl Communicator {
     }
 
     /// Bytes of the longest all-reduce for which [`Communicator::select`] gives an algorithm, as it does for all shorter
-    /// ones; `u64::MAX` where an algorithm is forced; `None`: there is no kernel for the type and operation. Equal on all ranks,
-    /// and always the same.
+    /// ones; where an algorithm is forced, what goes in 256 launches; `None`: there is no kernel for the type and operation. Equal on
+    /// all ranks, and always the same.
     pub fn longest(&self, dtype: DType, op: Op) -> Option<u64> {
         self.shared.longest(dtype, op)
     }

@@ -1,7 +1,7 @@
 //! A peer that is killed or stopped while transfers over `basic` are under way: an error that names it, in time, and nothing is left
 //! (the party that survives sees to that itself, at its end).
 //!
-//! A dozen moments of each; 200 with `cargo test -p meshreduce-tests --test channel_kills -- --ignored`.
+//! A dozen moments of each; 200 with `cargo test -p meshreduce-tests --test channels -- --ignored kills`.
 #![forbid(unsafe_code)]
 
 use meshreduce_checks::channels::Cast;
