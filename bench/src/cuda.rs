@@ -303,7 +303,21 @@ impl Pinned {
         Ok(Self { address, bytes })
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    /// Where a device finds it.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn device_address(&self) -> Result<CUdeviceptr> {
+        let mut address = 0;
+        // SAFETY: the place outlives the call; the memory is the driver's own and alive.
+        check("cuMemHostGetDevicePointer", unsafe {
+            cust_raw::cuMemHostGetDevicePointer_v2(&mut address, self.address, 0)
+        })?;
+        Ok(address)
+    }
+
+    /// Its bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: the memory is initialised, as long as that and this value's own; every copy from or to it has been
         // waited for.
         unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.bytes) }

@@ -16,11 +16,11 @@ use crate::team::Meeting;
 
 #[path = "../kernels-gpu/src/parameters.rs"]
 #[allow(unreachable_pub)] // The device's crate has it public.
-mod parameters;
+pub(crate) mod parameters;
 use parameters::{Flags, Parameters};
 
 /// Both kernels.
-const PTX: &str = include_str!("../ptx/floor.ptx");
+pub(crate) const PTX: &str = include_str!("../ptx/floor.ptx");
 /// Launches of the flag round trip, of `rounds` round trips each.
 const RUNS: u64 = 20;
 /// Threads of the empty kernel: the library's largest block.
@@ -33,7 +33,7 @@ pub(crate) struct Probe<'a> {
     rank: usize,
     memory: Memory,
     empty: Function,
-    ping_pong: Function,
+    ping_pongs: [(&'static str, Function); 2],
     _module: Module,
 }
 
@@ -48,8 +48,12 @@ impl<'a> Probe<'a> {
         let module = Module::load(PTX)?;
         let memory = Memory::new(size_of::<Flags>(), stream)?;
         addresses.lock().unwrap_or_else(PoisonError::into_inner)[rank] = memory.address();
-        let (empty, ping_pong) = (module.function("floor_empty")?, module.function("floor_ping_pong")?);
-        Ok(Self { rounds, addresses, rank, memory, empty, ping_pong, _module: module })
+        let empty = module.function("floor_empty")?;
+        let ping_pongs = [
+            ("flag round trip", module.function("floor_ping_pong")?),
+            ("relaxed flag round trip", module.function("floor_ping_pong_relaxed")?),
+        ];
+        Ok(Self { rounds, addresses, rank, memory, empty, ping_pongs, _module: module })
     }
 
     /// Measures; rank 0 has the result. All ranks have their probes.
@@ -69,14 +73,16 @@ impl<'a> Probe<'a> {
         if reached && self.rank < 2 && !work.shared_device {
             cuda::enable_peer(device(1 - self.rank))?;
         }
-        meeting.wait()?;
-        let round_trips = match reached {
-            true => self.round_trips(work, meeting, stream)?,
-            false => Err("the GPUs of ranks 0 and 1 do not access each other's memory".into()),
-        };
-        match round_trips {
-            Ok(line) => floor.extend(line),
-            Err(reason) => absent.push(Absent { what: "flag round trip".into(), reason, asked: false }),
+        for (index, (what, kernel)) in (0..).zip(&self.ping_pongs) {
+            meeting.wait()?;
+            let round_trips = match reached {
+                true => self.round_trips((index, what, *kernel), work, meeting, stream)?,
+                false => Err("the GPUs of ranks 0 and 1 do not access each other's memory".into()),
+            };
+            match round_trips {
+                Ok(line) => floor.extend(line),
+                Err(reason) => absent.push(Absent { what: (*what).into(), reason, asked: false }),
+            }
         }
         meeting.wait()?;
         Ok((floor, absent))
@@ -106,6 +112,7 @@ impl<'a> Probe<'a> {
     /// Rank 0 has the line; an error is why a flag did not come back.
     fn round_trips(
         &self,
+        (index, what, kernel): (u64, &str, Function),
         work: &Work,
         meeting: &Meeting,
         stream: &Stream,
@@ -122,14 +129,14 @@ impl<'a> Probe<'a> {
             let parameters = Parameters {
                 own: flags(self.rank),
                 peer: flags(1 - self.rank),
-                base: run.wrapping_mul(self.rounds),
+                base: (index * RUNS + run).wrapping_mul(self.rounds),
                 rounds: self.rounds,
                 serves: u64::from(self.rank == 0),
                 deadline_ns: limit.as_nanos() as u64,
                 ..Parameters::default()
             };
             // SAFETY: the module is loaded; both memories live until both ranks have met again behind the last launch.
-            unsafe { self.ping_pong.launch(1, stream, &parameters) }?;
+            unsafe { kernel.launch(1, stream, &parameters) }?;
             stream.synchronize()?;
             let report = Report::read(&self.memory, &mut through, stream)?;
             if report.completed < self.rounds {
@@ -151,7 +158,7 @@ impl<'a> Probe<'a> {
             return Ok(Ok(None));
         }
         Ok(Ok(Some(Floor {
-            what: "flag round trip, ranks 0 and 1".into(),
+            what: format!("{what}, ranks 0 and 1"),
             mode: None,
             iterations: (RUNS * self.rounds) as usize,
             time_us: mean(&micros).context("no runs")?,

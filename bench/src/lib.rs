@@ -2,7 +2,7 @@
 //! costs on the host everywhere.
 //!
 //! [`plan`] is the command line, [`place`] where it runs, [`measure`] the ranks, [`floor`] what no
-//! all-reduce can be faster than, [`peers`] whom we are compared with, [`live`] what is told meanwhile, [`report`] and [`plot`]
+//! all-reduce can be faster than, `latencies` what single steps take, [`peers`] whom we are compared with, [`live`] what is told meanwhile, [`report`] and [`plot`]
 //! what is made of the [rows](mod@row). [`host_cost`] and [`calls`] measure the host's side against a driver that does
 //! nothing.
 
@@ -12,6 +12,7 @@ pub mod cuda;
 pub mod floor;
 pub mod host_cost;
 pub mod interrupt;
+mod latencies;
 mod lines;
 pub mod live;
 pub mod measure;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::measure::News;
 use crate::place::Place as Machine;
 use crate::report::Report;
-use crate::row::{Absent, Floor, Place, Row};
+use crate::row::{Absent, Floor, Latency, Place, Row};
 
 /// The names of a CSV's columns.
 pub(crate) const CSV_HEADER: &str = "collective,implementation,algorithm,mode,graph_calls,place,dtype,op,ranks,bytes,count,iterations,time_us,\
@@ -38,6 +38,11 @@ enum Line<'a> {
         emulated: bool,
         shared_device: bool,
     },
+    Latency {
+        #[serde(flatten)]
+        latency: &'a Latency,
+        emulated: bool,
+    },
     Absent {
         #[serde(flatten)]
         absent: &'a Absent,
@@ -64,6 +69,7 @@ impl Report<'_> {
         let line = match news {
             News::Now(_) => return Ok(None),
             News::Floor(floor) => Line::Floor { floor, emulated, shared_device },
+            News::Latency(latency) => Line::Latency { latency, emulated },
             News::Row(row) => Line::Row { row, emulated, shared_device },
             News::Absent(absent) => Line::Absent { absent },
         };
@@ -124,14 +130,15 @@ mod tests {
             News::Now("one-shot".into()),
             News::Floor(measured.floor[0].clone()),
             News::Row(measured.rows[0].clone()),
+            News::Latency(measured.latencies[0].clone()),
             News::Absent(measured.absent[0].clone()),
         ];
         let mut lines = vec![report.json_machine().unwrap()];
         lines.extend(news.iter().filter_map(|news| report.json(news).unwrap()));
         let lines: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         let kinds: Vec<&str> = lines.iter().map(|line| line["kind"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["machine", "floor", "row", "absent"]);
-        assert!(lines[..3].iter().all(|line| line["emulated"] == true));
+        assert_eq!(kinds, ["machine", "floor", "row", "latency", "absent"]);
+        assert!(lines[..4].iter().all(|line| line["emulated"] == true));
         assert!(lines[0]["warning"].as_str().unwrap().contains("EMULATED"));
         assert_eq!(
             (&lines[2]["time_us"], &lines[2]["place"], &lines[2]["mode"]),

@@ -14,6 +14,7 @@ use crate::measure::{Measured, News};
 use crate::place::Place;
 use crate::plan::Work;
 use crate::report::{Report, watched};
+use crate::row::Latency;
 use meshreduce_arguments::bench::Plan;
 
 /// A run that goes on. Clones are the same.
@@ -99,6 +100,7 @@ impl Live {
             News::Now(what) => return spinner.set_message(what.clone()),
             News::Row(row) => watched(row),
             News::Floor(floor) => format!("{}: {:.2} us", floor.what, floor.time_us),
+            News::Latency(Latency { what, nanoseconds, .. }) => format!("{what}: {nanoseconds:.1} ns"),
             News::Absent(absent) => format!("not measured: {}: {}", absent.what, absent.reason),
         };
         // Where there is no terminal, the spinner shows nothing.

@@ -18,9 +18,10 @@ use meshreduce_checks::job;
 
 use crate::cuda::{self, Current, Event, Graph, Memory, Pinned, Stream};
 use crate::floor::Probe;
+use crate::latencies;
 use crate::passes::{IN_FLIGHT, Passes, time};
 use crate::plan::{Case, Way, Work};
-use crate::row::{Absent, Floor, Mode, OWN, Place, Row, Samples, Times};
+use crate::row::{Absent, Floor, Latency, Mode, OWN, Place, Row, Samples, Times};
 use crate::statistics;
 use crate::team::{self, Meeting};
 
@@ -31,6 +32,8 @@ pub struct Measured {
     pub rows: Vec<Row>,
     /// The floor.
     pub floor: Vec<Floor>,
+    /// Single steps.
+    pub latencies: Vec<Latency>,
     /// What was left out.
     pub absent: Vec<Absent>,
 }
@@ -44,6 +47,8 @@ pub enum News {
     Row(Row),
     /// A part of the floor is.
     Floor(Floor),
+    /// What a step takes is.
+    Latency(Latency),
     /// Something is left out.
     Absent(Absent),
 }
@@ -55,6 +60,7 @@ impl Measured {
             News::Now(_) => {}
             News::Row(row) => self.rows.push(row),
             News::Floor(floor) => self.floor.push(floor),
+            News::Latency(latency) => self.latencies.push(latency),
             News::Absent(absent) => self.absent.push(absent),
         }
     }
@@ -141,6 +147,11 @@ impl Everyone<'_> {
             let (floor, absent) = probe.measure(work, meeting, &bench.stream, &bench.events)?;
             floor.into_iter().for_each(|floor| self.tell(rank, || News::Floor(floor)));
             absent.into_iter().for_each(|absent| self.tell(rank, || News::Absent(absent)));
+            if let Some(rounds) = work.floor.filter(|_| rank == 0) {
+                let latencies = latencies::measure(rounds, &bench.stream)?;
+                latencies.into_iter().for_each(|latency| self.tell(rank, || News::Latency(latency)));
+            }
+            meeting.wait()?;
         }
         drop(probe);
         // One after the other, so that each has the whole device, as in a program that has one.

@@ -10,7 +10,7 @@ use meshreduce::Collective;
 use crate::measure::Measured;
 use crate::place::Place as Machine;
 use crate::plan::Work;
-use crate::row::{Absent, Mode, OWN, Place, Row};
+use crate::row::{Absent, Latency, Mode, OWN, Place, Row};
 
 /// Everything that a run has to say.
 pub struct Report<'a> {
@@ -80,6 +80,13 @@ impl Report<'_> {
         }
         if !self.measured.floor.is_empty() {
             let _ = writeln!(text, "# The floor: what no call can be faster than.\n{}\n", self.floor_table());
+        }
+        if !self.measured.latencies.is_empty() {
+            let _ = writeln!(
+                text,
+                "# Single steps on one device, each behind the one before, within a kernel.\n{}\n",
+                self.latency_table()
+            );
         }
         if !self.measured.rows.is_empty() {
             let _ = write!(
@@ -202,6 +209,15 @@ impl Report<'_> {
                 host(floor.host_p50_us),
                 host(floor.host_p99_us),
             ]);
+        }
+        align(&mut table, &[0, 1]);
+        table
+    }
+
+    fn latency_table(&self) -> Table {
+        let mut table = new_table(["step", "PTX", "ns", "cycles"].map(String::from).to_vec());
+        for Latency { what, ptx, nanoseconds, cycles, .. } in &self.measured.latencies {
+            table.add_row([what.clone(), ptx.clone(), format!("{nanoseconds:.1}"), format!("{cycles:.1}")]);
         }
         align(&mut table, &[0, 1]);
         table
@@ -330,6 +346,13 @@ pub(crate) mod tests {
                 p99_us: 2.5,
                 host_p50_us: Some(7.0),
                 host_p99_us: None,
+            }],
+            latencies: vec![Latency {
+                what: "fence".into(),
+                ptx: "fence.acq_rel.gpu".into(),
+                steps: 8,
+                nanoseconds: 123.45,
+                cycles: 210.04,
             }],
             absent: vec![Absent { what: "NCCL".into(), reason: "no python3".into(), asked: false }],
         }

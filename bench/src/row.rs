@@ -158,6 +158,21 @@ pub struct Floor {
     pub host_p99_us: Option<f64>,
 }
 
+/// A step that waits for the one before, within a kernel of one block.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// What was measured.
+    pub what: String,
+    /// Its instruction, or instructions.
+    pub ptx: String,
+    /// Steps of a launch.
+    pub steps: usize,
+    /// Nanoseconds of a step by the device's clock: the median launch.
+    pub nanoseconds: f64,
+    /// Cycles of the multiprocessor's clock: the median launch.
+    pub cycles: f64,
+}
+
 /// What was asked for and could not be measured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Absent {

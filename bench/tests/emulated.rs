@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -97,9 +98,18 @@ fn the_floor_is_the_empty_kernel_launched_and_replayed_and_the_flag_round_trip()
             ("empty kernel", Some(Mode::Plain)),
             ("empty kernel, graph x2", Some(Mode::Graph)),
             ("flag round trip, ranks 0 and 1", None),
+            ("relaxed flag round trip, ranks 0 and 1", None),
         ];
         assert_eq!(floor, expected, "{:?}", measured.absent);
         assert!(measured.floor.iter().all(|floor| floor.time_us > 0.0 && floor.p50_us <= floor.p99_us));
+        let steps: HashSet<_> = measured.latencies.iter().map(|latency| latency.what.as_str()).collect();
+        assert_eq!(steps.len(), measured.latencies.len(), "each has a name of its own");
+        for of in
+            ["arithmetic", "load, memory", "load, host's memory", "fence, system scope", "barrier, 16 warps"]
+        {
+            assert!(steps.contains(of), "{of}");
+        }
+        assert!(measured.latencies.iter().all(|latency| latency.nanoseconds > 0.0 && latency.cycles > 0.0));
     }
 }
 

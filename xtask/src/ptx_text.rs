@@ -39,7 +39,25 @@ pub(crate) fn entries(text: TextName) -> usize {
 }
 
 /// The kernels that measure the floor, in the order of their names, and the file that they go to, without `.ptx`.
-pub(crate) const FLOOR: [&str; 2] = ["floor_empty", "floor_ping_pong"];
+pub(crate) const FLOOR: [&str; 17] = [
+    "floor_arithmetic",
+    "floor_atomic_gpu",
+    "floor_atomic_sys",
+    "floor_barrier",
+    "floor_empty",
+    "floor_fence_gpu",
+    "floor_fence_sys",
+    "floor_load_acquire_sys",
+    "floor_load_gpu",
+    "floor_load_l1",
+    "floor_load_memory",
+    "floor_load_sys",
+    "floor_ping_pong",
+    "floor_ping_pong_relaxed",
+    "floor_store_fence_gpu",
+    "floor_store_fence_sys",
+    "floor_timer",
+];
 /// The file of [`FLOOR`].
 pub(crate) const FLOOR_STEM: &str = "floor";
 

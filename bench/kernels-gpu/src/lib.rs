@@ -1,4 +1,5 @@
-//! What no all-reduce can be faster than: a kernel that does nothing, and a flag that goes to a peer and back.
+//! What no all-reduce can be faster than: a kernel that does nothing, a flag that goes to a peer and back, and what single
+//! steps take.
 //!
 //! The hardware modules are those of `kernels-gpu`, file by file. `cargo xtask build-ptx` compiles this crate; nothing
 //! else can (`nvptx64-nvidia-cuda`, `core` from source).
@@ -7,6 +8,7 @@
 
 use core::mem::offset_of;
 
+pub mod latencies;
 pub mod parameters;
 #[path = "../../../kernels-gpu/src/signal.rs"]
 pub mod signal;
@@ -14,7 +16,7 @@ pub mod signal;
 pub mod time;
 
 use parameters::{Flags, Parameters};
-use signal::{load_acquire_sys_u64, store_relaxed_sys_u64, store_release_sys_u64};
+use signal::{load_acquire_sys_u64, load_relaxed_sys_u64, store_relaxed_sys_u64, store_release_sys_u64};
 use time::globaltimer;
 
 /// Does nothing.
@@ -33,6 +35,28 @@ pub unsafe extern "ptx-kernel" fn floor_empty(_parameters: Parameters) {}
 /// addresses the other way round; one of the two serves.
 #[unsafe(no_mangle)]
 pub unsafe extern "ptx-kernel" fn floor_ping_pong(parameters: Parameters) {
+    ping_pong(
+        &parameters,
+        |address, value| store_release_sys_u64(address, value),
+        |address| load_acquire_sys_u64(address),
+    );
+}
+
+/// The same by relaxed accesses, which order nothing else, as packets go: what is sent is the flag itself.
+///
+/// # Safety
+/// As of [`floor_ping_pong`]; both ranks run this one.
+#[unsafe(no_mangle)]
+pub unsafe extern "ptx-kernel" fn floor_ping_pong_relaxed(parameters: Parameters) {
+    ping_pong(
+        &parameters,
+        |address, value| store_relaxed_sys_u64(address, value),
+        |address| load_relaxed_sys_u64(address),
+    );
+}
+
+#[inline(always)]
+unsafe fn ping_pong(parameters: &Parameters, store: impl Fn(u64, u64), load: impl Fn(u64) -> u64) {
     let deadline = globaltimer() + parameters.deadline_ns;
     let own = parameters.own;
     let mut looks = 0;
@@ -41,13 +65,13 @@ pub unsafe extern "ptx-kernel" fn floor_ping_pong(parameters: Parameters) {
     while completed < parameters.rounds {
         let value = parameters.base + completed + 1;
         if parameters.serves != 0 {
-            store_release_sys_u64(parameters.peer + FLAG, value);
+            store(parameters.peer + FLAG, value);
         }
-        if !reaches(own + FLAG, value, &mut looks, deadline) {
+        if !reaches(own + FLAG, value, &load, &mut looks, deadline) {
             break;
         }
         if parameters.serves == 0 {
-            store_release_sys_u64(parameters.peer + FLAG, value);
+            store(parameters.peer + FLAG, value);
         }
         completed += 1;
         if completed == 1 {
@@ -64,14 +88,14 @@ const FLAG: u64 = offset_of!(Flags, flag) as u64;
 /// Waits until the flag has reached `value`; `false` if it is past the deadline. `looks` counts over all round trips, so that
 /// the deadline also ends round trips that are each fast.
 #[inline(always)]
-unsafe fn reaches(flag: u64, value: u64, looks: &mut u32, deadline: u64) -> bool {
+unsafe fn reaches(flag: u64, value: u64, load: impl Fn(u64) -> u64, looks: &mut u32, deadline: u64) -> bool {
     loop {
         // The clock is slower to read than a flag in one's own memory.
         *looks = looks.wrapping_add(1);
         if *looks & 63 == 0 && globaltimer() > deadline {
             return false;
         }
-        if load_acquire_sys_u64(flag) >= value {
+        if load(flag) >= value {
             return true;
         }
     }
