@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use meshreduce_channels::{Device, Links};
+use meshreduce_checks::channels::left::Before;
 use meshreduce_checks::channels::party::Setting;
 use meshreduce_checks::channels::scenarios::{self, Scenario};
-use meshreduce_checks::channels::{Party, Role, left};
+use meshreduce_checks::channels::{Party, Role};
 use meshreduce_store::FileStore;
 
 /// Plays one side of a scenario, or both.
@@ -71,6 +72,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         links: if arguments.links.is_empty() { Links::default() } else { links },
         silence: Duration::from_millis(arguments.silence_ms),
     };
+    let before = Before::look(&setting.devices)?;
     let play =
         |role: Role| play(scenario, role, &setting, arguments).with_context(|| format!("party {role}"));
     match arguments.role {
@@ -84,10 +86,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     // What two processes have lent each other whose link was cut is kept for as long as the other one lives.
     match (scenario.name, setting.channels.as_str()) {
-        ("link_cut", "ipc") => left::no_threads_and_links(),
+        ("link_cut", "ipc") => before.no_more_threads_and_links(),
         // Memory that a lost context has locked is never unlocked, nor unmapped before that.
-        ("a_kernel_faults" | "a_kernel_faults_before_a_receive", _) => left::no_threads_and_links(),
-        _ => left::nothing(),
+        ("a_kernel_faults" | "a_kernel_faults_before_a_receive", _) => before.no_more_threads_and_links(),
+        _ => before.nothing_more(),
     }
 }
 

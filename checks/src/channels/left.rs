@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use meshreduce_channels::Device;
 
 use crate::gdr::scenarios::verbs_count;
 
@@ -23,29 +24,54 @@ const MEMORY: [&str; 5] = [
     "infiniband",
 ];
 
-/// Sees that nothing is left: no thread, no mapping, no descriptor, no memory of a device; and of emulated network adapters no
-/// registration, queue pair or queue.
-///
-/// # Errors
-///
-/// What is left.
-pub fn nothing() -> Result<()> {
-    none(&MEMORY)
+/// What a process has before it makes a channel. NVIDIA's driver keeps a socket and an event descriptor of its own once it is
+/// initialised (and two more for each context, which go with it).
+#[derive(Debug, Default)]
+pub struct Before {
+    /// As many as there are kinds of descriptors.
+    descriptors: [usize; DESCRIPTORS.len()],
 }
 
-/// The same but for memory.
-///
-/// # Errors
-///
-/// What is left.
-pub fn no_threads_and_links() -> Result<()> {
-    none(&[])
+impl Before {
+    /// Initialises the driver, if one of these devices is its own, and looks.
+    ///
+    /// # Errors
+    ///
+    /// If this process's descriptors cannot be read.
+    pub fn look(devices: &[Device]) -> Result<Self> {
+        if devices.iter().any(|device| matches!(device, Device::Cuda(_))) {
+            // A driver that cannot be initialised keeps nothing, and the scenario says what it says of that.
+            let _ = meshreduce_driver_loader::status().map(|()| cust::init(cust::CudaFlags::empty()));
+        }
+        let targets = targets()?;
+        let count = |part: &str| targets.iter().filter(|target| target.contains(part)).count();
+        Ok(Self { descriptors: DESCRIPTORS.map(count) })
+    }
+
+    /// Sees that nothing is left: no thread, no mapping, no descriptor, no memory of a device; and of emulated network adapters no
+    /// registration, queue pair or queue.
+    ///
+    /// # Errors
+    ///
+    /// What is left.
+    pub fn nothing_more(&self) -> Result<()> {
+        none(self, &MEMORY)
+    }
+
+    /// The same but for memory.
+    ///
+    /// # Errors
+    ///
+    /// What is left.
+    pub fn no_more_threads_and_links(&self) -> Result<()> {
+        none(self, &[])
+    }
 }
 
-fn none(memory: &[&str]) -> Result<()> {
+fn none(before: &Before, memory: &[&str]) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let left = left(memory)?;
+        let left = left(before, memory)?;
         if left.is_empty() {
             return Ok(());
         }
@@ -56,7 +82,7 @@ fn none(memory: &[&str]) -> Result<()> {
     }
 }
 
-fn left(memory: &[&str]) -> Result<Vec<String>> {
+fn left(before: &Before, memory: &[&str]) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for task in std::fs::read_dir("/proc/self/task")?.flatten() {
         // A thread that has ended meanwhile has no name.
@@ -70,23 +96,30 @@ fn left(memory: &[&str]) -> Result<Vec<String>> {
             left.push(format!("the mapping {line}"));
         }
     }
-    let mut targets = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
-        let target = std::fs::read_link(entry.path()).unwrap_or_default();
-        targets.push(target.to_string_lossy().into_owned());
-    }
+    let targets = targets()?;
     let verbs = Verbs::of_this_process()?;
-    for part in DESCRIPTORS.iter().chain(memory) {
+    let others = before.descriptors.into_iter().chain(memory.iter().map(|_| 0));
+    for (part, before) in DESCRIPTORS.iter().chain(memory).zip(others) {
         let found: Vec<&String> = targets.iter().filter(|target| target.contains(part)).collect();
-        if found.len() as u64 > verbs.own(part) {
+        if found.len() as u64 > verbs.own(part) + before as u64 {
             left.push(format!(
-                "descriptors {found:?}, of which {} are the emulated adapters'",
+                "descriptors {found:?}, of which {before} were there before, and {} are the emulated adapters'",
                 verbs.own(part)
             ));
         }
     }
     left.extend(verbs.left);
     Ok(left)
+}
+
+/// What the descriptors of this process stand for.
+fn targets() -> Result<Vec<String>> {
+    let mut targets = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")?.flatten() {
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        targets.push(target.to_string_lossy().into_owned());
+    }
+    Ok(targets)
 }
 
 /// What the emulated network adapters of this process have, if it has any.

@@ -11,7 +11,7 @@ use meshreduce_channels::{Error, Failed};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::program::{Arguments, Side, Started, again};
-use crate::channels::left;
+use crate::channels::left::Before;
 use crate::channels::party::{Role, SOON, pattern};
 
 /// What a survivor may take to know of it. (A machine that does other things too is given its time.)
@@ -32,7 +32,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                     survivor(arguments, signal, time).with_context(|| format!("{signal:?} {time}"))?;
                 }
             }
-            left::nothing()
+            Before::default().nothing_more()
         }
     }
 }
