@@ -97,7 +97,7 @@ pub struct NvLink {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
-    /// A fence of gpu scope, once all that it waits for is there.
+    /// A fence of gpu scope; longer where what it waits for is there later.
     pub gpu_fence_ns: u32,
     /// A fence of system scope, likewise.
     pub system_fence_ns: u32,

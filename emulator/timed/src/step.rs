@@ -231,9 +231,9 @@ impl Machine {
             return Next::Waits;
         }
         let before = Self::later((self.now, warp.cause), (warp.loaded, warp.loaded_by));
-        let (ready, cause) = Self::later(before, (warp.stored, warp.stored_by));
         let takes = if scope == Scope::Sys { self.costs.system_fence } else { self.costs.gpu_fence };
-        let end = ready + takes;
+        // Stores are acknowledged meanwhile (measured: docs/measured.md).
+        let (end, cause) = Self::later((before.0 + takes, before.1), (warp.stored, warp.stored_by));
         let (begin, address) = (self.now, 0);
         warp.cause =
             self.graph.add(Node { kind: StepKind::Fence, warp: warp.id, line, address, begin, end, cause });
