@@ -11,9 +11,9 @@ use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{Isa, MAX_BLOCKS};
 
 use super::exchange::{Acknowledgement, First, Identity, Offer, Second, judge_first, judge_second, settings};
-use super::session::{Session, Stop};
-use super::verdict::{Failure, Step, Verdict};
-use crate::algorithms::Ground;
+use super::session::{Session, StepError};
+use super::verdict::{RendezvousFailure, Step, Verdict};
+use crate::algorithms::Interconnect;
 use crate::config::Config;
 use crate::control::Control;
 use crate::control::connect::Listener;
@@ -56,7 +56,7 @@ impl Assembly {
         world_size: usize,
         device: u32,
         config: &Config,
-    ) -> Result<Shared, Stop> {
+    ) -> Result<Shared, StepError> {
         let (texts, context) = check_here(world_size, device, config)?;
         let member = Member::current()?;
         let process = member.process;
@@ -90,22 +90,23 @@ impl Assembly {
             block_cap: 0,
             segment: None,
         };
-        let ground = Ground::new(own.topology, &own.mesh);
-        let isa = first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70).min(ground.latest_isa());
+        let interconnect = Interconnect::new(own.topology, &own.mesh);
+        let isa =
+            first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70).min(interconnect.latest_isa());
         let texts = KernelText::agreed(texts, isa);
         let selector =
-            Selector { ground, limits: config.limits, world_size, forced: config.forced_algorithm };
+            Selector { interconnect, limits: config.limits, world_size, forced: config.forced_algorithm };
         let mut made = None;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
         if judge_second(std::slice::from_ref(&own)).is_none() {
             selector.check()?;
-            let loaded = Loaded::get(&context, &texts, ground, isa, world_size)?;
+            let loaded = Loaded::get(&context, &texts, interconnect, isa, world_size)?;
             let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
             let share = Share::of(&loaded.kernels, &context, sharers, config)?;
             own.block_cap = share.block_cap;
             let residency = share.take(devices[rank].uuid, config)?;
-            let half = ground.staging_half_bytes(&config.limits, world_size);
-            let packets = ground.packet_layout(&config.limits, world_size);
+            let half = interconnect.staging_half_bytes(&config.limits, world_size);
+            let packets = interconnect.packet_layout(&config.limits, world_size);
             let layout = SegmentLayout::new(config.lanes, half, packets);
             let stream = Stream::new(&context)?;
             let segment =
@@ -126,7 +127,7 @@ impl Assembly {
         let (Some(made), Some(offers)) = (made, offers) else {
             let rank = second.iter().position(|second| second.segment.is_none()).unwrap_or(rank);
             let message = "it offers no segment".to_owned();
-            return Err(Stop::Local(Error::RankFailed { rank, message }));
+            return Err(StepError::Local(Error::RankFailed { rank, message }));
         };
         let Made { loaded, mut residency, layout, stream, segment, listener } = made;
         let neighbours = own.mesh.neighbours(own.topology, rank);
@@ -145,7 +146,7 @@ impl Assembly {
                     // The memory of a process that died is gone: that is the failure, not the refusal.
                     Err(Error::IpcRefused { .. }) if dies_soon(&processes[peer]) => {
                         let pid = processes[peer].pid;
-                        let died = Failure::Died { rank: peer, pid, step: Step::Acknowledgement };
+                        let died = RendezvousFailure::Died { rank: peer, pid, step: Step::Acknowledgement };
                         return Err(session.decide(Verdict::Failed(died)));
                     }
                     Err(error) => return Err(error.into()),
@@ -166,17 +167,17 @@ impl Assembly {
         let shared = Shared::new(parts, layout, rank, block_cap, config)?;
         match session.exchange(Step::Acknowledgement, &Acknowledgement) {
             Ok(_) => Ok(shared),
-            Err(Stop::Local(error)) => {
+            Err(StepError::Local(error)) => {
                 // This rank has acknowledged, and the others may take it for ready by now.
-                match session.propose(&Verdict::Failed(Failure::of(rank, &error))) {
+                match session.propose(&Verdict::Failed(RendezvousFailure::of(rank, &error))) {
                     Ok(Verdict::Ready) => Ok(shared),
                     Ok(_) => {
                         shared.dismantle();
-                        Err(Stop::Local(error))
+                        Err(StepError::Local(error))
                     }
                     Err(_) => {
                         drop(shared);
-                        Err(Stop::Local(error))
+                        Err(StepError::Local(error))
                     }
                 }
             }
