@@ -59,7 +59,7 @@ pub(crate) fn reach(
 fn reach_unix(address: &Address, deadline: Deadline) -> io::Result<Link> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // It does not wait for a listener that has too many at its listener: that is tried again.
+    // It does not wait for a listener whose queue is full: that is tried again.
     rustix::net::connect(
         &socket,
         &SocketAddrUnix::new_abstract_name(socket_name(&address.name).as_bytes())?,
