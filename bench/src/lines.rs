@@ -4,7 +4,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::measure::News;
+use crate::measure::ProgressEvent;
 use crate::place::Place as Machine;
 use crate::report::Report;
 use crate::row::{Absent, Floor, Latency, Place, Row};
@@ -64,14 +64,14 @@ impl Report<'_> {
     ///
     /// # Errors
     /// If something cannot be written as JSON.
-    pub fn json(&self, news: &News) -> Result<Option<String>> {
+    pub fn json(&self, news: &ProgressEvent) -> Result<Option<String>> {
         let (emulated, shared_device) = (self.machine.emulated, self.work.shared_device);
         let line = match news {
-            News::Now(_) => return Ok(None),
-            News::Floor(floor) => Line::Floor { floor, emulated, shared_device },
-            News::Latency(latency) => Line::Latency { latency, emulated },
-            News::Row(row) => Line::Row { row, emulated, shared_device },
-            News::Absent(absent) => Line::Absent { absent },
+            ProgressEvent::Now(_) => return Ok(None),
+            ProgressEvent::Floor(floor) => Line::Floor { floor, emulated, shared_device },
+            ProgressEvent::Latency(latency) => Line::Latency { latency, emulated },
+            ProgressEvent::Row(row) => Line::Row { row, emulated, shared_device },
+            ProgressEvent::Absent(absent) => Line::Absent { absent },
         };
         Ok(Some(serde_json::to_string(&line)?))
     }
@@ -127,11 +127,11 @@ mod tests {
         let (machine, work, measured) = (machine(true), work(false), measured());
         let report = Report { machine: &machine, work: &work, measured: &measured };
         let news = [
-            News::Now("one-shot".into()),
-            News::Floor(measured.floor[0].clone()),
-            News::Row(measured.rows[0].clone()),
-            News::Latency(measured.latencies[0].clone()),
-            News::Absent(measured.absent[0].clone()),
+            ProgressEvent::Now("one-shot".into()),
+            ProgressEvent::Floor(measured.floor[0].clone()),
+            ProgressEvent::Row(measured.rows[0].clone()),
+            ProgressEvent::Latency(measured.latencies[0].clone()),
+            ProgressEvent::Absent(measured.absent[0].clone()),
         ];
         let mut lines = vec![report.json_machine().unwrap()];
         lines.extend(news.iter().filter_map(|news| report.json(news).unwrap()));

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::lines::CSV_HEADER;
-use crate::measure::{Measured, News};
+use crate::measure::{Measured, ProgressEvent};
 use crate::place::Place;
 use crate::plan::Work;
 use crate::report::{Report, watched};
@@ -72,12 +72,12 @@ impl Live {
     }
 
     /// Keeps it, and tells whoever watches.
-    pub fn hear(&self, news: News) {
+    pub fn hear(&self, news: ProgressEvent) {
         let mut state = self.state();
         if state.over {
             return;
         }
-        if let (News::Row(row), Some(csv)) = (&news, &mut state.csv)
+        if let (ProgressEvent::Row(row), Some(csv)) = (&news, &mut state.csv)
             && let Err(error) = writeln!(csv, "{}", self.report(&Measured::default()).csv(row))
         {
             eprintln!("the file of comma-separated values is not complete: {error}");
@@ -94,14 +94,16 @@ impl Live {
         state.measured.hear(news);
     }
 
-    fn show(&self, news: &News) {
+    fn show(&self, news: &ProgressEvent) {
         let Shared { spinner, .. } = &*self.0;
         let line = match news {
-            News::Now(what) => return spinner.set_message(what.clone()),
-            News::Row(row) => watched(row),
-            News::Floor(floor) => format!("{}: {:.2} us", floor.what, floor.time_us),
-            News::Latency(Latency { what, nanoseconds, .. }) => format!("{what}: {nanoseconds:.1} ns"),
-            News::Absent(absent) => format!("not measured: {}: {}", absent.what, absent.reason),
+            ProgressEvent::Now(what) => return spinner.set_message(what.clone()),
+            ProgressEvent::Row(row) => watched(row),
+            ProgressEvent::Floor(floor) => format!("{}: {:.2} us", floor.what, floor.time_us),
+            ProgressEvent::Latency(Latency { what, nanoseconds, .. }) => {
+                format!("{what}: {nanoseconds:.1} ns")
+            }
+            ProgressEvent::Absent(absent) => format!("not measured: {}: {}", absent.what, absent.reason),
         };
         // Where there is no terminal, the spinner shows nothing.
         if spinner.is_hidden() { eprintln!("{line}") } else { spinner.println(line) }

@@ -40,7 +40,7 @@ pub struct Measured {
 
 /// What is told while it is measured.
 #[derive(Clone, Debug)]
-pub enum News {
+pub enum ProgressEvent {
     /// This is measured now.
     Now(String),
     /// A row is there.
@@ -55,25 +55,25 @@ pub enum News {
 
 impl Measured {
     /// Keeps what is to be kept.
-    pub fn hear(&mut self, news: News) {
+    pub fn hear(&mut self, news: ProgressEvent) {
         match news {
-            News::Now(_) => {}
-            News::Row(row) => self.rows.push(row),
-            News::Floor(floor) => self.floor.push(floor),
-            News::Latency(latency) => self.latencies.push(latency),
-            News::Absent(absent) => self.absent.push(absent),
+            ProgressEvent::Now(_) => {}
+            ProgressEvent::Row(row) => self.rows.push(row),
+            ProgressEvent::Floor(floor) => self.floor.push(floor),
+            ProgressEvent::Latency(latency) => self.latencies.push(latency),
+            ProgressEvent::Absent(absent) => self.absent.push(absent),
         }
     }
 }
 
 /// Whoever hears of it as it is measured.
-pub type Hear<'a> = &'a (dyn Fn(News) + Sync);
+pub type OnProgress<'a> = &'a (dyn Fn(ProgressEvent) + Sync);
 
 /// Measures everything; `asked` says whether a way was asked for by name, `hear` hears of everything at once.
 ///
 /// # Errors
 /// If a rank fails.
-pub fn run(work: &Work, asked: &(dyn Fn(Way) -> bool + Sync), hear: Hear<'_>) -> Result<()> {
+pub fn run(work: &Work, asked: &(dyn Fn(Way) -> bool + Sync), hear: OnProgress<'_>) -> Result<()> {
     let (store, flags) = (MemoryStore::new(), Mutex::new(vec![0; work.ranks]));
     let (expected, samples) = (Mutex::default(), Mutex::default());
     let everyone = Everyone { work, asked, hear, store, flags, expected, samples };
@@ -89,7 +89,7 @@ type Results = HashMap<(usize, usize), Arc<Vec<u8>>>;
 struct Everyone<'a> {
     work: &'a Work,
     asked: &'a (dyn Fn(Way) -> bool + Sync),
-    hear: Hear<'a>,
+    hear: OnProgress<'a>,
     store: MemoryStore,
     /// Addresses of the floor's flags, by rank.
     flags: Mutex<Vec<u64>>,
@@ -101,7 +101,7 @@ struct Everyone<'a> {
 
 impl Everyone<'_> {
     /// What is the same on all ranks is told by the first.
-    fn tell(&self, rank: usize, news: impl FnOnce() -> News) {
+    fn tell(&self, rank: usize, news: impl FnOnce() -> ProgressEvent) {
         if rank == 0 {
             (self.hear)(news());
         }
@@ -118,7 +118,7 @@ impl Everyone<'_> {
         drop(all);
         let times = Times::of_slowest(&samples).context("a rank has measured nothing")?;
         let wrong = samples.iter().map(|samples| samples.wrong).sum();
-        (self.hear)(News::Row(Row { times, wrong: Some(wrong), ..row }.with_bandwidth()));
+        (self.hear)(ProgressEvent::Row(Row { times, wrong: Some(wrong), ..row }.with_bandwidth()));
         Ok(())
     }
 
@@ -143,13 +143,13 @@ impl Everyone<'_> {
         bench.stream.synchronize()?;
         meeting.wait()?;
         if let Some(probe) = &probe {
-            self.tell(rank, || News::Now("the floor".into()));
+            self.tell(rank, || ProgressEvent::Now("the floor".into()));
             let (floor, absent) = probe.measure(work, meeting, &bench.stream, &bench.events)?;
-            floor.into_iter().for_each(|floor| self.tell(rank, || News::Floor(floor)));
-            absent.into_iter().for_each(|absent| self.tell(rank, || News::Absent(absent)));
+            floor.into_iter().for_each(|floor| self.tell(rank, || ProgressEvent::Floor(floor)));
+            absent.into_iter().for_each(|absent| self.tell(rank, || ProgressEvent::Absent(absent)));
             if let Some(rounds) = work.floor.filter(|_| rank == 0) {
                 let latencies = latencies::measure(rounds, &bench.stream)?;
-                latencies.into_iter().for_each(|latency| self.tell(rank, || News::Latency(latency)));
+                latencies.into_iter().for_each(|latency| self.tell(rank, || ProgressEvent::Latency(latency)));
             }
             meeting.wait()?;
         }
@@ -160,7 +160,7 @@ impl Everyone<'_> {
                 Ok(communicator) => communicator,
                 Err(reason) => {
                     let absent = || Absent { what: way.name().into(), reason, asked: (self.asked)(way) };
-                    self.tell(rank, || News::Absent(absent()));
+                    self.tell(rank, || ProgressEvent::Absent(absent()));
                     continue;
                 }
             };
@@ -177,7 +177,7 @@ impl Everyone<'_> {
                             Collective::AllReduce => format!("{} {} bytes", way.name(), case.bytes),
                             other => format!("{other} by {} {} bytes", way.name(), case.bytes),
                         };
-                        self.tell(rank, || News::Absent(Absent { what, reason, asked: false }));
+                        self.tell(rank, || ProgressEvent::Absent(Absent { what, reason, asked: false }));
                     }
                 }
             }
@@ -295,7 +295,7 @@ impl Bench<'_> {
             for place in [Place::Out, Place::In].into_iter().take(places) {
                 let what = format!("{} by {algorithm}", case.collective);
                 let now = || format!("{what} {} {} bytes", mode.name(), case.bytes);
-                self.everyone.tell(self.rank, || News::Now(now()));
+                self.everyone.tell(self.rank, || ProgressEvent::Now(now()));
                 let samples = self
                     .row(communicator, lane, index, case, mode, graph_calls, place)
                     .with_context(|| format!("{what}, {} bytes, {}", case.bytes, mode.name()))?;

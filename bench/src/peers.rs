@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use meshreduce::Collective;
 use serde::{Deserialize, Serialize};
 
-use crate::measure::{Hear, News};
+use crate::measure::{OnProgress, ProgressEvent};
 use crate::plan::Work;
 use crate::row::{Absent, Mode, Place, Row, Samples, Times};
 
@@ -74,8 +74,9 @@ struct Measured {
 ///
 /// # Errors
 /// If the script can neither be run nor be found absent: no temporary file, a pipe that breaks.
-pub fn measure(work: &Work, emulated: bool, limit: Duration, hear: Hear<'_>) -> Result<()> {
-    let absent = |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(News::Absent(absent)));
+pub fn measure(work: &Work, emulated: bool, limit: Duration, hear: OnProgress<'_>) -> Result<()> {
+    let absent =
+        |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(ProgressEvent::Absent(absent)));
     if !work.cases.iter().any(|case| case.collective == Collective::AllReduce) {
         absent("of other collectives than all-reduce nothing is compared");
         return Ok(());
@@ -107,7 +108,7 @@ fn nobody(reason: &str) -> Vec<Absent> {
 }
 
 /// Runs the script under this interpreter, each peer for at most `limit`, and tells what it says as it says it.
-fn run(python: &mut Command, work: &Work, limit: Duration, hear: Hear<'_>) -> Result<()> {
+fn run(python: &mut Command, work: &Work, limit: Duration, hear: OnProgress<'_>) -> Result<()> {
     let mut script = tempfile::Builder::new().suffix(".py").tempfile().context("writing the script")?;
     script.write_all(SCRIPT.as_bytes())?;
     let all_reduces = work.cases.iter().filter(|case| case.collective == Collective::AllReduce);
@@ -170,10 +171,12 @@ struct Heard {
 
 impl Heard {
     /// A line of the script's. Those of others (NCCL greets on standard output) are left out.
-    fn line(&mut self, line: &str, work: &Work, hear: Hear<'_>) {
+    fn line(&mut self, line: &str, work: &Work, hear: OnProgress<'_>) {
         let news = match serde_json::from_str::<Line>(line) {
-            Ok(Line::Absent { what, reason }) => Some(News::Absent(Absent { what, reason, asked: false })),
-            Ok(Line::Samples(measured)) => row(measured, work).map(News::Row),
+            Ok(Line::Absent { what, reason }) => {
+                Some(ProgressEvent::Absent(Absent { what, reason, asked: false }))
+            }
+            Ok(Line::Samples(measured)) => row(measured, work).map(ProgressEvent::Row),
             Err(_) => None,
         };
         if let Some(news) = news {
@@ -183,8 +186,9 @@ impl Heard {
     }
 
     /// The script has ended, or was ended after each peer had this long.
-    fn end(self, ended_after: Option<Duration>, hear: Hear<'_>) {
-        let absent = |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(News::Absent(absent)));
+    fn end(self, ended_after: Option<Duration>, hear: OnProgress<'_>) {
+        let absent =
+            |reason: &str| nobody(reason).into_iter().for_each(|absent| hear(ProgressEvent::Absent(absent)));
         match ended_after {
             Some(limit) => {
                 absent(&format!("the script did not end, with {} s for each", limit.as_secs_f64()))

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::interrupt;
 use crate::live::Live;
-use crate::measure::{self, Measured, News};
+use crate::measure::{self, Measured, ProgressEvent};
 use crate::peers;
 use crate::place::Place;
 use crate::plan::{names, work};
@@ -34,7 +34,7 @@ pub fn run(plan: &Plan) -> Result<bool> {
         return Err(error);
     }
     if !plan.no_peers {
-        live.hear(News::Now("NCCL and torch's symmetric memory".into()));
+        live.hear(ProgressEvent::Now("NCCL and torch's symmetric memory".into()));
         if let Err(error) = peers::measure(live.work(), emulated, peer_limit, &|news| live.hear(news)) {
             live.cut_short();
             return Err(error);

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use meshreduce::{Algorithm, Collective, DType, Isa, Op, Topology};
-use meshreduce_bench::measure::{self, Measured, News};
+use meshreduce_bench::measure::{self, Measured, ProgressEvent};
 use meshreduce_bench::plan::{Case, Way, Work};
 use meshreduce_bench::row::{Mode, Place, Row};
 use meshreduce_checks::in_process::{alone, fail_driver_calls, open_driver};
@@ -136,7 +136,7 @@ fn what_was_measured_before_a_failure_has_been_heard() {
     work.ways.truncate(1);
     let rows = Mutex::new(Vec::new());
     let failed = measure::run(&work, &|_| true, &|news| {
-        if let News::Row(row) = news {
+        if let ProgressEvent::Row(row) = news {
             rows.lock().unwrap().push(row);
             // The second case's first launch fails on whichever rank has told of the last row of the first.
             if rows.lock().unwrap().len() == 4 {

@@ -17,13 +17,13 @@ use crate::endpoint::{Endpoint, EndpointFacts, Shared};
 use crate::error::{Error, cut};
 use crate::link::Link;
 use crate::meet::{
-    Address, Doors, Hello, Links, Place, greet, look, publish, random, reach, restore, withdraw,
+    Address, Hello, Links, Listeners, Place, greet, look, publish, random, reach, restore, withdraw,
 };
 use crate::progress::{Command, Connection, Site, Waker, start};
 use crate::registry::{Kinds, Registry, Report};
 
 /// How long a dropped context waits for what was said to be sent.
-const FAREWELL: Duration = Duration::from_secs(1);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a process that has come may take to say who it is, if there is more time than that.
 const GREETING: Duration = Duration::from_secs(30);
 
@@ -131,8 +131,8 @@ impl Context {
     /// [`Error::System`], [`Error::Forked`].
     pub fn listener(&self) -> Result<Listener, Error> {
         self.inner.site.check_process()?;
-        let doors = Doors::open(&self.inner.place, self.inner.options.links)?;
-        Ok(Listener { doors, inner: Arc::clone(&self.inner) })
+        let listeners = Listeners::open(&self.inner.place, self.inner.options.links)?;
+        Ok(Listener { listeners, inner: Arc::clone(&self.inner) })
     }
 
     /// Meets the process that connects under `name`, in at most `timeout`. A name is good for one meeting at a time, and for
@@ -145,7 +145,7 @@ impl Context {
     pub fn listen(&self, store: &dyn Store, name: &str, timeout: Duration) -> Result<Endpoint, Error> {
         let listener = self.listener()?;
         let failed = |source| Error::Store { name: name.into(), source: Arc::new(source) };
-        let address = listener.doors.address().encode();
+        let address = listener.listeners.address().encode();
         let with = format!("whoever connects to {name}");
         let (begun, deadline) = (Instant::now(), Deadline::after(timeout));
         match publish(store, name, &address, deadline) {
@@ -262,7 +262,7 @@ impl Drop for Context {
         // So that peers learn of it if the process ends now; not for ever, because what a device does may last. What the thread
         // drops, a memory or a waker that holds the context, would keep it from saying anything.
         if !self.inner.site.is_own_thread() {
-            let _ = self.join(FAREWELL);
+            let _ = self.join(JOIN_TIMEOUT);
         }
     }
 }
@@ -334,14 +334,14 @@ impl Inner {
 /// Where peers connect. Dropped, it listens no more; the endpoints that it has given stay.
 #[derive(Debug)]
 pub struct Listener {
-    doors: Doors,
+    listeners: Listeners,
     inner: Arc<Inner>,
 }
 
 impl Listener {
     /// What a peer needs in order to connect. Whoever has it is trusted.
     pub fn address(&self) -> &Address {
-        self.doors.address()
+        self.listeners.address()
     }
 
     /// Meets the next peer that connects, in at most `timeout`; zero looks whether one is there. One that has come in time is
@@ -367,7 +367,7 @@ impl Listener {
         let (mut last, mut at_door) = (None, None);
         loop {
             self.inner.site.check_process()?;
-            let link = match self.doors.accept(Deadline::after(deadline.left().min(often))) {
+            let link = match self.listeners.accept(Deadline::after(deadline.left().min(often))) {
                 Ok(link) => link,
                 Err(error) => {
                     at_door = error.or(at_door);

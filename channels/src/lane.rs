@@ -12,8 +12,8 @@ use meshreduce_device::{
 };
 
 use crate::channel::Ready;
-use crate::doubt::PATIENCE;
 use crate::error::Error;
+use crate::stall_check::PATIENCE;
 
 /// A stream that says how far it is.
 #[derive(Debug)]

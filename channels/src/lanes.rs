@@ -8,9 +8,9 @@ use std::time::Instant;
 use meshreduce_device::{Device, PrimaryContext};
 
 use crate::channel::Ready;
-use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::lane::{Lane, Mark};
+use crate::stall_check::StallCheck;
 
 /// A lane of the own device, and, for host memory, of those whose streams callers have named.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(crate) struct Lanes {
     own: Option<Arc<PrimaryContext>>,
     lanes: BTreeMap<u32, Lane>,
     /// Of what only words, or other devices' events, tell of.
-    doubt: Doubt,
+    stall_check: StallCheck,
 }
 
 /// Whether memory may be used.
@@ -35,7 +35,7 @@ pub(crate) enum Gate {
 
 impl Lanes {
     pub(crate) fn new(own: Option<Arc<PrimaryContext>>) -> Self {
-        Self { own, lanes: BTreeMap::new(), doubt: Doubt::default() }
+        Self { own, lanes: BTreeMap::new(), stall_check: StallCheck::default() }
     }
 
     /// The context of the own device, if it is one of CUDA.
@@ -84,7 +84,7 @@ impl Lanes {
                 // The host sees it itself.
                 (Ready::Told(..) | Ready::Refused(_), _) | (Ready::Behind(_), true) => {
                     let has_come = ready.has_come()?;
-                    if self.doubt.is_due(now, !has_come) {
+                    if self.stall_check.is_due(now, !has_come) {
                         ready.check()?;
                     }
                     if !has_come {

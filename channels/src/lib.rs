@@ -139,7 +139,6 @@ mod counter;
 #[cfg(feature = "cust")]
 pub mod cust_memory;
 mod devices;
-mod doubt;
 mod endpoint;
 mod error;
 pub mod gdr;
@@ -159,6 +158,7 @@ mod region;
 mod registry;
 mod shared_copy;
 mod span;
+mod stall_check;
 mod stream;
 mod transfer;
 mod watch;

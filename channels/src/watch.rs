@@ -14,9 +14,9 @@ use std::time::Instant;
 use meshreduce_device::{DriverError, Event, PrimaryContext, Word};
 
 use crate::channel::Ready;
-use crate::doubt::PATIENCE;
 use crate::error::Error;
 use crate::lane::{Lane, Mark};
+use crate::stall_check::PATIENCE;
 
 /// Streams per device that wait at the same time.
 const MOST: usize = 32;

@@ -26,7 +26,7 @@ use meshreduce_emulator_ptx::{Kernel, Module};
 use meshreduce_emulator_weak_memory::adversary::{Options, Report, Session, Summary};
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 
-pub use abort::{Abort, Teller};
+pub use abort::{Abort, AbortSource};
 pub use late::Late;
 pub use odd::Odd;
 pub(crate) use ranks::Expected;
@@ -91,7 +91,7 @@ impl Others {
 
 /// What was wrong.
 #[derive(Debug)]
-pub enum Failure {
+pub enum RunFailure {
     /// The session found something.
     Found(Box<Report>),
     /// A result differs from the reference.
@@ -110,22 +110,22 @@ pub enum Failure {
     },
 }
 
-impl Failure {
+impl RunFailure {
     /// A short name, for tables.
     pub fn name(&self) -> &'static str {
         match self {
-            Failure::Found(report) => report.kind.name(),
-            Failure::Wrong { .. } => "wrong result",
-            Failure::GaveUp { .. } => "kernel gave up",
+            RunFailure::Found(report) => report.kind.name(),
+            RunFailure::Wrong { .. } => "wrong result",
+            RunFailure::GaveUp { .. } => "kernel gave up",
         }
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RunFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Found(report) => write!(f, "{report}"),
-            Failure::Wrong { text, interleaving } | Failure::GaveUp { text, interleaving } => {
+            RunFailure::Found(report) => write!(f, "{report}"),
+            RunFailure::Wrong { text, interleaving } | RunFailure::GaveUp { text, interleaving } => {
                 write!(f, "{}: {text}", self.name())?;
                 interleaving.iter().try_for_each(|line| write!(f, "\n{line}"))
             }
@@ -205,7 +205,7 @@ impl Kernels {
     ///
     /// # Errors
     /// If anything is found, or a result is wrong.
-    pub fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+    pub fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, RunFailure>> {
         self.play_scenario(&self.scenario(seed), seed, options)
     }
 
@@ -218,7 +218,7 @@ impl Kernels {
         scenario: &Scenario,
         seed: u64,
         options: Options,
-    ) -> Result<Result<Summary, Failure>> {
+    ) -> Result<Result<Summary, RunFailure>> {
         self.play_calls(scenario, false, seed, options)
     }
 
@@ -231,7 +231,7 @@ impl Kernels {
         scenario: &Scenario,
         seed: u64,
         options: Options,
-    ) -> Result<Result<Summary, Failure>> {
+    ) -> Result<Result<Summary, RunFailure>> {
         self.play_calls(scenario, true, seed, options)
     }
 
@@ -251,7 +251,7 @@ impl Kernels {
         uneven: bool,
         seed: u64,
         options: Options,
-    ) -> Result<Result<Summary, Failure>> {
+    ) -> Result<Result<Summary, RunFailure>> {
         let mut stage = Stage::new(self, scenario, Options { seed, ..options });
         let expected = stage.launch(seed, uneven)?;
         Ok(stage.finish(&expected))

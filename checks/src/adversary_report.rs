@@ -14,9 +14,9 @@ use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::{Algorithm, Isa};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, SliceKernels};
+use crate::adversary::{Kernels, RunFailure, SliceKernels};
 use crate::tables;
-use crate::verdict::Verdict;
+use crate::tally::Tally;
 
 /// Seeds, if the command line does not say how many.
 const SEEDS: u64 = 200;
@@ -75,7 +75,7 @@ impl Player {
         }
     }
 
-    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, RunFailure>> {
         match self {
             Player::AllReduces(kernels) => kernels.play(seed, options),
             Player::Slices(kernels) => kernels.play(seed, options),
@@ -144,9 +144,9 @@ pub fn run(plan: &Plan) -> Result<bool> {
         println!("{}", table(&lines, tables::width()));
     }
     stories.iter().for_each(|story| eprintln!("\n{story}"));
-    let mut verdict = Verdict::default();
-    lines.iter().for_each(|line| verdict.count(Some(line.ok)));
-    verdict.show(plan.json, &[])
+    let mut tally = Tally::default();
+    lines.iter().for_each(|line| tally.count(Some(line.ok)));
+    tally.show(plan.json, &[])
 }
 
 fn seeds(plan: &Plan, algorithm: Algorithm) -> u64 {
@@ -187,11 +187,11 @@ fn sweep(
     first: u64,
     count: u64,
     bar: &ProgressBar,
-) -> Result<(u64, Option<(u64, Failure)>)> {
+) -> Result<(u64, Option<(u64, RunFailure)>)> {
     let next = AtomicU64::new(first);
     let lowest = AtomicU64::new(u64::MAX);
     let instructions = AtomicU64::new(0);
-    let failed: Mutex<Option<(u64, Failure)>> = Mutex::new(None);
+    let failed: Mutex<Option<(u64, RunFailure)>> = Mutex::new(None);
     let work = || -> Result<()> {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);

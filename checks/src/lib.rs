@@ -39,7 +39,7 @@ pub mod shapes;
 pub mod simulate;
 pub mod stream;
 pub mod tables;
+pub mod tally;
 pub mod topo;
 pub mod torch_check;
-pub mod verdict;
 pub mod worker;

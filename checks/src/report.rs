@@ -22,7 +22,7 @@ use crate::cluster::{Cluster, Exit, Placement, this_program};
 use crate::emulated_node::EmulatedNode;
 use crate::job::{Case, Event, ForcedTopology, Job, Mismatch};
 use crate::plan::{cases, placement};
-use crate::verdict::Verdict;
+use crate::tally::Tally;
 use crate::{probe, tables};
 use left_out::LeftOut;
 
@@ -210,7 +210,7 @@ impl Results {
             left_out.lines().for_each(|line| println!("{line}"));
         }
         self.complain(job, exits);
-        let mut verdict = Verdict::default();
+        let mut verdict = Tally::default();
         lines.iter().for_each(|line| verdict.count(line.ok));
         // What nobody asked for by name may be left out, but not everything.
         let checked_something = verdict.run > 0;

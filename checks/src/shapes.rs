@@ -21,7 +21,7 @@ pub const MISSING: &str = "#c62f3b";
 
 /// How a connection looks.
 #[derive(Clone, Copy)]
-pub enum Stroke {
+pub enum LineStyle {
     /// NVLinks: the colour, and how many.
     Links(&'static str, u32),
     /// Peer access without NVLink.
@@ -30,17 +30,19 @@ pub enum Stroke {
     Missing,
 }
 
-impl Stroke {
+impl LineStyle {
     /// A line that looks so.
     pub fn line(self, (x1, y1): Point, (x2, y2): Point) -> Line {
         let line = Line::new().set("x1", n(x1)).set("y1", n(y1)).set("x2", n(x2)).set("y2", n(y2));
         let line = line.set("stroke-linecap", "round");
         match self {
-            Stroke::Links(colour, links) => line.set("stroke", colour).set("stroke-width", n(width(links))),
-            Stroke::Access => {
+            LineStyle::Links(colour, links) => {
+                line.set("stroke", colour).set("stroke-width", n(width(links)))
+            }
+            LineStyle::Access => {
                 line.set("stroke", "#a9b5c1").set("stroke-width", 1.2).set("stroke-dasharray", "1.5 5")
             }
-            Stroke::Missing => {
+            LineStyle::Missing => {
                 line.set("stroke", MISSING).set("stroke-width", 2).set("stroke-dasharray", "7 6")
             }
         }

@@ -22,7 +22,7 @@ use crate::job::{Action, Case, Event, Fault, Job, topology};
 /// Ranks that share a device must be processes: between launches memory is allocated and freed here, which waits for
 /// everything in the device's context, kernels of other ranks among it that wait for this one's next launch.
 pub fn run(job: &Job) -> bool {
-    let voice = Voice(Mutex::new(std::io::stdout()));
+    let voice = EventWriter(Mutex::new(std::io::stdout()));
     std::thread::scope(|scope| {
         let threads: Vec<_> = job
             .ranks
@@ -39,9 +39,9 @@ pub fn run(job: &Job) -> bool {
     })
 }
 
-struct Voice(Mutex<std::io::Stdout>);
+struct EventWriter(Mutex<std::io::Stdout>);
 
-impl Voice {
+impl EventWriter {
     fn say(&self, event: &Event) {
         let mut line = serde_json::to_string(event).expect("events are plain data");
         line.push('\n');
@@ -54,7 +54,7 @@ impl Voice {
 struct Rank<'a> {
     job: &'a Job,
     rank: usize,
-    voice: &'a Voice,
+    voice: &'a EventWriter,
 }
 
 impl Rank<'_> {

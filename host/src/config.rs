@@ -261,14 +261,14 @@ impl Config {
 
     /// Whether to build a communicator at all. A disabled rank still comes to the rendezvous, so that the others need
     /// not wait for it, and stays up to two seconds until they know; the outcome is *not applicable* on all ranks, with
-    /// [`crate::Reason::Disabled`].
+    /// [`crate::NotApplicableReason::Disabled`].
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.disabled = (!enabled).then_some(DisabledBy::Program);
         self
     }
 
     /// Whether a rank on which there is no CUDA driver, or whose driver sees no device at all, is *not applicable* on all
-    /// ranks, with [`crate::Reason::NoDriver`], rather than broken: for programs that use something else where there are
+    /// ranks, with [`crate::NotApplicableReason::NoDriver`], rather than broken: for programs that use something else where there are
     /// no GPUs. The default is no: the rank gets [`crate::Error::NoDriver`] or the driver's error, the others
     /// [`crate::Error::RankFailed`].
     ///
@@ -280,7 +280,7 @@ impl Config {
     }
 
     /// Whether a rank whose device is full, because its process has as many communicators on it as fit
-    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::Reason::DeviceFull`], rather
+    /// ([`Config::communicators_per_device`]), is *not applicable* on all ranks, with [`crate::NotApplicableReason::DeviceFull`], rather
     /// than broken: for programs that use something else then. The default is no: the rank gets
     /// [`crate::Error::NotResident`], the others [`crate::Error::RankFailed`].
     ///
@@ -340,7 +340,7 @@ impl Config {
     }
 
     /// Takes the topology as given, whatever NVML says of it: for tests, and where NVML does not tell it
-    /// ([`crate::Reason::LinksHidden`]). The devices must still be able to access each other's memory. `None`: as it is.
+    /// ([`crate::NotApplicableReason::LinksHidden`]). The devices must still be able to access each other's memory. `None`: as it is.
     pub fn force_topology(mut self, topology: Option<Topology>) -> Self {
         self.forced_topology = topology;
         self

@@ -7,7 +7,7 @@ use meshreduce_store::sockets::hex;
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, MAX_RANKS, MAX_THREADS, MIN_RANKS, Op, TextName};
 use sha2::{Digest, Sha256};
 
-use crate::algorithms::{self, Description, Ground};
+use crate::algorithms::{self, Description, Interconnect};
 use crate::config::Config;
 use crate::error::Error;
 
@@ -46,7 +46,7 @@ impl Config {
     /// Runs this PTX text in place of the shipped one. Its digest is not checked; all ranks need the same text.
     ///
     /// Devices must be what its `.target` asks for, rather than what the shipped one does: a rank whose device is older
-    /// makes the outcome *not applicable* ([`crate::Reason::DeviceTooOld`]). Of a target such as `sm_90a` only the number
+    /// makes the outcome *not applicable* ([`crate::NotApplicableReason::DeviceTooOld`]). Of a target such as `sm_90a` only the number
     /// counts there. Whatever else the driver has against the text is an error ([`Error::KernelsRefused`]).
     ///
     /// # Safety
@@ -233,11 +233,11 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
-    /// Loads every kernel that can be launched on `ground` by `world_size` ranks that take no later ISA than `isa`.
+    /// Loads every kernel that can be launched on `interconnect` by `world_size` ranks that take no later ISA than `isa`.
     pub(crate) fn load(
         context: &Arc<PrimaryContext>,
         texts: &[KernelText],
-        ground: Ground,
+        interconnect: Interconnect,
         isa: Isa,
         world_size: usize,
     ) -> Result<Self, Error> {
@@ -248,11 +248,11 @@ impl Kernels {
             // A text that cannot be used here costs a compilation for nothing.
             let wanted =
                 |description: &&Description| text.shipped.is_none_or(|(one, _)| one == description.algorithm);
-            if ground.every().find(wanted).is_none() {
+            if interconnect.every().find(wanted).is_none() {
                 continue;
             }
             let module = Loaded::load(context, text)?;
-            for description in ground.every().filter(wanted) {
+            for description in interconnect.every().filter(wanted) {
                 for dtype in DType::ALL {
                     for op in [Op::Sum, Op::Max] {
                         // A text that was given says by its entries' names which ISA it is in.
@@ -271,7 +271,8 @@ impl Kernels {
             modules.push(module);
         }
         if functions == Functions::default() {
-            let algorithm = ground.algorithms().next().map_or(Algorithm::OneShot, |first| first.algorithm);
+            let algorithm =
+                interconnect.algorithms().next().map_or(Algorithm::OneShot, |first| first.algorithm);
             let name = texts.iter().map(|text| text.name.as_str()).collect::<Vec<_>>().join(", ");
             let text = TextName { algorithm, world_size, isa: Isa::V70 };
             let entry = KernelName::new(text, DType::Bf16, Op::Sum).to_string();

@@ -97,7 +97,7 @@ pub use launches::launches;
 pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
 pub use meshreduce_store as store;
 pub use meshreduce_wire::{Algorithm, Collective, DType, ElementSize, Isa, LaunchDescriptor, Op, RecordKind};
-pub use outcome::{DisabledBy, Outcome, Reason};
+pub use outcome::{DisabledBy, NotApplicableReason, Outcome};
 pub use rendezvous::rendezvous;
 pub use store::{
     FileStore, JobStore, Launcher, LauncherError, MemoryStore, PrefixStore, Store, StoreError, TcpStore,

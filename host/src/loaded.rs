@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use meshreduce_device::PrimaryContext;
 use meshreduce_wire::Isa;
 
-use crate::algorithms::Ground;
+use crate::algorithms::Interconnect;
 use crate::error::Error;
 use crate::kernels::{KernelText, Kernels};
 
@@ -36,7 +36,7 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The kernels of these texts that `world_size` ranks can launch on `ground` which take no later ISA than `isa`.
+    /// The kernels of these texts that `world_size` ranks can launch on `interconnect` which take no later ISA than `isa`.
     ///
     /// # Errors
     ///
@@ -44,20 +44,21 @@ impl Loaded {
     pub(crate) fn get(
         context: &Arc<PrimaryContext>,
         texts: &[KernelText],
-        ground: Ground,
+        interconnect: Interconnect,
         isa: Isa,
         world_size: usize,
     ) -> Result<Self, Error> {
         let load = || {
             let begun = Instant::now();
-            let kernels = Arc::new(Kernels::load(context, texts, ground, isa, world_size)?);
+            let kernels = Arc::new(Kernels::load(context, texts, interconnect, isa, world_size)?);
             let took = begun.elapsed();
             tracing::debug!(device = context.ordinal(), ?took, "the kernels are loaded");
             Ok(Self { kernels, took: Some(took) })
         };
         // Without a number (before CUDA 12.0) a context that was reset cannot be told from the one before.
         let Some(id) = context.id() else { return load() };
-        let key = (context.ordinal(), id, KernelText::digest(texts), format!("{ground:?}"), isa, world_size);
+        let key =
+            (context.ordinal(), id, KernelText::digest(texts), format!("{interconnect:?}"), isa, world_size);
         let place = {
             let mut all = locked(&LOADED);
             all.retain(|_, place| Arc::strong_count(place) > 1 || locked(place).strong_count() > 0);

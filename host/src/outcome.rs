@@ -14,7 +14,7 @@ pub enum Outcome {
     /// The communicator is built.
     Ready(Communicator),
     /// Nothing is broken, but this library does not apply: use something else, NCCL for instance.
-    NotApplicable(Reason),
+    NotApplicable(NotApplicableReason),
 }
 
 /// Who or what keeps a rank from taking part.
@@ -45,7 +45,7 @@ impl fmt::Display for DisabledBy {
 /// Why the library does not apply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum NotApplicableReason {
     /// A rank is configured not to take part.
     Disabled {
         /// That rank.
@@ -125,30 +125,34 @@ pub enum Reason {
     },
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for NotApplicableReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Disabled { rank, by } => write!(f, "rank {rank} is disabled {by}"),
-            Reason::NoDriver { rank, message } => write!(f, "rank {rank} has no device: {message}"),
-            Reason::WorldSize(size) => write!(f, "a world of {size}: there must be 2 to 8 ranks"),
-            Reason::SeveralHosts { ranks, hosts } => {
+            NotApplicableReason::Disabled { rank, by } => write!(f, "rank {rank} is disabled {by}"),
+            NotApplicableReason::NoDriver { rank, message } => {
+                write!(f, "rank {rank} has no device: {message}")
+            }
+            NotApplicableReason::WorldSize(size) => {
+                write!(f, "a world of {size}: there must be 2 to 8 ranks")
+            }
+            NotApplicableReason::SeveralHosts { ranks, hosts } => {
                 write!(f, "rank {} is on {}, rank {} on {}", ranks.0, hosts.0, ranks.1, hosts.1)
             }
-            Reason::NetworkNamespaces { ranks: (a, b) } => write!(
+            NotApplicableReason::NetworkNamespaces { ranks: (a, b) } => write!(
                 f,
                 "ranks {a} and {b} are in different network namespaces: run them in one (containers: share the host's or \
                  one container's network)"
             ),
-            Reason::DeviceTooOld { rank, found, needed } => {
+            NotApplicableReason::DeviceTooOld { rank, found, needed } => {
                 write!(
                     f,
                     "the device of rank {rank} has compute capability {found}: the kernels need {needed} or later"
                 )
             }
-            Reason::UnknownTopology { ranks: (a, b) } => {
+            NotApplicableReason::UnknownTopology { ranks: (a, b) } => {
                 write!(f, "the topology is unknown: no NVLink between the devices of ranks {a} and {b}")
             }
-            Reason::LinksHidden { ranks: (a, b), links } => write!(
+            NotApplicableReason::LinksHidden { ranks: (a, b), links } => write!(
                 f,
                 "the topology is unknown: the devices of ranks {a} and {b} have {} and {} NVLinks that are up, but NVML does \
                  not tell where they lead, as in a virtual machine that does not show its NVSwitches. Pass these through to \
@@ -156,18 +160,22 @@ impl fmt::Display for Reason {
                  Config::assume_links. Peer access, which the host's fabric manager must allow, is checked then too",
                 links.0, links.1
             ),
-            Reason::TopologiesDiffer { ranks: (a, b), difference } => {
+            NotApplicableReason::TopologiesDiffer { ranks: (a, b), difference } => {
                 write!(f, "ranks {a} and {b} see different topologies: {difference}")
             }
-            Reason::NoPeerAccess { ranks: (a, b) } => {
+            NotApplicableReason::NoPeerAccess { ranks: (a, b) } => {
                 write!(
                     f,
                     "the device of rank {a} cannot access the memory of rank {b}'s: `nvidia-smi topo -p2p r` shows what the \
                      driver allows, and on machines with NVSwitches the fabric manager must be running"
                 )
             }
-            Reason::DeviceFull { rank, message } => write!(f, "the device of rank {rank} is full: {message}"),
-            Reason::NoAlgorithm { topology } => write!(f, "no algorithm for a topology that is {topology}"),
+            NotApplicableReason::DeviceFull { rank, message } => {
+                write!(f, "the device of rank {rank} is full: {message}")
+            }
+            NotApplicableReason::NoAlgorithm { topology } => {
+                write!(f, "no algorithm for a topology that is {topology}")
+            }
         }
     }
 }
@@ -178,10 +186,10 @@ mod tests {
 
     #[test]
     fn reasons_name_the_ranks() {
-        let several = Reason::SeveralHosts { ranks: (0, 4), hosts: ("a".into(), "b".into()) };
+        let several = NotApplicableReason::SeveralHosts { ranks: (0, 4), hosts: ("a".into(), "b".into()) };
         assert_eq!(several.to_string(), "rank 0 is on a, rank 4 on b");
-        assert_eq!(Reason::WorldSize(9).to_string(), "a world of 9: there must be 2 to 8 ranks");
-        let disabled = |by| Reason::Disabled { rank: 3, by }.to_string();
+        assert_eq!(NotApplicableReason::WorldSize(9).to_string(), "a world of 9: there must be 2 to 8 ranks");
+        let disabled = |by| NotApplicableReason::Disabled { rank: 3, by }.to_string();
         let variable = |value: Option<&str>| DisabledBy::Variable {
             name: "ENABLE_INTRA_NODE_COMM".into(),
             value: value.map(str::to_owned),
@@ -189,24 +197,26 @@ mod tests {
         assert_eq!(disabled(DisabledBy::Program), "rank 3 is disabled by the program");
         assert_eq!(disabled(variable(Some("0"))), "rank 3 is disabled by ENABLE_INTRA_NODE_COMM=0");
         assert_eq!(disabled(variable(None)), "rank 3 is disabled because ENABLE_INTRA_NODE_COMM is not set");
-        let none = Reason::NoDriver { rank: 2, message: "no CUDA driver: why".into() };
+        let none = NotApplicableReason::NoDriver { rank: 2, message: "no CUDA driver: why".into() };
         assert_eq!(none.to_string(), "rank 2 has no device: no CUDA driver: why");
         let (found, needed) =
             (ComputeCapability { major: 6, minor: 1 }, ComputeCapability { major: 7, minor: 0 });
         assert_eq!(
-            Reason::DeviceTooOld { rank: 3, found, needed }.to_string(),
+            NotApplicableReason::DeviceTooOld { rank: 3, found, needed }.to_string(),
             "the device of rank 3 has compute capability 6.1: the kernels need 7.0 or later"
         );
-        let hidden = Reason::LinksHidden { ranks: (0, 5), links: (18, 12) }.to_string();
+        let hidden = NotApplicableReason::LinksHidden { ranks: (0, 5), links: (18, 12) }.to_string();
         for part in
             ["ranks 0 and 5 have 18 and 12", "NVSwitches", "Config::force_topology", "Config::assume_links"]
         {
             assert!(hidden.contains(part), "{hidden}");
         }
-        assert!(Reason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
-        assert!(Reason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
-        assert!(Reason::NetworkNamespaces { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
-        let differ = Reason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };
+        assert!(NotApplicableReason::NoPeerAccess { ranks: (0, 5) }.to_string().contains("rank 5"));
+        assert!(NotApplicableReason::UnknownTopology { ranks: (0, 5) }.to_string().contains("ranks 0 and 5"));
+        assert!(
+            NotApplicableReason::NetworkNamespaces { ranks: (0, 5) }.to_string().contains("ranks 0 and 5")
+        );
+        let differ = NotApplicableReason::TopologiesDiffer { ranks: (1, 2), difference: "x".into() };
         assert!(differ.to_string().contains("ranks 1 and 2"));
     }
 }

@@ -3,7 +3,7 @@
 
 use meshreduce_wire::{Algorithm, Collective, DType, Op, VECTOR_BYTES};
 
-use crate::algorithms::{self, Ground};
+use crate::algorithms::{self, Interconnect};
 use crate::config::Limits;
 use crate::error::Error;
 
@@ -17,7 +17,7 @@ pub(crate) const MOST_LAUNCHES: u64 = 256;
 /// The rule of one communicator: equal on all ranks, because all it knows was compared at the rendezvous.
 #[derive(Clone, Debug)]
 pub(crate) struct Selector {
-    pub(crate) ground: Ground,
+    pub(crate) interconnect: Interconnect,
     pub(crate) limits: Limits,
     pub(crate) world_size: usize,
     pub(crate) forced: Option<Algorithm>,
@@ -29,8 +29,8 @@ impl Selector {
         let Some(algorithm) = self.forced else { return Ok(()) };
         let why = if !algorithms::SHIPPED.iter().any(|shipped| shipped.algorithm == algorithm) {
             "this version does not contain it".to_owned()
-        } else if !self.ground.every().any(|shipped| shipped.algorithm == algorithm) {
-            format!("the topology is {}", self.ground.topology)
+        } else if !self.interconnect.every().any(|shipped| shipped.algorithm == algorithm) {
+            format!("the topology is {}", self.interconnect.topology)
         } else if self.piece(algorithm) == 0 {
             "its limit leaves no room for anything".to_owned()
         } else {
@@ -58,7 +58,7 @@ impl Selector {
         if let Some(forced) = self.forced_for(Collective::AllReduce) {
             return loaded(forced).then(|| self.longest_forced(forced));
         }
-        let able = self.ground.algorithms().map(|description| description.algorithm);
+        let able = self.interconnect.algorithms().map(|description| description.algorithm);
         able.filter(|algorithm| loaded(*algorithm))
             .map(|algorithm| self.limits.of(algorithm, self.world_size))
             .max()
@@ -78,7 +78,7 @@ impl Selector {
         piece: impl Fn(Algorithm) -> Option<u64>,
     ) -> impl Iterator<Item = (Algorithm, u64)> {
         let forced = self.forced_for(collective);
-        let able = self.ground.of_slices().map(|description| description.algorithm);
+        let able = self.interconnect.of_slices().map(|description| description.algorithm);
         let able = able.filter(move |algorithm| {
             algorithm.serves(collective) && forced.is_none_or(|forced| *algorithm == forced)
         });
@@ -130,7 +130,7 @@ impl Selector {
     ) -> Result<Algorithm, Error> {
         let Some(algorithm) = self.forced_for(Collective::AllReduce) else {
             return self
-                .ground
+                .interconnect
                 .algorithms()
                 .map(|description| description.algorithm)
                 .find(|algorithm| bytes <= self.limits.of(*algorithm, self.world_size) && loaded(*algorithm))
@@ -150,8 +150,8 @@ mod tests {
     use crate::topology::Topology;
 
     fn selector(forced: Option<Algorithm>) -> Selector {
-        let ground = Ground { topology: Topology::FullyConnected, cube: false };
-        Selector { ground, limits: Limits::default(), world_size: 8, forced }
+        let interconnect = Interconnect { topology: Topology::FullyConnected, cube: false };
+        Selector { interconnect, limits: Limits::default(), world_size: 8, forced }
     }
 
     /// Staging holds any slice.
@@ -212,8 +212,8 @@ mod tests {
             Algorithm::ExchangeLl,
             "headers need no memory"
         );
-        let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
-        let cube = Selector { ground, ..selector(None) };
+        let interconnect = Interconnect { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Selector { interconnect, ..selector(None) };
         for (collective, longest, expected) in [
             (Collective::Barrier, 0, Algorithm::CubeMeshExchangeLl),
             (Collective::AllGather, 192 << 10, Algorithm::CubeMeshExchangeLl),
@@ -314,8 +314,8 @@ mod tests {
 
     #[test]
     fn an_algorithm_is_forced_only_where_it_can_run() {
-        let ground = Ground { topology: Topology::HybridCubeMesh, cube: true };
-        let cube = Selector { ground, ..selector(Some(Algorithm::OneShot)) };
+        let interconnect = Interconnect { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Selector { interconnect, ..selector(Some(Algorithm::OneShot)) };
         match cube.check() {
             Err(Error::AlgorithmNotPossible { why, .. }) => {
                 assert!(why.contains("hybrid cube mesh"), "{why}")

@@ -11,7 +11,7 @@ use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{AbortWord, Algorithm, Collective, DType, Isa, Op, RecordKind, VECTOR_BYTES, pad};
 
 use crate::config::Config;
-use crate::control::{Control, Heard, Message};
+use crate::control::{Control, Message, PeerStatus};
 use crate::counters::{Counters, lane_params};
 use crate::end::{Event, Leak, State};
 use crate::error::{Error, Ranks};
@@ -146,7 +146,7 @@ impl Shared {
     }
 
     pub(crate) fn topology(&self) -> Topology {
-        self.selector.ground.topology
+        self.selector.interconnect.topology
     }
 
     pub(crate) fn mesh(&self) -> &Mesh {
@@ -412,7 +412,7 @@ impl Shared {
             let start = Instant::now();
             let has_given_up = || self.given_up.load(Ordering::Acquire);
             let excused = |rank| self.has_died(rank) || has_given_up();
-            let mut missing = self.control.wait(limit, Heard::is_quiet, excused);
+            let mut missing = self.control.wait(limit, PeerStatus::is_quiet, excused);
             let others = || (0..self.world_size()).filter(|rank| *rank != self.rank);
             let heard = |rank: &usize| self.control.heard(*rank);
             let quiet = |rank: &usize| heard(rank).is_quiet();
@@ -445,7 +445,7 @@ impl Shared {
         // Ranks of this process hold the segment themselves.
         let own = self.processes[self.rank];
         let excused = |rank: usize| self.processes[rank] == own || self.has_died(rank);
-        let holding = self.control.wait(limit.min(DROP_LIMIT), Heard::has_unmapped, excused);
+        let holding = self.control.wait(limit.min(DROP_LIMIT), PeerStatus::has_unmapped, excused);
         if holding.is_empty() {
             return Event::PeersUnmapped;
         }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use meshreduce::{Config, Error, FileStore, Outcome, Reason, rendezvous};
+use meshreduce::{Config, Error, FileStore, NotApplicableReason, Outcome, rendezvous};
 use std::time::Duration;
 
 const MISSING: &str = "/nonexistent/libcuda.so.1";
@@ -48,7 +48,7 @@ fn no_driver_is_not_applicable_on_all_ranks_where_the_program_takes_it_so() {
         })
         .collect();
     assert!(
-        matches!(&reasons[0], Reason::NoDriver { message, .. } if message.contains(MISSING)),
+        matches!(&reasons[0], NotApplicableReason::NoDriver { message, .. } if message.contains(MISSING)),
         "{:?}",
         reasons[0]
     );
@@ -70,7 +70,7 @@ fn without_a_driver_every_rank_is_answered_as_it_asked() {
         matches!(
             answers[1],
             Err(Error::RankFailed { rank: 0, .. })
-                | Ok(Outcome::NotApplicable(Reason::NoDriver { rank: 1, .. }))
+                | Ok(Outcome::NotApplicable(NotApplicableReason::NoDriver { rank: 1, .. }))
         ),
         "{:?}",
         answers[1]
@@ -91,7 +91,7 @@ fn a_disabled_rank_ends_it_for_all_without_a_driver_and_without_waiting() {
             Outcome::Ready(_) => panic!("ready without a driver"),
         })
         .collect();
-    assert!(matches!(reasons[0], Reason::Disabled { .. }), "{:?}", reasons[0]);
+    assert!(matches!(reasons[0], NotApplicableReason::Disabled { .. }), "{:?}", reasons[0]);
     assert!(reasons.iter().all(|reason| *reason == reasons[0]), "{reasons:?}");
     assert_eq!(left_in(&store), 0);
 }
@@ -102,7 +102,7 @@ fn world_sizes_outside_two_to_eight_do_not_apply_and_touch_nothing() {
     let store = FileStore::open(folder.path()).unwrap();
     for world_size in [1, 9] {
         match rendezvous(&store, 0, world_size, 0, &Config::default()).unwrap() {
-            Outcome::NotApplicable(reason) => assert_eq!(reason, Reason::WorldSize(world_size)),
+            Outcome::NotApplicable(reason) => assert_eq!(reason, NotApplicableReason::WorldSize(world_size)),
             Outcome::Ready(_) => panic!("{world_size} ranks"),
         }
     }

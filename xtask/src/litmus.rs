@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use indicatif::{ProgressBar, ProgressStyle};
 use meshreduce_emulator_weak_memory::litmus::{
-    Judgement, Litmus, Verdict, compare, judge, parse, parse_bounded, random, shrink,
+    Expectation, Judgement, Litmus, compare, judge, parse, parse_bounded, random, shrink,
 };
 use serde::Serialize;
 
@@ -159,7 +159,7 @@ impl Args {
             if let Some(wanted) = expected.as_ref().and_then(|all| all.of(file)) {
                 asked += 1;
                 let found = match self.about {
-                    About::Condition => Some(judged.possible == (test.verdict != Verdict::Asked(false))),
+                    About::Condition => Some(judged.possible == (test.verdict != Expectation::Asked(false))),
                     About::Termination => judged.allowed.terminates(),
                 };
                 met += usize::from(found == Some(wanted));
@@ -359,9 +359,9 @@ fn row(file: &str, test: &Litmus, judged: &Judgement) -> Row {
         line: test.line,
         test: test.name.clone(),
         stated: match test.verdict {
-            Verdict::Allowed => "allowed",
-            Verdict::Forbidden => "forbidden",
-            Verdict::Asked(_) => "asked",
+            Expectation::Allowed => "allowed",
+            Expectation::Forbidden => "forbidden",
+            Expectation::Asked(_) => "asked",
         },
         enumerator: word(judged.possible),
         racy: judged.allowed.racy,

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::copies::{Copies, window};
-use super::near::{Fars, Open};
+use super::near::{FarEnds, Open};
 use super::row::{Absent, Extra, Line, Row};
 use super::way::Way;
 
@@ -39,7 +39,7 @@ fn say(line: &Line) -> Result<()> {
 /// # Errors
 /// What is wrong with a way that could be opened: a wrong byte, a lost peer.
 pub(crate) fn run(plan: &Plan) -> Result<()> {
-    let mut fars = Fars::default();
+    let mut fars = FarEnds::default();
     let mut open = Vec::new();
     let wanted = |way: &Way| {
         (plan.kinds.is_empty() || plan.kinds.contains(&way.kind)) && !(plan.host_only && way.device)
@@ -61,7 +61,13 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-fn messages(bytes: usize, rounds: usize, slice: Duration, open: &mut [Open], fars: &mut Fars) -> Result<()> {
+fn messages(
+    bytes: usize,
+    rounds: usize,
+    slice: Duration,
+    open: &mut [Open],
+    fars: &mut FarEnds,
+) -> Result<()> {
     let mut copies = Copies::new(bytes);
     let (mut of_copies, mut followed) = ([Vec::new(), Vec::new()], Vec::new());
     let mut looks: Vec<(Vec<f64>, Vec<f64>)> = open.iter().map(|_| Default::default()).collect();
@@ -113,7 +119,7 @@ const PAGE_BYTES: [usize; 2] = [64, 16 << 10];
 /// Bytes of allocations that are registered.
 const REGISTERED: [usize; 2] = [1 << 20, 64 << 20];
 
-fn extras(open: &mut [Open], fars: &mut Fars) -> Result<()> {
+fn extras(open: &mut [Open], fars: &mut FarEnds) -> Result<()> {
     for one in open.iter_mut().filter(|one| one.way.device) {
         let (way, emulated) = (one.way.name(), one.is_emulated());
         let extra = |what: String, value: f64, unit: &str| {

@@ -33,9 +33,9 @@ pub(crate) struct Look {
 
 /// Both kinds of far ends, made when they are first needed.
 #[derive(Default)]
-pub(crate) struct Fars([Option<Far>; 2]);
+pub(crate) struct FarEnds([Option<Far>; 2]);
 
-impl Fars {
+impl FarEnds {
     fn get(&mut self, index: usize) -> Result<&mut Far> {
         let slot = &mut self.0[index];
         if slot.is_none() {
@@ -50,7 +50,7 @@ impl Open {
     ///
     /// # Errors
     /// Why it cannot be, for people.
-    pub(crate) fn new(way: &Way, number: usize, fars: &mut Fars) -> Result<Self> {
+    pub(crate) fn new(way: &Way, number: usize, fars: &mut FarEnds) -> Result<Self> {
         let single = Single::new(way, false)?;
         let listener = single.listener()?;
         let index = usize::from(!way.one_process);
@@ -71,7 +71,7 @@ impl Open {
 
     /// Messages of a size, there and back for about `slice`, then one behind another for about as long, or for as long as a few
     /// windows of them take.
-    pub(crate) fn look(&mut self, bytes: usize, slice: Duration, fars: &mut Fars) -> Result<Look> {
+    pub(crate) fn look(&mut self, bytes: usize, slice: Duration, fars: &mut FarEnds) -> Result<Look> {
         let micros = slice.as_secs_f64() * 1e6;
         let far = fars.get(self.far)?;
         let count = (micros / (2.0 * self.guess)).clamp(1.0, 1000.0) as usize;
@@ -136,7 +136,7 @@ impl Open {
 
     /// Calls of the driver for a message of `bytes` bytes whose ends both wait for a stream, here and at the far end; of one process,
     /// both together. The least of several counts, because who is kept waiting asks the driver what it is waiting for.
-    pub(crate) fn calls(&self, bytes: usize, fars: &mut Fars) -> Result<Option<(f64, Option<f64>)>> {
+    pub(crate) fn calls(&self, bytes: usize, fars: &mut FarEnds) -> Result<Option<(f64, Option<f64>)>> {
         const MESSAGES: usize = 128;
         const TURNS: usize = 4;
         let far = fars.get(self.far)?;
@@ -162,7 +162,7 @@ impl Open {
 
     /// Writes batches of scattered pages; microseconds until the local memory may be reused, and until the far end has counted the
     /// batch, each the least of several.
-    pub(crate) fn pages(&mut self, page: usize, count: u64, fars: &mut Fars) -> Result<(f64, f64)> {
+    pub(crate) fn pages(&mut self, page: usize, count: u64, fars: &mut FarEnds) -> Result<(f64, f64)> {
         const TURNS: u64 = 5;
         let far = fars.get(self.far)?;
         let bytes = 2 * page * count as usize;
@@ -222,7 +222,7 @@ impl Open {
     }
 
     /// Ends it on both sides.
-    pub(crate) fn close(self, fars: &mut Fars) -> Result<()> {
+    pub(crate) fn close(self, fars: &mut FarEnds) -> Result<()> {
         fars.get(self.far)?.ask(Order::Close { way: self.number })?;
         Ok(())
     }

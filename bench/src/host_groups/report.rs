@@ -32,14 +32,14 @@ pub(crate) struct Report {
 #[derive(Debug, PartialEq, Serialize)]
 struct Goal {
     peer: Name,
-    verdict: Verdict,
+    verdict: GoalStatus,
     /// Sizes where it was missed, and how many times ours the peer took.
     missed: Vec<(usize, f64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Verdict {
+enum GoalStatus {
     Met,
     Missed,
     /// Ours, or the peer, was not measured.
@@ -78,7 +78,7 @@ impl Report {
 
     /// Whether no goal was missed, and none could not be judged for want of a contestant.
     pub(crate) fn goals_are_met(&self) -> bool {
-        self.goals.iter().all(|goal| matches!(goal.verdict, Verdict::Met | Verdict::NotJudged))
+        self.goals.iter().all(|goal| matches!(goal.verdict, GoalStatus::Met | GoalStatus::NotJudged))
     }
 
     fn title(&self) -> String {
@@ -152,10 +152,10 @@ impl Report {
 impl Goal {
     fn result(&self) -> String {
         match self.verdict {
-            Verdict::Met => "met".to_owned(),
-            Verdict::NotJudged => "not judged, there are more processes than processors".to_owned(),
-            Verdict::Absent => "not judged, not both were measured".to_owned(),
-            Verdict::Missed => {
+            GoalStatus::Met => "met".to_owned(),
+            GoalStatus::NotJudged => "not judged, there are more processes than processors".to_owned(),
+            GoalStatus::Absent => "not judged, not both were measured".to_owned(),
+            GoalStatus::Missed => {
                 let missed: Vec<String> = self
                     .missed
                     .iter()
@@ -182,10 +182,10 @@ fn goals(contestants: &[Measured], is_judged: bool) -> Vec<Goal> {
                 .filter(|(bytes, ratio)| goal(peer, *bytes).is_some_and(|goal| *ratio < goal))
                 .collect();
             let verdict = match (is_judged, ratios.is_empty(), missed.is_empty()) {
-                (false, ..) => Verdict::NotJudged,
-                (true, true, _) => Verdict::Absent,
-                (true, false, true) => Verdict::Met,
-                (true, false, false) => Verdict::Missed,
+                (false, ..) => GoalStatus::NotJudged,
+                (true, true, _) => GoalStatus::Absent,
+                (true, false, true) => GoalStatus::Met,
+                (true, false, false) => GoalStatus::Missed,
             };
             Goal { peer, verdict, missed }
         })
@@ -304,14 +304,14 @@ mod tests {
     #[test]
     fn goals_are_judged_by_size_and_only_where_processes_fit() {
         let verdicts = |report: Report| report.goals.iter().map(|goal| goal.verdict).collect::<Vec<_>>();
-        assert_eq!(verdicts(report(2.1, 2)), [Verdict::Met, Verdict::Met]);
+        assert_eq!(verdicts(report(2.1, 2)), [GoalStatus::Met, GoalStatus::Met]);
         let missed = report(1.8, 2);
         assert_eq!(missed.goals[0].missed.iter().map(|(bytes, _)| *bytes).collect::<Vec<_>>(), [4, 64 << 10]);
         assert!(!missed.goals_are_met());
         assert!(missed.text().contains("MISSED at 4 B (1.80x), 64 KiB (1.80x)\n"), "{}", missed.text());
-        assert_eq!(verdicts(report(0.1, 4)), [Verdict::NotJudged, Verdict::NotJudged]);
+        assert_eq!(verdicts(report(0.1, 4)), [GoalStatus::NotJudged, GoalStatus::NotJudged]);
         let absent = goals(&[measured(Name::Host, &[(4, 1.0)])], true);
-        assert_eq!(absent[0].verdict, Verdict::Absent);
+        assert_eq!(absent[0].verdict, GoalStatus::Absent);
     }
 
     #[test]

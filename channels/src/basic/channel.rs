@@ -7,10 +7,10 @@ use meshreduce_device::PrimaryContext;
 
 use super::departure::Departures;
 use super::owner::Owner;
-use super::page_wire::{self, Said as SaidOfPages};
+use super::page_wire::{self, PageMessage};
 use super::receiver::Receiver;
 use super::sender::Sender;
-use super::wire::{Said, Shape};
+use super::wire::{ControlMessage, Shape};
 use super::writer::Writer;
 use crate::channel::{
     Activity, Batch, Channel, Direction, Io, Message, Operation, OtherHalf, RegionPart, Rest,
@@ -80,24 +80,24 @@ impl Channel for BasicChannel {
             };
         }
         if bytes.first().is_some_and(|tag| *tag >= page_wire::FIRST_TAG) {
-            return match SaidOfPages::decode(bytes).map_err(malformed)? {
-                SaidOfPages::Slots => self.owner.slots(files),
-                SaidOfPages::Pages(pages) => self.owner.pages(pages, io),
-                SaidOfPages::Cut { batch, counter, why } => {
+            return match PageMessage::decode(bytes).map_err(malformed)? {
+                PageMessage::Slots => self.owner.slots(files),
+                PageMessage::Pages(pages) => self.owner.pages(pages, io),
+                PageMessage::Cut { batch, counter, why } => {
                     self.owner.cut(batch, counter, why, io);
                     Ok(())
                 }
-                SaidOfPages::Freed { chunks } => self.writer.freed(chunks),
-                SaidOfPages::Placed { batch, chunks } => self.writer.placed(batch, chunks),
-                SaidOfPages::Declined { batch, chunks, why } => self.writer.declined(batch, chunks, why),
+                PageMessage::Freed { chunks } => self.writer.freed(chunks),
+                PageMessage::Placed { batch, chunks } => self.writer.placed(batch, chunks),
+                PageMessage::Declined { batch, chunks, why } => self.writer.declined(batch, chunks, why),
             };
         }
-        match Said::decode(bytes).map_err(malformed)? {
-            Said::Slots => self.receiver.slots(files),
-            Said::Chunk { piece, payload } => self.receiver.chunk(piece, payload, io),
-            Said::Freed { chunks } => self.sender.freed(chunks),
-            Said::Taken { number, chunks } => self.sender.taken(number, chunks),
-            Said::Failed { number, what } => self.receiver.failed(number, what, io),
+        match ControlMessage::decode(bytes).map_err(malformed)? {
+            ControlMessage::Slots => self.receiver.slots(files),
+            ControlMessage::Chunk { piece, payload } => self.receiver.chunk(piece, payload, io),
+            ControlMessage::Freed { chunks } => self.sender.freed(chunks),
+            ControlMessage::Taken { number, chunks } => self.sender.taken(number, chunks),
+            ControlMessage::Failed { number, what } => self.receiver.failed(number, what, io),
         }
     }
 

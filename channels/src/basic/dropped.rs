@@ -6,7 +6,7 @@ use std::time::Instant;
 use meshreduce_device::Device;
 
 use super::channel::BasicChannel;
-use super::wire::{Said, Shape};
+use super::wire::{ControlMessage, Shape};
 use crate::channel::{Activity, Channel, Direction, Io, Message, Operation, OtherHalf, Ready, Rest};
 use crate::counter::Counters;
 use crate::error::Error;
@@ -175,7 +175,7 @@ fn a_receive_that_is_dropped_behind_another_that_waits_for_its_data_ends_at_once
     let (third, fourth) = (halves.receive(2, LONG), halves.receive(3, 10));
     for (number, total) in [(2, LONG as u64), (3, 10)] {
         let piece = super::wire::Piece { number, total, offset: 0, bytes: 0 };
-        let message = Said::Chunk { piece, payload: &[] }.encode();
+        let message = ControlMessage::Chunk { piece, payload: &[] }.encode();
         halves.with(1, |half, io| half.heard(Message { bytes: &message, files: Vec::new() }, io));
     }
     fourth.transfer.abort();
@@ -189,7 +189,7 @@ fn a_send_that_has_failed_before_it_was_announced_counts_and_is_not_answered() {
     for receives_first in [true, false] {
         let mut halves = Halves::new(false);
         let early = receives_first.then(|| halves.receive(0, 10));
-        let message = Said::Failed { number: 0, what: "no" }.encode();
+        let message = ControlMessage::Failed { number: 0, what: "no" }.encode();
         halves.with(1, |half, io| half.heard(Message { bytes: &message, files: Vec::new() }, io));
         let receive = early.unwrap_or_else(|| halves.receive(0, 10));
         halves.poll(1);

@@ -9,7 +9,7 @@ use meshreduce_device::{Device, PrimaryContext, Rows, copy, copy_rows};
 use super::departure::Departures;
 use super::emptying::Emptying;
 use super::packing::Run;
-use super::page_wire::{Pages, Said, Why};
+use super::page_wire::{DeclineReason, PageMessage, Pages};
 use super::wire::Shape;
 use crate::channel::{Activity, Io, RegionPart};
 use crate::error::{Error, THIS_SIDE};
@@ -47,7 +47,7 @@ struct Landing {
     /// Nothing more comes.
     is_whole: bool,
     /// It is not taken: why, as the writer is told, and as this side is.
-    declined: Option<(Why, Error)>,
+    declined: Option<(DeclineReason, Error)>,
     /// The writer has cut it off, and knows.
     is_cut: bool,
 }
@@ -77,9 +77,9 @@ impl Owner {
         Error::protocol(&self.peer, what)
     }
 
-    fn gone(&self) -> (Why, Error) {
+    fn gone(&self) -> (DeclineReason, Error) {
         let what = "the region has been given up, or never was here".into();
-        (Why::Gone, Error::RegionGone { peer: "this side".into(), what })
+        (DeclineReason::Gone, Error::RegionGone { peer: "this side".into(), what })
     }
 
     /// The writer shows its slots.
@@ -125,7 +125,7 @@ impl Owner {
                 let (offset, length) = (run.to, end_of(run).map_or(u64::MAX, |end| end - run.to));
                 let whose = THIS_SIDE.into();
                 let error = Error::OutOfRegion { whose, offset, length, bytes: room };
-                landing.declined = Some((Why::OutOfRegion { offset, length, bytes: room }, error));
+                landing.declined = Some((DeclineReason::OutOfRegion { offset, length, bytes: room }, error));
             }
         }
         if let Some(chunk) = chunk {
@@ -169,7 +169,7 @@ impl Owner {
         match self.line.iter_mut().find(|landing| landing.batch == batch && !landing.is_whole) {
             Some(landing) => {
                 (landing.is_whole, landing.is_cut) = (true, true);
-                landing.declined = Some((Why::Failed(why), error));
+                landing.declined = Some((DeclineReason::Failed(why), error));
             }
             // It is the first that is heard of it.
             None => io.missed(counter, &error),
@@ -188,7 +188,7 @@ impl Owner {
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let activity = self.place()?.max(self.finish(io));
         if let Some(chunks) = self.emptying.tell_many() {
-            io.send(Said::Freed { chunks }.encode());
+            io.send(PageMessage::Freed { chunks }.encode());
         }
         self.lanes.check(io.now())?;
         Ok(activity)
@@ -248,7 +248,7 @@ impl Owner {
                         Ok(())
                     })?;
                     if let Some(error) = copied.refused {
-                        landing.declined = Some((Why::Failed(error.to_string()), error.into()));
+                        landing.declined = Some((DeclineReason::Failed(error.to_string()), error.into()));
                     }
                     landing.under_way.push_back((copied.mark, chunk));
                 }
@@ -283,7 +283,7 @@ impl Owner {
             match declined {
                 None => {
                     io.arrived(counter, bytes);
-                    io.send(Said::Placed { batch, chunks: self.emptying.chunks.tell() }.encode());
+                    io.send(PageMessage::Placed { batch, chunks: self.emptying.chunks.tell() }.encode());
                 }
                 Some((why, error)) => {
                     io.missed(counter, &error);
@@ -291,7 +291,10 @@ impl Owner {
                         self.declined.insert(batch);
                     }
                     if !is_cut {
-                        io.send(Said::Declined { batch, chunks: self.emptying.chunks.tell(), why }.encode());
+                        io.send(
+                            PageMessage::Declined { batch, chunks: self.emptying.chunks.tell(), why }
+                                .encode(),
+                        );
                     }
                 }
             }

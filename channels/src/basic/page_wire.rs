@@ -21,7 +21,7 @@ const DECLINED: u8 = FIRST_TAG + 5;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Said<'a> {
+pub(super) enum PageMessage<'a> {
     /// The writer's slots for batches; a descriptor comes along.
     Slots,
     /// Rows of a batch, and where they go.
@@ -33,7 +33,7 @@ pub(super) enum Said<'a> {
     /// Of a batch nothing more comes.
     Cut { batch: u64, counter: u32, why: String },
     /// The owner does not take a batch.
-    Declined { batch: u64, chunks: u64, why: Why },
+    Declined { batch: u64, chunks: u64, why: DeclineReason },
 }
 
 /// A chunk: one without bytes has no slot.
@@ -52,7 +52,7 @@ pub(super) struct Pages<'a> {
 
 /// Why a batch is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Why {
+pub(super) enum DeclineReason {
     /// There is no such region.
     Gone,
     /// It is shorter.
@@ -61,29 +61,29 @@ pub(super) enum Why {
     Failed(String),
 }
 
-impl Why {
+impl DeclineReason {
     /// As the writer is told it.
     pub(super) fn error(self, peer: &Arc<str>) -> Error {
         let peer = Arc::clone(peer);
         match self {
-            Why::Gone => {
+            DeclineReason::Gone => {
                 let what = "its owner has given it up, or it is another process's".into();
                 Error::RegionGone { peer, what }
             }
-            Why::OutOfRegion { offset, length, bytes } => {
+            DeclineReason::OutOfRegion { offset, length, bytes } => {
                 Error::OutOfRegion { whose: peer, offset, length, bytes }
             }
-            Why::Failed(what) => Error::Remote { peer, what: what.into() },
+            DeclineReason::Failed(what) => Error::Remote { peer, what: what.into() },
         }
     }
 }
 
-impl<'a> Said<'a> {
+impl<'a> PageMessage<'a> {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Writer::new();
         match self {
-            Said::Slots => out.u8(SLOTS),
-            Said::Pages(Pages { batch, region, counter, is_last, runs, payload }) => {
+            PageMessage::Slots => out.u8(SLOTS),
+            PageMessage::Pages(Pages { batch, region, counter, is_last, runs, payload }) => {
                 out.u8(PAGES);
                 out.u64(*batch);
                 out.u64(*region);
@@ -96,34 +96,34 @@ impl<'a> Said<'a> {
                 });
                 out.raw(payload);
             }
-            Said::Freed { chunks } => {
+            PageMessage::Freed { chunks } => {
                 out.u8(FREED);
                 out.u64(*chunks);
             }
-            Said::Placed { batch, chunks } => {
+            PageMessage::Placed { batch, chunks } => {
                 out.u8(PLACED);
                 out.u64(*batch);
                 out.u64(*chunks);
             }
-            Said::Cut { batch, counter, why } => {
+            PageMessage::Cut { batch, counter, why } => {
                 out.u8(CUT);
                 out.u64(*batch);
                 out.u32(*counter);
                 out.text(why);
             }
-            Said::Declined { batch, chunks, why } => {
+            PageMessage::Declined { batch, chunks, why } => {
                 out.u8(DECLINED);
                 out.u64(*batch);
                 out.u64(*chunks);
                 match why {
-                    Why::Gone => out.u8(0),
-                    Why::OutOfRegion { offset, length, bytes } => {
+                    DeclineReason::Gone => out.u8(0),
+                    DeclineReason::OutOfRegion { offset, length, bytes } => {
                         out.u8(1);
                         out.u64(*offset);
                         out.u64(*length);
                         out.u64(*bytes);
                     }
-                    Why::Failed(what) => {
+                    DeclineReason::Failed(what) => {
                         out.u8(2);
                         out.text(what);
                     }
@@ -136,8 +136,8 @@ impl<'a> Said<'a> {
     pub(super) fn decode(message: &'a [u8]) -> Result<Self, Malformed> {
         let from = &mut Reader::new(message);
         let said = match from.u8()? {
-            SLOTS => Said::Slots,
-            PAGES => Said::Pages(Pages {
+            SLOTS => PageMessage::Slots,
+            PAGES => PageMessage::Pages(Pages {
                 batch: from.u64()?,
                 region: from.u64()?,
                 counter: from.u32()?,
@@ -145,16 +145,20 @@ impl<'a> Said<'a> {
                 runs: runs(from)?,
                 payload: from.rest(),
             }),
-            FREED => Said::Freed { chunks: from.u64()? },
-            PLACED => Said::Placed { batch: from.u64()?, chunks: from.u64()? },
-            CUT => Said::Cut { batch: from.u64()?, counter: from.u32()?, why: from.text()? },
-            DECLINED => Said::Declined {
+            FREED => PageMessage::Freed { chunks: from.u64()? },
+            PLACED => PageMessage::Placed { batch: from.u64()?, chunks: from.u64()? },
+            CUT => PageMessage::Cut { batch: from.u64()?, counter: from.u32()?, why: from.text()? },
+            DECLINED => PageMessage::Declined {
                 batch: from.u64()?,
                 chunks: from.u64()?,
                 why: match from.u8()? {
-                    0 => Why::Gone,
-                    1 => Why::OutOfRegion { offset: from.u64()?, length: from.u64()?, bytes: from.u64()? },
-                    2 => Why::Failed(from.text()?),
+                    0 => DeclineReason::Gone,
+                    1 => DeclineReason::OutOfRegion {
+                        offset: from.u64()?,
+                        length: from.u64()?,
+                        bytes: from.u64()?,
+                    },
+                    2 => DeclineReason::Failed(from.text()?),
                     other => return Err(Malformed::wrong(format!("a batch is declined for reason {other}"))),
                 },
             },
@@ -188,22 +192,28 @@ mod tests {
         let run = Run { from: 0, from_stride: 0, to: 3, to_stride: 4, bytes: 2, count: 9 };
         let pages = |runs, payload| Pages { batch: 1, region: 2, counter: 3, is_last: true, runs, payload };
         for said in [
-            Said::Slots,
-            Said::Pages(pages(vec![run, run], &[1, 2])),
-            Said::Pages(pages(vec![], &[])),
-            Said::Freed { chunks: 7 },
-            Said::Placed { batch: 1, chunks: 7 },
-            Said::Cut { batch: 1, counter: 2, why: "dropped".into() },
-            Said::Declined { batch: 1, chunks: 2, why: Why::Gone },
-            Said::Declined { batch: 1, chunks: 2, why: Why::OutOfRegion { offset: 2, length: 3, bytes: 4 } },
-            Said::Declined { batch: 1, chunks: 2, why: Why::Failed("no".into()) },
+            PageMessage::Slots,
+            PageMessage::Pages(pages(vec![run, run], &[1, 2])),
+            PageMessage::Pages(pages(vec![], &[])),
+            PageMessage::Freed { chunks: 7 },
+            PageMessage::Placed { batch: 1, chunks: 7 },
+            PageMessage::Cut { batch: 1, counter: 2, why: "dropped".into() },
+            PageMessage::Declined { batch: 1, chunks: 2, why: DeclineReason::Gone },
+            PageMessage::Declined {
+                batch: 1,
+                chunks: 2,
+                why: DeclineReason::OutOfRegion { offset: 2, length: 3, bytes: 4 },
+            },
+            PageMessage::Declined { batch: 1, chunks: 2, why: DeclineReason::Failed("no".into()) },
         ] {
             let bytes = said.encode();
-            assert_eq!(Said::decode(&bytes), Ok(said));
+            assert_eq!(PageMessage::decode(&bytes), Ok(said));
         }
         let empty = Run { count: 0, ..run };
-        assert!(Said::decode(&Said::Pages(pages(vec![empty], &[])).encode()).is_err());
-        assert!(Said::decode(&Said::Pages(pages(vec![run; MOST_RUNS + 1], &[])).encode()).is_err());
-        assert!(Said::decode(&[]).is_err() && Said::decode(&[99]).is_err());
+        assert!(PageMessage::decode(&PageMessage::Pages(pages(vec![empty], &[])).encode()).is_err());
+        assert!(
+            PageMessage::decode(&PageMessage::Pages(pages(vec![run; MOST_RUNS + 1], &[])).encode()).is_err()
+        );
+        assert!(PageMessage::decode(&[]).is_err() && PageMessage::decode(&[99]).is_err());
     }
 }

@@ -9,7 +9,7 @@ use meshreduce_device::{Device, PrimaryContext, copy};
 
 use super::departure::Departures;
 use super::emptying::Emptying;
-use super::wire::{Piece, Said, Shape};
+use super::wire::{ControlMessage, Piece, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
 use crate::lane::Mark;
@@ -250,7 +250,7 @@ impl Receiver {
         self.give_up();
         let activity = self.place(io.now())?.max(self.finish(io));
         if let Some(chunks) = self.emptying.tell_many() {
-            io.send(Said::Freed { chunks }.encode());
+            io.send(ControlMessage::Freed { chunks }.encode());
         }
         self.lanes.check(io.now())?;
         Ok(activity)
@@ -369,7 +369,7 @@ impl Receiver {
                     operation.ticket.fail(error);
                 }
                 _ => {
-                    io.send(Said::Taken { number, chunks: self.emptying.chunks.tell() }.encode());
+                    io.send(ControlMessage::Taken { number, chunks: self.emptying.chunks.tell() }.encode());
                     operation.ticket.done();
                 }
             }

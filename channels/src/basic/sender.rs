@@ -8,7 +8,7 @@ use meshreduce_device::{Device, PrimaryContext, copy};
 use super::departure::Departures;
 use super::filling::Filling;
 use super::lent::Lent;
-use super::wire::{Piece, Said, Shape};
+use super::wire::{ControlMessage, Piece, Shape};
 use crate::channel::{Activity, Io, Operation};
 use crate::error::Error;
 use crate::lane::Mark;
@@ -237,7 +237,7 @@ impl Sender {
             }
             // Host memory needs none where the link carries the data.
             let slots = if bytes > 0 && (span.device != Device::Cpu || io.carries_files()) {
-                match self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io) {
+                match self.filling.slots(self.lanes.context(), || ControlMessage::Slots.encode(), io) {
                     Ok(slots) => Some(slots),
                     // No descriptor or no memory is left at the moment: later transfers may find some.
                     Err(error) => {
@@ -302,11 +302,11 @@ impl Sender {
     fn tell(&mut self, io: &mut Io<'_>) -> Activity {
         let mut activity = Activity::Idle;
         while let Some(Chunk { piece, source }) = self.chunks.front() {
-            let head = Said::Chunk { piece: *piece, payload: &[] }.encode();
+            let head = ControlMessage::Chunk { piece: *piece, payload: &[] }.encode();
             match source {
                 Source::Withdrawn(None) => io.send(Notice::Withdrawn { number: piece.number }.encode()),
                 Source::Withdrawn(Some(what)) => {
-                    io.send(Said::Failed { number: piece.number, what }.encode());
+                    io.send(ControlMessage::Failed { number: piece.number, what }.encode());
                 }
                 Source::Nowhere => io.send(head),
                 Source::Lent(lent) => io.send_with(head, Arc::<Lent>::clone(lent)),

@@ -63,7 +63,7 @@ impl Shape {
 
 /// A message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Said<'a> {
+pub(super) enum ControlMessage<'a> {
     /// The sender's slots; a descriptor comes along.
     Slots,
     /// A piece of a send. The first one announces it; one without bytes has no slot.
@@ -89,26 +89,26 @@ pub(super) struct Piece {
     pub(super) bytes: u64,
 }
 
-impl<'a> Said<'a> {
+impl<'a> ControlMessage<'a> {
     pub(super) fn encode(self) -> Vec<u8> {
         let mut out = Writer::new();
         match self {
-            Said::Slots => out.u8(SLOTS),
-            Said::Chunk { piece: Piece { number, total, offset, bytes }, payload } => {
+            ControlMessage::Slots => out.u8(SLOTS),
+            ControlMessage::Chunk { piece: Piece { number, total, offset, bytes }, payload } => {
                 out.u8(CHUNK);
                 [number, total, offset, bytes].into_iter().for_each(|value| out.u64(value));
                 out.raw(payload);
             }
-            Said::Freed { chunks } => {
+            ControlMessage::Freed { chunks } => {
                 out.u8(FREED);
                 out.u64(chunks);
             }
-            Said::Taken { number, chunks } => {
+            ControlMessage::Taken { number, chunks } => {
                 out.u8(TAKEN);
                 out.u64(number);
                 out.u64(chunks);
             }
-            Said::Failed { number, what } => {
+            ControlMessage::Failed { number, what } => {
                 out.u8(FAILED);
                 out.u64(number);
                 out.raw(what.as_bytes());
@@ -120,7 +120,7 @@ impl<'a> Said<'a> {
     pub(super) fn decode(message: &'a [u8]) -> Result<Self, Malformed> {
         let mut from = Reader::new(message);
         let said = match from.u8()? {
-            SLOTS => Said::Slots,
+            SLOTS => ControlMessage::Slots,
             CHUNK => {
                 let piece = Piece {
                     number: from.u64()?,
@@ -128,11 +128,11 @@ impl<'a> Said<'a> {
                     offset: from.u64()?,
                     bytes: from.u64()?,
                 };
-                Said::Chunk { piece, payload: from.rest() }
+                ControlMessage::Chunk { piece, payload: from.rest() }
             }
-            FREED => Said::Freed { chunks: from.u64()? },
-            TAKEN => Said::Taken { number: from.u64()?, chunks: from.u64()? },
-            FAILED => Said::Failed { number: from.u64()?, what: text(from.rest())? },
+            FREED => ControlMessage::Freed { chunks: from.u64()? },
+            TAKEN => ControlMessage::Taken { number: from.u64()?, chunks: from.u64()? },
+            FAILED => ControlMessage::Failed { number: from.u64()?, what: text(from.rest())? },
             other => return Err(Malformed::wrong(format!("a message with the tag {other}"))),
         };
         from.end()?;
@@ -152,15 +152,15 @@ mod tests {
     fn messages_come_back() {
         let piece = Piece { number: 1, total: 2, offset: 3, bytes: 4 };
         for said in [
-            Said::Slots,
-            Said::Chunk { piece, payload: &[1, 2] },
-            Said::Freed { chunks: 7 },
-            Said::Taken { number: 1, chunks: 7 },
-            Said::Failed { number: 1, what: "no" },
+            ControlMessage::Slots,
+            ControlMessage::Chunk { piece, payload: &[1, 2] },
+            ControlMessage::Freed { chunks: 7 },
+            ControlMessage::Taken { number: 1, chunks: 7 },
+            ControlMessage::Failed { number: 1, what: "no" },
         ] {
-            assert_eq!(Said::decode(&said.encode()), Ok(said));
+            assert_eq!(ControlMessage::decode(&said.encode()), Ok(said));
         }
-        assert!(Said::decode(&[]).is_err() && Said::decode(&[99]).is_err());
+        assert!(ControlMessage::decode(&[]).is_err() && ControlMessage::decode(&[99]).is_err());
     }
 
     #[test]

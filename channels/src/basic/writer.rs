@@ -8,7 +8,7 @@ use meshreduce_device::{Device, PrimaryContext, Rows, copy, copy_rows};
 use super::departure::Departures;
 use super::filling::Filling;
 use super::packing::{Packing, Run};
-use super::page_wire::{Pages, Said, Why};
+use super::page_wire::{DeclineReason, PageMessage, Pages};
 use super::wire::Shape;
 use crate::channel::{Activity, Batch, Io, Ready, RegionPart};
 use crate::error::Error;
@@ -168,7 +168,7 @@ impl Writer {
     }
 
     /// The other side does not take a batch.
-    pub(super) fn declined(&mut self, batch: u64, chunks: u64, why: Why) -> Result<(), Error> {
+    pub(super) fn declined(&mut self, batch: u64, chunks: u64, why: DeclineReason) -> Result<(), Error> {
         self.freed(chunks)?;
         if batch >= self.next {
             return Err(Error::protocol(
@@ -278,7 +278,7 @@ impl Writer {
 
     /// Copies rows into the next slot, which is free: which one, and when they are there.
     fn fill(&mut self, from: Span, runs: &[Run], io: &mut Io<'_>) -> Result<(u64, Option<Mark>), Unfilled> {
-        let slots = self.filling.slots(self.lanes.context(), || Said::Slots.encode(), io)?;
+        let slots = self.filling.slots(self.lanes.context(), || PageMessage::Slots.encode(), io)?;
         let chunk = self.filling.next();
         let mark = if from.device == Device::Cpu {
             let mut to = slots.host(chunk).as_ptr();
@@ -345,7 +345,7 @@ impl Writer {
                 }
                 Chunk::Cut { batch, why, .. } => {
                     let (counter, why) = (waiting.counter, why.clone());
-                    io.send(Said::Cut { batch: *batch, counter, why }.encode());
+                    io.send(PageMessage::Cut { batch: *batch, counter, why }.encode());
                 }
                 Chunk::Rows { batch, region, is_last, runs, place } => {
                     if let Some((_, Some(mark))) = place
@@ -356,7 +356,7 @@ impl Writer {
                     let bytes: u64 = runs.iter().map(Run::total).sum();
                     let (batch, region, counter, is_last) = (*batch, *region, waiting.counter, *is_last);
                     let pages = Pages { batch, region, counter, is_last, runs: runs.clone(), payload: &[] };
-                    let head = Said::Pages(pages).encode();
+                    let head = PageMessage::Pages(pages).encode();
                     let mut lent = None;
                     if let Some((slot, _)) = place {
                         self.filling.tell();

@@ -122,8 +122,8 @@ fn dropped_by_its_own_thread() -> Duration {
     let (one, other) = (context(), context());
     let listener = one.listener().unwrap();
     let (here, there) = std::thread::scope(|scope| {
-        let connecting = scope.spawn(|| other.connect_to(listener.address(), FAREWELL * 60).unwrap());
-        (listener.accept(FAREWELL * 60).unwrap(), connecting.join().unwrap())
+        let connecting = scope.spawn(|| other.connect_to(listener.address(), JOIN_TIMEOUT * 60).unwrap());
+        (listener.accept(JOIN_TIMEOUT * 60).unwrap(), connecting.join().unwrap())
     });
     let site = Arc::clone(one.site());
     let owner = Arc::new(Owner(Mutex::new(Some(one)), Mutex::default()));
@@ -132,14 +132,14 @@ fn dropped_by_its_own_thread() -> Duration {
     let polled = std::pin::Pin::new(&mut received).poll(&mut std::task::Context::from_waker(&waker));
     assert!(polled.is_pending());
     let _sent = there.send(vec![1_u8], Device::Cpu, None);
-    assert!(site.ended.wait(FAREWELL * 60), "the thread goes on, and ends");
+    assert!(site.ended.wait(JOIN_TIMEOUT * 60), "the thread goes on, and ends");
     owner.1.lock().unwrap().expect("it was woken")
 }
 
 #[test]
 fn a_context_that_its_own_thread_drops_does_not_wait_for_itself() {
     // A thread may have no core for a while, but not each time.
-    assert!((0..5).any(|_| dropped_by_its_own_thread() < FAREWELL));
+    assert!((0..5).any(|_| dropped_by_its_own_thread() < JOIN_TIMEOUT));
 }
 
 #[test]

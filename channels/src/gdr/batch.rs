@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::gdr::connect::Connections;
 use crate::gdr::hub::Hub;
 use crate::gdr::message::Message;
-use crate::gdr::pages::Stretch;
+use crate::gdr::pages::PageRange;
 use crate::gdr::queue_pair::{Owner, Write};
 use crate::gdr::region::{Region, Target};
 use crate::gdr::work::{IMMEDIATES, Immediate};
@@ -49,7 +49,7 @@ pub(crate) struct Batches {
     targets: HashMap<u64, Lease>,
     /// Of the other side's receives, by queue pair.
     grants: BTreeMap<u8, Grant>,
-    parting: Vec<(Batch, Error)>,
+    failed: Vec<(Batch, Error)>,
 }
 
 /// What the other side has granted, and will.
@@ -88,7 +88,7 @@ struct Lane {
     pair: u8,
     lkey: u32,
     rkey: u32,
-    stretch: Stretch,
+    range: PageRange,
 }
 
 impl Batches {
@@ -101,7 +101,7 @@ impl Batches {
             line: VecDeque::new(),
             targets: HashMap::new(),
             grants: BTreeMap::new(),
-            parting: Vec::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -254,12 +254,12 @@ impl Batches {
 
     /// Ends all that is under way, once nothing reads their memory any more.
     pub(crate) fn end(&mut self, cause: &Error) {
-        self.parting.extend(self.line.drain(..).map(|one| (one.batch, cause.clone())));
+        self.failed.extend(self.line.drain(..).map(|one| (one.batch, cause.clone())));
     }
 
     /// Ends the tickets: nothing reads their memory any more.
     pub(crate) fn settle(&mut self) {
-        for (batch, error) in self.parting.drain(..) {
+        for (batch, error) in self.failed.drain(..) {
             batch.ticket.fail(error);
         }
     }
@@ -333,14 +333,14 @@ impl Writing {
         };
         let longest = chosen.iter().filter_map(|index| connections.longest(*index)).min();
         let longest = longest.unwrap_or(hub.config.chunk).min(hub.config.chunk);
-        let stretches = Stretch::share(&self.batch.pages, self.batch.bytes, chosen.len(), longest.into());
+        let ranges = PageRange::share(&self.batch.pages, self.batch.bytes, chosen.len(), longest.into());
         let source = self.batch.local.as_any().downcast_ref::<Region>();
-        let keyed = |(pair, stretch): (u8, Stretch)| {
+        let keyed = |(pair, range): (u8, PageRange)| {
             let (here, there) = connections.pairing(pair)?;
             let lkey = source?.registered(here)?.lkey();
-            Some(Lane { pair, lkey, rkey: self.target.rkey(there)?, stretch })
+            Some(Lane { pair, lkey, rkey: self.target.rkey(there)?, range })
         };
-        let lanes: Option<Vec<Lane>> = chosen.into_iter().zip(stretches).map(keyed).collect();
+        let lanes: Option<Vec<Lane>> = chosen.into_iter().zip(ranges).map(keyed).collect();
         lanes.filter(|lanes| !lanes.is_empty()).ok_or_else(|| Error::NotRegistered {
             channel: crate::gdr::NAME.into(),
             what: "the NICs that are nearest do not reach each other, and regions are registered with those alone \
@@ -350,7 +350,7 @@ impl Writing {
     }
 
     fn is_done(&self) -> bool {
-        let written = self.lanes.iter().all(|lane| lane.stretch.is_done());
+        let written = self.lanes.iter().all(|lane| lane.range.is_done());
         !self.lanes.is_empty() && written && self.done == self.batch.bytes
     }
 
@@ -367,20 +367,20 @@ impl Writing {
         let (number, pages, target) = (self.number, &self.batch.pages, self.target.address);
         let Some(source) = self.batch.local.as_any().downcast_ref::<Region>() else { return false };
         let (source, lower) = (source.span.address, (number % u64::from(IMMEDIATES)) as u32);
-        for lane in self.lanes.iter_mut().filter(|lane| !lane.stretch.is_done()) {
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.range.is_done()) {
             let grant = grants.entry(lane.pair).or_default();
             if grant.left < FEW && grant.asked == 0 {
                 grant.asked = GRANT;
                 io.send(Message::Want { pair: lane.pair, receives: GRANT }.to_bytes());
             }
             let Some(pair) = connections.pair(lane.pair) else { continue };
-            let Lane { lkey, rkey, stretch, .. } = lane;
+            let Lane { lkey, rkey, range, .. } = lane;
             let writes = std::iter::from_fn(|| {
-                if grant.left == 0 && stretch.is_last(pages) {
+                if grant.left == 0 && range.is_last(pages) {
                     return None;
                 }
-                let page = stretch.next(pages)?;
-                let immediate = stretch.is_done().then_some(Immediate::Batch(lower));
+                let page = range.next(pages)?;
+                let immediate = range.is_done().then_some(Immediate::Batch(lower));
                 grant.left -= u32::from(immediate.is_some());
                 Some(Write {
                     from: source + page.from,
@@ -406,11 +406,11 @@ impl Writing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gdr::testing::{Said, hub};
+    use crate::gdr::testing::{SentMessages, hub};
 
     #[test]
     fn a_region_that_was_lent_is_not_gone_at_once() {
-        let (mut batches, mut said) = (Batches::new(&hub(), 0, &"p".into()), Said::default());
+        let (mut batches, mut said) = (Batches::new(&hub(), 0, &"p".into()), SentMessages::default());
         batches.targets.insert(7, Lease { lent: true, withdrawn: false, in_use: 1 });
         batches.targets.insert(8, Lease::default());
         assert!(matches!(batches.not_there(7, &mut said.io()), Err(Error::Protocol { .. })));

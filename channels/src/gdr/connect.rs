@@ -423,7 +423,7 @@ impl Connections {
                 Ok(true)
             }
             Some(Err(why)) => {
-                self.give_up(number, why, By::Failure, io);
+                self.give_up(number, why, By::QueuePairError, io);
                 Ok(true)
             }
             None => {
@@ -431,7 +431,7 @@ impl Connections {
                 let limit = self.hub.config.connect_within;
                 let late = active && pending && io.now().saturating_duration_since(begun) > limit;
                 if late {
-                    self.give_up(number, format!("not connected within {limit:?}"), By::Failure, io);
+                    self.give_up(number, format!("not connected within {limit:?}"), By::QueuePairError, io);
                 }
                 Ok(late)
             }
@@ -456,11 +456,11 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gdr::testing::{Said, connections, hub};
+    use crate::gdr::testing::{SentMessages, connections, hub};
 
     #[test]
     fn a_queue_pair_that_carries_transfers_cannot_be_given_up() {
-        let (mut said, mut connections) = (Said::default(), connections(&hub(), Side::Listening));
+        let (mut said, mut connections) = (SentMessages::default(), connections(&hub(), Side::Listening));
         connections.settled = Some(Settled { all: false, pairs: vec![1] });
         let error = connections.heard_over(1, "no more", &mut said.io()).unwrap_err();
         assert!(error.to_string().contains("queue pair 1 is given up, which is up"), "{error}");

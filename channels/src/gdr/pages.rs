@@ -13,21 +13,21 @@ struct Place {
     offset: u64,
 }
 
-/// A stretch of a list of pages that goes over one queue pair.
+/// A range of a list of pages that goes over one queue pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Stretch {
+pub(crate) struct PageRange {
     at: Place,
     end: Place,
     longest: u64,
 }
 
-impl Stretch {
+impl PageRange {
     /// Shares pages out, which have `bytes` bytes in all, to `ways` ways as evenly as whole pages allow; pages longer than `longest`
     /// are cut. Ways that have nothing to do are left out.
     pub(crate) fn share(pages: &[Page], bytes: u64, ways: usize, longest: u64) -> Vec<Self> {
         let longest = longest.max(1);
         let ways_u64 = ways.max(1) as u64;
-        let mut stretches: Vec<Self> = Vec::with_capacity(ways);
+        let mut ranges: Vec<Self> = Vec::with_capacity(ways);
         let mut begin = Place { page: 0, offset: 0 };
         let (mut page, mut before) = (0, 0);
         for way in 1..=ways_u64 {
@@ -49,11 +49,11 @@ impl Stretch {
                 Some(_) => Place { page, offset: within - within % ALIGNMENT },
             };
             if end > begin {
-                stretches.push(Self { at: begin, end, longest });
+                ranges.push(Self { at: begin, end, longest });
                 begin = end;
             }
         }
-        stretches
+        ranges
     }
 
     /// The next write; neighbours that lie one behind the other on both sides are one.
@@ -130,38 +130,38 @@ mod tests {
             .collect()
     }
 
-    fn writes(pages: &[Page], stretch: &Stretch) -> Vec<Page> {
-        let mut stretch = stretch.clone();
+    fn writes(pages: &[Page], range: &PageRange) -> Vec<Page> {
+        let mut range = range.clone();
         let mut all = Vec::new();
-        while !stretch.is_done() {
-            let last = stretch.is_last(pages);
-            all.push(stretch.next(pages).unwrap());
-            assert_eq!(last, stretch.is_done());
+        while !range.is_done() {
+            let last = range.is_last(pages);
+            all.push(range.next(pages).unwrap());
+            assert_eq!(last, range.is_done());
         }
-        assert!(stretch.next(pages).is_none());
+        assert!(range.next(pages).is_none());
         all
     }
 
     #[test]
     fn pages_of_one_length_are_shared_evenly() {
         let pages = pages(&[64; 1000], true);
-        let stretches = Stretch::share(&pages, 64_000, 4, 1 << 20);
-        assert_eq!(stretches.iter().map(|one| writes(&pages, one).len()).collect::<Vec<_>>(), [250; 4]);
+        let ranges = PageRange::share(&pages, 64_000, 4, 1 << 20);
+        assert_eq!(ranges.iter().map(|one| writes(&pages, one).len()).collect::<Vec<_>>(), [250; 4]);
     }
 
     #[test]
     fn one_long_page_is_cut_for_all_ways() {
         let pages = pages(&[1 << 30], true);
-        let stretches = Stretch::share(&pages, 1 << 30, 4, 8 << 20);
-        assert_eq!(stretches.iter().map(|one| writes(&pages, one).len()).collect::<Vec<_>>(), [32; 4]);
+        let ranges = PageRange::share(&pages, 1 << 30, 4, 8 << 20);
+        assert_eq!(ranges.iter().map(|one| writes(&pages, one).len()).collect::<Vec<_>>(), [32; 4]);
     }
 
     #[test]
     fn one_short_page_goes_one_way() {
         let pages = pages(&[100], true);
-        let stretches = Stretch::share(&pages, 100, 4, 8 << 20);
-        assert_eq!(stretches.len(), 1);
-        assert_eq!(writes(&pages, &stretches[0]), pages);
+        let ranges = PageRange::share(&pages, 100, 4, 8 << 20);
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(writes(&pages, &ranges[0]), pages);
     }
 
     #[test]
@@ -169,14 +169,14 @@ mod tests {
         let mut pages: Vec<Page> =
             (0..8).map(|n| Page { from: n * 10, to: 500 + n * 10, bytes: 10 }).collect();
         pages[5].to = 0;
-        let stretches = Stretch::share(&pages, 80, 1, 30);
-        let lengths: Vec<_> = writes(&pages, &stretches[0]).iter().map(|write| write.bytes).collect();
+        let ranges = PageRange::share(&pages, 80, 1, 30);
+        let lengths: Vec<_> = writes(&pages, &ranges[0]).iter().map(|write| write.bytes).collect();
         assert_eq!(lengths, [30, 20, 10, 20], "three, two, the one elsewhere, two");
     }
 
     #[test]
     fn no_pages_are_no_writes() {
-        assert!(Stretch::share(&[], 0, 4, 10).is_empty());
+        assert!(PageRange::share(&[], 0, 4, 10).is_empty());
     }
 
     proptest! {
@@ -187,11 +187,11 @@ mod tests {
         ) {
             let pages = pages(&lengths, apart);
             let total = lengths.iter().sum();
-            let stretches = Stretch::share(&pages, total, ways, longest);
-            prop_assert!(stretches.len() <= ways);
+            let ranges = PageRange::share(&pages, total, ways, longest);
+            prop_assert!(ranges.len() <= ways);
             let mut all: Vec<Page> = Vec::new();
-            for stretch in &stretches {
-                let writes = writes(&pages, stretch);
+            for range in &ranges {
+                let writes = writes(&pages, range);
                 prop_assert!(!writes.is_empty());
                 all.extend(writes);
             }

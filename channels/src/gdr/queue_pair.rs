@@ -48,7 +48,7 @@ pub(crate) struct Pair {
     /// Of these, those that the other side may use for batches.
     pub(crate) standing: u32,
     depth: u32,
-    failure: Option<Failure>,
+    failure: Option<QueuePairError>,
 }
 
 /// What a chain of writes is part of.
@@ -103,14 +103,14 @@ pub(crate) enum Completed {
 
 /// Why a queue pair has failed.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure {
+pub(crate) struct QueuePairError {
     /// The first status that was not a consequence of another; that of a flush while there is none.
     status: Status,
     /// In words.
     pub(crate) what: String,
 }
 
-impl Failure {
+impl QueuePairError {
     /// Whether it says no more than that another failure has come before.
     pub(crate) fn is_flush(&self) -> bool {
         self.status == Status::FLUSHED
@@ -207,7 +207,7 @@ impl Pair {
         owner: Owner,
         most: u32,
         mut writes: impl Iterator<Item = Write>,
-    ) -> Result<u32, Failure> {
+    ) -> Result<u32, QueuePairError> {
         let reserved = self.reserve(state, most);
         if reserved == 0 {
             return Ok(0);
@@ -251,7 +251,7 @@ impl Pair {
                 Err(error) => {
                     // Those before the refused one are under way, and nothing says when they are done but the queue pair's end.
                     let what = format!("{}: a write was refused: {}", self.names(), error.source);
-                    outcome = Err(Failure { status: Status::LOCAL_QP_OPERATION, what });
+                    outcome = Err(QueuePairError { status: Status::LOCAL_QP_OPERATION, what });
                     error.posted as u32
                 }
             };
@@ -278,7 +278,7 @@ impl Pair {
     /// # Errors
     ///
     /// The queue pair has failed.
-    pub(crate) fn post_receives(&mut self, state: &mut State, wanted: u32) -> Result<u32, Failure> {
+    pub(crate) fn post_receives(&mut self, state: &mut State, wanted: u32) -> Result<u32, QueuePairError> {
         let spare = self.spare.min(wanted);
         self.spare -= spare;
         let wanted = wanted - spare;
@@ -297,7 +297,7 @@ impl Pair {
                     let what = format!("{}: a receive was refused: {}", self.names(), error.source);
                     self.receives += posted;
                     state.nics[self.nic].receives.give(reserved - posted);
-                    let failure = Failure { status: Status::LOCAL_QP_OPERATION, what };
+                    let failure = QueuePairError { status: Status::LOCAL_QP_OPERATION, what };
                     self.fail(failure.clone());
                     return Err(failure);
                 }
@@ -348,7 +348,7 @@ impl Pair {
                     Some(immediate) if done => Completed::Received(immediate),
                     _ if done => {
                         let what = format!("{}: the other side sends what is no write", self.names());
-                        self.fail(Failure { status: Status::GENERAL, what });
+                        self.fail(QueuePairError { status: Status::GENERAL, what });
                         Completed::Nothing
                     }
                     _ => {
@@ -374,12 +374,12 @@ impl Pair {
         let vendor =
             if *vendor_error == 0 { String::new() } else { format!(", vendor error {vendor_error:#x}") };
         let what = format!("{}: {what}: {status} ({name}{vendor})", self.names());
-        self.fail(Failure { status: *status, what });
+        self.fail(QueuePairError { status: *status, what });
     }
 
     /// Notes why it has failed, and lets everything that is under way come back. What was flushed is a consequence, and gives way to
     /// the cause when that comes.
-    fn fail(&mut self, failure: Failure) {
+    fn fail(&mut self, failure: QueuePairError) {
         let first = match &self.failure {
             None => true,
             Some(known) => {
@@ -396,7 +396,7 @@ impl Pair {
     }
 
     /// Why it has failed, if it has.
-    pub(crate) fn failure(&self) -> Option<&Failure> {
+    pub(crate) fn failure(&self) -> Option<&QueuePairError> {
         self.failure.as_ref()
     }
 

@@ -15,11 +15,11 @@ use std::sync::Arc;
 use crate::channel::{Io, Operation};
 use crate::error::Error;
 use crate::gdr::connect::Connections;
+use crate::gdr::failed_transfer::FailedTransfer;
 use crate::gdr::hub::Hub;
 use crate::gdr::memory::Registering;
 use crate::gdr::message::Message;
 use crate::gdr::mutant::Mutant;
-use crate::gdr::parting::Parting;
 use crate::gdr::starved::Starved;
 use crate::gdr::target::Target;
 use crate::gdr::work::widen;
@@ -49,7 +49,7 @@ pub(crate) struct Incoming {
     awaited: BTreeSet<u64>,
     /// Those that were not offered early, because credits were few.
     held_back: BTreeSet<u64>,
-    parting: Vec<Parting>,
+    failed: Vec<FailedTransfer>,
 }
 
 /// What is kept of an announcement.
@@ -76,7 +76,7 @@ impl Incoming {
             starved: Starved::default(),
             awaited: BTreeSet::new(),
             held_back: BTreeSet::new(),
-            parting: Vec::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -269,9 +269,9 @@ impl Incoming {
         }
         moved |= !over.is_empty();
         self.finish(over, connections, io)?;
-        self.parting.retain_mut(|parting| !parting.is_over());
+        self.failed.retain_mut(|failed| !failed.is_over());
         let waits = [&self.due, &self.awaited].iter().any(|numbers| !numbers.is_empty());
-        let looking = waits || !self.starved.is_empty() || !self.parting.is_empty();
+        let looking = waits || !self.starved.is_empty() || !self.failed.is_empty();
         Ok((moved, looking))
     }
 
@@ -338,12 +338,12 @@ impl Incoming {
 
     /// Whether all registrations are done, after the end.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.parting.iter().all(Parting::is_quiet)
+        self.failed.iter().all(FailedTransfer::is_quiet)
     }
 
     /// Ends the tickets: nothing writes to their memory any more.
     pub(crate) fn settle(&mut self) {
-        self.parting.drain(..).for_each(Parting::settle);
+        self.failed.drain(..).for_each(FailedTransfer::settle);
     }
 
     /// Fails a receive that nothing is written to any more, or, at the end, will be when the queue pairs are gone.
@@ -362,7 +362,7 @@ impl Incoming {
                 lanes.collect()
             }
         };
-        self.parting.push(Parting::new(receive.operation.ticket, error, memory));
+        self.failed.push(FailedTransfer::new(receive.operation.ticket, error, memory));
     }
 
     fn nonsense(&self, what: String) -> Error {

@@ -11,10 +11,10 @@ use meshreduce_verbs_loader::RemoteMemory;
 use crate::channel::{Io, Operation};
 use crate::error::Error;
 use crate::gdr::connect::Connections;
+use crate::gdr::failed_transfer::FailedTransfer;
 use crate::gdr::hub::Hub;
 use crate::gdr::memory::{Registered, Registering, Use};
 use crate::gdr::message::{Lane, Message};
-use crate::gdr::parting::Parting;
 use crate::gdr::plan::Plan;
 use crate::gdr::queue_pair::{Owner, Write};
 use crate::gdr::starved::Starved;
@@ -38,7 +38,7 @@ pub(crate) struct Outgoing {
     /// Those that were offered memory, whose completions are looked for.
     going: BTreeSet<u64>,
     /// Those that have come to nothing while their memory was being registered.
-    parting: Vec<Parting>,
+    failed: Vec<FailedTransfer>,
 }
 
 /// What is kept of a send.
@@ -49,12 +49,12 @@ struct Send {
     told: bool,
     /// The receiver was told that it is not wanted any more.
     withdrawn: bool,
-    going: Option<Going>,
+    going: Option<ActiveSend>,
 }
 
 /// What the receiver has offered.
 #[derive(Debug)]
-struct Going {
+struct ActiveSend {
     address: u64,
     plan: Plan,
     lanes: Vec<SendLane>,
@@ -90,7 +90,7 @@ impl Outgoing {
             due: BTreeSet::new(),
             starved: Starved::default(),
             going: BTreeSet::new(),
-            parting: Vec::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -164,7 +164,8 @@ impl Outgoing {
             };
             Some(SendLane { lane, posted: 0, memory: Memory::Registering(registering) })
         });
-        sending.state.going = Some(Going { address, plan, lanes: lanes.collect(), begun: false, done: 0 });
+        sending.state.going =
+            Some(ActiveSend { address, plan, lanes: lanes.collect(), begun: false, done: 0 });
         self.due.insert(number);
         self.going.insert(number);
         Ok(())
@@ -298,9 +299,9 @@ impl Outgoing {
                 None => self.remove(number)?.operation.ticket.done(),
             }
         }
-        self.parting.retain_mut(|parting| !parting.is_over());
+        self.failed.retain_mut(|failed| !failed.is_over());
         // Whoever is starved is going.
-        let looking = !(self.due.is_empty() && self.going.is_empty() && self.parting.is_empty());
+        let looking = !(self.due.is_empty() && self.going.is_empty() && self.failed.is_empty());
         Ok((moved, looking))
     }
 
@@ -315,12 +316,12 @@ impl Outgoing {
 
     /// Whether all registrations are done, after the end.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.parting.iter().all(Parting::is_quiet)
+        self.failed.iter().all(FailedTransfer::is_quiet)
     }
 
     /// Ends the tickets: nothing reads their memory any more.
     pub(crate) fn settle(&mut self) {
-        self.parting.drain(..).for_each(Parting::settle);
+        self.failed.drain(..).for_each(FailedTransfer::settle);
     }
 
     /// A send is not wanted any more.
@@ -361,7 +362,7 @@ impl Outgoing {
             Memory::Registering(registering) => registering,
             Memory::Registered(registered) => Registering::Done(Ok(registered)),
         });
-        self.parting.push(Parting::new(operation.ticket, error, memory.collect()));
+        self.failed.push(FailedTransfer::new(operation.ticket, error, memory.collect()));
     }
 
     fn nonsense(&self, what: String) -> Error {
@@ -369,7 +370,7 @@ impl Outgoing {
     }
 }
 
-impl Going {
+impl ActiveSend {
     /// Whether all NICs know the memory.
     fn registered(&mut self) -> Result<bool, Error> {
         let mut all = true;

@@ -30,18 +30,18 @@ pub(crate) fn connections(hub: &Arc<Hub>, side: Side) -> Connections {
 }
 
 /// What one side says to the other.
-pub(crate) struct Said {
+pub(crate) struct SentMessages {
     queue: Queue,
     counters: Counters,
 }
 
-impl Default for Said {
+impl Default for SentMessages {
     fn default() -> Self {
         Self { queue: Queue::new(false), counters: Counters::new("p".into(), 1) }
     }
 }
 
-impl Said {
+impl SentMessages {
     pub(crate) fn io(&mut self) -> Io<'_> {
         Io { outbox: Outbox::new(&mut self.queue, 0), counters: &self.counters, now: Instant::now() }
     }

@@ -121,36 +121,36 @@ impl Channel for IpcChannel {
     }
 
     fn heard(&mut self, message: Message<'_>, io: &mut Io<'_>) -> Result<(), Error> {
-        use message::Message as Said;
+        use message::Message;
         let here = &self.here;
-        let said = Said::from_bytes(message.bytes).map_err(|error| here.nonsense(error.to_string()))?;
+        let said = Message::from_bytes(message.bytes).map_err(|error| here.nonsense(error.to_string()))?;
         let next = self.sends.next().max(self.receives.next());
         if said.transfer().is_some_and(|number| number.saturating_sub(next) >= MOST_AHEAD) {
             return Err(here.nonsense(format!("{said:?}, and {next} is the next here")));
         }
         match said {
-            Said::Ring(offer) => self.receives.ring(&offer, here, io)?,
-            Said::Wanted { number, bytes } => self.sends.wanted(number, bytes, here, io),
-            Said::Unwanted { number } => self.sends.unwanted(number, here),
-            Said::Staged { number, offset, bytes, slot, filled } => {
+            Message::Ring(offer) => self.receives.ring(&offer, here, io)?,
+            Message::Wanted { number, bytes } => self.sends.wanted(number, bytes, here, io),
+            Message::Unwanted { number } => self.sends.unwanted(number, here),
+            Message::Staged { number, offset, bytes, slot, filled } => {
                 self.receives.staged((number, offset, bytes), (slot, filled), here, io)?;
             }
-            Said::Filled { slot, filled } => self.receives.filled(slot, filled),
-            Said::Nothing { number } => self.receives.nothing(number, here, io)?,
-            Said::NothingCame { number } => self.sends.nothing_came(number, here)?,
-            Said::Taken { slot } => self.sends.taken(slot, here, io)?,
-            Said::Blind => self.sends.blind(io),
-            Said::Differs { number, sent } => self.receives.differs(number, sent, here),
-            Said::GivenUp { number } => self.receives.given_up(number, here),
-            Said::SendFailed { number, what } => self.receives.send_failed(number, what, here),
-            Said::ReceiveFailed { number, what } => self.sends.receive_failed(number, &what, here),
-            Said::Open { region } => self.lent.open(region, here, io),
-            Said::Opened { region, offer } => self.writes.opened(region, &offer, here, io)?,
-            Said::Gone { region, why } => self.writes.gone(region, &why, here, io),
-            Said::Withdraw { region } => self.writes.withdrawn(region, here, io),
-            Said::Released { region } => self.lent.released(region),
-            Said::Landed { counter, bytes } => io.arrived(counter, bytes),
-            Said::Missed { counter, why } => io.missed(counter, &here.remote_error(&why)),
+            Message::Filled { slot, filled } => self.receives.filled(slot, filled),
+            Message::Nothing { number } => self.receives.nothing(number, here, io)?,
+            Message::NothingCame { number } => self.sends.nothing_came(number, here)?,
+            Message::Taken { slot } => self.sends.taken(slot, here, io)?,
+            Message::Blind => self.sends.blind(io),
+            Message::Differs { number, sent } => self.receives.differs(number, sent, here),
+            Message::GivenUp { number } => self.receives.given_up(number, here),
+            Message::SendFailed { number, what } => self.receives.send_failed(number, what, here),
+            Message::ReceiveFailed { number, what } => self.sends.receive_failed(number, &what, here),
+            Message::Open { region } => self.lent.open(region, here, io),
+            Message::Opened { region, offer } => self.writes.opened(region, &offer, here, io)?,
+            Message::Gone { region, why } => self.writes.gone(region, &why, here, io),
+            Message::Withdraw { region } => self.writes.withdrawn(region, here, io),
+            Message::Released { region } => self.lent.released(region),
+            Message::Landed { counter, bytes } => io.arrived(counter, bytes),
+            Message::Missed { counter, why } => io.missed(counter, &here.remote_error(&why)),
         }
         self.poll(io).map(|_| ())
     }

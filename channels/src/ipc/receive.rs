@@ -12,8 +12,8 @@ use super::message::{Message, RingOffer};
 use super::send::MOST_OLD;
 use super::words::SeenWords;
 use crate::channel::{Activity, Io, Operation};
-use crate::doubt::Doubt;
 use crate::error::Error;
+use crate::stall_check::StallCheck;
 use crate::transfer::Aborts;
 
 /// How long the link has to say that the peer has gone, when its ring cannot be opened: that is the better reason.
@@ -32,11 +32,11 @@ pub(super) struct Receives {
     /// The numbers of those whose memory is not known to be there: the sender was not told that they are ready.
     unready: VecDeque<u64>,
     /// Of the streams that those wait for.
-    doubt: Doubt,
+    stall_check: StallCheck,
     /// The number of the next one to be started.
     next: u64,
     /// How transfers end that were not started yet.
-    fates: HashMap<u64, Fate>,
+    fates: HashMap<u64, SendFailure>,
     /// Chunks that are on their way out of slots, as they are in the stream.
     chunks: VecDeque<Chunk>,
 }
@@ -57,7 +57,7 @@ struct Way {
     turn: u32,
     /// The driver has refused between two calls: something may have been enqueued that `done` does not tell of.
     is_unmarked: bool,
-    doubt: Doubt,
+    stall_check: StallCheck,
 }
 
 #[derive(Debug)]
@@ -74,7 +74,7 @@ struct Receiving {
 }
 
 #[derive(Clone, Debug)]
-enum Fate {
+enum SendFailure {
     GivenUp,
     Failed(String),
     Differs(u64),
@@ -161,8 +161,9 @@ impl Receives {
             self.old.push(std::mem::replace(&mut way.source, source));
             (way.words, way.slots, way.stride) = (words, slots, stride);
         } else if let Some((stream, go, done)) = stream {
-            let (turn, is_unmarked, doubt) = Default::default();
-            self.way = Some(Way { source, words, slots, stride, stream, go, done, turn, is_unmarked, doubt });
+            let (turn, is_unmarked, stall_check) = Default::default();
+            self.way =
+                Some(Way { source, words, slots, stride, stream, go, done, turn, is_unmarked, stall_check });
         }
         Ok(())
     }
@@ -250,20 +251,20 @@ impl Receives {
 
     /// The sender has given it up, or it has other lengths.
     pub(super) fn given_up(&mut self, number: u64, here: &Here) {
-        self.note(number, Fate::GivenUp, here);
+        self.note(number, SendFailure::GivenUp, here);
     }
 
     /// It has failed on the sender's side.
     pub(super) fn send_failed(&mut self, number: u64, what: String, here: &Here) {
-        self.note(number, Fate::Failed(what), here);
+        self.note(number, SendFailure::Failed(what), here);
     }
 
     /// As [`Receives::given_up`].
     pub(super) fn differs(&mut self, number: u64, sent: u64, here: &Here) {
-        self.note(number, Fate::Differs(sent), here);
+        self.note(number, SendFailure::Differs(sent), here);
     }
 
-    fn note(&mut self, number: u64, fate: Fate, here: &Here) {
+    fn note(&mut self, number: u64, fate: SendFailure, here: &Here) {
         if number >= self.next {
             self.fates.insert(number, fate);
         } else {
@@ -271,13 +272,13 @@ impl Receives {
         }
     }
 
-    fn end_as(&mut self, number: u64, fate: Fate, here: &Here) {
+    fn end_as(&mut self, number: u64, fate: SendFailure, here: &Here) {
         let Some(receiving) = self.waiting.get_mut(&number) else { return };
         let expected = receiving.operation.span.bytes;
         receiving.fate.get_or_insert_with(|| match fate {
-            Fate::GivenUp => here.remote_error("the send was dropped"),
-            Fate::Failed(what) => here.remote_error(&format!("send {number} has failed: {what}")),
-            Fate::Differs(sent) => {
+            SendFailure::GivenUp => here.remote_error("the send was dropped"),
+            SendFailure::Failed(what) => here.remote_error(&format!("send {number} has failed: {what}")),
+            SendFailure::Differs(sent) => {
                 Error::LengthsDiffer { peer: Arc::clone(&here.peer), number, sent, expected }
             }
         });
@@ -353,7 +354,7 @@ impl Receives {
         let under_way = if self.chunks.is_empty() { Activity::Idle } else { Activity::Waiting };
         let stands_still = !self.chunks.is_empty() && activity != Activity::Moved;
         if let Some(way) = &mut self.way {
-            way.doubt.ask(io.now(), stands_still, &way.stream)?;
+            way.stall_check.ask(io.now(), stands_still, &way.stream)?;
         }
         Ok(activity.max(under_way))
     }
@@ -362,7 +363,7 @@ impl Receives {
     fn want(&mut self, io: &mut Io<'_>) -> Activity {
         let mut activity = Activity::Idle;
         // A stream whose context is lost tells nothing.
-        let is_doubtful = self.doubt.is_due(io.now(), !self.unready.is_empty());
+        let is_doubtful = self.stall_check.is_due(io.now(), !self.unready.is_empty());
         let mut lives = HashMap::new();
         for _ in 0..self.unready.len() {
             let Some(number) = self.unready.pop_front() else { break };

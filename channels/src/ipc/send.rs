@@ -12,8 +12,8 @@ use super::message::Message;
 use super::ring::Ring;
 use super::slots::Found;
 use crate::channel::{Activity, Io, Operation, Ready};
-use crate::doubt::Doubt;
 use crate::error::{Error, cut};
+use crate::stall_check::StallCheck;
 use crate::transfer::Aborts;
 
 /// Rings that a channel has been through, at most: as many peers may be lost and live on.
@@ -55,7 +55,7 @@ struct Way {
     /// A slot that is being filled, and whether for a stream that is ready. It stays here if the driver refuses between two calls:
     /// then something may have been enqueued that no word tells of.
     taking: Option<(u16, bool)>,
-    doubt: Doubt,
+    stall_check: StallCheck,
 }
 
 #[derive(Debug)]
@@ -117,8 +117,8 @@ impl Sends {
         if self.way.is_none() {
             let stream = Stream::new(&here.used.context)?;
             let ring = join(here, io)?;
-            let (old, is_last, taking, doubt) = Default::default();
-            self.way = Some(Way { ring, old, is_last, stream, taking, doubt });
+            let (old, is_last, taking, stall_check) = Default::default();
+            self.way = Some(Way { ring, old, is_last, stream, taking, stall_check });
         }
         if let Some(what) = self.unwanted.remove(&number) {
             self.give_up(number, here.remote_error(&what));
@@ -271,7 +271,7 @@ impl Sends {
         let under_way = if self.staged.is_empty() { Activity::Idle } else { Activity::Waiting };
         let stands_still = !self.staged.is_empty() && activity != Activity::Moved;
         if let Some(way) = &mut self.way {
-            way.doubt.ask(io.now(), stands_still, &way.stream)?;
+            way.stall_check.ask(io.now(), stands_still, &way.stream)?;
         }
         Ok(activity.max(under_way))
     }

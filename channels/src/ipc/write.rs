@@ -12,9 +12,9 @@ use super::imports::{Closing, Imported};
 use super::message::{Message, RegionOffer};
 use super::region::{self, Part};
 use crate::channel::{Activity, Batch, Io, Page, Ready, RegionPart};
-use crate::doubt::Doubt;
 use crate::error::Error;
 use crate::region::Copies;
+use crate::stall_check::StallCheck;
 use crate::transfer::{Aborts, Ticket};
 
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub(super) struct Writes {
     line: VecDeque<Writing>,
     aborts: Aborts,
     /// Those that were, as they are in the stream.
-    flying: VecDeque<Flying>,
+    flying: VecDeque<InFlight>,
     /// Targets that are being closed.
     closing: Vec<(u64, Closing)>,
 }
@@ -37,13 +37,13 @@ struct Way {
     /// Written by the stream behind each batch.
     word: Word,
     turn: u32,
-    doubt: Doubt,
+    stall_check: StallCheck,
 }
 
 impl Way {
     fn new(here: &Here) -> Result<Self, DriverError> {
         let stream = Stream::new(&here.used.context)?;
-        Ok(Self { stream, word: here.used.words.take()?, turn: 0, doubt: Doubt::default() })
+        Ok(Self { stream, word: here.used.words.take()?, turn: 0, stall_check: StallCheck::default() })
     }
 }
 
@@ -67,12 +67,12 @@ struct Open {
 
 /// What is told of a batch at its end.
 #[derive(Debug)]
-struct Told {
+struct BatchCompletion {
     ticket: Ticket,
     counter: u32,
     bytes: u64,
     fate: Option<Error>,
-    /// Keeps the memory that is read, until [`Told::end`]: for ever if the channel is dropped before, because the stream may go on
+    /// Keeps the memory that is read, until [`BatchCompletion::end`]: for ever if the channel is dropped before, because the stream may go on
     /// then.
     local: ManuallyDrop<Arc<dyn RegionPart>>,
 }
@@ -86,19 +86,19 @@ struct Writing {
     copies: Copies,
     ready: Ready,
     has_begun: bool,
-    told: Told,
+    told: BatchCompletion,
 }
 
 #[derive(Debug)]
-struct Flying {
+struct InFlight {
     target: u64,
     turn: u32,
-    told: Told,
+    told: BatchCompletion,
 }
 
-impl Told {
+impl BatchCompletion {
     fn end(self, io: Option<&mut Io<'_>>) {
-        let Told { ticket, counter, bytes, fate, local } = self;
+        let BatchCompletion { ticket, counter, bytes, fate, local } = self;
         match fate {
             Some(error) => {
                 if let Some(io) = io {
@@ -122,7 +122,8 @@ impl Writes {
         let Batch { local, remote, pages, bytes, counter, ready, ticket } = batch;
         self.aborts.watch(&ticket);
         let from = local.as_any().downcast_ref::<Part>().map(Part::span);
-        let mut told = Told { ticket, counter, bytes, fate: None, local: ManuallyDrop::new(local) };
+        let mut told =
+            BatchCompletion { ticket, counter, bytes, fate: None, local: ManuallyDrop::new(local) };
         let number = match (region::number(&remote), from) {
             (Ok(number), Some(from)) if from.device == here.local => Ok((number, from.address)),
             (Ok(_), _) => {
@@ -263,7 +264,7 @@ impl Writes {
         let under_way = if self.flying.is_empty() { Activity::Idle } else { Activity::Waiting };
         activity = activity.max(under_way);
         if let Some(way) = &mut self.way {
-            way.doubt.ask(io.now(), activity == Activity::Waiting, &way.stream)?;
+            way.stall_check.ask(io.now(), activity == Activity::Waiting, &way.stream)?;
         }
         Ok(activity)
     }
@@ -271,7 +272,7 @@ impl Writes {
     /// Ends what was done.
     fn land(&mut self, here: &Here, mut io: Option<&mut Io<'_>>) -> Activity {
         let mut activity = Activity::Idle;
-        while let Some(Flying { target, told, .. }) = self.next_landed() {
+        while let Some(InFlight { target, told, .. }) = self.next_landed() {
             activity = Activity::Moved;
             told.end(io.as_deref_mut());
             if let Some(known) = self.targets.get_mut(&target) {
@@ -282,7 +283,7 @@ impl Writes {
         activity
     }
 
-    fn next_landed(&mut self) -> Option<Flying> {
+    fn next_landed(&mut self) -> Option<InFlight> {
         let word = &self.way.as_ref()?.word;
         self.flying.pop_front_if(|flying| word.has_reached(flying.turn))
     }
@@ -371,7 +372,7 @@ impl Writes {
             return Err(error.into());
         }
         way.turn = turn;
-        self.flying.push_back(Flying { target: writing.target, turn, told: writing.told });
+        self.flying.push_back(InFlight { target: writing.target, turn, told: writing.told });
         Ok(Activity::Moved)
     }
 

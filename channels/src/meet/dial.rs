@@ -13,7 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 
 use super::address::{Address, Place};
 use super::listener::socket_name;
-use super::{Links, here, preamble};
+use super::{Links, local_listener, preamble};
 use crate::link::{Link, Socket};
 
 /// How long a listener that was reached may take to answer.
@@ -31,7 +31,7 @@ pub(crate) fn reach(
     deadline: Deadline,
 ) -> Result<Link, String> {
     if links.memory && address.place.is_process_of(own) {
-        return match here::knock(&address.cookie) {
+        return match local_listener::knock(&address.cookie) {
             Some(half) => Ok(Link::Memory(half)),
             None => Err("the listener has gone".to_owned()),
         };
@@ -59,7 +59,7 @@ pub(crate) fn reach(
 fn reach_unix(address: &Address, deadline: Deadline) -> io::Result<Link> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // It does not wait for a listener that has too many at its door: that is tried again.
+    // It does not wait for a listener whose queue is full: that is tried again.
     rustix::net::connect(
         &socket,
         &SocketAddrUnix::new_abstract_name(socket_name(&address.name).as_bytes())?,

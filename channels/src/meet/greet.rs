@@ -18,7 +18,7 @@ use crate::error::{Error, no_descriptors};
 use crate::link::{Broken, Kind, Link, Outgoing, Queue};
 
 /// How long one who has connected may take for all that it has to say. It says it at once, unless it was stopped just then; others
-/// wait at the door meanwhile. One who was too slow is not met, and comes again. It has as long also where the listener's time is
+/// wait at the listener meanwhile. One who was too slow is not met, and comes again. It has as long also where the listener's time is
 /// over, or one who listens for a moment at a time would meet nobody but by luck.
 const SHARE: Duration = Duration::from_secs(2);
 
@@ -34,7 +34,7 @@ pub(crate) struct Met {
 }
 
 /// A link on which one waits for what is said.
-struct Talk {
+struct Handshake {
     link: Link,
     queue: Queue,
     peer: Arc<str>,
@@ -42,7 +42,7 @@ struct Talk {
     begun: Instant,
 }
 
-impl Talk {
+impl Handshake {
     fn say(&mut self, kind: Kind, bytes: Vec<u8>) -> Result<(), Error> {
         self.queue.push(Outgoing::control(kind, 0, bytes));
         loop {
@@ -111,7 +111,7 @@ pub(crate) fn greet(
 ) -> Result<Met, Error> {
     let queue = Queue::new(link.carries_files());
     let mut talk =
-        Talk { link, queue, peer: "whoever has connected".into(), deadline, begun: Instant::now() };
+        Handshake { link, queue, peer: "whoever has connected".into(), deadline, begun: Instant::now() };
     let read = |bytes: &[u8]| Hello::decode(bytes);
     let hello = match side {
         Side::Connecting => {

@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::address::{Address, Place};
-use super::here::Door;
+use super::local_listener::LocalListener;
 use super::{Links, PREAMBLE, preamble};
 use crate::error::Error;
 use crate::link::{Link, Socket};
@@ -55,11 +55,11 @@ fn show_out(strangers: &mut Vec<Stranger>) -> bool {
 
 /// Sockets on which a process listens, and what shows who has been told of them.
 #[derive(Debug)]
-pub(crate) struct Doors {
+pub(crate) struct Listeners {
     address: Address,
     unix: Option<UnixListener>,
     tcp: Option<TcpListener>,
-    here: Option<Arc<Door>>,
+    here: Option<Arc<LocalListener>>,
     strangers: Mutex<Vec<Stranger>>,
 }
 
@@ -111,7 +111,7 @@ pub(crate) fn socket_name(name: &[u8; 16]) -> String {
     abstract_name("channels", name)
 }
 
-impl Doors {
+impl Listeners {
     /// Listens, for connections of these kinds.
     pub(crate) fn open(place: &Place, links: Links) -> Result<Self, Error> {
         Self::try_open(place, links).map_err(|source| Error::System {
@@ -123,7 +123,7 @@ impl Doors {
     fn try_open(place: &Place, links: Links) -> io::Result<Self> {
         let (name, cookie, answer) = (random()?, random()?, random()?);
         let mut address = Address { place: place.clone(), name, cookie, answer, tcp: Vec::new() };
-        let here = if links.memory { Some(Door::open(cookie)?) } else { None };
+        let here = if links.memory { Some(LocalListener::open(cookie)?) } else { None };
         let unix = if links.unix {
             Some(UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket_name(&name))?)?)
         } else {
@@ -153,7 +153,7 @@ impl Doors {
         let mut last = None;
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(half) = self.here.as_ref().and_then(|door| door.take()) {
+            if let Some(half) = self.here.as_ref().and_then(|listener| listener.take()) {
                 return Ok(Link::Memory(half));
             }
             let let_in = self.let_in(&mut strangers);
@@ -176,7 +176,7 @@ impl Doors {
         }
     }
 
-    /// Lets in who waits at the door.
+    /// Lets in who waits at the listener.
     ///
     /// # Errors
     ///
@@ -233,8 +233,8 @@ impl Doors {
             most = most.min(GRACE.saturating_sub(oldest));
         }
         let mut watched = Vec::new();
-        if let Some(door) = &self.here {
-            watched.push(PollFd::new(&door.bell, PollFlags::IN));
+        if let Some(listener) = &self.here {
+            watched.push(PollFd::new(&listener.bell, PollFlags::IN));
         }
         if !is_full && lets_in {
             watched.extend(self.unix.as_ref().map(|listener| PollFd::new(listener, PollFlags::IN)));
@@ -276,23 +276,23 @@ mod tests {
     #[test]
     fn a_listener_that_never_sleeps_shows_strangers_out_and_lets_the_next_one_in() {
         let links = Links { memory: false, unix: true, tcp: false };
-        let doors = Doors::open(&Place::current().unwrap(), links).unwrap();
-        let at = UnixAddr::from_abstract_name(socket_name(&doors.address.name)).unwrap();
+        let listeners = Listeners::open(&Place::current().unwrap(), links).unwrap();
+        let at = UnixAddr::from_abstract_name(socket_name(&listeners.address.name)).unwrap();
         let now = || Deadline::after(Duration::ZERO);
-        // The queue at the door is shorter, perhaps.
+        // The queue at the listener is shorter, perhaps.
         let mut silent: Vec<UnixStream> = Vec::new();
         while silent.len() < MOST_STRANGERS {
             silent.push(UnixStream::connect_addr(&at).unwrap());
-            assert!(doors.accept(now()).is_err());
+            assert!(listeners.accept(now()).is_err());
         }
-        for stranger in doors.strangers.lock().unwrap().iter_mut() {
+        for stranger in listeners.strangers.lock().unwrap().iter_mut() {
             stranger.since -= GRACE;
         }
         let mut told = UnixStream::connect_addr(&at).unwrap();
-        told.write_all(&preamble(&doors.address.cookie)).unwrap();
-        doors.accept(now()).unwrap();
+        told.write_all(&preamble(&listeners.address.cookie)).unwrap();
+        listeners.accept(now()).unwrap();
         let mut answer = [0; 16];
         told.read_exact(&mut answer).unwrap();
-        assert_eq!(answer, doors.address.answer);
+        assert_eq!(answer, listeners.address.answer);
     }
 }

@@ -8,8 +8,8 @@ mod address;
 mod dial;
 mod greet;
 mod hello;
-mod here;
 mod listener;
+mod local_listener;
 mod name;
 
 pub(crate) use address::Place;
@@ -17,7 +17,7 @@ pub use address::{Address, NotAnAddress};
 pub(crate) use dial::reach;
 pub(crate) use greet::greet;
 pub(crate) use hello::Hello;
-pub(crate) use listener::Doors;
+pub(crate) use listener::Listeners;
 pub use meshreduce_store::interface::SOCKET_IFNAME;
 pub(crate) use meshreduce_store::sockets::random;
 pub(crate) use name::{look, publish, restore, withdraw};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::leaving::Leaving;
 use super::slot::Slot;
-use super::{Pulse, Waker};
+use super::{Heartbeat, Waker};
 use crate::channel::Activity;
 use crate::endpoint::Shared;
 use crate::error::{Error, cut};
@@ -20,7 +20,7 @@ use crate::link::{Kind, Link, Outgoing, Queue};
 use crate::registry::Kinds;
 
 /// How long an endpoint that was closed tries to say so, and what was said before, to a peer that takes nothing.
-const FAREWELL: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One endpoint.
 #[derive(Debug)]
@@ -36,13 +36,13 @@ pub(crate) struct Connection {
     channels: BTreeMap<u32, Slot>,
     /// Channels that are over, and of which something is still in use.
     leaving: Leaving,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     /// Something that was taken in was not looked at yet.
     has_more: bool,
     /// Until when an endpoint that is over may go on sending.
-    farewell: Option<Instant>,
+    drain_until: Option<Instant>,
     /// The other side says nothing any more. What is still to be said is said all the same.
-    is_deaf: bool,
+    is_read_closed: bool,
     /// The other side has had time enough to take its leave. The link stays for as long as it has something of this side's.
     is_late: bool,
 }
@@ -60,7 +60,7 @@ pub(super) struct Look<'a> {
 
 impl Connection {
     pub(crate) fn new(shared: Arc<Shared>, link: Link) -> Self {
-        let pulse = Pulse::new(link.needs_heartbeats().then(|| shared.silence()));
+        let heartbeat = Heartbeat::new(link.needs_heartbeats().then(|| shared.silence()));
         Self {
             shared,
             queue: Queue::new(link.carries_files()),
@@ -69,11 +69,11 @@ impl Connection {
             is_linked: true,
             channels: BTreeMap::new(),
             leaving: Leaving::default(),
-            pulse,
+            heartbeat,
             // The greeting may have taken in more than was its own.
             has_more: true,
-            farewell: None,
-            is_deaf: false,
+            drain_until: None,
+            is_read_closed: false,
             is_late: false,
         }
     }
@@ -93,8 +93,8 @@ impl Connection {
     }
 
     /// Whether nothing more is to be heard. Nobody need wait for the link then.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.is_deaf
+    pub(super) fn is_read_closed(&self) -> bool {
+        self.is_read_closed
     }
 
     /// Whether something waits to be sent.
@@ -104,8 +104,8 @@ impl Connection {
 
     /// When it wants to be looked at, whatever happens.
     pub(super) fn due(&self) -> Option<Instant> {
-        let life = if self.shared.cause().is_none() { self.pulse.due() } else { None };
-        life.into_iter().chain(self.farewell).chain(self.leaving.due()).min()
+        let life = if self.shared.cause().is_none() { self.heartbeat.due() } else { None };
+        life.into_iter().chain(self.drain_until).chain(self.leaving.due()).min()
     }
 
     /// Whether nothing is left of it.
@@ -118,12 +118,12 @@ impl Connection {
         self.is_late && self.leaving.is_quiet()
     }
 
-    /// Ends the endpoint: everything on it fails with `cause`. Unless the link is gone, the other side is told `farewell`.
-    pub(super) fn end(&mut self, cause: &Error, farewell: Option<&str>) {
+    /// Ends the endpoint: everything on it fails with `cause`. Unless the link is gone, the other side is told `goodbye`.
+    pub(super) fn end(&mut self, cause: &Error, goodbye: Option<&str>) {
         if !self.end_all(cause) {
             return;
         }
-        match farewell {
+        match goodbye {
             Some(text) if self.is_linked => {
                 let text = cut(text, 64 << 10).as_bytes().to_vec();
                 self.queue.push(Outgoing::control(Kind::Goodbye, 0, text));
@@ -138,7 +138,7 @@ impl Connection {
             return false;
         }
         tracing::debug!(peer = %self.shared.peer(), %cause, "an endpoint ends");
-        self.farewell = Some(Instant::now() + FAREWELL);
+        self.drain_until = Some(Instant::now() + DRAIN_TIMEOUT);
         self.shared.counters().end(cause);
         let open = self.channels.iter().filter(|(_, slot)| matches!(slot, Slot::Open { .. }));
         let open: Vec<u32> = open.map(|(id, _)| *id).collect();
@@ -156,13 +156,13 @@ impl Connection {
         }
         if self.shared.cause().is_none() {
             activity = activity.max(self.poll_channels(look));
-            self.take_pulse(look.now);
+            self.check_heartbeat(look.now);
         }
         activity = activity.max(self.leave(look.now));
         if self.flush(look) {
             activity = Activity::Moved;
         }
-        if self.is_deaf && self.wants_to_write() {
+        if self.is_read_closed && self.wants_to_write() {
             activity = activity.max(Activity::Waiting);
         }
         activity
@@ -177,8 +177,8 @@ impl Connection {
                 queue.push(Outgoing::control(Kind::Quiet, id, Vec::new()));
             }
         });
-        if self.farewell.is_some_and(|until| now >= until) {
-            (self.farewell, self.is_late) = (None, true);
+        if self.drain_until.is_some_and(|until| now >= until) {
+            (self.drain_until, self.is_late) = (None, true);
         }
         // Transfers may wait for the link to let go of their memory: for one that takes nothing they have waited long enough.
         let is_clogged = !self.queue.is_empty() && !self.leaving.is_quiet();

@@ -5,9 +5,9 @@
 
 mod command;
 mod connection;
+mod heartbeat;
 mod leaving;
 mod missed;
-mod pulse;
 mod run;
 mod slot;
 #[cfg(test)]
@@ -16,8 +16,8 @@ mod waker;
 
 pub(crate) use command::{Command, Latch, Site};
 pub(crate) use connection::Connection;
+use heartbeat::Heartbeat;
 pub(crate) use missed::Missed;
-use pulse::Pulse;
 pub(crate) use run::start;
 pub(crate) use slot::unharmed;
 pub use waker::Waker;

@@ -229,7 +229,7 @@ impl Thread {
                     // It is gone already if there was nothing more to hear.
                     let _ = epoll::delete(&self.epoll, descriptor);
                 }
-            } else if connection.is_deaf() {
+            } else if connection.is_read_closed() {
                 // The end of what there was to hear is told again and again. It is gone already the second time.
                 if let Some(descriptor) = connection.link().and_then(|link| link.descriptor()) {
                     let _ = epoll::delete(&self.epoll, descriptor);

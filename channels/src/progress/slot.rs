@@ -18,7 +18,7 @@ pub(super) enum Slot {
 
 /// Why a call of a channel has failed.
 #[derive(Debug)]
-pub(super) struct Failure {
+pub(super) struct ChannelCallError {
     pub(super) error: Error,
     /// What it has left behind is in no known state.
     pub(super) has_panicked: bool,
@@ -34,11 +34,11 @@ pub(crate) fn unharmed(what: &str, call: impl FnOnce()) {
 }
 
 /// Calls code of a channel of this name, which may panic without harm to others.
-pub(super) fn guarded<T>(name: &str, call: impl FnOnce() -> Result<T, Error>) -> Result<T, Failure> {
+pub(super) fn guarded<T>(name: &str, call: impl FnOnce() -> Result<T, Error>) -> Result<T, ChannelCallError> {
     // What was called is dropped if it has panicked.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Failure { error, has_panicked: false }),
+        Ok(Err(error)) => Err(ChannelCallError { error, has_panicked: false }),
         Err(panic) => {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
@@ -46,7 +46,7 @@ pub(super) fn guarded<T>(name: &str, call: impl FnOnce() -> Result<T, Error>) ->
             std::mem::forget(panic);
             let error = Error::Other { name: name.into(), what: format!("it panicked: {text}").into() };
             tracing::error!(%error);
-            Err(Failure { error, has_panicked: true })
+            Err(ChannelCallError { error, has_panicked: true })
         }
     }
 }

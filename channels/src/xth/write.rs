@@ -36,17 +36,17 @@ pub(super) struct Writes {
     apart: Option<Arc<PrimaryContext>>,
     line: VecDeque<Writing>,
     aborts: Aborts,
-    flying: VecDeque<Flying>,
+    flying: VecDeque<InFlight>,
 }
 
 /// What is told of a batch at its end.
 #[derive(Debug)]
-struct Told {
+struct BatchCompletion {
     ticket: Ticket,
     counter: u32,
     bytes: u64,
     fate: Option<Error>,
-    /// Both keep the memory, until [`Told::end`]: for ever if the channel panics, because the lane may go on then.
+    /// Both keep the memory, until [`BatchCompletion::end`]: for ever if the channel panics, because the lane may go on then.
     local: ManuallyDrop<Arc<dyn RegionPart>>,
     target: ManuallyDrop<Arc<Part>>,
 }
@@ -58,18 +58,18 @@ struct Writing {
     has_begun: bool,
     /// Of host memory, which waits for no stream.
     gate: Gate,
-    told: Told,
+    told: BatchCompletion,
 }
 
 #[derive(Debug)]
-struct Flying {
+struct InFlight {
     mark: Mark,
-    told: Told,
+    told: BatchCompletion,
 }
 
-impl Told {
+impl BatchCompletion {
     fn end(self, io: Option<&mut Io<'_>>) {
-        let Told { ticket, counter, bytes, fate, local, target } = self;
+        let BatchCompletion { ticket, counter, bytes, fate, local, target } = self;
         if let Some(io) = io {
             io.send(match &fate {
                 Some(error) => missed(counter, error),
@@ -120,7 +120,7 @@ impl Writes {
         match target {
             Ok(target) => {
                 let (local, target) = (ManuallyDrop::new(local), ManuallyDrop::new(target));
-                let told = Told { ticket, counter, bytes, fate: None, local, target };
+                let told = BatchCompletion { ticket, counter, bytes, fate: None, local, target };
                 self.line.push_back(Writing {
                     copies: Copies::new(pages),
                     ready,
@@ -138,7 +138,7 @@ impl Writes {
 
     pub(super) fn poll(&mut self, io: &mut Io<'_>) -> Result<Activity, Error> {
         let mut activity = Activity::Idle;
-        while let Some(Flying { told, .. }) =
+        while let Some(InFlight { told, .. }) =
             self.flying.pop_front_if(|flying| self.lanes.has_passed(flying.mark))
         {
             told.end(Some(io));
@@ -213,7 +213,7 @@ impl Writes {
             is_all = true;
         }
         if is_all && let Some(writing) = self.line.pop_front() {
-            self.flying.push_back(Flying { mark: attempt.mark, told: writing.told });
+            self.flying.push_back(InFlight { mark: attempt.mark, told: writing.told });
         }
         Ok(Activity::Moved)
     }
@@ -262,7 +262,7 @@ impl Writes {
 
     /// Behind the end: fails everything when nothing is copied any more; whether that is so.
     pub(super) fn end(&mut self, cause: &Error) -> bool {
-        while let Some(Flying { told, .. }) =
+        while let Some(InFlight { told, .. }) =
             self.flying.pop_front_if(|flying| self.lanes.has_passed(flying.mark))
         {
             told.end(None);

@@ -16,7 +16,7 @@ pub(crate) const LINKS: [(&str, Links); 3] = [
 
 /// One side.
 pub(crate) struct Side {
-    // Before the context, which waits for the farewell.
+    // Before the context, which waits for the peer to have closed.
     pub(crate) endpoint: Endpoint,
     pub(crate) context: Context,
 }

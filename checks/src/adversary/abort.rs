@@ -17,14 +17,14 @@ pub struct Abort {
     /// The rank.
     pub rank: usize,
     /// By whom.
-    pub by: Teller,
+    pub by: AbortSource,
     /// Turns of an idle loop before.
     pub turns: u32,
 }
 
 /// By whom a rank is told to give up, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Teller {
+pub enum AbortSource {
     /// A peer, by the abort word in the rank's pad: whoever waits looks there.
     Peer,
     /// Its host, in the host page.
@@ -57,7 +57,7 @@ $L_now:
 impl Abort {
     pub(super) fn draw(draw: &mut Draw, ranks: usize) -> Self {
         let rank = draw.below(ranks);
-        let by = draw.of(&[Teller::Peer, Teller::Peer, Teller::Lane, Teller::Host]);
+        let by = draw.of(&[AbortSource::Peer, AbortSource::Peer, AbortSource::Lane, AbortSource::Host]);
         // Most of what goes wrong does so when a call begins, and calls are short beside the turns of hundreds of threads.
         let turns = draw.of(&[0, 1, 2, 4, 8, 16, 32, 64]) as u32;
         Self { rank, by, turns: turns + draw.below(8) as u32 }
@@ -79,9 +79,9 @@ impl Abort {
             AbortWord { kind: RecordKind::HostAbort, culprit: origin, origin, lane }.encode()
         };
         let (place, word) = match self.by {
-            Teller::Peer => (in_pad, word((self.rank + 1) % ranks, lane)),
-            Teller::Host => (host_page + offset_of!(HostPage, abort) as u64, 1),
-            Teller::Lane => (own, word(self.rank, (lane + 1) % LANES)),
+            AbortSource::Peer => (in_pad, word((self.rank + 1) % ranks, lane)),
+            AbortSource::Host => (host_page + offset_of!(HostPage, abort) as u64, 1),
+            AbortSource::Lane => (own, word(self.rank, (lane + 1) % LANES)),
         };
         let params = [&place.to_le_bytes()[..], &word.to_le_bytes(), &self.turns.to_le_bytes()].concat();
         let launch = Launch { kernel, grid: [1; 3], block: [1; 3], params: params.into(), dynamic_shared: 0 };

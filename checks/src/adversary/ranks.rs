@@ -11,7 +11,7 @@ use meshreduce_wire::{
     AbortWord, Algorithm, DType, ErrorRecord, Isa, LaneParams, LaunchDescriptor, MAX_RANKS, Op, counters, pad,
 };
 
-use super::{Abort, Failure, LANES, Numbers, Odd, Teller, labels};
+use super::{Abort, AbortSource, LANES, Numbers, Odd, RunFailure, labels};
 
 /// Calls of a lane, one behind the other, as far as what they leave behind depends on it.
 pub(super) struct Sequence {
@@ -143,12 +143,12 @@ impl Ranks {
         abort.launch(&mut self.session, (self.sequence.lane, self.ranks.len()), places);
     }
 
-    pub(super) fn finish(mut self, expected: &[Expected]) -> Result<Summary, Failure> {
-        let summary = self.session.run().map_err(|report| Failure::Found(Box::new(report)))?;
+    pub(super) fn finish(mut self, expected: &[Expected]) -> Result<Summary, RunFailure> {
+        let summary = self.session.run().map_err(|report| RunFailure::Found(Box::new(report)))?;
         let word = |address: u64| self.word(address);
         let last = || self.session.interleaving(100);
         let numbers = self.sequence.numbers();
-        let wrong = |text| Err(Failure::Wrong { text, interleaving: last() });
+        let wrong = |text| Err(RunFailure::Wrong { text, interleaving: last() });
         // By rank: the calls that ended well.
         let mut ended = Vec::new();
         for (number, rank) in self.ranks.iter().enumerate() {
@@ -159,11 +159,13 @@ impl Ranks {
                 let code = word(record + offset_of!(ErrorRecord, abort) as u64) as u32;
                 let record = AbortWord::decode(if valid != 0 { code } else { abort });
                 let text = format!("rank {number}: {record:?}");
-                return Err(Failure::GaveUp { text, interleaving: last() });
+                return Err(RunFailure::GaveUp { text, interleaving: last() });
             }
             let own = word(rank.counters + counters::ABORT) as u32;
-            let told_by_lane =
-                self.sequence.abort.is_some_and(|abort| (abort.rank, abort.by) == (number, Teller::Lane));
+            let told_by_lane = self
+                .sequence
+                .abort
+                .is_some_and(|abort| (abort.rank, abort.by) == (number, AbortSource::Lane));
             // If another lane raised it behind the last call, nobody has seen it.
             if own == 0 && (valid != 0 || told_by_lane) || own != 0 && valid == 0 && !told_by_lane {
                 return wrong(format!(
@@ -229,7 +231,7 @@ impl Ranks {
                     got[at],
                     bytes[at]
                 );
-                return Err(Failure::Wrong { text, interleaving: last() });
+                return Err(RunFailure::Wrong { text, interleaving: last() });
             }
         }
         Ok(summary)

@@ -19,7 +19,7 @@ use meshreduce_wire::{
 
 use super::odd::PATIENCE_NS;
 use super::ranks::{Expected, Ranks, Sequence};
-use super::{DEADLINE_NS, Failure, Others};
+use super::{DEADLINE_NS, Others, RunFailure};
 use crate::{inputs, params, reference};
 pub use scenario::{SliceCall, SliceScenario};
 
@@ -131,7 +131,7 @@ impl SliceKernels {
     ///
     /// # Errors
     /// The outer one if there is no kernel for it; the inner one if anything is found, a kernel gives up, or a result is wrong.
-    pub fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+    pub fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, RunFailure>> {
         self.play_scenario(&self.scenario(seed), seed, options)
     }
 
@@ -144,7 +144,7 @@ impl SliceKernels {
         scenario: &SliceScenario,
         seed: u64,
         options: Options,
-    ) -> Result<Result<Summary, Failure>> {
+    ) -> Result<Result<Summary, RunFailure>> {
         let (ranks, expected) = self.launch(scenario, seed, options)?;
         Ok(ranks.finish(&expected))
     }

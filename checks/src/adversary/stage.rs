@@ -8,7 +8,7 @@ use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, LaunchParams, geometry};
 
 use super::ranks::{Expected, Ranks, Sequence};
-use super::{Call, DEADLINE_NS, Failure, Kernels, Scenario};
+use super::{Call, DEADLINE_NS, Kernels, RunFailure, Scenario};
 use crate::{inputs, params, reference};
 
 /// Ranks that play a scenario.
@@ -129,7 +129,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    pub(super) fn finish(self, expected: &[Expected]) -> Result<Summary, Failure> {
+    pub(super) fn finish(self, expected: &[Expected]) -> Result<Summary, RunFailure> {
         self.ranks.finish(expected)
     }
 }

@@ -8,7 +8,7 @@ use super::view::{Finding, GpuRow, Grade, View};
 
 /// Where a view comes from, which decides what of the process it is shown in concerns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Origin {
     /// This machine.
     Here,
     /// An emulated node, by a process of this machine.
@@ -18,7 +18,7 @@ pub(crate) enum Seen {
 }
 
 /// All of them, most serious first.
-pub(crate) fn of(view: &View, seen: Seen) -> Vec<Finding> {
+pub(crate) fn of(view: &View, seen: Origin) -> Vec<Finding> {
     let mut found = Findings::default();
     if view.nics.is_empty() {
         found.note("there is no NIC with verbs, so nothing goes beyond this machine but by basic".to_owned());
@@ -30,11 +30,11 @@ pub(crate) fn of(view: &View, seen: Seen) -> Vec<Finding> {
         ports(view, &mut found);
     }
     match (&view.system, seen) {
-        (Some(_), Seen::Here) if !view.nics.is_empty() => {
+        (Some(_), Origin::Here) if !view.nics.is_empty() => {
             limits(view, &mut found);
             namespaces(view, &mut found);
         }
-        (Some(_), Seen::Here) => namespaces(view, &mut found),
+        (Some(_), Origin::Here) => namespaces(view, &mut found),
         _ => {}
     }
     found.0.sort_by_key(|finding| finding.grade);

@@ -12,10 +12,10 @@ use meshreduce_device::identity::PciAddress;
 use meshreduce_device::{Device, GpuDirect, VisibleDevice};
 use meshreduce_verbs_loader::{DeviceList, Library};
 
-use super::view::{Branch, ChannelRow, GpuRow, NicRow, View, Way};
+use super::view::{Branch, ChannelRow, GpuRow, NicPaths, NicRow, View};
 
 /// A device that the driver shows.
-struct Seen {
+struct DriverDevice {
     ordinal: u32,
     name: String,
     address: PciAddress,
@@ -46,7 +46,7 @@ pub(crate) fn at_this_process(title: &str, sysfs: &Path) -> Result<(View, Topolo
 }
 
 /// Which kinds of channels are viable for these devices.
-fn channels(seen: &[Seen]) -> Result<Vec<ChannelRow>> {
+fn channels(seen: &[DriverDevice]) -> Result<Vec<ChannelRow>> {
     let devices: Vec<Device> = seen.iter().map(|device| Device::Cuda(device.ordinal)).collect();
     let report = Registry::default().report(&devices).context("asking the registry")?;
     let row = |row: meshreduce_channels::Row| ChannelRow {
@@ -91,18 +91,18 @@ pub(crate) fn at_tree(title: &str, topology: &Topology) -> Result<View> {
 }
 
 /// Devices of the driver; none if there is no driver.
-fn devices() -> Vec<Seen> {
+fn devices() -> Vec<DriverDevice> {
     let count = meshreduce_device::initialise().map_or(0, |()| VisibleDevice::count().unwrap_or(0));
     let seen = |ordinal| {
         let device = VisibleDevice::get(ordinal).ok()?;
         let address = device.identity().ok()?.pci;
         let (memory, direct) = (device.memory().ok(), GpuDirect::of(&device).ok());
-        Some(Seen { ordinal, name: device.name().unwrap_or_default(), address, memory, direct })
+        Some(DriverDevice { ordinal, name: device.name().unwrap_or_default(), address, memory, direct })
     };
     (0..count).filter_map(seen).collect()
 }
 
-fn view(title: &str, topology: &Topology, map: &Map, seen: &[Seen]) -> View {
+fn view(title: &str, topology: &Topology, map: &Map, seen: &[DriverDevice]) -> View {
     let pairing = Pairing::new(topology, map);
     let shown = seen.iter().map(|device| {
         let way = pairing.of_cuda(device.ordinal, device.address);
@@ -164,16 +164,16 @@ fn short(address: PciAddress) -> String {
     format!("{domain:04x}:{bus:02x}:{device:02x}.{function:x}")
 }
 
-fn way(paired: Result<Paired, NoNic>) -> Way {
+fn way(paired: Result<Paired, NoNic>) -> NicPaths {
     match paired {
-        Ok(paired) => Way {
+        Ok(paired) => NicPaths {
             ports: paired.ports.iter().map(ToString::to_string).collect(),
             others: paired.others.iter().map(ToString::to_string).collect(),
             distance: Some(paired.distance),
             by_map: paired.source == Source::Map,
             why_none: None,
         },
-        Err(why) => Way { why_none: Some(why.to_string()), ..Way::default() },
+        Err(why) => NicPaths { why_none: Some(why.to_string()), ..NicPaths::default() },
     }
 }
 

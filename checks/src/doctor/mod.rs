@@ -20,15 +20,15 @@ use meshreduce_emulator_node::node::{Node, sysfs};
 use crate::cluster::this_program;
 use crate::emulated_node::EmulatedNode;
 use crate::tables;
-use findings::Seen;
-pub use view::{ChannelRow, Finding, GpuRow, Grade, NicRow, View, Way};
+use findings::Origin;
+pub use view::{ChannelRow, Finding, GpuRow, Grade, NicPaths, NicRow, View};
 
 /// Where sysfs is.
 const SYSFS: &str = "MESHREDUCE_SYSFS";
 
 /// What was seen.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Sight {
+struct Capture {
     view: View,
     topology: Topology,
 }
@@ -48,7 +48,7 @@ pub fn run(arguments: &Channels) -> Result<bool> {
         println!("{}", serde_json::to_string(&sight)?);
         return Ok(true);
     }
-    let Sight { view, topology } = sight;
+    let Capture { view, topology } = sight;
     if let Some(file) = &arguments.capture {
         std::fs::write(file, toml::to_string(&topology)?)
             .with_context(|| format!("writing {}", file.display()))?;
@@ -69,27 +69,27 @@ pub fn run(arguments: &Channels) -> Result<bool> {
 }
 
 /// What this process sees: an emulated node, or its machine.
-fn here(emulated: Option<&str>) -> Result<Sight> {
+fn here(emulated: Option<&str>) -> Result<Capture> {
     let named = std::env::var_os(SYSFS).filter(|root| !root.is_empty());
     let root = named.map_or_else(|| PathBuf::from("/sys"), PathBuf::from);
     let title = emulated.map_or_else(|| "this machine".to_owned(), |name| format!("emulated node {name}"));
     let (mut view, topology) = look::at_this_process(&title, &root)?;
     view.system = Some(system::System::of_this_process());
-    view.findings = findings::of(&view, if emulated.is_some() { Seen::Emulated } else { Seen::Here });
-    Ok(Sight { view, topology })
+    view.findings = findings::of(&view, if emulated.is_some() { Origin::Emulated } else { Origin::Here });
+    Ok(Capture { view, topology })
 }
 
-fn captured(file: &Path) -> Result<Sight> {
+fn captured(file: &Path) -> Result<Capture> {
     let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let topology: Topology = toml::from_str(&text).with_context(|| format!("reading {}", file.display()))?;
     let title = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
     let mut view = look::at_tree(&format!("captured tree {title}"), &topology)?;
-    view.findings = findings::of(&view, Seen::Elsewhere);
-    Ok(Sight { view, topology })
+    view.findings = findings::of(&view, Origin::Elsewhere);
+    Ok(Capture { view, topology })
 }
 
 /// Asks a process that sees the node as its machine.
-fn emulated(name: &str) -> Result<Sight> {
+fn emulated(name: &str) -> Result<Capture> {
     let node = Node::load(name)?;
     let root = tempfile::tempdir().context("making a folder for the node's sysfs")?;
     // Without an instance of its own, so that addresses are the same every time.
@@ -107,7 +107,7 @@ fn emulated(name: &str) -> Result<Sight> {
 fn by_another_process<'a>(
     emulated: Option<&str>,
     environment: impl IntoIterator<Item = (&'a str, &'a std::ffi::OsStr)>,
-) -> Result<Sight> {
+) -> Result<Capture> {
     let mut command = Command::new(this_program()?);
     command.arg("--view").envs(environment);
     if let Some(name) = emulated {

@@ -198,7 +198,7 @@ fn unbroken(mut table: Table, column: usize) -> Table {
     table
 }
 
-fn goes_by(way: &super::view::Way) -> String {
+fn goes_by(way: &super::view::NicPaths) -> String {
     match &way.why_none {
         Some(_) => "none".to_owned(),
         None => format!("{}{}", way.ports.join(" "), if way.by_map { " (map)" } else { "" }),

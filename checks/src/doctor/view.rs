@@ -15,7 +15,7 @@ pub struct View {
     /// GPUs: those that the driver shows, by ordinal, then those that only sysfs shows, by address.
     pub gpus: Vec<GpuRow>,
     /// What host memory goes by.
-    pub host: Way,
+    pub host: NicPaths,
     /// Ports of NICs, in the order of rails.
     pub nics: Vec<NicRow>,
     /// Switches and bridges that more than one device hangs from, and roots.
@@ -49,7 +49,7 @@ pub struct ChannelRow {
 
 /// What a device goes by.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Way {
+pub struct NicPaths {
     /// Names of ports; the first is for what goes by one alone.
     pub ports: Vec<String>,
     /// Ports that are equally near, and other GPUs' share.
@@ -80,7 +80,7 @@ pub struct GpuRow {
     /// Bytes of it that the bus can reach at a time.
     pub bar1: Option<u64>,
     /// What it goes by.
-    pub way: Way,
+    pub way: NicPaths,
     /// Bridges between it and its first NIC that send what passes up to the processor.
     pub detours: Vec<String>,
     /// Whether all bridges between could be asked.

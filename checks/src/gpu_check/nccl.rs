@@ -12,7 +12,7 @@ use meshreduce_process_group::{DType, Device, DeviceType, Error, ProcessGroup, n
 use super::part::{Done, Recorder};
 use super::place::Place;
 use super::{Common, begin};
-use crate::groups::case::{Case, What, cases};
+use crate::groups::case::{Case, CollectiveCall, cases};
 use crate::groups::profile::Profile;
 use crate::groups::runner::{Meeting, group, rank, refused, threads};
 use crate::latch::Latch;
@@ -49,7 +49,7 @@ fn operations(recorder: &mut Recorder, world_size: usize, step: usize) -> Result
     }
     for (operation, mut cases) in by_operation {
         // All ranks make their communicators with the first call, so all make that.
-        cases.insert(0, Case::new(What::Barrier, DType::U8));
+        cases.insert(0, Case::new(CollectiveCall::Barrier, DType::U8));
         recorder.check(&format!("{operation}, {world_size} ranks"), || {
             let profile = Profile::nccl();
             let judged = threads(Meeting::Memory, world_size, |store, number| {

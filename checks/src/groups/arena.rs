@@ -10,7 +10,7 @@ use meshreduce_process_group::{Call, DType, Device, Parts, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::case::{Case, Layout, What};
+use super::case::{Case, CollectiveCall, Layout};
 use super::values::{Exactness, elements};
 
 /// Bytes between tensors, and before the first and behind the last.
@@ -77,7 +77,7 @@ impl Plan {
                 Side::new(&mut bytes, &mut random, case.dtype, counts, layout)
             };
             let (inputs, outputs);
-            let in_place = case.in_place || matches!(case.what, What::Broadcast { .. });
+            let in_place = case.in_place || matches!(case.what, CollectiveCall::Broadcast { .. });
             match (in_place, case.input_counts(rank), case.output_counts(rank)) {
                 (true, read, written) if !read.is_empty() && !written.is_empty() => {
                     // The side of many parts is placed, and the other is this rank's part of it. (In a world of one both have
@@ -108,7 +108,7 @@ impl Plan {
     /// Whether a rank has no part in the case.
     pub fn is_idle(&self, case: &Case) -> bool {
         let nothing = |placed: &Placed| placed.inputs.parts.is_empty() && placed.outputs.parts.is_empty();
-        !matches!(case.what, What::Barrier) && self.placed.iter().all(nothing)
+        !matches!(case.what, CollectiveCall::Barrier) && self.placed.iter().all(nothing)
     }
 }
 
@@ -194,36 +194,42 @@ impl Bound<'_> {
         let outputs_by_part = || parts(outputs, case.outputs, &placed.outputs.counts);
         let on = |root: usize| rank == root;
         let call = match &case.what {
-            What::AllReduce { op, .. } => Call::AllReduce { input: inputs[0], output: outputs[0], op: *op },
-            What::Reduce { op, root, .. } => {
+            CollectiveCall::AllReduce { op, .. } => {
+                Call::AllReduce { input: inputs[0], output: outputs[0], op: *op }
+            }
+            CollectiveCall::Reduce { op, root, .. } => {
                 Call::Reduce { input: inputs[0], output: outputs.first().copied(), op: *op, root: *root }
             }
-            What::Broadcast { root, .. } => Call::Broadcast { tensor: inputs[0], root: *root },
-            What::AllGather { .. } => Call::AllGather { input: inputs[0], outputs: outputs_by_part() },
-            What::Gather { root, .. } => {
+            CollectiveCall::Broadcast { root, .. } => Call::Broadcast { tensor: inputs[0], root: *root },
+            CollectiveCall::AllGather { .. } => {
+                Call::AllGather { input: inputs[0], outputs: outputs_by_part() }
+            }
+            CollectiveCall::Gather { root, .. } => {
                 Call::Gather { input: inputs[0], outputs: on(*root).then(outputs_by_part), root: *root }
             }
-            What::Scatter { root, .. } => {
+            CollectiveCall::Scatter { root, .. } => {
                 Call::Scatter { inputs: on(*root).then(inputs_by_part), output: outputs[0], root: *root }
             }
-            What::ReduceScatter { op, .. } => {
+            CollectiveCall::ReduceScatter { op, .. } => {
                 Call::ReduceScatter { inputs: inputs_by_part(), output: outputs[0], op: *op }
             }
-            What::AllToAll { .. } => Call::AllToAll { inputs: inputs_by_part(), outputs: outputs_by_part() },
-            What::Ring { .. } => {
+            CollectiveCall::AllToAll { .. } => {
+                Call::AllToAll { inputs: inputs_by_part(), outputs: outputs_by_part() }
+            }
+            CollectiveCall::Ring { .. } => {
                 let (next, last) = ((rank + 1) % world_size, (rank + world_size - 1) % world_size);
                 return vec![
                     Call::Send { input: inputs[0], peer: next, tag: 0 },
                     Call::Recv { output: outputs[0], peer: Some(last), tag: 0 },
                 ];
             }
-            What::Message { from, to, tag, .. } if *from == rank => {
+            CollectiveCall::Message { from, to, tag, .. } if *from == rank => {
                 Call::Send { input: inputs[0], peer: *to, tag: *tag }
             }
-            What::Message { from, any, tag, .. } => {
+            CollectiveCall::Message { from, any, tag, .. } => {
                 Call::Recv { output: outputs[0], peer: (!any).then_some(*from), tag: *tag }
             }
-            What::Barrier => Call::Barrier { device },
+            CollectiveCall::Barrier => Call::Barrier { device },
         };
         vec![call]
     }

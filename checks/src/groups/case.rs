@@ -8,7 +8,7 @@ use meshreduce_process_group::{DType, Operation, ReduceOp};
 /// What is called. Counts are elements, by rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "fields are called as in the library's calls")]
-pub enum What {
+pub enum CollectiveCall {
     /// All-reduce of so many.
     AllReduce { count: usize, op: ReduceOp },
     /// Reduce.
@@ -48,7 +48,7 @@ pub enum Layout {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
     /// What is called.
-    pub what: What,
+    pub what: CollectiveCall,
     /// The element type.
     pub dtype: DType,
     /// How parts that are read lie.
@@ -72,7 +72,7 @@ pub struct Origin {
 
 impl Case {
     /// One call, out of place, its parts equal ones of a tensor.
-    pub fn new(what: What, dtype: DType) -> Self {
+    pub fn new(what: CollectiveCall, dtype: DType) -> Self {
         Self { what, dtype, inputs: Layout::Whole, outputs: Layout::Whole, in_place: false, copies: 1 }
     }
 
@@ -97,32 +97,43 @@ impl Case {
     /// What a rank reads, by part.
     pub fn input_counts(&self, rank: usize) -> Vec<usize> {
         match &self.what {
-            What::AllReduce { count, .. }
-            | What::Reduce { count, .. }
-            | What::Broadcast { count, .. }
-            | What::Ring { count } => vec![*count],
-            What::AllGather { counts } | What::Gather { counts, .. } => vec![counts[rank]],
-            What::Scatter { counts, root } if *root == rank => counts.clone(),
-            What::ReduceScatter { counts, .. } => counts.clone(),
-            What::AllToAll { counts } => counts[rank].clone(),
-            What::Message { count, from, .. } if *from == rank => vec![*count],
-            What::Scatter { .. } | What::Message { .. } | What::Barrier => Vec::new(),
+            CollectiveCall::AllReduce { count, .. }
+            | CollectiveCall::Reduce { count, .. }
+            | CollectiveCall::Broadcast { count, .. }
+            | CollectiveCall::Ring { count } => vec![*count],
+            CollectiveCall::AllGather { counts } | CollectiveCall::Gather { counts, .. } => {
+                vec![counts[rank]]
+            }
+            CollectiveCall::Scatter { counts, root } if *root == rank => counts.clone(),
+            CollectiveCall::ReduceScatter { counts, .. } => counts.clone(),
+            CollectiveCall::AllToAll { counts } => counts[rank].clone(),
+            CollectiveCall::Message { count, from, .. } if *from == rank => vec![*count],
+            CollectiveCall::Scatter { .. } | CollectiveCall::Message { .. } | CollectiveCall::Barrier => {
+                Vec::new()
+            }
         }
     }
 
     /// What a rank writes, by part.
     pub fn output_counts(&self, rank: usize) -> Vec<usize> {
         match &self.what {
-            What::AllReduce { count, .. } | What::Broadcast { count, .. } | What::Ring { count } => {
+            CollectiveCall::AllReduce { count, .. }
+            | CollectiveCall::Broadcast { count, .. }
+            | CollectiveCall::Ring { count } => {
                 vec![*count]
             }
-            What::Reduce { count, root, .. } if *root == rank => vec![*count],
-            What::AllGather { counts } => counts.clone(),
-            What::Gather { counts, root } if *root == rank => counts.clone(),
-            What::Scatter { counts, .. } | What::ReduceScatter { counts, .. } => vec![counts[rank]],
-            What::AllToAll { counts } => counts.iter().map(|to| to[rank]).collect(),
-            What::Message { count, to, .. } if *to == rank => vec![*count],
-            What::Reduce { .. } | What::Gather { .. } | What::Message { .. } | What::Barrier => Vec::new(),
+            CollectiveCall::Reduce { count, root, .. } if *root == rank => vec![*count],
+            CollectiveCall::AllGather { counts } => counts.clone(),
+            CollectiveCall::Gather { counts, root } if *root == rank => counts.clone(),
+            CollectiveCall::Scatter { counts, .. } | CollectiveCall::ReduceScatter { counts, .. } => {
+                vec![counts[rank]]
+            }
+            CollectiveCall::AllToAll { counts } => counts.iter().map(|to| to[rank]).collect(),
+            CollectiveCall::Message { count, to, .. } if *to == rank => vec![*count],
+            CollectiveCall::Reduce { .. }
+            | CollectiveCall::Gather { .. }
+            | CollectiveCall::Message { .. }
+            | CollectiveCall::Barrier => Vec::new(),
         }
     }
 
@@ -134,15 +145,15 @@ impl Case {
             op: Some(op),
         };
         match &self.what {
-            What::AllReduce { op, .. } | What::Reduce { op, .. } => all(0, *op),
-            What::ReduceScatter { op, .. } => all(rank, *op),
-            What::Broadcast { root, .. } => moved(*root, 0),
-            What::AllGather { .. } | What::Gather { .. } => moved(part, 0),
-            What::Scatter { root, .. } => moved(*root, rank),
-            What::AllToAll { .. } => moved(part, rank),
-            What::Ring { .. } => moved((rank + world_size - 1) % world_size, 0),
-            What::Message { from, .. } => moved(*from, 0),
-            What::Barrier => unreachable!("a barrier writes nothing"),
+            CollectiveCall::AllReduce { op, .. } | CollectiveCall::Reduce { op, .. } => all(0, *op),
+            CollectiveCall::ReduceScatter { op, .. } => all(rank, *op),
+            CollectiveCall::Broadcast { root, .. } => moved(*root, 0),
+            CollectiveCall::AllGather { .. } | CollectiveCall::Gather { .. } => moved(part, 0),
+            CollectiveCall::Scatter { root, .. } => moved(*root, rank),
+            CollectiveCall::AllToAll { .. } => moved(part, rank),
+            CollectiveCall::Ring { .. } => moved((rank + world_size - 1) % world_size, 0),
+            CollectiveCall::Message { from, .. } => moved(*from, 0),
+            CollectiveCall::Barrier => unreachable!("a barrier writes nothing"),
         }
     }
 
@@ -150,27 +161,27 @@ impl Case {
     pub fn operation(&self, rank: usize) -> Operation {
         match &self.what {
             _ if self.copies > 1 => Operation::Batch,
-            What::AllReduce { .. } => Operation::AllReduce,
-            What::Reduce { .. } => Operation::Reduce,
-            What::Broadcast { .. } => Operation::Broadcast,
-            What::AllGather { .. } => Operation::AllGather,
-            What::Gather { .. } => Operation::Gather,
-            What::Scatter { .. } => Operation::Scatter,
-            What::ReduceScatter { .. } => Operation::ReduceScatter,
-            What::AllToAll { .. } => Operation::AllToAll,
-            What::Ring { .. } => Operation::Batch,
-            What::Message { from, .. } if *from == rank => Operation::Send,
-            What::Message { .. } => Operation::Recv,
-            What::Barrier => Operation::Barrier,
+            CollectiveCall::AllReduce { .. } => Operation::AllReduce,
+            CollectiveCall::Reduce { .. } => Operation::Reduce,
+            CollectiveCall::Broadcast { .. } => Operation::Broadcast,
+            CollectiveCall::AllGather { .. } => Operation::AllGather,
+            CollectiveCall::Gather { .. } => Operation::Gather,
+            CollectiveCall::Scatter { .. } => Operation::Scatter,
+            CollectiveCall::ReduceScatter { .. } => Operation::ReduceScatter,
+            CollectiveCall::AllToAll { .. } => Operation::AllToAll,
+            CollectiveCall::Ring { .. } => Operation::Batch,
+            CollectiveCall::Message { from, .. } if *from == rank => Operation::Send,
+            CollectiveCall::Message { .. } => Operation::Recv,
+            CollectiveCall::Barrier => Operation::Barrier,
         }
     }
 
     /// Its reduction.
     pub fn op(&self) -> Option<ReduceOp> {
         match &self.what {
-            What::AllReduce { op, .. } | What::Reduce { op, .. } | What::ReduceScatter { op, .. } => {
-                Some(*op)
-            }
+            CollectiveCall::AllReduce { op, .. }
+            | CollectiveCall::Reduce { op, .. }
+            | CollectiveCall::ReduceScatter { op, .. } => Some(*op),
             _ => None,
         }
     }
@@ -200,12 +211,15 @@ pub fn cases(world_size: usize) -> Vec<Case> {
             let (count, root) = (5 + 7 * salt + more, (salt + more) % world_size);
             let even = vec![count; world_size];
             cases.extend([
-                Case::new(What::AllReduce { count, op }, dtype),
-                Case::new(What::AllReduce { count: count + 1, op }, dtype).in_place(),
-                Case::new(What::Reduce { count, op, root }, dtype),
-                Case::new(What::ReduceScatter { counts: even, op }, dtype),
-                Case::new(What::ReduceScatter { counts: uneven(world_size, salt + more), op }, dtype)
-                    .lying(if more % 2 == 0 { Layout::Split } else { Layout::List }),
+                Case::new(CollectiveCall::AllReduce { count, op }, dtype),
+                Case::new(CollectiveCall::AllReduce { count: count + 1, op }, dtype).in_place(),
+                Case::new(CollectiveCall::Reduce { count, op, root }, dtype),
+                Case::new(CollectiveCall::ReduceScatter { counts: even, op }, dtype),
+                Case::new(
+                    CollectiveCall::ReduceScatter { counts: uneven(world_size, salt + more), op },
+                    dtype,
+                )
+                .lying(if more % 2 == 0 { Layout::Split } else { Layout::List }),
             ]);
         }
         moves(&mut cases, dtype, salt, world_size);
@@ -214,20 +228,23 @@ pub fn cases(world_size: usize) -> Vec<Case> {
         for (dtype, op) in
             [(DType::F32, ReduceOp::Sum), (DType::Bf16, ReduceOp::Avg), (DType::I8, ReduceOp::Max)]
         {
-            cases.push(Case::new(What::AllReduce { count, op }, dtype));
-            cases.push(Case::new(What::AllReduce { count, op }, dtype).in_place());
+            cases.push(Case::new(CollectiveCall::AllReduce { count, op }, dtype));
+            cases.push(Case::new(CollectiveCall::AllReduce { count, op }, dtype).in_place());
         }
-        cases.push(Case::new(What::Broadcast { count, root: world_size - 1 }, DType::F32));
-        cases.push(Case::new(What::AllGather { counts: vec![count; world_size] }, DType::U8));
-        cases.push(Case::new(What::Ring { count }, DType::I16));
-        let all_to_all = What::AllToAll { counts: vec![vec![count / world_size; world_size]; world_size] };
+        cases.push(Case::new(CollectiveCall::Broadcast { count, root: world_size - 1 }, DType::F32));
+        cases.push(Case::new(CollectiveCall::AllGather { counts: vec![count; world_size] }, DType::U8));
+        cases.push(Case::new(CollectiveCall::Ring { count }, DType::I16));
+        let all_to_all =
+            CollectiveCall::AllToAll { counts: vec![vec![count / world_size; world_size]; world_size] };
         cases.push(Case::new(all_to_all, DType::F64));
         let reduce_scatter =
-            What::ReduceScatter { counts: vec![count / world_size; world_size], op: ReduceOp::Sum };
+            CollectiveCall::ReduceScatter { counts: vec![count / world_size; world_size], op: ReduceOp::Sum };
         cases.push(Case::new(reduce_scatter, DType::F32));
     }
     // A send to oneself is an error, so alone there are none.
-    cases.retain(|case| world_size > 1 || !matches!(case.what, What::Ring { .. } | What::Message { .. }));
+    cases.retain(|case| {
+        world_size > 1 || !matches!(case.what, CollectiveCall::Ring { .. } | CollectiveCall::Message { .. })
+    });
     cases
 }
 
@@ -235,42 +252,54 @@ fn moves(cases: &mut Vec<Case>, dtype: DType, salt: usize, world_size: usize) {
     let (count, even) = (4 + salt, vec![4 + salt; world_size]);
     let parts = uneven(world_size, salt);
     for root in 0..world_size {
-        cases.push(Case::new(What::Broadcast { count, root }, dtype));
-        cases.push(Case::new(What::Reduce { count, op: ReduceOp::Sum, root }, dtype).in_place());
-        cases.push(Case::new(What::Gather { counts: even.clone(), root }, dtype));
-        cases.push(Case::new(What::Gather { counts: parts.clone(), root }, dtype).lying(Layout::List));
+        cases.push(Case::new(CollectiveCall::Broadcast { count, root }, dtype));
+        cases.push(Case::new(CollectiveCall::Reduce { count, op: ReduceOp::Sum, root }, dtype).in_place());
+        cases.push(Case::new(CollectiveCall::Gather { counts: even.clone(), root }, dtype));
         cases.push(
-            Case::new(What::Gather { counts: parts.clone(), root }, dtype).lying(Layout::Split).in_place(),
+            Case::new(CollectiveCall::Gather { counts: parts.clone(), root }, dtype).lying(Layout::List),
         );
-        cases.push(Case::new(What::Scatter { counts: even.clone(), root }, dtype).in_place());
-        cases.push(Case::new(What::Scatter { counts: parts.clone(), root }, dtype).lying(Layout::List));
-        cases.push(Case::new(What::Scatter { counts: parts.clone(), root }, dtype).lying(Layout::Split));
+        cases.push(
+            Case::new(CollectiveCall::Gather { counts: parts.clone(), root }, dtype)
+                .lying(Layout::Split)
+                .in_place(),
+        );
+        cases.push(Case::new(CollectiveCall::Scatter { counts: even.clone(), root }, dtype).in_place());
+        cases.push(
+            Case::new(CollectiveCall::Scatter { counts: parts.clone(), root }, dtype).lying(Layout::List),
+        );
+        cases.push(
+            Case::new(CollectiveCall::Scatter { counts: parts.clone(), root }, dtype).lying(Layout::Split),
+        );
     }
     let square = vec![even.clone(); world_size];
     let ragged: Vec<_> = (0..world_size).map(|rank| uneven(world_size, salt + rank)).collect();
-    let mixed = Case { outputs: Layout::List, ..Case::new(What::AllToAll { counts: square.clone() }, dtype) };
+    let mixed = Case {
+        outputs: Layout::List,
+        ..Case::new(CollectiveCall::AllToAll { counts: square.clone() }, dtype)
+    };
     cases.extend([
-        Case::new(What::AllGather { counts: even.clone() }, dtype),
-        Case::new(What::AllGather { counts: even.clone() }, dtype).in_place(),
-        Case::new(What::AllGather { counts: even.clone() }, dtype).lying(Layout::List),
-        Case::new(What::AllGather { counts: parts.clone() }, dtype).lying(Layout::List).in_place(),
-        Case::new(What::AllGather { counts: parts.clone() }, dtype).lying(Layout::Split),
-        Case::new(What::ReduceScatter { counts: even.clone(), op: ReduceOp::Sum }, dtype).in_place(),
-        Case::new(What::AllToAll { counts: square }, dtype),
+        Case::new(CollectiveCall::AllGather { counts: even.clone() }, dtype),
+        Case::new(CollectiveCall::AllGather { counts: even.clone() }, dtype).in_place(),
+        Case::new(CollectiveCall::AllGather { counts: even.clone() }, dtype).lying(Layout::List),
+        Case::new(CollectiveCall::AllGather { counts: parts.clone() }, dtype).lying(Layout::List).in_place(),
+        Case::new(CollectiveCall::AllGather { counts: parts.clone() }, dtype).lying(Layout::Split),
+        Case::new(CollectiveCall::ReduceScatter { counts: even.clone(), op: ReduceOp::Sum }, dtype)
+            .in_place(),
+        Case::new(CollectiveCall::AllToAll { counts: square }, dtype),
         mixed,
-        Case::new(What::AllToAll { counts: ragged.clone() }, dtype).lying(Layout::List),
-        Case::new(What::AllToAll { counts: ragged }, dtype).lying(Layout::Split),
-        Case::new(What::Ring { count }, dtype),
-        Case::new(What::Ring { count }, dtype).times(3),
-        Case::new(What::Broadcast { count, root: salt % world_size }, dtype).times(3),
-        Case::new(What::AllReduce { count, op: ReduceOp::Sum }, dtype).times(4),
-        Case::new(What::AllGather { counts: even }, dtype).times(2),
-        Case::new(What::Barrier, dtype),
+        Case::new(CollectiveCall::AllToAll { counts: ragged.clone() }, dtype).lying(Layout::List),
+        Case::new(CollectiveCall::AllToAll { counts: ragged }, dtype).lying(Layout::Split),
+        Case::new(CollectiveCall::Ring { count }, dtype),
+        Case::new(CollectiveCall::Ring { count }, dtype).times(3),
+        Case::new(CollectiveCall::Broadcast { count, root: salt % world_size }, dtype).times(3),
+        Case::new(CollectiveCall::AllReduce { count, op: ReduceOp::Sum }, dtype).times(4),
+        Case::new(CollectiveCall::AllGather { counts: even }, dtype).times(2),
+        Case::new(CollectiveCall::Barrier, dtype),
     ]);
     let (from, to) = (salt % world_size, (salt + 1) % world_size);
     for any in [false, true] {
         let tag = if any { 7 } else { 0 };
-        cases.push(Case::new(What::Message { count, from, to, any, tag }, dtype));
+        cases.push(Case::new(CollectiveCall::Message { count, from, to, any, tag }, dtype));
     }
 }
 

@@ -99,7 +99,7 @@ impl BackendFactory for Plain {
 
 /// What was sent and not yet received, by tag: who, and what.
 #[derive(Debug, Default)]
-struct Letters {
+struct Unreceived {
     waiting: HashMap<u32, Vec<(usize, Vec<u8>)>>,
     /// How many were taken out of the store, by tag.
     taken: HashMap<u32, i64>,
@@ -113,7 +113,7 @@ pub struct PlainBackend {
     context: BackendContext,
     /// Collectives go one after the other.
     order: Mutex<()>,
-    letters: Mutex<Letters>,
+    letters: Mutex<Unreceived>,
     end: Mutex<Option<Error>>,
 }
 

@@ -8,7 +8,7 @@ use meshreduce_process_group::store::{FileStore, MemoryStore, Store, TcpStore};
 use meshreduce_process_group::{Call, Device, DeviceType, Error, Outcome, ProcessGroup};
 
 use super::arena::{Memory, Plan, inputs};
-use super::case::{Case, What};
+use super::case::{Case, CollectiveCall};
 use super::profile::Profile;
 
 /// What nothing but a defect lets pass.
@@ -76,7 +76,7 @@ pub fn judge(group: &ProcessGroup, profile: &Profile, case: &Case, seed: u64) ->
     });
     match made {
         Ok(outcome) => {
-            if let What::Message { from, to, .. } = case.what
+            if let CollectiveCall::Message { from, to, .. } = case.what
                 && rank == to
                 && outcome.source.is_some_and(|source| source != from)
             {

@@ -4,7 +4,7 @@ use meshreduce_wire::Isa;
 
 /// Why a mutant survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum SurvivalReason {
     /// It is as right as the original.
     Equivalent,
     /// It is wrong, and the executor cannot tell.
@@ -18,7 +18,7 @@ pub struct Known {
     /// The only number of ranks for which it is meant, if there is one.
     pub ranks: Option<usize>,
     /// Why.
-    pub why: Why,
+    pub why: SurvivalReason,
     /// The reason.
     pub reason: &'static str,
 }
@@ -41,7 +41,7 @@ impl Known {
 }
 
 const fn equivalent(name: &'static str, reason: &'static str) -> Known {
-    Known { name, ranks: None, why: Why::Equivalent, reason }
+    Known { name, ranks: None, why: SurvivalReason::Equivalent, reason }
 }
 
 const FOUND_BEFORE: &str = "the same thread has compared the same peer's tag of this call in the first phase";

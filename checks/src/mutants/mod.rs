@@ -28,8 +28,8 @@ use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::{Algorithm, DType, Isa, KernelName, Op, TextName};
 use serde::Serialize;
 
-use crate::adversary::{Failure, Kernels, Others, SliceKernels};
-use known::{Known, Why};
+use crate::adversary::{Kernels, Others, RunFailure, SliceKernels};
+use known::{Known, SurvivalReason};
 use maker::Maker;
 use packet_roles::PacketRoles;
 use roles::Roles;
@@ -41,7 +41,7 @@ const LONGEST: u64 = 20_000_000;
 
 /// What became of a mutant.
 #[derive(Clone, Debug, Serialize)]
-pub struct Verdict {
+pub struct MutantResult {
     /// `{algorithm}/{what}`, the algorithm with the suffix of its text's ISA.
     pub name: String,
     /// Ranks.
@@ -67,7 +67,7 @@ pub struct Verdict {
     pub story: String,
 }
 
-impl Verdict {
+impl MutantResult {
     /// Whether it ended as the list says.
     pub fn is_expected(&self) -> bool {
         self.killed_by.is_some() != self.reason.is_some()
@@ -100,7 +100,7 @@ enum Player {
 }
 
 impl Player {
-    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, Failure>> {
+    fn play(&self, seed: u64, options: Options) -> Result<Result<Summary, RunFailure>> {
         match self {
             Player::AllReduces(kernels) => kernels.play(seed, options),
             Player::Slices(kernels) => kernels.play(seed, options),
@@ -262,7 +262,7 @@ impl Set {
     ///
     /// # Errors
     /// If it is no PTX.
-    pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<Verdict> {
+    pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<MutantResult> {
         let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
         let kernels = match &self.between {
@@ -289,7 +289,7 @@ impl Set {
         let known = Known::of(&mutant.name, self.ranks);
         let seeds = if known.is_some() { seeds.of_survivors } else { seeds.of_others };
         let edit = mutant.edits.first();
-        let mut verdict = Verdict {
+        let mut verdict = MutantResult {
             name: mutant.name.clone(),
             ranks: self.ranks,
             line: edit.map_or(0, |edit| self.entry.number(edit.at)),
@@ -299,10 +299,10 @@ impl Set {
             while_: None,
             seeds,
             reason: known.map(|known| known.reason),
-            equivalent: known.is_some_and(|known| known.why == Why::Equivalent),
+            equivalent: known.is_some_and(|known| known.why == SurvivalReason::Equivalent),
             story: String::new(),
         };
-        let mut dies = |failure: Failure, while_, seed| {
+        let mut dies = |failure: RunFailure, while_, seed| {
             verdict.killed_by = Some(failure.name().to_owned());
             verdict.while_ = Some(while_);
             verdict.seeds = seed;
@@ -356,15 +356,15 @@ pub fn judge_all(
     sets: &[Set],
     filter: &str,
     seeds: Seeds,
-    done: impl Fn(&Verdict) + Sync,
-) -> Result<Vec<Verdict>> {
+    done: impl Fn(&MutantResult) + Sync,
+) -> Result<Vec<MutantResult>> {
     let work: Vec<(&Set, &Mutant)> = sets
         .iter()
         .flat_map(|set| set.mutants.iter().map(move |mutant| (set, mutant)))
         .filter(|(_, mutant)| mutant.name.contains(filter))
         .collect();
     let next = AtomicUsize::new(0);
-    let verdicts: Mutex<Vec<(usize, Result<Verdict>)>> = Mutex::new(Vec::new());
+    let verdicts: Mutex<Vec<(usize, Result<MutantResult>)>> = Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {

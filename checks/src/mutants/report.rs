@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::adversary::Kernels;
 
 use super::given::{self, Detection};
-use super::{Seeds, Set, Verdict, count, judge_all};
+use super::{MutantResult, Seeds, Set, count, judge_all};
 
 /// Seeds, if the command line does not say how many: within these all die that are not listed.
 const SEEDS: u64 = 3000;
@@ -107,7 +107,7 @@ pub fn run(arguments: &Mutants) -> Result<bool> {
     Ok(totals.ok)
 }
 
-fn totals(verdicts: &[Verdict], seeds: u64, seconds: f64) -> Totals {
+fn totals(verdicts: &[MutantResult], seeds: u64, seconds: f64) -> Totals {
     let equivalent = verdicts.iter().filter(|verdict| verdict.equivalent).count();
     let real = verdicts.iter().filter(|verdict| !verdict.equivalent);
     let killed = real.clone().filter(|verdict| verdict.killed_by.is_some());
@@ -123,7 +123,7 @@ fn totals(verdicts: &[Verdict], seeds: u64, seconds: f64) -> Totals {
         seeds,
         most_seeds,
         seconds,
-        ok: killed_percent >= LEAST && verdicts.iter().all(Verdict::is_expected),
+        ok: killed_percent >= LEAST && verdicts.iter().all(MutantResult::is_expected),
     }
 }
 
@@ -136,7 +136,7 @@ fn sentence(totals: &Totals) -> String {
     )
 }
 
-fn row(verdict: &Verdict) -> [String; 6] {
+fn row(verdict: &MutantResult) -> [String; 6] {
     let by = match (&verdict.killed_by, verdict.reason) {
         (Some(by), _) => format!("{by} ({})", verdict.while_.unwrap_or("")),
         (None, Some(reason)) if verdict.equivalent => format!("equivalent: {reason}"),
@@ -154,7 +154,7 @@ fn row(verdict: &Verdict) -> [String; 6] {
 
 const HEADER: [&str; 6] = ["mutant", "ranks", "line", "change", "killed by (while)", "seeds"];
 
-fn table(verdicts: &[Verdict]) -> Table {
+fn table(verdicts: &[MutantResult]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(HEADER);
     for verdict in verdicts {
@@ -168,7 +168,7 @@ fn table(verdicts: &[Verdict]) -> Table {
     table
 }
 
-fn markdown(verdicts: &[Verdict], totals: &Totals) -> String {
+fn markdown(verdicts: &[MutantResult], totals: &Totals) -> String {
     let mut text = format!("| {} |\n|{}\n", HEADER.join(" | "), "---|".repeat(HEADER.len()));
     for verdict in verdicts {
         let mut row = row(verdict);

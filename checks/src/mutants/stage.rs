@@ -20,7 +20,7 @@ use meshreduce_wire::{
     MAX_RANKS, Op, RecordKind, SliceParams, Slices, VECTOR_BYTES, counters, pad,
 };
 
-use crate::adversary::Failure;
+use crate::adversary::RunFailure;
 use crate::params;
 use memory::{LANES, Memory};
 use parts::Parts;
@@ -111,7 +111,7 @@ impl Stage<'_> {
     ///
     /// # Errors
     /// What was found.
-    pub fn play(&self, trouble: Trouble, seed: u64, options: Options) -> Result<(), Failure> {
+    pub fn play(&self, trouble: Trouble, seed: u64, options: Options) -> Result<(), RunFailure> {
         let parts = Parts::of(self, trouble, seed);
         let strategy = if parts.prompt { Strategy::Random } else { options.strategy };
         // Whoever waits for the deadline is not starved before it has passed.
@@ -153,7 +153,7 @@ impl Stage<'_> {
             }
             // Ranks wait for each other between the calls, unless calls are to be queued.
             if !self.queued || call + 1 == counts.len() {
-                memory.session.run().map_err(|report| Failure::Found(Box::new(report)))?;
+                memory.session.run().map_err(|report| RunFailure::Found(Box::new(report)))?;
             }
             // Nothing has come back from dead ranks yet.
             if !self.queued && call == GOOD {
@@ -422,7 +422,7 @@ impl Stage<'_> {
         parts: &Parts,
         copies: u64,
         outputs: &[Untouched],
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RunFailure> {
         let trouble = parts.trouble.name();
         for lane in 0..LANES {
             let failing = lane == parts.failing;
@@ -507,7 +507,7 @@ impl Stage<'_> {
         (lane, rank): (u32, usize),
         copy: (u32, Option<LaunchDescriptor>),
         who: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), RunFailure> {
         if memory.field(lane, rank, offset_of!(ErrorRecord, valid)) as u32 != 1 {
             return Err(wrong(format!("{who}: there is no record")));
         }
@@ -595,6 +595,6 @@ impl Stage<'_> {
     }
 }
 
-fn wrong(text: String) -> Failure {
-    Failure::Wrong { text, interleaving: Vec::new() }
+fn wrong(text: String) -> RunFailure {
+    RunFailure::Wrong { text, interleaving: Vec::new() }
 }

@@ -43,14 +43,14 @@ pub struct Counted {
     /// Fences of gpu scope.
     pub gpu_fences: u16,
     /// What the path to the kernel's last step has more than the one to the result.
-    pub behind: Behind,
+    pub behind: AfterResult,
     /// Round trips until all stores to other devices are acknowledged: when the next kernel of a stream can begin.
     pub acknowledged_trips: f64,
 }
 
 /// The path behind the result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Behind {
+pub struct AfterResult {
     /// Round trips. If there are any, the two paths part before the result, and the rest is not compared.
     pub trips: f64,
     /// Accesses to the own device's memory.
@@ -128,12 +128,12 @@ fn traced(subject: Subject, session: &Session, expected: &[Expected]) -> Result<
     Ok(Outcome { counted, steps: traced.result.map(|path| path.steps).unwrap_or_default() })
 }
 
-fn behind(result: &Path, end: &Path) -> Behind {
+fn behind(result: &Path, end: &Path) -> AfterResult {
     let (from, to) = (result.length, end.length);
     if to.half_trips > from.half_trips {
-        return Behind { trips: to.trips() - from.trips(), ..Behind::default() };
+        return AfterResult { trips: to.trips() - from.trips(), ..AfterResult::default() };
     }
-    Behind {
+    AfterResult {
         trips: 0.0,
         local: to.local.saturating_sub(from.local),
         system_fences: to.system_fences.saturating_sub(from.system_fences),

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 
 use super::rules::{Bound, Rule};
-use super::{Behind, Counted};
+use super::{AfterResult, Counted};
 
 const BEGIN: &str = "<!-- counted: begin -->\n";
 const END: &str = "<!-- counted: end -->";
@@ -54,7 +54,7 @@ fn size(bytes: usize) -> String {
     }
 }
 
-fn told(behind: &Behind) -> String {
+fn told(behind: &AfterResult) -> String {
     if behind.trips > 0.0 { format!("{:.1} rt", behind.trips) } else { behind.local.to_string() }
 }
 
@@ -113,7 +113,7 @@ mod tests {
             local: vec![12, 3, 14],
             system_fences: 1,
             gpu_fences: 0,
-            behind: Behind { trips: 0.5, ..Behind::default() },
+            behind: AfterResult { trips: 0.5, ..AfterResult::default() },
             acknowledged_trips: 2.5,
         }
     }

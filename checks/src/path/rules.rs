@@ -96,7 +96,7 @@ pub fn broken(rules: &[Rule], counted: &Counted) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Behind;
+    use super::super::AfterResult;
     use super::*;
 
     const ROWS: [Rule; 1] = [row("ring", (2.5, 5, 1, 1, 2), (1.5, ANY, 1, 0, 0))];
@@ -112,7 +112,7 @@ mod tests {
             local: vec![2, 3],
             system_fences: 1,
             gpu_fences: 3,
-            behind: Behind { local: 2, ..Behind::default() },
+            behind: AfterResult { local: 2, ..AfterResult::default() },
             acknowledged_trips: 2.5,
         }
     }

@@ -16,7 +16,7 @@ use crate::emulated_node::EmulatedNode;
 use crate::job::{ForcedTopology, Job};
 use crate::plan::{cases, placement};
 use crate::tables;
-use crate::verdict::Verdict;
+use crate::tally::Tally;
 
 /// Numbers of ranks that are run where the node has as many devices.
 const RANKS: [usize; 4] = [2, 4, 6, 8];
@@ -44,11 +44,11 @@ pub(super) fn run(plan: &Plan) -> Result<bool> {
         println!("{}", summary.table(plan, width));
         summary.left_out.table(width).into_iter().for_each(|table| println!("{table}"));
     }
-    let Summary { mut verdict, left_out, .. } = summary;
+    let Summary { mut tally, left_out, .. } = summary;
     for algorithm in plan.algorithms().iter().filter(|algorithm| !ran.contains(algorithm)) {
-        verdict.problem(format!("{algorithm} ran nowhere"));
+        tally.problem(format!("{algorithm} ran nowhere"));
     }
-    verdict.show(plan.json, &left_out.reasons())
+    tally.show(plan.json, &left_out.reasons())
 }
 
 /// Some ranks on one node.
@@ -135,10 +135,10 @@ impl Stage {
             }
         }
         summary.add(self, plan, &lines);
-        let before = summary.verdict.problems.len();
+        let before = summary.tally.problems.len();
         // What the description links completely must have run, whatever the library made of it.
         let skipped = results.not_applicable.values().next().filter(|_| self.linked() && self.access());
-        let mut problem = |what: String| summary.verdict.problem(format!("{}: {what}", self.title()));
+        let mut problem = |what: String| summary.tally.problem(format!("{}: {what}", self.title()));
         if let Some(reason) = skipped {
             problem(format!("every pair is linked, and yet not applicable: {reason}"));
         }
@@ -146,7 +146,7 @@ impl Stage {
         if !results.failures.is_empty() {
             problem("ranks failed".to_owned());
         }
-        if lines.iter().any(|line| line.ok == Some(false)) || summary.verdict.problems.len() > before {
+        if lines.iter().any(|line| line.ok == Some(false)) || summary.tally.problems.len() > before {
             bar.suspend(|| results.complain(&job, &exits));
         }
         Ok(())
@@ -161,7 +161,7 @@ struct Summary {
     /// By row: what came of each algorithm's cases.
     cells: Vec<Vec<String>>,
     left_out: LeftOut,
-    verdict: Verdict,
+    tally: Tally,
 }
 
 impl Summary {
@@ -171,7 +171,7 @@ impl Summary {
             widest: 0,
             cells: Vec::new(),
             left_out: LeftOut::default(),
-            verdict: Verdict::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -183,7 +183,7 @@ impl Summary {
                 ForcedTopology::HybridCubeMesh => " (forced hybrid cube mesh)",
             };
         }
-        lines.iter().for_each(|line| self.verdict.count(line.ok));
+        lines.iter().for_each(|line| self.tally.count(line.ok));
         self.left_out.add(&node, stage.ranks, lines);
         self.rows.push(format!("{} of {node}", stage.ranks));
         self.widest = self.widest.max(stage.node.name.len() as u16);
@@ -257,7 +257,7 @@ mod tests {
             assert!(table.to_string().contains("dgx-1v-p2p"), "{table}");
         }
         let algorithms = Algorithm::ALL.len();
-        assert_eq!((summary.verdict.run, summary.verdict.failed), (36 * algorithms, 21 * algorithms));
+        assert_eq!((summary.tally.run, summary.tally.failed), (36 * algorithms, 21 * algorithms));
     }
 
     #[test]

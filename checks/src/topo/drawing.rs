@@ -8,7 +8,7 @@ use svg::node::element::{Description, Group, Title};
 
 use super::view::{Cube, View};
 use crate::shapes::{
-    DIRECT, FAINT, INK, MISSING, Point, RELAY, SWITCH, Stroke, between, centred, circle, rectangle, text,
+    DIRECT, FAINT, INK, LineStyle, MISSING, Point, RELAY, SWITCH, between, centred, circle, rectangle, text,
 };
 
 const WIDTH: f64 = 960.0;
@@ -68,7 +68,7 @@ struct Picture<'a> {
 impl Picture<'_> {
     /// A connection with its number of links on a small plate, `part` of the way from a to b.
     fn links(&mut self, a: Point, b: Point, colour: &'static str, links: u32, part: f64) {
-        self.add(Stroke::Links(colour, links).line(a, b));
+        self.add(LineStyle::Links(colour, links).line(a, b));
         let (x, y) = between(a, b, part);
         let label = format!("NV{links}");
         let wide = 12.0 + 8.0 * label.len() as f64;
@@ -90,10 +90,10 @@ impl Picture<'_> {
         let (from, to) = (self.places[a], self.places[b]);
         let decides = self.view.cube.is_none() && self.view.unlinked == Some((a, b));
         if self.view.devices[a].p2p.contains(&b) {
-            self.add(Stroke::Access.line(from, to));
+            self.add(LineStyle::Access.line(from, to));
         }
         if decides {
-            self.add(Stroke::Missing.line(from, to));
+            self.add(LineStyle::Missing.line(from, to));
             let (x, y) = between(from, to, 0.5);
             self.label(
                 rectangle((x - 36.0, y - 11.0), (72.0, 22.0), 11)
@@ -161,13 +161,13 @@ impl Picture<'_> {
             let edge = (at.0, if at.1 < switches.0 { switches.0 } else { switches.1 });
             match self.view.devices[index].switch {
                 0 => {
-                    self.add(Stroke::Missing.line(at, edge));
+                    self.add(LineStyle::Missing.line(at, edge));
                     let y = (edge.1 + at.1) / 2.0 + if at.1 < switches.0 { 16.0 } else { -8.0 };
                     self.label(centred("no link", (at.0 + 32.0, y), 12, MISSING).set("font-weight", "bold"));
                 }
                 links => {
                     let start = (at.0, at.1 + if at.1 < switches.0 { DEVICE.1 } else { -DEVICE.1 } / 2.0);
-                    self.add(Stroke::Links(SWITCH, links).line(at, edge));
+                    self.add(LineStyle::Links(SWITCH, links).line(at, edge));
                     self.plate(start, edge, links);
                 }
             }
@@ -264,12 +264,12 @@ fn device(view: &View, index: usize, (x, y): Point) -> Group {
 /// The key, and where the drawing ends.
 fn legend(view: &View, top: f64) -> (Group, f64) {
     let pairs = || (0..view.devices.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-    let mut entries: Vec<(Stroke, String)> = Vec::new();
+    let mut entries: Vec<(LineStyle, String)> = Vec::new();
     if view.devices.iter().any(|device| device.switch > 0) {
         let links: BTreeSet<u32> =
             view.devices.iter().map(|device| device.switch).filter(|n| *n > 0).collect();
         entries.extend(
-            links.into_iter().map(|n| (Stroke::Links(SWITCH, n), format!("{n} links to NVSwitches"))),
+            links.into_iter().map(|n| (LineStyle::Links(SWITCH, n), format!("{n} links to NVSwitches"))),
         );
     } else {
         let joins_quads = |a: usize, b: usize| {
@@ -289,12 +289,12 @@ fn legend(view: &View, top: f64) -> (Group, f64) {
                 (false, false) => "",
             };
             let name = |n: u32| format!("{n} NVLink{}{what}", if n == 1 { "" } else { "s" });
-            entries.extend(links.into_iter().map(|n| (Stroke::Links(colour, n), name(n))));
+            entries.extend(links.into_iter().map(|n| (LineStyle::Links(colour, n), name(n))));
         }
         if view.cube.is_none()
             && pairs().any(|(a, b)| view.links[a][b] == 0 && view.devices[a].p2p.contains(&b))
         {
-            entries.push((Stroke::Access, "peer access, no NVLink".to_owned()));
+            entries.push((LineStyle::Access, "peer access, no NVLink".to_owned()));
         }
     }
     let mut group = Group::new();

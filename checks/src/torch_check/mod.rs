@@ -56,7 +56,7 @@ impl Check {
 /// What the whole comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum Overall {
     /// All checks passed.
     Pass,
     /// Some did not.
@@ -87,18 +87,18 @@ fn all(python: PathBuf, json: bool) -> Result<bool> {
             println!("FAIL  {}\n      {}", check.check, problem.replace('\n', "\n      "))
         }
     };
-    let end = |verdict: Verdict, text: String| {
+    let end = |verdict: Overall, text: String| {
         match json {
             true => {
                 println!("{}", serde_json::json!({ "record": "verdict", "verdict": verdict, "text": text }))
             }
             false => println!("{text}"),
         }
-        Ok(verdict != Verdict::Fail)
+        Ok(verdict != Overall::Fail)
     };
     let python = match Python::with_torch(python) {
         Ok(python) => python,
-        Err(why) => return end(Verdict::Skipped, format!("skipped: {why}")),
+        Err(why) => return end(Overall::Skipped, format!("skipped: {why}")),
     };
     if !json {
         println!("torch {}, {}", python.version(), python.path().display());
@@ -110,11 +110,11 @@ fn all(python: PathBuf, json: bool) -> Result<bool> {
     let failed = checks.iter().filter(|check| check.problem.is_some()).count();
     match failed {
         0 => end(
-            Verdict::Pass,
+            Overall::Pass,
             format!("verdict: pass, {} checks against torch {}", checks.len(), python.version()),
         ),
         _ => end(
-            Verdict::Fail,
+            Overall::Fail,
             format!("verdict: FAIL, {failed} of {} checks against torch {}", checks.len(), python.version()),
         ),
     }

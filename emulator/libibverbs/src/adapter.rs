@@ -1,37 +1,15 @@
 //! A network adapter: its addresses, and its port.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use meshreduce_emulator_node::node::{GidKind, LinkLayer, Nic, NicIdentity, Node};
 
 use crate::abi::*;
-use crate::context::{AsyncEvent, Context};
-use crate::engine::{Command, Engine};
-
-/// How a frame names a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PortAddress {
-    /// The GID; or the LID in its last two bytes.
-    pub(crate) gid: [u8; 16],
-    /// A GID's type, or [`PortAddress::LID`].
-    pub(crate) kind: u8,
-}
-
-impl PortAddress {
-    pub(crate) const LID: u8 = 255;
-
-    pub(crate) fn of_lid(lid: u16) -> Self {
-        Self { gid: u128::from(lid).to_be_bytes(), kind: Self::LID }
-    }
-
-    /// As users write it.
-    pub(crate) fn text(&self) -> String {
-        Ipv6Addr::from(self.gid).to_string()
-    }
-}
+use crate::address::PortAddress;
+use crate::command::{self, Command};
+use crate::event::{AsyncEvent, EventQueue};
 
 /// An adapter of the node, as this process has it.
 pub(crate) struct Adapter {
@@ -41,7 +19,8 @@ pub(crate) struct Adapter {
     active: AtomicBool,
     /// Bytes until its port goes down; negative when it does not.
     until_down: AtomicI64,
-    contexts: Mutex<Vec<Weak<Context>>>,
+    /// Where those who have the device open are told of its port.
+    queues: Mutex<Vec<Weak<EventQueue<AsyncEvent>>>>,
 }
 
 impl Adapter {
@@ -51,7 +30,7 @@ impl Adapter {
             identity: nic.identity(&node.name, instance, index),
             active: AtomicBool::new(nic.active),
             until_down: AtomicI64::new(-1),
-            contexts: Mutex::default(),
+            queues: Mutex::default(),
             nic: nic.clone(),
         }
     }
@@ -103,13 +82,13 @@ impl Adapter {
         if self.active.swap(active, SeqCst) == active {
             return;
         }
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        contexts.retain(|context| context.strong_count() > 0);
-        for context in contexts.iter().filter_map(Weak::upgrade) {
-            context.events.push(AsyncEvent::Port(if active { EVENT_PORT_ACTIVE } else { EVENT_PORT_ERR }));
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.retain(|queue| queue.strong_count() > 0);
+        for queue in queues.iter().filter_map(Weak::upgrade) {
+            queue.push(AsyncEvent::of_port(if active { EVENT_PORT_ACTIVE } else { EVENT_PORT_ERR }));
         }
-        drop(contexts);
-        Engine::tell(Command::FaultsChanged);
+        drop(queues);
+        command::tell(Command::FaultsChanged);
     }
 
     /// Its port goes down when it has sent and received that many bytes more.
@@ -126,8 +105,9 @@ impl Adapter {
         }
     }
 
-    pub(crate) fn opened(&self, context: &Arc<Context>) {
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        contexts.push(Arc::downgrade(context));
+    /// Somebody has it open, and is to be told there of its port.
+    pub(crate) fn opened(&self, queue: &Arc<EventQueue<AsyncEvent>>) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.push(Arc::downgrade(queue));
     }
 }

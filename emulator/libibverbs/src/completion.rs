@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::abi::*;
-use crate::context::{AsyncEvent, Context};
+use crate::context::Context;
 use crate::count;
-use crate::event::{EventQueue, Unacknowledged};
+use crate::event::{AsyncEvent, EventQueue, Unacknowledged};
 use crate::object::{CObject, Use, Users, c_condition, c_mutex};
 
 /// Most entries of a completion queue, as of the usual adapters.
@@ -44,7 +44,7 @@ pub(crate) struct Cq {
     pub(crate) context: Arc<Context>,
     pub(crate) users: Users,
     /// Asynchronous events.
-    pub(crate) events: Unacknowledged,
+    pub(crate) events: Arc<Unacknowledged>,
     /// Events of its channel.
     pub(crate) completion_events: Unacknowledged,
     channel: Option<(Arc<Channel>, Use)>,
@@ -118,7 +118,7 @@ impl Cq {
             raw,
             context,
             users: Users::default(),
-            events: Unacknowledged::default(),
+            events: Arc::default(),
             completion_events: Unacknowledged::default(),
             channel,
             inner: Mutex::new(inner),
@@ -137,7 +137,8 @@ impl Cq {
         if inner.entries.len() == inner.capacity {
             inner.overrun = true;
             drop(inner);
-            self.context.events.push(AsyncEvent::Queue(Arc::clone(self), EVENT_CQ_ERR));
+            let element = ibv_async_element { cq: self.raw.pointer() };
+            self.context.events.push(AsyncEvent::of_object(element, EVENT_CQ_ERR, &self.events));
             return;
         }
         let tells = match inner.asked {
@@ -197,9 +198,7 @@ impl Cq {
         if let Some((channel, _)) = &cq.channel {
             channel.events.withdraw(|other| Arc::ptr_eq(other, &cq));
         }
-        let concerns =
-            |event: &AsyncEvent| matches!(event, AsyncEvent::Queue(other, _) if Arc::ptr_eq(other, &cq));
-        cq.context.end_events(concerns, &cq.events);
+        cq.context.events.end(&cq.events);
         cq.completion_events.wait();
         if let Some((_, user)) = &cq.channel {
             user.end();

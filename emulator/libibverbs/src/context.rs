@@ -6,26 +6,14 @@ use std::sync::Arc;
 
 use crate::abi::*;
 use crate::adapter::Adapter;
-use crate::completion::Cq;
-use crate::event::{EventQueue, Unacknowledged};
+use crate::event::{AsyncEvent, EventQueue};
 use crate::object::{CObject, Users, c_mutex};
-use crate::pair::Pair;
-
-/// Something that happened to a device.
-pub(crate) enum AsyncEvent {
-    /// To its port: what.
-    Port(u32),
-    /// To a queue pair.
-    Pair(Arc<Pair>, u32),
-    /// To a completion queue.
-    Queue(Arc<Cq>, u32),
-}
 
 /// An open device.
 pub(crate) struct Context {
     pub(crate) raw: CObject<ibv_context>,
     pub(crate) adapter: Arc<Adapter>,
-    pub(crate) events: EventQueue<AsyncEvent>,
+    pub(crate) events: Arc<EventQueue<AsyncEvent>>,
 }
 
 /// A protection domain.
@@ -46,7 +34,7 @@ impl Context {
         adapter: Arc<Adapter>,
         ops: ibv_context_ops,
     ) -> Answer<Arc<Self>> {
-        let events = EventQueue::new()?;
+        let events = Arc::new(EventQueue::new()?);
         let raw = CObject::new(ibv_context {
             device,
             ops,
@@ -58,31 +46,9 @@ impl Context {
             abi_compat: ptr::null_mut(),
         });
         let context = Arc::new(Self { raw, adapter, events });
-        context.adapter.opened(&context);
+        context.adapter.opened(&context.events);
         CONTEXTS.insert(context.raw.pointer(), Arc::clone(&context));
         Ok(context)
-    }
-
-    /// The next event, which is now to be acknowledged.
-    pub(crate) fn next_event(&self) -> Answer<ibv_async_event> {
-        let event = self.events.pop(|event| match event {
-            AsyncEvent::Port(_) => {}
-            AsyncEvent::Pair(pair, _) => pair.events.add(),
-            AsyncEvent::Queue(cq, _) => cq.events.add(),
-        })?;
-        let (element, event_type) = match event {
-            AsyncEvent::Port(event) => (ibv_async_element { port_num: 1 }, event),
-            AsyncEvent::Pair(pair, event) => (ibv_async_element { qp: pair.raw.pointer() }, event),
-            AsyncEvent::Queue(cq, event) => (ibv_async_element { cq: cq.raw.pointer() }, event),
-        };
-        Ok(ibv_async_event { element, event_type })
-    }
-
-    /// Takes back the events of something that is to be destroyed, and waits for the acknowledgements of those that
-    /// were got.
-    pub(crate) fn end_events(&self, concerns: impl Fn(&AsyncEvent) -> bool, unacknowledged: &Unacknowledged) {
-        self.events.withdraw(concerns);
-        unacknowledged.wait();
     }
 }
 

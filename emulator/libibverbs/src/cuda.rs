@@ -11,8 +11,6 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_NOW};
 
-use crate::memory::staged;
-
 const NAME: &str = "libcuda.so.1";
 /// `CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL`.
 const DEVICE_ORDINAL: c_int = 9;
@@ -84,9 +82,13 @@ fn ordinal(driver: &Driver, address: u64) -> Option<i32> {
     (code == 0 && ordinal >= 0).then_some(ordinal)
 }
 
-/// Has the driver tell of flushes.
-pub(crate) fn watch_flushes() {
+/// Who is told of flushes.
+static FLUSHED: OnceLock<fn(Option<i32>)> = OnceLock::new();
+
+/// Has the driver tell of flushes: of which device, or of all.
+pub(crate) fn watch_flushes(told: fn(Option<i32>)) {
     if let Some(driver) = driver() {
+        FLUSHED.get_or_init(|| told);
         // SAFETY: the function lives as long as the process: this library stays in memory.
         let _ = unsafe { (driver.on_flush)(Some(flushed), ptr::null_mut()) };
     }
@@ -96,5 +98,7 @@ pub(crate) fn watch_flushes() {
 const TO_ALL_DEVICES: u32 = 200;
 
 extern "C" fn flushed(device: i32, scope: u32, _: *mut c_void) {
-    staged::flush(Some(device).filter(|_| scope != TO_ALL_DEVICES));
+    if let Some(told) = FLUSHED.get() {
+        told(Some(device).filter(|_| scope != TO_ALL_DEVICES));
+    }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno as Os, read, write};
 
-use crate::abi::{Answer, Errno};
+use crate::abi::{Answer, Errno, ibv_async_element, ibv_async_event};
 
 /// Events that wait to be got. The descriptor is readable while there are some, and its `O_NONBLOCK`, which programs
 /// set, tells whether getting one waits.
@@ -59,6 +59,51 @@ impl<T> EventQueue<T> {
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something that happened to a device, or to a queue pair or completion queue of it.
+pub(crate) struct AsyncEvent {
+    event: ibv_async_event,
+    /// Of the object that it concerns; `None`: it is of the port.
+    unacknowledged: Option<Arc<Unacknowledged>>,
+}
+
+// SAFETY: the pointer in it is a handle that programs get back; nobody here goes through it.
+unsafe impl Send for AsyncEvent {}
+
+impl AsyncEvent {
+    pub(crate) fn of_port(event_type: u32) -> Self {
+        Self {
+            event: ibv_async_event { element: ibv_async_element { port_num: 1 }, event_type },
+            unacknowledged: None,
+        }
+    }
+
+    /// Of an object, which is destroyed only once those of its events that were got are acknowledged.
+    pub(crate) fn of_object(
+        element: ibv_async_element,
+        event_type: u32,
+        unacknowledged: &Arc<Unacknowledged>,
+    ) -> Self {
+        Self {
+            event: ibv_async_event { element, event_type },
+            unacknowledged: Some(Arc::clone(unacknowledged)),
+        }
+    }
+}
+
+impl EventQueue<AsyncEvent> {
+    /// The next event, which is now to be acknowledged.
+    pub(crate) fn next(&self) -> Answer<ibv_async_event> {
+        let event = self.pop(|event| event.unacknowledged.iter().for_each(|object| object.add()))?;
+        Ok(event.event)
+    }
+
+    /// Takes back the events of an object that is to be destroyed, and waits for the acknowledgements of those that were got.
+    pub(crate) fn end(&self, object: &Arc<Unacknowledged>) {
+        self.withdraw(|event| event.unacknowledged.as_ref().is_some_and(|other| Arc::ptr_eq(other, object)));
+        object.wait();
     }
 }
 

@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use crate::engine::{Command, Engine};
-use crate::process::Process;
-
 /// The environment variable with faults that hold from the beginning: `NAME=ARGUMENT;NAME=ARGUMENT`.
 const VARIABLE: &str = "MESHREDUCE_VERBS_FAULTS";
 
@@ -23,7 +20,7 @@ pub(crate) enum Style {
 }
 
 /// Calls of one function that are to fail.
-struct Failure {
+struct InjectedFailure {
     errno: i32,
     skip: u32,
     times: u32,
@@ -42,7 +39,7 @@ struct Faults {
     /// Whether nothing is sent.
     hold: AtomicBool,
     any_failure: AtomicBool,
-    failures: Mutex<Option<HashMap<String, Failure>>>,
+    failures: Mutex<Option<HashMap<String, InjectedFailure>>>,
     /// Links that are cut: the local adapter, and the peer's GID in text, or all.
     cuts: Mutex<Vec<(String, Option<String>)>>,
 }
@@ -131,7 +128,7 @@ fn from_environment() {
     TAKEN.get_or_init(|| {
         for part in std::env::var(VARIABLE).unwrap_or_default().split(';').map(str::trim) {
             let (name, argument) = part.split_once('=').unwrap_or((part, ""));
-            // What takes a running adapter is set when there is one.
+            // What takes an adapter that runs cannot be set from here.
             if !part.is_empty() && set_quietly(name.trim(), argument.trim()).is_none() {
                 eprintln!("{VARIABLE}: `{part}` is no fault");
             }
@@ -139,30 +136,10 @@ fn from_environment() {
     });
 }
 
-/// Sets a fault. `None` if there is no such fault, or the argument is not one of its.
+/// Sets a fault that needs no adapter. `None` if there is no such fault, or the argument is not one of its.
 pub(crate) fn set(name: &str, argument: &str) -> Option<()> {
     from_environment();
-    let (nic, rest) = argument.split_once(' ').unwrap_or((argument, ""));
-    match name {
-        "port_down" | "port_up" => {
-            let process = Process::get().ok()?;
-            let adapter = process.nics.iter().find(|adapter| adapter.nic.name == nic)?;
-            match (name, rest.split_once(' ').unwrap_or((rest, ""))) {
-                ("port_down", ("after", bytes)) => adapter.go_down_after(bytes.trim().parse().ok()?),
-                (_, ("", "")) => adapter.set_active(name == "port_up"),
-                _ => return None,
-            }
-            Some(())
-        }
-        _ => {
-            set_quietly(name, argument)?;
-            // What was held up, or may not go on.
-            if matches!(name, "hold" | "cut" | "heal" | "late_visibility") {
-                Engine::tell(Command::FaultsChanged);
-            }
-            Some(())
-        }
-    }
+    set_quietly(name, argument)
 }
 
 fn set_quietly(name: &str, argument: &str) -> Option<()> {
@@ -247,7 +224,7 @@ fn fail(argument: &str) -> Option<()> {
     let failures = failures.get_or_insert_default();
     failures.remove(function);
     if errno != 0 && times > 0 {
-        failures.insert(function.to_owned(), Failure { errno, skip, times });
+        failures.insert(function.to_owned(), InjectedFailure { errno, skip, times });
     }
     FAULTS.any_failure.store(!failures.is_empty(), Relaxed);
     Some(())

@@ -8,15 +8,17 @@
 //! | idea | where |
 //! |---|---|
 //! | the C functions | [`export`], over [`abi`] |
-//! | devices and what they say | [`process`], [`adapter`], [`context`] |
+//! | devices and what they say | [`process`], [`adapter`], [`address`], [`context`] |
 //! | registered memory | [`memory`], [`cuda`] |
 //! | completion queues, and events | [`completion`], [`event`] |
 //! | queue pairs: states, sending side, receiving side | [`pair`] |
-//! | what moves the messages | [`engine`] |
-//! | what tests ask for | [`fault`], [`count`] |
+//! | what moves the messages | [`engine`], what it is told [`command`], and what goes over its links [`frame`] |
+//! | what tests ask for | [`fault`], set while adapters run by [`inject`]; [`count`] |
 
 mod abi;
 mod adapter;
+mod address;
+mod command;
 mod completion;
 mod context;
 mod count;
@@ -25,6 +27,8 @@ mod engine;
 mod event;
 mod export;
 mod fault;
+mod frame;
+mod inject;
 mod memory;
 mod object;
 mod pair;

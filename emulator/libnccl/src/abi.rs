@@ -3,7 +3,7 @@
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::failure::{self, Code, Failure, Result};
+use crate::failure::{self, Code, NcclError, Result};
 use crate::group;
 
 /// An out-parameter: null, or valid for a write.
@@ -14,7 +14,7 @@ impl<T> Out<T> {
     /// Refuses null.
     pub(crate) fn require(self, call: &str, name: &str) -> Result<Self> {
         if self.0.is_null() {
-            Err(Failure::argument(format!("{call} : {name} argument is NULL")))
+            Err(NcclError::argument(format!("{call} : {name} argument is NULL")))
         } else {
             Ok(self)
         }
@@ -58,7 +58,7 @@ impl Config {
             )
         };
         if magic != MAGIC {
-            return Err(Failure::argument(
+            return Err(NcclError::argument(
                 "ncclConfig_t argument not initialized via NCCL_CONFIG_INITIALIZER",
             ));
         }
@@ -70,7 +70,7 @@ impl Config {
             UNDEFINED => Ok(otherwise),
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(Failure::argument(format!("Invalid config blocking attribute value {other}"))),
+            other => Err(NcclError::argument(format!("Invalid config blocking attribute value {other}"))),
         }
     }
 }
@@ -112,7 +112,7 @@ impl ScalarPointer {
 /// Runs a function's body: an error becomes its code and the last error, and a panic goes no further.
 pub(crate) fn guard(name: &str, body: impl FnOnce() -> Result<Code>) -> i32 {
     let outcome = catch_unwind(AssertUnwindSafe(body));
-    let outcome = outcome.unwrap_or_else(|_| Err(Failure::internal(format!("{name} panicked"))));
+    let outcome = outcome.unwrap_or_else(|_| Err(NcclError::internal(format!("{name} panicked"))));
     match outcome {
         Ok(code) => code as i32,
         Err(failure) => {

@@ -1,16 +1,16 @@
 //! How the ranks of a communicator find each other.
 //!
-//! `ncclGetUniqueId` opens a door and has a thread attend to it: the *root*, in the process of whoever made the id.
+//! `ncclGetUniqueId` opens a listener and has a thread attend to it: the *root*, in the process of whoever made the id.
 //! Every rank tells the root where it listens itself; when all have come, the root tells everybody all addresses; each
 //! rank connects to the lower ranks and is called by the higher ones; the root hears from each that it is done, and
-//! when all are, sends them off. If a rank leaves before, the root tells the others. The door is closed then: an id can
+//! when all are, sends them off. If a rank leaves before, the root tells the others. The listener is closed then: an id can
 //! be used once.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 
-use crate::door::{self, Door, GiveUp};
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, NcclError, Result};
+use crate::listener::{self, GiveUp, Listener};
 
 /// `ncclUniqueId`.
 pub(crate) type IdBytes = [u8; 128];
@@ -53,10 +53,10 @@ impl Id {
         let address: IpAddr = match bytes[26] {
             4 => Ipv4Addr::from([bytes[27], bytes[28], bytes[29], bytes[30]]).into(),
             6 => Ipv6Addr::from(<[u8; 16]>::try_from(&bytes[27..43]).unwrap_or_default()).into(),
-            _ => return Err(Failure::argument("the unique id is not one of this library")),
+            _ => return Err(NcclError::argument("the unique id is not one of this library")),
         };
         if &bytes[..16] != TAG {
-            return Err(Failure::argument("the unique id is not one of this library"));
+            return Err(NcclError::argument("the unique id is not one of this library"));
         }
         Ok(Self { magic: u64::from_le_bytes(part(16)), root: SocketAddr::new(address, port) })
     }
@@ -68,18 +68,19 @@ fn random() -> Result<u64> {
     let got = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     match got {
         Ok(8) => Ok(u64::from_le_bytes(bytes)),
-        Ok(_) => Err(Failure::internal("getrandom answered too little")),
-        Err(error) => Err(Failure::system("getrandom", &error)),
+        Ok(_) => Err(NcclError::internal("getrandom answered too little")),
+        Err(error) => Err(NcclError::system("getrandom", &error)),
     }
 }
 
 /// `ncclGetUniqueId`.
 pub(crate) fn unique_id() -> Result<Id> {
     let magic = random()?;
-    let door = Door::open(magic)?;
-    let id = Id { magic, root: door.address()? };
-    let root = std::thread::Builder::new().name("nccl bootstrap root".to_owned()).spawn(move || attend(door));
-    root.map_err(|error| Failure::system("starting a thread", &error))?;
+    let listener = Listener::open(magic)?;
+    let id = Id { magic, root: listener.address()? };
+    let root =
+        std::thread::Builder::new().name("nccl bootstrap root".to_owned()).spawn(move || attend(listener));
+    root.map_err(|error| NcclError::system("starting a thread", &error))?;
     Ok(id)
 }
 
@@ -112,14 +113,14 @@ impl Arrival {
 }
 
 /// The root's thread.
-fn attend(mut door: Door) {
+fn attend(mut listener: Listener) {
     let mut ranks: Vec<(TcpStream, Arrival)> = Vec::new();
-    let outcome = gather(&mut door, &mut ranks).and_then(|()| send_off(&mut ranks));
+    let outcome = gather(&mut listener, &mut ranks).and_then(|()| send_off(&mut ranks));
     if let Err(failure) = outcome {
         let reply = reply(failure.code as u8, failure.text.as_bytes());
         for (socket, _) in &mut ranks {
             // Whoever has left need not hear it.
-            let _ = door::write(socket, &reply, &|| None);
+            let _ = listener::write(socket, &reply, &|| None);
         }
     }
 }
@@ -129,15 +130,15 @@ fn reply(code: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Waits for all ranks.
-fn gather(door: &mut Door, ranks: &mut Vec<(TcpStream, Arrival)>) -> Result<()> {
+fn gather(listener: &mut Listener, ranks: &mut Vec<(TcpStream, Arrival)>) -> Result<()> {
     loop {
         let anybody_left = || {
-            let left = ranks.iter().find(|(socket, _)| door::has_left(socket));
+            let left = ranks.iter().find(|(socket, _)| listener::has_left(socket));
             left.map(|(_, arrival)| {
-                Failure::remote(format!("rank {} has left before all had come", arrival.rank))
+                NcclError::remote(format!("rank {} has left before all had come", arrival.rank))
             })
         };
-        let (socket, greeting) = door.next(&anybody_left)?;
+        let (socket, greeting) = listener.next(&anybody_left)?;
         let Some(arrival) = Arrival::from_bytes(&greeting) else { continue };
         let problem = problem(ranks, &arrival);
         ranks.push((socket, arrival));
@@ -151,22 +152,24 @@ fn gather(door: &mut Door, ranks: &mut Vec<(TcpStream, Arrival)>) -> Result<()> 
 }
 
 /// Why a rank cannot be one of those that have come.
-fn problem(ranks: &[(TcpStream, Arrival)], new: &Arrival) -> Option<Failure> {
+fn problem(ranks: &[(TcpStream, Arrival)], new: &Arrival) -> Option<NcclError> {
     let Arrival { rank, ranks: count, .. } = *new;
     if count > MOST_RANKS || rank >= count {
-        return Some(Failure::argument(format!("rank {rank} of {count} ranks is no rank of a communicator")));
+        return Some(NcclError::argument(format!(
+            "rank {rank} of {count} ranks is no rank of a communicator"
+        )));
     }
     ranks.iter().find_map(|(_, other)| {
         if other.ranks != count {
             let both = format!("rank {} has {} ranks, and rank {rank} has {count}", other.rank, other.ranks);
-            Some(Failure::internal(format!("Bootstrap Root : mismatch in rank count: {both}")))
+            Some(NcclError::internal(format!("Bootstrap Root : mismatch in rank count: {both}")))
         } else if other.rank == rank {
-            Some(Failure::internal(format!(
+            Some(NcclError::internal(format!(
                 "Bootstrap Root : rank {rank} of {count} ranks has already checked in"
             )))
         } else if other.device == new.device {
             let both = format!("rank {} and rank {rank}", other.rank);
-            Some(Failure::usage(format!("Duplicate GPU detected : {both} both are on one CUDA device")))
+            Some(NcclError::usage(format!("Duplicate GPU detected : {both} both are on one CUDA device")))
         } else {
             None
         }
@@ -180,36 +183,36 @@ fn send_off(ranks: &mut [(TcpStream, Arrival)]) -> Result<()> {
     let table = [&random()?.to_le_bytes()[..], addresses.join("\n").as_bytes()].concat();
     let table = reply(0, &table);
     for (socket, _) in ranks.iter_mut() {
-        door::write(socket, &table, &|| None)?;
+        listener::write(socket, &table, &|| None)?;
     }
     for index in 0..ranks.len() {
         let (before, rest) = ranks.split_at_mut(index);
         let Some(((socket, _), after)) = rest.split_first_mut() else { break };
         let others = || before.iter().chain(after.iter());
         let anybody_left = || {
-            let left = others().find(|(socket, _)| door::has_left(socket))?;
-            Some(Failure::remote(format!("rank {} has left before all had met", left.1.rank)))
+            let left = others().find(|(socket, _)| listener::has_left(socket))?;
+            Some(NcclError::remote(format!("rank {} has left before all had met", left.1.rank)))
         };
-        door::read(socket, &mut [0], &anybody_left)?;
+        listener::read(socket, &mut [0], &anybody_left)?;
     }
     for (socket, _) in ranks {
-        door::write(socket, &reply(0, &[]), &|| None)?;
+        listener::write(socket, &reply(0, &[]), &|| None)?;
     }
     Ok(())
 }
 
 fn read_reply(root: &mut TcpStream, give_up: GiveUp<'_>) -> Result<Vec<u8>> {
     let mut header = [0; 5];
-    door::read(root, &mut header, give_up)?;
+    listener::read(root, &mut header, give_up)?;
     let length = u32::from_le_bytes([header[1], header[2], header[3], header[4]]) as usize;
     if length > LONGEST_REPLY {
-        return Err(Failure::internal("the bootstrap root's reply is too long"));
+        return Err(NcclError::internal("the bootstrap root's reply is too long"));
     }
     let mut payload = vec![0; length];
-    door::read(root, &mut payload, give_up)?;
+    listener::read(root, &mut payload, give_up)?;
     match Code::error(i32::from(header[0])) {
         None => Ok(payload),
-        Some(code) => Err(Failure { code, text: String::from_utf8_lossy(&payload).into_owned() }),
+        Some(code) => Err(NcclError { code, text: String::from_utf8_lossy(&payload).into_owned() }),
     }
 }
 
@@ -221,34 +224,34 @@ pub(crate) struct Met {
 
 /// Meets the other ranks. `device` says which device this rank is on.
 pub(crate) fn meet(id: Id, ranks: usize, rank: usize, device: u64, give_up: GiveUp<'_>) -> Result<Met> {
-    let mut door = Door::open(0)?;
-    let listens = door.address()?.to_string();
+    let mut listener = Listener::open(0)?;
+    let listens = listener.address()?.to_string();
     let arrival = Arrival { ranks: ranks as u32, rank: rank as u32, device, listens };
-    let mut root = door::connect(id.root, id.magic, &arrival.to_bytes(), give_up)?;
+    let mut root = listener::connect(id.root, id.magic, &arrival.to_bytes(), give_up)?;
     let table = read_reply(&mut root, give_up)?;
-    let broken = || Failure::internal("the bootstrap root's table is broken");
+    let broken = || NcclError::internal("the bootstrap root's table is broken");
     let (magic, addresses) = table.split_first_chunk::<8>().ok_or_else(broken)?;
     let magic = u64::from_le_bytes(*magic);
     let addresses = std::str::from_utf8(addresses).ok();
     let addresses: Option<Vec<SocketAddr>> =
         addresses.and_then(|text| text.lines().map(|line| line.parse().ok()).collect());
     let addresses = addresses.filter(|all| all.len() == ranks).ok_or_else(broken)?;
-    door.set_magic(magic);
+    listener.set_magic(magic);
     let root_has_news = || {
         // Before this rank is done the root says nothing but that somebody has left.
         let said = root.peek(&mut [0]);
         let quiet = said.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
-        give_up().or_else(|| (!quiet).then(|| Failure::remote("a rank has left before all had met")))
+        give_up().or_else(|| (!quiet).then(|| NcclError::remote("a rank has left before all had met")))
     };
-    let sockets = join(door, magic, rank, &addresses, &root_has_news)?;
-    door::write(&mut root, &[1], give_up)?;
+    let sockets = join(listener, magic, rank, &addresses, &root_has_news)?;
+    listener::write(&mut root, &[1], give_up)?;
     read_reply(&mut root, give_up)?;
     Ok(Met { magic, sockets })
 }
 
 /// Connects to the lower ranks of `addresses`, and lets the higher ones in.
 pub(crate) fn join(
-    mut door: Door,
+    mut listener: Listener,
     magic: u64,
     rank: usize,
     addresses: &[SocketAddr],
@@ -256,14 +259,14 @@ pub(crate) fn join(
 ) -> Result<Vec<Option<TcpStream>>> {
     let mut sockets: Vec<Option<TcpStream>> = addresses.iter().map(|_| None).collect();
     for (socket, address) in sockets.iter_mut().zip(addresses).take(rank) {
-        *socket = Some(door::connect(*address, magic, &(rank as u32).to_le_bytes(), give_up)?);
+        *socket = Some(listener::connect(*address, magic, &(rank as u32).to_le_bytes(), give_up)?);
     }
     while sockets.iter().skip(rank + 1).any(Option::is_none) {
-        let (socket, greeting) = door.next(give_up)?;
+        let (socket, greeting) = listener.next(give_up)?;
         let caller = greeting.try_into().map_or(usize::MAX, |bytes| u32::from_le_bytes(bytes) as usize);
         match sockets.get_mut(caller) {
             Some(place) if caller > rank && place.is_none() => *place = Some(socket),
-            _ => return Err(Failure::internal(format!("rank {caller} called, which was not expected"))),
+            _ => return Err(NcclError::internal(format!("rank {caller} called, which was not expected"))),
         }
     }
     Ok(sockets)
@@ -321,11 +324,11 @@ mod tests {
         let id = unique_id().unwrap();
         std::thread::scope(|scope| {
             let stays = scope.spawn(move || meet(id, 3, 0, 1, &|| None));
-            let leaves = scope.spawn(move || meet(id, 3, 1, 2, &|| Some(Failure::usage("enough"))));
+            let leaves = scope.spawn(move || meet(id, 3, 1, 2, &|| Some(NcclError::usage("enough"))));
             assert!(leaves.join().unwrap().is_err());
             // It may have left before it had come; then it comes, and leaves, here.
             let arrival = Arrival { ranks: 3, rank: 1, device: 2, listens: String::new() };
-            drop(door::connect(id.root, id.magic, &arrival.to_bytes(), &|| None));
+            drop(listener::connect(id.root, id.magic, &arrival.to_bytes(), &|| None));
             assert_eq!(stays.join().unwrap().err().unwrap().code, Code::RemoteError);
         });
     }

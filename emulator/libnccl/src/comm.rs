@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::cuda::{self, Device, Event};
 use crate::element::{Scale, Type};
-use crate::failure::{self, Code, Failure, Result};
+use crate::failure::{self, Code, NcclError, Result};
 use crate::mesh::Mesh;
 
 /// `ncclComm_t`: a number that is used once, and never an address.
@@ -29,10 +29,10 @@ fn communicators<T>(body: impl FnOnce(&mut HashMap<Handle, Arc<Communicator>>) -
 /// As NCCL refuses null and what is none.
 pub(crate) fn find(handle: Handle, call: &str) -> Result<Arc<Communicator>> {
     if handle == 0 {
-        return Err(Failure::argument(format!("{call} : comm argument is NULL")));
+        return Err(NcclError::argument(format!("{call} : comm argument is NULL")));
     }
     let found = communicators(|all| all.get(&handle).cloned());
-    found.ok_or_else(|| Failure::argument("Error: corrupted comm object detected"))
+    found.ok_or_else(|| NcclError::argument("Error: corrupted comm object detected"))
 }
 
 /// A communicator.
@@ -71,7 +71,7 @@ pub(crate) struct Ready {
 struct State {
     /// Things that go on behind calls that have returned.
     busy: usize,
-    failure: Option<Failure>,
+    failure: Option<NcclError>,
     finalized: bool,
 }
 
@@ -168,7 +168,7 @@ impl Communicator {
 
     /// What is known once the ranks have met.
     pub(crate) fn ready(&self) -> Result<&Ready> {
-        self.ready.get().ok_or_else(|| Failure::argument("the communicator has not begun"))
+        self.ready.get().ok_or_else(|| NcclError::argument("the communicator has not begun"))
     }
 
     /// What goes on, or why nothing does any more.
@@ -179,7 +179,7 @@ impl Communicator {
         )
     }
 
-    pub(crate) fn failure(&self) -> Option<Failure> {
+    pub(crate) fn failure(&self) -> Option<NcclError> {
         let own = self.lock().failure.clone();
         own.or_else(|| self.ready.get().and_then(|ready| ready.mesh.failure()))
     }
@@ -192,17 +192,17 @@ impl Communicator {
         let state = self.lock();
         if state.busy > 0 {
             let text = "Attempt to use communicator before the previous operation returned ncclSuccess";
-            return Err(Failure::argument(text));
+            return Err(NcclError::argument(text));
         }
         if state.finalized {
-            return Err(Failure::argument("the communicator has been finalized"));
+            return Err(NcclError::argument("the communicator has been finalized"));
         }
         drop(state);
         self.ready()
     }
 
     /// Makes what is pending, and everything later, fail.
-    pub(crate) fn fail(&self, failure: Failure) {
+    pub(crate) fn fail(&self, failure: NcclError) {
         failure::note(&failure);
         match self.ready.get() {
             Some(ready) => ready.mesh.fail(failure),
@@ -265,7 +265,7 @@ impl Communicator {
         let spawned = std::thread::Builder::new().name("nccl finalize".to_owned()).spawn(end);
         spawned.map(|_| ()).map_err(|error| {
             self.set_busy(false);
-            Failure::system("starting a thread", &error)
+            NcclError::system("starting a thread", &error)
         })
     }
 
@@ -296,7 +296,7 @@ impl Communicator {
     /// Ends what is pending, for a communicator of some of the ranks that goes on; this one can only end.
     pub(crate) fn stop(&self) {
         if let Some(ready) = self.ready.get() {
-            ready.mesh.fail(Failure::usage("the communicator was shrunk, and what it did was ended"));
+            ready.mesh.fail(NcclError::usage("the communicator was shrunk, and what it did was ended"));
         }
         drop(self.running.lock().unwrap_or_else(PoisonError::into_inner));
     }
@@ -327,7 +327,9 @@ impl Communicator {
         let place = usize::try_from(number - FIRST_MADE).ok().and_then(|index| all.get_mut(index));
         let made = place.and_then(Option::take);
         made.map(|_| ()).ok_or_else(|| {
-            Failure::argument(format!("ncclRedOpDestroy : operator unknown to this communicator ({number})"))
+            NcclError::argument(format!(
+                "ncclRedOpDestroy : operator unknown to this communicator ({number})"
+            ))
         })
     }
 

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 
 /// A context, stream or event.
 pub(crate) type Handle = *mut c_void;
@@ -76,7 +76,7 @@ table! {
 
 fn table() -> Result<&'static Table> {
     static TABLE: OnceLock<Result<Table, String>> = OnceLock::new();
-    TABLE.get_or_init(find).as_ref().map_err(|error| Failure::cuda(format!("the CUDA driver: {error}")))
+    TABLE.get_or_init(find).as_ref().map_err(|error| NcclError::cuda(format!("the CUDA driver: {error}")))
 }
 
 fn find() -> Result<Table, String> {
@@ -130,7 +130,7 @@ fn check(table: &Table, call: &str, code: c_uint) -> Result<()> {
     let known = unsafe { (table.cuGetErrorName)(code, &mut name) } == 0 && !name.is_null();
     // SAFETY: a successful call leaves a zero-terminated string of static lifetime.
     let name = if known { unsafe { CStr::from_ptr(name) }.to_string_lossy() } else { "unknown".into() };
-    Err(Failure::cuda(format!("Cuda failure {code} : {call} answered {name}")))
+    Err(NcclError::cuda(format!("Cuda failure {code} : {call} answered {name}")))
 }
 
 /// `call!(function(arguments))`: calls the driver.

@@ -7,7 +7,7 @@
 
 use half::{bf16, f16};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 
 /// `ncclDataType_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl Type {
         let found = usize::try_from(number).ok().and_then(|index| TYPES.get(index));
         found
             .map(|(kind, ..)| *kind)
-            .ok_or_else(|| Failure::argument(format!("{call} : invalid type {number}")))
+            .ok_or_else(|| NcclError::argument(format!("{call} : invalid type {number}")))
     }
 
     pub(crate) fn number(self) -> u8 {

@@ -36,15 +36,15 @@ impl Code {
 
 /// An error with what is to be said about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct NcclError {
     pub(crate) code: Code,
     pub(crate) text: String,
 }
 
 /// What most functions here answer.
-pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = NcclError> = std::result::Result<T, E>;
 
-impl fmt::Display for Failure {
+impl fmt::Display for NcclError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -58,7 +58,7 @@ macro_rules! constructors {
     )*};
 }
 
-impl Failure {
+impl NcclError {
     constructors! {
         argument InvalidArgument;
         usage InvalidUsage;
@@ -80,7 +80,7 @@ static LAST: Mutex<&'static CStr> = Mutex::new(c"");
 const MOST_TEXTS: usize = 4096;
 
 /// Makes a failure the last one, and writes it to stderr if `NCCL_DEBUG` asks for warnings.
-pub(crate) fn note(failure: &Failure) {
+pub(crate) fn note(failure: &NcclError) {
     let text = format!("emulated node's stand-in for NCCL: {}", failure.text);
     if wants_warnings() {
         eprintln!("NCCL WARN {text}");

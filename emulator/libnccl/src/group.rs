@@ -5,13 +5,13 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::comm::start::Start;
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, NcclError, Result};
 use crate::job::{self, Task};
 
 #[derive(Default)]
 struct Group {
     depth: u32,
-    failure: Option<Failure>,
+    failure: Option<NcclError>,
     starts: Vec<Start>,
     tasks: Vec<Task>,
 }
@@ -26,7 +26,7 @@ pub(crate) fn start() {
 }
 
 /// Makes the thread's group fail at its end, if there is one: nothing of it is done then.
-pub(crate) fn fail(failure: &Failure) {
+pub(crate) fn fail(failure: &NcclError) {
     GROUP.with_borrow_mut(|group| {
         if group.depth > 0 {
             group.failure.get_or_insert_with(|| failure.clone());
@@ -68,7 +68,7 @@ pub(crate) fn begin(start: Start) -> Result<Code> {
 pub(crate) fn end() -> Result<Code> {
     let group = GROUP.with_borrow_mut(|group| {
         let depth = group.depth.checked_sub(1);
-        group.depth = depth.ok_or_else(|| Failure::usage("ncclGroupEnd: not in a group call."))?;
+        group.depth = depth.ok_or_else(|| NcclError::usage("ncclGroupEnd: not in a group call."))?;
         Ok(if group.depth == 0 { std::mem::take(group) } else { Group::default() })
     })?;
     if let Some(failure) = group.failure {
@@ -86,7 +86,7 @@ fn start_all(starts: Vec<Start>) -> Result<Code> {
         starts.into_iter().partition(|start| start.communicator.blocking);
     let code = if behind.is_empty() { Code::Success } else { Code::InProgress };
     behind.into_iter().try_for_each(Start::spawn)?;
-    let panicked = || Err(Failure::internal("making a communicator panicked"));
+    let panicked = || Err(NcclError::internal("making a communicator panicked"));
     let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = blocking.into_iter().map(|start| scope.spawn(|| start.run())).collect();
         threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| panicked())).collect()

@@ -4,7 +4,7 @@ use crate::abi::{Array, Config, Out, exports};
 use crate::bootstrap::{self, Id, IdBytes};
 use crate::comm::start::Start;
 use crate::comm::{self, Handle};
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Code, NcclError, Result};
 use crate::group;
 
 /// `ncclUniqueId`.
@@ -27,7 +27,7 @@ fn init_rank(
     config: &Config,
 ) -> Result<Code> {
     let new = new.require(call, "newcomm")?;
-    let invalid = || Failure::argument(format!("Invalid rank requested : {rank}/{ranks}"));
+    let invalid = || NcclError::argument(format!("Invalid rank requested : {rank}/{ranks}"));
     let count = usize::try_from(ranks).ok().filter(|count| *count > 0).ok_or_else(invalid)?;
     let rank = usize::try_from(rank).ok().filter(|rank| *rank < count).ok_or_else(invalid)?;
     let blocking = config.blocking(true)?;
@@ -68,7 +68,7 @@ exports! {
         let parent = comm::find(comm, "CommSplit")?;
         let new = new.require("CommSplit", "newcomm")?;
         if color < NO_COLOR {
-            return Err(Failure::argument(format!("CommSplit : invalid color {color}")));
+            return Err(NcclError::argument(format!("CommSplit : invalid color {color}")));
         }
         parent.ensure_ready()?;
         let blocking = config.blocking(parent.blocking)?;
@@ -80,17 +80,17 @@ exports! {
         let new = new.require("CommShrink", "newcomm")?;
         let ready = parent.ready()?;
         let excluded = excluded.elements(count);
-        let excluded = excluded.ok_or_else(|| Failure::argument("CommShrink : no rank is excluded"))?;
+        let excluded = excluded.ok_or_else(|| NcclError::argument("CommShrink : no rank is excluded"))?;
         let mut members: Vec<_> = (0..ready.size).collect();
         for rank in excluded {
             let place = members.iter().position(|member| *member as i64 == i64::from(rank));
             let place = place.ok_or_else(|| {
-                Failure::argument(format!("CommShrink : rank {rank} is no rank, or is excluded twice"))
+                NcclError::argument(format!("CommShrink : rank {rank} is no rank, or is excluded twice"))
             })?;
             members.remove(place);
         }
         if !members.contains(&ready.rank) {
-            return Err(Failure::argument("CommShrink : the rank that calls is excluded"));
+            return Err(NcclError::argument("CommShrink : the rank that calls is excluded"));
         }
         let blocking = config.blocking(parent.blocking)?;
         match flags {
@@ -98,7 +98,7 @@ exports! {
                 parent.ensure_ready()?;
             }
             SHRINK_ABORT => parent.stop(),
-            flags => return Err(Failure::argument(format!("CommShrink : invalid flags {flags}"))),
+            flags => return Err(NcclError::argument(format!("CommShrink : invalid flags {flags}"))),
         }
         begin(Start::shrink(&parent, members, blocking), &new, true)
     }
@@ -130,8 +130,8 @@ exports! {
     /// For tests: makes the communicator report an asynchronous error, and end what is pending.
     fn meshreduceNcclFail(comm: Handle, code: i32) {
         let comm = comm::find(comm, "meshreduceNcclFail")?;
-        let code = Code::error(code).ok_or_else(|| Failure::argument(format!("{code} is no error")))?;
-        comm.fail(Failure { code, text: "a test asked for this error".to_owned() });
+        let code = Code::error(code).ok_or_else(|| NcclError::argument(format!("{code} is no error")))?;
+        comm.fail(NcclError { code, text: "a test asked for this error".to_owned() });
         Ok(Code::Success)
     }
 

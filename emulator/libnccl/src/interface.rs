@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 
 /// What a variable of the environment says about interfaces.
 struct Filter<'a> {
@@ -36,7 +36,7 @@ pub(crate) fn address() -> Result<IpAddr> {
     let wanted = std::env::var("NCCL_SOCKET_IFNAME").unwrap_or_default();
     let family = std::env::var("NCCL_SOCKET_FAMILY").unwrap_or_default();
     let interfaces =
-        if_addrs::get_if_addrs().map_err(|error| Failure::system("listing interfaces", &error))?;
+        if_addrs::get_if_addrs().map_err(|error| NcclError::system("listing interfaces", &error))?;
     let found = interfaces.iter().map(|interface| (interface.name.as_str(), interface.ip()));
     choose(found.collect(), &wanted, &family).ok_or_else(|| {
         let what = if wanted.is_empty() {
@@ -44,7 +44,7 @@ pub(crate) fn address() -> Result<IpAddr> {
         } else {
             format!(" that matches NCCL_SOCKET_IFNAME={wanted}")
         };
-        Failure {
+        NcclError {
             code: crate::failure::Code::InternalError,
             text: format!("Bootstrap : no socket interface found{what}"),
         }

@@ -19,7 +19,7 @@ use crate::collective::{Collective, Ranks};
 use crate::comm::{Communicator, Latest, Order};
 use crate::cuda::{self, Event};
 use crate::element::Scale;
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 use crate::staging::Staging;
 
 /// Device memory.
@@ -32,7 +32,7 @@ pub(crate) struct Buffer {
 /// An operation that was asked for and is found to be in order.
 pub(crate) struct Task {
     pub(crate) communicator: Arc<Communicator>,
-    pub(crate) what: What,
+    pub(crate) what: TaskKind,
     pub(crate) input: Option<Buffer>,
     pub(crate) output: Option<Buffer>,
     /// The factor of a pre-multiplied sum, if it is on the device.
@@ -42,7 +42,7 @@ pub(crate) struct Task {
 
 /// What a task does with its input and output.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum What {
+pub(crate) enum TaskKind {
     Collective(Collective),
     Send { peer: usize, call: Call },
     Receive { peer: usize, call: Call },
@@ -50,7 +50,7 @@ pub(crate) enum What {
 
 /// A task with its memory on the host.
 struct Step {
-    what: What,
+    what: TaskKind,
     input: Option<Staging>,
     output: Option<Staging>,
     scalar: Option<Staging>,
@@ -149,8 +149,8 @@ fn match_own_messages(tasks: &[Task]) -> Result<()> {
     for task in tasks {
         let rank = task.communicator.ready()?.rank;
         match task.what {
-            What::Send { peer, .. } if peer == rank => sent.extend(task.input.map(|buffer| buffer.bytes)),
-            What::Receive { peer, .. } if peer == rank => {
+            TaskKind::Send { peer, .. } if peer == rank => sent.extend(task.input.map(|buffer| buffer.bytes)),
+            TaskKind::Receive { peer, .. } if peer == rank => {
                 received.extend(task.output.map(|buffer| buffer.bytes))
             }
             _ => {}
@@ -159,7 +159,7 @@ fn match_own_messages(tasks: &[Task]) -> Result<()> {
     if sent == received {
         return Ok(());
     }
-    Err(Failure::usage(format!(
+    Err(NcclError::usage(format!(
         "a group sends messages of {sent:?} bytes to the rank itself, and receives such of {received:?}"
     )))
 }
@@ -208,7 +208,7 @@ impl Job {
         let ready = self.communicator.ready()?;
         let ranks = Ranks { mesh: &ready.mesh, rank: ready.rank, size: ready.size };
         for step in &self.steps {
-            if let What::Collective(collective) = step.what {
+            if let TaskKind::Collective(collective) = step.what {
                 step.collective(collective).run(ranks, step.input(), step.output())?;
             }
         }
@@ -220,25 +220,25 @@ impl Job {
         let mut own = VecDeque::new();
         for step in &self.steps {
             match step.what {
-                What::Send { peer, .. } if peer == ranks.rank => own.push_back(step.input()),
-                What::Send { peer, call } => ranks.mesh.send(peer, &call, 0, step.input()),
+                TaskKind::Send { peer, .. } if peer == ranks.rank => own.push_back(step.input()),
+                TaskKind::Send { peer, call } => ranks.mesh.send(peer, &call, 0, step.input()),
                 _ => {}
             }
         }
         for step in &self.steps {
             match step.what {
-                What::Receive { peer, .. } if peer == ranks.rank => {
+                TaskKind::Receive { peer, .. } if peer == ranks.rank => {
                     let message = own.pop_front().filter(|message| message.len() == step.output().len());
-                    let missing = || Failure::internal("a message of the rank to itself is missing");
+                    let missing = || NcclError::internal("a message of the rank to itself is missing");
                     step.output().copy_from_slice(message.ok_or_else(missing)?);
                 }
-                What::Receive { peer, call } => ranks.mesh.receive(peer, &call, 0, step.output())?,
+                TaskKind::Receive { peer, call } => ranks.mesh.receive(peer, &call, 0, step.output())?,
                 _ => {}
             }
         }
         for step in &self.steps {
             match step.what {
-                What::Send { peer, .. } if peer != ranks.rank => ranks.mesh.flush(peer)?,
+                TaskKind::Send { peer, .. } if peer != ranks.rank => ranks.mesh.flush(peer)?,
                 _ => {}
             }
         }
@@ -255,7 +255,7 @@ extern "C" fn perform(number: *mut c_void) {
         return;
     }
     let outcome = catch_unwind(AssertUnwindSafe(|| job.run()));
-    let outcome = outcome.unwrap_or_else(|_| Err(Failure::internal("an operation panicked")));
+    let outcome = outcome.unwrap_or_else(|_| Err(NcclError::internal("an operation panicked")));
     if let Err(failure) = outcome
         && !communicator.is_aborted()
     {

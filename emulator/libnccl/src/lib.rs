@@ -10,7 +10,7 @@
 //! | communicators | [`comm`] |
 //! | groups, and operations as streams see them | [`group`], [`job`], [`staging`] |
 //! | algorithms and arithmetic | [`collective`], [`element`] |
-//! | how ranks meet and talk | [`interface`], [`door`], [`bootstrap`], [`mesh`], [`call`] |
+//! | how ranks meet and talk | [`interface`], [`listener`], [`bootstrap`], [`mesh`], [`call`] |
 //! | the CUDA driver | [`cuda`] |
 //! | errors | [`failure`] |
 
@@ -20,13 +20,13 @@ mod call;
 mod collective;
 mod comm;
 mod cuda;
-mod door;
 mod element;
 mod failure;
 mod group;
 mod initialise;
 mod interface;
 mod job;
+mod listener;
 mod mesh;
 mod operate;
 mod query;

@@ -19,8 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use crate::call::Call;
-use crate::door::GiveUp;
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
+use crate::listener::GiveUp;
 
 const DATA: u8 = 1;
 const CONTROL: u8 = 2;
@@ -44,7 +44,7 @@ pub(crate) struct Mesh {
 struct State {
     links: Vec<Link>,
     /// Why operations fail, from the first failure on.
-    failure: Option<Failure>,
+    failure: Option<NcclError>,
     /// Operations fail at once. Otherwise what has come already still counts.
     stopped: bool,
     /// Goodbye has been said.
@@ -93,13 +93,13 @@ impl Mesh {
         let state =
             State { links: links.collect(), failure: None, stopped: false, closing: false, aborted: false };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let wake = wake.map_err(|error| Failure::system("eventfd", &error))?;
+        let wake = wake.map_err(|error| NcclError::system("eventfd", &error))?;
         let mesh = Arc::new(Self { rank, state: Mutex::new(state), changed: Condvar::new(), wake });
         let shared = Arc::clone(&mesh);
         std::thread::Builder::new()
             .name(format!("nccl rank {rank}"))
             .spawn(move || serve(&shared, sockets))
-            .map_err(|error| Failure::system("starting a thread", &error))?;
+            .map_err(|error| NcclError::system("starting a thread", &error))?;
         Ok(mesh)
     }
 
@@ -118,12 +118,12 @@ impl Mesh {
     }
 
     /// Why operations fail, if they do.
-    pub(crate) fn failure(&self) -> Option<Failure> {
+    pub(crate) fn failure(&self) -> Option<NcclError> {
         self.lock().failure.clone()
     }
 
     /// Makes pending and later operations fail; the first failure stays.
-    pub(crate) fn fail(&self, failure: Failure) {
+    pub(crate) fn fail(&self, failure: NcclError) {
         let mut state = self.lock();
         state.failure.get_or_insert(failure);
         state.stopped = true;
@@ -134,7 +134,7 @@ impl Mesh {
     /// Ends pending operations and all connections, without a goodbye.
     pub(crate) fn abort(&self) {
         let mut state = self.lock();
-        state.failure = Some(Failure::usage("the communicator was aborted"));
+        state.failure = Some(NcclError::usage("the communicator was aborted"));
         state.stopped = true;
         state.aborted = true;
         drop(state);
@@ -195,7 +195,7 @@ impl Mesh {
             let frame = self.next(from)?;
             let end = filled + frame.bytes.len();
             if frame.call != *call || frame.step != step || end > into.len() {
-                let failure = Failure::usage(format!(
+                let failure = NcclError::usage(format!(
                     "rank {from} calls {}, and rank {} calls {call}",
                     frame.call, self.rank
                 ));
@@ -216,7 +216,7 @@ impl Mesh {
             }
             if state.closing {
                 // A graph may be launched when its communicator has ended.
-                return Err(Failure::usage("the communicator has been finalized"));
+                return Err(NcclError::usage("the communicator has been finalized"));
             }
             let link = &mut state.links[from];
             if let Some(frame) = link.inbox.pop_front() {
@@ -271,8 +271,8 @@ impl Mesh {
     }
 }
 
-fn left(rank: usize) -> Failure {
-    Failure::remote(format!("rank {rank} has left the communicator"))
+fn left(rank: usize) -> NcclError {
+    NcclError::remote(format!("rank {rank} has left the communicator"))
 }
 
 fn frame(kind: u8, call: &Call, step: u32, bytes: &[u8]) -> Vec<u8> {
@@ -335,7 +335,7 @@ fn serve(mesh: &Mesh, mut sockets: Vec<Option<TcpStream>>) {
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
-                mesh.fail(Failure::system("poll", &error));
+                mesh.fail(NcclError::system("poll", &error));
                 return (0..sockets.len()).for_each(|rank| gone(mesh, rank, "nothing is read any more"));
             }
         }
@@ -448,7 +448,7 @@ fn gone(mesh: &Mesh, rank: usize, reason: &str) {
     link.outbox.clear();
     if !said_goodbye && !closing {
         let text = format!("rank {rank} has died or aborted: {reason}");
-        state.failure.get_or_insert(Failure::remote(text));
+        state.failure.get_or_insert(NcclError::remote(text));
     }
     drop(state);
     mesh.changed.notify_all();

@@ -7,8 +7,8 @@ use crate::call::{Call, Kind};
 use crate::collective::{Collective, Reduction};
 use crate::comm::{self, Communicator, Handle, Made, Scalar};
 use crate::element::{Combine, Scale, Type};
-use crate::failure::{Code, Failure, Result};
-use crate::job::{Buffer, Task, What};
+use crate::failure::{Code, NcclError, Result};
+use crate::job::{Buffer, Task, TaskKind};
 use crate::{cuda, group};
 
 /// A call as the program makes it, of an operation on all ranks.
@@ -56,7 +56,7 @@ impl Request {
         }
         let _current = cuda::Current::push(communicator.device.context)?;
         let task = Task {
-            what: What::Collective(Collective {
+            what: TaskKind::Collective(Collective {
                 kind: self.kind,
                 call: Call::new(self.kind, element, self.count, self.reduction, root),
                 element,
@@ -92,14 +92,14 @@ fn shares(kind: Kind, is_root: bool) -> (Share, Share) {
 fn rank_in(rank: i32, size: usize, what: &str, call: &str) -> Result<usize> {
     usize::try_from(rank).ok().filter(|rank| *rank < size).ok_or_else(|| {
         let range = format!("{what} should be in the 0..{} range", size - 1);
-        Failure::argument(format!("{call} : invalid {what} {rank} ({range})"))
+        NcclError::argument(format!("{call} : invalid {what} {rank} ({range})"))
     })
 }
 
 fn bytes(count: usize, element: Type, times: usize, call: &str) -> Result<usize> {
     let bytes = count.checked_mul(element.bytes()).and_then(|bytes| bytes.checked_mul(times));
     bytes.filter(|bytes| *bytes <= isize::MAX as usize).ok_or_else(|| {
-        Failure::argument(format!("{call} : count {count} of {} is too large", element.name()))
+        NcclError::argument(format!("{call} : count {count} of {} is too large", element.name()))
     })
 }
 
@@ -109,7 +109,7 @@ fn buffer(address: u64, bytes: usize, what: &str, call: &str) -> Result<Option<B
         return Ok(None);
     }
     if address == 0 || !cuda::is_allocated(address, bytes)? {
-        return Err(Failure::argument(format!(
+        return Err(NcclError::argument(format!(
             "{call} : {what} {address:#x} is not a valid pointer to {bytes} bytes"
         )));
     }
@@ -135,11 +135,12 @@ fn reduction(
         }
         _ => {
             let made = communicator.reduction(number);
-            let made = made
-                .ok_or_else(|| Failure::argument(format!("{call} : invalid reduction operation {number}")))?;
+            let made = made.ok_or_else(|| {
+                NcclError::argument(format!("{call} : invalid reduction operation {number}"))
+            })?;
             if made.element != element {
                 let both = format!("{} and {}", made.element.name(), element.name());
-                return Err(Failure::argument(format!(
+                return Err(NcclError::argument(format!(
                     "{call} : reduction operation {number} and the call are of different types: {both}"
                 )));
             }
@@ -173,7 +174,8 @@ fn message(
     // Only the bytes must agree: NCCL does not ask after the type.
     let name = Call::new(Kind::Exchange, Type::U8, bytes, None, None);
     let is_send = call == "Send";
-    let what = if is_send { What::Send { peer, call: name } } else { What::Receive { peer, call: name } };
+    let what =
+        if is_send { TaskKind::Send { peer, call: name } } else { TaskKind::Receive { peer, call: name } };
     group::submit(Task {
         what,
         input: is_send.then_some(buffer),
@@ -246,7 +248,7 @@ exports! {
         let op = op.require(call, "op")?;
         communicator.ensure_ready()?;
         let element = Type::from_number(element, call)?;
-        let missing = || Failure::argument(format!("{call} : scalar argument is not valid"));
+        let missing = || NcclError::argument(format!("{call} : scalar argument is not valid"));
         let scalar = match residence {
             0 => {
                 let _current = cuda::Current::push(communicator.device.context)?;
@@ -254,7 +256,7 @@ exports! {
                 Scalar::Device(scalar.address())
             }
             1 => Scalar::Value(Scale::Before(scalar.read(element.bytes()).ok_or_else(missing)?)),
-            _ => return Err(Failure::argument(format!("{call} : invalid residence {residence}"))),
+            _ => return Err(NcclError::argument(format!("{call} : invalid residence {residence}"))),
         };
         op.set(communicator.make_reduction(Made { element, scalar }));
         Ok(Code::Success)

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 
 use crate::abi::{Out, exports};
 use crate::comm::{self, Handle};
-use crate::failure::{self, Code, Failure};
+use crate::failure::{self, Code, NcclError};
 use crate::{cuda, group};
 
 /// 2.28.3: the first version that has all functions that are here.
@@ -84,7 +84,7 @@ exports! {
         comm.ensure_ready()?;
         let _current = cuda::Current::push(comm.device.context)?;
         if !cuda::is_allocated(memory, bytes)? {
-            return Err(Failure::argument(format!("CommRegister : {bytes} bytes at {memory:#x} are not allocated")));
+            return Err(NcclError::argument(format!("CommRegister : {bytes} bytes at {memory:#x} are not allocated")));
         }
         handle.set(comm.register());
         Ok(Code::Success)
@@ -95,6 +95,6 @@ exports! {
         if comm.deregister(handle) {
             return Ok(Code::Success);
         }
-        Err(Failure::argument("Deregister NULL handle, or one of another communicator"))
+        Err(NcclError::argument("Deregister NULL handle, or one of another communicator"))
     }
 }

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
 use crate::cuda;
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 
 const SMALLEST: usize = 4096;
 
@@ -36,7 +36,7 @@ unsafe impl Sync for Staging {}
 impl Staging {
     /// At least `bytes` bytes, page-locked for `context`, which is current.
     pub(crate) fn take(context: usize, bytes: usize) -> Result<Self> {
-        let refused = || Failure::system("staging", &format!("{bytes} bytes are too many"));
+        let refused = || NcclError::system("staging", &format!("{bytes} bytes are too many"));
         let class = bytes.max(SMALLEST).checked_next_power_of_two().ok_or_else(refused)?;
         let idle = {
             let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);

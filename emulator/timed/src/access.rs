@@ -10,7 +10,7 @@ use meshreduce_emulator_ptx::{FaultKind, Load, Op, Store, window};
 
 use crate::cache::LINE;
 use crate::error::TimedError;
-use crate::machine::{Machine, What};
+use crate::machine::{EventKind, Machine};
 use crate::memory::{Owner, Place, scalar};
 use crate::path::{NOBODY, Node, NodeId};
 use crate::program::Instruction;
@@ -331,7 +331,7 @@ impl Machine {
                 self.requests.len() as u32 - 1
             }
         };
-        self.push(arrives, What::Arrives(number));
+        self.push(arrives, EventKind::Arrives(number));
         Ok(())
     }
 

@@ -21,10 +21,10 @@ use crate::warp::Warp;
 const LONGEST: Time = 50_000_000_000;
 
 /// Something that happens: when, its number, what.
-type Event = (Time, u64, What);
+type Event = (Time, u64, EventKind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum What {
+pub(crate) enum EventKind {
     /// A kernel begins.
     Begin(u16),
     /// A warp may go on.
@@ -104,7 +104,7 @@ impl Machine {
 
     pub(crate) fn run(&mut self) -> Result<(), TimedError> {
         for device in 0..self.devices.len() {
-            self.push(0, What::Begin(device as u16));
+            self.push(0, EventKind::Begin(device as u16));
         }
         while let Some(Reverse((time, number, what))) = self.events.pop() {
             self.now = time;
@@ -112,9 +112,9 @@ impl Machine {
                 return Err(TimedError::NoEnd { nanoseconds: LONGEST / 1000 });
             }
             match what {
-                What::Begin(device) => self.begin(device)?,
-                What::Arrives(request) => self.arrives(request)?,
-                What::Warp(warp) => {
+                EventKind::Begin(device) => self.begin(device)?,
+                EventKind::Arrives(request) => self.arrives(request)?,
+                EventKind::Warp(warp) => {
                     if self.warps[warp as usize].as_ref().is_some_and(|known| known.event == number) {
                         self.turn(warp)?;
                     }
@@ -128,7 +128,7 @@ impl Machine {
         Ok(())
     }
 
-    pub(crate) fn push(&mut self, time: Time, what: What) -> u64 {
+    pub(crate) fn push(&mut self, time: Time, what: EventKind) -> u64 {
         self.count += 1;
         self.events.push(Reverse((time, self.count, what)));
         self.count
@@ -137,7 +137,7 @@ impl Machine {
     /// Gives a warp that waits an event.
     pub(crate) fn wake(&mut self, warp: &mut Warp, time: Time) {
         if warp.event == 0 {
-            warp.event = self.push(time.max(self.now), What::Warp(warp.id));
+            warp.event = self.push(time.max(self.now), EventKind::Warp(warp.id));
         }
     }
 
@@ -160,7 +160,7 @@ impl Machine {
                     let is_first = time == self.now
                         || self.events.peek().is_none_or(|Reverse((other, ..))| time < *other);
                     if !is_first || time > LONGEST {
-                        warp.event = self.push(time, What::Warp(number));
+                        warp.event = self.push(time, EventKind::Warp(number));
                         break Ok(());
                     }
                     self.now = time;
@@ -295,7 +295,7 @@ impl Machine {
         device.ended.push([running.begin, self.now, acknowledged]);
         device.running = None;
         if !device.queue.is_empty() {
-            self.push(acknowledged + self.costs.next_kernel, What::Begin(number));
+            self.push(acknowledged + self.costs.next_kernel, EventKind::Begin(number));
         }
     }
 

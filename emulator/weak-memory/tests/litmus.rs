@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::{fs, path::PathBuf};
 
 use meshreduce_emulator_weak_memory::litmus::{
-    KernelError, Litmus, LitmusErrorKind, Verdict, compare, enumerate, interleave, judge, kernels, parse,
+    Expectation, KernelError, Litmus, LitmusErrorKind, compare, enumerate, interleave, judge, kernels, parse,
     random,
 };
 use proptest::prelude::*;
@@ -50,7 +50,7 @@ fn every_stated_verdict_is_the_enumerators() {
     let mut wrong = Vec::new();
     for (file, tests) in shipped() {
         for test in tests {
-            if possible(&test) != (test.verdict == Verdict::Allowed) {
+            if possible(&test) != (test.verdict == Expectation::Allowed) {
                 wrong.push(format!("{file}:{} {} is not {:?}", test.line, test.name, test.verdict));
             }
         }
@@ -64,7 +64,7 @@ fn the_shipped_tests_cover_scopes_and_devices_and_have_unique_names() {
     let (mut allowed, mut two_devices) = (0, 0);
     for (_, tests) in shipped() {
         for test in tests {
-            allowed += usize::from(test.verdict == Verdict::Allowed);
+            allowed += usize::from(test.verdict == Expectation::Allowed);
             two_devices += usize::from(test.threads.iter().any(|t| t.device != test.threads[0].device));
             assert!(names.insert(test.name.clone()), "{} is there twice", test.name);
         }

@@ -1,7 +1,7 @@
 //! Texts in the format of Dat3M's PTX tests.
 
 use meshreduce_emulator_weak_memory::litmus::{
-    Litmus, LitmusErrorKind, Verdict, enumerate, explore, judge, parse, parse_bounded,
+    Expectation, Litmus, LitmusErrorKind, enumerate, explore, judge, parse, parse_bounded,
 };
 
 fn read(text: &str) -> Litmus {
@@ -18,7 +18,7 @@ fn refused(text: &str) -> (u32, LitmusErrorKind) {
 /// Whether the question of a test has the answer yes, and that the executor contradicts nothing.
 fn holds(text: &str) -> bool {
     let test = read(text);
-    let Verdict::Asked(some) = test.verdict else { panic!("it states a verdict") };
+    let Expectation::Asked(some) = test.verdict else { panic!("it states a verdict") };
     let judged = judge(&test, 0..100);
     assert!(judged.holds(&test), "{text}\n{:?}", judged.stopped);
     judged.possible == some

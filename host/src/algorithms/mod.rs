@@ -84,13 +84,13 @@ pub(crate) static SHIPPED: &[Description] = &[
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ground {
+pub(crate) struct Interconnect {
     pub(crate) topology: Topology,
     /// Whether the links form a hybrid cube mesh, also where another topology is forced.
     pub(crate) cube: bool,
 }
 
-impl Ground {
+impl Interconnect {
     pub(crate) fn new(topology: Topology, mesh: &Mesh) -> Self {
         Self { topology, cube: mesh.is_cube() }
     }
@@ -156,10 +156,10 @@ impl Ground {
 mod tests {
     use super::*;
 
-    const FULL: Ground = Ground { topology: Topology::FullyConnected, cube: false };
+    const FULL: Interconnect = Interconnect { topology: Topology::FullyConnected, cube: false };
 
-    fn names(ground: Ground) -> Vec<&'static str> {
-        ground.algorithms().map(|description| description.algorithm.name()).collect()
+    fn names(interconnect: Interconnect) -> Vec<&'static str> {
+        interconnect.algorithms().map(|description| description.algorithm.name()).collect()
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
     fn staging_holds_the_longest_message() {
         let limits = Limits { one_shot: 1000, two_shot: 0, hybrid_cube_mesh: 0, ..Limits::default() };
         assert_eq!(FULL.staging_half_bytes(&limits, 8), 1008);
-        let unknown = Ground { topology: Topology::Unknown, cube: false };
+        let unknown = Interconnect { topology: Topology::Unknown, cube: false };
         assert_eq!(unknown.staging_half_bytes(&limits, 8), 0);
     }
 
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(FULL.packet_layout(&limits, 8).phase_bytes, 20_480);
         let none = Limits { one_shot_ll: Some(0), two_shot_ll: Some(0), ..Limits::default() };
         assert_eq!(FULL.packet_layout(&none, 8).phase_bytes, 0);
-        let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Interconnect { topology: Topology::HybridCubeMesh, cube: true };
         let limits = Limits { hybrid_cube_mesh_ll: Some(1000), ..Limits::default() };
         assert_eq!(cube.packet_layout(&limits, 8).phase_bytes, 4096, "partial sums are in fp32");
         for algorithm in [Algorithm::CubeMeshExchangeLl, Algorithm::CubeMeshReduceScatterLl] {
@@ -200,12 +200,12 @@ mod tests {
     #[test]
     fn a_cube_mesh_runs_its_own_algorithm_and_all_of_them_if_full_connection_is_forced() {
         assert_eq!(names(FULL), ["one-shot-ll", "two-shot-ll", "one-shot", "two-shot"]);
-        let cube = Ground { topology: Topology::HybridCubeMesh, cube: true };
+        let cube = Interconnect { topology: Topology::HybridCubeMesh, cube: true };
         assert_eq!(names(cube), ["hybrid-cube-mesh-ll", "hybrid-cube-mesh"]);
-        let forced = Ground { topology: Topology::FullyConnected, cube: true };
+        let forced = Interconnect { topology: Topology::FullyConnected, cube: true };
         let own = ["hybrid-cube-mesh-ll", "hybrid-cube-mesh"];
         assert_eq!(names(forced), [&names(FULL)[..], &own].concat());
-        assert_eq!([FULL, cube, forced].map(Ground::latest_isa), [Isa::V84, Isa::V70, Isa::V70]);
+        assert_eq!([FULL, cube, forced].map(Interconnect::latest_isa), [Isa::V84, Isa::V70, Isa::V70]);
     }
 
     #[test]

@@ -175,13 +175,13 @@ impl Connecting {
     fn hear(&mut self) {
         for mut unknown in std::mem::take(&mut self.unknown) {
             match unknown.listen() {
-                Said::NotYet => self.unknown.push(unknown),
-                Said::All => {
+                Greeting::NotYet => self.unknown.push(unknown),
+                Greeting::All => {
                     if let Some(peer) = self.recognise(&unknown) {
                         self.sockets[peer] = Some(unknown.socket);
                     }
                 }
-                Said::TooLittle => {}
+                Greeting::TooLittle => {}
             }
         }
     }
@@ -199,26 +199,26 @@ impl Connecting {
     }
 }
 
-enum Said {
+enum Greeting {
     NotYet,
     All,
     TooLittle,
 }
 
 impl Unknown {
-    fn listen(&mut self) -> Said {
+    fn listen(&mut self) -> Greeting {
         let mut bytes = [0; HELLO_BYTES];
         loop {
             let room = HELLO_BYTES - self.hello.len();
             match (&self.socket).read(&mut bytes[..room]) {
-                Ok(0) => return Said::TooLittle,
+                Ok(0) => return Greeting::TooLittle,
                 Ok(count) => self.hello.extend_from_slice(&bytes[..count]),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Said::NotYet,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Greeting::NotYet,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Said::TooLittle,
+                Err(_) => return Greeting::TooLittle,
             }
             if self.hello.len() == HELLO_BYTES {
-                return Said::All;
+                return Greeting::All;
             }
         }
     }
@@ -230,7 +230,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::control::{Heard, Message};
+    use crate::control::{Message, PeerStatus};
 
     fn listeners(count: usize) -> (Vec<Listener>, Vec<Place>, Vec<Process>) {
         let listeners: Vec<_> = (0..count).map(|_| Listener::open().unwrap()).collect();
@@ -266,7 +266,7 @@ mod tests {
         ranks[2].tell(Message::Closed);
         for rank in [0, 1, 3] {
             let others = |other: usize| other != 2;
-            assert!(ranks[rank].wait(Duration::from_secs(20), Heard::closes, others).is_empty());
+            assert!(ranks[rank].wait(Duration::from_secs(20), PeerStatus::closes, others).is_empty());
         }
     }
 
@@ -307,9 +307,9 @@ mod tests {
             let _ = stranger.write_all(&[Message::Unmapped as u8]);
         }
         ranks[0].wait(Duration::from_millis(20), |_| false, |_| false);
-        assert_eq!(ranks[0].heard(1), Heard(0), "nobody but rank 1 speaks for rank 1");
+        assert_eq!(ranks[0].heard(1), PeerStatus(0), "nobody but rank 1 speaks for rank 1");
         ranks[1].tell(Message::Closed);
-        assert!(ranks[0].wait(Duration::from_secs(20), Heard::closes_well, |_| false).is_empty());
+        assert!(ranks[0].wait(Duration::from_secs(20), PeerStatus::closes_well, |_| false).is_empty());
     }
 
     #[test]
@@ -335,7 +335,7 @@ mod tests {
         let silent: Vec<_> = (0..100).map(|_| UnixStream::connect_addr(&address(place)).unwrap()).collect();
         let ranks = meet(all);
         ranks[1].tell(Message::Dropped);
-        assert!(ranks[0].wait(Duration::from_secs(20), Heard::drops, |_| false).is_empty());
+        assert!(ranks[0].wait(Duration::from_secs(20), PeerStatus::drops, |_| false).is_empty());
         drop(silent);
     }
 }

@@ -40,9 +40,9 @@ const ENDED: u8 = 1 << 4;
 
 /// What is known of a peer's leaving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Heard(u8);
+pub(crate) struct PeerStatus(u8);
 
-impl Heard {
+impl PeerStatus {
     fn any(self, messages: &[Message]) -> bool {
         messages.iter().any(|message| self.0 & *message as u8 != 0)
     }
@@ -92,8 +92,8 @@ struct Peer {
 }
 
 impl Peer {
-    fn heard(&self) -> Heard {
-        Heard(self.heard.load(Ordering::Relaxed))
+    fn heard(&self) -> PeerStatus {
+        PeerStatus(self.heard.load(Ordering::Relaxed))
     }
 
     /// Notes what has come, without waiting.
@@ -147,8 +147,8 @@ impl Control {
     }
 
     /// What has been heard of `rank` so far.
-    pub(crate) fn heard(&self, rank: usize) -> Heard {
-        self.peers.get(rank).and_then(Option::as_ref).map_or(Heard(0), |peer| {
+    pub(crate) fn heard(&self, rank: usize) -> PeerStatus {
+        self.peers.get(rank).and_then(Option::as_ref).map_or(PeerStatus(0), |peer| {
             peer.receive();
             peer.heard()
         })
@@ -159,7 +159,7 @@ impl Control {
     pub(crate) fn wait(
         &self,
         limit: Duration,
-        enough: impl Fn(Heard) -> bool,
+        enough: impl Fn(PeerStatus) -> bool,
         excused: impl Fn(usize) -> bool,
     ) -> Vec<usize> {
         let end = Instant::now().checked_add(limit);
@@ -219,9 +219,9 @@ mod tests {
         ranks[1].tell(Message::Closed);
         ranks[1].tell(Message::Unmapped);
         ranks[2].tell(Message::Dropped);
-        assert!(ranks[0].wait(LONG, Heard::is_quiet, |_| false).is_empty());
-        assert_eq!(ranks[0].wait(MOMENT, Heard::has_unmapped, |_| false), [2]);
-        assert!(ranks[0].wait(MOMENT, Heard::has_unmapped, |rank| rank == 2).is_empty());
+        assert!(ranks[0].wait(LONG, PeerStatus::is_quiet, |_| false).is_empty());
+        assert_eq!(ranks[0].wait(MOMENT, PeerStatus::has_unmapped, |_| false), [2]);
+        assert!(ranks[0].wait(MOMENT, PeerStatus::has_unmapped, |rank| rank == 2).is_empty());
         assert!(ranks[0].heard(1).closes_well() && !ranks[0].heard(2).closes());
     }
 
@@ -230,7 +230,7 @@ mod tests {
         let mut ranks = ranks(3);
         ranks[1].tell(Message::ClosedAfterFailure);
         ranks.truncate(1);
-        assert!(ranks[0].wait(LONG, Heard::has_ended, |_| false).is_empty());
+        assert!(ranks[0].wait(LONG, PeerStatus::has_ended, |_| false).is_empty());
         assert!(ranks[0].heard(1).closes() && !ranks[0].heard(1).closes_well());
         assert!(!ranks[0].heard(1).vanished());
         assert!(ranks[0].heard(2).vanished());
@@ -248,7 +248,7 @@ mod tests {
                 std::thread::sleep(MOMENT);
                 other.tell(Message::Closed);
             });
-            assert!(ranks[0].wait(Duration::MAX, Heard::is_quiet, |_| false).is_empty());
+            assert!(ranks[0].wait(Duration::MAX, PeerStatus::is_quiet, |_| false).is_empty());
         });
     }
 }

@@ -22,11 +22,11 @@ use crate::error::Error;
 #[must_use]
 pub struct StreamOrder {
     pub(crate) stream: RawStream,
-    behind: Behind,
+    ordered_by: OrderedBy,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Behind {
+enum OrderedBy {
     /// Nothing but the stream itself.
     Stream,
     /// An event of the caller's, recorded behind the lane's last call.
@@ -45,25 +45,25 @@ impl<T> From<*mut T> for StreamOrder {
 
 impl From<RawStream> for StreamOrder {
     fn from(stream: RawStream) -> Self {
-        Self { stream, behind: Behind::Stream }
+        Self { stream, ordered_by: OrderedBy::Stream }
     }
 }
 
 impl StreamOrder {
     /// `stream`, which is made to wait for `event` before the call. The event was recorded behind the lane's last call.
     pub fn behind_event(stream: impl Into<RawStream>, event: impl Into<RawEvent>) -> Self {
-        Self { stream: stream.into(), behind: Behind::Event(event.into()) }
+        Self { stream: stream.into(), ordered_by: OrderedBy::Event(event.into()) }
     }
 
     /// `stream`, which is made to wait for the lane's last call if that was on another stream. Refused if the last call
     /// has no event to wait for, because it was made without one.
     pub fn behind_last_call(stream: impl Into<RawStream>) -> Self {
-        Self { stream: stream.into(), behind: Behind::LastCall }
+        Self { stream: stream.into(), ordered_by: OrderedBy::LastCall }
     }
 
     /// `stream`, of which the caller knows that what is enqueued on it now runs behind the lane's last call.
     pub fn assumed(stream: impl Into<RawStream>) -> Self {
-        Self { stream: stream.into(), behind: Behind::Assumed }
+        Self { stream: stream.into(), ordered_by: OrderedBy::Assumed }
     }
 
     /// What a call of this lane on `stream` must wait for behind the `last` one.
@@ -73,14 +73,14 @@ impl StreamOrder {
         stream: StreamIdentity,
         lane: u32,
     ) -> Result<Option<WaitFor>, Error> {
-        match (self.behind, last) {
-            (Behind::Event(event), _) => Ok(Some(WaitFor::Given(event))),
-            (Behind::Assumed, _) | (_, None) => Ok(None),
+        match (self.ordered_by, last) {
+            (OrderedBy::Event(event), _) => Ok(Some(WaitFor::Given(event))),
+            (OrderedBy::Assumed, _) | (_, None) => Ok(None),
             (_, Some(last)) if last.stream == stream => Ok(None),
-            (Behind::LastCall, Some(LastCall { event: Some(event), .. })) => {
+            (OrderedBy::LastCall, Some(LastCall { event: Some(event), .. })) => {
                 Ok(Some(WaitFor::Own(Arc::clone(event))))
             }
-            (Behind::LastCall | Behind::Stream, Some(_)) => Err(Error::StreamsNotOrdered { lane }),
+            (OrderedBy::LastCall | OrderedBy::Stream, Some(_)) => Err(Error::StreamsNotOrdered { lane }),
         }
     }
 }

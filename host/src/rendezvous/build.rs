@@ -11,9 +11,9 @@ use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{Isa, MAX_BLOCKS};
 
 use super::exchange::{Acknowledgement, First, Identity, Offer, Second, judge_first, judge_second, settings};
-use super::session::{Session, Stop};
-use super::verdict::{Failure, Step, Verdict};
-use crate::algorithms::Ground;
+use super::session::{Session, StepError};
+use super::verdict::{RendezvousFailure, Step, Verdict};
+use crate::algorithms::Interconnect;
 use crate::config::Config;
 use crate::control::Control;
 use crate::control::connect::Listener;
@@ -56,135 +56,73 @@ impl Assembly {
         world_size: usize,
         device: u32,
         config: &Config,
-    ) -> Result<Shared, Stop> {
+    ) -> Result<Shared, StepError> {
         let (texts, context) = check_here(world_size, device, config)?;
-        let member = Member::current()?;
-        let process = member.process;
-        let identity = Identity {
-            member,
-            network: namespace("net")?,
-            // Only messages tell of it.
-            ipc: namespace("ipc").unwrap_or(0),
-            device: context.identity()?,
-        };
-        let capability = context.compute_capability()?;
-        let settings = settings(config, world_size, &KernelText::digest(&texts));
-        let ComputeCapability { major, minor } = capability;
-        let isa = Isa::best((major, minor), device::driver_version()?.0).min(config.latest_isa);
-
-        let first = session.exchange(Step::First, &First { identity, capability, isa, settings })?;
-        // A later ISA is agreed on only where all devices are newer than that.
-        let needed = KernelText::needed(&KernelText::agreed(texts.clone(), Isa::V70));
-        if let Some(verdict) = judge_first(&first, config.allow_shared_devices, needed) {
-            return Err(session.decide(verdict));
-        }
-        let devices: Vec<Device> = first.iter().map(|first| first.identity.device).collect();
-        let processes: Vec<Process> = first.iter().map(|first| first.identity.member.process).collect();
-
-        let local = LocalTopology::detect(&context, rank, &devices, config)?;
-        let mut own = Second {
-            mesh: local.mesh,
-            topology: local.topology,
-            hidden: local.hidden,
-            barred_from: local.barred_from,
-            block_cap: 0,
-            segment: None,
-        };
-        let ground = Ground::new(own.topology, &own.mesh);
-        let isa = first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70).min(ground.latest_isa());
-        let texts = KernelText::agreed(texts, isa);
-        let selector =
-            Selector { ground, limits: config.limits, world_size, forced: config.forced_algorithm };
-        let mut made = None;
+        let own = first(&context, &texts, world_size, config)?;
+        let ranks = Ranks::meet(session, rank, &own, &texts, config)?;
+        let mut setup = Setup::new(&context, texts, &ranks, config)?;
         // Alone, this rank's view already says whether it applies: allocate nothing that will not be used.
-        if judge_second(std::slice::from_ref(&own)).is_none() {
-            selector.check()?;
-            let loaded = Loaded::get(&context, &texts, ground, isa, world_size)?;
-            let sharers = devices.iter().filter(|device| device.uuid == devices[rank].uuid).count() as u32;
-            let share = Share::of(&loaded.kernels, &context, sharers, config)?;
-            own.block_cap = share.block_cap;
-            let residency = share.take(devices[rank].uuid, config)?;
-            let half = ground.staging_half_bytes(&config.limits, world_size);
-            let packets = ground.packet_layout(&config.limits, world_size);
-            let layout = SegmentLayout::new(config.lanes, half, packets);
-            let stream = Stream::new(&context)?;
-            let segment =
-                Arc::new(Segment::new(&context, layout, config.lanes, config.first_call_number, &stream)?);
-            let listener = Listener::open()?;
-            own.segment = Some(Offer { ipc: segment.export()?, place: listener.place() });
-            self.registration = Some(Registration::new(session.generation(), rank, &segment));
-            self.exported = processes.iter().any(|other| *other != process);
-            self.segment = Some(Arc::clone(&segment));
-            made = Some(Made { loaded, residency, layout, stream, segment, listener });
-        }
-
-        let second = session.exchange(Step::Second, &own)?;
+        let made = match judge_second(std::slice::from_ref(&setup.own)) {
+            None => Some(self.make(session, &context, &ranks, &mut setup, config)?),
+            Some(_) => None,
+        };
+        let second = session.exchange(Step::Second, &setup.own)?;
         if let Some(verdict) = judge_second(&second) {
             return Err(session.decide(verdict));
         }
         let offers: Option<Vec<&Offer>> = second.iter().map(|second| second.segment.as_ref()).collect();
-        let (Some(made), Some(offers)) = (made, offers) else {
+        let (Some(mut made), Some(offers)) = (made, offers) else {
             let rank = second.iter().position(|second| second.segment.is_none()).unwrap_or(rank);
             let message = "it offers no segment".to_owned();
-            return Err(Stop::Local(Error::RankFailed { rank, message }));
+            return Err(StepError::Local(Error::RankFailed { rank, message }));
         };
-        let Made { loaded, mut residency, layout, stream, segment, listener } = made;
-        let neighbours = own.mesh.neighbours(own.topology, rank);
-        let mut mappings = Vec::with_capacity(world_size);
-        for (peer, offer) in offers.iter().enumerate() {
-            let mapping = if peer == rank {
-                Some(Mapping::Own(Arc::clone(&segment)))
-            } else if !neighbours.contains(&peer) {
-                None
-            } else if processes[peer] == process {
-                Some(Mapping::local(&context, session.generation(), rank, peer, layout.bytes())?)
-            } else {
-                let namespaces = first[rank].identity.shares_with(&first[peer].identity);
-                match Mapping::remote(&context, rank, peer, &offer.ipc, layout.bytes(), namespaces) {
-                    Ok(mapping) => Some(mapping),
-                    // The memory of a process that died is gone: that is the failure, not the refusal.
-                    Err(Error::IpcRefused { .. }) if dies_soon(&processes[peer]) => {
-                        let pid = processes[peer].pid;
-                        let died = Failure::Died { rank: peer, pid, step: Step::Acknowledgement };
-                        return Err(session.decide(Verdict::Failed(died)));
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            };
-            mappings.push(mapping);
-        }
-        let places = offers.iter().map(|offer| offer.place).collect();
-        let mut connecting = listener.connect(rank, places, processes.clone());
-        session.until(Step::Connecting, |_| Ok(connecting.advance()?))?;
-        let control: Control = connecting.finish();
-
+        let mappings = ranks.map(session, &context, &setup.own, &made, &offers)?;
+        let control = ranks.connect(session, made.listener, &offers)?;
         let block_cap = second.iter().map(|second| second.block_cap).min().unwrap_or(1);
-        residency.shrink(block_cap * config.lanes);
-        let mesh = own.mesh;
-        let parts =
-            Parts { context, stream, loaded, isa, mappings, control, selector, processes, mesh, residency };
-        let shared = Shared::new(parts, layout, rank, block_cap, config)?;
-        match session.exchange(Step::Acknowledgement, &Acknowledgement) {
-            Ok(_) => Ok(shared),
-            Err(Stop::Local(error)) => {
-                // This rank has acknowledged, and the others may take it for ready by now.
-                match session.propose(&Verdict::Failed(Failure::of(rank, &error))) {
-                    Ok(Verdict::Ready) => Ok(shared),
-                    Ok(_) => {
-                        shared.dismantle();
-                        Err(Stop::Local(error))
-                    }
-                    Err(_) => {
-                        drop(shared);
-                        Err(Stop::Local(error))
-                    }
-                }
-            }
-            Err(stop) => {
-                shared.dismantle();
-                Err(stop)
-            }
-        }
+        made.residency.shrink(block_cap * config.lanes);
+        let parts = Parts {
+            context,
+            stream: made.stream,
+            loaded: made.loaded,
+            isa: setup.isa,
+            mappings,
+            control,
+            selector: setup.selector,
+            processes: ranks.processes,
+            mesh: setup.own.mesh,
+            residency: made.residency,
+        };
+        let shared = Shared::new(parts, made.layout, rank, block_cap, config)?;
+        acknowledge(session, rank, shared)
+    }
+
+    /// Loads the kernels, takes this rank's share of its device, allocates its segment, and offers that to the others.
+    fn make(
+        &mut self,
+        session: &Session<'_>,
+        context: &Arc<PrimaryContext>,
+        ranks: &Ranks,
+        setup: &mut Setup,
+        config: &Config,
+    ) -> Result<Made, Error> {
+        let (world_size, interconnect) = (setup.selector.world_size, setup.selector.interconnect);
+        setup.selector.check()?;
+        let loaded = Loaded::get(context, &setup.texts, interconnect, setup.isa, world_size)?;
+        let share = Share::of(&loaded.kernels, context, ranks.sharers(), config)?;
+        let residency = share.take(ranks.devices[ranks.rank].uuid, config)?;
+        let half = interconnect.staging_half_bytes(&config.limits, world_size);
+        let packets = interconnect.packet_layout(&config.limits, world_size);
+        let layout = SegmentLayout::new(config.lanes, half, packets);
+        let stream = Stream::new(context)?;
+        let segment = Segment::new(context, layout, config.lanes, config.first_call_number, &stream)?;
+        let segment = Arc::new(segment);
+        let listener = Listener::open()?;
+        setup.own.block_cap = share.block_cap;
+        setup.own.segment = Some(Offer { ipc: segment.export()?, place: listener.place() });
+        self.registration = Some(Registration::new(session.generation(), ranks.rank, &segment));
+        self.exported = (0..world_size).any(|peer| !ranks.are_one_process(peer));
+        self.segment = Some(Arc::clone(&segment));
+        Ok(Made { loaded, residency, layout, stream, segment, listener })
     }
 
     /// The communicator is ready and owns everything.
@@ -224,6 +162,179 @@ pub(super) enum Lingers {
     ForMembers,
     /// Those who have not come yet, too.
     ForAll,
+}
+
+/// What this rank says in the first exchange.
+fn first(
+    context: &PrimaryContext,
+    texts: &[KernelText],
+    world_size: usize,
+    config: &Config,
+) -> Result<First, Error> {
+    let identity = Identity {
+        member: Member::current()?,
+        network: namespace("net")?,
+        // Only messages tell of it.
+        ipc: namespace("ipc").unwrap_or(0),
+        device: context.identity()?,
+    };
+    let capability = context.compute_capability()?;
+    let settings = settings(config, world_size, &KernelText::digest(texts));
+    let ComputeCapability { major, minor } = capability;
+    let isa = Isa::best((major, minor), device::driver_version()?.0).min(config.latest_isa);
+    Ok(First { identity, capability, isa, settings })
+}
+
+/// This rank acknowledges, and waits until all have. From then on the others may take it for ready.
+fn acknowledge(session: &mut Session<'_>, rank: usize, shared: Shared) -> Result<Shared, StepError> {
+    match session.exchange(Step::Acknowledgement, &Acknowledgement) {
+        Ok(_) => Ok(shared),
+        Err(StepError::Local(error)) => {
+            // This rank has acknowledged, and the others may take it for ready by now.
+            match session.propose(&Verdict::Failed(RendezvousFailure::of(rank, &error))) {
+                Ok(Verdict::Ready) => Ok(shared),
+                Ok(_) => {
+                    shared.dismantle();
+                    Err(StepError::Local(error))
+                }
+                Err(_) => {
+                    drop(shared);
+                    Err(StepError::Local(error))
+                }
+            }
+        }
+        Err(stop) => {
+            shared.dismantle();
+            Err(stop)
+        }
+    }
+}
+
+/// What all ranks have said in the first exchange.
+struct Ranks {
+    /// This rank.
+    rank: usize,
+    first: Vec<First>,
+    devices: Vec<Device>,
+    processes: Vec<Process>,
+}
+
+impl Ranks {
+    /// The first exchange.
+    fn meet(
+        session: &mut Session<'_>,
+        rank: usize,
+        own: &First,
+        texts: &[KernelText],
+        config: &Config,
+    ) -> Result<Self, StepError> {
+        let first = session.exchange(Step::First, own)?;
+        // A later ISA is agreed on only where all devices are newer than that.
+        let needed = KernelText::needed(&KernelText::agreed(texts.to_vec(), Isa::V70));
+        if let Some(verdict) = judge_first(&first, config.allow_shared_devices, needed) {
+            return Err(session.decide(verdict));
+        }
+        let devices = first.iter().map(|first| first.identity.device).collect();
+        let processes = first.iter().map(|first| first.identity.member.process).collect();
+        Ok(Self { rank, first, devices, processes })
+    }
+
+    /// The latest ISA that all take.
+    fn isa(&self) -> Isa {
+        self.first.iter().map(|first| first.isa).min().unwrap_or(Isa::V70)
+    }
+
+    /// How many ranks have this rank's device.
+    fn sharers(&self) -> u32 {
+        let own = &self.devices[self.rank];
+        self.devices.iter().filter(|device| device.uuid == own.uuid).count() as u32
+    }
+
+    /// Whether a rank is in the process of this one.
+    fn are_one_process(&self, peer: usize) -> bool {
+        self.processes[peer] == self.processes[self.rank]
+    }
+
+    /// Opens the segments of this rank's neighbours, as they offer them. By rank; `None` where there is no link.
+    fn map(
+        &self,
+        session: &Session<'_>,
+        context: &Arc<PrimaryContext>,
+        own: &Second,
+        made: &Made,
+        offers: &[&Offer],
+    ) -> Result<Vec<Option<Mapping>>, StepError> {
+        let (rank, bytes) = (self.rank, made.layout.bytes());
+        let neighbours = own.mesh.neighbours(own.topology, rank);
+        let mut mappings = Vec::with_capacity(offers.len());
+        for (peer, offer) in offers.iter().enumerate() {
+            let mapping = if peer == rank {
+                Some(Mapping::Own(Arc::clone(&made.segment)))
+            } else if !neighbours.contains(&peer) {
+                None
+            } else if self.are_one_process(peer) {
+                Some(Mapping::local(context, session.generation(), rank, peer, bytes)?)
+            } else {
+                let namespaces = self.first[rank].identity.shares_with(&self.first[peer].identity);
+                match Mapping::remote(context, rank, peer, &offer.ipc, bytes, namespaces) {
+                    Ok(mapping) => Some(mapping),
+                    // The memory of a process that died is gone: that is the failure, not the refusal.
+                    Err(Error::IpcRefused { .. }) if dies_soon(&self.processes[peer]) => {
+                        let pid = self.processes[peer].pid;
+                        let died = RendezvousFailure::Died { rank: peer, pid, step: Step::Acknowledgement };
+                        return Err(session.decide(Verdict::Failed(died)));
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            mappings.push(mapping);
+        }
+        Ok(mappings)
+    }
+
+    /// Connects this rank with all others.
+    fn connect(
+        &self,
+        session: &mut Session<'_>,
+        listener: Listener,
+        offers: &[&Offer],
+    ) -> Result<Control, StepError> {
+        let places = offers.iter().map(|offer| offer.place).collect();
+        let mut connecting = listener.connect(self.rank, places, self.processes.clone());
+        session.until(Step::Connecting, |_| Ok(connecting.advance()?))?;
+        Ok(connecting.finish())
+    }
+}
+
+/// What follows from the first exchange and the links that this rank sees.
+struct Setup {
+    /// What this rank says in the second exchange.
+    own: Second,
+    isa: Isa,
+    texts: Vec<KernelText>,
+    selector: Selector,
+}
+
+impl Setup {
+    fn new(
+        context: &PrimaryContext,
+        texts: Vec<KernelText>,
+        ranks: &Ranks,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let LocalTopology { mesh, topology, hidden, barred_from } =
+            LocalTopology::detect(context, ranks.rank, &ranks.devices, config)?;
+        let own = Second { mesh, topology, hidden, barred_from, block_cap: 0, segment: None };
+        let interconnect = Interconnect::new(own.topology, &own.mesh);
+        let isa = ranks.isa().min(interconnect.latest_isa());
+        let selector = Selector {
+            interconnect,
+            limits: config.limits,
+            world_size: ranks.first.len(),
+            forced: config.forced_algorithm,
+        };
+        Ok(Self { own, isa, texts: KernelText::agreed(texts, isa), selector })
+    }
 }
 
 /// The topology as one rank detects it.

@@ -7,12 +7,12 @@ use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 use meshreduce_store::identity::Member;
 use meshreduce_wire::{Algorithm, Isa};
 
-use super::verdict::{Failure, Verdict, read_capability, read_topology, write_capability};
-use crate::algorithms::Ground;
+use super::verdict::{RendezvousFailure, Verdict, read_capability, read_topology, write_capability};
+use crate::algorithms::Interconnect;
 use crate::config::Config;
 use crate::control::connect::Place;
 use crate::error::SharedNamespaces;
-use crate::outcome::Reason;
+use crate::outcome::NotApplicableReason;
 use crate::topology::{Mesh, Topology};
 
 /// A rank's host, process and device.
@@ -90,14 +90,14 @@ pub(crate) fn judge_first(
         all.iter().enumerate().find(|(_, other)| !other.identity.member.host.is(&first.identity.member.host))
     {
         let hosts = (first.identity.member.host.to_string(), other.identity.member.host.to_string());
-        return Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, rank), hosts }));
+        return Some(Verdict::NotApplicable(NotApplicableReason::SeveralHosts { ranks: (0, rank), hosts }));
     }
     if let Some(rank) = all.iter().position(|other| other.identity.network != first.identity.network) {
-        return Some(Verdict::NotApplicable(Reason::NetworkNamespaces { ranks: (0, rank) }));
+        return Some(Verdict::NotApplicable(NotApplicableReason::NetworkNamespaces { ranks: (0, rank) }));
     }
     for (rank, other) in all.iter().enumerate() {
         if let Some((field, values)) = difference(&first.settings, &other.settings) {
-            return Some(Verdict::Failed(Failure::Different { field, ranks: (0, rank), values }));
+            return Some(Verdict::Failed(RendezvousFailure::Different { field, ranks: (0, rank), values }));
         }
     }
     if !shared_devices {
@@ -105,7 +105,7 @@ pub(crate) fn judge_first(
             let same = |one: &First| one.identity.device.uuid == other.identity.device.uuid;
             if let Some(a) = all[..b].iter().position(same) {
                 let device = other.identity.device.to_string();
-                return Some(Verdict::Failed(Failure::DeviceTwice { ranks: (a, b), device }));
+                return Some(Verdict::Failed(RendezvousFailure::DeviceTwice { ranks: (a, b), device }));
             }
         }
     }
@@ -116,10 +116,10 @@ pub(crate) fn judge_first(
 pub(crate) fn judge_devices(
     capabilities: impl Iterator<Item = ComputeCapability>,
     needed: Option<ComputeCapability>,
-) -> Option<Reason> {
+) -> Option<NotApplicableReason> {
     let needed = needed?;
     let (rank, found) = capabilities.enumerate().find(|(_, found)| *found < needed)?;
-    Some(Reason::DeviceTooOld { rank, found, needed })
+    Some(NotApplicableReason::DeviceTooOld { rank, found, needed })
 }
 
 /// The first setting in which two ranks differ.
@@ -168,7 +168,7 @@ pub(crate) fn judge_second(all: &[Second]) -> Option<Verdict> {
                 .then(|| format!("{} on rank 0, {} on rank {rank}", first.topology, other.topology))
         });
         if let Some(difference) = difference {
-            return not_applicable(Reason::TopologiesDiffer { ranks: (0, rank), difference });
+            return not_applicable(NotApplicableReason::TopologiesDiffer { ranks: (0, rank), difference });
         }
     }
     let hidden: Vec<u32> = all.iter().map(|one| one.hidden).collect();
@@ -183,21 +183,23 @@ pub(crate) fn judge_view(
     topology: Topology,
     hidden: &[u32],
     barred: impl Iterator<Item = Option<usize>>,
-) -> Option<Reason> {
+) -> Option<NotApplicableReason> {
     if topology == Topology::Unknown {
         let hidden = |rank: usize| hidden.get(rank).copied().unwrap_or(0);
         // Where no hidden link can be the missing one, nobody need look for hidden ones.
         let missing = mesh.all_unlinked().find(|&(a, b)| hidden(a) == 0 || hidden(b) == 0);
         return Some(match (missing, mesh.unlinked()) {
-            (None, Some((a, b))) => Reason::LinksHidden { ranks: (a, b), links: (hidden(a), hidden(b)) },
-            (missing, _) => Reason::UnknownTopology { ranks: missing.unwrap_or((0, 0)) },
+            (None, Some((a, b))) => {
+                NotApplicableReason::LinksHidden { ranks: (a, b), links: (hidden(a), hidden(b)) }
+            }
+            (missing, _) => NotApplicableReason::UnknownTopology { ranks: missing.unwrap_or((0, 0)) },
         });
     }
-    if Ground::new(topology, mesh).algorithms().next().is_none() {
-        return Some(Reason::NoAlgorithm { topology });
+    if Interconnect::new(topology, mesh).algorithms().next().is_none() {
+        return Some(NotApplicableReason::NoAlgorithm { topology });
     }
     let mut barred = barred.enumerate();
-    barred.find_map(|(rank, peer)| peer.map(|peer| Reason::NoPeerAccess { ranks: (rank, peer) }))
+    barred.find_map(|(rank, peer)| peer.map(|peer| NotApplicableReason::NoPeerAccess { ranks: (rank, peer) }))
 }
 
 impl Payload for First {
@@ -350,8 +352,11 @@ mod tests {
     fn a_different_setting_is_named_with_both_values() {
         let mut other = first(2);
         other.settings = settings(&Config::default().lanes(2), 2, "digest");
-        let expected =
-            Failure::Different { field: "lanes".into(), ranks: (0, 1), values: ("1".into(), "2".into()) };
+        let expected = RendezvousFailure::Different {
+            field: "lanes".into(),
+            ranks: (0, 1),
+            values: ("1".into(), "2".into()),
+        };
         assert_eq!(judge(&[first(1), other], false), Some(Verdict::Failed(expected)));
     }
 
@@ -360,7 +365,7 @@ mod tests {
         let mut other = first(2);
         other.identity.member.host.id = "later".into();
         match judge(&[first(1), other], false) {
-            Some(Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts })) => {
+            Some(Verdict::NotApplicable(NotApplicableReason::SeveralHosts { ranks: (0, 1), hosts })) => {
                 assert!(hosts.1.contains("later"));
             }
             verdict => panic!("{verdict:?}"),
@@ -378,7 +383,7 @@ mod tests {
     fn ranks_in_network_namespaces_of_their_own_do_not_apply() {
         let mut other = first(2);
         other.identity.network = 10;
-        let reason = Reason::NetworkNamespaces { ranks: (0, 1) };
+        let reason = NotApplicableReason::NetworkNamespaces { ranks: (0, 1) };
         assert_eq!(judge(&[first(1), other], false), Some(Verdict::NotApplicable(reason)));
     }
 
@@ -396,7 +401,7 @@ mod tests {
     fn one_device_for_two_ranks_must_be_allowed() {
         let all = [first(1), first(2), first(1)];
         match judge(&all, false) {
-            Some(Verdict::Failed(Failure::DeviceTwice { ranks, .. })) => assert_eq!(ranks, (0, 2)),
+            Some(Verdict::Failed(RendezvousFailure::DeviceTwice { ranks, .. })) => assert_eq!(ranks, (0, 2)),
             verdict => panic!("{verdict:?}"),
         }
         assert_eq!(judge(&all, true), None);
@@ -405,7 +410,7 @@ mod tests {
     #[test]
     fn the_first_device_that_is_too_old_is_named_with_what_is_needed() {
         let old = |bus| First { capability: PASCAL, ..first(bus) };
-        let reason = Reason::DeviceTooOld { rank: 1, found: PASCAL, needed: VOLTA };
+        let reason = NotApplicableReason::DeviceTooOld { rank: 1, found: PASCAL, needed: VOLTA };
         let all = [first(1), old(2), old(3)];
         assert_eq!(judge(&all, false), Some(Verdict::NotApplicable(reason)));
         assert_eq!(judge_first(&all, false, Some(PASCAL)), None, "other kernels may ask for less");
@@ -417,7 +422,10 @@ mod tests {
     #[test]
     fn ranks_that_see_different_links_do_not_apply() {
         match judge_second(&[second(18), second(17)]) {
-            Some(Verdict::NotApplicable(Reason::TopologiesDiffer { ranks: (0, 1), difference })) => {
+            Some(Verdict::NotApplicable(NotApplicableReason::TopologiesDiffer {
+                ranks: (0, 1),
+                difference,
+            })) => {
                 assert!(difference.contains("18") && difference.contains("17"), "{difference}");
             }
             verdict => panic!("{verdict:?}"),
@@ -427,19 +435,25 @@ mod tests {
     #[test]
     fn unknown_topologies_and_barred_peers_do_not_apply() {
         let unknown = Second { topology: Topology::Unknown, ..second(0) };
-        let reason = Reason::LinksHidden { ranks: (0, 1), links: (5, 5) };
+        let reason = NotApplicableReason::LinksHidden { ranks: (0, 1), links: (5, 5) };
         let verdict = judge_second(&[unknown.clone(), unknown.clone()]);
         assert_eq!(verdict, Some(Verdict::NotApplicable(reason)));
         assert!(judge_second(std::slice::from_ref(&unknown)).is_some(), "one rank's view is enough to stop");
         let bare = Second { hidden: 0, ..unknown.clone() };
         let verdict = judge_second(&[unknown, bare]);
-        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::UnknownTopology { ranks: (0, 1) })));
+        assert_eq!(
+            verdict,
+            Some(Verdict::NotApplicable(NotApplicableReason::UnknownTopology { ranks: (0, 1) }))
+        );
         let barred = Second { barred_from: Some(0), ..second(4) };
         let verdict = judge_second(&[second(4), barred]);
-        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::NoPeerAccess { ranks: (1, 0) })));
+        assert_eq!(
+            verdict,
+            Some(Verdict::NotApplicable(NotApplicableReason::NoPeerAccess { ranks: (1, 0) }))
+        );
         let cube = Second { topology: Topology::HybridCubeMesh, ..second(4) };
         let topology = Topology::HybridCubeMesh;
         let verdict = judge_second(&[cube.clone(), cube]);
-        assert_eq!(verdict, Some(Verdict::NotApplicable(Reason::NoAlgorithm { topology })));
+        assert_eq!(verdict, Some(Verdict::NotApplicable(NotApplicableReason::NoAlgorithm { topology })));
     }
 }

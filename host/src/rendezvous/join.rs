@@ -12,7 +12,7 @@ use super::clearing::TAKE_OVER;
 use super::keys::{create, exchange, look_for};
 use super::roster::{ROSTER, Roster};
 use super::session::Session;
-use super::verdict::{Failure, Step, Verdict};
+use super::verdict::{RendezvousFailure, Step, Verdict};
 use crate::error::Error;
 
 /// How long a process that dies may take to have ended, from when another one has come in its place.
@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
         let members = &self.roster.members;
         if members.len() != world_size {
             let other = members.iter().position(Option::is_some).unwrap_or(0);
-            let different = Failure::Different {
+            let different = RendezvousFailure::Different {
                 field: "world size".into(),
                 ranks: (other, self.rank),
                 values: (members.len().to_string(), world_size.to_string()),
@@ -166,7 +166,7 @@ impl<'a> Session<'a> {
         }
         // If another member is dead, the exchange finds out.
         let Some(holder) = &members[self.rank] else { return Ok(Next::Join) };
-        let taken = Failure::Taken {
+        let taken = RendezvousFailure::Taken {
             rank: self.rank,
             holder: holder.clone().into(),
             newcomer: self.me.clone().into(),
@@ -175,12 +175,14 @@ impl<'a> Session<'a> {
             // This process lost the store, and comes again.
             Life::Ended if *holder == self.me => {
                 let message = "it left an attempt without a word, because it lost the store".to_owned();
-                self.end_with(Failure::Rank { rank: self.rank, message })
+                self.end_with(RendezvousFailure::Rank { rank: self.rank, message })
             }
             // This rank was started anew while the others still wait for its predecessor.
-            Life::Ended => {
-                self.end_with(Failure::Died { rank: self.rank, pid: holder.process.pid, step: Step::First })
-            }
+            Life::Ended => self.end_with(RendezvousFailure::Died {
+                rank: self.rank,
+                pid: holder.process.pid,
+                step: Step::First,
+            }),
             Life::Running if *holder == self.me || watch.second_look.has_passed() => Err(taken.into()),
             Life::Running => Ok(Next::Wait),
             // An attempt of living processes is over by then.
@@ -197,7 +199,7 @@ impl<'a> Session<'a> {
     }
 
     /// Ends the attempt of which this rank's predecessor is a member, unless it has ended meanwhile, and this rank's part in it.
-    fn end_with(&self, failure: Failure) -> Result<Next, Error> {
+    fn end_with(&self, failure: RendezvousFailure) -> Result<Next, Error> {
         let verdict = self.propose(&Verdict::Failed(failure))?;
         if let Verdict::Failed(failure) = &verdict {
             // If it was cleared away before, this takes back what was just proposed.

@@ -8,15 +8,15 @@ use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 
 use super::build::{Assembly, Lingers};
 use super::join::Joined;
-use super::session::{Session, Stop};
+use super::session::{Session, StepError};
 use super::verdict::{Step, Verdict};
 use super::{LINGER_LIMIT, give_up, outcome, still_stands};
 use crate::error::Error;
 
 /// What a rank tells the others.
-struct Told(Vec<u8>);
+struct Contribution(Vec<u8>);
 
-impl Payload for Told {
+impl Payload for Contribution {
     const KIND: u8 = 7;
 
     fn write(&self, out: &mut Writer) {
@@ -99,29 +99,29 @@ pub fn meet(
                     Err(error) => return Err(give_up(&session, Assembly::default(), rank, error)),
                 }
             }
-            Err(Stop::Superseded) => session.withdraw()?,
-            Err(Stop::Abandoned(step)) => {
+            Err(StepError::Superseded) => session.withdraw()?,
+            Err(StepError::Abandoned(step)) => {
                 session.forget()?;
                 return Err(Error::Abandoned { step: step.name() });
             }
-            Err(Stop::Verdict(verdict)) => {
+            Err(StepError::Verdict(verdict)) => {
                 Assembly::default().take_down(&session, &verdict, Lingers::No);
                 return Err(refused(verdict));
             }
-            Err(Stop::Local(error)) => return Err(give_up(&session, Assembly::default(), rank, error)),
+            Err(StepError::Local(error)) => return Err(give_up(&session, Assembly::default(), rank, error)),
         }
     }
 }
 
-fn tell(session: &mut Session<'_>, payload: &[u8]) -> Result<Vec<Vec<u8>>, Stop> {
-    let own = Told(payload.to_vec());
+fn tell(session: &mut Session<'_>, payload: &[u8]) -> Result<Vec<Vec<u8>>, StepError> {
+    let own = Contribution(payload.to_vec());
     // Where the others are ready a step ends at once, also in the middle of reading: what all are ready with is there, and stays
     // until this rank has acknowledged.
     for _ in 0..2 {
-        let told: Vec<Told> = session.exchange(Step::First, &own)?;
+        let told: Vec<Contribution> = session.exchange(Step::First, &own)?;
         if told.len() == session.world_size() {
-            return Ok(told.into_iter().map(|Told(payload)| payload).collect());
+            return Ok(told.into_iter().map(|Contribution(payload)| payload).collect());
         }
     }
-    Err(Stop::Abandoned(Step::First))
+    Err(StepError::Abandoned(Step::First))
 }

@@ -41,13 +41,13 @@ use meshreduce_store::{Store, StoreError};
 use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::error::Error;
-use crate::outcome::{Outcome, Reason};
+use crate::outcome::{NotApplicableReason, Outcome};
 use build::{Assembly, Lingers};
 pub use clearing::clear_away;
 pub(crate) use exchange::{judge_devices, judge_view};
 use join::Joined;
 pub use meet::meet;
-use session::{Session, Stop};
+use session::{Session, StepError};
 use verdict::Verdict;
 
 /// Builds a communicator of `world_size` ranks over the device with the CUDA ordinal `device`.
@@ -75,7 +75,7 @@ pub fn rendezvous(
     }
     config.check(world_size)?;
     if !(meshreduce_wire::MIN_RANKS..=meshreduce_wire::MAX_RANKS).contains(&world_size) {
-        return Ok(Outcome::NotApplicable(Reason::WorldSize(world_size)));
+        return Ok(Outcome::NotApplicable(NotApplicableReason::WorldSize(world_size)));
     }
     // Each turn is one attempt. A rank that finds itself in an attempt that others have left joins the new one; an
     // attempt that is over is never joined again, so this ends.
@@ -84,8 +84,10 @@ pub fn rendezvous(
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
                 session.acknowledge(&verdict)?;
-                let may_be_ours =
-                    matches!(verdict, Verdict::Failed(_) | Verdict::NotApplicable(Reason::NoDriver { .. }));
+                let may_be_ours = matches!(
+                    verdict,
+                    Verdict::Failed(_) | Verdict::NotApplicable(NotApplicableReason::NoDriver { .. })
+                );
                 if config.disabled.is_none()
                     && may_be_ours
                     && let Err(error) = build::check_here(world_size, device, config)
@@ -100,16 +102,18 @@ pub fn rendezvous(
         let mut assembly = Assembly::default();
         let built = match config.disabled.clone() {
             None => assembly.build(&mut session, rank, world_size, device, config),
-            Some(by) => Err(session.decide(Verdict::NotApplicable(Reason::Disabled { rank, by }))),
+            Some(by) => {
+                Err(session.decide(Verdict::NotApplicable(NotApplicableReason::Disabled { rank, by })))
+            }
         };
         let built = built.map_err(|stop| match stop {
-            Stop::Local(error) if config.needs_no_driver && is_without_device(&error) => {
+            StepError::Local(error) if config.needs_no_driver && is_without_device(&error) => {
                 let message = error.to_string();
-                session.decide(Verdict::NotApplicable(Reason::NoDriver { rank, message }))
+                session.decide(Verdict::NotApplicable(NotApplicableReason::NoDriver { rank, message }))
             }
-            Stop::Local(error @ Error::NotResident { .. }) if config.needs_no_room => {
+            StepError::Local(error @ Error::NotResident { .. }) if config.needs_no_room => {
                 let message = error.to_string();
-                session.decide(Verdict::NotApplicable(Reason::DeviceFull { rank, message }))
+                session.decide(Verdict::NotApplicable(NotApplicableReason::DeviceFull { rank, message }))
             }
             stop => stop,
         });
@@ -140,25 +144,25 @@ pub fn rendezvous(
                     }
                 }
             }
-            Err(Stop::Superseded) => session.withdraw()?,
-            Err(Stop::Abandoned(step)) => {
+            Err(StepError::Superseded) => session.withdraw()?,
+            Err(StepError::Abandoned(step)) => {
                 session.forget()?;
                 return Err(Error::Abandoned { step: step.name() });
             }
-            Err(Stop::Verdict(verdict)) => {
+            Err(StepError::Verdict(verdict)) => {
                 // It is this rank's doing, and its process may end now: the others should learn of it.
                 let lingers = match &verdict {
                     Verdict::NotApplicable(
-                        Reason::Disabled { rank: cause, .. }
-                        | Reason::NoDriver { rank: cause, .. }
-                        | Reason::DeviceFull { rank: cause, .. },
+                        NotApplicableReason::Disabled { rank: cause, .. }
+                        | NotApplicableReason::NoDriver { rank: cause, .. }
+                        | NotApplicableReason::DeviceFull { rank: cause, .. },
                     ) if *cause == rank => Lingers::ForAll,
                     _ => Lingers::No,
                 };
                 assembly.take_down(&session, &verdict, lingers);
                 return outcome(verdict);
             }
-            Err(Stop::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
+            Err(StepError::Local(error)) => return Err(give_up(&session, assembly, rank, error)),
         }
     }
 }
@@ -182,7 +186,7 @@ fn is_without_device(error: &Error) -> bool {
 
 /// Tells the others of this rank's failure and takes down what it has built.
 fn give_up(session: &Session<'_>, assembly: Assembly, rank: usize, error: Error) -> Error {
-    let own = Verdict::Failed(verdict::Failure::of(rank, &error));
+    let own = Verdict::Failed(verdict::RendezvousFailure::of(rank, &error));
     // If the store is lost the others find that out themselves.
     let verdict = session.propose(&own).unwrap_or(own);
     let lingers = match &error {

@@ -12,7 +12,7 @@ use meshreduce_store::{Store, StoreError};
 
 use super::keys::{create, look, look_for};
 use super::roster::{ROSTER, Roster};
-use super::verdict::{Failure, Step, Verdict};
+use super::verdict::{RendezvousFailure, Step, Verdict};
 use super::waiting::{Waiting, absent};
 use crate::error::Error;
 
@@ -21,7 +21,7 @@ const LIVENESS_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a step did not come to its end.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum StepError {
     /// All ranks have a verdict.
     Verdict(Verdict),
     /// Something is broken on this rank; the others do not know yet.
@@ -32,9 +32,9 @@ pub(crate) enum Stop {
     Abandoned(Step),
 }
 
-impl<E: Into<Error>> From<E> for Stop {
+impl<E: Into<Error>> From<E> for StepError {
     fn from(error: E) -> Self {
-        Stop::Local(error.into())
+        StepError::Local(error.into())
     }
 }
 
@@ -113,14 +113,14 @@ impl<'a> Session<'a> {
 
     /// Sets this rank's payload, then reads everybody's; ends early as [`Session::until`] does, and when a payload is
     /// corrupt.
-    pub(crate) fn exchange<T: Payload>(&mut self, step: Step, own: &T) -> Result<Vec<T>, Stop> {
+    pub(crate) fn exchange<T: Payload>(&mut self, step: Step, own: &T) -> Result<Vec<T>, StepError> {
         self.store.set(&self.rank_key(step, self.rank), &own.to_bytes())?;
         let mut all: Vec<Option<T>> = (0..self.world_size()).map(|_| None).collect();
         self.until(step, |session| {
             for (rank, payload) in all.iter_mut().enumerate().filter(|(_, payload)| payload.is_none()) {
                 match session.read(step, rank) {
                     Ok(found) => *payload = found,
-                    Err(Stop::Verdict(verdict)) => return Err(session.decide(verdict)),
+                    Err(StepError::Verdict(verdict)) => return Err(session.decide(verdict)),
                     Err(stop) => return Err(stop),
                 }
             }
@@ -135,8 +135,8 @@ impl<'a> Session<'a> {
     pub(crate) fn until(
         &mut self,
         step: Step,
-        mut missing: impl FnMut(&Self) -> Result<Vec<usize>, Stop>,
-    ) -> Result<(), Stop> {
+        mut missing: impl FnMut(&Self) -> Result<Vec<usize>, StepError>,
+    ) -> Result<(), StepError> {
         let start = Instant::now();
         let mut pause = Pause::new(self.timeout);
         let mut looked = start;
@@ -144,7 +144,7 @@ impl<'a> Session<'a> {
             match self.verdict()? {
                 // Another rank has read everything before this one; so all of it is there.
                 None | Some(Verdict::Ready) => {}
-                Some(verdict) => return Err(Stop::Verdict(verdict)),
+                Some(verdict) => return Err(StepError::Verdict(verdict)),
             }
             let missing = missing(self)?;
             if missing.is_empty() {
@@ -159,7 +159,7 @@ impl<'a> Session<'a> {
                     let counts = step < Step::Acknowledgement || waiting.ranks.contains(&rank);
                     let member = member.as_ref().filter(|_| counts && rank != self.rank)?;
                     let pid = member.process.pid;
-                    self.has_ended(member).then_some(Failure::Died { rank, pid, step })
+                    self.has_ended(member).then_some(RendezvousFailure::Died { rank, pid, step })
                 });
                 if let Some(died) = died {
                     return self.give_up_on(died);
@@ -172,7 +172,7 @@ impl<'a> Session<'a> {
             if !pause.again() {
                 let waited = start.elapsed();
                 let Waiting { step, ranks } = absent(&waiting, |rank| self.note_of(rank))?;
-                return self.give_up_on(Failure::Missing { ranks, step, waited });
+                return self.give_up_on(RendezvousFailure::Missing { ranks, step, waited });
             }
         }
     }
@@ -195,7 +195,7 @@ impl<'a> Session<'a> {
     }
 
     /// This rank waits no longer: if it does not come on, it is to blame itself.
-    fn take_note_back(&mut self) -> Result<(), Stop> {
+    fn take_note_back(&mut self) -> Result<(), StepError> {
         if self.noted.take().is_some() {
             self.store.delete(&self.waiting_key(self.rank))?;
         }
@@ -221,18 +221,22 @@ impl<'a> Session<'a> {
     }
 
     /// Ends a step in which somebody is missing, unless all are ready: then nobody is, whatever this rank saw.
-    fn give_up_on(&self, failure: Failure) -> Result<(), Stop> {
+    fn give_up_on(&self, failure: RendezvousFailure) -> Result<(), StepError> {
         match self.propose(&Verdict::Failed(failure))? {
             Verdict::Ready => Ok(()),
-            verdict => Err(Stop::Verdict(verdict)),
+            verdict => Err(StepError::Verdict(verdict)),
         }
     }
 
     /// One rank's payload, if it is there; a verdict if it cannot be read.
-    fn read<T: Payload>(&self, step: Step, rank: usize) -> Result<Option<T>, Stop> {
+    fn read<T: Payload>(&self, step: Step, rank: usize) -> Result<Option<T>, StepError> {
         let key = self.rank_key(step, rank);
         let corrupt = |problem: String| {
-            Stop::Verdict(Verdict::Failed(Failure::Corrupt { key: key.clone(), rank, problem }))
+            StepError::Verdict(Verdict::Failed(RendezvousFailure::Corrupt {
+                key: key.clone(),
+                rank,
+                problem,
+            }))
         };
         match look(self.store, &key) {
             Ok(None) => Ok(None),
@@ -245,7 +249,7 @@ impl<'a> Session<'a> {
     }
 
     /// Reads the roster again: who has joined meanwhile, and is this still the current attempt?
-    fn look(&mut self, step: Step) -> Result<(), Stop> {
+    fn look(&mut self, step: Step) -> Result<(), StepError> {
         let is_another = match self.roster_or_own()? {
             Some(roster) if roster.generation == self.roster.generation && roster.closed_by.is_none() => {
                 self.roster = roster;
@@ -257,9 +261,9 @@ impl<'a> Session<'a> {
         // The verdict may have come between this and the look at it.
         match self.verdict()? {
             Some(Verdict::Ready) => Ok(()),
-            Some(verdict) => Err(Stop::Verdict(verdict)),
-            None if is_another && step == Step::First => Err(Stop::Superseded),
-            None => Err(Stop::Abandoned(step)),
+            Some(verdict) => Err(StepError::Verdict(verdict)),
+            None if is_another && step == Step::First => Err(StepError::Superseded),
+            None => Err(StepError::Abandoned(step)),
         }
     }
 
@@ -297,7 +301,7 @@ impl<'a> Session<'a> {
     }
 
     /// [`Session::propose`] as the end of a step.
-    pub(crate) fn decide(&self, verdict: Verdict) -> Stop {
-        self.propose(&verdict).map_or_else(Stop::Local, Stop::Verdict)
+    pub(crate) fn decide(&self, verdict: Verdict) -> StepError {
+        self.propose(&verdict).map_or_else(StepError::Local, StepError::Verdict)
     }
 }

@@ -9,7 +9,7 @@ use meshreduce_store::identity::Member;
 use meshreduce_wire::Algorithm;
 
 use crate::error::Error;
-use crate::outcome::{DisabledBy, Reason};
+use crate::outcome::{DisabledBy, NotApplicableReason};
 use crate::topology::Topology;
 
 /// The steps in which ranks wait for one another, in their order.
@@ -46,13 +46,13 @@ impl Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Ready,
-    NotApplicable(Reason),
-    Failed(Failure),
+    NotApplicable(NotApplicableReason),
+    Failed(RendezvousFailure),
 }
 
 /// What is broken, as far as other ranks need to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Failure {
+pub(crate) enum RendezvousFailure {
     Missing {
         ranks: Vec<usize>,
         step: Step,
@@ -94,22 +94,24 @@ pub(crate) enum Failure {
     },
 }
 
-impl Failure {
+impl RendezvousFailure {
     /// What `rank` tells the others of its own error.
     pub(crate) fn of(rank: usize, error: &Error) -> Self {
         match error {
             Error::AlgorithmNotPossible { algorithm, why } => {
-                Failure::NotPossible { algorithm: *algorithm, why: why.clone() }
+                RendezvousFailure::NotPossible { algorithm: *algorithm, why: why.clone() }
             }
-            error => Failure::Rank { rank, message: error.to_string() },
+            error => RendezvousFailure::Rank { rank, message: error.to_string() },
         }
     }
 
     /// Whether `rank` will not acknowledge.
     fn has_lost(&self, rank: usize) -> bool {
         match self {
-            Failure::Missing { ranks, .. } => ranks.contains(&rank),
-            Failure::Died { rank: lost, .. } | Failure::Taken { rank: lost, .. } => *lost == rank,
+            RendezvousFailure::Missing { ranks, .. } => ranks.contains(&rank),
+            RendezvousFailure::Died { rank: lost, .. } | RendezvousFailure::Taken { rank: lost, .. } => {
+                *lost == rank
+            }
             _ => false,
         }
     }
@@ -122,21 +124,25 @@ impl Verdict {
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<RendezvousFailure> for Error {
+    fn from(failure: RendezvousFailure) -> Self {
         match failure {
-            Failure::Missing { ranks, step, waited } => {
+            RendezvousFailure::Missing { ranks, step, waited } => {
                 Error::RanksMissing { ranks, step: step.name(), waited }
             }
-            Failure::Died { rank, pid, step } => Error::RankDied { rank, pid, step: step.name() },
-            Failure::Taken { rank, holder, newcomer } => Error::RankTaken { rank, holder, newcomer },
-            Failure::Rank { rank, message } => Error::RankFailed { rank, message },
-            Failure::Corrupt { key, rank, problem } => Error::CorruptPayload { key, rank, problem },
-            Failure::Different { field, ranks, values } => {
+            RendezvousFailure::Died { rank, pid, step } => Error::RankDied { rank, pid, step: step.name() },
+            RendezvousFailure::Taken { rank, holder, newcomer } => {
+                Error::RankTaken { rank, holder, newcomer }
+            }
+            RendezvousFailure::Rank { rank, message } => Error::RankFailed { rank, message },
+            RendezvousFailure::Corrupt { key, rank, problem } => Error::CorruptPayload { key, rank, problem },
+            RendezvousFailure::Different { field, ranks, values } => {
                 Error::ConfiguredDifferently { field, ranks, values }
             }
-            Failure::DeviceTwice { ranks, device } => Error::DeviceUsedTwice { ranks, device },
-            Failure::NotPossible { algorithm, why } => Error::AlgorithmNotPossible { algorithm, why },
+            RendezvousFailure::DeviceTwice { ranks, device } => Error::DeviceUsedTwice { ranks, device },
+            RendezvousFailure::NotPossible { algorithm, why } => {
+                Error::AlgorithmNotPossible { algorithm, why }
+            }
         }
     }
 }
@@ -170,62 +176,62 @@ impl Payload for Verdict {
     }
 }
 
-fn write_reason(reason: &Reason, out: &mut Writer) {
+fn write_reason(reason: &NotApplicableReason, out: &mut Writer) {
     match reason {
-        Reason::Disabled { rank, by } => {
+        NotApplicableReason::Disabled { rank, by } => {
             out.u8(1);
             out.rank(*rank);
             write_disabled_by(by, out);
         }
-        Reason::WorldSize(size) => {
+        NotApplicableReason::WorldSize(size) => {
             out.u8(2);
             out.rank(*size);
         }
-        Reason::SeveralHosts { ranks, hosts } => {
+        NotApplicableReason::SeveralHosts { ranks, hosts } => {
             out.u8(3);
             write_pair(out, *ranks);
             out.text(&hosts.0);
             out.text(&hosts.1);
         }
-        Reason::UnknownTopology { ranks } => {
+        NotApplicableReason::UnknownTopology { ranks } => {
             out.u8(4);
             write_pair(out, *ranks);
         }
-        Reason::TopologiesDiffer { ranks, difference } => {
+        NotApplicableReason::TopologiesDiffer { ranks, difference } => {
             out.u8(5);
             write_pair(out, *ranks);
             out.text(difference);
         }
-        Reason::NoPeerAccess { ranks } => {
+        NotApplicableReason::NoPeerAccess { ranks } => {
             out.u8(6);
             write_pair(out, *ranks);
         }
-        Reason::NoAlgorithm { topology } => {
+        NotApplicableReason::NoAlgorithm { topology } => {
             out.u8(7);
             out.u8(*topology as u8);
         }
-        Reason::NoDriver { rank, message } => {
+        NotApplicableReason::NoDriver { rank, message } => {
             out.u8(8);
             out.rank(*rank);
             out.text(message);
         }
-        Reason::NetworkNamespaces { ranks } => {
+        NotApplicableReason::NetworkNamespaces { ranks } => {
             out.u8(9);
             write_pair(out, *ranks);
         }
-        Reason::DeviceTooOld { rank, found, needed } => {
+        NotApplicableReason::DeviceTooOld { rank, found, needed } => {
             out.u8(10);
             out.rank(*rank);
             write_capability(*found, out);
             write_capability(*needed, out);
         }
-        Reason::LinksHidden { ranks, links } => {
+        NotApplicableReason::LinksHidden { ranks, links } => {
             out.u8(11);
             write_pair(out, *ranks);
             out.u32(links.0);
             out.u32(links.1);
         }
-        Reason::DeviceFull { rank, message } => {
+        NotApplicableReason::DeviceFull { rank, message } => {
             out.u8(12);
             out.rank(*rank);
             out.text(message);
@@ -233,24 +239,26 @@ fn write_reason(reason: &Reason, out: &mut Writer) {
     }
 }
 
-fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<Reason, Malformed> {
+fn read_reason(code: u8, from: &mut Reader<'_>) -> Result<NotApplicableReason, Malformed> {
     Ok(match code {
-        1 => Reason::Disabled { rank: from.rank()?, by: read_disabled_by(from)? },
-        2 => Reason::WorldSize(from.rank()?),
-        3 => Reason::SeveralHosts { ranks: read_pair(from)?, hosts: (from.text()?, from.text()?) },
-        4 => Reason::UnknownTopology { ranks: read_pair(from)? },
-        5 => Reason::TopologiesDiffer { ranks: read_pair(from)?, difference: from.text()? },
-        6 => Reason::NoPeerAccess { ranks: read_pair(from)? },
-        7 => Reason::NoAlgorithm { topology: read_topology(from)? },
-        8 => Reason::NoDriver { rank: from.rank()?, message: from.text()? },
-        9 => Reason::NetworkNamespaces { ranks: read_pair(from)? },
-        10 => Reason::DeviceTooOld {
+        1 => NotApplicableReason::Disabled { rank: from.rank()?, by: read_disabled_by(from)? },
+        2 => NotApplicableReason::WorldSize(from.rank()?),
+        3 => {
+            NotApplicableReason::SeveralHosts { ranks: read_pair(from)?, hosts: (from.text()?, from.text()?) }
+        }
+        4 => NotApplicableReason::UnknownTopology { ranks: read_pair(from)? },
+        5 => NotApplicableReason::TopologiesDiffer { ranks: read_pair(from)?, difference: from.text()? },
+        6 => NotApplicableReason::NoPeerAccess { ranks: read_pair(from)? },
+        7 => NotApplicableReason::NoAlgorithm { topology: read_topology(from)? },
+        8 => NotApplicableReason::NoDriver { rank: from.rank()?, message: from.text()? },
+        9 => NotApplicableReason::NetworkNamespaces { ranks: read_pair(from)? },
+        10 => NotApplicableReason::DeviceTooOld {
             rank: from.rank()?,
             found: read_capability(from)?,
             needed: read_capability(from)?,
         },
-        11 => Reason::LinksHidden { ranks: read_pair(from)?, links: (from.u32()?, from.u32()?) },
-        12 => Reason::DeviceFull { rank: from.rank()?, message: from.text()? },
+        11 => NotApplicableReason::LinksHidden { ranks: read_pair(from)?, links: (from.u32()?, from.u32()?) },
+        12 => NotApplicableReason::DeviceFull { rank: from.rank()?, message: from.text()? },
         _ => return Err(Malformed::wrong(format!("{code} is no reason"))),
     })
 }
@@ -289,50 +297,50 @@ pub(super) fn read_capability(from: &mut Reader<'_>) -> Result<ComputeCapability
     Ok(ComputeCapability { major: from.u32()?, minor: from.u32()? })
 }
 
-fn write_failure(failure: &Failure, out: &mut Writer) {
+fn write_failure(failure: &RendezvousFailure, out: &mut Writer) {
     match failure {
-        Failure::Missing { ranks, step, waited } => {
+        RendezvousFailure::Missing { ranks, step, waited } => {
             out.u8(32);
             out.list(ranks, |out, rank| out.rank(*rank));
             out.u8(*step as u8);
             out.u64(waited.as_millis() as u64);
         }
-        Failure::Died { rank, pid, step } => {
+        RendezvousFailure::Died { rank, pid, step } => {
             out.u8(33);
             out.rank(*rank);
             out.u32(*pid);
             out.u8(*step as u8);
         }
-        Failure::Rank { rank, message } => {
+        RendezvousFailure::Rank { rank, message } => {
             out.u8(34);
             out.rank(*rank);
             out.text(message);
         }
-        Failure::Taken { rank, holder, newcomer } => {
+        RendezvousFailure::Taken { rank, holder, newcomer } => {
             out.u8(39);
             out.rank(*rank);
             holder.write(out);
             newcomer.write(out);
         }
-        Failure::Corrupt { key, rank, problem } => {
+        RendezvousFailure::Corrupt { key, rank, problem } => {
             out.u8(35);
             out.text(key);
             out.rank(*rank);
             out.text(problem);
         }
-        Failure::Different { field, ranks, values } => {
+        RendezvousFailure::Different { field, ranks, values } => {
             out.u8(36);
             out.text(field);
             write_pair(out, *ranks);
             out.text(&values.0);
             out.text(&values.1);
         }
-        Failure::DeviceTwice { ranks, device } => {
+        RendezvousFailure::DeviceTwice { ranks, device } => {
             out.u8(37);
             write_pair(out, *ranks);
             out.text(device);
         }
-        Failure::NotPossible { algorithm, why } => {
+        RendezvousFailure::NotPossible { algorithm, why } => {
             out.u8(38);
             out.u8(*algorithm as u8);
             out.text(why);
@@ -340,29 +348,29 @@ fn write_failure(failure: &Failure, out: &mut Writer) {
     }
 }
 
-fn read_failure(code: u8, from: &mut Reader<'_>) -> Result<Failure, Malformed> {
+fn read_failure(code: u8, from: &mut Reader<'_>) -> Result<RendezvousFailure, Malformed> {
     Ok(match code {
-        32 => Failure::Missing {
+        32 => RendezvousFailure::Missing {
             ranks: from.list(Reader::rank)?,
             step: Step::read(from)?,
             waited: Duration::from_millis(from.u64()?),
         },
-        33 => Failure::Died { rank: from.rank()?, pid: from.u32()?, step: Step::read(from)? },
-        34 => Failure::Rank { rank: from.rank()?, message: from.text()? },
-        35 => Failure::Corrupt { key: from.text()?, rank: from.rank()?, problem: from.text()? },
-        36 => Failure::Different {
+        33 => RendezvousFailure::Died { rank: from.rank()?, pid: from.u32()?, step: Step::read(from)? },
+        34 => RendezvousFailure::Rank { rank: from.rank()?, message: from.text()? },
+        35 => RendezvousFailure::Corrupt { key: from.text()?, rank: from.rank()?, problem: from.text()? },
+        36 => RendezvousFailure::Different {
             field: from.text()?,
             ranks: read_pair(from)?,
             values: (from.text()?, from.text()?),
         },
-        37 => Failure::DeviceTwice { ranks: read_pair(from)?, device: from.text()? },
+        37 => RendezvousFailure::DeviceTwice { ranks: read_pair(from)?, device: from.text()? },
         38 => {
             let code = from.u8()?;
             let algorithm = Algorithm::from_repr(code)
                 .ok_or_else(|| Malformed::wrong(format!("{code} is no algorithm")))?;
-            Failure::NotPossible { algorithm, why: from.text()? }
+            RendezvousFailure::NotPossible { algorithm, why: from.text()? }
         }
-        39 => Failure::Taken {
+        39 => RendezvousFailure::Taken {
             rank: from.rank()?,
             holder: Member::read(from)?.into(),
             newcomer: Member::read(from)?.into(),
@@ -385,37 +393,41 @@ mod tests {
     fn verdicts_survive_the_round_trip() {
         let text = || "text".to_owned();
         let reasons = [
-            Reason::Disabled { rank: 3, by: DisabledBy::Program },
-            Reason::Disabled { rank: 0, by: DisabledBy::Variable { name: text(), value: None } },
-            Reason::Disabled {
+            NotApplicableReason::Disabled { rank: 3, by: DisabledBy::Program },
+            NotApplicableReason::Disabled { rank: 0, by: DisabledBy::Variable { name: text(), value: None } },
+            NotApplicableReason::Disabled {
                 rank: 7,
                 by: DisabledBy::Variable { name: text(), value: Some(String::new()) },
             },
-            Reason::WorldSize(9),
-            Reason::SeveralHosts { ranks: (0, 1), hosts: (text(), text()) },
-            Reason::UnknownTopology { ranks: (2, 5) },
-            Reason::TopologiesDiffer { ranks: (0, 7), difference: text() },
-            Reason::NoPeerAccess { ranks: (0, 5) },
-            Reason::NoAlgorithm { topology: Topology::HybridCubeMesh },
-            Reason::NoDriver { rank: 1, message: text() },
-            Reason::NetworkNamespaces { ranks: (1, 2) },
-            Reason::DeviceTooOld {
+            NotApplicableReason::WorldSize(9),
+            NotApplicableReason::SeveralHosts { ranks: (0, 1), hosts: (text(), text()) },
+            NotApplicableReason::UnknownTopology { ranks: (2, 5) },
+            NotApplicableReason::TopologiesDiffer { ranks: (0, 7), difference: text() },
+            NotApplicableReason::NoPeerAccess { ranks: (0, 5) },
+            NotApplicableReason::NoAlgorithm { topology: Topology::HybridCubeMesh },
+            NotApplicableReason::NoDriver { rank: 1, message: text() },
+            NotApplicableReason::NetworkNamespaces { ranks: (1, 2) },
+            NotApplicableReason::DeviceTooOld {
                 rank: 6,
                 found: ComputeCapability { major: 6, minor: 1 },
                 needed: ComputeCapability { major: 7, minor: 0 },
             },
-            Reason::LinksHidden { ranks: (0, 1), links: (18, 12) },
-            Reason::DeviceFull { rank: 2, message: text() },
+            NotApplicableReason::LinksHidden { ranks: (0, 1), links: (18, 12) },
+            NotApplicableReason::DeviceFull { rank: 2, message: text() },
         ];
         let failures = [
-            Failure::Missing { ranks: vec![1, 2], step: Step::Second, waited: Duration::from_millis(1500) },
-            Failure::Died { rank: 4, pid: 77, step: Step::First },
-            Failure::Rank { rank: 0, message: text() },
-            Failure::Taken { rank: 2, holder: member(1).into(), newcomer: member(2).into() },
-            Failure::Corrupt { key: text(), rank: 1, problem: text() },
-            Failure::Different { field: text(), ranks: (0, 4), values: (text(), text()) },
-            Failure::DeviceTwice { ranks: (0, 1), device: text() },
-            Failure::NotPossible { algorithm: Algorithm::HybridCubeMesh, why: text() },
+            RendezvousFailure::Missing {
+                ranks: vec![1, 2],
+                step: Step::Second,
+                waited: Duration::from_millis(1500),
+            },
+            RendezvousFailure::Died { rank: 4, pid: 77, step: Step::First },
+            RendezvousFailure::Rank { rank: 0, message: text() },
+            RendezvousFailure::Taken { rank: 2, holder: member(1).into(), newcomer: member(2).into() },
+            RendezvousFailure::Corrupt { key: text(), rank: 1, problem: text() },
+            RendezvousFailure::Different { field: text(), ranks: (0, 4), values: (text(), text()) },
+            RendezvousFailure::DeviceTwice { ranks: (0, 1), device: text() },
+            RendezvousFailure::NotPossible { algorithm: Algorithm::HybridCubeMesh, why: text() },
         ];
         let verdicts = reasons.map(Verdict::NotApplicable).into_iter();
         for verdict in verdicts.chain(failures.map(Verdict::Failed)).chain([Verdict::Ready]) {
@@ -425,7 +437,8 @@ mod tests {
 
     #[test]
     fn ranks_that_are_lost_need_not_acknowledge() {
-        let missing = Failure::Missing { ranks: vec![1, 2], step: Step::First, waited: Duration::ZERO };
+        let missing =
+            RendezvousFailure::Missing { ranks: vec![1, 2], step: Step::First, waited: Duration::ZERO };
         let missing = Verdict::Failed(missing);
         let awaited: Vec<_> = (0..8).filter(|rank| missing.awaits(*rank)).collect();
         assert_eq!(awaited, [0, 3, 4, 5, 6, 7]);

@@ -7,10 +7,10 @@ use meshreduce_wire::{Algorithm, MAX_RANKS, MIN_RANKS};
 
 use super::nvml::{Fabric, Links, mesh};
 use super::{HybridCubeMesh, Mesh, Topology};
-use crate::algorithms::Ground;
+use crate::algorithms::Interconnect;
 use crate::error::Error;
 use crate::kernels::needed_for_shipped;
-use crate::outcome::Reason;
+use crate::outcome::NotApplicableReason;
 use crate::rendezvous::{judge_devices, judge_view};
 
 /// How some devices are linked. The devices are numbered as ranks would be, in the order in which they were named.
@@ -136,9 +136,9 @@ impl Survey {
     /// # Errors
     ///
     /// The reason why it would not apply.
-    pub fn verdict(&self) -> Result<Topology, Reason> {
+    pub fn verdict(&self) -> Result<Topology, NotApplicableReason> {
         if !(MIN_RANKS..=MAX_RANKS).contains(&self.devices.len()) {
-            return Err(Reason::WorldSize(self.devices.len()));
+            return Err(NotApplicableReason::WorldSize(self.devices.len()));
         }
         let capabilities = self.devices.iter().map(|one| one.compute_capability);
         if let Some(reason) = judge_devices(capabilities, needed_for_shipped(self.devices.len())) {
@@ -160,7 +160,9 @@ impl Survey {
     /// where [`Survey::verdict`] is a reason.
     pub fn algorithms(&self) -> Vec<Algorithm> {
         match self.verdict() {
-            Ok(topology) => Ground::new(topology, &self.mesh).algorithms().map(|one| one.algorithm).collect(),
+            Ok(topology) => {
+                Interconnect::new(topology, &self.mesh).algorithms().map(|one| one.algorithm).collect()
+            }
             Err(_) => Vec::new(),
         }
     }
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!(neighbours.verdict(), Ok(Topology::HybridCubeMesh));
         assert_eq!(neighbours.algorithms(), [Algorithm::HybridCubeMeshLl, Algorithm::HybridCubeMesh]);
         let without_one = survey(8, links, |a, b| DGX_1V[a][b] > 0 && (a, b) != (2, 6));
-        assert_eq!(without_one.verdict(), Err(Reason::NoPeerAccess { ranks: (2, 6) }));
+        assert_eq!(without_one.verdict(), Err(NotApplicableReason::NoPeerAccess { ranks: (2, 6) }));
         assert!(without_one.algorithms().is_empty());
     }
 
@@ -203,7 +205,7 @@ mod tests {
         let all = [Algorithm::OneShotLl, Algorithm::TwoShotLl, Algorithm::OneShot, Algorithm::TwoShot];
         assert_eq!(survey(4, |_, _| 4, |_, _| true).algorithms(), all);
         let barred = survey(4, |_, _| 4, |a, b| (a, b) != (3, 1));
-        assert_eq!(barred.verdict(), Err(Reason::NoPeerAccess { ranks: (3, 1) }));
+        assert_eq!(barred.verdict(), Err(NotApplicableReason::NoPeerAccess { ranks: (3, 1) }));
     }
 
     #[test]
@@ -211,7 +213,7 @@ mod tests {
         let mut mixed = survey(4, |_, _| 0, |_, _| true);
         mixed.devices[2].compute_capability = ComputeCapability { major: 6, minor: 0 };
         let (found, needed) = (mixed.devices[2].compute_capability, mixed.devices[0].compute_capability);
-        assert_eq!(mixed.verdict(), Err(Reason::DeviceTooOld { rank: 2, found, needed }));
+        assert_eq!(mixed.verdict(), Err(NotApplicableReason::DeviceTooOld { rank: 2, found, needed }));
         assert!(mixed.algorithms().is_empty());
     }
 
@@ -219,18 +221,21 @@ mod tests {
     fn links_that_lead_nowhere_known_are_the_reason_if_all_missing_links_may_be_among_them() {
         let mut machine = survey(4, |_, _| 0, |_, _| true);
         machine.devices.iter_mut().for_each(|one| one.links.hidden = 12);
-        assert_eq!(machine.verdict(), Err(Reason::LinksHidden { ranks: (0, 1), links: (12, 12) }));
+        assert_eq!(
+            machine.verdict(),
+            Err(NotApplicableReason::LinksHidden { ranks: (0, 1), links: (12, 12) })
+        );
         machine.devices[2].links.hidden = 0;
-        assert_eq!(machine.verdict(), Err(Reason::UnknownTopology { ranks: (0, 2) }));
+        assert_eq!(machine.verdict(), Err(NotApplicableReason::UnknownTopology { ranks: (0, 2) }));
     }
 
     #[test]
     fn one_device_or_nine_are_no_world() {
-        assert_eq!(survey(1, |_, _| 0, |_, _| true).verdict(), Err(Reason::WorldSize(1)));
-        assert_eq!(survey(9, |_, _| 6, |_, _| true).verdict(), Err(Reason::WorldSize(9)));
+        assert_eq!(survey(1, |_, _| 0, |_, _| true).verdict(), Err(NotApplicableReason::WorldSize(1)));
+        assert_eq!(survey(9, |_, _| 6, |_, _| true).verdict(), Err(NotApplicableReason::WorldSize(9)));
         assert_eq!(
             survey(8, |_, _| 0, |_, _| true).verdict(),
-            Err(Reason::UnknownTopology { ranks: (0, 1) })
+            Err(NotApplicableReason::UnknownTopology { ranks: (0, 1) })
         );
     }
 }

@@ -27,7 +27,7 @@ const LONGEST: usize = 1000;
 
 /// What is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct AbortNotice {
     rank: usize,
     cause: String,
     /// Of each abort of a process another one.
@@ -35,7 +35,7 @@ struct Told {
     who: Option<Member>,
 }
 
-impl Told {
+impl AbortNotice {
     fn write(&self) -> Vec<u8> {
         let mut out = Writer::new();
         out.rank(self.rank);
@@ -54,9 +54,9 @@ impl Told {
     }
 }
 
-fn told(store: &dyn Store) -> Option<Told> {
+fn told(store: &dyn Store) -> Option<AbortNotice> {
     // Whoever cannot reach the store hears of that otherwise.
-    Told::read(&store.compare_set(KEY, NOTHING, NOTHING).ok()?)
+    AbortNotice::read(&store.compare_set(KEY, NOTHING, NOTHING).ok()?)
 }
 
 /// Looks whether another member of a group was aborted, as it has told.
@@ -72,7 +72,7 @@ pub(super) struct AbortedMember {
 struct Looked {
     last: Option<Instant>,
     /// Told by a rank that was gone already at the first look: it may be of another group, over the same keys before this one.
-    past: Option<Told>,
+    past: Option<AbortNotice>,
 }
 
 impl AbortedMember {
@@ -144,7 +144,7 @@ impl Shared {
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cause = cause.chars().take(LONGEST).collect();
-        self.store.set(KEY, &Told { rank: self.info.rank, cause, number, who: own().cloned() }.write())
+        self.store.set(KEY, &AbortNotice { rank: self.info.rank, cause, number, who: own().cloned() }.write())
     }
 
     /// This rank begins: what it may have told as a member of another group over the same keys is of the past.

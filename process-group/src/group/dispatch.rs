@@ -23,7 +23,7 @@ use crate::work::{Outcome, Progress, Work};
 
 /// How a call is made through a handle.
 #[derive(Clone, Copy)]
-pub(super) struct Way {
+pub(super) struct CallOptions {
     pub(super) blocking: bool,
     /// The memory is somebody's again as soon as the call has failed.
     pub(super) lent: bool,
@@ -78,7 +78,9 @@ impl ProcessGroup {
     #[track_caller]
     pub unsafe fn start(&self, call: &Call<'_>) -> Result<Work, Error> {
         // SAFETY: the caller vouches for the tensors, and did for the stream when it was set.
-        unsafe { self.make_call(call, Way { blocking: false, lent: false, location: Location::caller() }) }
+        unsafe {
+            self.make_call(call, CallOptions { blocking: false, lent: false, location: Location::caller() })
+        }
     }
 
     /// Makes a call and waits for its end; gives what is wanted of what came of it.
@@ -94,7 +96,7 @@ impl ProcessGroup {
         wanted: impl FnOnce(&Outcome) -> T,
     ) -> Result<T, Error> {
         self.outside_of_captures(call)?;
-        let way = Way { blocking: true, lent: true, location };
+        let way = CallOptions { blocking: true, lent: true, location };
         let at_once = |_: &Shared| Made::Ended(Outcome::default());
         // SAFETY: the caller vouches for the tensors.
         let made = unsafe { self.make_by(call, way, at_once, |begun| self.hand_over_and_wait(call, begun)) };
@@ -124,7 +126,7 @@ impl ProcessGroup {
     /// # Safety
     ///
     /// As for [`ProcessGroup::start`].
-    pub(super) unsafe fn make_call(&self, call: &Call<'_>, way: Way) -> Result<Work, Error> {
+    pub(super) unsafe fn make_call(&self, call: &Call<'_>, way: CallOptions) -> Result<Work, Error> {
         let at_once = |shared: &Shared| Work::done(&shared.info.name, Outcome::default());
         // SAFETY: the caller's promise, until the call has ended.
         unsafe { self.make_by(call, way, at_once, |begun| self.hand_over(call, begun)) }
@@ -139,7 +141,7 @@ impl ProcessGroup {
     unsafe fn make_by<'a, T>(
         &'a self,
         call: &Call<'_>,
-        way: Way,
+        way: CallOptions,
         at_once: impl FnOnce(&Shared) -> T,
         hand_over: impl FnOnce(&Handed<'a>) -> Result<T, Error>,
     ) -> Result<T, Error> {

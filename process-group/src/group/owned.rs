@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::ProcessGroup;
-use super::dispatch::Way;
+use super::dispatch::CallOptions;
 use super::future::Place;
 use crate::call::Call;
 use crate::error::Error;
@@ -139,7 +139,7 @@ impl ProcessGroup {
         // SAFETY: the memory is the buffer's, wherever that is moved to, and the buffer is used by nobody before the call has
         // ended: `Owned` gives it back then, and waits before it drops it. After a failure both wait for the device too, and so does
         // this call (`lent`); no graph keeps the memory. An `Owned` that is leaked leaks the memory.
-        let work = unsafe { self.make_call(&call, Way { blocking: false, lent: true, location }) }?;
+        let work = unsafe { self.make_call(&call, CallOptions { blocking: false, lent: true, location }) }?;
         let (place, buffer) = (Place::default(), ManuallyDrop::new(buffer));
         Ok(Owned { work, device: call.device(), place, buffer, ended: false })
     }

@@ -43,14 +43,14 @@ pub(super) fn own() -> Option<&'static Member> {
 
 /// What a rank tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Told {
+struct RankProgress {
     /// Its last collective.
     reached: u64,
     has_left: bool,
     who: Option<Member>,
 }
 
-impl Told {
+impl RankProgress {
     fn to_bytes(&self) -> Vec<u8> {
         let mut out = Writer::new();
         out.u64(self.reached);
@@ -82,7 +82,7 @@ impl Told {
 
 /// Whether a rank is gone, as it has told or this process can tell; one that has told nothing is.
 pub(super) fn is_gone(store: &dyn Store, rank: usize) -> bool {
-    let told = store.compare_set(&key(rank), NOTHING, NOTHING).map(|told| Told::read(&told));
+    let told = store.compare_set(&key(rank), NOTHING, NOTHING).map(|told| RankProgress::read(&told));
     told.is_ok_and(|told| told.is_none_or(|told| told.is_gone()))
 }
 
@@ -117,13 +117,13 @@ impl Shared {
     }
 
     fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
-        let told = Told { reached, has_left, who: own().cloned() };
+        let told = RankProgress { reached, has_left, who: own().cloned() };
         self.store.set(&key(self.info.rank), &told.to_bytes())
     }
 
     /// What a rank has told.
-    fn told_by(&self, rank: usize) -> Result<Option<Told>, StoreError> {
-        Ok(Told::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
+    fn told_by(&self, rank: usize) -> Result<Option<RankProgress>, StoreError> {
+        Ok(RankProgress::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
     }
 
     /// Whether a rank's process has ended, as far as it has told who it is and this process can tell.

@@ -27,13 +27,13 @@ pub(super) struct Slot {
 
 /// Collectives that end in their order: those of the backend's own, those of the one behind it, and those that a mesh follows itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Which {
+pub(super) enum CallOrder {
     Own,
     Behind,
     OnMesh,
 }
 
-impl Which {
+impl CallOrder {
     pub(super) const ALL: [Self; 3] = [Self::OnMesh, Self::Own, Self::Behind];
 }
 
@@ -88,18 +88,20 @@ impl Slot {
     }
 
     /// Does something with a line of calls; `None`: there is none of this kind.
-    pub(super) fn with_line<T>(&self, which: Which, act: impl FnOnce(&mut Line) -> T) -> Option<T> {
+    pub(super) fn with_line<T>(&self, which: CallOrder, act: impl FnOnce(&mut Line) -> T) -> Option<T> {
         match which {
-            Which::Own => Some(act(&mut self.watch().lines[0])),
-            Which::Behind => Some(act(&mut self.watch().lines[1])),
-            Which::OnMesh => Some(act(&mut self.lane.get()?.upgrade()?.line())),
+            CallOrder::Own => Some(act(&mut self.watch().lines[0])),
+            CallOrder::Behind => Some(act(&mut self.watch().lines[1])),
+            CallOrder::OnMesh => Some(act(&mut self.lane.get()?.upgrade()?.line())),
         }
     }
 
     /// The first of the backend's own calls that is looked at, of which none is known to have ended, and the last.
     pub(super) fn own_calls(&self) -> Option<(Watched, Noted)> {
         let both = |line: &mut Line| line.first().zip(line.last().copied());
-        [Which::OnMesh, Which::Own].into_iter().find_map(|which| self.with_line(which, both).flatten())
+        [CallOrder::OnMesh, CallOrder::Own]
+            .into_iter()
+            .find_map(|which| self.with_line(which, both).flatten())
     }
 
     pub(super) fn watch(&self) -> Brief<'_, Watch> {

@@ -67,7 +67,7 @@ pub(super) struct Run {
 /// How to see the end of a call that is held. (One on the mesh by itself: calls that follow one another there are replaced here by one
 /// another, and each is on the way of an engine.)
 #[derive(Debug)]
-enum Sight {
+enum EndSource {
     Mesh(meshreduce::Work),
     /// It is the call of this number on the mesh's lane, which is the lane's last: who looks at the line asks the lane first for its
     /// work object ([`Line::pin`]).
@@ -78,7 +78,7 @@ enum Sight {
 /// A call that is held, and what it stands for; `None`: for calls without an end alone.
 #[derive(Debug)]
 struct Held {
-    sight: Sight,
+    sight: EndSource,
     noted: Noted,
     stands_for: Option<Ends>,
 }
@@ -108,17 +108,17 @@ impl Held {
         };
         let has_failed_alone = || match &self.sight {
             // What fails on the mesh ends the mesh.
-            Sight::Mesh(_) | Sight::LastOfLane(_) => false,
-            Sight::Other(work) => work.has_failed_alone(),
+            EndSource::Mesh(_) | EndSource::LastOfLane(_) => false,
+            EndSource::Other(work) => work.has_failed_alone(),
         };
         is_in_time && !has_failed_alone()
     }
 
     fn watched(&self) -> Watched {
         let work = match &self.sight {
-            Sight::Mesh(mesh) => Work::on_mesh(mesh.clone()),
-            Sight::LastOfLane(_) => unreachable!("whoever looks at a line has asked the lane before"),
-            Sight::Other(work) => work.clone(),
+            EndSource::Mesh(mesh) => Work::on_mesh(mesh.clone()),
+            EndSource::LastOfLane(_) => unreachable!("whoever looks at a line has asked the lane before"),
+            EndSource::Other(work) => work.clone(),
         };
         Watched { work, noted: self.noted }
     }
@@ -151,7 +151,7 @@ impl Line {
         let work = before.as_ref().unwrap_or(work);
         match (&work.progress, self.steady_for(call.end)) {
             // On the way of each call of an engine, and so without anything that can be avoided.
-            (Progress::Mesh(mesh), Some(Held { sight: Sight::Mesh(its), noted, .. })) => {
+            (Progress::Mesh(mesh), Some(Held { sight: EndSource::Mesh(its), noted, .. })) => {
                 its.clone_from(mesh);
                 *noted = *call;
             }
@@ -179,7 +179,7 @@ impl Line {
     fn steady_for(&mut self, end: Option<Instant>) -> Option<&mut Held> {
         let is_steady = self.held.len() >= HELD;
         self.held.back_mut().filter(|last| {
-            let is_on_mesh = matches!(last.sight, Sight::Mesh(_) | Sight::LastOfLane(_));
+            let is_on_mesh = matches!(last.sight, EndSource::Mesh(_) | EndSource::LastOfLane(_));
             is_steady && is_on_mesh && last.stands_for.is_some_and(|stands_for| stands_for.contains(end))
         })
     }
@@ -197,7 +197,7 @@ impl Line {
     pub(crate) fn follow_last(&mut self, number: u64, call: &Noted, names: bool) {
         self.count(call, names);
         if let Some(last) = self.held.back_mut() {
-            last.sight = Sight::LastOfLane(number);
+            last.sight = EndSource::LastOfLane(number);
             last.noted = *call;
         }
     }
@@ -205,12 +205,12 @@ impl Line {
     /// Before the lane's last call is another one, and before anybody looks: holds that call by its work object, as `last` gives it.
     pub(crate) fn pin(&mut self, last: impl FnOnce() -> Option<meshreduce::Work>) {
         let Some(held) = self.held.back_mut() else { return };
-        let Sight::LastOfLane(number) = held.sight else { return };
+        let EndSource::LastOfLane(number) = held.sight else { return };
         held.sight = match (last().filter(|work| work.number() == Some(number)), &self.backend) {
-            (Some(work), _) => Sight::Mesh(work),
+            (Some(work), _) => EndSource::Mesh(work),
             // A call was launched behind it and refused, because no event could be put behind that: whoever refused it has waited until
             // nothing ran any more. What of it failed the mesh says itself.
-            (None, Some(backend)) => Sight::Other(Work::done(backend, Outcome::default())),
+            (None, Some(backend)) => EndSource::Other(Work::done(backend, Outcome::default())),
             (None, None) => return,
         };
     }
@@ -227,8 +227,8 @@ impl Line {
             self.held.pop_back();
         }
         let sight = match &work.progress {
-            Progress::Mesh(mesh) => Sight::Mesh(mesh.clone()),
-            _ => Sight::Other(work.clone()),
+            Progress::Mesh(mesh) => EndSource::Mesh(mesh.clone()),
+            _ => EndSource::Other(work.clone()),
         };
         let stands_for =
             first_end.map(|first| Ends { first, latest: first.checked_add(TICK).unwrap_or(first) });

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::family::Family;
 use super::progress::{INTERVAL, PATIENCE};
 use super::shared::Shared;
-use super::slot::{Slot, Which};
+use super::slot::{CallOrder, Slot};
 use super::watch::{Message, Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::Error;
@@ -223,7 +223,7 @@ fn look_at(group: &Shared, slot: &Slot) {
     if group.end.get().is_some() {
         return;
     }
-    for line in Which::ALL {
+    for line in CallOrder::ALL {
         look_at_line(group, slot, &**backend, line);
     }
     look_at_messages(group, slot, &**backend);
@@ -247,7 +247,7 @@ fn with_call(call: &Watched, error: Error) -> Error {
 }
 
 /// Looks at the collectives that go on in a line of one backend of a group.
-fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: Which) {
+fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: CallOrder) {
     /// Whoever makes calls without an end does not keep it from the others.
     const MOST: usize = 64;
     for _ in 0..MOST {
@@ -339,7 +339,7 @@ pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backen
 
 /// Sees which collectives of a backend have ended well, and waits for none.
 pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
-    for line in Which::ALL {
+    for line in CallOrder::ALL {
         loop {
             // (The lock is not to be held in what follows.)
             let Some(first) = slot.with_line(line, |line| line.first()).flatten() else { break };
@@ -354,7 +354,7 @@ pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
 /// Gives what the mesh has failed with meanwhile, if it has.
 pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) -> Option<Error> {
     let mut of_mesh = None;
-    let mut on_mesh = slot.with_line(Which::OnMesh, std::mem::take);
+    let mut on_mesh = slot.with_line(CallOrder::OnMesh, std::mem::take);
     let Watch { mut lines, messages, .. } = std::mem::take(&mut *slot.watch());
     for line in on_mesh.iter_mut().chain(&mut lines) {
         // One by one: one that has failed by itself says nothing of those before it, and has not ended well with those behind it.

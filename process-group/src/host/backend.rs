@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::collectives::Way;
+use super::collectives::ExchangePattern;
 use super::failure::{self, LIVING, NotShutDown, SHUT_DOWN};
 use super::shared::{Net, Shared, lock};
 use super::{progress, run, wire};
@@ -34,7 +34,7 @@ pub struct HostFactory {
     pub(super) host_id: Option<String>,
     pub(super) interface: Option<String>,
     /// How ranks of several hosts exchange, whatever pays; all ranks have the same. For tests.
-    pub(super) way: Option<Way>,
+    pub(super) way: Option<ExchangePattern>,
 }
 
 impl HostFactory {

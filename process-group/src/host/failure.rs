@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 
+use super::fingerprint::Fingerprint;
 use super::segment::Ended;
-use super::stamp::Stamp;
 use crate::error::{Error, Ranks};
 use crate::types::UnknownName;
 
@@ -110,19 +110,19 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
 }
 
 /// The last collective of a rank that was shut down.
-pub(super) fn encode_last(last: Option<Stamp>) -> Vec<u8> {
+pub(super) fn encode_last(last: Option<Fingerprint>) -> Vec<u8> {
     let mut out = Writer::new();
-    if let Some(Stamp { sequence, what, count }) = last {
+    if let Some(Fingerprint { sequence, what, count }) = last {
         [sequence, what, count].into_iter().for_each(|word| out.u64(word));
     }
     out.into_bytes()
 }
 
 /// What [`encode_last`] has written.
-pub(super) fn decode_last(bytes: &[u8]) -> Option<Stamp> {
+pub(super) fn decode_last(bytes: &[u8]) -> Option<Fingerprint> {
     let mut from = Reader::new(bytes);
     let mut word = || from.u64().ok();
-    Some(Stamp { sequence: word()?, what: word()?, count: word()? })
+    Some(Fingerprint { sequence: word()?, what: word()?, count: word()? })
 }
 
 impl Ended {

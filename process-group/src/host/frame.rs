@@ -3,7 +3,7 @@
 //! A header, then as many bytes of data as it says, at most [`MOST_DATA`]. Over TCP a header is eight words, little-endian.
 #![forbid(unsafe_code)]
 
-use super::stamp::Stamp;
+use super::fingerprint::Fingerprint;
 
 /// Bytes of a header over TCP, and what a message is counted with in a window.
 pub(super) const HEADER: usize = 64;
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Data = 4,
     /// So many bytes of messages that were sent unasked have been taken.
     Taken = 5,
-    /// The sender waits in the call of the stamp.
+    /// The sender waits in the call of the fingerprint.
     Waiting = 6,
     /// The sequence number (plus 1) that the sender has come to.
     Position = 7,
@@ -55,7 +55,7 @@ pub(super) struct Header {
     pub(super) kind: Kind,
     pub(super) channel: Channel,
     pub(super) tag: u32,
-    pub(super) stamp: Stamp,
+    pub(super) fingerprint: Fingerprint,
     /// Of the message, of the data, or of what was taken; the position; how somebody has left.
     pub(super) bytes: u64,
     /// Whose it is here.
@@ -72,7 +72,15 @@ pub(super) struct Malformed;
 impl Header {
     /// One that says nothing but `kind` and a number.
     pub(super) fn short(kind: Kind, bytes: u64) -> Self {
-        Self { kind, channel: Channel::Peer, tag: 0, stamp: Stamp::default(), bytes, id: 0, to: 0 }
+        Self {
+            kind,
+            channel: Channel::Peer,
+            tag: 0,
+            fingerprint: Fingerprint::default(),
+            bytes,
+            id: 0,
+            to: 0,
+        }
     }
 
     /// Bytes that follow it.
@@ -93,17 +101,17 @@ impl Header {
     /// Whether these words are those of a message that a receive of the call `own`, of so many bytes, with that tag expects, and which is
     /// all there: on the way of every short message, in place of all that [`Header::of_words`] looks at.
     #[inline]
-    pub(super) fn is_expected(words: &[u64; Self::WORDS], tag: u32, own: &Stamp, bytes: usize) -> bool {
+    pub(super) fn is_expected(words: &[u64; Self::WORDS], tag: u32, own: &Fingerprint, bytes: usize) -> bool {
         let [first, sequence, what, count, length, ..] = *words;
         first == Self::first_word(Kind::Eager, Channel::Peer, tag)
             && length == bytes as u64
-            && own.is_typed_as(&Stamp { sequence, what, count })
+            && own.is_typed_as(&Fingerprint { sequence, what, count })
     }
 
     #[inline]
     pub(super) fn words(&self) -> [u64; Self::WORDS] {
         let first = Self::first_word(self.kind, self.channel, self.tag);
-        let Stamp { sequence, what, count } = self.stamp;
+        let Fingerprint { sequence, what, count } = self.fingerprint;
         [first, sequence, what, count, self.bytes, self.id, self.to]
     }
 
@@ -126,7 +134,7 @@ impl Header {
             1 => Channel::Group,
             _ => return Err(Malformed),
         };
-        let stamp = Stamp { sequence, what, count };
+        let fingerprint = Fingerprint { sequence, what, count };
         let most = match kind {
             Kind::Eager => EAGER as u64,
             Kind::Data | Kind::Failed => MOST_DATA as u64,
@@ -136,7 +144,7 @@ impl Header {
         if bytes > most {
             return Err(Malformed);
         }
-        Ok(Self { kind, channel, tag: (first >> 32) as u32, stamp, bytes, id, to })
+        Ok(Self { kind, channel, tag: (first >> 32) as u32, fingerprint, bytes, id, to })
     }
 
     pub(super) fn encode(&self) -> [u8; HEADER] {
@@ -166,19 +174,19 @@ mod tests {
 
     #[test]
     fn a_receive_expects_one_message() {
-        let own = Stamp { sequence: 9, what: 3 | 5 << 8, count: 4 };
-        let stamp = Stamp { sequence: 1, what: 2 | 5 << 8, count: 4 };
+        let own = Fingerprint { sequence: 9, what: 3 | 5 << 8, count: 4 };
+        let fingerprint = Fingerprint { sequence: 1, what: 2 | 5 << 8, count: 4 };
         let channel = Channel::Peer;
-        let header = Header { channel, tag: 7, stamp, ..Header::short(Kind::Eager, 16) };
+        let header = Header { channel, tag: 7, fingerprint, ..Header::short(Kind::Eager, 16) };
         let is_expected = |header: Header| Header::is_expected(&header.words(), 7, &own, 16);
         assert!(is_expected(header));
-        let other_type = Stamp { what: 2 | 6 << 8, ..stamp };
+        let other_type = Fingerprint { what: 2 | 6 << 8, ..fingerprint };
         let others = [
             Header { kind: Kind::Offer, ..header },
             Header { channel: Channel::Group, ..header },
             Header { tag: 8, ..header },
             Header { bytes: 12, ..header },
-            Header { stamp: other_type, ..header },
+            Header { fingerprint: other_type, ..header },
         ];
         for other in others {
             assert!(!is_expected(other), "{other:?}");
@@ -187,9 +195,16 @@ mod tests {
 
     #[test]
     fn headers_come_back_and_nonsense_does_not() {
-        let stamp = Stamp { sequence: 1, what: 2, count: 3 };
-        let header =
-            Header { kind: Kind::Offer, channel: Channel::Group, tag: 4, stamp, bytes: 5, id: 6, to: 7 };
+        let fingerprint = Fingerprint { sequence: 1, what: 2, count: 3 };
+        let header = Header {
+            kind: Kind::Offer,
+            channel: Channel::Group,
+            tag: 4,
+            fingerprint,
+            bytes: 5,
+            id: 6,
+            to: 7,
+        };
         let bytes = header.encode();
         assert_eq!(Header::decode(&bytes), Ok(header));
         for (at, value) in [(0, 0), (8, 0), (8, 10), (9, 2), (11, 1)] {

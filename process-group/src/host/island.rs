@@ -4,16 +4,16 @@
 //! slot of its own segment, says that it has come to the step (a release), waits for those whose data it needs (an acquire),
 //! and reads their slots. There are two slots, for even and odd steps: whoever comes to step `s` has finished reading those of
 //! `s - 1`, so the slot of `s` may be written once all others have come to `s - 1`; of a short input's place, which follows the
-//! flags of its step, the same is true. With each step goes the stamp of the call;
-//! nothing of a slot is used whose stamp is another one, and whatever stamps say, reads stay within slots.
+//! flags of its step, the same is true. With each step goes the fingerprint of the call;
+//! nothing of a slot is used whose fingerprint is another one, and whatever it says, reads stay within slots.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::collectives::{copy_behind_flags, copy_to_slot};
+use super::fingerprint::Fingerprint;
 use super::mailbox::differ;
 use super::segment::Segment;
-use super::stamp::Stamp;
 use super::ticket;
 use super::wait::{For, Wait};
 use super::wire::Neighbour;
@@ -27,7 +27,7 @@ pub(super) struct Island {
     place: usize,
     step: u64,
     /// Of the last steps, even and odd.
-    stamps: [Stamp; 2],
+    fingerprints: [Fingerprint; 2],
     /// By place: the last step to which it is known to have come.
     seen: Vec<u64>,
     /// Whether those who may sleep for the last step have not been looked for.
@@ -39,16 +39,16 @@ pub(super) struct Island {
 const FIRST_LOOKS: u32 = 200;
 
 /// The call in which a rank has come to a step.
-fn stamp_of(member: &Neighbour, step: u64) -> Stamp {
+fn fingerprint_of(member: &Neighbour, step: u64) -> Fingerprint {
     let line = member.segment.step(step);
-    let word = |at: usize| line.stamp[at].load(Ordering::Relaxed);
-    Stamp { sequence: word(0), what: word(1), count: word(2) }
+    let word = |at: usize| line.fingerprint[at].load(Ordering::Relaxed);
+    Fingerprint { sequence: word(0), what: word(1), count: word(2) }
 }
 
 impl Island {
     pub(super) fn new(members: Vec<Neighbour>, place: usize) -> Self {
         let seen = vec![0; members.len()];
-        Self { members, place, step: 0, stamps: [Stamp::default(); 2], seen, owes_wake: false }
+        Self { members, place, step: 0, fingerprints: [Fingerprint::default(); 2], seen, owes_wake: false }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -73,7 +73,7 @@ impl Island {
             }
         }
         self.step += 1;
-        self.stamps[(self.step % 2) as usize] = wait.stamp;
+        self.fingerprints[(self.step % 2) as usize] = wait.fingerprint;
         Ok(self.step)
     }
 
@@ -81,8 +81,8 @@ impl Island {
     /// [`Self::all_come`] follows.
     pub(super) fn publish(&mut self, wait: &Wait<'_>) {
         let line = self.members[self.place].segment.step(self.step);
-        let Stamp { sequence, what, count } = self.stamps[(self.step % 2) as usize];
-        for (place, word) in line.stamp.iter().zip([sequence, what, count]) {
+        let Fingerprint { sequence, what, count } = self.fingerprints[(self.step % 2) as usize];
+        for (place, word) in line.fingerprint.iter().zip([sequence, what, count]) {
             place.store(word, Ordering::Relaxed);
         }
         line.number.store(self.step, Ordering::Release);
@@ -129,11 +129,11 @@ impl Island {
             wait.until(For::Step(place), || self.has_come(place, step))?;
         }
         let member = &self.members[place];
-        let stamp = stamp_of(member, step);
-        let own = self.stamps[(step % 2) as usize];
-        if stamp != own {
+        let fingerprint = fingerprint_of(member, step);
+        let own = self.fingerprints[(step % 2) as usize];
+        if fingerprint != own {
             let ranks = (self.members[self.place].rank, member.rank);
-            return Err(wait.shared.fail(differ(wait.shared.name(), ranks, &own, &stamp)));
+            return Err(wait.shared.fail(differ(wait.shared.name(), ranks, &own, &fingerprint)));
         }
         self.seen[place] = step;
         Ok(())
@@ -142,13 +142,14 @@ impl Island {
     /// At the end, to which all others have come too: that one of them has come to this rank's last step in another call. A rank that has
     /// only written in that step has not looked.
     pub(super) fn differs_at_the_end(&self, group: &Arc<str>) -> Option<Error> {
-        let own = self.stamps[(self.step % 2) as usize];
+        let own = self.fingerprints[(self.step % 2) as usize];
         let others =
             self.members.iter().enumerate().filter(|(place, _)| *place != self.place && self.step > 0);
         let mut there = others.filter(|(place, _)| self.has_come(*place, self.step));
         there.find_map(|(_, member)| {
-            let stamp = stamp_of(member, self.step);
-            (stamp != own).then(|| differ(group, (self.members[self.place].rank, member.rank), &own, &stamp))
+            let fingerprint = fingerprint_of(member, self.step);
+            (fingerprint != own)
+                .then(|| differ(group, (self.members[self.place].rank, member.rank), &own, &fingerprint))
         })
     }
 

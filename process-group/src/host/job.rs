@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::stamp::Stamp;
+use super::fingerprint::Fingerprint;
 use super::ticket::Ticket;
 use crate::backend::Request;
 use crate::call::Call;
@@ -138,9 +138,9 @@ impl Job {
     }
 
     /// If it should have ended: which it is, and how long it had.
-    pub(super) fn late(&self, now: Instant) -> Option<(Stamp, Duration)> {
+    pub(super) fn late(&self, now: Instant) -> Option<(Fingerprint, Duration)> {
         let (end, waited) = end(&self.request)?;
         let call = self.calls().next()?;
-        (end <= now).then(|| (Stamp::of(&call, self.request.sequence, 0, self.world_size), waited))
+        (end <= now).then(|| (Fingerprint::of(&call, self.request.sequence, 0, self.world_size), waited))
     }
 }

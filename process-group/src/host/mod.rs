@@ -25,6 +25,7 @@ mod collectives;
 mod connect;
 mod delivered;
 mod failure;
+mod fingerprint;
 mod frame;
 mod island;
 mod job;
@@ -35,7 +36,6 @@ mod ring;
 mod run;
 mod segment;
 mod shared;
-mod stamp;
 #[cfg(test)]
 mod tests;
 mod ticket;

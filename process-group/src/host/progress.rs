@@ -17,7 +17,7 @@ use super::collectives::Engine;
 use super::connect::{Connecting, Listening};
 use super::failure::{self, DROPPED, LIVING, SHUT_DOWN};
 use super::island::Island;
-use super::mailbox::{Mailbox, farewell};
+use super::mailbox::{Mailbox, drain};
 use super::place::{self, Islands, Place};
 use super::ring::{Reader, Writer};
 use super::segment::{ASLEEP, AWAKE};
@@ -35,7 +35,7 @@ const WITH_DRIVER: Duration = Duration::from_millis(1);
 const SPIN: Duration = Duration::from_micros(50);
 /// How long the end waits for what is still to be said to be taken: what got lost on the way is sent again after 200 ms at the earliest
 /// (Linux's TCP_RTO_MIN), and once more after 400 ms.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a rank that could not be connected waits for the others to tell them, where all are processes that this one can look at:
 /// elsewhere one that has died cannot be told from a slow one.
@@ -209,7 +209,7 @@ fn leave(shared: &Shared, net: &Net) {
         end(shared, net, &error);
     }
     shared.abandon();
-    farewell(&net.mailbox, FAREWELL);
+    drain(&net.mailbox, DRAIN_TIMEOUT);
 }
 
 /// Sleeps until something comes, or `ready`, at most `most`; may return earlier. `depth` says what wakes it.

@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::collectives::Engine;
+use super::fingerprint::Fingerprint;
 use super::frame::{Channel, EAGER};
 use super::job::{self, Job};
 use super::mailbox::{Now, Post, Span};
 use super::shared::{Net, Shared, lock};
-use super::stamp::Stamp;
 use super::ticket::Ticket;
 use super::wait::{Driving, Wait};
 use super::wire;
@@ -160,9 +160,9 @@ unsafe fn one(
     request: &Request,
     is_progress: bool,
 ) -> Result<(), Error> {
-    let stamp = Stamp::of(call, request.sequence, index, shared.group.world_size);
-    shared.begin(net, stamp);
-    let wait = Wait { shared, net, is_progress, stamp, request };
+    let fingerprint = Fingerprint::of(call, request.sequence, index, shared.group.world_size);
+    shared.begin(net, fingerprint);
+    let wait = Wait { shared, net, is_progress, fingerprint, request };
     // SAFETY: the caller's promise.
     unsafe { engine.run(call, &wait) }
 }
@@ -219,9 +219,9 @@ unsafe fn post(
         Call::Recv { output, peer, tag } => (false, output, peer, tag),
         _ => unreachable!("only sends and receives are messages"),
     };
-    let stamp = Stamp::of(call, request.sequence, 0, shared.group.world_size);
+    let fingerprint = Fingerprint::of(call, request.sequence, 0, shared.group.world_size);
     let (channel, span, ticket) = (Channel::Peer, Span::of(&tensor), Arc::clone(ticket));
-    let post = Post { sends, peer, channel, tag, stamp, span, ticket, end: job::end(request) };
+    let post = Post { sends, peer, channel, tag, fingerprint, span, ticket, end: job::end(request) };
     let mut mailbox = net.mailbox();
     if let Some(error) = shared.failure() {
         return Err(error);
@@ -301,10 +301,10 @@ unsafe fn short(
     if span.bytes > EAGER || !net.is_near(peer) {
         return Ok(None);
     }
-    let stamp = Stamp::of_message(operation, tensor, sequence);
+    let fingerprint = Fingerprint::of_message(operation, tensor, sequence);
     if operation == Operation::Send {
         // SAFETY: the caller's promise.
-        let sent = unsafe { net.mailbox().send_now(peer, tag, stamp, span) };
+        let sent = unsafe { net.mailbox().send_now(peer, tag, fingerprint, span) };
         return ended(shared, net, sent).map(|sent| sent.then(Outcome::default));
     }
     shared.attend(net);
@@ -312,7 +312,7 @@ unsafe fn short(
     let mut look = 0;
     while look < eager + looks {
         // SAFETY: the caller's promise.
-        let received = unsafe { net.mailbox().receive_now(peer, tag, &stamp, span) };
+        let received = unsafe { net.mailbox().receive_now(peer, tag, &fingerprint, span) };
         let turn = match ended(shared, net, received)? {
             Now::Received => return Ok(Some(Outcome::from_rank(peer))),
             Now::Otherwise => break,

@@ -51,7 +51,7 @@ pub(super) const IN_STEP: u32 = 2;
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) number: AtomicU64,
-    pub(super) stamp: [AtomicU64; 3],
+    pub(super) fingerprint: [AtomicU64; 3],
 }
 
 /// How a rank has ended.

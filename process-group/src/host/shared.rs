@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use super::collectives::Engine;
 use super::connect::{Connected, Own};
 use super::failure::{self, FAILED, LIVING, SHUT_DOWN};
+use super::fingerprint::{Fingerprint, History};
 use super::job::Job;
 use super::mailbox::{Mailbox, differ, differ_in_number};
 use super::place::Islands;
 use super::segment::{ASLEEP, IN_STEP};
-use super::stamp::{History, Stamp};
 use super::ticket::{self, Ticket};
 use super::wire::{Neighbour, ring};
 use crate::backend::GroupInfo;
@@ -110,7 +110,7 @@ pub(super) struct Shared {
 }
 
 /// The last collective of a neighbour that was shut down, if it has made one.
-fn last_call(neighbour: &Neighbour) -> Option<Option<Stamp>> {
+fn last_call(neighbour: &Neighbour) -> Option<Option<Fingerprint>> {
     match neighbour.segment.control().ended.0.heard() {
         (SHUT_DOWN, record) => Some(failure::decode_last(&record)),
         _ => None,
@@ -241,7 +241,7 @@ impl Shared {
     }
 
     /// The last collective of a rank that was shut down, if it has made one.
-    fn last_call(&self, net: &Net, rank: usize) -> Option<Option<Stamp>> {
+    fn last_call(&self, net: &Net, rank: usize) -> Option<Option<Fingerprint>> {
         match net.island.iter().find(|neighbour| neighbour.rank == rank) {
             Some(neighbour) => last_call(neighbour),
             None => net.mailbox().last_call(rank),
@@ -249,7 +249,7 @@ impl Shared {
     }
 
     /// That a rank, which is needed for the call `own`, has left: it may have called something else in its place.
-    pub(super) fn has_left(&self, net: &Net, rank: usize, state: u32, own: &Stamp) -> Error {
+    pub(super) fn has_left(&self, net: &Net, rank: usize, state: u32, own: &Fingerprint) -> Error {
         match self.last_call(net, rank).flatten().filter(|last| last.is_at(own) && last != own) {
             Some(other) => differ(self.name(), (self.rank(), rank), own, &other),
             None => failure::has_left(rank, self.name(), state),
@@ -273,10 +273,10 @@ impl Shared {
             return;
         }
         let late = lock(&self.queue).posts.iter().find_map(|job| job.late(now));
-        if let Some((stamp, waited)) = late {
+        if let Some((fingerprint, waited)) = late {
             self.fail(Error::Timeout {
-                operation: stamp.named(),
-                sequence: stamp.sequence,
+                operation: fingerprint.named(),
+                sequence: fingerprint.sequence,
                 group: Arc::clone(self.name()),
                 waited,
                 missing: Vec::new(),
@@ -412,8 +412,8 @@ impl Shared {
     /// The failure of one.
     pub(super) fn look_for_late(&self, net: &Net, now: Instant) -> Result<(), Error> {
         let late = lock(&self.queue).jobs.iter().find_map(|job| job.late(now));
-        if let Some((stamp, waited)) = late {
-            return Err(self.late(net, &stamp, waited));
+        if let Some((fingerprint, waited)) = late {
+            return Err(self.late(net, &fingerprint, waited));
         }
         let mut mailbox = net.mailbox();
         match mailbox.late(now) {
@@ -429,7 +429,7 @@ impl Shared {
     }
 
     /// A collective has not ended in time.
-    pub(super) fn late(&self, net: &Net, stamp: &Stamp, waited: Duration) -> Error {
+    pub(super) fn late(&self, net: &Net, fingerprint: &Fingerprint, waited: Duration) -> Error {
         let position = |rank: usize| {
             let neighbour = net.island.iter().find(|neighbour| neighbour.rank == rank);
             neighbour.map_or_else(
@@ -438,11 +438,11 @@ impl Shared {
             )
         };
         let missing = (0..self.group.world_size)
-            .filter(|rank| *rank != self.rank() && position(*rank) <= stamp.sequence)
+            .filter(|rank| *rank != self.rank() && position(*rank) <= fingerprint.sequence)
             .collect();
         self.fail(Error::Timeout {
-            operation: stamp.named(),
-            sequence: stamp.sequence,
+            operation: fingerprint.named(),
+            sequence: fingerprint.sequence,
             group: Arc::clone(self.name()),
             waited,
             missing,
@@ -450,9 +450,9 @@ impl Shared {
     }
 
     /// A collective begins. The caller has the engine.
-    pub(super) fn begin(&self, net: &Net, stamp: Stamp) {
-        self.history.begin(stamp);
-        net.own.segment.control().position.0.store(stamp.sequence + 1, Ordering::Release);
+    pub(super) fn begin(&self, net: &Net, fingerprint: Fingerprint) {
+        self.history.begin(fingerprint);
+        net.own.segment.control().position.0.store(fingerprint.sequence + 1, Ordering::Release);
     }
 
     /// How deep the progress thread sleeps when it waits for a step.

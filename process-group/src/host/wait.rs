@@ -11,10 +11,10 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use super::failure::{self, LIVING};
+use super::fingerprint::Fingerprint;
 use super::job;
 use super::progress;
 use super::shared::{Net, Shared};
-use super::stamp::Stamp;
 use super::ticket::{self, Ticket};
 use crate::backend::Request;
 use crate::clock;
@@ -53,7 +53,7 @@ pub(super) struct Wait<'a> {
     pub(super) net: &'a Net,
     /// Whether it is the progress thread, which sees to messages meanwhile.
     pub(super) is_progress: bool,
-    pub(super) stamp: Stamp,
+    pub(super) fingerprint: Fingerprint,
     pub(super) request: &'a Request,
 }
 
@@ -150,7 +150,7 @@ impl Wait<'_> {
             let neighbour = &self.net.island[place];
             let state = neighbour.segment.control().ended.0.state.load(Ordering::Acquire);
             if state != LIVING && !ready() {
-                let error = self.shared.has_left(self.net, neighbour.rank, state, &self.stamp);
+                let error = self.shared.has_left(self.net, neighbour.rank, state, &self.fingerprint);
                 return Err(self.shared.fail(error));
             }
         }
@@ -162,8 +162,8 @@ impl Wait<'_> {
             *asked = now;
             {
                 let mut mailbox = self.net.mailbox();
-                mailbox.ask_around(&self.stamp);
-                if let Err(error) = mailbox.check_arrivals(&self.stamp) {
+                mailbox.ask_around(&self.fingerprint);
+                if let Err(error) = mailbox.check_arrivals(&self.fingerprint) {
                     drop(mailbox);
                     return Err(self.shared.fail(error));
                 }
@@ -176,7 +176,7 @@ impl Wait<'_> {
         if now < end + moment && now - begun < waited + 2 * moment {
             return Ok(());
         }
-        Err(self.shared.late(self.net, &self.stamp, waited))
+        Err(self.shared.late(self.net, &self.fingerprint, waited))
     }
 
     fn sleep(&self, what: For<'_>, now: Instant, ready: &mut dyn FnMut() -> bool) -> Result<(), Error> {

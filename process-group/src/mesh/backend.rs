@@ -11,8 +11,8 @@ use meshreduce_device::{self as device, PrimaryContext};
 
 use super::call::MeshCall;
 use super::choice::{Refusal, Rule, Wishes};
+use super::coverage::{Coverage, Mesh, find_coverage};
 use super::failure::convert;
-use super::ground::{Ground, Mesh, find_ground};
 use super::nodes::Nodes;
 use super::transfers::Transfers;
 use crate::backend::{Backend, BackendContext, Request, Usage};
@@ -28,7 +28,7 @@ pub(super) struct MeshBackend {
     pub(super) context: BackendContext,
     pub(super) primary: Arc<PrimaryContext>,
     pub(super) rule: Rule,
-    pub(super) ground: Ground,
+    pub(super) coverage: Coverage,
     pub(super) behind: OnceLock<Arc<dyn Backend>>,
     pub(super) nodes: OnceLock<Nodes>,
     pub(super) channels: Registry,
@@ -72,9 +72,9 @@ impl MeshBackend {
         channels: Option<Registry>,
     ) -> Result<Self, Error> {
         let own = config.and_then(|config| Ok((prepare(&name, &context)?, config)));
-        let (primary, ground, generation) = find_ground(&name, &context.until_end(), own, &wishes)?;
-        match &ground {
-            Ground::None(reason) => {
+        let (primary, coverage, generation) = find_coverage(&name, &context.until_end(), own, &wishes)?;
+        match &coverage {
+            Coverage::None(reason) => {
                 tracing::info!(
                     group = &*context.group.name,
                     reason = &**reason,
@@ -82,15 +82,15 @@ impl MeshBackend {
                     super::BEHIND
                 );
             }
-            ground => tracing::info!(group = &*context.group.name, mesh = ground.name(), "a mesh"),
+            coverage => tracing::info!(group = &*context.group.name, mesh = coverage.name(), "a mesh"),
         }
-        let rule = Rule::new(wishes, &ground, context.group.world_size);
+        let rule = Rule::new(wishes, &coverage, context.group.world_size);
         Ok(Self {
             name,
             context,
             primary,
             rule,
-            ground,
+            coverage,
             behind: OnceLock::new(),
             nodes: OnceLock::new(),
             channels: channels.unwrap_or_default(),
@@ -162,7 +162,7 @@ impl Backend for MeshBackend {
 
     fn supports(&self, call: &Call<'_>) -> Result<(), String> {
         // What is behind it says itself what it does not take.
-        let is_all = !self.context.forbid_fallback || matches!(self.ground, Ground::Alone);
+        let is_all = !self.context.forbid_fallback || matches!(self.coverage, Coverage::SingleRank);
         if is_all {
             return Ok(());
         }
@@ -177,7 +177,7 @@ impl Backend for MeshBackend {
     unsafe fn start(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
         self.alive()?;
         // What is called most, and by whom every step more is felt.
-        if let (Ground::One(mesh), Call::AllReduce { input, output, op }) = (&self.ground, call)
+        if let (Coverage::AllRanks(mesh), Call::AllReduce { input, output, op }) = (&self.coverage, call)
             && let Ok(chosen) = self.rule.all_reduce(*input, *output, *op)
         {
             let chosen = (&MeshCall::AllReduce(chosen), Operation::AllReduce);
@@ -189,19 +189,19 @@ impl Backend for MeshBackend {
     }
 
     fn prepare(&self) -> Result<(), Error> {
-        match &self.ground {
-            Ground::Alone => return Ok(()),
-            Ground::Several(_, placement) => {
+        match &self.coverage {
+            Coverage::SingleRank => return Ok(()),
+            Coverage::PerNode(_, placement) => {
                 self.nodes(placement, None)?;
             }
-            Ground::One(_) | Ground::None(_) => {}
+            Coverage::AllRanks(_) | Coverage::None(_) => {}
         }
         if self.context.forbid_fallback {
             return Ok(());
         }
-        match (self.behind(None), &self.ground) {
+        match (self.behind(None), &self.coverage) {
             // A program whose calls are all the mesh's needs nothing behind it.
-            (Err(error), Ground::One(_)) => {
+            (Err(error), Coverage::AllRanks(_)) => {
                 tracing::info!(group = &*self.context.group.name, %error, "nothing is behind the mesh");
                 Ok(())
             }
@@ -218,7 +218,7 @@ impl Backend for MeshBackend {
         if !is_first && !ends_shutdown() {
             return;
         }
-        if let Some(mesh) = self.ground.mesh() {
+        if let Some(mesh) = self.coverage.mesh() {
             match &*mesh.communicator.read().unwrap_or_else(PoisonError::into_inner) {
                 Some(communicator) => communicator.abort(),
                 None => mesh.closer.give_up(),
@@ -232,7 +232,7 @@ impl Backend for MeshBackend {
             return Some(cause.clone());
         }
         let own =
-            self.ground.mesh().and_then(|mesh| mesh.status().err().map(|error| self.of_mesh(mesh, error)));
+            self.coverage.mesh().and_then(|mesh| mesh.status().err().map(|error| self.of_mesh(mesh, error)));
         own.or_else(|| self.others().find_map(|backend| backend.error()))
     }
 
@@ -245,7 +245,7 @@ impl Backend for MeshBackend {
         if let Some(transfers) = self.transfers.get() {
             result = transfers.shutdown(left());
         }
-        if let Some(mesh) = self.ground.mesh() {
+        if let Some(mesh) = self.coverage.mesh() {
             mesh.lane.close();
             let communicator = mesh.communicator.write().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(communicator) = communicator {
@@ -257,7 +257,7 @@ impl Backend for MeshBackend {
                     .and(communicator.close_within(left()).map_err(|error| self.of_mesh(mesh, error.into())));
             }
         }
-        if !was_over && matches!(self.ground, Ground::None(_)) && self.others().next().is_none() {
+        if !was_over && matches!(self.coverage, Coverage::None(_)) && self.others().next().is_none() {
             result = result.and(self.meet_at_the_end(left()));
         }
         for other in self.others() {
@@ -280,7 +280,7 @@ impl Backend for MeshBackend {
 
     fn usage(&self) -> Option<Usage> {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let on_mesh = self.ground.mesh().map_or(0, |mesh| mesh.lane.made());
+        let on_mesh = self.coverage.mesh().map_or(0, |mesh| mesh.lane.made());
         Some(Usage { own: on_mesh + of(&self.otherwise), fallback: of(&self.fallback) })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use meshreduce::Collective;
 
 use super::call::{MeshCall, Reduction};
-use super::ground::Ground;
+use super::coverage::Coverage;
 use crate::call::Call;
 use crate::tensor::{Parts, Tensor};
 use crate::types::{DType, Operation, ReduceOp};
@@ -93,7 +93,7 @@ pub(super) struct Rule {
     /// Of each collective, by its number, bytes of the longest slice; `None`: there is no algorithm.
     slices: [Option<u64>; Collective::ALL.len()],
     /// The longest where no rank knows how long all are.
-    listed: u64,
+    all_to_all_v: u64,
     /// The longest that there are of these, as was promised.
     promised: Option<u64>,
     world_size: usize,
@@ -136,20 +136,20 @@ impl Wishes {
 
 impl Rule {
     /// For what the ground has a mesh for.
-    pub(super) fn new(Wishes { only, promised }: Wishes, ground: &Ground, world_size: usize) -> Self {
+    pub(super) fn new(Wishes { only, promised }: Wishes, coverage: &Coverage, world_size: usize) -> Self {
         let is_wanted = |dtype, op| match &only {
             Some((dtypes, ops)) => dtypes.contains(&dtype) && ops.contains(&op),
             None => true,
         };
-        let longest = |dtype, op| ground.mesh()?.longest(dtype, op);
+        let longest = |dtype, op| coverage.mesh()?.longest(dtype, op);
         let kind = |on: DType, by: ReduceOp| {
             let (dtype, op) = on.on_mesh().zip(by.on_mesh()).filter(|_| is_wanted(on, by))?;
             Some(Kind { dtype, op, longest: longest(dtype, op).unwrap_or(0) })
         };
         let kinds = DType::ALL.map(|dtype| ReduceOp::ALL.map(|op| kind(dtype, op)));
-        let slices = Collective::ALL.map(|collective| ground.mesh()?.longest_for(collective));
-        let listed = ground.mesh().map_or(0, |mesh| mesh.longest_listed());
-        Self { only, kinds, slices, listed, promised, world_size }
+        let slices = Collective::ALL.map(|collective| coverage.mesh()?.longest_for(collective));
+        let all_to_all_v = coverage.mesh().map_or(0, |mesh| mesh.longest_all_to_all_v());
+        Self { only, kinds, slices, all_to_all_v, promised, world_size }
     }
 
     /// The all-reduce, if the mesh takes it; else why not.
@@ -234,7 +234,7 @@ impl Rule {
             return Err(Refusal::Operation(operation));
         }
         let promised = self.promised.ok_or(Refusal::UnknownLengths(operation))?;
-        if promised > self.listed {
+        if promised > self.all_to_all_v {
             return Err(Refusal::TooMuchPromised(operation, promised));
         }
         let of = |parts: &Option<Parts<'_>>| parts.map_or(0, |parts| parts.longest(self.world_size));

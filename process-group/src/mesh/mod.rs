@@ -1,17 +1,17 @@
 //! The backend `mesh`: this library's communicator within a node, with NCCL behind it for what it does not take.
 
 mod alone;
+mod availability;
 mod backend;
 mod call;
 mod choice;
+mod coverage;
 pub(crate) mod failure;
-mod ground;
 mod lane;
 mod later;
 mod nodes;
 mod place;
 mod start;
-mod told;
 mod transfers;
 
 use std::sync::Arc;
@@ -25,8 +25,8 @@ use crate::types::{DType, DeviceType, ReduceOp};
 use backend::MeshBackend;
 use choice::Wishes;
 
+pub use availability::MeshFailure;
 pub(crate) use lane::MeshLane;
-pub use told::MeshFailure;
 
 /// The backend's name.
 const NAME: &str = "mesh";

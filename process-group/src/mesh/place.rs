@@ -8,8 +8,8 @@ use std::time::SystemTime;
 use meshreduce_store::codec::Payload;
 use meshreduce_store::identity::Host;
 
+use super::availability::{Availability, Ready, compare};
 use super::choice::Wishes;
-use super::told::{Ready, Told, compare};
 use crate::backend::BackendContext;
 use crate::error::Error;
 
@@ -43,7 +43,7 @@ impl Placement {
             Ok(Ready { nonce: nonce(), host: host.id, wishes: wishes.text() })
         };
         let ready = own.and_then(|own| ready(&own).map(|ready| (own, ready)));
-        let told = Told(ready.as_ref().map(|(_, ready)| ready.clone()).map_err(ToString::to_string));
+        let told = Availability(ready.as_ref().map(|(_, ready)| ready.clone()).map_err(ToString::to_string));
         let told = context.meet(backend, &told.to_bytes());
         // What is wrong on this rank says more than what the others make of it.
         let (own, _) = ready?;

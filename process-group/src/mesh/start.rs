@@ -7,11 +7,11 @@ use super::alone;
 use super::backend::{MeshBackend, lock};
 use super::call::{MeshCall, Reduction};
 use super::choice::Refusal;
+use super::coverage::{Coverage, Mesh};
 use super::failure::convert;
-use super::ground::{Ground, Mesh};
 use super::nodes::Steps;
 use super::place::Placement;
-use super::transfers::{Transfers, Untaken};
+use super::transfers::{Transfers, Unsupported};
 use crate::backend::Request;
 use crate::call::Call;
 use crate::error::Error;
@@ -34,16 +34,16 @@ impl MeshBackend {
     /// Who makes a call, or why it is left to the one behind.
     #[inline]
     pub(super) fn choose<'a>(&'a self, call: &'a Call<'_>) -> Result<Choice<'a>, Refusal> {
-        match &self.ground {
-            Ground::Alone => Ok(Choice::Alone),
+        match &self.coverage {
+            Coverage::SingleRank => Ok(Choice::Alone),
             _ if call.is_point_to_point() => match Transfers::takes(call) {
                 Ok(()) => Ok(Choice::Channels),
-                Err(Untaken::AnySource) => Err(Refusal::AnySource),
-                Err(Untaken::Tag) => Err(Refusal::Tag),
+                Err(Unsupported::AnySource) => Err(Refusal::AnySource),
+                Err(Unsupported::Tag) => Err(Refusal::Tag),
             },
-            Ground::None(reason) => Err(Refusal::NoMesh(Arc::clone(reason))),
-            Ground::One(mesh) => Ok(Choice::Mesh(mesh, self.rule.take(call, mesh.token.address())?)),
-            Ground::Several(mesh, placement) => {
+            Coverage::None(reason) => Err(Refusal::NoMesh(Arc::clone(reason))),
+            Coverage::AllRanks(mesh) => Ok(Choice::Mesh(mesh, self.rule.take(call, mesh.token.address())?)),
+            Coverage::PerNode(mesh, placement) => {
                 let reduction = self.rule.take_over_nodes(call, mesh.token.address())?;
                 Ok(Choice::Nodes(mesh, placement, reduction))
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_store::{PrefixStore, Store};
 
-use super::communicator::{Communicator, Stop, poll};
+use super::communicator::{Communicator, CommunicatorError, poll};
 use super::completion::Pending;
 use super::core::Core;
 use super::failure::NcclFailure;
@@ -149,7 +149,7 @@ impl NcclBackend {
         (color, key): (Option<usize>, usize),
         end: Option<Instant>,
         late: &dyn Fn() -> Error,
-    ) -> Result<Option<Communicator>, Stop> {
+    ) -> Result<Option<Communicator>, CommunicatorError> {
         let core = &self.core;
         let mut patience = core.patience(end, late);
         lane.alone(&mut patience, |goes_on| {

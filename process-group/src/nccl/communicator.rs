@@ -18,16 +18,16 @@ use crate::error::Error;
 
 /// Why something with a communicator did not come to an end.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum CommunicatorError {
     /// NCCL's or the driver's reason.
     Failed(NcclFailure),
     /// Who waits for it does so no more.
     GivenUp(Error),
 }
 
-impl<T: Into<NcclFailure>> From<T> for Stop {
+impl<T: Into<NcclFailure>> From<T> for CommunicatorError {
     fn from(failure: T) -> Self {
-        Stop::Failed(failure.into())
+        CommunicatorError::Failed(failure.into())
     }
 }
 
@@ -37,8 +37,8 @@ pub(super) type GoesOn<'a> = &'a mut dyn FnMut() -> Result<(), Error>;
 /// Looks again and again, at first without a pause, for as long as `goes_on` says.
 pub(super) fn poll<T>(
     goes_on: GoesOn<'_>,
-    mut look: impl FnMut() -> Result<Option<T>, Stop>,
-) -> Result<T, Stop> {
+    mut look: impl FnMut() -> Result<Option<T>, CommunicatorError>,
+) -> Result<T, CommunicatorError> {
     const BUSY: u32 = 100;
     const LONGEST: Duration = Duration::from_millis(1);
     let (mut looks, mut pause) = (0, Duration::from_micros(20));
@@ -46,7 +46,7 @@ pub(super) fn poll<T>(
         if let Some(found) = look()? {
             return Ok(found);
         }
-        goes_on().map_err(Stop::GivenUp)?;
+        goes_on().map_err(CommunicatorError::GivenUp)?;
         looks += 1;
         if looks < BUSY {
             std::thread::yield_now();
@@ -58,7 +58,10 @@ pub(super) fn poll<T>(
 }
 
 /// Locks, for as long as `goes_on` says.
-pub(super) fn lock<'a, T>(mutex: &'a Mutex<T>, goes_on: GoesOn<'_>) -> Result<MutexGuard<'a, T>, Stop> {
+pub(super) fn lock<'a, T>(
+    mutex: &'a Mutex<T>,
+    goes_on: GoesOn<'_>,
+) -> Result<MutexGuard<'a, T>, CommunicatorError> {
     poll(goes_on, || match mutex.try_lock() {
         Ok(guard) => Ok(Some(guard)),
         Err(TryLockError::Poisoned(poisoned)) => Ok(Some(poisoned.into_inner())),
@@ -113,7 +116,7 @@ impl Communicator {
     }
 
     /// Has it for this thread, for as long as `goes_on` says.
-    pub(super) fn use_it(&self, goes_on: GoesOn<'_>) -> Result<Using<'_>, Stop> {
+    pub(super) fn use_it(&self, goes_on: GoesOn<'_>) -> Result<Using<'_>, CommunicatorError> {
         let turn = lock(&self.turn, goes_on)?;
         let handle =
             self.handle.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|handle| handle.0);
@@ -173,7 +176,7 @@ impl Using<'_> {
     }
 
     /// Waits until nothing goes on in the communicator's own threads.
-    pub(super) fn finish(&self, goes_on: GoesOn<'_>) -> Result<(), Stop> {
+    pub(super) fn finish(&self, goes_on: GoesOn<'_>) -> Result<(), CommunicatorError> {
         poll(goes_on, || {
             // SAFETY: the communicator is alive and this thread's.
             let state = unsafe { result::comm_get_async_error(self.handle()) }?;
@@ -185,7 +188,7 @@ impl Using<'_> {
     }
 
     /// Waits for what a call has begun.
-    pub(super) fn done(&self, progress: Progress, goes_on: GoesOn<'_>) -> Result<(), Stop> {
+    pub(super) fn done(&self, progress: Progress, goes_on: GoesOn<'_>) -> Result<(), CommunicatorError> {
         match progress {
             Progress::Done => Ok(()),
             Progress::InProgress => self.finish(goes_on),
@@ -199,12 +202,12 @@ impl Using<'_> {
         color: Option<usize>,
         key: usize,
         goes_on: GoesOn<'_>,
-    ) -> Result<Option<Communicator>, Stop> {
+    ) -> Result<Option<Communicator>, CommunicatorError> {
         let mut config = ncclConfig_t { blocking: 0, ..ncclConfig_t::default() };
         let color = color.map_or(NCCL_SPLIT_NOCOLOR, |color| color as c_int);
         // NCCL writes to it when the parent is done, which may be after this thread has given up.
         let new = Box::into_raw(Box::new(ptr::null_mut::<std::ffi::c_void>()));
-        let split = context.enter().map_err(Stop::from).and_then(|_entered| {
+        let split = context.enter().map_err(CommunicatorError::from).and_then(|_entered| {
             // SAFETY: the communicator is alive and this thread's, its context current; the place for the new one stays for as
             // long as NCCL may write to it, see below.
             let progress =
@@ -219,7 +222,11 @@ impl Using<'_> {
     }
 
     /// Ends it in order, for as long as `goes_on` says: what does not come to an end remains, to be aborted.
-    pub(super) fn destroy(self, context: &PrimaryContext, goes_on: GoesOn<'_>) -> Result<(), Stop> {
+    pub(super) fn destroy(
+        self,
+        context: &PrimaryContext,
+        goes_on: GoesOn<'_>,
+    ) -> Result<(), CommunicatorError> {
         let _entered = context.enter()?;
         // SAFETY: the communicator is alive and this thread's, and its context current.
         let progress = unsafe { result::comm_finalize(self.handle()) }?;

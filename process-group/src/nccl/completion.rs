@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use meshreduce::RawStream;
 use meshreduce_device::{ContextState, DriverError, Event, StreamIdentity};
 
-use super::communicator::{Stop, poll};
+use super::communicator::{CommunicatorError, poll};
 use super::core::Core;
 use super::failure::NcclFailure;
 use crate::backend::Request;
@@ -23,7 +23,7 @@ const GRACE_AT_THE_END: Duration = Duration::from_millis(1500);
 
 /// What a call was.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct What {
+pub(super) struct CallInfo {
     pub(super) operation: Operation,
     pub(super) sequence: u64,
     pub(super) start: Instant,
@@ -39,7 +39,7 @@ pub(super) struct What {
     pub(super) blocking: bool,
 }
 
-impl What {
+impl CallInfo {
     pub(super) fn of(call: &Call<'_>, request: &Request, captured: bool) -> Self {
         Self {
             operation: call.operation(),
@@ -76,17 +76,17 @@ pub(super) struct Pending {
     pub(super) event: Event,
     /// It has ended well.
     done: AtomicBool,
-    pub(super) what: What,
+    pub(super) what: CallInfo,
 }
 
 impl Pending {
-    pub(super) fn new(core: &Arc<Core>, what: What) -> Result<Self, DriverError> {
+    pub(super) fn new(core: &Arc<Core>, what: CallInfo) -> Result<Self, DriverError> {
         let event = Event::new(&core.context)?;
         Ok(Self { core: Arc::clone(core), event, done: AtomicBool::new(false), what })
     }
 
     /// For another call.
-    pub(super) fn renew(&mut self, what: What) {
+    pub(super) fn renew(&mut self, what: CallInfo) {
         *self.done.get_mut() = false;
         self.what = what;
     }
@@ -118,7 +118,7 @@ impl Pending {
         let waited = poll(&mut patience, || match self.poll() {
             Ok(None) => Ok(end.is_some_and(|end| Instant::now() >= end).then_some(None)),
             Ok(ended) => Ok(Some(ended)),
-            Err(error) => Err(Stop::GivenUp(error)),
+            Err(error) => Err(CommunicatorError::GivenUp(error)),
         });
         waited.map_err(|stop| core.stopped(stop))
     }

@@ -13,7 +13,7 @@ use meshreduce_store::Store;
 use meshreduce_store::identity::{Life, Member};
 
 use super::NAME;
-use super::communicator::{Communicator, Stop};
+use super::communicator::{Communicator, CommunicatorError};
 use super::failure::NcclFailure;
 use crate::backend::{BackendContext, GroupInfo};
 use crate::error::{Cause, Error, Ranks};
@@ -145,15 +145,15 @@ impl Core {
     }
 
     /// What a stop means for calls: NCCL's errors end everything.
-    pub(super) fn stopped(self: &Arc<Self>, stop: Stop) -> Error {
+    pub(super) fn stopped(self: &Arc<Self>, stop: CommunicatorError) -> Error {
         let error = match stop {
-            Stop::GivenUp(error) => return error,
-            Stop::Failed(NcclFailure::Nccl(error)) => self.of_nccl(error),
+            CommunicatorError::GivenUp(error) => return error,
+            CommunicatorError::Failed(NcclFailure::Nccl(error)) => self.of_nccl(error),
             // The cause of the end says more.
-            Stop::Failed(NcclFailure::Ended) => {
+            CommunicatorError::Failed(NcclFailure::Ended) => {
                 return self.alive().err().unwrap_or_else(|| self.failure(NcclFailure::Ended));
             }
-            Stop::Failed(failure) => return self.failure(failure),
+            CommunicatorError::Failed(failure) => return self.failure(failure),
         };
         self.fail(&error);
         self.ended().err().unwrap_or(error)

@@ -7,7 +7,7 @@ use meshreduce::RawStream;
 use meshreduce_device::PrimaryContext;
 use meshreduce_nccl_loader::{Progress, result};
 
-use super::communicator::{GoesOn, Stop, Using, lock};
+use super::communicator::{CommunicatorError, GoesOn, Using, lock};
 use super::plan::{Plan, Run, Step};
 
 /// One call's way into NCCL.
@@ -45,7 +45,7 @@ impl<'a> Issue<'a> {
     /// # Safety
     ///
     /// The call's tensors are valid for what it does with them until it has ended; the stream is one of the context.
-    pub(super) unsafe fn run(&mut self, plan: &Plan<'_>) -> Result<(), Stop> {
+    pub(super) unsafe fn run(&mut self, plan: &Plan<'_>) -> Result<(), CommunicatorError> {
         self.grouped = plan.is_grouped();
         let _entered = self.context.enter()?;
         // SAFETY: the caller vouches for the tensors, of which the plan is, and for the stream.
@@ -58,7 +58,7 @@ impl<'a> Issue<'a> {
     /// # Safety
     ///
     /// As [`Issue::run`], for the step's memory.
-    unsafe fn step(&mut self, step: Step) -> Result<(), Stop> {
+    unsafe fn step(&mut self, step: Step) -> Result<(), CommunicatorError> {
         if step == Step::Cut {
             // SAFETY: the caller vouches for what was collected.
             return unsafe { self.close() };
@@ -85,7 +85,7 @@ impl<'a> Issue<'a> {
     /// # Safety
     ///
     /// As [`Issue::run`], for what was collected.
-    unsafe fn close(&mut self) -> Result<(), Stop> {
+    unsafe fn close(&mut self) -> Result<(), CommunicatorError> {
         let Some(alone) = self.open.take() else { return Ok(()) };
         if !self.grouped {
             return Ok(());
@@ -99,7 +99,7 @@ impl<'a> Issue<'a> {
     /// # Safety
     ///
     /// As [`Issue::step`].
-    unsafe fn call(&self, step: Step) -> Result<Progress, Stop> {
+    unsafe fn call(&self, step: Step) -> Result<Progress, CommunicatorError> {
         let (comm, stream) = (self.using.handle(), self.stream.get());
         // SAFETY: the communicator is alive and this thread's, its context current; the caller vouches for memory and stream. Ranks
         // are those of the communicator, by the checks of the call. What is not looked at on this rank may be null.

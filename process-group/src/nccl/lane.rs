@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use meshreduce::RawStream;
 use meshreduce_device::{self as device, DriverError, Event, LastCalls, Pool, PrimaryContext, Stream};
 
-use super::communicator::{Communicator, GoesOn, Stop, lock};
-use super::completion::{Last, Pending, What, settle};
+use super::communicator::{Communicator, CommunicatorError, GoesOn, lock};
+use super::completion::{CallInfo, Last, Pending, settle};
 use super::core::Core;
 use super::failure::NcclFailure;
 use super::issue::Issue;
@@ -65,7 +65,7 @@ impl Lane {
         call: &Call<'_>,
         request: &Request,
     ) -> Result<Work, Error> {
-        let what = What::of(call, request, false);
+        let what = CallInfo::of(call, request, false);
         let mut patience = core.patience(request.end(), || what.late(core));
         let mut order = lock(&self.order, &mut patience).map_err(|stop| core.stopped(stop))?;
         let context = &core.context;
@@ -76,7 +76,7 @@ impl Lane {
             // Its memory is lent for as long as it is waited for, and a graph keeps it.
             return Err(core.failure(NcclFailure::Captured));
         }
-        let what = What::of(call, request, capture.is_some());
+        let what = CallInfo::of(call, request, capture.is_some());
         // SAFETY: as above.
         let fork = unsafe { self.fork(context, &mut order, request.stream) }.map_err(refused)?;
         let stream = fork.unwrap_or(request.stream);
@@ -190,14 +190,14 @@ impl Lane {
     pub(super) fn alone<T>(
         &self,
         goes_on: GoesOn<'_>,
-        body: impl FnOnce(GoesOn<'_>) -> Result<T, Stop>,
-    ) -> Result<T, Stop> {
+        body: impl FnOnce(GoesOn<'_>) -> Result<T, CommunicatorError>,
+    ) -> Result<T, CommunicatorError> {
         let _order = lock(&self.order, goes_on)?;
         body(goes_on)
     }
 
     /// The last call outside of captures.
-    pub(super) fn last(&self, goes_on: GoesOn<'_>) -> Result<Option<Arc<Pending>>, Stop> {
+    pub(super) fn last(&self, goes_on: GoesOn<'_>) -> Result<Option<Arc<Pending>>, CommunicatorError> {
         Ok(lock(&self.order, goes_on)?.last.plain().map(|last| Arc::clone(&last.call)))
     }
 

@@ -10,11 +10,11 @@ use meshreduce_store::codec::Payload;
 use meshreduce_store::identity::Member;
 
 use super::NAME;
+use super::availability::{Availability, Ready, compare};
 use super::backend::NcclBackend;
-use super::communicator::{Communicator, Stop};
+use super::communicator::{Communicator, CommunicatorError};
 use super::core::{Core, dead_behind};
 use super::failure::NcclFailure;
-use super::told::{Ready, Told, compare};
 use crate::backend::BackendContext;
 use crate::error::Error;
 use crate::types::Device;
@@ -30,8 +30,8 @@ pub(super) fn make(context: &BackendContext) -> Result<Arc<NcclBackend>, Error> 
     let not_made = |failure: NcclFailure| context.not_made(&name, failure);
     let own = prepare(context);
     let told = match &own {
-        Ok((_, ready)) => Told(Ok(ready.clone())),
-        Err(error) => Told(Err(error.to_string())),
+        Ok((_, ready)) => Availability(Ok(ready.clone())),
+        Err(error) => Availability(Err(error.to_string())),
     };
     // All ranks come here, also those that cannot take part: so the others need not wait for them.
     let told = context.until_end().meet(&name, &told.to_bytes());
@@ -40,8 +40,8 @@ pub(super) fn make(context: &BackendContext) -> Result<Arc<NcclBackend>, Error> 
     let barrier = Core::number(&device).map_err(not_made)?;
     let connecting = Connecting { context, name: &name, members: &members, start: Instant::now() };
     let communicators = connecting.connect(&device, id).map_err(|stop| match stop {
-        Stop::GivenUp(error) => error,
-        Stop::Failed(failure) => {
+        CommunicatorError::GivenUp(error) => error,
+        CommunicatorError::Failed(failure) => {
             // A rank that has died says more than the connection that broke.
             let behind = match &failure {
                 NcclFailure::Nccl(error) => dead_behind(error, &members, &context.group),
@@ -118,7 +118,7 @@ impl Connecting<'_> {
         &self,
         device: &Arc<PrimaryContext>,
         id: ncclUniqueId,
-    ) -> Result<(Communicator, Option<Communicator>), Stop> {
+    ) -> Result<(Communicator, Option<Communicator>), CommunicatorError> {
         let (rank, ranks) = (self.context.group.rank, self.context.group.world_size);
         let collectives = Communicator::begin(device, id, ranks, rank)?;
         let finished = |communicator: &Communicator, what| {

@@ -24,6 +24,7 @@
 //! NCCL waits for ever. Here everything that may wait is begun without blocking and looked at again and again, until a deadline, an
 //! abort, or the end of a rank's process on this host.
 
+mod availability;
 mod backend;
 mod communicator;
 mod completion;
@@ -33,7 +34,6 @@ mod issue;
 mod lane;
 mod make;
 mod plan;
-mod told;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
-use meshreduce_checks::adversary::{Failure, Kernels, Scenario};
+use meshreduce_checks::adversary::{Kernels, RunFailure, Scenario};
 use meshreduce_emulator_weak_memory::adversary::{Options, ReportKind};
 use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams};
 
@@ -235,7 +235,7 @@ fn ranks_with_different_numbers_of_calls_are_found() {
     // The same calls on all ranks are fine.
     kernels.play_scenario(&grids, 0, Options::default()).unwrap().unwrap();
     let found = kernels.play_uneven(&scenario, 0, Options::default()).unwrap().unwrap_err();
-    let Failure::Found(report) = &found else { panic!("{found}") };
+    let RunFailure::Found(report) = &found else { panic!("{found}") };
     assert_eq!(report.kind, ReportKind::BarrierCount, "{found}");
     assert!(report.story.contains("signal (phase 0"), "{found}");
 }

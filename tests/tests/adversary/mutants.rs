@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use meshreduce_checks::adversary::Kernels;
 use meshreduce_checks::mutants::known::KNOWN;
 use meshreduce_checks::mutants::stage::{Stage, Trouble};
-use meshreduce_checks::mutants::{Set, Verdict, judge_all};
+use meshreduce_checks::mutants::{MutantResult, Set, judge_all};
 use meshreduce_emulator_ptx::Module;
 use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_wire::{Algorithm, Isa};
@@ -40,14 +40,14 @@ fn all_sets() -> Vec<Set> {
     sets().into_iter().chain(cube_mesh_ll).chain(of_slices).collect()
 }
 
-fn judge(filter: &str, seeds: u64) -> Vec<Verdict> {
+fn judge(filter: &str, seeds: u64) -> Vec<MutantResult> {
     let verdicts = judge_all(&sets(), filter, seeds.into(), |_| ()).unwrap();
     assert!(!verdicts.is_empty(), "no mutant is called {filter}");
     verdicts
 }
 
 fn assert_killed(filter: &str, seeds: u64, by: &[&str]) {
-    for Verdict { name, ranks, killed_by, story, .. } in judge(filter, seeds) {
+    for MutantResult { name, ranks, killed_by, story, .. } in judge(filter, seeds) {
         let killed_by = killed_by.unwrap_or_else(|| panic!("{name}, {ranks} ranks: survived"));
         assert!(by.contains(&killed_by.as_str()), "{name}, {ranks} ranks: {killed_by}\n{story}");
     }

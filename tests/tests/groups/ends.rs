@@ -1,6 +1,6 @@
 //! How groups and parts of groups begin and end, and what calls say then, for every backend of host memory.
 
-use meshreduce_checks::groups::case::{Case, What, cases};
+use meshreduce_checks::groups::case::{Case, CollectiveCall, cases};
 use meshreduce_checks::groups::profile::Profile;
 use meshreduce_checks::groups::runner::{
     FAR, Judged, Meeting, group, judge, refused, threads, threads_and_keys,
@@ -11,7 +11,7 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 fn sum(count: usize) -> Case {
-    Case::new(What::AllReduce { count, op: ReduceOp::Sum }, DType::F32)
+    Case::new(CollectiveCall::AllReduce { count, op: ReduceOp::Sum }, DType::F32)
 }
 
 fn is_right(group: &ProcessGroup, profile: &Profile, seed: u64) {
@@ -186,9 +186,9 @@ fn sixty_four_ranks_are_a_group() {
     let even = vec![5; RANKS];
     let some = [
         sum(100),
-        Case::new(What::AllGather { counts: even.clone() }, DType::I16),
-        Case::new(What::ReduceScatter { counts: even, op: ReduceOp::Avg }, DType::Bf16),
-        Case::new(What::Broadcast { count: 9, root: 63 }, DType::F64),
+        Case::new(CollectiveCall::AllGather { counts: even.clone() }, DType::I16),
+        Case::new(CollectiveCall::ReduceScatter { counts: even, op: ReduceOp::Avg }, DType::Bf16),
+        Case::new(CollectiveCall::Broadcast { count: 9, root: 63 }, DType::F64),
     ];
     for profile in Profile::all(DeviceType::Cpu).into_iter().filter(|profile| profile.name != "mpi") {
         let judged = threads(Meeting::Memory, RANKS, |store, rank| {

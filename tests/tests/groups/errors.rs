@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meshreduce_checks::groups::case::{Case, What};
+use meshreduce_checks::groups::case::{Case, CollectiveCall};
 use meshreduce_checks::groups::profile::Profile;
 use meshreduce_checks::groups::runner::{FAR, Judged, Meeting, group, judge, threads};
 use meshreduce_process_group::store::MemoryStore;
@@ -21,7 +21,7 @@ fn a_call_that_makes_no_sense_gets_its_error_and_the_group_goes_on() {
                 bad::parts(&group).unwrap();
             }
             bad::devices(&group, &profile).unwrap();
-            let case = Case::new(What::AllReduce { count: 9, op: ReduceOp::Sum }, DType::F32);
+            let case = Case::new(CollectiveCall::AllReduce { count: 9, op: ReduceOp::Sum }, DType::F32);
             assert_eq!(judge(&group, &profile, &case, 1), Ok(Judged::Right));
             if rank == RANK {
                 // Once the backend is there, too.

@@ -15,7 +15,7 @@ use crate::gdr::rails::Pairing;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum By {
     /// It has failed here.
-    Failure,
+    QueuePairError,
     /// The other side says so.
     Peer,
     /// There is no time left for it.
@@ -98,7 +98,7 @@ impl Connections {
         // What the other side has never answered says nothing about the way there, nor does what had hardly begun.
         let says_something = match by {
             By::Peer => true,
-            By::Failure => !matches!(attempt.stage, Stage::Offered(_)),
+            By::QueuePairError => !matches!(attempt.stage, Stage::Offered(_)),
             By::Haste => {
                 !matches!(attempt.stage, Stage::Offered(_)) && tried_for > self.hub.config.connect_within / 2
             }

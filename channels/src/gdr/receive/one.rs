@@ -126,7 +126,7 @@ impl Receive {
                 let registering = lanes.into_iter().filter_map(|index| {
                     let nic = connections.pair(index)?.nic;
                     // SAFETY: the memory of an operation is valid until its ticket has ended. That is ended only when the
-                    // registration has been made and dropped: by `Parting` where it is still being made.
+                    // registration has been made and dropped: by `FailedTransfer` where it is still being made.
                     Some((index, unsafe { hub.register(nic, memory, Use::Receive) }))
                 });
                 self.stage = Stage::Registering(registering.collect());

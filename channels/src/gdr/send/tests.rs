@@ -3,7 +3,7 @@ use meshreduce_device::Device;
 use super::*;
 use crate::channel::{Direction, Ready, Side};
 use crate::gdr::receive::Incoming;
-use crate::gdr::testing::{Said, connections, hub};
+use crate::gdr::testing::{SentMessages, connections, hub};
 use crate::span::Span;
 use crate::transfer::{Transfer, testing::started};
 
@@ -23,7 +23,7 @@ fn sides() -> (Connections, Connections, Outgoing, Incoming) {
 #[test]
 fn transfers_to_which_nothing_happens_are_left_alone() {
     const COUNT: u64 = 1000;
-    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut here, mut there) = (SentMessages::default(), SentMessages::default());
     let (mut near, mut far, mut sends, mut receives) = sides();
     let mut all = Vec::new();
     for number in 0..COUNT {
@@ -52,7 +52,7 @@ fn transfers_to_which_nothing_happens_are_left_alone() {
 
 #[test]
 fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
-    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut here, mut there) = (SentMessages::default(), SentMessages::default());
     let (mut near, mut far, mut sends, mut receives) = sides();
     let (send, sent) = operation(Direction::Send, 0, 0);
     let (receive, received) = operation(Direction::Receive, 0, 0);
@@ -76,7 +76,7 @@ fn a_send_without_bytes_that_is_withdrawn_while_the_receiver_answers_is_over() {
 
 #[test]
 fn a_send_without_bytes_that_is_dropped_when_the_receiver_has_answered_cancels_nothing() {
-    let (mut here, mut there) = (Said::default(), Said::default());
+    let (mut here, mut there) = (SentMessages::default(), SentMessages::default());
     let (mut near, mut far, mut sends, mut receives) = sides();
     let (send, sent) = operation(Direction::Send, 0, 0);
     let (receive, received) = operation(Direction::Receive, 0, 0);
@@ -96,7 +96,7 @@ fn a_send_without_bytes_that_is_dropped_when_the_receiver_has_answered_cancels_n
 
 #[test]
 fn a_receiver_of_nothing_cannot_be_ready_before_the_sender_is() {
-    let (hub, mut said) = (hub(), Said::default());
+    let (hub, mut said) = (hub(), SentMessages::default());
     let (mut sends, mut near) = (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
     let (send, sent) = operation(Direction::Send, 0, 0);
     sends.start(send, &mut said.io());
@@ -109,8 +109,8 @@ fn a_receiver_of_nothing_cannot_be_ready_before_the_sender_is() {
 }
 
 /// A send of which the receiver has not heard yet that it was withdrawn.
-fn withdrawn() -> (Outgoing, Transfer, Connections, Said) {
-    let (hub, mut said) = (hub(), Said::default());
+fn withdrawn() -> (Outgoing, Transfer, Connections, SentMessages) {
+    let (hub, mut said) = (hub(), SentMessages::default());
     let (mut sends, mut connections) =
         (Outgoing::new(&hub, 0, &"far".into()), connections(&hub, Side::Connecting));
     let (send, sent) = operation(Direction::Send, 0, 8);
@@ -124,7 +124,7 @@ fn withdrawn() -> (Outgoing, Transfer, Connections, Said) {
 }
 
 /// The receiver has heard of it.
-fn is_over((mut sends, sent, mut connections, mut said): (Outgoing, Transfer, Connections, Said)) {
+fn is_over((mut sends, sent, mut connections, mut said): (Outgoing, Transfer, Connections, SentMessages)) {
     sends.refused(0, Refusal::Dropped).unwrap();
     sends.poll(&mut connections, &mut said.io()).unwrap();
     assert!(matches!(sent.poll(), Err(Error::Dropped)));

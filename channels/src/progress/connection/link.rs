@@ -32,7 +32,7 @@ impl Connection {
 
     pub(super) fn broken(&mut self, broken: Broken) {
         if self.shared.cause().is_some() {
-            self.is_deaf = true;
+            self.is_read_closed = true;
             self.leaving.lost();
             return;
         }
@@ -56,13 +56,13 @@ impl Connection {
 
     /// Takes in what has come; whether there was anything.
     pub(super) fn receive(&mut self, look: Look<'_>) -> bool {
-        let Some(mut link) = self.link.take_if(|_| !self.is_deaf) else { return false };
+        let Some(mut link) = self.link.take_if(|_| !self.is_read_closed) else { return false };
         let mut has_moved = false;
         let mut problem = None;
         if look.is_ready || link.descriptor().is_none() {
             match link.fill() {
                 Ok(true) => {
-                    self.pulse.heard();
+                    self.heartbeat.heard();
                     self.has_more = true;
                 }
                 Ok(false) => {}
@@ -145,15 +145,15 @@ impl Connection {
         }
     }
 
-    pub(super) fn take_pulse(&mut self, now: Instant) {
-        match self.pulse.look(now) {
+    pub(super) fn check_heartbeat(&mut self, now: Instant) {
+        match self.heartbeat.look(now) {
             Ok(false) => {}
             Ok(true) => {
                 if self.queue.is_empty() {
                     self.queue.push(Outgoing::control(Kind::Heartbeat, 0, Vec::new()));
                 }
                 // A child that it has forked may keep the connection open.
-                if self.pulse.is_missed() && self.shared.has_ended() {
+                if self.heartbeat.is_missed() && self.shared.has_ended() {
                     self.broken(Broken::Lost("its process has ended".to_owned()));
                 }
             }
@@ -170,12 +170,12 @@ impl Connection {
         // What the other side still says must be read, or the system takes the connection down before all has arrived there.
         let has_ended = self.shared.cause().is_some();
         let is_to_finish = has_ended && self.leaving.has_said_all() && self.queue.is_empty();
-        let is_done = is_to_finish && (self.is_deaf || !link.finish() && self.leaving.is_empty());
+        let is_done = is_to_finish && (self.is_read_closed || !link.finish() && self.leaving.is_empty());
         if is_done {
             self.unlink();
         }
         match flushed {
-            Ok(true) => self.pulse.said(),
+            Ok(true) => self.heartbeat.said(),
             Ok(false) => return false,
             Err(broken) => {
                 // What the other side has said before it went is heard first: why it did, above all.

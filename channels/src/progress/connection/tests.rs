@@ -129,7 +129,7 @@ fn an_endpoint_whose_peer_takes_nothing_ends_all_the_same() {
     look(&mut connection, Duration::ZERO);
     assert!(!transfer.poll().unwrap(), "the link reads its memory");
     for _ in 0..2 {
-        look(&mut connection, 2 * FAREWELL);
+        look(&mut connection, 2 * DRAIN_TIMEOUT);
     }
     assert!(matches!(transfer.poll(), Err(Error::Closed { .. })), "{transfer:?}");
     assert!(connection.is_over() && connection.shared().ended().wait(Duration::ZERO));

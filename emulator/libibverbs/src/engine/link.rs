@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 
-use super::frame::Frame;
+use crate::frame::Frame;
 
 /// Bytes that may wait to be sent before requests stop adding to them.
 const ROOM: usize = 256 << 10;

@@ -1,86 +1,47 @@
 //! What moves messages: one thread, which sends for all queue pairs of the process in turn, receives for them, and wakes
 //! those that wait.
 
-pub(crate) mod frame;
 mod link;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
-use rustix::io::{read, write};
+use rustix::io::read;
 
 use crate::abi::{Answer, Errno};
+use crate::command::{self, Command};
+use crate::frame::{Frame, Kind};
 use crate::memory::staged;
-use crate::pair::responder::{Heard, Reading};
+use crate::pair::responder::{Reading, Response};
 use crate::pair::{self, Pair, slot_of};
 use crate::{count, fault};
-use frame::{Frame, Kind};
 use link::Link;
 
-/// What the thread is told.
-pub(crate) enum Command {
-    /// A queue pair has something to do.
-    Work(u32),
-    /// A fault, or a port, has changed.
-    FaultsChanged,
-}
-
-/// The thread, from outside.
-pub(crate) struct Engine {
-    slot: u32,
-    wake: OwnedFd,
-    inbox: Mutex<VecDeque<Command>>,
-}
-
-static ENGINE: OnceLock<Engine> = OnceLock::new();
-
-impl Engine {
-    /// Starts the thread if it does not run, and answers the slot of this process. What the system has refused is asked for again
-    /// by the next call.
-    pub(crate) fn start() -> Answer<u32> {
-        static STARTING: Mutex<()> = Mutex::new(());
-        let number = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
-        let _one_at_a_time = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(engine) = ENGINE.get() {
-            return Ok(engine.slot);
-        }
-        let begin = || -> io::Result<Engine> {
-            let (slot, listener) = link::listen()?;
-            let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            let thread = Thread::new(slot, listener, wake.try_clone()?)?;
-            std::thread::Builder::new().name("verbs".to_owned()).spawn(move || thread.run())?;
-            Ok(Engine { slot, wake, inbox: Mutex::default() })
-        };
-        let engine = begin().map_err(number)?;
-        // The thread is told nothing before this.
-        Ok(ENGINE.get_or_init(|| engine).slot)
+/// Starts the thread if it does not run, and answers the slot of this process. What the system has refused is asked for again by the
+/// next call.
+pub(crate) fn start() -> Answer<u32> {
+    static SLOT: Mutex<Option<u32>> = Mutex::new(None);
+    let number = |error: io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
+    let mut started = SLOT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(slot) = *started {
+        return Ok(slot);
     }
-
-    /// Tells the thread something, if it runs.
-    pub(crate) fn tell(command: Command) {
-        if let Some(engine) = ENGINE.get() {
-            let mut inbox = engine.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            inbox.push_back(command);
-            let is_first = inbox.len() == 1;
-            drop(inbox);
-            // Whoever has put in what is there has woken the thread, or is about to, and the thread has not looked since.
-            if is_first {
-                // The counter cannot overflow before the thread has read it.
-                let _ = write(&engine.wake, &1_u64.to_ne_bytes());
-            }
-        }
-    }
-
-    fn take(commands: &mut VecDeque<Command>) {
-        if let Some(engine) = ENGINE.get() {
-            commands.append(&mut engine.inbox.lock().unwrap_or_else(PoisonError::into_inner));
-        }
-    }
+    let begin = || -> io::Result<(u32, OwnedFd)> {
+        let (slot, listener) = link::listen()?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let thread = Thread::new(slot, listener, wake.try_clone()?)?;
+        std::thread::Builder::new().name("verbs".to_owned()).spawn(move || thread.run())?;
+        Ok((slot, wake))
+    };
+    let (slot, wake) = begin().map_err(number)?;
+    command::open(wake);
+    *started = Some(slot);
+    Ok(slot)
 }
 
 /// Where an answer goes.
@@ -145,7 +106,7 @@ impl Thread {
         let mut busy = false;
         loop {
             self.wait(if busy { Some(Instant::now()) } else { self.next_time() });
-            Engine::take(&mut commands);
+            command::take(&mut commands);
             for command in commands.drain(..) {
                 match command {
                     Command::Work(number) => self.make_ready(number),
@@ -258,9 +219,9 @@ impl Thread {
         match (frame.kind, pair) {
             (Kind::Request | Kind::Data, None) => Some(frame.answer(Kind::Lost, 0)),
             (Kind::Request | Kind::Data, Some(pair)) => match pair.heard(frame, payload) {
-                Heard::Nothing => None,
-                Heard::Answer(answer) => Some(answer),
-                Heard::Read(reading) => {
+                Response::Nothing => None,
+                Response::Answer(answer) => Some(answer),
+                Response::Read(reading) => {
                     self.readings.push_back((route, reading));
                     None
                 }

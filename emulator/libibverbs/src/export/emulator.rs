@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 
 use crate::abi::text;
 use crate::count;
-use crate::fault;
+use crate::inject;
 use crate::memory::staged;
 
 /// Sets a fault of this process; the names and arguments are in `docs/emulated-node.md`. 0, or EINVAL if there is no such
@@ -17,7 +17,7 @@ use crate::memory::staged;
 unsafe extern "C" fn meshreduceVerbsFault(name: *const c_char, argument: *const c_char) -> c_int {
     // SAFETY: the caller's.
     let (name, argument) = unsafe { (text(name), text(argument)) };
-    match name.and_then(|name| fault::set(name, argument.unwrap_or_default())) {
+    match name.and_then(|name| inject::set(name, argument.unwrap_or_default())) {
         Some(()) => 0,
         None => libc::EINVAL,
     }

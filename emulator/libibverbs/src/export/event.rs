@@ -17,7 +17,7 @@ pub(super) unsafe extern "C" fn ibv_get_async_event(
         if event.is_null() {
             return Err(Errno(libc::EINVAL));
         }
-        let found = context.next_event()?;
+        let found = context.events.next()?;
         // SAFETY: not null, and so valid for a write by the C API's contract.
         unsafe { event.write(found) };
         Ok(())

@@ -5,6 +5,7 @@ use std::ffi::c_int;
 use crate::abi::*;
 use crate::completion::QUEUES;
 use crate::context::DOMAINS;
+use crate::engine;
 use crate::pair::{HANDLES, Pair, attributes, post};
 use crate::process::Process;
 
@@ -18,7 +19,7 @@ pub(super) unsafe extern "C" fn ibv_create_qp(pd: *mut ibv_pd, wanted: *mut ibv_
         // SAFETY: not null, and so valid by the C API's contract.
         let wanted = unsafe { wanted.as_mut_unchecked() };
         let (send, receive) = (QUEUES.get(wanted.send_cq)?, QUEUES.get(wanted.recv_cq)?);
-        let pair = Pair::new(pd, send, receive, wanted)?;
+        let pair = Pair::new(pd, send, receive, wanted, engine::start)?;
         wanted.cap = pair.capacity;
         Ok(pair.raw.pointer())
     })

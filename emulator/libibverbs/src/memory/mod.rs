@@ -4,36 +4,27 @@
 //! under the registration, which is then an error of the work request and no crash. A device's memory is the memfd of
 //! its allocation, and a dma-buf is one too.
 
+mod backing;
 mod pages;
 pub(crate) mod staged;
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
 use std::hash::{BuildHasher, RandomState};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use rustix::fs::SeekFrom;
-use rustix::io::{pread, pwrite};
 
 use crate::abi::*;
 use crate::context::Pd;
 use crate::object::{CObject, Use};
 use crate::process::Process;
 use crate::{count, cuda, fault};
+use backing::Backing;
 use meshreduce_emulator_node::node::Peermem;
-
-/// Bytes of a page.
-pub(crate) const PAGE: u64 = 4096;
-
-/// Where a region's bytes are.
-enum Backing {
-    /// At this address of this process.
-    Process(u64),
-    /// In this file from this offset on, of that device.
-    Device(OwnedFd, u64, Option<i32>),
-}
+use pages::PAGE;
 
 /// A registered region.
 pub(crate) struct Region {
@@ -46,7 +37,7 @@ pub(crate) struct Region {
     length: u64,
     access: u32,
     pinned: u64,
-    backing: Backing,
+    backing: Arc<Backing>,
     /// Whether it is deregistered. Held while its bytes are moved: once deregistering has returned none are.
     gone: Mutex<bool>,
 }
@@ -121,7 +112,7 @@ impl Region {
         *total += pinned;
         drop(total);
         if matches!(backing, Backing::Device(..)) {
-            cuda::watch_flushes();
+            cuda::watch_flushes(staged::flush);
         }
         let key = next_key();
         let raw = CObject::new(ibv_mr {
@@ -144,7 +135,7 @@ impl Region {
             length,
             access,
             pinned,
-            backing,
+            backing: Arc::new(backing),
             gone: Mutex::new(false),
         });
         REGIONS.insert(region.raw.pointer(), Arc::clone(&region));
@@ -162,7 +153,7 @@ impl Region {
             keys.remove(&region.key);
         }
         *region.gone.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        staged::flush_region(&region);
+        staged::flush_backing(&region.backing);
         region.user.end();
         *PINNED.lock().unwrap_or_else(PoisonError::into_inner) -= region.pinned;
         count::sub(&count::live_mr, 1);
@@ -181,38 +172,28 @@ impl Region {
     }
 
     /// Reads bytes of it; false if they are not there any more.
-    pub(crate) fn read(self: &Arc<Self>, address: u64, bytes: &mut [u8]) -> bool {
-        let offset = address - self.address;
+    pub(crate) fn read(&self, address: u64, bytes: &mut [u8]) -> bool {
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        match &self.backing {
-            _ if *gone => false,
-            Backing::Process(base) => pages::read(base + offset, bytes),
-            Backing::Device(file, start, _) => {
-                staged::flush_region(self);
-                read_all(file.as_fd(), bytes, start + offset)
-            }
+        if *gone {
+            return false;
         }
+        if matches!(*self.backing, Backing::Device(..)) {
+            staged::flush_backing(&self.backing);
+        }
+        self.backing.read(address - self.address, bytes)
     }
 
     /// Writes bytes of it, as an adapter does: a device may see them later. False if they are not there any more.
-    pub(crate) fn write(self: &Arc<Self>, address: u64, bytes: &[u8]) -> bool {
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> bool {
         let offset = address - self.address;
         let gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&self.backing, fault::late_visibility()) {
+        match (&*self.backing, fault::late_visibility()) {
             _ if *gone => false,
-            (Backing::Process(base), _) => pages::write(base + offset, bytes),
             (Backing::Device(_, _, device), Some(delay)) => {
-                staged::add(self, offset, bytes, delay, *device);
+                staged::add(&self.backing, offset, bytes, delay, *device);
                 true
             }
-            (Backing::Device(..), None) => self.write_now(offset, bytes),
-        }
-    }
-
-    fn write_now(&self, offset: u64, bytes: &[u8]) -> bool {
-        match &self.backing {
-            Backing::Process(base) => pages::write(base + offset, bytes),
-            Backing::Device(file, start, _) => write_all(file.as_fd(), bytes, start + offset),
+            (backing, _) => backing.write(offset, bytes),
         }
     }
 }
@@ -263,37 +244,6 @@ fn dma_buf(fd: c_int) -> Answer<(OwnedFd, u64)> {
     }
     let start = rustix::fs::seek(&file, SeekFrom::Current(0)).map_err(os)?;
     Ok((file, start))
-}
-
-fn read_all(file: BorrowedFd<'_>, mut bytes: &mut [u8], mut at: u64) -> bool {
-    while !bytes.is_empty() {
-        match pread(file, &mut *bytes, at) {
-            Ok(0) | Err(_) => return false,
-            Ok(count) => {
-                bytes = &mut bytes[count..];
-                at += count as u64;
-            }
-        }
-    }
-    true
-}
-
-fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> bool {
-    // A write beyond the end would make the file longer.
-    let end = at + bytes.len() as u64;
-    if rustix::fs::fstat(file).map_or(true, |stat| (stat.st_size as u64).next_multiple_of(PAGE) < end) {
-        return false;
-    }
-    while !bytes.is_empty() {
-        match pwrite(file, bytes, at) {
-            Ok(0) | Err(_) => return false,
-            Ok(count) => {
-                bytes = &bytes[count..];
-                at += count as u64;
-            }
-        }
-    }
-    true
 }
 
 /// A key that no region has: a number in its upper bits, and in the lowest eight something that cannot be guessed, as

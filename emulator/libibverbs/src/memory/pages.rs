@@ -3,8 +3,9 @@
 use std::ffi::c_void;
 
 use crate::abi::{Answer, Errno};
-use crate::memory::PAGE;
 
+/// Bytes of a page.
+pub(super) const PAGE: u64 = 4096;
 /// Ranges in one call of the kernel.
 const RANGES: usize = 1024;
 

@@ -7,11 +7,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::backing::Backing;
 use crate::count;
-use crate::memory::Region;
 
 struct Staged {
-    region: Arc<Region>,
+    backing: Arc<Backing>,
     offset: u64,
     bytes: Vec<u8>,
     due: Instant,
@@ -24,10 +24,10 @@ fn lock() -> MutexGuard<'static, VecDeque<Staged>> {
     STAGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn add(region: &Arc<Region>, offset: u64, bytes: &[u8], delay: Duration, device: Option<i32>) {
+pub(super) fn add(backing: &Arc<Backing>, offset: u64, bytes: &[u8], delay: Duration, device: Option<i32>) {
     count::add(&count::unseen_bytes, bytes.len() as u64);
     let due = Instant::now() + delay;
-    lock().push_back(Staged { region: Arc::clone(region), offset, bytes: bytes.to_vec(), due, device });
+    lock().push_back(Staged { backing: Arc::clone(backing), offset, bytes: bytes.to_vec(), due, device });
 }
 
 /// Lets what `seen` says be seen, in the order of arrival.
@@ -39,7 +39,7 @@ fn release(seen: impl Fn(&Staged) -> bool) {
             return true;
         }
         count::sub(&count::unseen_bytes, write.bytes.len() as u64);
-        write.region.write_now(write.offset, &write.bytes);
+        write.backing.write(write.offset, &write.bytes);
         false
     });
 }
@@ -52,8 +52,8 @@ pub(crate) fn flush(device: Option<i32>) {
 }
 
 /// All that is for one region can be seen: the adapter itself reads it, or it is deregistered.
-pub(super) fn flush_region(region: &Arc<Region>) {
-    release(|write| Arc::ptr_eq(&write.region, region));
+pub(super) fn flush_backing(backing: &Arc<Backing>) {
+    release(|write| Arc::ptr_eq(&write.backing, backing));
 }
 
 /// What has waited long enough can be seen; all of it, if nothing waits any more.

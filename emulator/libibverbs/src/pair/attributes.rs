@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Inner, MAX_READS, Pair};
 use crate::abi::*;
-use crate::adapter::PortAddress;
-use crate::engine::{Command, Engine};
+use crate::address::PortAddress;
+use crate::command::{self, Command};
 
 const PATH: u32 = QP_ALT_PATH | QP_PATH_MIG_STATE;
 
@@ -65,7 +65,7 @@ pub(crate) fn modify(pair: &Arc<Pair>, given: &ibv_qp_attr, mask: u32) -> Answer
     // not while this runs.
     unsafe { (*pair.raw.pointer()).state = inner.state };
     drop(inner);
-    Engine::tell(Command::Work(pair.number));
+    command::tell(Command::Work(pair.number));
     Ok(0)
 }
 

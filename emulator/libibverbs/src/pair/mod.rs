@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::abi::*;
-use crate::adapter::PortAddress;
+use crate::address::PortAddress;
+use crate::command::{self, Command};
 use crate::completion::{Cq, Entry};
-use crate::context::{AsyncEvent, Context, Pd};
-use crate::engine::{Command, Engine};
-use crate::event::Unacknowledged;
+use crate::context::{Context, Pd};
+use crate::event::{AsyncEvent, Unacknowledged};
 use crate::object::{CObject, Use, c_condition, c_mutex};
 use crate::{count, fault};
 
@@ -41,7 +41,7 @@ pub(crate) struct Pair {
     pub(crate) receive_cq: Arc<Cq>,
     pub(crate) capacity: ibv_qp_cap,
     pub(crate) signal_all: bool,
-    pub(crate) events: Unacknowledged,
+    pub(crate) events: Arc<Unacknowledged>,
     /// Places of the send queue that are taken; they are free again when a completion that covers them is polled.
     pub(crate) sends: Arc<AtomicU32>,
     /// Places of the receive queue that are taken.
@@ -198,11 +198,13 @@ fn rnr_delay(code: u8) -> Duration {
 }
 
 impl Pair {
+    /// `slot` is asked once nothing else is wrong: the upper half of the number of each queue pair of this process.
     pub(crate) fn new(
         pd: Arc<Pd>,
         send_cq: Arc<Cq>,
         receive_cq: Arc<Cq>,
         wanted: &ibv_qp_init_attr,
+        slot: impl FnOnce() -> Answer<u32>,
     ) -> Answer<Arc<Self>> {
         let capacity = wanted.cap;
         let of_one_device =
@@ -219,7 +221,7 @@ impl Pair {
         {
             return Err(Errno(libc::EINVAL));
         }
-        let slot = Engine::start()?;
+        let slot = slot()?;
         let mut numbers = NUMBERS.write().unwrap_or_else(PoisonError::into_inner);
         let numbers = numbers.get_or_insert_default();
         let number = free_number(slot, numbers).ok_or(Errno(libc::ENOMEM))?;
@@ -247,7 +249,7 @@ impl Pair {
             receive_cq,
             capacity,
             signal_all: wanted.sq_sig_all != 0,
-            events: Unacknowledged::default(),
+            events: Arc::default(),
             sends: Arc::default(),
             receives: Arc::default(),
             inner: Mutex::new(Inner::new()),
@@ -278,14 +280,12 @@ impl Pair {
         if let Some(numbers) = NUMBERS.write().unwrap_or_else(PoisonError::into_inner).as_mut() {
             numbers.remove(&pair.number);
         }
-        let concerns =
-            |event: &AsyncEvent| matches!(event, AsyncEvent::Pair(other, _) if Arc::ptr_eq(other, &pair));
-        pair.context().end_events(concerns, &pair.events);
+        pair.context().events.end(&pair.events);
         pair.forget_completions();
         pair.uses.iter().for_each(Use::end);
         HANDLES.remove(handle)?;
         count::sub(&count::live_qp, 1);
-        Engine::tell(Command::Work(pair.number));
+        command::tell(Command::Work(pair.number));
         Ok(0)
     }
 
@@ -297,8 +297,9 @@ impl Pair {
     }
 
     /// Something that happened to it.
-    fn tell(self: &Arc<Self>, event: u32) {
-        self.context().events.push(AsyncEvent::Pair(Arc::clone(self), event));
+    fn tell(&self, event: u32) {
+        let element = ibv_async_element { qp: self.raw.pointer() };
+        self.context().events.push(AsyncEvent::of_object(element, event, &self.events));
     }
 
     /// A completion without what depends on the operation.

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use super::{Inner, Pair, Receive, Segments, Send, Source};
 use crate::abi::*;
+use crate::command::{self, Command};
 use crate::count;
-use crate::engine::{Command, Engine};
 
 /// Takes a place of a queue of `capacity`; ENOMEM if there is none.
 fn take_place(taken: &AtomicU32, capacity: u32) -> Answer<()> {
@@ -116,5 +116,5 @@ fn finish(pair: &Pair, inner: &mut Inner) {
 
 /// Has what was posted sent.
 pub(crate) fn ring(pair: &Pair) {
-    Engine::tell(Command::Work(pair.number));
+    command::tell(Command::Work(pair.number));
 }

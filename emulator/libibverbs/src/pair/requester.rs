@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{Inner, Pair, Pause, Send, Source, rnr_delay, timeout};
 use crate::abi::*;
-use crate::engine::frame::{CHUNK, Frame, Kind};
+use crate::frame::{CHUNK, Frame, Kind};
 use crate::memory::Region;
 use crate::{count, fault};
 

@@ -6,7 +6,7 @@ use super::requester::for_parts;
 use super::{Incoming, Inner, Pair, Receive};
 use crate::abi::*;
 use crate::completion::Entry;
-use crate::engine::frame::{CHUNK, Frame, Kind};
+use crate::frame::{CHUNK, Frame, Kind};
 use crate::memory::Region;
 use crate::{count, fault};
 
@@ -19,7 +19,7 @@ pub(crate) struct Reading {
 }
 
 /// What is to be done about a frame.
-pub(crate) enum Heard {
+pub(crate) enum Response {
     /// Nothing.
     Nothing,
     /// Send this.
@@ -30,19 +30,19 @@ pub(crate) enum Heard {
 
 impl Pair {
     /// A message of the peer, or more of one.
-    pub(crate) fn heard(self: &Arc<Self>, frame: &Frame, payload: &[u8]) -> Heard {
+    pub(crate) fn heard(self: &Arc<Self>, frame: &Frame, payload: &[u8]) -> Response {
         let mut inner = self.lock();
         // Of an attempt that was answered already.
         if frame.attempt < inner.heard_from {
-            return Heard::Nothing;
+            return Response::Nothing;
         }
         if !self.hears(&inner, frame) {
-            return Heard::Answer(lost(&mut inner, frame));
+            return Response::Answer(lost(&mut inner, frame));
         }
         let behind = frame.message.wrapping_sub(inner.expected) as i32;
         if frame.kind == Kind::Data && behind < 0 {
             // Of a message that has arrived in an earlier attempt.
-            return Heard::Nothing;
+            return Response::Nothing;
         }
         self.context().adapter.carry(payload.len());
         count::add(&count::bytes_received, payload.len() as u64);
@@ -50,10 +50,10 @@ impl Pair {
             return self.more(&mut inner, frame, payload);
         }
         if behind > 0 {
-            return Heard::Answer(lost(&mut inner, frame));
+            return Response::Answer(lost(&mut inner, frame));
         }
         if behind < 0 && u32::from(frame.opcode) != WR_RDMA_READ {
-            return Heard::Answer(frame.answer(Kind::Acknowledge, 0));
+            return Response::Answer(frame.answer(Kind::Acknowledge, 0));
         }
         if inner.state == QPS_RTR && inner.expected == 0 && behind == 0 {
             self.tell(EVENT_COMM_EST);
@@ -78,7 +78,7 @@ impl Pair {
     }
 
     /// The beginning of a message that carries bytes.
-    fn begin(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, payload: &[u8]) -> Heard {
+    fn begin(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, payload: &[u8]) -> Response {
         let opcode = u32::from(frame.opcode);
         let writes = matches!(opcode, WR_RDMA_WRITE | WR_RDMA_WRITE_WITH_IMM);
         let wants_receive = opcode != WR_RDMA_WRITE;
@@ -99,7 +99,7 @@ impl Pair {
         let receive = if ready { inner.receives.pop_front() } else { None };
         if wants_receive && receive.is_none() {
             inner.heard_from = frame.attempt + 1;
-            return Heard::Answer(frame.answer(Kind::NotReady, inner.attributes.min_rnr_timer));
+            return Response::Answer(frame.answer(Kind::NotReady, inner.attributes.min_rnr_timer));
         }
         if let Some(receive) = receive.as_ref().filter(|_| !writes) {
             let room: u64 = receive.segments.iter().map(|segment| u64::from(segment.length)).sum();
@@ -128,14 +128,14 @@ impl Pair {
     }
 
     /// Bytes of the message that is arriving.
-    fn more(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, payload: &[u8]) -> Heard {
+    fn more(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, payload: &[u8]) -> Response {
         let fits = |incoming: &&mut Incoming| {
             (incoming.message, incoming.attempt, incoming.received)
                 == (frame.message, frame.attempt, frame.offset)
                 && payload.len() <= (incoming.length - incoming.received) as usize
         };
         let Some(incoming) = inner.incoming.as_mut().filter(fits) else {
-            return Heard::Answer(lost(inner, frame));
+            return Response::Answer(lost(inner, frame));
         };
         let writes = matches!(incoming.opcode, WR_RDMA_WRITE | WR_RDMA_WRITE_WITH_IMM);
         let at = u64::from(incoming.received);
@@ -151,10 +151,10 @@ impl Pair {
         };
         incoming.received += payload.len() as u32;
         match (written, writes) {
-            (true, _) if incoming.received < incoming.length => Heard::Nothing,
+            (true, _) if incoming.received < incoming.length => Response::Nothing,
             (true, _) => {
                 self.arrived(inner, frame);
-                Heard::Answer(frame.answer(Kind::Acknowledge, 0))
+                Response::Answer(frame.answer(Kind::Acknowledge, 0))
             }
             (false, true) => self.refuse(inner, frame, WC_REM_ACCESS_ERR, Some(EVENT_QP_ACCESS_ERR)),
             (false, false) => {
@@ -195,7 +195,7 @@ impl Pair {
         self.receive_cq.push(Entry { wc, frees, solicited: frame.solicited });
     }
 
-    fn read_request(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, is_new: bool) -> Heard {
+    fn read_request(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, is_new: bool) -> Response {
         if inner.attributes.max_dest_rd_atomic == 0 {
             return self.refuse(inner, frame, WC_REM_INV_REQ_ERR, Some(EVENT_QP_REQ_ERR));
         }
@@ -206,7 +206,7 @@ impl Pair {
         if is_new {
             inner.expected = inner.expected.wrapping_add(1);
         }
-        Heard::Read(Reading { pair: Arc::clone(self), frame: *frame, sent: 0 })
+        Response::Read(Reading { pair: Arc::clone(self), frame: *frame, sent: 0 })
     }
 
     /// The next bytes that a peer reads, in `payload`, and the frame to send them in.
@@ -226,7 +226,7 @@ impl Pair {
         if !read {
             payload.clear();
             reading.sent = frame.length;
-            if let Heard::Answer(answer) =
+            if let Response::Answer(answer) =
                 self.refuse(&mut inner, frame, WC_REM_ACCESS_ERR, Some(EVENT_QP_ACCESS_ERR))
             {
                 return answer;
@@ -240,13 +240,19 @@ impl Pair {
     }
 
     /// Refuses a message: the sender gets `status`, and this queue pair fails too.
-    fn refuse(self: &Arc<Self>, inner: &mut Inner, frame: &Frame, status: u32, event: Option<u32>) -> Heard {
+    fn refuse(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        frame: &Frame,
+        status: u32,
+        event: Option<u32>,
+    ) -> Response {
         inner.heard_from = frame.attempt + 1;
         self.flush(inner);
         if let Some(event) = event {
             self.tell(event);
         }
-        Heard::Answer(frame.answer(Kind::Refuse, status as u8))
+        Response::Answer(frame.answer(Kind::Refuse, status as u8))
     }
 }
 

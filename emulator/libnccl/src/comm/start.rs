@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Communicator, Ready, hash};
 use crate::bootstrap::{self, Id, Met};
 use crate::cuda::{self, Device};
-use crate::door::{Door, GiveUp};
-use crate::failure::{self, Failure, Result};
+use crate::failure::{self, NcclError, Result};
+use crate::listener::{GiveUp, Listener};
 use crate::mesh::Mesh;
 
 /// Tells devices of different nodes apart, also where two emulated nodes have the same description: by `NCCL_HOSTID`
@@ -81,7 +81,7 @@ impl Start {
     }
 
     /// Never does it.
-    pub(crate) fn cancel(&self, failure: &Failure) {
+    pub(crate) fn cancel(&self, failure: &NcclError) {
         let mut state = self.communicator.lock();
         state.busy -= 1;
         state.failure = Some(failure.clone());
@@ -102,7 +102,7 @@ impl Start {
         };
         let spawned = std::thread::Builder::new().name("nccl start".to_owned()).spawn(run);
         spawned.map(|_| ()).map_err(|error| {
-            let failure = Failure::system("starting a thread", &error);
+            let failure = NcclError::system("starting a thread", &error);
             if let Some(this) = take(&this) {
                 this.cancel(&failure);
             }
@@ -112,7 +112,7 @@ impl Start {
 
     fn ready(&self) -> Result<Option<Ready>> {
         let aborted = |who: &Communicator| {
-            who.aborted.load(Ordering::SeqCst).then(|| Failure::usage("the communicator was aborted"))
+            who.aborted.load(Ordering::SeqCst).then(|| NcclError::usage("the communicator was aborted"))
         };
         match (&self.how, &self.parent) {
             (How::Meet { id, ranks, rank }, _) => {
@@ -132,7 +132,7 @@ impl Start {
                 let give_up = || aborted(&self.communicator).or_else(|| aborted(parent));
                 shrink(family, *tag, members, &give_up).map(Some)
             }
-            (_, None) => Err(Failure::internal("a child without a parent")),
+            (_, None) => Err(NcclError::internal("a child without a parent")),
         }
     }
 }
@@ -153,14 +153,14 @@ fn tell(family: &Ready, tag: u64, to: &[usize], message: &[u8], give_up: GiveUp<
 
 fn split(family: &Ready, tag: u64, color: i32, key: i32, give_up: GiveUp<'_>) -> Result<Option<Ready>> {
     let magic = hash(&[family.magic, tag, color as u64]);
-    let door = Door::open(magic)?;
-    let listens = door.address()?;
+    let listener = Listener::open(magic)?;
+    let listens = listener.address()?;
     let message = [&color.to_le_bytes()[..], &key.to_le_bytes(), listens.to_string().as_bytes()].concat();
     let all: Vec<_> = (0..family.size).collect();
     let answers = tell(family, tag, &all, &message, give_up)?;
     let mut members = Vec::new();
     for (rank, answer) in answers.iter().enumerate() {
-        let broken = || Failure::internal(format!("rank {rank} answered a split with something else"));
+        let broken = || NcclError::internal(format!("rank {rank} answered a split with something else"));
         let (their_color, rest) = answer.split_first_chunk::<4>().ok_or_else(broken)?;
         let (their_key, address) = rest.split_first_chunk::<4>().ok_or_else(broken)?;
         if i32::from_le_bytes(*their_color) == color {
@@ -172,17 +172,17 @@ fn split(family: &Ready, tag: u64, color: i32, key: i32, give_up: GiveUp<'_>) ->
     }
     members.sort_by_key(|(key, rank, _)| (*key, *rank));
     let members: Vec<_> = members.into_iter().map(|(_, rank, address)| (rank, address)).collect();
-    found(family, door, magic, &members, give_up).map(Some)
+    found(family, listener, magic, &members, give_up).map(Some)
 }
 
 fn shrink(family: &Ready, tag: u64, members: &[usize], give_up: GiveUp<'_>) -> Result<Ready> {
     let magic = hash(&[family.magic, tag]);
-    let door = Door::open(magic)?;
-    let answers = tell(family, tag, members, door.address()?.to_string().as_bytes(), give_up)?;
+    let listener = Listener::open(magic)?;
+    let answers = tell(family, tag, members, listener.address()?.to_string().as_bytes(), give_up)?;
     let addresses: Option<Vec<_>> = answers.iter().map(|answer| parse(answer)).collect();
-    let addresses = addresses.ok_or_else(|| Failure::internal("a rank answered with something else"))?;
+    let addresses = addresses.ok_or_else(|| NcclError::internal("a rank answered with something else"))?;
     let members: Vec<_> = members.iter().copied().zip(addresses).collect();
-    found(family, door, magic, &members, give_up)
+    found(family, listener, magic, &members, give_up)
 }
 
 fn parse(address: &[u8]) -> Option<SocketAddr> {
@@ -192,20 +192,20 @@ fn parse(address: &[u8]) -> Option<SocketAddr> {
 /// Founds a communicator of some ranks of another, which are in the order of their new ranks.
 fn found(
     family: &Ready,
-    door: Door,
+    listener: Listener,
     magic: u64,
     members: &[(usize, SocketAddr)],
     give_up: GiveUp<'_>,
 ) -> Result<Ready> {
     let rank = members.iter().position(|(rank, _)| *rank == family.rank);
-    let rank = rank.ok_or_else(|| Failure::internal("a communicator without this rank"))?;
+    let rank = rank.ok_or_else(|| NcclError::internal("a communicator without this rank"))?;
     let addresses: Vec<_> = members.iter().map(|(_, address)| *address).collect();
     let somebody_left = || {
         let left = members.iter().find(|(member, _)| family.mesh.has_left(*member));
         let left = left
-            .map(|(member, _)| Failure::remote(format!("rank {member} has left the parent communicator")));
+            .map(|(member, _)| NcclError::remote(format!("rank {member} has left the parent communicator")));
         give_up().or(left)
     };
-    let sockets = bootstrap::join(door, magic, rank, &addresses, &somebody_left)?;
+    let sockets = bootstrap::join(listener, magic, rank, &addresses, &somebody_left)?;
     Ok(Ready { rank, size: members.len(), magic, mesh: Mesh::start(rank, sockets)? })
 }

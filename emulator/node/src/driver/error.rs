@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use crate::{engine::Failure, memory::MemoryError};
+use crate::{engine::StickyError, memory::MemoryError};
 
 /// What the driver answers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -105,13 +105,13 @@ impl Error {
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<StickyError> for Error {
+    fn from(failure: StickyError) -> Self {
         match failure {
-            Failure::IllegalAddress => Error::IllegalAddress,
-            Failure::MisalignedAddress => Error::MisalignedAddress,
-            Failure::LaunchFailed => Error::LaunchFailed,
-            Failure::LaunchTimeout => Error::LaunchTimeout,
+            StickyError::IllegalAddress => Error::IllegalAddress,
+            StickyError::MisalignedAddress => Error::MisalignedAddress,
+            StickyError::LaunchFailed => Error::LaunchFailed,
+            StickyError::LaunchTimeout => Error::LaunchTimeout,
         }
     }
 }

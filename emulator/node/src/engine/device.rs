@@ -5,7 +5,7 @@ use std::{
     task::Waker,
 };
 
-use super::health::{Failure, Health};
+use super::health::{Health, StickyError};
 use super::queue::{Op, StreamKind};
 use super::residency::Limits;
 use super::shared::{Setup, Shared};
@@ -41,7 +41,7 @@ impl Engine {
     /// # Errors
     ///
     /// The failure of the stream's context, if it has failed; the operation is dropped then.
-    pub fn submit(&self, stream: u64, op: Op) -> Result<(), Failure> {
+    pub fn submit(&self, stream: u64, op: Op) -> Result<(), StickyError> {
         let result = self.shared.lock().submit(stream, op);
         match result {
             Ok(()) => {

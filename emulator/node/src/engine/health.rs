@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// Why a context can do no more work. The first failure stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Failure {
+pub enum StickyError {
     /// A kernel touched memory that it may not touch.
     IllegalAddress = 1,
     /// A kernel made an access that is not aligned to its width.
@@ -22,17 +22,17 @@ pub struct Health(AtomicU32);
 
 impl Health {
     /// The failure that ended the context, if any.
-    pub fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<StickyError> {
         match self.0.load(Ordering::Acquire) {
             0 => None,
-            1 => Some(Failure::IllegalAddress),
-            2 => Some(Failure::MisalignedAddress),
-            3 => Some(Failure::LaunchFailed),
-            _ => Some(Failure::LaunchTimeout),
+            1 => Some(StickyError::IllegalAddress),
+            2 => Some(StickyError::MisalignedAddress),
+            3 => Some(StickyError::LaunchFailed),
+            _ => Some(StickyError::LaunchTimeout),
         }
     }
 
-    pub(super) fn fail(&self, failure: Failure) {
+    pub(super) fn fail(&self, failure: StickyError) {
         let _ = self.0.compare_exchange(0, failure as u32, Ordering::AcqRel, Ordering::Acquire);
     }
 }

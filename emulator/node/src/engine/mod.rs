@@ -26,7 +26,7 @@ mod worker;
 
 pub use device::Engine;
 pub use event::{Event, Marks};
-pub use health::{Failure, Health};
+pub use health::{Health, StickyError};
 pub use queue::{Op, StreamKind};
 pub use residency::{Limits, MAX_BLOCKS as MAX_BLOCKS_PER_MULTIPROCESSOR};
 pub use shared::Setup;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::event::Event;
-use super::health::{Failure, Health};
+use super::health::{Health, StickyError};
 use meshreduce_emulator_ptx::Launch;
 
 /// How a stream relates to the legacy default stream of its context.
@@ -105,8 +105,8 @@ impl Queues {
     }
 
     /// Gives the operation back if the stream's context has failed, or has ended and the stream with it.
-    pub(super) fn submit(&mut self, stream: u64, op: Op) -> Result<(), (Failure, Op)> {
-        let Some(stream) = self.streams.get_mut(&stream) else { return Err((Failure::LaunchFailed, op)) };
+    pub(super) fn submit(&mut self, stream: u64, op: Op) -> Result<(), (StickyError, Op)> {
+        let Some(stream) = self.streams.get_mut(&stream) else { return Err((StickyError::LaunchFailed, op)) };
         if let Some(failure) = stream.health.failure() {
             return Err((failure, op));
         }

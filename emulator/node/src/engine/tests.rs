@@ -331,9 +331,9 @@ fn a_fault_ends_its_context_and_no_other() {
     engine.wait(bad);
     engine.wait(good);
     assert!(event.wait(number, Duration::ZERO));
-    assert_eq!(health.failure(), Some(Failure::LaunchFailed));
+    assert_eq!(health.failure(), Some(StickyError::LaunchFailed));
     assert_eq!(good_health.failure(), None);
-    assert_eq!(engine.submit(bad, launch("good", 1)), Err(Failure::LaunchFailed));
+    assert_eq!(engine.submit(bad, launch("good", 1)), Err(StickyError::LaunchFailed));
     let late = event.record();
     assert!(engine.submit(bad, Op::Record(Arc::clone(&event), late)).is_err());
     assert!(event.wait(late, Duration::ZERO));
@@ -345,7 +345,7 @@ fn a_panic_of_the_executor_is_a_failed_launch() {
     let (stream, health) = stream(&engine, StreamKind::NonBlocking);
     engine.submit(stream, launch("bad", 1)).unwrap();
     engine.wait(stream);
-    assert_eq!(health.failure(), Some(Failure::LaunchFailed));
+    assert_eq!(health.failure(), Some(StickyError::LaunchFailed));
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn blocks_that_wait_for_blocks_without_a_place_are_reported_not_hung_on() {
     let (stream, health) = stream(&engine, StreamKind::NonBlocking);
     engine.submit(stream, launch("k", 3)).unwrap();
     engine.wait(stream);
-    assert_eq!(health.failure(), Some(Failure::LaunchTimeout));
+    assert_eq!(health.failure(), Some(StickyError::LaunchTimeout));
 }
 
 #[test]

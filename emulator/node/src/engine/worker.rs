@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::health::{Failure, Health};
+use super::health::{Health, StickyError};
 use super::pause::{Abandoned, Pauses};
 use super::queue::{Op, Queues, Ready};
 use super::residency::{Place, Places};
@@ -108,7 +108,7 @@ impl Worker<'_> {
             if let Some((context, health)) = queues.to_stop() {
                 drop(queues);
                 // What comes later finds a context that has failed; the driver says that it is gone before it says so.
-                self.fail(context, &health, Failure::LaunchFailed);
+                self.fail(context, &health, StickyError::LaunchFailed);
                 self.shared.lock().stopped(context);
                 self.shared.done.notify_all();
                 self.rest.over();
@@ -162,7 +162,7 @@ impl Worker<'_> {
             "meshreduce emulator: {}: a stream waits for an event that a process has recorded which has ended before it happened",
             self.shared.setup.name
         );
-        self.fail(context, &health, Failure::LaunchTimeout);
+        self.fail(context, &health, StickyError::LaunchTimeout);
         self.rest.over();
     }
 
@@ -177,7 +177,7 @@ impl Worker<'_> {
         match op {
             Op::Run(run) => {
                 if catch_unwind(AssertUnwindSafe(run)).is_err() {
-                    self.fail(context, &health, Failure::LaunchFailed);
+                    self.fail(context, &health, StickyError::LaunchFailed);
                 }
                 self.complete(stream);
             }
@@ -246,7 +246,7 @@ impl Worker<'_> {
         let Ok(turn) = turn else {
             eprintln!("meshreduce emulator: {}: the executor failed (see the panic above)", setup.name);
             self.resident.push_back(resident);
-            return self.fail_grid(Failure::LaunchFailed);
+            return self.fail_grid(StickyError::LaunchFailed);
         };
         setup.instructions.fetch_add(turn.instructions, Ordering::Relaxed);
         match turn.end {
@@ -285,7 +285,7 @@ impl Worker<'_> {
     }
 
     /// Ends the context of the block that ran last.
-    fn fail_grid(&mut self, failure: Failure) {
+    fn fail_grid(&mut self, failure: StickyError) {
         let id = self.resident.back().map(|resident| resident.grid);
         let owner = self.grids.iter().find(|grid| Some(grid.id) == id);
         if let Some((context, health)) = owner.map(|grid| (grid.context, Arc::clone(&grid.health))) {
@@ -294,7 +294,7 @@ impl Worker<'_> {
     }
 
     /// Ends a context: its kernels, and what its streams have not started.
-    fn fail(&mut self, context: u64, health: &Health, failure: Failure) {
+    fn fail(&mut self, context: u64, health: &Health, failure: StickyError) {
         health.fail(failure);
         let (over, stay): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.grids).into_iter().partition(|grid| grid.context == context);
@@ -367,7 +367,7 @@ impl Worker<'_> {
         }
         let contexts: Vec<_> = stuck.iter().map(|grid| (grid.context, Arc::clone(&grid.health))).collect();
         for (context, health) in contexts {
-            self.fail(context, &health, Failure::LaunchTimeout);
+            self.fail(context, &health, StickyError::LaunchTimeout);
         }
         self.rest.over();
         true
@@ -378,11 +378,11 @@ fn wake(devices: Vec<Waker>) {
     devices.into_iter().for_each(Waker::wake);
 }
 
-fn failure(kind: &FaultKind) -> Failure {
+fn failure(kind: &FaultKind) -> StickyError {
     match kind {
-        FaultKind::OutOfBounds { .. } => Failure::IllegalAddress,
-        FaultKind::Misaligned { .. } => Failure::MisalignedAddress,
-        FaultKind::Trap | FaultKind::BarrierDivergence(_) => Failure::LaunchFailed,
+        FaultKind::OutOfBounds { .. } => StickyError::IllegalAddress,
+        FaultKind::Misaligned { .. } => StickyError::MisalignedAddress,
+        FaultKind::Trap | FaultKind::BarrierDivergence(_) => StickyError::LaunchFailed,
     }
 }
 

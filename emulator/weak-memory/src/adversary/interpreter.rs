@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::load::LoadOf;
 use super::model::{Model, StoreOf};
 use super::pending::Registers;
-use super::thread::{Poll, State, Stop, Thread};
+use super::thread::{Poll, State, StopReason, Thread};
 use super::uses::Uses;
 use meshreduce_emulator_ptx::semantics::convert::extend;
 use meshreduce_emulator_ptx::types::{Clock, Order, Scope, Space};
@@ -22,7 +22,7 @@ impl Thread {
         launch: &Arc<Launch>,
         uses: &Uses,
         mut accesses: u32,
-    ) -> Stop {
+    ) -> StopReason {
         let code = &launch.kernel.code[..];
         // Nobody synchronizes with what reaches no further than such a block.
         let alone = launch.block == [1; 3];
@@ -40,7 +40,7 @@ impl Thread {
         let stop = loop {
             straight -= 1;
             if straight == 0 {
-                break Stop::Budget;
+                break StopReason::Budget;
             }
             let step = &code[pc];
             if !(self.open.is_empty() && self.late.is_empty()) {
@@ -48,7 +48,7 @@ impl Thread {
                 if touched {
                     // Whoever waits for a load may wait long.
                     if !resumed && !model.calm && model.chance(96) {
-                        break Stop::Budget;
+                        break StopReason::Budget;
                     }
                     if let Err(stop) = self.come_to_use(model, uses.of(pc)) {
                         break stop;
@@ -67,11 +67,11 @@ impl Thread {
                         accesses = accesses.saturating_sub(1);
                         if self.idle >= 3 {
                             pc += 1;
-                            break Stop::Spinning;
+                            break StopReason::Spinning;
                         }
                         if accesses == 0 {
                             pc += 1;
-                            break Stop::Budget;
+                            break StopReason::Budget;
                         }
                     }
                     Err(stop) => break stop,
@@ -82,7 +82,7 @@ impl Thread {
                         accesses = accesses.saturating_sub(1);
                         if accesses == 0 {
                             pc += 1;
-                            break Stop::Budget;
+                            break StopReason::Budget;
                         }
                     }
                     Err(stop) => break stop,
@@ -92,7 +92,7 @@ impl Thread {
                         accesses = accesses.saturating_sub(1);
                         if self.idle >= 3 || accesses == 0 {
                             pc += 1;
-                            break if self.idle >= 3 { Stop::Spinning } else { Stop::Budget };
+                            break if self.idle >= 3 { StopReason::Spinning } else { StopReason::Budget };
                         }
                     }
                     Err(stop) => break stop,
@@ -123,17 +123,17 @@ impl Thread {
                 }
                 Op::Sleep => {
                     pc += 1;
-                    break Stop::Spinning;
+                    break StopReason::Spinning;
                 }
                 Op::Nothing => {}
-                Op::Trap => break Stop::Fault(FaultKind::Trap),
+                Op::Trap => break StopReason::Fault(FaultKind::Trap),
                 Op::Exit => {
                     self.bind(model, |open| open.access.strong);
                     self.open.clear();
-                    break self.perform(model, |_| true).err().unwrap_or(Stop::Exited);
+                    break self.perform(model, |_| true).err().unwrap_or(StopReason::Exited);
                 }
                 Op::Barrier(_) => {
-                    break self.hand_on(model, None).err().unwrap_or(Stop::Barrier);
+                    break self.hand_on(model, None).err().unwrap_or(StopReason::Barrier);
                 }
                 Op::WarpBarrier { a } => {
                     if let Err(stop) = self.hand_on(model, None) {
@@ -141,7 +141,7 @@ impl Thread {
                     }
                     self.state = State::AtWarpBarrier(self.slots[usize::from(*a)] as u32);
                     pc += 1;
-                    break Stop::WarpBarrier;
+                    break StopReason::WarpBarrier;
                 }
                 arithmetic => compute(arithmetic, &mut self.slots),
             }
@@ -153,7 +153,7 @@ impl Thread {
     }
 
     /// A load, lane by lane in any order. Returns whether others could notice it.
-    fn load(&mut self, model: &mut Model, launch: &Launch, load: &Load, pc: u32) -> Result<bool, Stop> {
+    fn load(&mut self, model: &mut Model, launch: &Launch, load: &Load, pc: u32) -> Result<bool, StopReason> {
         let Load { target, order, scope, noncoherent, ty, lanes, whole, d } = load;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
@@ -171,7 +171,12 @@ impl Thread {
                     else {
                         let nearest = format!("offset {at} of {} bytes", memory.len());
                         let access = "load";
-                        return Err(Stop::Fault(FaultKind::OutOfBounds { access, address, bytes, nearest }));
+                        return Err(StopReason::Fault(FaultKind::OutOfBounds {
+                            access,
+                            address,
+                            bytes,
+                            nearest,
+                        }));
                     };
                     let mut word = [0; 8];
                     word[..bytes as usize].copy_from_slice(from);
@@ -194,14 +199,14 @@ impl Thread {
                     }
                     let to = Registers { low: d[lane], high: whole.then_some(d[1]) };
                     let load = LoadOf { place, order, scope, noncoherent: *noncoherent, ty: *ty, to, pc };
-                    model.load(self, load).map_err(Stop::Found)?;
+                    model.load(self, load).map_err(StopReason::Found)?;
                 }
                 Ok(true)
             }
         }
     }
 
-    fn store(&mut self, model: &mut Model, store: &Store, pc: u32) -> Result<bool, Stop> {
+    fn store(&mut self, model: &mut Model, store: &Store, pc: u32) -> Result<bool, StopReason> {
         let Store { target, order, scope, ty, lanes, whole, a } = store;
         let bytes = ty.bytes();
         let lanes = usize::from(*lanes);
@@ -209,7 +214,7 @@ impl Thread {
         if space == Space::Local {
             for (lane, slot) in a[..lanes].iter().enumerate() {
                 let at = address + (lane as u64 * u64::from(bytes));
-                let at = self.local_range(at, bytes, "store").map_err(Stop::Fault)?;
+                let at = self.local_range(at, bytes, "store").map_err(StopReason::Fault)?;
                 let value = self.slots[usize::from(*slot)].to_le_bytes();
                 self.local[at..][..bytes as usize].copy_from_slice(&value[..bytes as usize]);
             }
@@ -235,7 +240,7 @@ impl Thread {
             let high = if *whole { u128::from(self.slots[usize::from(a[1])]) << 64 } else { 0 };
             let bits = u128::from(self.slots[usize::from(a[lane])]) | high;
             let store = StoreOf { place, order: *order, scope: strong_scope(*order, *scope), pc };
-            model.store(self, store, bits).map_err(Stop::Found)?;
+            model.store(self, store, bits).map_err(StopReason::Found)?;
         }
         Ok(true)
     }

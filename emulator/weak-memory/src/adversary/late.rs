@@ -7,20 +7,20 @@
 //!
 //! One that acquires must not synchronize with anything any more by then, for what followed it has gone on without. So it waits only
 //! where it could read now without, and its cell knows of it: whoever is about to write there what might release something has it
-//! take effect before ([`Stop::Held`]).
+//! take effect before ([`StopReason::Held`]).
 
 use super::history::Cell;
 use super::memory::{Location, Place};
 use super::model::{Issued, Model, StoreOf};
 use super::pending::{Late, Pending};
-use super::thread::{Poll, Stop, Thread};
+use super::thread::{Poll, StopReason, Thread};
 use meshreduce_emulator_ptx::semantics::atomic::AtomicOp;
 use meshreduce_emulator_ptx::semantics::convert::extend;
 use meshreduce_emulator_ptx::types::{Order, Scope};
 use meshreduce_emulator_ptx::{Atomic, Slot};
 
 impl Thread {
-    pub(super) fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), Stop> {
+    pub(super) fn atomic(&mut self, model: &mut Model, atomic: &Atomic, pc: u32) -> Result<(), StopReason> {
         let Atomic { target, order, scope, op, ty, d, a, b } = atomic;
         let (space, address) = self.resolve(target, ty.bytes(), "atomic")?;
         let place = self.place(&model.memory, space, address, ty.bytes(), "atomic")?;
@@ -48,7 +48,7 @@ impl Thread {
             who,
             knowledge: self.knowledge.clone(),
         };
-        let defer = model.temper.defer;
+        let defer = model.relaxation.defer;
         // What releases something, too, acts at once, for others that wait to acquire here.
         let may_wait = !acquires || !self.may_release(model, &place, *order, true) && model.can_wait(&late);
         if !model.calm && model.chance(defer) && may_wait {
@@ -69,10 +69,10 @@ impl Thread {
         place: &Place,
         order: Order,
         chained: bool,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), StopReason> {
         let others = |cell: &Cell| cell.acquirers.iter().any(|&thread| thread != self.number);
         match others(model.memory.cell(place.word)) && self.may_release(model, place, order, chained) {
-            true => Err(Stop::Held(place.word)),
+            true => Err(StopReason::Held(place.word)),
             false => Ok(()),
         }
     }
@@ -86,7 +86,7 @@ impl Thread {
             || chained && goes_on(model.memory.cell(place.word))
     }
 
-    fn take_effect(&mut self, model: &mut Model, late: &Late, waited: bool) -> Result<(), Stop> {
+    fn take_effect(&mut self, model: &mut Model, late: &Late, waited: bool) -> Result<(), StopReason> {
         let &Late { place, order, scope, op, ty, d, operands: (x, y), who, .. } = late;
         let update = |old: u64| {
             let fails = op == AtomicOp::CompareSwap && extend(old, ty) != extend(x, ty);
@@ -94,7 +94,7 @@ impl Thread {
         };
         let issued = Issued { who, knowledge: &late.knowledge, reduction: d.is_none(), waited };
         let store = StoreOf { place, order, scope, pc: who.pc };
-        let old = model.atomic(self, store, issued, update).map_err(Stop::Found)?;
+        let old = model.atomic(self, store, issued, update).map_err(StopReason::Found)?;
         if let Some(d) = d {
             self.set(d, extend(old, ty));
         }
@@ -102,7 +102,11 @@ impl Thread {
     }
 
     /// Has the waiting atomics that `which` names take effect.
-    pub(super) fn perform(&mut self, model: &mut Model, which: impl Fn(&Late) -> bool) -> Result<(), Stop> {
+    pub(super) fn perform(
+        &mut self,
+        model: &mut Model,
+        which: impl Fn(&Late) -> bool,
+    ) -> Result<(), StopReason> {
         while let Some(at) = self.late.iter().position(&which) {
             let Late { place, order, .. } = self.late[at];
             if self.late[at].acquires() {
@@ -117,7 +121,7 @@ impl Thread {
     }
 
     /// Before the thread comes to a place again: what is open there is decided.
-    pub(super) fn come_to(&mut self, model: &mut Model, location: Location) -> Result<(), Stop> {
+    pub(super) fn come_to(&mut self, model: &mut Model, location: Location) -> Result<(), StopReason> {
         if !self.open.is_empty() {
             self.bind(model, |open| open.place.location().meets(location));
         }
@@ -125,13 +129,13 @@ impl Thread {
     }
 
     /// Before an instruction that concerns `slots`: they have their values.
-    pub(super) fn come_to_use(&mut self, model: &mut Model, slots: &[Slot]) -> Result<(), Stop> {
+    pub(super) fn come_to_use(&mut self, model: &mut Model, slots: &[Slot]) -> Result<(), StopReason> {
         self.bind(model, |open: &Pending| open.to.iter().any(|slot| slots.contains(&slot)));
         self.perform(model, |late| late.d.is_some_and(|d| slots.contains(&d)))
     }
 
     /// Something is handed on that others may synchronize with, or a fence ends acquire patterns at its scope.
-    pub(super) fn hand_on(&mut self, model: &mut Model, fence: Option<Scope>) -> Result<(), Stop> {
+    pub(super) fn hand_on(&mut self, model: &mut Model, fence: Option<Scope>) -> Result<(), StopReason> {
         self.perform(model, |_| true)?;
         self.expose(model, fence);
         Ok(())

@@ -4,9 +4,9 @@ use super::history::{Access, Closing, Exposed, Reader, Write};
 use super::memory::{Location, Place, WordId, bits_of};
 use super::model::{Model, Pattern};
 use super::pending::{Pending, Registers};
-use super::report::{Finding, Glimpse};
+use super::report::{Finding, UnsynchronizedRead};
 use super::thread::Thread;
-use super::trace::What;
+use super::trace::AccessKind;
 use super::view::Knowledge;
 use meshreduce_emulator_ptx::semantics::convert::extend;
 use meshreduce_emulator_ptx::types::{Order, Scope, Type};
@@ -66,7 +66,7 @@ impl Model {
             acquire,
             exposed: false,
         };
-        let defer = self.temper.defer;
+        let defer = self.relaxation.defer;
         if !load.noncoherent
             && self.chance(defer)
             && (!acquire || !self.calm && self.can_close(&open, &open.closings))
@@ -163,8 +163,9 @@ impl Model {
         if let Some(high) = open.to.high {
             thread.set(high, (bits >> 64) as u64);
         }
-        self.trace
-            .add(self.now, What::Load, &access, word, bits, || write.as_ref().map(|write| write.access.who));
+        self.trace.add(self.now, AccessKind::Load, &access, word, bits, || {
+            write.as_ref().map(|write| write.access.who)
+        });
         match write {
             Some(write) if !open.noncoherent => {
                 let pattern = if open.acquire { Pattern::Closes } else { Pattern::Opens };
@@ -213,7 +214,7 @@ impl Model {
             candidates.retain(|write| !write.as_ref().is_some_and(late));
         }
         debug_assert!(!candidates.is_empty(), "what waits can always read without synchronizing");
-        let stale = self.temper.stale;
+        let stale = self.relaxation.stale;
         let at = match candidates.len() {
             0 | 1 => 0,
             _ if self.calm || !self.chance(stale) => 0,
@@ -245,7 +246,7 @@ impl Model {
         if !access.morally_strong(&write.access) {
             if new {
                 let Access { strong, scope, .. } = *access;
-                thread.glimpse(Glimpse {
+                thread.note_unsynchronized(UnsynchronizedRead {
                     at: me,
                     of: write.access,
                     word,
@@ -286,7 +287,15 @@ impl Model {
         if new && !synchronized {
             let released = write.releases.is_some();
             let Access { strong, scope, .. } = *access;
-            thread.glimpse(Glimpse { at: me, of: write.access, word, strong, scope, acquire, released });
+            thread.note_unsynchronized(UnsynchronizedRead {
+                at: me,
+                of: write.access,
+                word,
+                strong,
+                scope,
+                acquire,
+                released,
+            });
         }
     }
 }

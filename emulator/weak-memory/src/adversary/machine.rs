@@ -7,7 +7,7 @@ use super::model::Model;
 use super::pending::Late;
 use super::report::{Finding, ReportKind, no_edge};
 use super::schedule::Schedule;
-use super::thread::{State, Stop, Thread};
+use super::thread::{State, StopReason, Thread};
 use super::uses::Uses;
 use super::view::{Knowledge, View};
 use meshreduce_emulator_ptx::{BARRIERS, BarrierKind, FaultKind, Launch, Op, Slot, Votes, WARP};
@@ -187,25 +187,27 @@ impl Machine {
         let Block { launch, uses, .. } = &self.blocks[block];
         let before = thread.events;
         match thread.run(&mut self.model, launch, uses, accesses) {
-            Stop::Budget => {}
-            Stop::Spinning => self.schedule.yielded(number),
-            Stop::Exited => self.exit(number)?,
-            Stop::Barrier => self.arrive(number)?,
-            Stop::WarpBarrier => {
+            StopReason::Budget => {}
+            StopReason::Spinning => self.schedule.yielded(number),
+            StopReason::Exited => self.exit(number)?,
+            StopReason::Barrier => self.arrive(number)?,
+            StopReason::WarpBarrier => {
                 self.suspend(number);
                 self.release_warp(block, self.threads[number as usize].index / WARP as u16);
             }
-            Stop::Held(word) => {
+            StopReason::Held(word) => {
                 for other in 0..self.threads.len() {
                     let here = |late: &Late| late.acquires() && late.place.word == word;
                     // Whoever waits to acquire releases nothing, and so waits for nobody.
-                    if let Err(Stop::Found(finding)) = self.threads[other].perform(&mut self.model, here) {
+                    if let Err(StopReason::Found(finding)) =
+                        self.threads[other].perform(&mut self.model, here)
+                    {
                         return Err(self.with_edges(finding));
                     }
                 }
             }
-            Stop::Found(finding) => return Err(self.with_edges(finding)),
-            Stop::Fault(kind) => return Err(self.fault(number, &kind)),
+            StopReason::Found(finding) => return Err(self.with_edges(finding)),
+            StopReason::Fault(kind) => return Err(self.fault(number, &kind)),
         }
         if self.threads[number as usize].events != before {
             self.prune(number);
@@ -425,15 +427,15 @@ impl Machine {
     fn with_edges(&self, mut finding: Box<Finding>) -> Box<Finding> {
         let Some((first, second)) = finding.pair else { return finding };
         let members = self.blocks[second.block as usize].members.iter();
-        let all = members.flat_map(|&member| self.threads[member as usize].glimpses.iter());
+        let all = members.flat_map(|&member| self.threads[member as usize].unsynchronized.iter());
         // The racing read itself explains nothing.
         let near: Vec<_> = all
-            .filter(|glimpse| glimpse.of.who.device == first.device && !finding.words.contains(&glimpse.word))
+            .filter(|read| read.of.who.device == first.device && !finding.words.contains(&read.word))
             .collect();
-        for glimpse in near.iter().take(3) {
-            finding.story += &no_edge(&self.model.book, &self.model.memory, glimpse);
-            finding.threads.push(glimpse.at.event.0);
-            finding.words.push(glimpse.word);
+        for read in near.iter().take(3) {
+            finding.story += &no_edge(&self.model.book, &self.model.memory, read);
+            finding.threads.push(read.at.event.0);
+            finding.words.push(read.word);
         }
         finding
     }

@@ -19,13 +19,13 @@ use super::memory::{Location, Memory, Place, WordId, bits_of};
 use super::pending::Late;
 use super::report::Finding;
 use super::thread::Thread;
-use super::trace::{Trace, What};
+use super::trace::{AccessKind, Trace};
 use super::view::{Knowledge, View};
 use meshreduce_emulator_ptx::types::{Order, Scope};
 
 /// How far the model strays from sequential consistency, in 256ths. Drawn once from the seed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Temper {
+pub(super) struct Relaxation {
     /// A load is left open.
     pub(super) defer: u32,
     /// A read looks beyond the latest write.
@@ -37,7 +37,7 @@ pub(super) struct Temper {
 pub(super) struct Model {
     pub(super) memory: Memory,
     pub(super) random: ChaCha8Rng,
-    pub(super) temper: Temper,
+    pub(super) relaxation: Relaxation,
     pub(super) detect_races: bool,
     pub(super) book: Book,
     pub(super) trace: Trace,
@@ -91,7 +91,7 @@ impl Model {
     pub(super) fn new(seed: u64, detect_races: bool, trace: bool) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut pick = |of: &[u32]| of[random.next_u32() as usize % of.len()];
-        let temper = Temper {
+        let relaxation = Relaxation {
             defer: pick(&[0, 64, 160, 240]),
             stale: pick(&[16, 96, 160, 220]),
             early: pick(&[0, 32, 96]),
@@ -99,7 +99,7 @@ impl Model {
         Self {
             memory: Memory::default(),
             random,
-            temper,
+            relaxation,
             detect_races,
             book: Book::default(),
             trace: Trace::new(trace),
@@ -142,7 +142,7 @@ impl Model {
             let view = View { at: who.event, knowledge: thread.knowledge.clone() };
             write.releases = releases(thread, view, store.place.location(), &access, store.order, None);
         }
-        self.trace.add(self.now, What::Store, &access, word, bits, || None);
+        self.trace.add(self.now, AccessKind::Store, &access, word, bits, || None);
         let settled = self.memory.settled(word);
         let cell = self.memory.cell(word);
         let location = store.place.location();
@@ -156,7 +156,7 @@ impl Model {
         if (before ^ value) & bits_of(access.mask) != 0 {
             self.progress = self.now;
         }
-        let early = self.temper.early;
+        let early = self.relaxation.early;
         let early = racing && !self.calm && self.chance(early);
         self.memory.cell(word).insert(write, early);
         thread.idle = 0;
@@ -192,7 +192,7 @@ impl Model {
         let whole = source.as_ref().map_or(self.memory.settled(word), |write| write.value);
         // Of at most eight bytes.
         let old = ((whole & bits_of(access.mask)) >> shift) as u64;
-        self.trace.add(self.now, What::Atomic, &access, word, old.into(), || {
+        self.trace.add(self.now, AccessKind::Atomic, &access, word, old.into(), || {
             source.as_ref().map(|write| write.access.who)
         });
         let pattern = match (acquire, reduction) {

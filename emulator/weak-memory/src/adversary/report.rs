@@ -104,7 +104,7 @@ pub(super) struct Finding {
 
 /// A read that saw a write of another thread without an edge.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Glimpse {
+pub(super) struct UnsynchronizedRead {
     pub(super) at: Who,
     pub(super) of: Access,
     pub(super) word: WordId,
@@ -137,19 +137,19 @@ pub(super) fn conflict(book: &Book, memory: &Memory, word: WordId, conflict: &Co
 }
 
 /// Why a read that saw a write made no edge.
-pub(super) fn no_edge(book: &Book, memory: &Memory, glimpse: &Glimpse) -> String {
-    let (at, of) = (&glimpse.at, &glimpse.of.who);
-    let why = if !glimpse.of.strong {
+pub(super) fn no_edge(book: &Book, memory: &Memory, read: &UnsynchronizedRead) -> String {
+    let (at, of) = (&read.at, &read.of.who);
+    let why = if !read.of.strong {
         "the write is weak"
-    } else if !includes(glimpse.of.scope, of, at) {
+    } else if !includes(read.of.scope, of, at) {
         "the write's scope does not include the reader"
-    } else if !glimpse.strong {
+    } else if !read.strong {
         "the read is weak"
-    } else if !includes(glimpse.scope, at, of) {
+    } else if !includes(read.scope, at, of) {
         "the read's scope does not include the writer"
-    } else if !glimpse.released {
+    } else if !read.released {
         "the write does not release"
-    } else if !glimpse.acquire {
+    } else if !read.acquire {
         "the read does not acquire"
     } else {
         "release and acquire have scopes that do not include each other"
@@ -157,7 +157,7 @@ pub(super) fn no_edge(book: &Book, memory: &Memory, glimpse: &Glimpse) -> String
     format!(
         "  no edge: {} has read {} at {}\n    from {}, {}\n    but {why}\n",
         book.name(at),
-        memory.describe(glimpse.word, glimpse.of.mask),
+        memory.describe(read.word, read.of.mask),
         book.place(at),
         book.name(of),
         book.place(of),

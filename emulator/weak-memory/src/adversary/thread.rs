@@ -3,7 +3,7 @@
 use super::history::{Release, Who};
 use super::memory::{Location, Memory, Place, WordId};
 use super::pending::{Late, Pending};
-use super::report::{Finding, Glimpse};
+use super::report::{Finding, UnsynchronizedRead};
 use super::view::{Event, Knowledge, View};
 use meshreduce_emulator_ptx::types::Space;
 use meshreduce_emulator_ptx::{Address, FaultKind, Slot, window};
@@ -38,7 +38,7 @@ pub(super) struct Thread {
     /// Release patterns that a strong read observed without acquiring them.
     pub(super) seen: Vec<(Location, Release)>,
     /// Reads that saw another thread's write but did not synchronize, for the report.
-    pub(super) glimpses: Vec<Glimpse>,
+    pub(super) unsynchronized: Vec<UnsynchronizedRead>,
     /// Strong reads in a row that brought nothing new.
     pub(super) idle: u32,
     /// The last strong reads, for the report of a wait that never ends: where, what, value.
@@ -63,7 +63,7 @@ pub(super) enum State {
 
 /// Why a thread stopped running.
 #[derive(Debug)]
-pub(super) enum Stop {
+pub(super) enum StopReason {
     /// Its share is used up.
     Budget,
     /// It reads again what it has read.
@@ -149,15 +149,15 @@ impl Thread {
         self.waits[usize::from(slot)] = false;
     }
 
-    pub(super) fn glimpse(&mut self, glimpse: Glimpse) {
-        let same = |known: &&mut Glimpse| known.at.pc == glimpse.at.pc && known.word == glimpse.word;
-        match self.glimpses.iter_mut().find(same) {
-            Some(known) => *known = glimpse,
+    pub(super) fn note_unsynchronized(&mut self, read: UnsynchronizedRead) {
+        let same = |known: &&mut UnsynchronizedRead| known.at.pc == read.at.pc && known.word == read.word;
+        match self.unsynchronized.iter_mut().find(same) {
+            Some(known) => *known = read,
             None => {
-                if self.glimpses.len() == 16 {
-                    self.glimpses.remove(0);
+                if self.unsynchronized.len() == 16 {
+                    self.unsynchronized.remove(0);
                 }
-                self.glimpses.push(glimpse);
+                self.unsynchronized.push(read);
             }
         }
     }
@@ -205,10 +205,10 @@ impl Thread {
         target: &Address,
         bytes: u32,
         access: &'static str,
-    ) -> Result<(Space, u64), Stop> {
+    ) -> Result<(Space, u64), StopReason> {
         let address = target.of(&self.slots);
         if address & u64::from(bytes - 1) != 0 {
-            return Err(Stop::Fault(FaultKind::Misaligned { access, address, bytes }));
+            return Err(StopReason::Fault(FaultKind::Misaligned { access, address, bytes }));
         }
         Ok(window::resolve(target.space, address))
     }
@@ -220,11 +220,11 @@ impl Thread {
         address: u64,
         bytes: u32,
         access: &'static str,
-    ) -> Result<Place, Stop> {
+    ) -> Result<Place, StopReason> {
         let place = match space {
             Space::Shared => memory.hidden_place(self.shared, address, bytes),
             _ => memory.place(address, bytes),
         };
-        place.map_err(|nearest| Stop::Fault(FaultKind::OutOfBounds { access, address, bytes, nearest }))
+        place.map_err(|nearest| StopReason::Fault(FaultKind::OutOfBounds { access, address, bytes, nearest }))
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Trace {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum AccessKind {
     Load,
     Store,
     Atomic,
@@ -26,7 +26,7 @@ pub(super) enum What {
 #[derive(Clone, Copy, Debug)]
 struct Step {
     now: u64,
-    what: What,
+    what: AccessKind,
     who: Who,
     word: WordId,
     mask: u16,
@@ -44,7 +44,7 @@ impl Trace {
     pub(super) fn add(
         &mut self,
         now: u64,
-        what: What,
+        what: AccessKind,
         access: &Access,
         word: WordId,
         value: u128,
@@ -68,7 +68,7 @@ impl Trace {
     /// A thread passes a barrier of its block.
     pub(super) fn pass(&mut self, now: u64, who: Who, barrier: u64) {
         if self.on {
-            let (what, word) = (What::Barrier, WordId { allocation: u32::MAX, index: 0 });
+            let (what, word) = (AccessKind::Barrier, WordId { allocation: u32::MAX, index: 0 });
             self.push(Step {
                 now,
                 what,
@@ -116,7 +116,7 @@ impl Trace {
                 known.who.event.0 == step.who.event.0
                     && (known.who.pc, known.word, known.value) == (step.who.pc, step.word, step.value)
                     && known.who.launch == step.who.launch
-                    && step.what == What::Load
+                    && step.what == AccessKind::Load
             };
             match lines[recent..].iter_mut().rev().find(same) {
                 Some((_, count)) => *count += 1,
@@ -130,10 +130,10 @@ impl Trace {
         for (step, count) in &lines[lines.len().saturating_sub(most)..] {
             let (now, name, place) = (step.now, book.name(&step.who), book.place(&step.who));
             let verb = match step.what {
-                What::Load => "reads",
-                What::Store => "writes",
-                What::Atomic => "updates",
-                What::Barrier => {
+                AccessKind::Load => "reads",
+                AccessKind::Store => "writes",
+                AccessKind::Atomic => "updates",
+                AccessKind::Barrier => {
                     out.push(format!(
                         "{now:>9}  {name}: passes barrier {}\n             {place}",
                         step.value

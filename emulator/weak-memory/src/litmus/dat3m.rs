@@ -15,7 +15,7 @@ use super::condition::Condition;
 use super::draft::Draft;
 use super::error::{LitmusError, LitmusErrorKind as Kind};
 use super::outcome::Observable;
-use super::program::{Home, Litmus, Location, Register, Verdict, Width};
+use super::program::{Expectation, Home, Litmus, Location, Register, Width};
 use super::text::{is_name, number};
 
 /// Whether a text is in this format.
@@ -307,7 +307,7 @@ impl Reader {
     }
 
     /// The condition that is asked about, and how.
-    fn condition(&mut self, text: &str) -> Result<Verdict, Kind> {
+    fn condition(&mut self, text: &str) -> Result<Expectation, Kind> {
         let text = text.trim().trim_end_matches(';').trim();
         let (filter, text) = match text.strip_prefix("filter") {
             None => (None, text),
@@ -327,7 +327,7 @@ impl Reader {
             condition = Condition::And(Box::new(self.parsed(filter)?), Box::new(condition));
         }
         self.draft.condition = Some(condition);
-        Ok(Verdict::Asked(some))
+        Ok(Expectation::Asked(some))
     }
 
     fn parsed(&mut self, text: &str) -> Result<Condition, Kind> {

@@ -4,7 +4,7 @@ use super::condition::Condition;
 use super::error::LitmusErrorKind as Kind;
 use super::instruction::{Names, instruction};
 use super::outcome::Observable;
-use super::program::{Home, Litmus, Location, Op, Participants, Thread, Verdict, Width};
+use super::program::{Expectation, Home, Litmus, Location, Op, Participants, Thread, Width};
 use super::scalars::scalars;
 use super::text::{is_name, keyword, number};
 use super::together;
@@ -46,9 +46,13 @@ pub(super) struct Draft {
 
 impl Draft {
     /// Takes a line of the test. The verdict, which is the last one, is returned.
-    pub(super) fn line_of(&mut self, line: u32, content: &str) -> Result<Option<(Verdict, String)>, Kind> {
+    pub(super) fn line_of(
+        &mut self,
+        line: u32,
+        content: &str,
+    ) -> Result<Option<(Expectation, String)>, Kind> {
         let after = |word: &str| content.strip_prefix(word).and_then(|rest| rest.strip_prefix(':'));
-        for (word, verdict) in [("allowed", Verdict::Allowed), ("forbidden", Verdict::Forbidden)] {
+        for (word, verdict) in [("allowed", Expectation::Allowed), ("forbidden", Expectation::Forbidden)] {
             if let Some(reason) = after(word) {
                 return Ok(Some((verdict, reason.trim().to_owned())));
             }
@@ -253,7 +257,12 @@ impl Draft {
         }
     }
 
-    pub(super) fn finish(mut self, verdict: Verdict, reason: String, rounds: usize) -> Result<Litmus, Kind> {
+    pub(super) fn finish(
+        mut self,
+        verdict: Expectation,
+        reason: String,
+        rounds: usize,
+    ) -> Result<Litmus, Kind> {
         let missing = |part| Kind::Missing { test: self.name.clone(), part };
         if reason.is_empty() {
             return Err(missing("reason for its verdict"));

@@ -7,7 +7,7 @@ use super::enumerate::{Allowed, explore};
 use super::interleave::interleave;
 use super::kernel::{DeviceKernel, KernelError, addressed, kernels};
 use super::outcome::Outcome;
-use super::program::{Home, Litmus, Location, Op, Verdict, Width};
+use super::program::{Expectation, Home, Litmus, Location, Op, Width};
 use crate::adversary::{Options, Report, ReportKind, Session};
 use meshreduce_emulator_ptx::Launch;
 
@@ -130,9 +130,9 @@ impl Judgement {
     /// Whether the stated verdicts are the enumerator's. Who only asks has stated none about the condition.
     pub fn verdict_holds(&self, litmus: &Litmus) -> bool {
         let condition = match litmus.verdict {
-            Verdict::Allowed => self.possible,
-            Verdict::Forbidden => !self.possible,
-            Verdict::Asked(_) => true,
+            Expectation::Allowed => self.possible,
+            Expectation::Forbidden => !self.possible,
+            Expectation::Asked(_) => true,
         };
         condition
             && litmus.racy.is_none_or(|racy| racy == self.allowed.racy)

@@ -46,7 +46,7 @@ pub use kernel::{DeviceKernel, KernelError, kernels};
 pub use outcome::{Observable, Outcome};
 pub use parse::{parse, parse_bounded};
 pub use program::{
-    Fence, Function, Home, Instruction, Litmus, Location, Op, Operand, Order, Participants, Proxy, Reduce,
-    Register, Rmw, Scope, Thread, Verdict, Vote, Width,
+    Expectation, Fence, Function, Home, Instruction, Litmus, Location, Op, Operand, Order, Participants,
+    Proxy, Reduce, Register, Rmw, Scope, Thread, Vote, Width,
 };
 pub use random::{Comparison, compare, random, shrink};

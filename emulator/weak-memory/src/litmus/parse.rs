@@ -14,7 +14,7 @@ type Kind = LitmusErrorKind;
 /// Parses the tests of a text, which is in the format of this crate or of Dat3M. `file` is its name for errors.
 ///
 /// ```
-/// use meshreduce_emulator_weak_memory::litmus::{Verdict, enumerate, parse};
+/// use meshreduce_emulator_weak_memory::litmus::{Expectation, enumerate, parse};
 /// let tests = parse(
 ///     "message passing",
 ///     "test mp
@@ -30,7 +30,7 @@ type Kind = LitmusErrorKind;
 ///      forbidden: what acquires the flag sees the data
 ///     ",
 /// )?;
-/// assert_eq!(tests[0].verdict, Verdict::Forbidden);
+/// assert_eq!(tests[0].verdict, Expectation::Forbidden);
 /// assert!(!enumerate(&tests[0]).iter().any(|outcome| tests[0].condition.holds(outcome)));
 /// # Ok::<(), meshreduce_emulator_weak_memory::litmus::LitmusError>(())
 /// ```

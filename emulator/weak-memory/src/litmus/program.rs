@@ -21,7 +21,7 @@ pub struct Litmus {
     /// Who takes part in a barrier that names no count.
     pub participants: Participants,
     /// What the test claims.
-    pub verdict: Verdict,
+    pub verdict: Expectation,
     /// Why that is so, in one line.
     pub reason: String,
     /// Whether some execution has a data race, if the test claims one or the other.
@@ -55,7 +55,7 @@ pub enum Participants {
 
 /// What a test claims about its condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Expectation {
     /// Some execution that the model allows ends in such a state.
     Allowed,
     /// None does.

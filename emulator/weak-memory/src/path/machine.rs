@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::PathError;
 use super::graph::{ENTRY, Graph, Moment, Who};
 use super::memory::{Memory, Owner, Words};
-use super::thread::{Code, State, Stop, Thread, World};
+use super::thread::{Code, State, StopReason, Thread, World};
 use crate::adversary::Session;
 use meshreduce_emulator_ptx::{BARRIERS, Barrier, BarrierKind, Kernel, Launch, Op, Slot, Votes, WARP};
 
@@ -169,16 +169,16 @@ impl Block {
     fn turn(&mut self, at: usize, world: &mut World) -> Result<(), String> {
         let thread = &mut self.threads[at];
         match thread.run(world, &self.code, &mut self.shared)? {
-            Stop::Look => thread.state = State::Looking,
-            Stop::Exited => {
+            StopReason::Look => thread.state = State::Looking,
+            StopReason::Exited => {
                 thread.state = State::Exited;
                 self.release_warp(at, world);
             }
-            Stop::WarpBarrier(mask) => {
+            StopReason::WarpBarrier(mask) => {
                 thread.state = State::AtWarpBarrier(mask);
                 self.release_warp(at, world);
             }
-            Stop::Barrier => self.arrive(at, world)?,
+            StopReason::Barrier => self.arrive(at, world)?,
         }
         Ok(())
     }

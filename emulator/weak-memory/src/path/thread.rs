@@ -50,7 +50,7 @@ pub(super) struct World {
 }
 
 /// Why a thread stopped running.
-pub(super) enum Stop {
+pub(super) enum StopReason {
     /// It is about to look at what others may store.
     Look,
     Barrier,
@@ -143,7 +143,12 @@ impl Thread {
     ///
     /// # Errors
     /// What it must not do.
-    pub(super) fn run(&mut self, world: &mut World, code: &Code, shared: &mut Words) -> Result<Stop, String> {
+    pub(super) fn run(
+        &mut self,
+        world: &mut World,
+        code: &Code,
+        shared: &mut Words,
+    ) -> Result<StopReason, String> {
         let launch = &code.launch;
         let mut left = STRAIGHT;
         loop {
@@ -170,7 +175,7 @@ impl Thread {
             match &step.op {
                 Op::Load(load) => {
                     if self.must_wait(load.target.space, load.order, load.target.base) {
-                        return Ok(Stop::Look);
+                        return Ok(StopReason::Look);
                     }
                     self.load(world, code, shared, load)?;
                 }
@@ -179,7 +184,7 @@ impl Thread {
                     // One without a result sees nothing.
                     let order = if atomic.d.is_some() { atomic.order } else { Order::Weak };
                     if self.must_wait(atomic.target.space, order, atomic.target.base) {
-                        return Ok(Stop::Look);
+                        return Ok(StopReason::Look);
                     }
                     self.atomic(world, code, shared, atomic)?;
                 }
@@ -198,13 +203,13 @@ impl Thread {
                 Op::Clock { d, .. } => self.set(*d, world.instructions, self.control),
                 Op::Sleep | Op::Nothing => {}
                 Op::Trap => return Err("trap".to_owned()),
-                Op::Exit => return Ok(Stop::Exited),
-                Op::Barrier(_) => return Ok(Stop::Barrier),
+                Op::Exit => return Ok(StopReason::Exited),
+                Op::Barrier(_) => return Ok(StopReason::Barrier),
                 Op::WarpBarrier { a } => {
                     let mask = self.get(*a) as u32;
                     self.control = self.begin(code, &world.graph);
                     self.pc += 1;
-                    return Ok(Stop::WarpBarrier(mask));
+                    return Ok(StopReason::WarpBarrier(mask));
                 }
                 arithmetic => {
                     let moment = self.moment(reads, &world.graph);

@@ -11,8 +11,8 @@ use super::super::join::Joined;
 use super::super::keys::look_for;
 use super::super::meet;
 use super::super::roster::{ROSTER, Roster};
-use super::super::session::{Session, Stop};
-use super::super::verdict::{Failure, Step, Verdict};
+use super::super::session::{Session, StepError};
+use super::super::verdict::{RendezvousFailure, Step, Verdict};
 use super::super::waiting::Waiting;
 use super::{Meeting, Number, SHORT, dead_member, live_member, member_elsewhere};
 use crate::error::Error;
@@ -57,7 +57,7 @@ fn down() -> StoreError {
 
 /// What `rendezvous` does with a rank that has met a store error.
 fn as_rendezvous_gives_up(session: &Session<'_>, error: &Error) {
-    let own = Verdict::Failed(Failure::of(session.rank, error));
+    let own = Verdict::Failed(RendezvousFailure::of(session.rank, error));
     let verdict = session.propose(&own).unwrap_or(own);
     let _ = session.acknowledge(&verdict).and_then(|()| session.all_acknowledged(&verdict, SHORT));
 }
@@ -81,7 +81,7 @@ fn a_store_that_was_down_for_a_moment_is_good_for_a_retry() {
     is_down.store(true, Ordering::SeqCst);
     for session in &mut sessions {
         match session.exchange(Step::First, &Number(1)).unwrap_err() {
-            Stop::Local(error) => as_rendezvous_gives_up(session, &error),
+            StepError::Local(error) => as_rendezvous_gives_up(session, &error),
             other => panic!("{other:?}"),
         }
     }
@@ -118,7 +118,7 @@ fn a_newcomer_that_tells_of_its_predecessors_death_leaves_no_key() {
                 && key.ends_with("/verdict")
                 && let Some(mut first) = first.lock().unwrap().take()
             {
-                let Stop::Verdict(verdict) = first.exchange(Step::First, &Number(0)).unwrap_err() else {
+                let StepError::Verdict(verdict) = first.exchange(Step::First, &Number(0)).unwrap_err() else {
                     panic!()
                 };
                 first.acknowledge(&verdict).unwrap();
@@ -259,7 +259,7 @@ fn a_note_that_is_out_of_date_does_not_excuse_a_dead_rank() {
     meeting.store.set(&zero.waiting_key(1), &note.to_bytes()).unwrap();
     meeting.store.set(&zero.rank_key(Step::Second, 3), &Number(1).to_bytes()).unwrap();
     match zero.exchange(Step::Second, &Number(0)).unwrap_err() {
-        Stop::Verdict(Verdict::Failed(Failure::Missing { ranks, step, .. })) => {
+        StepError::Verdict(Verdict::Failed(RendezvousFailure::Missing { ranks, step, .. })) => {
             assert!(
                 ranks.contains(&1) && step == Step::Second,
                 "rank 1 is gone; named are {ranks:?} in {step:?}"
@@ -279,9 +279,9 @@ fn a_dead_rank_is_found_within_a_tenth_of_a_second_also_while_another_is_waited_
     meeting.store.set(&zero.rank_key(Step::First, 1), &Number(1).to_bytes()).unwrap();
     let start = Instant::now();
     match zero.exchange(Step::First, &Number(0)).unwrap_err() {
-        Stop::Verdict(Verdict::Failed(failure)) => {
+        StepError::Verdict(Verdict::Failed(failure)) => {
             assert!(
-                matches!(failure, Failure::Died { rank: 1, .. }),
+                matches!(failure, RendezvousFailure::Died { rank: 1, .. }),
                 "{failure:?} after {:?}",
                 start.elapsed()
             );
@@ -316,8 +316,10 @@ fn an_old_verdict_is_not_heard_for_longer_than_the_timeout() {
     let roster = Roster { opened: roster.opened + 3_600_000, ..roster };
     meeting.store.set(ROSTER, &roster.to_bytes()).unwrap();
     let zero = Session::new(&meeting.store, member_elsewhere(), roster, 0, SHORT);
-    let failed =
-        Verdict::Failed(Failure::Rank { rank: 0, message: "of the job that was here before".into() });
+    let failed = Verdict::Failed(RendezvousFailure::Rank {
+        rank: 0,
+        message: "of the job that was here before".into(),
+    });
     zero.propose(&failed).unwrap();
     zero.acknowledge(&failed).unwrap();
     std::thread::sleep(5 * SHORT);
@@ -334,7 +336,7 @@ fn a_rank_with_another_world_size_leaves_nothing_to_its_next_try() {
     let mut zero = meeting.join(0, 2, 10 * SHORT).unwrap();
     let error = meeting.join(1, 4, SHORT).map(|_| ()).unwrap_err();
     assert!(matches!(error, Error::ConfiguredDifferently { .. }));
-    let Stop::Verdict(verdict) = zero.exchange(Step::First, &Number(0)).unwrap_err() else { panic!() };
+    let StepError::Verdict(verdict) = zero.exchange(Step::First, &Number(0)).unwrap_err() else { panic!() };
     zero.acknowledge(&verdict).unwrap();
     zero.all_acknowledged(&verdict, 5 * SHORT).unwrap();
     let left = meeting.keys();
@@ -351,11 +353,11 @@ fn a_rank_with_another_world_size_leaves_nothing_to_its_next_try() {
 fn a_rank_that_was_given_up_learns_that_and_does_not_blame_the_others() {
     let meeting = Meeting::new();
     let (mut zero, mut one) = (meeting.join(0, 2, SHORT).unwrap(), meeting.join(1, 2, SHORT).unwrap());
-    let Stop::Verdict(verdict) = zero.exchange(Step::First, &Number(0)).unwrap_err() else { panic!() };
-    assert!(matches!(&verdict, Verdict::Failed(Failure::Missing { ranks, .. }) if ranks == &[1]));
+    let StepError::Verdict(verdict) = zero.exchange(Step::First, &Number(0)).unwrap_err() else { panic!() };
+    assert!(matches!(&verdict, Verdict::Failed(RendezvousFailure::Missing { ranks, .. }) if ranks == &[1]));
     zero.acknowledge(&verdict).unwrap();
     let stop = one.exchange(Step::First, &Number(1)).unwrap_err();
-    assert!(matches!(stop, Stop::Abandoned(Step::First)), "{stop:?}");
+    assert!(matches!(stop, StepError::Abandoned(Step::First)), "{stop:?}");
     one.forget().unwrap();
     assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
 }

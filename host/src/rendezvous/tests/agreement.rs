@@ -9,8 +9,8 @@ use super::super::clearing::TAKE_OVER;
 use super::super::join::Joined;
 use super::super::keys::{look, look_for};
 use super::super::roster::{ROSTER, Roster};
-use super::super::session::{Session, Stop};
-use super::super::verdict::{Failure, Step, Verdict};
+use super::super::session::{Session, StepError};
+use super::super::verdict::{RendezvousFailure, Step, Verdict};
 use super::{LONG, Meeting, Number, SHORT, dead_member, verdict};
 
 #[test]
@@ -47,7 +47,9 @@ fn a_rank_that_never_comes_is_named_by_all() {
     });
     for verdict in &verdicts {
         match verdict {
-            Verdict::Failed(Failure::Missing { ranks, step: Step::First, .. }) => assert_eq!(ranks, &[1]),
+            Verdict::Failed(RendezvousFailure::Missing { ranks, step: Step::First, .. }) => {
+                assert_eq!(ranks, &[1])
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -82,7 +84,7 @@ fn a_rank_that_died_is_named_long_before_the_timeout() {
     });
     for verdict in verdicts {
         match verdict {
-            Verdict::Failed(Failure::Died { rank: 2, pid, step: Step::First }) => {
+            Verdict::Failed(RendezvousFailure::Died { rank: 2, pid, step: Step::First }) => {
                 assert_eq!(pid, std::process::id());
             }
             other => panic!("{other:?}"),
@@ -93,7 +95,7 @@ fn a_rank_that_died_is_named_long_before_the_timeout() {
 
 /// The verdict of rank 0 that rank 1 did not come.
 fn without_rank_1(step: Step) -> Verdict {
-    Verdict::Failed(Failure::Missing { ranks: vec![1], step, waited: LONG })
+    Verdict::Failed(RendezvousFailure::Missing { ranks: vec![1], step, waited: LONG })
 }
 
 #[test]
@@ -106,14 +108,15 @@ fn a_rank_that_comes_after_the_clearing_up_leaves_nothing_behind() {
         first.acknowledge(&missing).unwrap();
         assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
         match late.exchange(step, &Number(1)) {
-            Err(Stop::Abandoned(found)) => assert_eq!(found, step),
+            Err(StepError::Abandoned(found)) => assert_eq!(found, step),
             other => panic!("{other:?}"),
         }
         assert!(!meeting.keys().is_empty(), "it has set its payload");
         late.forget().unwrap();
         assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
         // Likewise one that fails of itself and tells it.
-        late.propose(&Verdict::Failed(Failure::Rank { rank: 1, message: "broken".into() })).unwrap();
+        late.propose(&Verdict::Failed(RendezvousFailure::Rank { rank: 1, message: "broken".into() }))
+            .unwrap();
         late.acknowledge(&missing).unwrap();
         assert!(meeting.keys().is_empty(), "{:?}", meeting.keys());
     }
@@ -136,7 +139,7 @@ fn a_rank_that_was_given_up_does_not_clear_up_before_the_others_have_let_go() {
 fn the_first_proposal_stands() {
     let meeting = Meeting::new();
     let (a, b) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, LONG).unwrap());
-    let failed = Verdict::Failed(Failure::Rank { rank: 1, message: "no driver".into() });
+    let failed = Verdict::Failed(RendezvousFailure::Rank { rank: 1, message: "no driver".into() });
     assert_eq!(b.propose(&failed).unwrap(), failed);
     assert_eq!(a.propose(&Verdict::Ready).unwrap(), failed);
 }
@@ -195,7 +198,7 @@ fn a_corrupt_payload_names_key_and_rank_on_all_ranks() {
     });
     for verdict in verdicts {
         match verdict {
-            Verdict::Failed(Failure::Corrupt { key, rank: 1, .. }) => {
+            Verdict::Failed(RendezvousFailure::Corrupt { key, rank: 1, .. }) => {
                 assert!(key.ends_with("first/1"), "{key}")
             }
             other => panic!("{other:?}"),
@@ -228,7 +231,9 @@ fn a_rank_that_waits_for_the_absent_one_is_not_named() {
     });
     for verdict in verdicts {
         match verdict {
-            Verdict::Failed(Failure::Missing { ranks, step: Step::Connecting, .. }) => assert_eq!(ranks, [1]),
+            Verdict::Failed(RendezvousFailure::Missing { ranks, step: Step::Connecting, .. }) => {
+                assert_eq!(ranks, [1])
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -10,11 +10,11 @@ use meshreduce_store::identity::{Member, Process};
 use super::super::join::{DYING, Joined};
 use super::super::keys::look_for;
 use super::super::roster::{ROSTER, Roster};
-use super::super::session::{Session, Stop};
-use super::super::verdict::{Failure, Step, Verdict};
+use super::super::session::{Session, StepError};
+use super::super::verdict::{RendezvousFailure, Step, Verdict};
 use super::{LONG, Meeting, Number, SHORT, dead_member, live_member, member_elsewhere, verdict};
 use crate::error::Error;
-use crate::outcome::{DisabledBy, Reason};
+use crate::outcome::{DisabledBy, NotApplicableReason};
 
 #[test]
 fn what_dead_processes_left_behind_is_history() {
@@ -49,8 +49,11 @@ fn a_rank_number_cannot_be_taken_twice() {
 fn another_world_size_is_a_different_configuration_for_all() {
     let meeting = Meeting::new();
     let mut first = meeting.join(0, 2, LONG).unwrap();
-    let expected =
-        Failure::Different { field: "world size".into(), ranks: (0, 3), values: ("2".into(), "4".into()) };
+    let expected = RendezvousFailure::Different {
+        field: "world size".into(),
+        ranks: (0, 3),
+        values: ("2".into(), "4".into()),
+    };
     match meeting.join(3, 4, LONG).map(|_| ()) {
         Err(Error::ConfiguredDifferently { field, ranks: (0, 3), .. }) => assert_eq!(field, "world size"),
         other => panic!("{other:?}"),
@@ -74,7 +77,7 @@ fn hears_and_leaves_nothing(meeting: &Meeting, rank: usize, verdict: &Verdict) {
 #[test]
 fn a_late_rank_learns_why_the_attempt_is_over() {
     let meeting = Meeting::new();
-    let disabled = Verdict::NotApplicable(Reason::Disabled { rank: 0, by: DisabledBy::Program });
+    let disabled = Verdict::NotApplicable(NotApplicableReason::Disabled { rank: 0, by: DisabledBy::Program });
     let first = meeting.join(0, 2, LONG).unwrap();
     first.propose(&disabled).unwrap();
     first.acknowledge(&disabled).unwrap();
@@ -85,7 +88,7 @@ fn a_late_rank_learns_why_the_attempt_is_over() {
 fn a_disabled_rank_whose_process_has_ended_is_still_heard() {
     let meeting = Meeting::new();
     let roster = Roster::new(2).with(0, &dead_member());
-    let disabled = Verdict::NotApplicable(Reason::Disabled { rank: 0, by: DisabledBy::Program });
+    let disabled = Verdict::NotApplicable(NotApplicableReason::Disabled { rank: 0, by: DisabledBy::Program });
     let key = |name: &str| format!("{:016x}/{name}", roster.generation);
     meeting.store.set("roster", &roster.to_bytes()).unwrap();
     meeting.store.set(&key("verdict"), &disabled.to_bytes()).unwrap();
@@ -98,11 +101,11 @@ fn a_rank_whose_attempt_was_replaced_joins_the_new_one() {
     let meeting = Meeting::new();
     let mut session = meeting.join(0, 2, LONG).unwrap();
     meeting.store.set("roster", &Roster::new(2).with(1, &live_member()).to_bytes()).unwrap();
-    assert!(matches!(session.exchange(Step::First, &Number(0)), Err(Stop::Superseded)));
+    assert!(matches!(session.exchange(Step::First, &Number(0)), Err(StepError::Superseded)));
     session.withdraw().unwrap();
     assert_eq!(meeting.keys(), ["roster"]);
     let mut session = meeting.join(0, 2, SHORT).unwrap();
-    assert!(matches!(session.exchange(Step::Second, &Number(0)), Err(Stop::Verdict(_))));
+    assert!(matches!(session.exchange(Step::Second, &Number(0)), Err(StepError::Verdict(_))));
 }
 
 /// A process that lives until it is killed, as a member.
@@ -166,7 +169,7 @@ fn a_rank_whose_predecessor_still_dies_ends_the_attempt_for_all() {
             Err(Error::RankDied { rank: 1, pid, .. }) => assert_eq!(pid, holder.process.pid),
             other => panic!("{other:?}"),
         }
-        let died = Failure::Died { rank: 1, pid: holder.process.pid, step: Step::First };
+        let died = RendezvousFailure::Died { rank: 1, pid: holder.process.pid, step: Step::First };
         assert_eq!(peer.join().unwrap().0, Verdict::Failed(died));
     });
     assert!(start.elapsed() < LONG / 2);
@@ -179,7 +182,7 @@ fn a_rank_that_comes_again_from_elsewhere_ends_the_attempt_for_all_who_live() {
     // It has gone on for longer than anybody waits.
     let roster = Roster { opened: 0, ..Roster::new(3).with(1, &holder) };
     meeting.store.set(ROSTER, &roster.to_bytes()).unwrap();
-    let taken = Failure::Taken { rank: 1, holder: holder.into(), newcomer: live_member().into() };
+    let taken = RendezvousFailure::Taken { rank: 1, holder: holder.into(), newcomer: live_member().into() };
     std::thread::scope(|scope| {
         let peers = [0, 2].map(|rank| {
             let meeting = &meeting;
@@ -272,7 +275,7 @@ fn a_rank_that_comes_again_from_elsewhere_learns_how_its_predecessors_attempt_en
     meeting.store.set(ROSTER, &roster.to_bytes()).unwrap();
     let other = meeting.join(1, 2, LONG).unwrap();
     let hosts = ("there".to_owned(), "here".to_owned());
-    let several = Verdict::NotApplicable(Reason::SeveralHosts { ranks: (0, 1), hosts });
+    let several = Verdict::NotApplicable(NotApplicableReason::SeveralHosts { ranks: (0, 1), hosts });
     other.propose(&several).unwrap();
     other.acknowledge(&several).unwrap();
     hears_and_leaves_nothing(&meeting, 0, &several);

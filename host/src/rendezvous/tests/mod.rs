@@ -12,7 +12,7 @@ use meshreduce_store::identity::{Member, Process};
 use meshreduce_store::{MemoryStore, Store};
 
 use super::join::Joined;
-use super::session::{Session, Stop};
+use super::session::{Session, StepError};
 use super::verdict::Verdict;
 use crate::error::Error;
 
@@ -70,9 +70,9 @@ impl Meeting {
     }
 }
 
-pub(super) fn verdict(stop: Stop) -> Verdict {
+pub(super) fn verdict(stop: StepError) -> Verdict {
     match stop {
-        Stop::Verdict(verdict) => verdict,
+        StepError::Verdict(verdict) => verdict,
         other => panic!("{other:?}"),
     }
 }

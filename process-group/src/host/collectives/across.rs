@@ -36,7 +36,7 @@ impl<'a> Column<'a> {
 
 /// How ranks exchange what they have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Way {
+pub(in super::super) enum ExchangePattern {
     /// Each with each other one, all at once.
     Direct,
     /// With one after the other, twice as far each time: see [`super::recursive`]. Of a power of two of ranks, else directly.
@@ -151,7 +151,7 @@ impl Engine {
         let members = column.ranks.len();
         let (size, wide) = (reduction.dtype.size(), reduction.bytes(column.form));
         let is_short = count * wide <= ONE_SHOT;
-        if self.way(reduction, column, count, root) == Way::Recursive {
+        if self.way(reduction, column, count, root) == ExchangePattern::Recursive {
             // SAFETY: the caller's promise.
             return unsafe {
                 match output {
@@ -235,11 +235,17 @@ impl Engine {
     }
 
     /// Which way a column reduces; equal on all its ranks.
-    fn way(&self, reduction: Reduction, column: &Column<'_>, count: usize, root: Option<usize>) -> Way {
+    fn way(
+        &self,
+        reduction: Reduction,
+        column: &Column<'_>,
+        count: usize,
+        root: Option<usize>,
+    ) -> ExchangePattern {
         let members = column.ranks.len();
         // With two it is the same.
         if !members.is_power_of_two() || members == 2 || members > MOST_MEMBERS {
-            return Way::Direct;
+            return ExchangePattern::Direct;
         }
         if let Some(way) = self.force {
             return way;
@@ -249,7 +255,7 @@ impl Engine {
         let longest = if wide < partial { HALVING_NARROW } else { HALVING };
         // All that there is goes to a root alone if it is short.
         let pays = bytes <= longest && (root.is_none() || bytes > ONE_SHOT);
-        if members >= RECURSIVE && pays { Way::Recursive } else { Way::Direct }
+        if members >= RECURSIVE && pays { ExchangePattern::Recursive } else { ExchangePattern::Direct }
     }
 
     /// `part` tells, by rank, the input for it and its elements.
@@ -341,7 +347,7 @@ impl Engine {
         let total: usize = column.ranks.iter().map(|rank| part(*rank).1).sum();
         let may_double = column.ranks.len().is_power_of_two() && column.ranks.len() <= MOST_MEMBERS;
         let pays = self.world_size >= RECURSIVE && total <= DOUBLING;
-        let doubles = self.force.map_or(pays, |way| way == Way::Recursive);
+        let doubles = self.force.map_or(pays, |way| way == ExchangePattern::Recursive);
         if !may_double || !doubles {
             // SAFETY: the caller's promise.
             return unsafe { self.exchange_all(column.ranks, self.rank, input, part, wait) };

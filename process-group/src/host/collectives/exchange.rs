@@ -49,13 +49,13 @@ impl<'a> Exchange<'a> {
     }
 
     unsafe fn post(&self, sends: bool, peer: usize, tag: u32, span: Span) -> Result<(), Error> {
-        let Wait { shared, net, stamp, .. } = *self.wait;
+        let Wait { shared, net, fingerprint, .. } = *self.wait;
         if let Some(error) = shared.failure() {
             return Err(error);
         }
         self.ticket.expect(1);
         let (peer, channel, ticket) = (Some(peer), Channel::Group, Arc::clone(&self.ticket));
-        let post = Post { sends, peer, channel, tag, stamp, span, ticket, end: None };
+        let post = Post { sends, peer, channel, tag, fingerprint, span, ticket, end: None };
         // SAFETY: the callers' promise: `drop` cancels what has not ended.
         unsafe { net.mailbox().post(post) }.map_err(|error| shared.fail(error))
     }

@@ -28,7 +28,7 @@ mod within;
 
 use std::sync::Arc;
 
-pub(super) use across::Way;
+pub(super) use across::ExchangePattern;
 pub(super) use stream::{copy_behind_flags, copy_to_slot};
 
 use super::arithmetic::Reduction;
@@ -53,7 +53,7 @@ pub(super) struct Engine {
     several: bool,
     are_blocks: bool,
     /// In place of the way that would be chosen.
-    force: Option<Way>,
+    force: Option<ExchangePattern>,
     /// Of messages of the collective that runs: those that it waits for first, and sends that may go on meanwhile.
     ticket: Arc<Ticket>,
     sends: Arc<Ticket>,
@@ -105,7 +105,7 @@ impl Engine {
         rank: usize,
         world_size: usize,
         are_blocks: bool,
-        force: Option<Way>,
+        force: Option<ExchangePattern>,
     ) -> Self {
         let several = island.len() < world_size;
         Self {

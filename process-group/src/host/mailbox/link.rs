@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 
 use super::super::failure;
+use super::super::fingerprint::Fingerprint;
 use super::super::frame::{EAGER, HEADER, Header, Kind};
 use super::super::ring::Reader;
-use super::super::stamp::Stamp;
 use super::super::wire::{Broken, Wire};
 use super::Mailbox;
 use super::op::{Op, State};
-use super::receive::Inn;
+use super::receive::IncomingFrame;
 use crate::error::Error;
 
 /// What follows a header that goes out.
@@ -49,7 +49,7 @@ pub(super) struct Link {
     /// Sends whose data are wanted.
     pub(super) bulk: VecDeque<u64>,
     out: Option<Out>,
-    pub(super) inn: Inn,
+    pub(super) inn: IncomingFrame,
     /// Bytes that may still be sent unasked.
     pub(super) window: usize,
     /// Bytes that were taken and that the peer has not been told of.
@@ -59,14 +59,14 @@ pub(super) struct Link {
     pub(super) offers: usize,
     pub(super) broken: bool,
     /// Nothing more is taken of what the peer sends.
-    pub(super) is_deaf: bool,
+    pub(super) is_read_closed: bool,
     /// How the peer has left.
     pub(super) left: Option<u32>,
     /// Its last collective, if it was shut down.
-    pub(super) last_call: Option<Stamp>,
+    pub(super) last_call: Option<Fingerprint>,
     pub(super) position: u64,
     /// The call in which the peer has said last to wait.
-    pub(super) waiting: Option<Stamp>,
+    pub(super) waiting: Option<Fingerprint>,
 }
 
 impl Link {
@@ -77,13 +77,13 @@ impl Link {
             main: VecDeque::new(),
             bulk: VecDeque::new(),
             out: None,
-            inn: Inn::new(),
+            inn: IncomingFrame::new(),
             window,
             owed: 0,
             kept: 0,
             offers: 0,
             broken: false,
-            is_deaf: false,
+            is_read_closed: false,
             left: None,
             last_call: None,
             position: 0,
@@ -141,7 +141,7 @@ impl Mailbox {
             let header = Header {
                 channel: post.channel,
                 tag: post.tag,
-                stamp: post.stamp,
+                fingerprint: post.fingerprint,
                 id,
                 ..Header::short(kind, bytes as u64)
             };

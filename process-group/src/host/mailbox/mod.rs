@@ -8,7 +8,7 @@
 //!
 //! Whoever waits for a message pumps; if nobody waits, the progress thread does.
 
-mod farewell;
+mod drain;
 mod link;
 mod op;
 mod receive;
@@ -19,12 +19,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::failure::{self, SHUT_DOWN};
+use super::fingerprint::{Fingerprint, History};
 use super::frame::{Channel, HEADER, Header, Kind};
-use super::stamp::{History, Stamp};
 use super::ticket::Ticket;
 use super::wire::Wire;
 use crate::error::Error;
-pub(super) use farewell::farewell;
+pub(super) use drain::drain;
 use link::Link;
 use op::{Arrival, Op, Ops, State};
 pub(super) use op::{Post, Span};
@@ -87,7 +87,7 @@ impl Mailbox {
             && let Some(state) = self.links[peer].left
             && (post.sends || !self.has_arrival_from(peer))
         {
-            return Err(self.has_left(peer, state, post.channel, &post.stamp));
+            return Err(self.has_left(peer, state, post.channel, &post.fingerprint));
         }
         let op = Op { post, state: State::Posted, moved: 0, remote: 0 };
         if op.post.sends {
@@ -105,7 +105,7 @@ impl Mailbox {
                 return Err(failure::has_left(rank, &self.group, state));
             }
             if op.post.channel == Channel::Group {
-                self.check_arrivals(&op.post.stamp)?;
+                self.check_arrivals(&op.post.fingerprint)?;
             }
             let id = self.ops.add(op);
             self.posted.push_back(id);
@@ -113,7 +113,7 @@ impl Mailbox {
         };
         let (peer, header) = (self.arrivals[at].peer, self.arrivals[at].header);
         if !op.agrees(&header) {
-            return Err(self.mismatch(&op.post.stamp, op.post.span.bytes, peer, &header));
+            return Err(self.mismatch(&op.post.fingerprint, op.post.span.bytes, peer, &header));
         }
         let id = self.ops.add(op);
         self.assign(id, peer, &header);
@@ -223,9 +223,12 @@ impl Mailbox {
     }
 
     /// Says to the peers behind connections how this rank leaves, and the last collective, if it was shut down.
-    pub(super) fn leave(&mut self, state: u32, last: Option<Stamp>) {
-        let (has_last, stamp) = (u64::from(last.is_some()), last.unwrap_or_default());
-        self.tell_connections(Header { id: has_last, stamp, ..Header::short(Kind::Left, state.into()) }, &[]);
+    pub(super) fn leave(&mut self, state: u32, last: Option<Fingerprint>) {
+        let (has_last, fingerprint) = (u64::from(last.is_some()), last.unwrap_or_default());
+        self.tell_connections(
+            Header { id: has_last, fingerprint, ..Header::short(Kind::Left, state.into()) },
+            &[],
+        );
     }
 
     fn tell_connections(&mut self, header: Header, data: &[u8]) {
@@ -276,20 +279,20 @@ impl Mailbox {
         self.links.iter().map(interest)
     }
 
-    /// Asks all ranks that have not left where they are, telling them that this one waits in the call `stamp`.
-    pub(super) fn ask_around(&mut self, stamp: &Stamp) {
+    /// Asks all ranks that have not left where they are, telling them that this one waits in the call `fingerprint`.
+    pub(super) fn ask_around(&mut self, fingerprint: &Fingerprint) {
         for peer in 0..self.links.len() {
             let is_waiting = |(header, _): &(Header, Vec<u8>)| header.kind == Kind::Waiting;
             let link = &mut self.links[peer];
             if peer != self.rank && link.left.is_none() && !link.control.iter().any(is_waiting) {
-                let header = Header { stamp: *stamp, ..Header::short(Kind::Waiting, 0) };
+                let header = Header { fingerprint: *fingerprint, ..Header::short(Kind::Waiting, 0) };
                 link.control.push_back((header, Vec::new()));
             }
         }
     }
 
     /// The last collective of a rank behind a connection that was shut down, if it has made one.
-    pub(super) fn last_call(&self, rank: usize) -> Option<Option<Stamp>> {
+    pub(super) fn last_call(&self, rank: usize) -> Option<Option<Fingerprint>> {
         let link = &self.links[rank];
         (link.left == Some(SHUT_DOWN)).then_some(link.last_call)
     }
@@ -299,18 +302,20 @@ impl Mailbox {
         self.links[rank].position
     }
 
-    /// That somebody waits in, or has sent a message of, another call than `stamp` at its place.
-    pub(super) fn check_arrivals(&self, stamp: &Stamp) -> Result<(), Error> {
-        let differs = |other: &Stamp| other.is_at(stamp) && other != stamp;
-        let waits =
-            |(peer, link): (usize, &Link)| link.waiting.filter(|stamp| differs(stamp)).map(|it| (peer, it));
+    /// That somebody waits in, or has sent a message of, another call than `fingerprint` at its place.
+    pub(super) fn check_arrivals(&self, fingerprint: &Fingerprint) -> Result<(), Error> {
+        let differs = |other: &Fingerprint| other.is_at(fingerprint) && other != fingerprint;
+        let waits = |(peer, link): (usize, &Link)| {
+            link.waiting.filter(|fingerprint| differs(fingerprint)).map(|it| (peer, it))
+        };
         let sent = |arrival: &Arrival| {
-            let stamp = arrival.header.stamp;
-            (arrival.header.channel == Channel::Group && differs(&stamp)).then_some((arrival.peer, stamp))
+            let fingerprint = arrival.header.fingerprint;
+            (arrival.header.channel == Channel::Group && differs(&fingerprint))
+                .then_some((arrival.peer, fingerprint))
         };
         let waiting = self.links.iter().enumerate().find_map(waits);
         match waiting.or_else(|| self.arrivals.iter().find_map(sent)) {
-            Some((peer, other)) => Err(self.differ(stamp, peer, &other)),
+            Some((peer, other)) => Err(self.differ(fingerprint, peer, &other)),
             None => Ok(()),
         }
     }
@@ -332,20 +337,20 @@ impl Mailbox {
             }
         }
         let of_group = self.arrivals.iter().filter(|arrival| arrival.header.channel == Channel::Group);
-        let mut sent = of_group.map(|arrival| (arrival.peer, arrival.header.stamp));
-        sent.find_map(|(peer, stamp)| {
-            let own = history.at(&stamp).filter(|own| *own != stamp)?;
-            Some(self.differ(&own, peer, &stamp))
+        let mut sent = of_group.map(|arrival| (arrival.peer, arrival.header.fingerprint));
+        sent.find_map(|(peer, fingerprint)| {
+            let own = history.at(&fingerprint).filter(|own| *own != fingerprint)?;
+            Some(self.differ(&own, peer, &fingerprint))
         })
     }
 
     /// That `peer` calls `other` where this rank calls `own`.
-    fn differ(&self, own: &Stamp, peer: usize, other: &Stamp) -> Error {
+    fn differ(&self, own: &Fingerprint, peer: usize, other: &Fingerprint) -> Error {
         differ(&self.group, (self.rank, peer), own, other)
     }
 
     /// That `peer`, which is needed for the call `own`, has left: it may have called something else in its place.
-    fn has_left(&self, peer: usize, state: u32, channel: Channel, own: &Stamp) -> Error {
+    fn has_left(&self, peer: usize, state: u32, channel: Channel, own: &Fingerprint) -> Error {
         match self.links[peer].last_call.filter(|last| last.is_at(own) && last != own) {
             Some(other) if channel == Channel::Group => self.differ(own, peer, &other),
             _ => failure::has_left(peer, &self.group, state),
@@ -353,18 +358,18 @@ impl Mailbox {
     }
 
     /// That a message is not what a receive of the call `own`, of so many bytes, expects.
-    fn mismatch(&self, own: &Stamp, bytes: usize, peer: usize, header: &Header) -> Error {
+    fn mismatch(&self, own: &Fingerprint, bytes: usize, peer: usize, header: &Header) -> Error {
         let own = *own;
-        if header.channel == Channel::Group && own != header.stamp {
-            return self.differ(&own, peer, &header.stamp);
+        if header.channel == Channel::Group && own != header.fingerprint {
+            return self.differ(&own, peer, &header.fingerprint);
         }
-        let size = |stamp: &Stamp| {
-            let at = (stamp.what >> 8 & 0xff) as usize;
+        let size = |fingerprint: &Fingerprint| {
+            let at = (fingerprint.what >> 8 & 0xff) as usize;
             at.checked_sub(1).and_then(|at| crate::types::DType::ALL.get(at)).map_or(1, |dtype| dtype.size())
         };
-        let (sent, taken) = (header.bytes as usize / size(&header.stamp), bytes / size(&own));
+        let (sent, taken) = (header.bytes as usize / size(&header.fingerprint), bytes / size(&own));
         let takes = format!("{}, taking it from rank {peer}", own.with_elements(taken));
-        let sends = format!("{}, sending it to rank {}", header.stamp.with_elements(sent), self.rank);
+        let sends = format!("{}, sending it to rank {}", header.fingerprint.with_elements(sent), self.rank);
         Error::Mismatch {
             sequence: own.sequence,
             group: Arc::clone(&self.group),
@@ -382,8 +387,8 @@ impl Mailbox {
     pub(super) fn late(&self, now: Instant) -> Option<Error> {
         let op = self.ops.all().find(|op| op.post.end.is_some_and(|(end, _)| end <= now))?;
         let (_, waited) = op.post.end?;
-        let Stamp { sequence, .. } = op.post.stamp;
-        let (operation, group) = (op.post.stamp.named(), Arc::clone(&self.group));
+        let Fingerprint { sequence, .. } = op.post.fingerprint;
+        let (operation, group) = (op.post.fingerprint.named(), Arc::clone(&self.group));
         Some(Error::Timeout {
             operation,
             sequence,
@@ -416,7 +421,7 @@ impl Mailbox {
         let is_due = match &link.wire {
             Wire::Nowhere => return Ok(false),
             _ if link.broken => false,
-            wire @ Wire::Shared { .. } => wire.has_frame() && !link.is_deaf,
+            wire @ Wire::Shared { .. } => wire.has_frame() && !link.is_read_closed,
             Wire::Tcp(_) => true,
         };
         let mut received = false;
@@ -458,7 +463,7 @@ impl Mailbox {
 
     /// Whether there is nothing to do with rings: what has come is taken, and what is to go finds no room.
     pub(super) fn is_quiet(&self) -> bool {
-        let is_heard = |link: &Link| !link.is_deaf && !link.broken;
+        let is_heard = |link: &Link| !link.is_read_closed && !link.broken;
         let is_due = |link: &Link| {
             (link.wire.has_frame() && is_heard(link)) || (link.has_output() && link.wire.has_more_room())
         };
@@ -467,7 +472,12 @@ impl Mailbox {
 }
 
 /// That two ranks call different things.
-pub(super) fn differ(group: &Arc<str>, ranks: (usize, usize), own: &Stamp, other: &Stamp) -> Error {
+pub(super) fn differ(
+    group: &Arc<str>,
+    ranks: (usize, usize),
+    own: &Fingerprint,
+    other: &Fingerprint,
+) -> Error {
     let mut calls = (own.to_string(), other.to_string());
     if calls.0 == calls.1 && own.sequence != other.sequence {
         calls = (
@@ -482,14 +492,14 @@ pub(super) fn differ(group: &Arc<str>, ranks: (usize, usize), own: &Stamp, other
 pub(super) fn differ_in_number(
     group: &Arc<str>,
     ranks: (usize, usize),
-    own: Option<Stamp>,
-    other: Option<Stamp>,
+    own: Option<Fingerprint>,
+    other: Option<Fingerprint>,
 ) -> Option<Error> {
-    let place = |last: Option<Stamp>| last.map(|last| last.place());
+    let place = |last: Option<Fingerprint>| last.map(|last| last.place());
     let last = if place(own) > place(other) { own } else { other }?;
-    let of = |stamp: Option<Stamp>| match stamp {
-        Some(stamp) if stamp.is_at(&last) => stamp.to_string(),
-        Some(Stamp { sequence, .. }) => format!("nothing after number {sequence}"),
+    let of = |fingerprint: Option<Fingerprint>| match fingerprint {
+        Some(fingerprint) if fingerprint.is_at(&last) => fingerprint.to_string(),
+        Some(Fingerprint { sequence, .. }) => format!("nothing after number {sequence}"),
         None => "nothing".to_owned(),
     };
     let calls = (of(own), of(other));

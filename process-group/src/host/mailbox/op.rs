@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::fingerprint::Fingerprint;
 use super::super::frame::{Channel, Header};
-use super::super::stamp::Stamp;
 use super::super::ticket::Ticket;
 use crate::tensor::Tensor;
 
@@ -63,7 +63,7 @@ pub(in super::super) struct Post {
     pub(in super::super) peer: Option<usize>,
     pub(in super::super) channel: Channel,
     pub(in super::super) tag: u32,
-    pub(in super::super) stamp: Stamp,
+    pub(in super::super) fingerprint: Fingerprint,
     pub(in super::super) span: Span,
     pub(in super::super) ticket: Arc<Ticket>,
     /// When it must have ended, and how long it had.
@@ -99,21 +99,21 @@ impl Op {
             && post.channel == header.channel
             && post.tag == header.tag
             && post.peer.is_none_or(|rank| rank == peer)
-            && (post.channel == Channel::Peer || post.stamp.is_at(&header.stamp))
+            && (post.channel == Channel::Peer || post.fingerprint.is_at(&header.fingerprint))
     }
 
     /// Whether the message is what it expects.
     pub(super) fn agrees(&self, header: &Header) -> bool {
-        is_alike(&self.post.stamp, self.post.span.bytes, header)
+        is_alike(&self.post.fingerprint, self.post.span.bytes, header)
     }
 }
 
 /// Whether a message is what a receive of the call `own`, of so many bytes, expects.
-fn is_alike(own: &Stamp, bytes: usize, header: &Header) -> bool {
+fn is_alike(own: &Fingerprint, bytes: usize, header: &Header) -> bool {
     header.bytes == bytes as u64
         && match header.channel {
-            Channel::Peer => own.is_typed_as(&header.stamp),
-            Channel::Group => *own == header.stamp,
+            Channel::Peer => own.is_typed_as(&header.fingerprint),
+            Channel::Group => *own == header.fingerprint,
         }
 }
 

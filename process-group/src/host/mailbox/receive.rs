@@ -1,10 +1,10 @@
 //! Frames that come in.
 
+use super::super::fingerprint::{Fingerprint, History};
 use super::super::frame::{Channel, HEADER, Header, Kind};
-use super::super::stamp::{History, Stamp};
 use super::super::wire::{Broken, Tcp, Wire};
 use super::super::{failure, frame};
-use super::farewell::pass;
+use super::drain::discard;
 use super::link::Link;
 use super::op::{Arrival, Op, State};
 use super::{MOST_OFFERS, Mailbox, TURN, WINDOW};
@@ -25,7 +25,7 @@ enum Target {
 
 /// A frame that is coming in over a connection.
 #[derive(Debug)]
-pub(super) struct Inn {
+pub(super) struct IncomingFrame {
     head: [u8; HEADER],
     have: usize,
     /// The frame once its header is there, and how many bytes of its data are still to come.
@@ -35,10 +35,10 @@ pub(super) struct Inn {
 impl Mailbox {
     /// Takes what `peer` has sent; whether that was something.
     pub(super) fn receive(&mut self, peer: usize, history: &History) -> Result<bool, Error> {
-        if self.links[peer].is_deaf {
-            return self.pass_over(peer);
+        if self.links[peer].is_read_closed {
+            return self.discard_from(peer);
         }
-        self.take_in(peer, history).inspect_err(|_| self.turn_deaf(peer))
+        self.take_in(peer, history).inspect_err(|_| self.stop_receiving(peer))
     }
 
     fn take_in(&mut self, peer: usize, history: &History) -> Result<bool, Error> {
@@ -106,7 +106,7 @@ impl Mailbox {
     /// Reads on from a connection; 0: nothing has come, or nothing is to be read.
     fn receive_some(&mut self, peer: usize) -> Result<usize, Broken> {
         let Link { inn, wire: Wire::Tcp(tcp), .. } = &mut self.links[peer] else { return Ok(0) };
-        let Inn { head, have, body } = inn;
+        let IncomingFrame { head, have, body } = inn;
         let Some((header, target, left)) = body else {
             let count = tcp.read(&mut head[*have..])?;
             *have += count;
@@ -120,16 +120,16 @@ impl Mailbox {
             Target::Op { id } => match self.ops.get(*id) {
                 // SAFETY: the promise of `Mailbox::post`: the op has not ended, and `begin` has checked that the data fit.
                 Some(op) => tcp.read(unsafe { op.post.span.write(op.moved + done, *left) })?,
-                None => pass(tcp, *left)?,
+                None => discard(tcp, *left)?,
             },
             Target::Arrival { serial } => {
                 match self.arrivals.iter_mut().find(|arrival| arrival.serial == *serial) {
                     Some(arrival) => append(tcp, &mut arrival.data, *left)?,
-                    None => pass(tcp, *left)?,
+                    None => discard(tcp, *left)?,
                 }
             }
             Target::Own(bytes) => append(tcp, bytes, *left)?,
-            Target::Nobody => pass(tcp, *left)?,
+            Target::Nobody => discard(tcp, *left)?,
         };
         *left -= count;
         Ok(count)
@@ -163,13 +163,13 @@ impl Mailbox {
 
     /// A frame begins: where its data go.
     fn begin(&mut self, peer: usize, header: &Header, history: &History) -> Result<Target, Error> {
-        let called = |stamp: &Stamp| history.at(stamp);
+        let called = |fingerprint: &Fingerprint| history.at(fingerprint);
         match header.kind {
             Kind::Eager | Kind::Offer => {
                 if header.channel == Channel::Group
-                    && let Some(own) = called(&header.stamp).filter(|own| *own != header.stamp)
+                    && let Some(own) = called(&header.fingerprint).filter(|own| *own != header.fingerprint)
                 {
-                    return Err(self.differ(&own, peer, &header.stamp));
+                    return Err(self.differ(&own, peer, &header.fingerprint));
                 }
                 self.message(peer, header)
             }
@@ -201,9 +201,9 @@ impl Mailbox {
                 Ok(Target::Nobody)
             }
             Kind::Waiting => {
-                self.links[peer].waiting = Some(header.stamp);
-                if let Some(own) = called(&header.stamp).filter(|own| *own != header.stamp) {
-                    return Err(self.differ(&own, peer, &header.stamp));
+                self.links[peer].waiting = Some(header.fingerprint);
+                if let Some(own) = called(&header.fingerprint).filter(|own| *own != header.fingerprint) {
+                    return Err(self.differ(&own, peer, &header.fingerprint));
                 }
                 let position = Header::short(Kind::Position, history.latest());
                 self.links[peer].control.push_back((position, Vec::new()));
@@ -217,7 +217,7 @@ impl Mailbox {
             Kind::Left => {
                 let link = &mut self.links[peer];
                 link.left = Some(header.bytes as u32);
-                link.last_call = (header.id == 1).then_some(header.stamp);
+                link.last_call = (header.id == 1).then_some(header.fingerprint);
                 Ok(Target::Nobody)
             }
         }
@@ -233,7 +233,7 @@ impl Mailbox {
                 && !op.agrees(header)
             {
                 // It ends with all others: a batch's other ops still use its caller's memory.
-                let (own, bytes) = (op.post.stamp, op.post.span.bytes);
+                let (own, bytes) = (op.post.fingerprint, op.post.span.bytes);
                 return Err(self.mismatch(&own, bytes, peer, header));
             }
             self.posted.remove(at);
@@ -312,7 +312,7 @@ impl Mailbox {
     pub(in super::super) fn neighbour_left(
         &mut self,
         peer: usize,
-        (state, last_call): (u32, Option<Stamp>),
+        (state, last_call): (u32, Option<Fingerprint>),
         history: &History,
     ) -> Result<(), Error> {
         if self.links[peer].left.is_none() {
@@ -334,7 +334,7 @@ impl Mailbox {
         let everybody = self.all_have_left().is_some();
         let waits = |op: &Op| op.post.peer.map_or(everybody, |rank| rank == peer);
         match self.ops.all().find(|op| waits(op)) {
-            Some(op) => Err(self.has_left(peer, state, op.post.channel, &op.post.stamp)),
+            Some(op) => Err(self.has_left(peer, state, op.post.channel, &op.post.fingerprint)),
             None => Ok(()),
         }
     }
@@ -349,7 +349,7 @@ fn append(tcp: &mut Tcp, bytes: &mut Vec<u8>, most: usize) -> Result<usize, Brok
     got
 }
 
-impl Inn {
+impl IncomingFrame {
     pub(super) fn new() -> Self {
         Self { head: [0; HEADER], have: 0, body: None }
     }

@@ -1,8 +1,8 @@
 //! Short messages between neighbours, where nothing is in their way: straight into the ring, and out of it.
 
+use super::super::fingerprint::Fingerprint;
 use super::super::frame::{Header, Kind};
 use super::super::ring::Turn;
-use super::super::stamp::Stamp;
 use super::super::wire::Wire;
 use super::{Mailbox, Span};
 use crate::error::Error;
@@ -32,7 +32,7 @@ impl Mailbox {
         &mut self,
         peer: usize,
         tag: u32,
-        stamp: Stamp,
+        fingerprint: Fingerprint,
         span: Span,
     ) -> Result<bool, Error> {
         let link = &mut self.links[peer];
@@ -42,7 +42,7 @@ impl Mailbox {
         if !link.may_send(span.bytes) {
             return Ok(false);
         }
-        let header = Header { tag, stamp, ..Header::short(Kind::Eager, span.bytes as u64) };
+        let header = Header { tag, fingerprint, ..Header::short(Kind::Eager, span.bytes as u64) };
         // SAFETY: the caller's promise.
         match link.wire.write(&header, unsafe { span.read(0, span.bytes) }, 0) {
             Ok(0) => Ok(false),
@@ -68,7 +68,7 @@ impl Mailbox {
         &mut self,
         peer: usize,
         tag: u32,
-        stamp: &Stamp,
+        fingerprint: &Fingerprint,
         span: Span,
     ) -> Result<Now, Error> {
         let is_next = self.posted.is_empty() && self.arrivals.is_empty() && !self.is_over;
@@ -82,7 +82,7 @@ impl Mailbox {
             Ok(None) => return Ok(Now::NothingCame(inn.turn())),
             Err(corrupt) => return self.broke(peer, &corrupt.into()).map(|()| Now::Otherwise),
         };
-        if !Header::is_expected(&words, tag, stamp, span.bytes) {
+        if !Header::is_expected(&words, tag, fingerprint, span.bytes) {
             return Ok(Now::Otherwise);
         }
         // SAFETY: the caller's promise.

@@ -39,7 +39,7 @@ fn post(call: &Call<'_>, ticket: &Arc<Ticket>) -> Post {
         peer: Some(1),
         channel: Channel::Peer,
         tag,
-        stamp: Stamp::of(call, 1, 0, 2),
+        fingerprint: Fingerprint::of(call, 1, 0, 2),
         span: Span::of(&tensor),
         ticket: Arc::clone(ticket),
         end: None,
@@ -112,8 +112,9 @@ fn a_message_that_a_batch_does_not_expect_ends_it_only_with_everything_that_uses
         unsafe { mailbox.post(post(call, &ticket)) }.unwrap();
     }
     let sent = [1_u8; 5];
-    let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
-    let header = Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 5) };
+    let fingerprint = Fingerprint::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+    let header =
+        Header { channel: Channel::Peer, tag: 0, fingerprint, id: 1, ..Header::short(Kind::Eager, 5) };
     far.write_all(&header.encode()).unwrap();
     far.write_all(&sent).unwrap();
     let history = History::new();
@@ -137,9 +138,9 @@ fn messages_that_nobody_has_asked_for_get_the_memory_of_those_before_them() {
     let mut places = Vec::new();
     for round in 0..3 {
         let sent = [round; 300];
-        let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+        let fingerprint = Fingerprint::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
         let header =
-            Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 300) };
+            Header { channel: Channel::Peer, tag: 0, fingerprint, id: 1, ..Header::short(Kind::Eager, 300) };
         far.write_all(&header.encode()).unwrap();
         far.write_all(&sent).unwrap();
         while !mailbox.arrivals.front().is_some_and(Arrival::is_complete) {
@@ -226,7 +227,7 @@ fn a_rank_that_leaves_reads_on_so_that_its_last_words_are_heard_by_one_that_writ
             let mut bytes = Vec::new();
             far.read_to_end(&mut bytes).map(|_| bytes)
         });
-        farewell(&mailbox, Duration::from_secs(60));
+        drain(&mailbox, Duration::from_secs(60));
         drop(mailbox);
         peer.join().unwrap().unwrap()
     });
@@ -239,8 +240,9 @@ fn a_rank_that_leaves_reads_on_so_that_its_last_words_are_heard_by_one_that_writ
 fn a_receive_from_any_rank_fails_at_once_when_all_others_have_left_and_nothing_of_them_is_there() {
     let (mut mailbox, mut far) = connected();
     let sent = [5_u8; 3];
-    let stamp = Stamp::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
-    let message = Header { channel: Channel::Peer, tag: 0, stamp, id: 1, ..Header::short(Kind::Eager, 3) };
+    let fingerprint = Fingerprint::of(&Call::Send { input: sent.tensor(), peer: 0, tag: 0 }, 1, 0, 2);
+    let message =
+        Header { channel: Channel::Peer, tag: 0, fingerprint, id: 1, ..Header::short(Kind::Eager, 3) };
     far.write_all(&message.encode()).unwrap();
     far.write_all(&sent).unwrap();
     far.write_all(&Header::short(Kind::Left, u64::from(failure::DROPPED)).encode()).unwrap();

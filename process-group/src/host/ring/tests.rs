@@ -1,8 +1,8 @@
 //! Rings, one end in each of two threads.
 
+use super::super::fingerprint::Fingerprint;
 use super::super::frame::{Channel, EAGER};
 use super::super::segment::Layout;
-use super::super::stamp::Stamp;
 use super::*;
 
 fn ring() -> (Writer, Reader) {
@@ -16,10 +16,10 @@ fn ring_of(ranks: usize) -> (Writer, Reader) {
 }
 
 fn header(kind: Kind, number: u64, bytes: usize) -> Header {
-    let stamp = Stamp { sequence: number, what: !number, count: 7 };
+    let fingerprint = Fingerprint { sequence: number, what: !number, count: 7 };
     let ids = if kind == Kind::Eager { (0, 0) } else { (number * 3, number * 5) };
     let (tag, channel) = (number as u32, Channel::Group);
-    Header { kind, channel, tag, stamp, bytes: bytes as u64, id: ids.0, to: ids.1 }
+    Header { kind, channel, tag, fingerprint, bytes: bytes as u64, id: ids.0, to: ids.1 }
 }
 
 /// Data of a frame: other bytes in each.
@@ -65,8 +65,8 @@ fn messages_that_are_expected_come_out_whole_while_their_data_are_asked_for() {
             std::thread::yield_now();
         }
         let words = reader.words().unwrap().unwrap();
-        assert!(Header::is_expected(&words, number as u32, &header(number).stamp, bytes));
-        assert!(!Header::is_expected(&words, number as u32 + 1, &header(number).stamp, bytes));
+        assert!(Header::is_expected(&words, number as u32, &header(number).fingerprint, bytes));
+        assert!(!Header::is_expected(&words, number as u32 + 1, &header(number).fingerprint, bytes));
         reader.take_message(&mut taken[..bytes]);
         assert!(taken[..bytes] == data(number, bytes), "message {number} of {bytes} bytes");
     }

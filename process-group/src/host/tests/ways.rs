@@ -3,7 +3,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::super::collectives::Way;
+use super::super::collectives::ExchangePattern;
 use super::collectives::{inputs, reduced};
 use super::*;
 use crate::tensor::Parts;
@@ -113,7 +113,7 @@ impl Drawn {
 #[test]
 fn every_way_gives_the_bits_of_the_plain_reference() {
     const CASES: usize = 40;
-    for way in [Way::Direct, Way::Recursive] {
+    for way in [ExchangePattern::Direct, ExchangePattern::Recursive] {
         let factory = HostFactory { way: Some(way), ..HostFactory::new() };
         for (at, hosts) in PLACEMENTS.into_iter().enumerate() {
             on_hosts_with(&factory, hosts, |rank| {
@@ -131,7 +131,7 @@ fn every_way_gives_the_bits_of_the_plain_reference() {
 #[test]
 fn ranks_that_gather_into_a_list_and_others_into_one_tensor_take_one_way() {
     // By itself too: eight ranks double what is short.
-    for way in [None, Some(Way::Direct), Some(Way::Recursive)] {
+    for way in [None, Some(ExchangePattern::Direct), Some(ExchangePattern::Recursive)] {
         let factory = HostFactory { way, ..HostFactory::new() };
         on_hosts_with(&factory, "abcdefgh", |rank| {
             for lists in [0x55_u32, 0x0f, 0x80, 0xff] {
@@ -161,7 +161,7 @@ fn ranks_that_gather_into_a_list_and_others_into_one_tensor_take_one_way() {
 
 #[test]
 fn chunks_of_a_long_reduction_are_halved_one_after_the_other() {
-    let factory = HostFactory { way: Some(Way::Recursive), ..HostFactory::new() };
+    let factory = HostFactory { way: Some(ExchangePattern::Recursive), ..HostFactory::new() };
     for (hosts, dtype) in [("abcd", DType::F32), ("abcd", DType::Bf16), ("aabbccdd", DType::F16)] {
         on_hosts_with(&factory, hosts, |rank| {
             let count = (9 << 20) / dtype.size() + 3;
@@ -176,7 +176,7 @@ fn chunks_of_a_long_reduction_are_halved_one_after_the_other() {
 
 #[test]
 fn ranks_that_disagree_are_told_so_by_every_way() {
-    let factory = HostFactory { way: Some(Way::Recursive), ..HostFactory::new() };
+    let factory = HostFactory { way: Some(ExchangePattern::Recursive), ..HostFactory::new() };
     for length in [8, 40_000] {
         let errors = on_hosts_with(&factory, "abcd", |rank| {
             let mut data = Data::zeros(DType::F32, length + usize::from(rank.rank == 2));

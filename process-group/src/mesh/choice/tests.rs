@@ -13,7 +13,7 @@ fn rule(promised: Option<u64>) -> Rule {
         only: None,
         kinds,
         slices: Collective::ALL.map(|_| Some(100)),
-        listed: 50,
+        all_to_all_v: 50,
         promised,
         world_size: 4,
     }

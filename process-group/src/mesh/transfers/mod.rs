@@ -27,7 +27,7 @@ struct Step {
 
 /// Why channels do not take a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Untaken {
+pub(crate) enum Unsupported {
     /// It receives from whoever sends first.
     AnySource,
     /// It has a tag.
@@ -77,10 +77,10 @@ impl Transfers {
     }
 
     /// Whether channels take a send, a receive, or a batch of them: as can be told on one rank, and equally on the other.
-    pub(super) fn takes(call: &Call<'_>) -> Result<(), Untaken> {
+    pub(super) fn takes(call: &Call<'_>) -> Result<(), Unsupported> {
         match call {
-            Call::Recv { peer: None, .. } => Err(Untaken::AnySource),
-            Call::Send { tag, .. } | Call::Recv { tag, .. } if *tag != 0 => Err(Untaken::Tag),
+            Call::Recv { peer: None, .. } => Err(Unsupported::AnySource),
+            Call::Send { tag, .. } | Call::Recv { tag, .. } if *tag != 0 => Err(Unsupported::Tag),
             Call::Batch(calls) => calls.iter().try_for_each(Self::takes),
             _ => Ok(()),
         }

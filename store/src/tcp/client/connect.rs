@@ -20,7 +20,7 @@ const ROUND: Duration = Duration::from_secs(10);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum ConnectError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("what listens there takes connections and says nothing: no c10d store")]
@@ -33,7 +33,7 @@ pub(super) enum Failure {
     Nonsense,
 }
 
-impl Failure {
+impl ConnectError {
     /// Whether another attempt would come to the same.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Nonsense)
@@ -84,7 +84,7 @@ impl Attempt {
     }
 
     /// Goes on as far as it can; what the other end has answered once it has, as a c10d store does.
-    fn go_on(&mut self) -> Result<Option<bool>, Failure> {
+    fn go_on(&mut self) -> Result<Option<bool>, ConnectError> {
         if !self.is_greeted {
             if let Some(error) = self.stream.take_error()? {
                 return Err(error.into());
@@ -104,9 +104,9 @@ impl Attempt {
         }
         let mut bytes = [0; 2];
         match self.stream.read(&mut bytes) {
-            Ok(0) => Err(Failure::Closed),
+            Ok(0) => Err(ConnectError::Closed),
             Ok(1) if matches!(bytes[0], YES | NO) => Ok(Some(bytes[0] == YES)),
-            Ok(_) => Err(Failure::Nonsense),
+            Ok(_) => Err(ConnectError::Nonsense),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
             Err(error) => Err(gone(error)),
         }
@@ -125,16 +125,16 @@ fn greeting(numbering: Numbering) -> Vec<u8> {
 }
 
 /// What a server does that has something against the greeting.
-fn gone(error: io::Error) -> Failure {
+fn gone(error: io::Error) -> ConnectError {
     match error.kind() {
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Failure::Closed,
-        _ => Failure::Io(error),
+        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => ConnectError::Closed,
+        _ => ConnectError::Io(error),
     }
 }
 
 /// Keeps what says most: nonsense only where it is all there is, because anything else may get better.
-fn note(failure: &mut Option<Failure>, other: Failure) {
-    if failure.as_ref().is_none_or(Failure::is_final) {
+fn note(failure: &mut Option<ConnectError>, other: ConnectError) {
+    if failure.as_ref().is_none_or(ConnectError::is_final) {
         *failure = Some(other);
     }
 }
@@ -144,7 +144,7 @@ pub(super) fn open(
     addresses: &[SocketAddr],
     numbering: Numbering,
     timeout: Duration,
-) -> Result<Opened, Failure> {
+) -> Result<Opened, ConnectError> {
     let end = Deadline::after(timeout.min(ROUND));
     let mut next = addresses.iter();
     let mut stagger = Deadline::after(Duration::ZERO);
@@ -186,7 +186,7 @@ pub(super) fn open(
             let silent = attempts.iter().any(|attempt| attempt.is_greeted);
             let timed_out = || io::Error::new(ErrorKind::TimedOut, "no answer in time").into();
             return Err(match silent {
-                true => Failure::Silent,
+                true => ConnectError::Silent,
                 false => failure.unwrap_or_else(timed_out),
             });
         }

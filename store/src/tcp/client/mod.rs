@@ -18,8 +18,8 @@ use std::time::Duration;
 use super::protocol::{Numbering, Opcode, Requests};
 use crate::StoreError;
 use crate::clock::{Deadline, Pause};
-use connect::Opened;
-use wire::{Failure, Wire};
+use connect::{ConnectError, Opened};
+use wire::{RequestError, Wire};
 
 /// How long a server may be silent while it is to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -76,7 +76,7 @@ impl Client {
         timeout: Duration,
         answer_limit: Duration,
     ) -> Result<Self, StoreError> {
-        let unreachable = |source: connect::Failure| StoreError::Unreachable {
+        let unreachable = |source: ConnectError| StoreError::Unreachable {
             place: place.to_owned(),
             waited: timeout,
             source: source.into(),
@@ -84,10 +84,10 @@ impl Client {
         let deadline = Deadline::after(timeout);
         let mut pause = Pause::new(timeout);
         // The last attempt may have little time: what an earlier one was told says more.
-        let mut last: Option<connect::Failure> = None;
+        let mut last: Option<ConnectError> = None;
         loop {
             let opened = resolve()
-                .map_err(connect::Failure::from)
+                .map_err(ConnectError::from)
                 .and_then(|addresses| Self::reach(&addresses, deadline.left()))
                 .and_then(|(opened, numbering)| Self::greet(opened, numbering, answer_limit));
             let failure = match opened {
@@ -108,23 +108,23 @@ impl Client {
 
     /// Connects to one of the addresses in one numbering or the other: a server of torch before 2.2 closes connections that
     /// begin with the later one, and goes on with its others.
-    fn reach(addresses: &[SocketAddr], timeout: Duration) -> Result<(Opened, Numbering), connect::Failure> {
+    fn reach(addresses: &[SocketAddr], timeout: Duration) -> Result<(Opened, Numbering), ConnectError> {
         let open = |numbering, timeout| Ok((connect::open(addresses, numbering, timeout)?, numbering));
         let deadline = Deadline::after(timeout);
         match open(Numbering::Validated, timeout) {
-            Err(connect::Failure::Closed) => {
-                open(Numbering::Bare, deadline.left().min(OLD_LIMIT)).map_err(|_| connect::Failure::Closed)
+            Err(ConnectError::Closed) => {
+                open(Numbering::Bare, deadline.left().min(OLD_LIMIT)).map_err(|_| ConnectError::Closed)
             }
             other => other,
         }
     }
 
     /// Finds out who it is that has answered.
-    fn greet(opened: Opened, numbering: Numbering, answer_limit: Duration) -> Result<Self, connect::Failure> {
+    fn greet(opened: Opened, numbering: Numbering, answer_limit: Duration) -> Result<Self, ConnectError> {
         let failed = |failure| match failure {
-            Failure::Closed => connect::Failure::Closed,
-            Failure::Io(error) => error.into(),
-            Failure::Nonsense(_) | Failure::TooLong(_) => connect::Failure::Nonsense,
+            RequestError::Closed => ConnectError::Closed,
+            RequestError::Io(error) => error.into(),
+            RequestError::Nonsense(_) | RequestError::TooLong(_) => ConnectError::Nonsense,
         };
         let Opened { stream, address, is_own } = opened;
         let witness = Wire::new(stream, answer_limit)?;
@@ -138,7 +138,7 @@ impl Client {
                     asked.send(Requests::to(numbering).mark(Opcode::Get)).and_then(|()| asked.value());
                 match answer {
                     Ok(_) => Peer::Answering,
-                    Err(Failure::Closed) => Peer::Closing,
+                    Err(RequestError::Closed) => Peer::Closing,
                     Err(other) => return Err(failed(other)),
                 }
             }
@@ -195,10 +195,10 @@ impl Client {
         let answer = witness.send(self.requests().check_mark()).and_then(|()| witness.all_there());
         drop(witness);
         answer.map(drop).map_err(|failure| match failure {
-            Failure::Closed => self.lose("the server has closed all connections"),
-            Failure::Io(error) => self.lose(&error.to_string()),
-            Failure::Nonsense(what) => self.lose(&format!("the server answers {what}")),
-            Failure::TooLong(bytes) => self.lose(&format!("the server answers with {bytes} bytes")),
+            RequestError::Closed => self.lose("the server has closed all connections"),
+            RequestError::Io(error) => self.lose(&error.to_string()),
+            RequestError::Nonsense(what) => self.lose(&format!("the server answers {what}")),
+            RequestError::TooLong(bytes) => self.lose(&format!("the server answers with {bytes} bytes")),
         })
     }
 
@@ -238,7 +238,7 @@ impl Client {
     fn exchange<T>(
         &self,
         requests: Requests,
-        read: impl FnOnce(&mut Wire) -> Result<T, Failure>,
+        read: impl FnOnce(&mut Wire) -> Result<T, RequestError>,
     ) -> Result<T, StoreError> {
         let mut wire = self.connection()?;
         match wire.send(requests).and_then(|()| read(&mut wire)) {
@@ -250,15 +250,15 @@ impl Client {
         }
     }
 
-    fn failed(&self, failure: Failure) -> StoreError {
+    fn failed(&self, failure: RequestError) -> StoreError {
         match failure {
-            Failure::Closed => match self.ask_witness() {
+            RequestError::Closed => match self.ask_witness() {
                 Ok(()) => self.refused("it closed the connection over this request"),
                 Err(lost) => lost,
             },
-            Failure::Io(error) => self.lose(&error.to_string()),
-            Failure::Nonsense(what) => self.lose(&format!("its answer is {what}")),
-            Failure::TooLong(bytes) => {
+            RequestError::Io(error) => self.lose(&error.to_string()),
+            RequestError::Nonsense(what) => self.lose(&format!("its answer is {what}")),
+            RequestError::TooLong(bytes) => {
                 self.refused(&format!("a value has {bytes} bytes, which no store here holds"))
             }
         }
@@ -269,7 +269,7 @@ impl Client {
         &self,
         known: &OnceLock<bool>,
         requests: impl FnOnce() -> Requests,
-        read: impl FnOnce(&mut Wire) -> Result<(), Failure>,
+        read: impl FnOnce(&mut Wire) -> Result<(), RequestError>,
     ) -> Result<bool, StoreError> {
         if let Some(known) = known.get() {
             return Ok(*known);
@@ -280,7 +280,7 @@ impl Client {
         let mut wire = self.open()?;
         let has = match wire.send(requests()).and_then(|()| read(&mut wire)) {
             Ok(()) => true,
-            Err(Failure::Closed) => {
+            Err(RequestError::Closed) => {
                 self.ask_witness()?;
                 false
             }

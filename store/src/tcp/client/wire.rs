@@ -12,7 +12,7 @@ use crate::tcp::protocol::{CANCELED, Numbering, Opcode, Requests, YES};
 
 /// What became of a request.
 #[derive(Debug)]
-pub(super) enum Failure {
+pub(super) enum RequestError {
     /// The server closed the connection.
     Closed,
     /// It does not answer, or the system cannot reach it.
@@ -23,7 +23,7 @@ pub(super) enum Failure {
     TooLong(u64),
 }
 
-impl From<io::Error> for Failure {
+impl From<io::Error> for RequestError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::Closed,
@@ -51,64 +51,68 @@ impl Wire {
     }
 
     /// Sends requests.
-    pub(super) fn send(&mut self, requests: Requests) -> Result<(), Failure> {
+    pub(super) fn send(&mut self, requests: Requests) -> Result<(), RequestError> {
         // What is left of an answer would be taken for the next one.
         if !self.from.buffer().is_empty() {
-            return Err(Failure::Nonsense("more than was asked for"));
+            return Err(RequestError::Nonsense("more than was asked for"));
         }
         Ok(self.from.get_mut().write_all(&requests.into_bytes())?)
     }
 
-    pub(super) fn byte(&mut self) -> Result<u8, Failure> {
+    pub(super) fn byte(&mut self) -> Result<u8, RequestError> {
         let mut byte = [0];
         self.from.read_exact(&mut byte)?;
         Ok(byte[0])
     }
 
     /// A byte that is `expected`.
-    pub(super) fn expect(&mut self, expected: u8) -> Result<(), Failure> {
+    pub(super) fn expect(&mut self, expected: u8) -> Result<(), RequestError> {
         match self.byte()? {
             byte if byte == expected => Ok(()),
-            _ => Err(Failure::Nonsense("a byte that fits no question")),
+            _ => Err(RequestError::Nonsense("a byte that fits no question")),
         }
     }
 
     /// Whether a [`Opcode::Check`] found all.
-    pub(super) fn all_there(&mut self) -> Result<bool, Failure> {
+    pub(super) fn all_there(&mut self) -> Result<bool, RequestError> {
         match self.byte()? {
             byte @ (0 | 1) => Ok(byte == YES),
-            _ => Err(Failure::Nonsense("neither yes nor no")),
+            _ => Err(RequestError::Nonsense("neither yes nor no")),
         }
     }
 
-    pub(super) fn number(&mut self) -> Result<i64, Failure> {
+    pub(super) fn number(&mut self) -> Result<i64, RequestError> {
         let mut bytes = [0; 8];
         self.from.read_exact(&mut bytes)?;
         Ok(i64::from_le_bytes(bytes))
     }
 
     /// How many of something.
-    pub(super) fn count(&mut self) -> Result<u64, Failure> {
-        u64::try_from(self.number()?).map_err(|_| Failure::Nonsense("fewer than none"))
+    pub(super) fn count(&mut self) -> Result<u64, RequestError> {
+        u64::try_from(self.number()?).map_err(|_| RequestError::Nonsense("fewer than none"))
     }
 
     /// A value, or a key, for which servers of torch do not have a limit at all.
-    pub(super) fn value(&mut self) -> Result<Vec<u8>, Failure> {
+    pub(super) fn value(&mut self) -> Result<Vec<u8>, RequestError> {
         let length = self.number()? as u64;
         if length > MAX_VALUE as u64 {
-            return Err(Failure::TooLong(length));
+            return Err(RequestError::TooLong(length));
         }
         // Memory is taken for what comes.
         let mut bytes = Vec::new();
         self.from.by_ref().take(length).read_to_end(&mut bytes)?;
         match bytes.len() as u64 == length {
             true => Ok(bytes),
-            false => Err(Failure::Closed),
+            false => Err(RequestError::Closed),
         }
     }
 
     /// Whether what was asked to wait has come before the deadline; after that it is not waited for any more.
-    pub(super) fn has_come(&mut self, deadline: Deadline, numbering: Numbering) -> Result<bool, Failure> {
+    pub(super) fn has_come(
+        &mut self,
+        deadline: Deadline,
+        numbering: Numbering,
+    ) -> Result<bool, RequestError> {
         while !deadline.has_passed() {
             let mut fds = [PollFd::new(self.from.get_ref(), PollFlags::IN)];
             if clock::poll(&mut fds, deadline)? {
@@ -120,7 +124,7 @@ impl Wire {
             CANCELED => Ok(false),
             // It came while the cancellation went.
             YES => self.expect(CANCELED).map(|()| true),
-            _ => Err(Failure::Nonsense("a byte that fits no question")),
+            _ => Err(RequestError::Nonsense("a byte that fits no question")),
         }
     }
 }

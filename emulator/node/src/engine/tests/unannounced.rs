@@ -96,7 +96,7 @@ fn a_stream_that_waits_for_the_event_of_a_dead_process_fails_in_the_end_and_for_
         engine.submit(waiting, Op::Wait(Arc::clone(&event), 1)).unwrap();
         if is_abandoned {
             engine.wait(waiting);
-            assert_eq!(health.failure(), Some(Failure::LaunchTimeout));
+            assert_eq!(health.failure(), Some(StickyError::LaunchTimeout));
             assert!(!event.wait(1, Duration::from_millis(150)), "nor does the host wait for ever");
         } else {
             std::thread::sleep(Duration::from_millis(600));

@@ -65,7 +65,7 @@ enum State {
 }
 
 /// Why a thread stopped running.
-enum Stop {
+enum StopReason {
     /// Its share of the budget is used up.
     Budget,
     Spinning,
@@ -165,21 +165,21 @@ impl Block for DirectBlock {
                     return done(self, TurnEnd::Budget);
                 }
                 let stop = self.run_thread(thread, memory, end);
-                self.threads[thread as usize].spun = matches!(stop, Stop::Spinning);
+                self.threads[thread as usize].spun = matches!(stop, StopReason::Spinning);
                 match stop {
-                    Stop::Budget => {
+                    StopReason::Budget => {
                         progress = true;
                         self.runnable.push(thread);
                     }
-                    Stop::Spinning => self.runnable.push(thread),
-                    Stop::Waiting => {
+                    StopReason::Spinning => self.runnable.push(thread),
+                    StopReason::Waiting => {
                         progress = true;
                         if let Some((waiter, text)) = self.deserted() {
                             let fault = self.fault(waiter, FaultKind::BarrierDivergence(text));
                             return done(self, fault);
                         }
                     }
-                    Stop::Fault(kind) => {
+                    StopReason::Fault(kind) => {
                         let fault = self.fault(thread, kind);
                         return done(self, fault);
                     }

@@ -4,7 +4,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use super::barrier::Waiter;
 use super::memory::Request;
-use super::{DirectBlock, State, Stop};
+use super::{DirectBlock, State, StopReason};
 use crate::exec::interface::AddressSpace;
 use meshreduce_emulator_ptx::semantics::convert::extend;
 use meshreduce_emulator_ptx::types::{Clock, Space};
@@ -14,7 +14,7 @@ use meshreduce_emulator_ptx::{
 
 impl DirectBlock {
     /// Runs `thread` until it waits, spins or faults, or the block's clock reaches `end`.
-    pub(super) fn run_thread(&mut self, thread: u32, device: &dyn AddressSpace, end: u64) -> Stop {
+    pub(super) fn run_thread(&mut self, thread: u32, device: &dyn AddressSpace, end: u64) -> StopReason {
         let launch = self.launch.clone();
         let code = &launch.kernel.code[..];
         let base = self.slots_per_thread * thread as usize;
@@ -26,7 +26,7 @@ impl DirectBlock {
         let mut now = self.executed;
         let stop = loop {
             if now >= end {
-                break Stop::Budget;
+                break StopReason::Budget;
             }
             let step = &code[pc];
             now += 1;
@@ -64,7 +64,7 @@ impl DirectBlock {
                     };
                     let place = match memory.resolve(device, &launch, request) {
                         Ok(place) => place,
-                        Err(kind) => break Stop::Fault(kind),
+                        Err(kind) => break StopReason::Fault(kind),
                     };
                     let mut seen = 0u64;
                     if *whole {
@@ -83,7 +83,7 @@ impl DirectBlock {
                         && spin.note(now, pc as u32, address, seen)
                     {
                         pc += 1;
-                        break Stop::Spinning;
+                        break StopReason::Spinning;
                     }
                 }
                 Op::Store(Store { target, order, ty, lanes, whole, a, .. }) => {
@@ -99,7 +99,7 @@ impl DirectBlock {
                     };
                     let place = match memory.resolve(device, &launch, request) {
                         Ok(place) => place,
-                        Err(kind) => break Stop::Fault(kind),
+                        Err(kind) => break StopReason::Fault(kind),
                     };
                     let mut written = 0u64;
                     if *whole {
@@ -118,7 +118,7 @@ impl DirectBlock {
                         && spin.note(now, pc as u32, address, written)
                     {
                         pc += 1;
-                        break Stop::Spinning;
+                        break StopReason::Spinning;
                     }
                 }
                 Op::Atomic(atomic) => {
@@ -134,7 +134,7 @@ impl DirectBlock {
                     };
                     let place = match memory.resolve(device, &launch, request) {
                         Ok(place) => place,
-                        Err(kind) => break Stop::Fault(kind),
+                        Err(kind) => break StopReason::Fault(kind),
                     };
                     let (x, y) = (get!(*a), get!(*b));
                     let old =
@@ -147,7 +147,7 @@ impl DirectBlock {
                         spin.polling = false;
                     } else if spin.note(now, pc as u32, address, old) {
                         pc += 1;
-                        break Stop::Spinning;
+                        break StopReason::Spinning;
                     }
                 }
                 // Whatever the scope: a fence of the host is one for all.
@@ -169,32 +169,32 @@ impl DirectBlock {
                     };
                     if spin.note(now, pc as u32, 0, 0) {
                         pc += 1;
-                        break Stop::Spinning;
+                        break StopReason::Spinning;
                     }
                 }
                 Op::Sleep => {
                     pc += 1;
-                    break Stop::Spinning;
+                    break StopReason::Spinning;
                 }
                 Op::Nothing => {}
-                Op::Trap => break Stop::Fault(FaultKind::Trap),
+                Op::Trap => break StopReason::Fault(FaultKind::Trap),
                 Op::Exit => {
                     self.executed = now;
                     self.threads[thread as usize].pc = pc as u32;
                     self.exit(thread);
-                    return Stop::Waiting;
+                    return StopReason::Waiting;
                 }
                 Op::Barrier(barrier) => {
                     self.executed = now;
                     self.threads[thread as usize].pc = pc as u32;
                     let barrier = (**barrier).clone();
                     match self.arrive(thread, &barrier) {
-                        Ok(true) => return Stop::Waiting,
+                        Ok(true) => return StopReason::Waiting,
                         Ok(false) => {
                             // `bar.arrive` goes on at once; its turn ends all the same.
-                            return Stop::Budget;
+                            return StopReason::Budget;
                         }
-                        Err(kind) => return Stop::Fault(kind),
+                        Err(kind) => return StopReason::Fault(kind),
                     }
                 }
                 Op::WarpBarrier { a } => {
@@ -204,7 +204,7 @@ impl DirectBlock {
                     own.pc = pc as u32 + 1;
                     own.state = State::AtWarpBarrier(mask);
                     self.release_warp(thread / WARP);
-                    return Stop::Waiting;
+                    return StopReason::Waiting;
                 }
             }
             pc += 1;

@@ -13,7 +13,7 @@ use crate::types::{DType, Operation, ReduceOp};
 /// Of operations where ranks do not know one another's lengths (gather, scatter, all_to_all) the count is 0; there every
 /// message's length is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct Fingerprint {
     /// The call's sequence number.
     pub(super) sequence: u64,
     /// From the low end: operation (8 bits); element type and reduction (8 each), root (20), each with 1 added and 0 for none;
@@ -45,7 +45,7 @@ const _: () = {
     }
 };
 
-impl Stamp {
+impl Fingerprint {
     /// That of `call`, the one at `index` of its batch, of `world_size` ranks.
     pub(super) fn of(call: &Call<'_>, sequence: u64, index: usize, world_size: usize) -> Self {
         let dtype = call.dtype().map_or(0, |dtype| dtype as u64 + 1);
@@ -56,7 +56,7 @@ impl Stamp {
         Self { sequence, what, count: count(call, world_size) }
     }
 
-    /// [`Stamp::of`] of a send or a receive by itself.
+    /// [`Fingerprint::of`] of a send or a receive by itself.
     #[inline]
     pub(super) fn of_message(operation: Operation, tensor: &Tensor, sequence: u64) -> Self {
         let what = operation as u64 | (tensor.dtype as u64 + 1) << 8;
@@ -65,7 +65,7 @@ impl Stamp {
 
     /// Whether both are of elements of one type.
     #[inline]
-    pub(super) fn is_typed_as(&self, other: &Stamp) -> bool {
+    pub(super) fn is_typed_as(&self, other: &Fingerprint) -> bool {
         (self.what ^ other.what) >> 8 & 0xff == 0
     }
 
@@ -75,7 +75,7 @@ impl Stamp {
     }
 
     /// Whether both are the same place in the order of calls.
-    pub(super) fn is_at(&self, other: &Stamp) -> bool {
+    pub(super) fn is_at(&self, other: &Fingerprint) -> bool {
         self.place() == other.place()
     }
 
@@ -131,7 +131,7 @@ fn mix(state: u64) -> u64 {
     word ^ word >> 31
 }
 
-impl fmt::Display for Stamp {
+impl fmt::Display for Fingerprint {
     /// As [`Call`] shows itself.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let field = |at: u32, bits: u32| (self.what >> at & ((1 << bits) - 1)) as usize;
@@ -166,7 +166,7 @@ impl fmt::Display for Stamp {
 /// The last calls of this rank, for those who ask later what it has called. One thread begins calls, others look.
 #[derive(Debug)]
 pub(super) struct History {
-    stamps: [[AtomicU64; 3]; History::LENGTH],
+    fingerprints: [[AtomicU64; 3]; History::LENGTH],
     begun: AtomicU64,
 }
 
@@ -174,32 +174,34 @@ impl History {
     const LENGTH: usize = 256;
 
     pub(super) fn new() -> Self {
-        let stamps = std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
-        Self { stamps, begun: AtomicU64::new(0) }
+        let fingerprints = std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { fingerprints, begun: AtomicU64::new(0) }
     }
 
     fn place(&self, number: u64) -> &[AtomicU64; 3] {
-        &self.stamps[number as usize % Self::LENGTH]
+        &self.fingerprints[number as usize % Self::LENGTH]
     }
 
-    fn read(&self, number: u64) -> Stamp {
+    fn read(&self, number: u64) -> Fingerprint {
         let [sequence, what, count] = self.place(number).each_ref().map(|word| word.load(Ordering::Relaxed));
-        Stamp { sequence, what, count }
+        Fingerprint { sequence, what, count }
     }
 
     /// Not to be called by two threads at once.
-    pub(super) fn begin(&self, stamp: Stamp) {
+    pub(super) fn begin(&self, fingerprint: Fingerprint) {
         let begun = self.begun.load(Ordering::Relaxed);
         // Whoever sees a word of this call sees at least the count before it.
         fence(Ordering::Release);
-        for (place, word) in self.place(begun).iter().zip([stamp.sequence, stamp.what, stamp.count]) {
+        for (place, word) in
+            self.place(begun).iter().zip([fingerprint.sequence, fingerprint.what, fingerprint.count])
+        {
             place.store(word, Ordering::Relaxed);
         }
         self.begun.store(begun + 1, Ordering::Release);
     }
 
     /// The last one.
-    pub(super) fn last(&self) -> Option<Stamp> {
+    pub(super) fn last(&self) -> Option<Fingerprint> {
         let begun = self.begun.load(Ordering::Acquire);
         (begun > 0).then(|| self.read(begun - 1))
     }
@@ -210,14 +212,14 @@ impl History {
     }
 
     /// What this rank has called at the place of `other`, if it has come there and remembers.
-    pub(super) fn at(&self, other: &Stamp) -> Option<Stamp> {
+    pub(super) fn at(&self, other: &Fingerprint) -> Option<Fingerprint> {
         let begun = self.begun.load(Ordering::Acquire);
         // The oldest one may be being written over.
         let oldest = begun.saturating_sub(Self::LENGTH as u64 - 1);
         let latest_first = (oldest..begun).rev().map(|number| (number, self.read(number)));
         let (number, found) = latest_first
-            .take_while(|(_, stamp)| stamp.sequence >= other.sequence)
-            .find(|(_, stamp)| stamp.is_at(other))?;
+            .take_while(|(_, fingerprint)| fingerprint.sequence >= other.sequence)
+            .find(|(_, fingerprint)| fingerprint.is_at(other))?;
         // So long as it was read no call has come to its place, or the count that is read now says so.
         fence(Ordering::Acquire);
         let begun = self.begun.load(Ordering::Relaxed);
@@ -231,37 +233,44 @@ mod tests {
     use crate::tensor::{Buffer, BufferMut};
 
     #[test]
-    fn a_stamp_reads_like_its_call() {
+    fn a_fingerprint_reads_like_its_call() {
         let data = [0_f32; 6];
         let tensor = data.tensor();
         let call = Call::Reduce { input: tensor, output: None, op: ReduceOp::Max, root: 3 };
-        assert_eq!(Stamp::of(&call, 7, 0, 4).to_string(), "reduce (max) of 6 f32 with root 3");
+        assert_eq!(Fingerprint::of(&call, 7, 0, 4).to_string(), "reduce (max) of 6 f32 with root 3");
         let parts = Parts::Split { tensor, counts: &[4, 2] };
         let call = Call::AllGather { input: tensor.slice(0, 4), outputs: parts };
-        let uneven = Stamp::of(&call, 7, 2, 2);
+        let uneven = Fingerprint::of(&call, 7, 2, 2);
         assert!(uneven.to_string().starts_with("all_gather of 6 f32 in unequal parts"), "{uneven}");
         assert!(uneven.to_string().ends_with("number 2 of a batch"), "{uneven}");
         let whole = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::Whole(tensor) };
         let list = [tensor.slice(0, 3), tensor.slice(3, 3)];
         let list = Call::AllGather { input: tensor.slice(0, 3), outputs: Parts::List(&list) };
-        assert_eq!(Stamp::of(&whole, 7, 0, 2), Stamp::of(&list, 7, 0, 2), "how parts are given is no matter");
+        assert_eq!(
+            Fingerprint::of(&whole, 7, 0, 2),
+            Fingerprint::of(&list, 7, 0, 2),
+            "how parts are given is no matter"
+        );
     }
 
     #[test]
-    fn a_message_has_the_stamp_of_its_call() {
+    fn a_message_has_the_fingerprint_of_its_call() {
         let mut data = [0_f64; 6];
         let (sent, whole) = (data.tensor(), data.tensor_mut());
         let send = Call::Send { input: sent.slice(1, 4), peer: 1, tag: 9 };
-        assert_eq!(Stamp::of_message(Operation::Send, &sent.slice(1, 4), 7), Stamp::of(&send, 7, 0, 2));
+        assert_eq!(
+            Fingerprint::of_message(Operation::Send, &sent.slice(1, 4), 7),
+            Fingerprint::of(&send, 7, 0, 2)
+        );
         let receive = Call::Recv { output: whole, peer: Some(1), tag: 9 };
-        let stamp = Stamp::of_message(Operation::Recv, &whole, 7);
-        assert_eq!(stamp, Stamp::of(&receive, 7, 0, 2));
-        assert!(stamp.is_typed_as(&Stamp::of(&send, 8, 0, 2)));
-        assert!(!stamp.is_typed_as(&Stamp::of_message(Operation::Recv, &[0_f32; 6].tensor(), 7)));
+        let fingerprint = Fingerprint::of_message(Operation::Recv, &whole, 7);
+        assert_eq!(fingerprint, Fingerprint::of(&receive, 7, 0, 2));
+        assert!(fingerprint.is_typed_as(&Fingerprint::of(&send, 8, 0, 2)));
+        assert!(!fingerprint.is_typed_as(&Fingerprint::of_message(Operation::Recv, &[0_f32; 6].tensor(), 7)));
     }
 
     #[test]
-    fn lengths_that_differ_by_little_have_different_stamps() {
+    fn lengths_that_differ_by_little_have_different_fingerprints() {
         let data = vec![0_u8; 6000];
         let mut same = 0;
         for (first, second) in (0..50).flat_map(|first| (1..50).map(move |second| (first * 37, second * 61)))
@@ -269,7 +278,7 @@ mod tests {
             let of = |counts: [usize; 2]| {
                 let parts =
                     Parts::Split { tensor: data.tensor().slice(0, counts.iter().sum()), counts: &counts };
-                Stamp::of(
+                Fingerprint::of(
                     &Call::AllGather { input: data.tensor().slice(0, counts[0]), outputs: parts },
                     1,
                     0,
@@ -284,9 +293,12 @@ mod tests {
     #[test]
     fn history_finds_what_was_called() {
         let history = History::new();
-        let stamp = |sequence| Stamp { sequence, what: 0, count: sequence };
-        (0..600).for_each(|sequence| history.begin(stamp(sequence)));
-        let ask = |sequence| history.at(&Stamp { sequence, what: 0, count: 1 });
-        assert_eq!((ask(599), ask(400), ask(600), ask(1)), (Some(stamp(599)), Some(stamp(400)), None, None));
+        let fingerprint = |sequence| Fingerprint { sequence, what: 0, count: sequence };
+        (0..600).for_each(|sequence| history.begin(fingerprint(sequence)));
+        let ask = |sequence| history.at(&Fingerprint { sequence, what: 0, count: 1 });
+        assert_eq!(
+            (ask(599), ask(400), ask(600), ask(1)),
+            (Some(fingerprint(599)), Some(fingerprint(400)), None, None)
+        );
     }
 }

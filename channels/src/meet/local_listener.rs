@@ -8,15 +8,15 @@ use std::os::fd::OwnedFd;
 
 use crate::link::Half;
 
-static LISTENERS: LazyLock<Mutex<HashMap<[u8; 16], Weak<Door>>>> = LazyLock::new(Mutex::default);
+static LISTENERS: LazyLock<Mutex<HashMap<[u8; 16], Weak<LocalListener>>>> = LazyLock::new(Mutex::default);
 
-fn listeners() -> MutexGuard<'static, HashMap<[u8; 16], Weak<Door>>> {
+fn listeners() -> MutexGuard<'static, HashMap<[u8; 16], Weak<LocalListener>>> {
     LISTENERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where connections from within the process arrive.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct LocalListener {
     cookie: [u8; 16],
     process: u32,
     arrived: Mutex<Vec<Half>>,
@@ -24,12 +24,13 @@ pub(crate) struct Door {
     pub(crate) bell: OwnedFd,
 }
 
-impl Door {
+impl LocalListener {
     pub(crate) fn open(cookie: [u8; 16]) -> std::io::Result<Arc<Self>> {
         let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let door = Arc::new(Self { cookie, process: std::process::id(), arrived: Mutex::default(), bell });
-        listeners().insert(cookie, Arc::downgrade(&door));
-        Ok(door)
+        let listener =
+            Arc::new(Self { cookie, process: std::process::id(), arrived: Mutex::default(), bell });
+        listeners().insert(cookie, Arc::downgrade(&listener));
+        Ok(listener)
     }
 
     /// The next connection that has arrived.
@@ -50,7 +51,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for LocalListener {
     fn drop(&mut self) {
         // In a child that was forked, another thread of the parent may have had the lock.
         if self.process == std::process::id() {
@@ -61,9 +62,9 @@ impl Drop for Door {
 
 /// Connects to the listener of this process with this cookie, if there is one.
 pub(crate) fn knock(cookie: &[u8; 16]) -> Option<Half> {
-    let door = listeners().get(cookie).and_then(Weak::upgrade)?;
+    let listener = listeners().get(cookie).and_then(Weak::upgrade)?;
     let (ours, theirs) = Half::pair();
-    door.arrived.lock().unwrap_or_else(PoisonError::into_inner).push(theirs);
-    door.ring();
+    listener.arrived.lock().unwrap_or_else(PoisonError::into_inner).push(theirs);
+    listener.ring();
     Some(ours)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 /// Cases by what became of them, and what else was wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Verdict {
+pub struct Tally {
     /// Cases that ran.
     pub run: usize,
     /// Those of them whose result was wrong, or did not come.
@@ -19,7 +19,7 @@ pub struct Verdict {
     pub problems: Vec<String>,
 }
 
-impl Verdict {
+impl Tally {
     /// Counts a case: whether it was right, or `None` if it did not run.
     pub fn count(&mut self, ok: Option<bool>) {
         match ok {
@@ -72,10 +72,10 @@ impl Verdict {
 struct Record<'a> {
     verdict: &'static str,
     #[serde(flatten)]
-    counts: &'a Verdict,
+    counts: &'a Tally,
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { run, failed, not_run, problems } = self;
         let word = if self.is_ok() { "ok" } else { "FAILED" };
@@ -88,8 +88,8 @@ impl fmt::Display for Verdict {
 mod tests {
     use super::*;
 
-    fn counted(outcomes: &[Option<bool>]) -> Verdict {
-        let mut verdict = Verdict::default();
+    fn counted(outcomes: &[Option<bool>]) -> Tally {
+        let mut verdict = Tally::default();
         outcomes.iter().for_each(|ok| verdict.count(*ok));
         verdict
     }

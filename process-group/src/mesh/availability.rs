@@ -50,9 +50,9 @@ pub(super) struct Ready {
 
 /// What a rank tells the others: that it can take part, or why it cannot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told(pub(super) Result<Ready, String>);
+pub(super) struct Availability(pub(super) Result<Ready, String>);
 
-impl Payload for Told {
+impl Payload for Availability {
     const KIND: u8 = 41;
 
     fn write(&self, out: &mut Writer) {
@@ -79,9 +79,9 @@ impl Payload for Told {
 pub(super) fn compare(told: &[Vec<u8>]) -> Result<Vec<Ready>, MeshFailure> {
     let mut ready = Vec::with_capacity(told.len());
     for (rank, bytes) in told.iter().enumerate() {
-        match Told::from_bytes(bytes) {
-            Ok(Told(Ok(one))) => ready.push(one),
-            Ok(Told(Err(problem))) => return Err(MeshFailure::OnRank { rank, problem }),
+        match Availability::from_bytes(bytes) {
+            Ok(Availability(Ok(one))) => ready.push(one),
+            Ok(Availability(Err(problem))) => return Err(MeshFailure::OnRank { rank, problem }),
             Err(source) => return Err(MeshFailure::BadMessage { rank, source }),
         }
     }
@@ -99,7 +99,7 @@ mod tests {
     use crate::types::{DType, ReduceOp};
 
     fn with(wishes: &Wishes) -> Vec<u8> {
-        Told(Ok(Ready { nonce: 7, host: "here".to_owned(), wishes: wishes.text() })).to_bytes()
+        Availability(Ok(Ready { nonce: 7, host: "here".to_owned(), wishes: wishes.text() })).to_bytes()
     }
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn a_rank_that_cannot_take_part_or_is_not_understood_is_named() {
         let none = with(&Wishes::default());
-        let cannot = Told(Err("no such device".to_owned())).to_bytes();
+        let cannot = Availability(Err("no such device".to_owned())).to_bytes();
         let text = compare(&[none.clone(), cannot]).unwrap_err().to_string();
         assert_eq!(text, "rank 1 cannot use the mesh: no such device");
         let bad = compare(&[none, b"?".to_vec()]);

@@ -17,12 +17,12 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// A socket that is closed with something unread in it, or gets something later, resets the connection (RFC 1122, 4.2.2.13), and a
 /// reset may overtake what was said last: the other rank would take this one for dead. It would also read nothing as long as it only
 /// writes what nobody takes here.
-pub(in super::super) fn farewell(mailbox: &Mutex<Mailbox>, most: Duration) {
+pub(in super::super) fn drain(mailbox: &Mutex<Mailbox>, most: Duration) {
     let begun = Instant::now();
     let wait = |is_done: &dyn Fn(&mut Mailbox) -> bool| {
         loop {
             let mut own = mailbox.lock().unwrap_or_else(PoisonError::into_inner);
-            own.pass_all_over();
+            own.discard_from_all();
             if is_done(&mut own) || begun.elapsed() >= most {
                 return own;
             }
@@ -37,28 +37,28 @@ pub(in super::super) fn farewell(mailbox: &Mutex<Mailbox>, most: Duration) {
 impl Mailbox {
     /// What a rank has sent makes no sense, or was its last word: nothing more is taken of it. (It would be found again and again, where
     /// it stays in a ring.)
-    pub(super) fn turn_deaf(&mut self, peer: usize) {
+    pub(super) fn stop_receiving(&mut self, peer: usize) {
         let link = &mut self.links[peer];
-        link.is_deaf = true;
+        link.is_read_closed = true;
         link.left.get_or_insert(FAILED);
     }
 
     /// Reads what comes from a rank of which nothing more is taken; whether that was something.
-    pub(super) fn pass_over(&mut self, peer: usize) -> Result<bool, Error> {
+    pub(super) fn discard_from(&mut self, peer: usize) -> Result<bool, Error> {
         let Wire::Tcp(tcp) = &mut self.links[peer].wire else { return Ok(false) };
-        match pass(tcp, TURN) {
+        match discard(tcp, TURN) {
             Ok(count) => Ok(count > 0),
             Err(broken) => self.broke(peer, &broken).map(|()| false),
         }
     }
 
     /// Reads what comes from anybody, and forgets it.
-    fn pass_all_over(&mut self) {
+    fn discard_from_all(&mut self) {
         for link in &mut self.links {
             let Wire::Tcp(tcp) = &mut link.wire else { continue };
             let mut left = TURN;
             while left > 0 && !link.broken {
-                match pass(tcp, left) {
+                match discard(tcp, left) {
                     // Whoever says no more may still listen.
                     Ok(0) | Err(Broken::Closed) => break,
                     Ok(count) => left -= count,
@@ -70,7 +70,7 @@ impl Mailbox {
 }
 
 /// Reads on and forgets it.
-pub(super) fn pass(tcp: &mut Tcp, most: usize) -> Result<usize, Broken> {
+pub(super) fn discard(tcp: &mut Tcp, most: usize) -> Result<usize, Broken> {
     let mut scratch = [0; 4096];
     tcp.read(&mut scratch[..most.min(4096)])
 }

@@ -1,6 +1,6 @@
 //! What goes from one queue pair to another.
 
-use crate::adapter::PortAddress;
+use crate::address::PortAddress;
 
 /// Most bytes of a message in one frame.
 pub(crate) const CHUNK: usize = 64 << 10;

@@ -1,4 +1,4 @@
-//! What a group's mesh stands on: one node's communicator, one of each node, or none.
+//! Which ranks of a group a mesh covers: one node's communicator, one of each node, or none.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -31,31 +31,31 @@ pub(super) struct Mesh {
 
 /// What there is of a mesh.
 #[derive(Debug)]
-pub(super) enum Ground {
+pub(super) enum Coverage {
     /// A world of one.
-    Alone,
+    SingleRank,
     /// All ranks are on one mesh.
-    One(Mesh),
+    AllRanks(Mesh),
     /// All nodes have a mesh, and equally many ranks.
-    Several(Mesh, Placement),
+    PerNode(Mesh, Placement),
     /// There is none, for this reason.
     None(Arc<str>),
 }
 
 /// What there is of a mesh for this group, and what its ranks have agreed on that no others ever have. `own`: whether this rank can take
 /// part, and on what device.
-pub(super) fn find_ground(
+pub(super) fn find_coverage(
     name: &Arc<str>,
     context: &BackendContext,
     own: Result<(Arc<PrimaryContext>, Config), Error>,
     wishes: &Wishes,
-) -> Result<(Arc<PrimaryContext>, Ground, String), Error> {
+) -> Result<(Arc<PrimaryContext>, Coverage, String), Error> {
     if context.group.world_size == 1 {
-        return Ok((own?.0, Ground::Alone, String::new()));
+        return Ok((own?.0, Coverage::SingleRank, String::new()));
     }
     let ((primary, config), placement, generation) = Placement::find(context, name, own, wishes)?;
-    let ground = find_mesh(name, context, &primary, &config, placement)?;
-    Ok((primary, ground, generation))
+    let coverage = find_mesh(name, context, &primary, &config, placement)?;
+    Ok((primary, coverage, generation))
 }
 
 fn find_mesh(
@@ -64,13 +64,13 @@ fn find_mesh(
     primary: &Arc<PrimaryContext>,
     config: &Config,
     placement: Placement,
-) -> Result<Ground, Error> {
+) -> Result<Coverage, Error> {
     let group = &context.group;
     let (node, place) = placement.of_rank(group.rank);
     let ranks = placement.nodes[node].clone();
     let several = placement.nodes.len() > 1;
     if several && placement.per_node().is_none_or(|ranks| ranks < 2) {
-        return Ok(Ground::None("the nodes have different numbers of ranks, or one each".into()));
+        return Ok(Coverage::None("the nodes have different numbers of ranks, or one each".into()));
     }
     let of_mesh = |error: meshreduce::Error| context.not_made(name, error);
     let store = PrefixStore::new(&format!("node/{node}"), Arc::clone(&context.store))
@@ -91,16 +91,16 @@ fn find_mesh(
             if let Some(communicator) = communicator {
                 communicator.close().map_err(|error| of_mesh(error.into()))?;
             }
-            return Ok(Ground::None(reason.unwrap_or_else(|| "the nodes are unlike".to_owned()).into()));
+            return Ok(Coverage::None(reason.unwrap_or_else(|| "the nodes are unlike".to_owned()).into()));
         }
     }
     let Some(communicator) = communicator else {
-        return Ok(Ground::None(reason.unwrap_or_default().into()));
+        return Ok(Coverage::None(reason.unwrap_or_default().into()));
     };
     let names = Names { backend: Arc::clone(name), group: Arc::clone(&group.name) };
     let mut mesh = Mesh::new(communicator, ranks, primary, names).map_err(of_mesh)?;
     mesh.is_followed = context.lane.set(Arc::downgrade(&mesh.lane)).is_ok();
-    Ok(if several { Ground::Several(mesh, placement) } else { Ground::One(mesh) })
+    Ok(if several { Coverage::PerNode(mesh, placement) } else { Coverage::AllRanks(mesh) })
 }
 
 impl Mesh {
@@ -131,7 +131,7 @@ impl Mesh {
     }
 
     /// Bytes of the longest slice where no rank knows how long all are.
-    pub(super) fn longest_listed(&self) -> u64 {
+    pub(super) fn longest_all_to_all_v(&self) -> u64 {
         self.asked(|communicator| Some(communicator.longest_all_to_all_v())).unwrap_or(0)
     }
 
@@ -148,20 +148,20 @@ impl Mesh {
     }
 }
 
-impl Ground {
+impl Coverage {
     pub(super) fn mesh(&self) -> Option<&Mesh> {
         match self {
-            Ground::One(mesh) | Ground::Several(mesh, _) => Some(mesh),
-            Ground::Alone | Ground::None(_) => None,
+            Coverage::AllRanks(mesh) | Coverage::PerNode(mesh, _) => Some(mesh),
+            Coverage::SingleRank | Coverage::None(_) => None,
         }
     }
 
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Ground::Alone => "of one rank",
-            Ground::One(_) => "of all ranks",
-            Ground::Several(..) => "on every node",
-            Ground::None(_) => "none",
+            Coverage::SingleRank => "of one rank",
+            Coverage::AllRanks(_) => "of all ranks",
+            Coverage::PerNode(..) => "on every node",
+            Coverage::None(_) => "none",
         }
     }
 }

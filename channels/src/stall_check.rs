@@ -10,9 +10,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Since when nothing has moved, or it was asked.
 #[derive(Debug, Default)]
-pub(crate) struct Doubt(Option<Instant>);
+pub(crate) struct StallCheck(Option<Instant>);
 
-impl Doubt {
+impl StallCheck {
     /// Asks the driver, if something is under way on the stream and nothing of it has moved for a while.
     ///
     /// # Errors
@@ -45,9 +45,10 @@ mod tests {
 
     #[test]
     fn the_driver_is_asked_now_and_then_while_nothing_moves() {
-        let (mut doubt, begun) = (Doubt::default(), Instant::now());
-        let mut asked =
-            |millis: u64, stands_still| doubt.is_due(begun + Duration::from_millis(millis), stands_still);
+        let (mut stall_check, begun) = (StallCheck::default(), Instant::now());
+        let mut asked = |millis: u64, stands_still| {
+            stall_check.is_due(begun + Duration::from_millis(millis), stands_still)
+        };
         assert!(!asked(0, true) && !asked(99, true) && asked(100, true));
         assert!(!asked(199, true) && asked(200, true), "and again");
         assert!(!asked(250, false) && !asked(310, true), "something has moved");

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::failure::{Failure, Result};
+use crate::failure::{NcclError, Result};
 use crate::interface;
 
 /// Asked every now and then while something is waited for; an answer ends the wait.
-pub(crate) type GiveUp<'a> = &'a dyn Fn() -> Option<Failure>;
+pub(crate) type GiveUp<'a> = &'a dyn Fn() -> Option<NcclError>;
 
 /// How often.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -35,14 +35,14 @@ fn wait(sockets: &[&dyn AsFd], write: bool, give_up: GiveUp<'_>) -> Result<()> {
         sockets.iter().map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), flags)).collect();
     match poll(&mut fds, Some(&TICK)) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(Failure::system("poll", &error)),
+        Err(error) => Err(NcclError::system("poll", &error)),
     }
 }
 
 use std::os::fd::AsFd;
 
-fn lost(error: &std::io::Error) -> Failure {
-    Failure::remote(format!("a rank has left while the communicator was made: {error}"))
+fn lost(error: &std::io::Error) -> NcclError {
+    NcclError::remote(format!("a rank has left while the communicator was made: {error}"))
 }
 
 /// Fills `bytes` from a socket that does not block.
@@ -83,12 +83,12 @@ pub(crate) fn connect(to: SocketAddr, magic: u64, payload: &[u8], give_up: GiveU
         match TcpStream::connect_timeout(&to, Duration::from_secs(1)) {
             Ok(socket) => break socket,
             Err(error) if error.kind() == ErrorKind::TimedOut && began.elapsed() < CONNECTING => {}
-            Err(error) => return Err(Failure::remote(format!("connecting to {to}: {error}"))),
+            Err(error) => return Err(NcclError::remote(format!("connecting to {to}: {error}"))),
         }
     };
     prepare(&socket)?;
     let length =
-        u16::try_from(payload.len()).map_err(|error| Failure::internal(format!("greeting: {error}")))?;
+        u16::try_from(payload.len()).map_err(|error| NcclError::internal(format!("greeting: {error}")))?;
     let greeting = [&magic.to_le_bytes()[..], &length.to_le_bytes(), payload].concat();
     write(&mut socket, &greeting, give_up)?;
     Ok(socket)
@@ -96,37 +96,37 @@ pub(crate) fn connect(to: SocketAddr, magic: u64, payload: &[u8], give_up: GiveU
 
 fn prepare(socket: &TcpStream) -> Result<()> {
     let prepared = socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true));
-    prepared.map_err(|error| Failure::system("preparing a socket", &error))
+    prepared.map_err(|error| NcclError::system("preparing a socket", &error))
 }
 
 /// A listener and who has come to it.
-pub(crate) struct Door {
+pub(crate) struct Listener {
     listener: TcpListener,
     magic: u64,
-    waiting: Vec<Guest>,
+    waiting: Vec<Unidentified>,
 }
 
-struct Guest {
+struct Unidentified {
     socket: TcpStream,
     said: Vec<u8>,
     since: Instant,
 }
 
-impl Door {
+impl Listener {
     /// Listens at the interface that the environment names.
     pub(crate) fn open(magic: u64) -> Result<Self> {
         let address = interface::address()?;
-        let failed = |error: &std::io::Error| Failure::system(&format!("listening at {address}"), error);
+        let failed = |error: &std::io::Error| NcclError::system(&format!("listening at {address}"), error);
         let listener = TcpListener::bind((address, 0)).map_err(|error| failed(&error))?;
         listener.set_nonblocking(true).map_err(|error| failed(&error))?;
         Ok(Self { listener, magic, waiting: Vec::new() })
     }
 
     pub(crate) fn address(&self) -> Result<SocketAddr> {
-        self.listener.local_addr().map_err(|error| Failure::system("an address", &error))
+        self.listener.local_addr().map_err(|error| NcclError::system("an address", &error))
     }
 
-    /// For a door that was opened before the number was known.
+    /// For a listener that was opened before the number was known.
     pub(crate) fn set_magic(&mut self, magic: u64) {
         self.magic = magic;
     }
@@ -140,18 +140,18 @@ impl Door {
             loop {
                 match self.listener.accept() {
                     Ok((socket, _)) if prepare(&socket).is_ok() => {
-                        self.waiting.push(Guest { socket, said: Vec::new(), since: Instant::now() });
+                        self.waiting.push(Unidentified { socket, said: Vec::new(), since: Instant::now() });
                     }
                     Ok(_) => {}
                     Err(error) if matches!(error.kind(), ErrorKind::WouldBlock) => break,
-                    // What went wrong with one connection is no reason to close the door.
+                    // What went wrong with one connection is no reason to close the listener.
                     Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                    Err(error) => return Err(Failure::system("accept", &error)),
+                    Err(error) => return Err(NcclError::system("accept", &error)),
                 }
             }
             let magic = self.magic;
             self.waiting.retain_mut(|guest| guest.listen(magic));
-            if let Some(index) = self.waiting.iter().position(Guest::is_done) {
+            if let Some(index) = self.waiting.iter().position(Unidentified::is_done) {
                 let guest = self.waiting.swap_remove(index);
                 return Ok((guest.socket, guest.said[HEADER..].to_vec()));
             }
@@ -159,7 +159,7 @@ impl Door {
     }
 }
 
-impl Guest {
+impl Unidentified {
     fn length(&self) -> Option<usize> {
         let length = self.said.get(8..HEADER)?;
         Some(HEADER + usize::from(u16::from_le_bytes([length[0], length[1]])))
@@ -208,21 +208,21 @@ mod tests {
 
     #[test]
     fn strangers_are_sent_away_and_silent_ones_keep_nobody_waiting() {
-        let mut door = Door::open(7).unwrap();
-        let address = door.address().unwrap();
+        let mut listener = Listener::open(7).unwrap();
+        let address = listener.address().unwrap();
         let never = || None;
         let _silent = TcpStream::connect(address).unwrap();
         let mut stranger = connect(address, 8, b"let me in", &never).unwrap();
         let _friend = connect(address, 7, b"rank 3", &never).unwrap();
-        let (_socket, payload) = door.next(&never).unwrap();
+        let (_socket, payload) = listener.next(&never).unwrap();
         assert_eq!(payload, b"rank 3");
         assert!(read(&mut stranger, &mut [0], &never).is_err());
     }
 
     #[test]
     fn a_wait_is_given_up() {
-        let mut door = Door::open(7).unwrap();
-        let failure = door.next(&|| Some(Failure::usage("enough"))).unwrap_err();
-        assert_eq!(failure, Failure::usage("enough"));
+        let mut listener = Listener::open(7).unwrap();
+        let failure = listener.next(&|| Some(NcclError::usage("enough"))).unwrap_err();
+        assert_eq!(failure, NcclError::usage("enough"));
     }
 }

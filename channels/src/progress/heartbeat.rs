@@ -8,7 +8,7 @@ const LOOKS: u32 = 4;
 
 /// Looks after the other side now and then.
 #[derive(Debug)]
-pub(super) struct Pulse {
+pub(super) struct Heartbeat {
     /// The limit of silence; `None`: the link tells by itself.
     silence: Option<Duration>,
     next: Instant,
@@ -17,7 +17,7 @@ pub(super) struct Pulse {
     missed: u32,
 }
 
-impl Pulse {
+impl Heartbeat {
     pub(super) fn new(silence: Option<Duration>) -> Self {
         let next = Instant::now() + silence.unwrap_or_default() / LOOKS;
         Self { silence, next, has_heard: false, has_said: false, missed: 0 }
@@ -69,42 +69,49 @@ mod tests {
     const SILENCE: Duration = Duration::from_secs(8);
 
     /// Looks at seconds `from`, `from + 2` and so on; the answers.
-    fn looks(pulse: &mut Pulse, start: Instant, from: u64, count: u64) -> Vec<Result<bool, Duration>> {
-        (0..count).map(|at| pulse.look(start + Duration::from_millis(1000 * (from + 2 * at) + 1))).collect()
+    fn looks(
+        heartbeat: &mut Heartbeat,
+        start: Instant,
+        from: u64,
+        count: u64,
+    ) -> Vec<Result<bool, Duration>> {
+        (0..count)
+            .map(|at| heartbeat.look(start + Duration::from_millis(1000 * (from + 2 * at) + 1)))
+            .collect()
     }
 
     #[test]
     fn silence_is_death_and_a_word_is_life() {
-        let mut pulse = Pulse::new(Some(SILENCE));
+        let mut heartbeat = Heartbeat::new(Some(SILENCE));
         let start = Instant::now();
-        assert!(!pulse.is_missed());
-        assert_eq!(looks(&mut pulse, start, 2, 3), [Ok(true); 3]);
-        assert!(pulse.is_missed());
-        pulse.heard();
-        assert_eq!(looks(&mut pulse, start, 8, 4), [Ok(true); 4]);
-        assert_eq!(looks(&mut pulse, start, 16, 1), [Err(SILENCE)]);
+        assert!(!heartbeat.is_missed());
+        assert_eq!(looks(&mut heartbeat, start, 2, 3), [Ok(true); 3]);
+        assert!(heartbeat.is_missed());
+        heartbeat.heard();
+        assert_eq!(looks(&mut heartbeat, start, 8, 4), [Ok(true); 4]);
+        assert_eq!(looks(&mut heartbeat, start, 16, 1), [Err(SILENCE)]);
     }
 
     #[test]
     fn who_speaks_need_not_say_that_it_is_alive() {
-        let mut pulse = Pulse::new(Some(SILENCE));
-        pulse.said();
-        assert_eq!(looks(&mut pulse, Instant::now(), 2, 2), [Ok(false), Ok(true)]);
+        let mut heartbeat = Heartbeat::new(Some(SILENCE));
+        heartbeat.said();
+        assert_eq!(looks(&mut heartbeat, Instant::now(), 2, 2), [Ok(false), Ok(true)]);
     }
 
     #[test]
     fn after_a_stop_of_its_own_it_begins_anew() {
-        let mut pulse = Pulse::new(Some(SILENCE));
+        let mut heartbeat = Heartbeat::new(Some(SILENCE));
         let start = Instant::now();
-        assert_eq!(looks(&mut pulse, start, 2, 3), [Ok(true); 3]);
-        assert_eq!(looks(&mut pulse, start, 100, 4), [Ok(true); 4]);
-        assert_eq!(looks(&mut pulse, start, 108, 1), [Err(SILENCE)]);
+        assert_eq!(looks(&mut heartbeat, start, 2, 3), [Ok(true); 3]);
+        assert_eq!(looks(&mut heartbeat, start, 100, 4), [Ok(true); 4]);
+        assert_eq!(looks(&mut heartbeat, start, 108, 1), [Err(SILENCE)]);
     }
 
     #[test]
     fn a_link_that_tells_is_not_looked_after() {
-        let mut pulse = Pulse::new(None);
-        assert_eq!(pulse.due(), None);
-        assert_eq!(pulse.look(Instant::now() + Duration::from_secs(1000)), Ok(false));
+        let mut heartbeat = Heartbeat::new(None);
+        assert_eq!(heartbeat.due(), None);
+        assert_eq!(heartbeat.look(Instant::now() + Duration::from_secs(1000)), Ok(false));
     }
 }

@@ -21,9 +21,9 @@ pub(super) struct Ready {
 
 /// What a rank tells the others: that it can take part, or why it cannot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Told(pub(super) Result<Ready, String>);
+pub(super) struct Availability(pub(super) Result<Ready, String>);
 
-impl Payload for Told {
+impl Payload for Availability {
     const KIND: u8 = 40;
 
     fn write(&self, out: &mut Writer) {
@@ -69,9 +69,9 @@ impl Payload for Told {
 pub(super) fn compare(told: &[Vec<u8>]) -> Result<(ncclUniqueId, Vec<Member>), NcclFailure> {
     let mut ready = Vec::with_capacity(told.len());
     for (rank, bytes) in told.iter().enumerate() {
-        match Told::from_bytes(bytes) {
-            Ok(Told(Ok(one))) => ready.push(one),
-            Ok(Told(Err(problem))) => return Err(NcclFailure::OnRank { rank, problem }),
+        match Availability::from_bytes(bytes) {
+            Ok(Availability(Ok(one))) => ready.push(one),
+            Ok(Availability(Err(problem))) => return Err(NcclFailure::OnRank { rank, problem }),
             Err(source) => return Err(NcclFailure::BadMessage { rank, source }),
         }
     }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn told(ranks: impl IntoIterator<Item = Result<Ready, String>>) -> Vec<Vec<u8>> {
-        ranks.into_iter().map(|ready| Told(ready).to_bytes()).collect()
+        ranks.into_iter().map(|ready| Availability(ready).to_bytes()).collect()
     }
 
     #[test]

@@ -7,12 +7,12 @@ use crate::transfer::Ticket;
 
 /// A transfer that has failed: its ticket is ended once its registrations are made and gone.
 #[derive(Debug)]
-pub(crate) struct Parting {
+pub(crate) struct FailedTransfer {
     ticket: Option<(Ticket, Error)>,
     memory: Vec<Registering>,
 }
 
-impl Parting {
+impl FailedTransfer {
     pub(crate) fn new(ticket: Ticket, error: Error, memory: Vec<Registering>) -> Self {
         Self { ticket: Some((ticket, error)), memory }
     }
@@ -31,7 +31,7 @@ impl Parting {
         quiet
     }
 
-    /// Ends it: it [is quiet](Parting::is_quiet), and nothing is posted.
+    /// Ends it: it [is quiet](FailedTransfer::is_quiet), and nothing is posted.
     pub(crate) fn settle(mut self) {
         self.end();
     }
