@@ -53,12 +53,24 @@ impl Launch {
     /// The slots of a thread at its beginning: registers that are zero, the kernel's constants, and the special registers
     /// of that thread of the block with this index.
     pub fn slots(&self, block: [u32; 3], thread: u32) -> Vec<u64> {
-        let kernel = &self.kernel;
-        let mut slots = Vec::with_capacity(kernel.slots());
-        slots.resize(usize::from(kernel.register_slots), 0);
-        slots.extend_from_slice(&kernel.constants);
-        slots.extend(kernel.specials.iter().map(|&special| self.special(special, block, thread)));
+        let mut slots = vec![0; self.kernel.slots()];
+        self.begin(&mut slots, block, thread);
         slots
+    }
+
+    /// Makes zeros the slots of a thread at its beginning, as [`Self::slots`] gives them.
+    ///
+    /// # Panics
+    /// If they are not as many as the kernel has.
+    pub fn begin(&self, slots: &mut [u64], block: [u32; 3], thread: u32) {
+        let kernel = &self.kernel;
+        let (constants, specials) =
+            slots[usize::from(kernel.register_slots)..].split_at_mut(kernel.constants.len());
+        constants.copy_from_slice(&kernel.constants);
+        assert_eq!(specials.len(), kernel.specials.len(), "slots of another kernel");
+        for (slot, &special) in specials.iter_mut().zip(&kernel.specials) {
+            *slot = self.special(special, block, thread);
+        }
     }
 
     fn special(&self, special: Special, block: [u32; 3], thread: u32) -> u64 {

@@ -7,6 +7,7 @@
 
 use std::rc::Rc;
 
+use super::chain::Chain;
 use super::view::{Event, Knowledge, View};
 use meshreduce_emulator_ptx::types::Scope;
 
@@ -46,7 +47,7 @@ pub(super) struct Write {
     /// What an acquire that observes it learns.
     pub(super) releases: Option<Rc<Vec<Release>>>,
     /// Writes that are observed with it, through atomics.
-    pub(super) chain: Option<Rc<Vec<Event>>>,
+    pub(super) chain: Chain,
     /// Reads that observed it after others could already follow them in causality order: what follows one of them
     /// has the write in its causality order too (observation order followed by base causality order).
     late: Vec<Event>,
@@ -110,6 +111,14 @@ pub(super) struct Reader<'a> {
     pub(super) noncoherent: bool,
 }
 
+/// What a read may return, and room to find it, which is kept from read to read.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    /// By index the writes; `None` is what was there before the history.
+    pub(super) all: Vec<Option<usize>>,
+    hidden: Vec<(usize, bool)>,
+}
+
 /// Two accesses that conflict.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Conflict {
@@ -169,7 +178,7 @@ impl Write {
             atomic: false,
             knowledge,
             releases: None,
-            chain: None,
+            chain: Chain::default(),
             late: Vec::new(),
             dominates: false,
         }
@@ -236,10 +245,11 @@ impl Cell {
 
     /// Finds the writes that `reader` may return for the bytes `mask`, the latest first; `None` is the value before
     /// the history.
-    pub(super) fn candidates(&self, reader: &Reader<'_>, mask: u16, out: &mut Vec<Option<usize>>) {
-        out.clear();
+    pub(super) fn candidates(&self, reader: &Reader<'_>, mask: u16, found: &mut Candidates) {
         // By index from the end: the write, or one that is coherence-behind it, precedes the read.
-        let mut hidden: Vec<(usize, bool)> = Vec::new();
+        let Candidates { all: out, hidden } = found;
+        out.clear();
+        hidden.clear();
         for (index, write) in self.writes.iter().enumerate().rev() {
             if write.access.mask & mask == 0 {
                 continue;
@@ -332,9 +342,7 @@ impl Cell {
     /// The load at `read`, which others may follow already, has returned `write`: it precedes what they do here next, as
     /// do the writes that are observed with it.
     pub(super) fn observed_late(&mut self, read: Event, write: &Write) {
-        let with = |event: &Event| {
-            *event == write.access.who.event || write.chain.iter().any(|chain| chain.contains(event))
-        };
+        let with = |event: &Event| *event == write.access.who.event || write.chain.contains(*event);
         let observed = self.writes.iter_mut().filter(|write| with(&write.access.who.event));
         observed.for_each(|write| write.late.push(read));
     }

@@ -224,7 +224,7 @@ impl Thread {
             self.hand_on(model, None)?;
         }
         let (scalars, bytes) = if *whole { (1, 2 * bytes) } else { (lanes, bytes) };
-        if order.is_strong() {
+        if model.acquirers > 0 && order.is_strong() {
             for lane in 0..scalars {
                 let at = address + (lane as u64 * u64::from(bytes));
                 let place = self.place(&model.memory, space, at, bytes, "store")?;

@@ -47,14 +47,18 @@ impl Thread {
             operands: (self.slots[usize::from(*a)], self.slots[usize::from(*b)]),
             who,
             knowledge: self.knowledge.clone(),
+            chain: self.chain.clone(),
         };
         let defer = model.relaxation.defer;
         // What releases something, too, acts at once, for others that wait to acquire here.
-        let may_wait = !acquires || !self.may_release(model, &place, *order, true) && model.can_wait(&late);
-        if !model.calm && model.chance(defer) && may_wait {
+        if !model.calm
+            && model.chance(defer)
+            && (!acquires || !self.may_release(model, &place, *order, true) && model.can_wait(&late))
+        {
             late.d.iter().for_each(|&d| self.waits[usize::from(d)] = true);
             if acquires {
                 model.memory.cell(place.word).acquirers.push(self.number);
+                model.acquirers += 1;
             }
             self.late.push(late);
             return Ok(());
@@ -70,6 +74,9 @@ impl Thread {
         order: Order,
         chained: bool,
     ) -> Result<(), StopReason> {
+        if model.acquirers == 0 {
+            return Ok(());
+        }
         let others = |cell: &Cell| cell.acquirers.iter().any(|&thread| thread != self.number);
         match others(model.memory.cell(place.word)) && self.may_release(model, place, order, chained) {
             true => Err(StopReason::Held(place.word)),
@@ -92,7 +99,8 @@ impl Thread {
             let fails = op == AtomicOp::CompareSwap && extend(old, ty) != extend(x, ty);
             (!fails).then(|| op.apply(ty, old, x, y))
         };
-        let issued = Issued { who, knowledge: &late.knowledge, reduction: d.is_none(), waited };
+        let Late { knowledge, chain, .. } = late;
+        let issued = Issued { who, knowledge, chain, reduction: d.is_none(), waited };
         let store = StoreOf { place, order, scope, pc: who.pc };
         let old = model.atomic(self, store, issued, update).map_err(StopReason::Found)?;
         if let Some(d) = d {
@@ -110,7 +118,12 @@ impl Thread {
         while let Some(at) = self.late.iter().position(&which) {
             let Late { place, order, .. } = self.late[at];
             if self.late[at].acquires() {
-                model.memory.cell(place.word).acquirers.retain(|&thread| thread != self.number);
+                // One of its own: another part of the word may have another.
+                let acquirers = &mut model.memory.cell(place.word).acquirers;
+                if let Some(own) = acquirers.iter().position(|&thread| thread == self.number) {
+                    acquirers.swap_remove(own);
+                    model.acquirers -= 1;
+                }
             } else {
                 self.let_acquirers_go(model, &place, order, true)?;
             }
@@ -121,11 +134,15 @@ impl Thread {
     }
 
     /// Before the thread comes to a place again: what is open there is decided.
+    #[inline]
     pub(super) fn come_to(&mut self, model: &mut Model, location: Location) -> Result<(), StopReason> {
         if !self.open.is_empty() {
             self.bind(model, |open| open.place.location().meets(location));
         }
-        self.perform(model, |late| late.location().meets(location))
+        match self.late.is_empty() {
+            true => Ok(()),
+            false => self.perform(model, |late| late.location().meets(location)),
+        }
     }
 
     /// Before an instruction that concerns `slots`: they have their values.

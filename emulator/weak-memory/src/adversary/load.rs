@@ -206,23 +206,22 @@ impl Model {
         mask: u16,
         closings: &[Closing],
     ) -> Option<usize> {
-        let mut candidates = std::mem::take(&mut self.candidates);
-        let cell = self.memory.cell(word);
-        cell.candidates(reader, mask, &mut candidates);
+        let Self { memory, candidates, .. } = self;
+        let cell = memory.cell(word);
+        cell.candidates(reader, mask, candidates);
         if !closings.is_empty() {
             let late = |write: &usize| cell.writes[*write].synchronizes(&reader.access, closings);
-            candidates.retain(|write| !write.as_ref().is_some_and(late));
+            candidates.all.retain(|write| !write.as_ref().is_some_and(late));
         }
-        debug_assert!(!candidates.is_empty(), "what waits can always read without synchronizing");
+        let count = candidates.all.len();
+        debug_assert!(count > 0, "what waits can always read without synchronizing");
         let stale = self.relaxation.stale;
-        let at = match candidates.len() {
+        let at = match count {
             0 | 1 => 0,
             _ if self.calm || !self.chance(stale) => 0,
             count => self.below(count),
         };
-        let chosen = candidates.get(at).copied().flatten();
-        self.candidates = candidates;
-        chosen
+        self.candidates.all.get(at).copied().flatten()
     }
 
     /// A read has returned `write`: what the thread learns from that.
@@ -265,11 +264,10 @@ impl Model {
         if !own {
             thread.knowledge.observe(writer.event);
         }
-        if let Some(chain) = &write.chain {
-            chain
-                .iter()
-                .filter(|event| event.0 != me.event.0)
-                .for_each(|&event| thread.knowledge.observe(event));
+        if !write.chain.is_empty() {
+            let new = write.chain.beyond(&thread.chain);
+            new.filter(|event| event.0 != me.event.0).for_each(|event| thread.knowledge.observe(event));
+            thread.chain = write.chain.clone();
         }
         let mut synchronized = false;
         for release in write.releases.iter().flat_map(|releases| releases.iter()) {

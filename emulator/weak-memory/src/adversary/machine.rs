@@ -232,8 +232,9 @@ impl Machine {
             .collect();
         model.prune(word, |access| {
             let event = access.who.event;
-            threads.iter().filter(live).all(|thread| thread.has_long_known(event))
-                && starts.iter().all(|start| start.has_base(event))
+            // Whatever happens in a launch is unknown where another began, so most looks end here.
+            starts.iter().all(|start| start.has_base(event))
+                && threads.iter().filter(live).all(|thread| thread.has_long_known(event))
         });
     }
 

@@ -245,8 +245,15 @@ impl Memory {
         let (mapping, offset) = self.find(address, bytes as u64)?;
         let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
         let words = &self.allocations[allocation as usize].words;
-        let byte = |at: u64| words[(at / 8) as usize].settled.to_le_bytes()[(at % 8) as usize];
-        Ok((before + offset..).take(bytes).map(byte).collect())
+        let (mut at, end) = ((before + offset) as usize, (before + offset) as usize + bytes);
+        let mut data = Vec::with_capacity(bytes);
+        while at < end {
+            let of_word = words[at / 8].settled.to_le_bytes();
+            let part = &of_word[at % 8..(end - at + at % 8).min(8)];
+            data.extend_from_slice(part);
+            at += part.len();
+        }
+        Ok(data)
     }
 
     /// Writes settled memory.
@@ -254,11 +261,15 @@ impl Memory {
         let (mapping, offset) = self.find(address, data.len() as u64)?;
         let Mapping { allocation, offset: before, .. } = self.mappings[mapping as usize];
         let words = &mut self.allocations[allocation as usize].words;
-        for (at, byte) in (before + offset..).zip(data) {
-            let word = &mut words[(at / 8) as usize].settled;
-            let mut bytes = word.to_le_bytes();
-            bytes[(at % 8) as usize] = *byte;
-            *word = u64::from_le_bytes(bytes);
+        let (mut at, mut left) = ((before + offset) as usize, data);
+        while !left.is_empty() {
+            let word = &mut words[at / 8].settled;
+            let mut of_word = word.to_le_bytes();
+            let part = &mut of_word[at % 8..(left.len() + at % 8).min(8)];
+            let (now, later) = left.split_at(part.len());
+            part.copy_from_slice(now);
+            *word = u64::from_le_bytes(of_word);
+            (at, left) = (at + now.len(), later);
         }
         Ok(())
     }
@@ -285,14 +296,50 @@ impl Memory {
 
 /// Expands a mask of bytes to a mask of bits.
 #[inline]
-pub(super) const fn bits_of(mask: u16) -> u128 {
-    let mut bits = 0;
-    let mut at = 0;
-    while at < 16 {
-        if mask >> at & 1 == 1 {
-            bits |= 0xff << (at * 8);
+pub(super) fn bits_of(mask: u16) -> u128 {
+    let [low, high] = mask.to_le_bytes();
+    u128::from(BITS[usize::from(low)]) | u128::from(BITS[usize::from(high)]) << 64
+}
+
+/// By mask of eight bytes: the mask of bits.
+static BITS: [u64; 256] = {
+    let mut all = [0; 256];
+    let mut mask = 0;
+    while mask < all.len() {
+        let mut at = 0;
+        while at < 8 {
+            all[mask] |= (0xff * (mask >> at & 1) as u64) << (at * 8);
+            at += 1;
         }
-        at += 1;
+        mask += 1;
     }
-    bits
+    all
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_anywhere_is_read_there_and_nothing_beside_it() {
+        let mut memory = Memory::default();
+        let base = memory.allocate(40);
+        let mut expected = vec![0; 40];
+        for (number, (offset, bytes)) in (0..20).flat_map(|at| (0..20).map(move |n| (at, n))).enumerate() {
+            let data: Vec<u8> = (0..bytes).map(|at| (number + 3 * at) as u8).collect();
+            memory.write(base + offset as u64, &data).expect("within the allocation");
+            expected[offset..][..bytes].copy_from_slice(&data);
+            assert_eq!(memory.read(base, 40).as_ref(), Ok(&expected));
+            assert_eq!(memory.read(base + offset as u64, bytes), Ok(data));
+        }
+        assert!(memory.write(base + 39, &[0; 2]).is_err() && memory.read(base + 40, 1).is_err());
+    }
+
+    #[test]
+    fn a_mask_of_bytes_is_one_of_bits() {
+        for mask in [0, 1, 0x8001, 0x00ff, 0xff00, 0xffff, 0x5a3c] {
+            let bit = |at: u32| mask >> (at / 8) & 1 == 1;
+            assert!((0..128).all(|at| bit(at) == (bits_of(mask) >> at & 1 == 1)), "{mask:#x}");
+        }
+    }
 }

@@ -25,6 +25,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 mod book;
+mod chain;
 mod history;
 mod interpreter;
 mod late;

@@ -14,7 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::book::Book;
-use super::history::{Access, Closing, Conflict, Reader, Release, Who, Write, includes};
+use super::chain::Chain;
+use super::history::{Access, Candidates, Closing, Conflict, Reader, Release, Who, Write, includes};
 use super::memory::{Location, Memory, Place, WordId, bits_of};
 use super::pending::Late;
 use super::report::Finding;
@@ -49,7 +50,9 @@ pub(super) struct Model {
     pub(super) calm: bool,
     /// What `fence.sc` of each scope and place has seen.
     fences: Vec<(Scope, Who, Knowledge)>,
-    pub(super) candidates: Vec<Option<usize>>,
+    /// Atomics that acquire and have not taken effect, over all words.
+    pub(super) acquirers: usize,
+    pub(super) candidates: Candidates,
 }
 
 /// What a read means for acquire patterns.
@@ -78,6 +81,8 @@ pub(super) struct Issued<'a> {
     pub(super) who: Who,
     /// What the thread knew then.
     pub(super) knowledge: &'a Knowledge,
+    /// The chain that it had observed last.
+    pub(super) chain: &'a Chain,
     /// It does not return the old value.
     pub(super) reduction: bool,
     /// It takes effect late: what followed it in its thread has gone on without anything that it acquires.
@@ -107,7 +112,8 @@ impl Model {
             progress: 0,
             calm: false,
             fences: Vec::new(),
-            candidates: Vec::new(),
+            acquirers: 0,
+            candidates: Candidates::default(),
         }
     }
 
@@ -181,9 +187,9 @@ impl Model {
             mapping: store.place.mapping,
         };
         let acquire = matches!(store.order, Order::Acquire | Order::AcqRel);
-        let knowledge = issued.knowledge.clone();
-        self.admit(thread.number, &knowledge, &store.place);
-        let reader = Reader { access, knowledge: &knowledge, atomic: true, noncoherent: false };
+        let knowledge = issued.knowledge;
+        self.admit(thread.number, knowledge, &store.place);
+        let reader = Reader { access, knowledge, atomic: true, noncoherent: false };
         let closing = || Closing { scope: store.scope, knowledge: knowledge.clone() };
         let closings: Vec<Closing> = (acquire && waited).then(closing).into_iter().collect();
         let from = self.choose(word, &reader, access.mask, &closings);
@@ -214,24 +220,22 @@ impl Model {
         };
         // What it has synchronized with precedes it; what it has only observed does not.
         let acquire = acquire && !waited;
-        let before = if acquire { knowledge.with_base_of(&thread.knowledge) } else { knowledge };
+        let before = if acquire { knowledge.with_base_of(&thread.knowledge) } else { knowledge.clone() };
         self.check_write(word, &access, &before)?;
         let source = source.filter(|source| source.access.morally_strong(&access));
-        let chain = source.as_ref().map(|source| {
-            let mut chain = vec![source.access.who.event];
-            chain.extend(source.chain.iter().flat_map(|chain| chain.iter()));
-            chain
-        });
-        let mut knowledge = if acquire { thread.knowledge.clone() } else { before };
-        let others = chain.iter().flatten().filter(|event| event.0 != who.event.0);
-        others.for_each(|&event| knowledge.observe(event));
+        let of = |source: &Write| Chain::of(source.access.who.event, &source.chain);
+        let chain = source.as_ref().map(of).unwrap_or_default();
+        let (mut knowledge, known) =
+            if acquire { (thread.knowledge.clone(), &thread.chain) } else { (before, issued.chain) };
+        let others = chain.beyond(known).filter(|event| event.0 != who.event.0);
+        others.for_each(|event| knowledge.observe(event));
         let mut write =
             Write::new(access, (u128::from(new) << shift) & bits_of(access.mask), knowledge.clone());
         write.atomic = true;
         let view = View { at: who.event, knowledge };
         write.releases =
             releases(thread, view, store.place.location(), &access, store.order, source.as_ref());
-        write.chain = chain.map(Rc::new);
+        write.chain = chain;
         if new != old {
             self.progress = self.now;
             thread.idle = 0;
@@ -246,15 +250,13 @@ impl Model {
         let access = late.access();
         let closings = [Closing { scope: late.scope, knowledge: late.knowledge.clone() }];
         let reader = Reader { access, knowledge: &late.knowledge, atomic: true, noncoherent: false };
-        let cell = self.memory.cell(late.place.word);
-        let mut candidates = std::mem::take(&mut self.candidates);
-        cell.candidates(&reader, access.mask, &mut candidates);
+        let Self { memory, candidates, .. } = self;
+        let cell = memory.cell(late.place.word);
+        cell.candidates(&reader, access.mask, candidates);
         let fits = |write: &Option<usize>| {
             write.is_none_or(|write| !cell.writes[write].synchronizes(&access, &closings))
         };
-        let can_wait = candidates.iter().all(fits);
-        self.candidates = candidates;
-        can_wait
+        candidates.all.iter().all(fits)
     }
 
     fn check_write(
@@ -333,9 +335,10 @@ impl Model {
                 // (Words that were only read take a draw too: what a seed plays does not depend on the words' size.)
                 let whole = (one && (written != 0 || region & 1 != 0)).then_some(written);
                 for mask in whole.into_iter().chain(parts) {
-                    cell.last(mask, candidates);
-                    let at = ((u64::from(random.next_u32()) * candidates.len() as u64) >> 32) as usize;
-                    if let Some(Some(index)) = candidates.get(at) {
+                    cell.last(mask, &mut candidates.all);
+                    let last = &candidates.all;
+                    let at = ((u64::from(random.next_u32()) * last.len() as u64) >> 32) as usize;
+                    if let Some(Some(index)) = last.get(at) {
                         value = value & !bits_of(mask) | cell.writes[*index].value & bits_of(mask);
                     }
                 }
@@ -343,6 +346,7 @@ impl Model {
             value
         });
         self.fences.clear();
+        self.acquirers = 0;
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a thread has issued and what has not happened yet: loads whose value has not been chosen, atomics that have not
 //! taken effect.
 
+use super::chain::Chain;
 use super::history::{Access, Closing, Reader, Who};
 use super::memory::{Location, Place};
 use super::view::Knowledge;
@@ -58,6 +59,8 @@ pub(super) struct Late {
     pub(super) who: Who,
     /// What the thread knew when it issued it.
     pub(super) knowledge: Knowledge,
+    /// The chain that the thread had observed last.
+    pub(super) chain: Chain,
 }
 
 impl Late {

@@ -1,5 +1,6 @@
 //! A thread: registers, open loads, and what it knows.
 
+use super::chain::Chain;
 use super::history::{Release, Who};
 use super::memory::{Location, Memory, Place, WordId};
 use super::pending::{Late, Pending};
@@ -31,6 +32,8 @@ pub(super) struct Thread {
     /// By slot: whether it waits for one of these.
     pub(super) waits: Vec<bool>,
     pub(super) knowledge: Knowledge,
+    /// The chain of writes that it observed last.
+    pub(super) chain: Chain,
     /// The last release fence of each scope.
     pub(super) fences: [Option<(Who, View)>; 4],
     /// Release operations by location.

@@ -78,7 +78,12 @@ impl DirectBlock {
     fn new(launch: Arc<Launch>, index: [u32; 3]) -> Self {
         let threads = launch.threads();
         let slots_per_thread = launch.kernel.slots();
-        let slots = (0..threads).flat_map(|thread| launch.slots(index, thread)).collect();
+        let mut slots = vec![0; slots_per_thread * threads as usize];
+        if slots_per_thread > 0 {
+            for (thread, own) in slots.chunks_exact_mut(slots_per_thread).enumerate() {
+                launch.begin(own, index, thread as u32);
+            }
+        }
         Self {
             memory: Memory::new(&launch, threads as usize),
             slots,
