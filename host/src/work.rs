@@ -15,18 +15,9 @@ use crate::lane::{LaneState, Recorded};
 /// current.
 #[derive(Clone, Debug)]
 pub struct Work {
-    call: Call,
-}
-
-#[derive(Clone, Debug)]
-enum Call {
-    /// Nothing was launched.
-    Nothing(Arc<LaneState>),
-    Launched {
-        /// Behind it.
-        recorded: Arc<Recorded>,
-        number: Number,
-    },
+    /// Behind it.
+    recorded: Arc<Recorded>,
+    number: Number,
 }
 
 /// A call's number on its lane, and whether it went into a graph, so that there is nothing that the host could wait for. In one word: a
@@ -52,41 +43,29 @@ impl Number {
 
 impl Work {
     pub(crate) fn new(recorded: Arc<Recorded>, number: u64, captured: bool) -> Self {
-        Self { call: Call::Launched { recorded, number: Number::new(number, captured) } }
-    }
-
-    pub(crate) fn done(state: Arc<LaneState>) -> Self {
-        Self { call: Call::Nothing(state) }
+        Self { recorded, number: Number::new(number, captured) }
     }
 
     fn state(&self) -> &LaneState {
-        match &self.call {
-            Call::Nothing(state) => state,
-            Call::Launched { recorded, .. } => &recorded.lane,
-        }
+        &self.recorded.lane
     }
 
-    /// The event to ask and the call's number; `None` if nothing was launched. A captured one is not asked, because the driver
-    /// would invalidate the capture.
-    fn event(&self) -> Result<Option<(&Event, u64)>, Error> {
-        match &self.call {
-            Call::Nothing(_) => Ok(None),
-            Call::Launched { number, .. } if number.is_captured() => Err(Error::Capturing),
-            Call::Launched { recorded, number } => Ok(Some((&recorded.event, number.get()))),
+    /// The event to ask. That of a captured call is not asked, because the driver would invalidate the capture.
+    fn event(&self) -> Result<&Event, Error> {
+        match self.is_captured() {
+            true => Err(Error::Capturing),
+            false => Ok(&self.recorded.event),
         }
     }
 
     /// Whether the call was captured into a graph: it cannot be asked or waited for.
     pub fn is_captured(&self) -> bool {
-        matches!(&self.call, Call::Launched { number, .. } if number.is_captured())
+        self.number.is_captured()
     }
 
-    /// Its number among the calls that were made on its lane, from 1; `None` if nothing was launched.
-    pub fn number(&self) -> Option<u64> {
-        match &self.call {
-            Call::Nothing(_) => None,
-            Call::Launched { number, .. } => Some(number.get()),
-        }
+    /// Its number among the calls that were made on its lane, from 1.
+    pub fn number(&self) -> u64 {
+        self.number.get()
     }
 
     fn refusal(&self, error: DriverError) -> Error {
@@ -110,13 +89,8 @@ impl Work {
     ///
     /// [`Error::Driver`] if the driver refuses.
     pub unsafe fn wait_raw(&self, stream: impl Into<RawStream>) -> Result<(), Error> {
-        match &self.call {
-            Call::Launched { recorded, .. } => {
-                // SAFETY: the caller vouches for the stream.
-                unsafe { recorded.event.wait_on(stream.into()) }.map_err(|error| self.refusal(error))
-            }
-            Call::Nothing(_) => Ok(()),
-        }
+        // SAFETY: the caller vouches for the stream.
+        unsafe { self.recorded.event.wait_on(stream.into()) }.map_err(|error| self.refusal(error))
     }
 
     /// Blocks the host until the call has ended, and says how. Graphs that other threads capture meanwhile are not
@@ -129,10 +103,8 @@ impl Work {
     /// either way); [`Error::KernelFault`] if the device stopped a kernel; [`Error::ContextReset`];
     /// [`Error::Capturing`] if the call was captured into a graph (the capture goes on undisturbed).
     pub fn synchronize(&self) -> Result<(), Error> {
-        if let Some((event, number)) = self.event()? {
-            event.synchronize().map_err(|error| self.refusal(error))?;
-            self.state().note_ended(number);
-        }
+        self.event()?.synchronize().map_err(|error| self.refusal(error))?;
+        self.state().note_ended(self.number());
         self.state().status()
     }
 
@@ -142,12 +114,10 @@ impl Work {
     ///
     /// As [`Work::synchronize`].
     pub fn is_finished(&self) -> Result<bool, Error> {
-        if let Some((event, number)) = self.event()? {
-            if !event.has_passed().map_err(|error| self.refusal(error))? {
-                return Ok(false);
-            }
-            self.state().note_ended(number);
+        if !self.event()?.has_passed().map_err(|error| self.refusal(error))? {
+            return Ok(false);
         }
+        self.state().note_ended(self.number());
         self.state().status().map(|()| true)
     }
 }

@@ -147,8 +147,7 @@ impl BackendContext {
     ///
     /// If this rank is not among them.
     pub fn part(&self, part: &str, ranks: &[usize]) -> Result<Self, Error> {
-        let store = PrefixStore::new(part, Arc::clone(&self.store))
-            .map_err(|error| Error::Store { group: Arc::clone(&self.group.name), source: Arc::new(error) })?;
+        let below = self.below(part)?;
         let rank = ranks.iter().position(|rank| *rank == self.group.rank);
         let group = Arc::new(GroupInfo {
             name: format!("{}/{part}", self.group.name).into(),
@@ -156,7 +155,21 @@ impl BackendContext {
             world_size: ranks.len(),
             ranks: ranks.iter().map(|rank| self.group.ranks[*rank]).collect(),
         });
-        Ok(Self { group, store: Arc::new(store), lane: Arc::default(), ..self.clone() })
+        Ok(Self { group, lane: Arc::default(), ..below })
+    }
+
+    /// This with the part of its store below `prefix`.
+    pub(crate) fn below(&self, prefix: &str) -> Result<Self, Error> {
+        let store = PrefixStore::new(prefix, Arc::clone(&self.store))
+            .map_err(|error| Error::Store { group: Arc::clone(&self.group.name), source: Arc::new(error) })?;
+        Ok(Self { store: Arc::new(store), ..self.clone() })
+    }
+
+    /// All ranks of the backend are gone: deletes what those have left in its store that met by [`BackendContext::meet`], or by
+    /// [`meshreduce::rendezvous()`].
+    pub(crate) fn clear_away_meetings(&self, backend: &Arc<str>) -> Result<(), Error> {
+        let cleared = meshreduce::rendezvous::clear_away(&*self.store);
+        cleared.map_err(|error| self.not_made(backend, error))
     }
 
     /// That the backend cannot be made.
@@ -310,7 +323,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Who did not come. It is over all the same.
     fn shutdown(&self, timeout: Duration) -> Result<(), Error>;
 
-    /// All other ranks have left the group, which has failed, or are dead: deletes what has stayed in the store for them.
+    /// All other ranks have left the group, which has failed, or are dead: returns when nothing of this rank's stores anything for them any
+    /// more. What is there then [`BackendFactory::clear_away`] deletes.
     ///
     /// # Errors
     ///
@@ -369,4 +383,16 @@ pub trait BackendFactory: Send + Sync {
     ///
     /// [`Error::NotMade`], see [`BackendContext::not_made`].
     fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error>;
+
+    /// All ranks have left a group that has failed, or are dead, some of them perhaps while they made the backend: deletes what has stayed in
+    /// the context's store. The last of them calls it, which may never have made the backend. What ranks that met by
+    /// [`BackendContext::meet`] over that store itself have left there is deleted without it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`], or what else is in the way.
+    fn clear_away(&self, context: &BackendContext) -> Result<(), Error> {
+        let _ = context;
+        Ok(())
+    }
 }

@@ -160,7 +160,7 @@ pub enum Error {
         /// How long was waited.
         waited: Duration,
     },
-    /// A rank's process ended, or its connection broke, while the group was in use.
+    /// A rank's process ended, its connection broke, or it dropped the group, while that was in use.
     #[error("rank {rank} of group {group} is gone: {how}")]
     RankDied {
         /// The rank in the group.
@@ -253,6 +253,9 @@ impl From<SettingsError> for Error {
         Self::Recording(error)
     }
 }
+
+/// How a rank is gone whose process lives.
+pub(crate) const GROUP_DROPPED: &str = "its group was dropped there before it was shut down";
 
 /// Another crate's error, shared.
 #[derive(Clone)]

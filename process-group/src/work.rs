@@ -186,12 +186,6 @@ impl Work {
         }
     }
 
-    /// Whether the mesh has launched nothing for it.
-    #[inline]
-    pub(crate) fn is_of_nothing(&self) -> bool {
-        matches!(&self.progress, Progress::Mesh(work) if work.number().is_none())
-    }
-
     fn heard(&self) {
         if let Progress::Other(completion, _) = &self.progress {
             completion.heard();

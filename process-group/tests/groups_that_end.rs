@@ -1,10 +1,11 @@
 //! How groups over the backend `host` end, and what of it other ranks and other threads see. Ranks are threads.
 #![allow(clippy::unwrap_used, reason = "a test may end so")]
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use meshreduce_process_group::store::MemoryStore;
+use meshreduce_process_group::store::{MemoryStore, Store, StoreError};
 use meshreduce_process_group::{
     Builder, Device, Error, GroupOptions, HostFactory, ProcessGroup, ReduceOp, Registry,
 };
@@ -14,10 +15,14 @@ const FAR: Duration = Duration::from_secs(60);
 
 /// Rank `rank` on a host of its own, if `apart`.
 fn builder(store: &Arc<MemoryStore>, rank: usize, world_size: usize, apart: bool) -> Builder {
+    builder_over(Arc::clone(store) as _, rank, world_size, apart)
+}
+
+fn builder_over(store: Arc<dyn Store>, rank: usize, world_size: usize, apart: bool) -> Builder {
     let factory = HostFactory::new();
     let mut registry = Registry::empty();
     registry.register(if apart { factory.host_id(format!("host {rank}")) } else { factory }).unwrap();
-    ProcessGroup::builder(Arc::clone(store) as _, rank, world_size)
+    ProcessGroup::builder(store, rank, world_size)
         .registry(registry)
         .backend("cpu:host".parse().unwrap())
         .timeout(FAR)
@@ -232,4 +237,72 @@ fn a_rank_that_was_shut_down_sleeps_until_it_is_dropped() {
         }
         barrier.wait();
     });
+}
+
+/// A store that may go away.
+#[derive(Default)]
+struct Goes {
+    store: MemoryStore,
+    is_gone: AtomicBool,
+}
+
+impl Goes {
+    fn there(&self) -> Result<&MemoryStore, StoreError> {
+        match self.is_gone.load(Ordering::Relaxed) {
+            false => Ok(&self.store),
+            true => Err(StoreError::Lost { place: "of the test".to_owned(), source: "it went away".into() }),
+        }
+    }
+}
+
+impl Store for Goes {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
+        self.there()?.set(key, value)
+    }
+
+    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
+        self.there()?.get(key, timeout)
+    }
+
+    fn check(&self, keys: &[&str]) -> Result<bool, StoreError> {
+        self.there()?.check(keys)
+    }
+
+    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), StoreError> {
+        self.there()?.wait(keys, timeout)
+    }
+
+    fn add(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
+        self.there()?.add(key, delta)
+    }
+
+    fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, StoreError> {
+        self.there()?.compare_set(key, expected, desired)
+    }
+
+    fn delete(&self, key: &str) -> Result<bool, StoreError> {
+        self.there()?.delete(key)
+    }
+}
+
+#[test]
+fn a_store_that_goes_away_first_ends_no_call_and_is_a_typed_error_for_what_needs_it() {
+    for apart in [false, true] {
+        let (store, all) = (Arc::<Goes>::default(), std::sync::Barrier::new(2));
+        on_ranks(2, |rank| {
+            let group = builder_over(Arc::clone(&store) as _, rank, 2, apart).build().unwrap();
+            group.barrier(Device::Cpu).unwrap();
+            all.wait();
+            store.is_gone.store(true, Ordering::Relaxed);
+            all.wait();
+            let mut data = [1.0_f32; 4];
+            group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
+            assert_eq!(data, [2.0; 4]);
+            let part = group.new_group(&[0, 1], &GroupOptions::default()).unwrap().member().unwrap();
+            let error = part.barrier(Device::Cpu).unwrap_err();
+            assert!(matches!(error, Error::NotMade { .. } | Error::Store { .. }), "{error:?}");
+            assert!(error.to_string().contains("it went away"), "{error}");
+            group.shutdown().unwrap();
+        });
+    }
 }

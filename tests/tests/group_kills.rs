@@ -1,10 +1,10 @@
-//! Ranks of a process group that are killed at any moment.
+//! Ranks of a process group that are killed, or stopped, at any moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use meshreduce_checks::groups::profile::Profile;
 use meshreduce_process_group::DeviceType;
-use meshreduce_tests::groups::kills::{RANKS, kill, rank};
+use meshreduce_tests::groups::kills::{Fate, RANKS, kill, rank};
 use meshreduce_tests::rank_process::{Part, Stage};
 
 /// How often a rank of a backend of the library is killed, on each store.
@@ -37,7 +37,7 @@ fn all(stage: impl Fn() -> Stage + Sync) {
     let before = shared_memory();
     for profile in backends() {
         let kills = if profile.names_victims { KILLS } else { FEW };
-        let said: BTreeMap<_, _> = kill(&profile, kills, &stage);
+        let said: BTreeMap<_, _> = kill(&profile, (Fate::Killed, kills), RANKS, &stage);
         eprintln!("{}: the survivors of {kills} kills of one of {RANKS} ranks said: {said:?}", profile.name);
         let failed = said.keys().filter(|kind| *kind != "ready").count();
         assert!(failed > 0, "{}: no kill was felt", profile.name);
@@ -58,7 +58,7 @@ fn is_in_use(name: &str) -> bool {
 /// Kills ranks of each backend of CUDA devices on the emulated node.
 fn on_devices(kills: usize) {
     for profile in Profile::all(DeviceType::Cuda) {
-        let said = kill(&profile, kills, || Stage::new("group_rank", RANKS));
+        let said = kill(&profile, (Fate::Killed, kills), RANKS, || Stage::new("group_rank", RANKS));
         eprintln!("{}: the survivors of {kills} kills of one of {RANKS} ranks said: {said:?}", profile.name);
     }
 }
@@ -83,4 +83,30 @@ fn survivors_of_a_kill_get_a_result_or_an_error_that_names_the_victim_over_a_fol
 #[test]
 fn survivors_of_a_kill_get_a_result_or_an_error_that_names_the_victim_over_a_tcp_store() {
     all(|| Stage::without_a_node_over_tcp("group_rank", RANKS));
+}
+
+/// Stops ranks of each backend, or kills them in a larger group. (A stopped rank may hold a folder's lock, which is an error of its own.)
+fn of_many(fate: Fate, times: usize) {
+    let ranks = 5;
+    for profile in backends().chain(Profile::all(DeviceType::Cuda)).filter(|profile| profile.names_victims) {
+        let stage = || match profile.device {
+            DeviceType::Cpu => Stage::without_a_node_over_tcp("group_rank", ranks),
+            DeviceType::Cuda => Stage::over_tcp("group_rank", ranks),
+        };
+        let said = kill(&profile, (fate, times), ranks, stage);
+        eprintln!("{}: {fate:?} {times} times, the others of {ranks} ranks said: {said:?}", profile.name);
+    }
+}
+
+#[test]
+fn ranks_of_which_one_is_stopped_get_a_result_or_an_error_that_names_it_and_so_does_that_one() {
+    of_many(Fate::Stopped, 4);
+}
+
+/// The same at 50 moments, and as many kills, which takes minutes.
+#[test]
+#[ignore = "takes minutes"]
+fn of_five_ranks_50_are_stopped_and_50_killed() {
+    of_many(Fate::Stopped, 50);
+    of_many(Fate::Killed, 50);
 }

@@ -21,8 +21,8 @@ use crate::work::Work;
 /// equal, or apart. Slices that are received share nothing. What a rank does not use (the
 /// input of a broadcast, the output of a reduce, where it is not the root) may be any address.
 ///
-/// Slices of more bytes than staging holds go in several launches, one behind the other. A call of nothing on all ranks launches
-/// nothing.
+/// Slices of more bytes than staging holds go in several launches, one behind the other. A call of nothing on all ranks
+/// is a launch too, as a barrier is: so ranks that differ hear of it there as well.
 impl Lane {
     pub(crate) fn place(&self) -> (usize, usize) {
         (self.shared.rank, self.shared.world_size())

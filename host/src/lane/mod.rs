@@ -69,19 +69,22 @@ pub(crate) struct Message {
     pub(crate) op: Op,
 }
 
-/// What came of a call.
-enum Enqueued {
-    /// It was for nothing.
-    Nothing,
-    /// It runs, or will.
-    Launched {
-        /// Behind it, if there was to be one.
-        event: Option<Arc<Recorded>>,
-        /// Its number on the lane.
-        number: u64,
-        /// It went into a graph.
-        captured: bool,
-    },
+/// A call that runs, or will.
+struct Enqueued {
+    /// Behind it, if there was to be one.
+    event: Option<Arc<Recorded>>,
+    /// Its number on the lane.
+    number: u64,
+    /// It went into a graph.
+    captured: bool,
+}
+
+impl Enqueued {
+    /// The work object of a call that was to be observed.
+    fn observed(self) -> Work {
+        let event = self.event.expect("an event is behind what is observed");
+        Work::new(event, self.number, self.captured)
+    }
 }
 
 impl Lane {
@@ -115,7 +118,8 @@ impl Lane {
 
     /// Enqueues an all-reduce of `count` elements at `input` into `output` on `stream`: the lowest level, for
     /// pointers and streams of any crate. `input` and `output` may be equal (in place) and must otherwise not overlap.
-    /// `stream` is a stream's handle, or a [`StreamOrder`]. A count of 0 launches nothing.
+    /// `stream` is a stream's handle, or a [`StreamOrder`]. A count of 0 moves nothing, and is a launch like any other: a rank that has
+    /// nothing where others have something hears of that, and so do they.
     ///
     /// This is four driver calls: which stream it is, whether it is being captured, a kernel launch, and an event behind
     /// it. If the stream is being captured into a graph, the call becomes a node of it; see the crate's documentation for
@@ -194,15 +198,7 @@ impl Lane {
         order: StreamOrder,
     ) -> Result<Work, Error> {
         // SAFETY: the caller vouches for all of it.
-        let enqueued = unsafe { self.enqueue(message, order, true) }?;
-        Ok(self.work(enqueued))
-    }
-
-    fn work(&self, enqueued: Enqueued) -> Work {
-        match enqueued {
-            Enqueued::Launched { event: Some(event), number, captured } => Work::new(event, number, captured),
-            Enqueued::Launched { event: None, .. } | Enqueued::Nothing => Work::done(Arc::clone(&self.state)),
-        }
+        Ok(unsafe { self.enqueue(message, order, true) }?.observed())
     }
 
     /// All-reduces and waits: returns only when no kernel of the call runs any more, whatever the driver refuses meanwhile.
@@ -251,19 +247,16 @@ impl Lane {
         if unsafe { device::is_capturing(context, stream) }.map_err(|error| self.refusal(error))? {
             return Err(Error::Capturing);
         }
-        match enqueue(self)? {
-            Enqueued::Nothing => Ok(()),
+        let Enqueued { event, number, captured } = enqueue(self)?;
+        if captured {
             // A capture of the stream began meanwhile, on another thread.
-            Enqueued::Launched { captured: true, .. } => Err(Error::Capturing),
-            Enqueued::Launched { event, number, captured: false } => {
-                // SAFETY: the launch has shown that it is a stream of this context.
-                let settled =
-                    unsafe { self.state.settle(stream, event.as_ref().map(|recorded| &recorded.event)) };
-                settled.map_err(|error| self.refusal(error))?;
-                self.state.note_ended(number);
-                self.state.status()
-            }
+            return Err(Error::Capturing);
         }
+        // SAFETY: the launch has shown that it is a stream of this context.
+        let settled = unsafe { self.state.settle(stream, event.as_ref().map(|recorded| &recorded.event)) };
+        settled.map_err(|error| self.refusal(error))?;
+        self.state.note_ended(number);
+        self.state.status()
     }
 
     unsafe fn enqueue(
@@ -273,11 +266,12 @@ impl Lane {
         observed: bool,
     ) -> Result<Enqueued, Error> {
         let Message { input, output, count, dtype, op } = message;
+        if count == 0 {
+            // SAFETY: the caller vouches for the stream and its order; there is no memory.
+            return unsafe { self.enqueue_slices(&SliceCall::all_reduce_of_nothing(dtype, op), order) };
+        }
         let state = &*self.state;
         state.status()?;
-        if count == 0 {
-            return Ok(Enqueued::Nothing);
-        }
         let bytes = (count as u64).saturating_mul(dtype.size() as u64);
         check_addresses(input, output, bytes, dtype)?;
         let Plan { function, geometry, descriptor, tag, scale, kind, piece } =
@@ -324,16 +318,12 @@ impl Lane {
         order: StreamOrder,
     ) -> Result<Work, Error> {
         // SAFETY: the caller vouches for all of it.
-        let enqueued = unsafe { self.enqueue_slices(call, order) }?;
-        Ok(self.work(enqueued))
+        Ok(unsafe { self.enqueue_slices(call, order) }?.observed())
     }
 
     /// Enqueues a collective other than an all-reduce, in as many launches as it needs.
     unsafe fn enqueue_slices(&mut self, call: &SliceCall, order: StreamOrder) -> Result<Enqueued, Error> {
         self.state.status()?;
-        if call.is_for_nothing() {
-            return Ok(Enqueued::Nothing);
-        }
         let lane = LaunchParams {
             lane: self.state.params,
             input: 0,
@@ -429,7 +419,7 @@ impl Lane {
             }
             return Err(self.refusal(error));
         }
-        Ok(Enqueued::Launched { event, number, captured: capture.is_some() })
+        Ok(Enqueued { event, number, captured: capture.is_some() })
     }
 
     /// The last call outside of captures, as its work object tells of it; `None` if there was none, or it was made without an event.

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use meshreduce_wire::launch::{self, IN_PLACE, SliceParams};
-use meshreduce_wire::{Algorithm, DType, Geometry, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, Slices};
+use meshreduce_wire::{
+    Algorithm, Collective, DType, Geometry, LaunchDescriptor, LaunchParams, MAX_RANKS, Op, Slices,
+};
 
 use super::slices::{Run, SliceCall, is_alike_to_all};
 use crate::error::Error;
@@ -38,7 +40,16 @@ impl SlicePlan {
             Some(_) => known,
             None => shared.longest_for(call.collective).unwrap_or(0),
         };
-        let algorithm = shared.select_for(call.collective, decided)?;
+        let of_call = match call.collective {
+            // Of an all-reduce only nothing comes here, and all ranks say the same of it.
+            Collective::AllReduce => Algorithm::OneShotLl,
+            _ => shared.select_for(call.collective, decided)?,
+        };
+        // What moves nothing is launched as a barrier is, whatever it says.
+        let algorithm = match call.moves_nothing() {
+            true => shared.select_for(Collective::Barrier, 0)?,
+            false => of_call,
+        };
         let (dtype, op) = (call.element.dtype().unwrap_or(DType::F32), call.op.unwrap_or(Op::Sum));
         let kernel = shared
             .kernels
@@ -52,7 +63,7 @@ impl SlicePlan {
         }
         let said = |count| LaunchDescriptor {
             collective: call.collective,
-            algorithm,
+            algorithm: of_call,
             element: call.element,
             op: call.op,
             root: call.root as u32,

@@ -302,6 +302,11 @@ impl SliceCall {
         Ok(Self { root: kind as usize, sent, received, longest: None, ..call })
     }
 
+    /// No kernel of an all-reduce takes nothing.
+    pub(crate) fn all_reduce_of_nothing(dtype: DType, op: Op) -> Self {
+        Self { op: Some(op), ..Self::new(Collective::AllReduce, dtype.into()) }
+    }
+
     pub(crate) fn barrier() -> Self {
         Self::new(Collective::Barrier, Element::Sized(ElementSize::ONE))
     }
@@ -316,9 +321,9 @@ impl SliceCall {
         self.longest.unwrap_or_else(own).saturating_mul(self.size())
     }
 
-    /// Whether there is nothing to do, on any rank.
-    pub(crate) fn is_for_nothing(&self) -> bool {
-        self.collective != Collective::Barrier && self.longest == Some(0)
+    /// Whether nothing moves, between any ranks: of a call of which all know that, and of barriers.
+    pub(super) fn moves_nothing(&self) -> bool {
+        self.longest == Some(0)
     }
 
     /// Where what is sent, or received, begins and ends, of whatever lies between.

@@ -1,5 +1,5 @@
-//! What a rank that was aborted tells those who make a backend, or will, that it has not begun to make: there is nothing else that would,
-//! and they would wait for it as long as they may. (Of one that it could not make they hear where they meet.)
+//! What a rank that was aborted tells those who make a backend, or will, that it has not made: if it had not come to where they meet,
+//! there is nothing else that would, and they would wait for it as long as they may.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -110,7 +110,7 @@ impl Shared {
         let is_aborted = || matches!(self.end.get(), Some(Error::Aborted { .. }));
         let is_silent = |kind: DeviceType| {
             let slot = self.slot(kind);
-            self.device(kind).is_some() && slot.name().is_some() && !slot.is_begun()
+            self.device(kind).is_some() && slot.name().is_some() && slot.made().is_none()
         };
         self.info.world_size > 1 && is_aborted() && DeviceType::ALL.into_iter().any(is_silent)
     }

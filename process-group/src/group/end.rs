@@ -115,6 +115,38 @@ impl ProcessGroup {
     }
 }
 
+impl ProcessGroup {
+    /// Shuts these down together: this rank has come to the end of all of them before it waits for the others at any. So ranks may name them
+    /// in whatever order, and what is waited for by [`ProcessGroup::shutdown`] of one group after the other, in another order on another
+    /// rank, is waited for here by nobody.
+    ///
+    /// # Errors
+    ///
+    /// That of the first of these groups that has one; all are over in any case. (Where there can be no thread for a group, it ends behind
+    /// those that have one.)
+    pub fn shutdown_all(groups: &[&ProcessGroup]) -> Result<(), Error> {
+        std::thread::scope(|scope| {
+            let end = |group: &&ProcessGroup| {
+                let group = (*group).clone();
+                std::thread::Builder::new()
+                    .name("shutdown".to_owned())
+                    .spawn_scoped(scope, move || group.shutdown())
+            };
+            let ending: Vec<_> = groups.iter().map(end).collect();
+            let ended = ending.into_iter().zip(groups).map(|(ending, group)| match ending.map(|one| one.join()) {
+                Ok(Ok(ended)) => ended,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(error) => {
+                    tracing::error!(%error, group = &*group.shared.info.name, "no thread can be started to end a group");
+                    group.shutdown()
+                }
+            });
+            // All of them, also behind one that has failed.
+            ended.fold(Ok(()), Result::and)
+        })
+    }
+}
+
 impl Shared {
     /// What to say of a shutdown that has waited for a call in vain: who has not come to it.
     fn with_missing(&self, slot: &Slot, backend: &dyn Backend, mut error: Error) -> Error {

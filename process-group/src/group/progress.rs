@@ -244,15 +244,16 @@ impl Shared {
 
     /// Deletes what ranks have left in the store that have made, or could not make, the backend for a kind of device.
     fn clear_away(&self, kind: DeviceType) -> Result<(), Error> {
-        if self.slot(kind).name().is_none() || self.device(kind).is_none() {
+        let Some(name) = self.slot(kind).name().filter(|_| self.device(kind).is_some()) else {
             return Ok(());
-        }
+        };
         let context = self.context(kind)?;
         if let Some(backend) = self.slot(kind).made() {
             backend.clear_away()?;
         }
-        let cleared = meshreduce::rendezvous::clear_away(&*context.store);
-        cleared.map_err(|error| context.not_made(&kind.to_string().into(), error))
+        // Others may have made it, or been at it, where this rank never came to that.
+        self.family.registry.factory(name)?.clear_away(&context)?;
+        context.clear_away_meetings(name)
     }
 
     /// Deletes what ranks have told that have left before, when nothing had failed yet.

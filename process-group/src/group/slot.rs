@@ -1,7 +1,6 @@
 //! The place of one backend in a group: made when it is first used.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -18,8 +17,6 @@ pub(super) struct Slot {
     name: Option<Arc<str>>,
     made: OnceLock<Arc<dyn Backend>>,
     making: Turn,
-    /// This rank has begun to make it, well or not.
-    begun: AtomicBool,
     watch: BriefLock<Watch>,
     /// Where the backend follows calls by itself, if it does.
     lane: Arc<OnceLock<Weak<MeshLane>>>,
@@ -51,11 +48,6 @@ impl Slot {
         self.made.get()
     }
 
-    /// Whether this rank has ever begun to make it: whoever else does so hears of it then.
-    pub(super) fn is_begun(&self) -> bool {
-        self.begun.load(Ordering::Relaxed)
-    }
-
     /// The backend, made by `make` if it is not there yet. A failure is not kept: the next call tries again. While another thread
     /// makes it, this one waits, not beyond `until`, where it gets what `late` says, and only while `goes_on` has no objection.
     pub(super) fn get_or_make(
@@ -69,7 +61,6 @@ impl Slot {
         match self.made.get() {
             Some(backend) => Ok(backend),
             None => {
-                self.begun.store(true, Ordering::Relaxed);
                 let backend = make()?;
                 Ok(self.made.get_or_init(|| backend))
             }

@@ -146,9 +146,6 @@ impl Line {
             self.backend = Some(Arc::clone(work.backend()));
         }
         self.count(call, names);
-        // A call of nothing has ended when it is made, on the mesh alone before those in front of it. It is over with the last of them.
-        let before = work.is_of_nothing().then(|| self.last_work()).flatten();
-        let work = before.as_ref().unwrap_or(work);
         match (&work.progress, self.steady_for(call.end)) {
             // On the way of each call of an engine, and so without anything that can be avoided.
             (Progress::Mesh(mesh), Some(Held { sight: EndSource::Mesh(its), noted, .. })) => {
@@ -206,7 +203,7 @@ impl Line {
     pub(crate) fn pin(&mut self, last: impl FnOnce() -> Option<meshreduce::Work>) {
         let Some(held) = self.held.back_mut() else { return };
         let EndSource::LastOfLane(number) = held.sight else { return };
-        held.sight = match (last().filter(|work| work.number() == Some(number)), &self.backend) {
+        held.sight = match (last().filter(|work| work.number() == number), &self.backend) {
             (Some(work), _) => EndSource::Mesh(work),
             // A call was launched behind it and refused, because no event could be put behind that: whoever refused it has waited until
             // nothing ran any more. What of it failed the mesh says itself.
@@ -233,12 +230,6 @@ impl Line {
         let stands_for =
             first_end.map(|first| Ends { first, latest: first.checked_add(TICK).unwrap_or(first) });
         self.held.push_back(Held { sight, noted: *call, stands_for });
-    }
-
-    /// The work of the last that is held.
-    #[cold]
-    fn last_work(&self) -> Option<Work> {
-        self.held.back().map(|held| held.watched().work)
     }
 
     /// The first that is held.

@@ -9,7 +9,7 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::fingerprint::Fingerprint;
 use super::segment::Ended;
-use crate::error::{Error, Ranks};
+use crate::error::{Error, GROUP_DROPPED, Ranks};
 use crate::types::UnknownName;
 
 /// It goes on.
@@ -149,7 +149,7 @@ impl Ended {
 
 /// That a rank has left without a failure and is needed.
 pub(super) fn has_left(rank: usize, group: &Arc<str>, state: u32) -> Error {
-    let how = if state == SHUT_DOWN { "it was shut down" } else { "its group was dropped" };
+    let how = if state == SHUT_DOWN { "it was shut down" } else { GROUP_DROPPED };
     Error::RankDied { rank, group: Arc::clone(group), how: how.to_owned() }
 }
 

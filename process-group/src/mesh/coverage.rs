@@ -42,6 +42,11 @@ pub(super) enum Coverage {
     None(Arc<str>),
 }
 
+/// Below which a node's ranks meet.
+pub(super) fn node_prefix(node: usize) -> String {
+    format!("node/{node}")
+}
+
 /// What there is of a mesh for this group, and what its ranks have agreed on that no others ever have. `own`: whether this rank can take
 /// part, and on what device.
 pub(super) fn find_coverage(
@@ -73,7 +78,7 @@ fn find_mesh(
         return Ok(Coverage::None("the nodes have different numbers of ranks, or one each".into()));
     }
     let of_mesh = |error: meshreduce::Error| context.not_made(name, error);
-    let store = PrefixStore::new(&format!("node/{node}"), Arc::clone(&context.store))
+    let store = PrefixStore::new(&node_prefix(node), Arc::clone(&context.store))
         .map_err(|error| context.not_made(name, error))?;
     let outcome = rendezvous(&store, place, ranks.len(), primary.ordinal(), config).map_err(of_mesh)?;
     let (communicator, reason) = match outcome {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshreduce::{Collective, Error as MeshError, ExchangeKind, LaunchDescriptor, RecordKind};
 
 use super::choice::BARRIER;
-use crate::error::{Cause, Error};
+use crate::error::{Cause, Error, GROUP_DROPPED};
 use crate::types::Operation;
 
 /// A failure of the mesh as one of the group: who did not come, who died, who called something else; else what the mesh says.
@@ -59,6 +59,7 @@ fn known(
     match error {
         MeshError::PeerTimeout { peer, waited, .. } => late(*peer, *waited),
         MeshError::RankDied { rank, .. } => Some(died(*rank, error.to_string())),
+        MeshError::RanksDropped { ranks } => ranks.first().map(|rank| died(*rank, GROUP_DROPPED.to_owned())),
         MeshError::RanksDied { ranks } => ranks.first().map(|rank| died(*rank, error.to_string())),
         MeshError::Closed { peer, .. } => {
             Some(Error::PeerShutDown { rank: of(*peer), group: Arc::clone(group) })
@@ -89,7 +90,10 @@ fn known(
         MeshError::PeerAborted { origin, kind, .. } if *kind == RecordKind::HostAbort => {
             Some(Error::Aborted {
                 group: Arc::clone(group),
-                cause: format!("rank {} has ended what went on, and says why", of(*origin)),
+                cause: format!(
+                    "by rank {}, which says why, or where the group was dropped before it was shut down",
+                    of(*origin)
+                ),
             })
         }
         _ => None,
@@ -127,7 +131,9 @@ fn text(launch: Option<LaunchDescriptor>, operation: Option<Operation>) -> Strin
         _ if collective.has_root() => format!(" with root {root}"),
         _ => " between the two".to_owned(),
     };
-    let text = format!("{name}{op} of {count} {elements}{whose}, {algorithm}");
+    // What has no elements is no algorithm's.
+    let how = if count == 0 { String::new() } else { format!(", {algorithm}") };
+    let text = format!("{name}{op} of {count} {elements}{whose}{how}");
     let may_be_barrier = operation.is_none()
         && (collective, element.dtype(), launch.op)
             == (Collective::AllReduce, Some(BARRIER.0), Some(BARRIER.1))
@@ -183,6 +189,9 @@ mod tests {
     #[test]
     fn who_died_or_called_something_else_is_named() {
         assert!(matches!(of(MeshError::RanksDied { ranks: vec![1] }), Error::RankDied { rank: 5, .. }));
+        let dropped = of(MeshError::RanksDropped { ranks: vec![1] }).to_string();
+        let expected = "rank 5 of group world is gone: its group was dropped there before it was shut down";
+        assert_eq!(dropped, expected);
         let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched: None, peer_launched: None };
         assert!(matches!(of(differ), Error::Mismatch { ranks: (4, 5), sequence: 7, .. }));
     }

@@ -146,9 +146,9 @@ impl MeshLane {
         {
             work.sequence = Some(request.sequence);
             let noted = Noted { entry, operation, sequence: request.sequence, start: request.start, end };
-            match number.filter(|_| is_steady) {
-                Some(number) => both.line.follow_last(number, &noted, request.names),
-                None => {
+            match is_steady {
+                true => both.line.follow_last(number, &noted, request.names),
+                false => {
                     both.pin();
                     both.line.follow(&work, &noted, request.names);
                 }

@@ -5,6 +5,7 @@ mod availability;
 mod backend;
 mod call;
 mod choice;
+mod clearing;
 mod coverage;
 pub(crate) mod failure;
 mod lane;
@@ -119,5 +120,9 @@ impl BackendFactory for MeshFactory {
             config.full_device_is_not_applicable(!context.forbid_fallback)
         });
         Ok(Arc::new(MeshBackend::new(name, context, config, self.wishes.clone(), self.channels.clone())?))
+    }
+
+    fn clear_away(&self, context: &BackendContext) -> Result<(), Error> {
+        clearing::clear_away(&NAME.into(), context)
     }
 }

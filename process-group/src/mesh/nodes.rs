@@ -27,13 +27,23 @@ pub(super) struct Nodes {
     place: usize,
 }
 
+/// Below which the ranks with this place on their nodes meet.
+pub(super) fn across_prefix(place: usize) -> String {
+    format!("across/{place}")
+}
+
+/// Below which the ranks of a node meet.
+pub(super) fn within_prefix(node: usize) -> String {
+    format!("within/{node}")
+}
+
 impl Nodes {
     /// Of a group whose nodes have equally many ranks. All ranks make theirs at the same time.
     pub(super) fn new(context: &BackendContext, placement: &Placement) -> Result<Self, Error> {
         let (node, place) = placement.of_rank(context.group.rank);
         let factory = context.registry.factory(super::BEHIND)?;
-        let across = context.part(&format!("across/{place}"), &placement.across(place))?;
-        let within = context.part(&format!("within/{node}"), &placement.nodes[node])?;
+        let across = context.part(&across_prefix(place), &placement.across(place))?;
+        let within = context.part(&within_prefix(node), &placement.nodes[node])?;
         Ok(Self {
             across: factory.create(across)?,
             within: factory.create(within)?,

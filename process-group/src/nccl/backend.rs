@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_store::{PrefixStore, Store};
 
+use super::END;
 use super::communicator::{Communicator, CommunicatorError, poll};
 use super::completion::Pending;
 use super::core::Core;
@@ -55,7 +56,7 @@ impl NcclBackend {
     /// Where ranks meet at the end.
     fn store_of_the_end(&self) -> Result<PrefixStore<Arc<dyn Store>>, Error> {
         let core = &self.core;
-        PrefixStore::new("end", Arc::clone(&core.store.0))
+        PrefixStore::new(END, Arc::clone(&core.store.0))
             .map_err(|error| Error::Store { group: Arc::clone(&core.group.name), source: Arc::new(error) })
     }
 
@@ -277,12 +278,8 @@ impl Backend for NcclBackend {
             // What it panicked with it has said.
             let _ = meeting.join();
         }
-        let cleared = meshreduce::rendezvous::clear_away(&self.store_of_the_end()?);
-        cleared.map_err(|error| Error::Backend {
-            backend: Arc::clone(&self.core.name),
-            group: Arc::clone(&self.core.group.name),
-            source: Cause::new(error),
-        })
+        // What was left there the factory deletes.
+        Ok(())
     }
 
     fn split(

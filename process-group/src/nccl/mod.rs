@@ -46,6 +46,9 @@ use crate::types::DeviceType;
 /// The backend's name.
 const NAME: &str = "nccl";
 
+/// Below which ranks meet at the end.
+const END: &str = "end";
+
 /// Makes backends of NCCL. A configuration names it `nccl`; [`crate::Registry::default`] has it.
 ///
 /// NCCL 2.18 or later is opened when the first backend is made: see [`crate::nccl_loader`] for where it is looked for. Every rank
@@ -64,5 +67,9 @@ impl BackendFactory for NcclFactory {
 
     fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
         Ok(make::make(&context)?)
+    }
+
+    fn clear_away(&self, context: &BackendContext) -> Result<(), Error> {
+        context.below(END)?.clear_away_meetings(&NAME.into())
     }
 }

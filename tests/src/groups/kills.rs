@@ -1,5 +1,5 @@
-//! Ranks that are killed at any moment of their calls: the others get a result or an error that names the victim, in time, and
-//! nothing stays.
+//! Ranks that are killed, or stopped, at any moment of their calls: the others get a result or an error that names the victim, in time,
+//! one that was stopped gets one too when it goes on, and nothing stays.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -13,12 +13,23 @@ use meshreduce_process_group::store::Store;
 use meshreduce_process_group::{Device, DeviceType, Error, ProcessGroup, ReduceOp};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::on_nccl::enter;
 use crate::rank_process::{Part, Stage, heard};
 
-/// How many ranks there are.
+/// How many ranks there are, where it does not matter.
 pub const RANKS: usize = 3;
+
+/// What becomes of one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is killed.
+    Killed,
+    /// It is stopped (SIGSTOP), and goes on when all others have ended.
+    Stopped,
+}
+
 /// How long a rank waits for the others in each step: longer than one that lives is ever late, on a machine that is busy with others
 /// like it.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -144,11 +155,16 @@ fn ranks_named(text: &str) -> Vec<usize> {
     numbers.filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Kills one rank after another, a few at a time; returns how often the survivors said what.
+/// Kills or stops one of `ranks` ranks after another, a few at a time; returns how often the survivors said what. A stage is for so many.
 ///
 /// # Panics
 /// At the end, with all that was wrong: a survivor that said nothing, or did not name the victim, or a key that stayed.
-pub fn kill(profile: &Profile, kills: usize, stage: impl Fn() -> Stage + Sync) -> BTreeMap<String, usize> {
+pub fn kill(
+    profile: &Profile,
+    (fate, kills): (Fate, usize),
+    ranks: usize,
+    stage: impl Fn() -> Stage + Sync,
+) -> BTreeMap<String, usize> {
     let (next, said) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -162,11 +178,11 @@ pub fn kill(profile: &Profile, kills: usize, stage: impl Fn() -> Stage + Sync) -
                     if number >= kills {
                         return;
                     }
-                    let (moment, texts) = match one(profile, &stage, number, usual) {
+                    let (moment, texts) = match one(profile, (&stage, ranks), (fate, number), usual) {
                         Ok(told) => told,
                         Err((moment, complaint)) => {
                             let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-                            wrong.push(format!("kill {number} after {moment:?}: {complaint}"));
+                            wrong.push(format!("{fate:?} {number} after {moment:?}: {complaint}"));
                             continue;
                         }
                     };
@@ -194,18 +210,19 @@ pub fn kill(profile: &Profile, kills: usize, stage: impl Fn() -> Stage + Sync) -
 /// One kill: when it was, and what the survivors said, or what is wrong with that.
 fn one(
     profile: &Profile,
-    stage: &Stage,
-    number: usize,
+    (stage, world_size): (&Stage, usize),
+    (fate, number): (Fate, usize),
     usual: Duration,
 ) -> Result<(Duration, Vec<String>), (Duration, String)> {
     let mut random = ChaCha8Rng::seed_from_u64(number as u64);
-    let victim = random.next_u64() as usize % RANKS;
+    let victim = random.next_u64() as usize % world_size;
     let start = Instant::now();
-    let mut ranks: Vec<_> = (0..RANKS).map(|rank| Some(stage.start(rank, profile.name))).collect();
-    let mut killed = ranks[victim].take().expect("the victim");
+    let mut ranks: Vec<_> = (0..world_size).map(|rank| Some(stage.start(rank, profile.name))).collect();
+    let killed = ranks[victim].take().expect("the victim");
+    let send = |signal| kill_process(Pid::from_child(&killed), signal).expect("the victim is there");
     let moment = usual.mul_f64(1.2 * f64::from(random.next_u32()) / f64::from(u32::MAX));
     std::thread::sleep(moment.saturating_sub(start.elapsed()));
-    killed.kill().expect("the victim can be killed");
+    send(if fate == Fate::Killed { Signal::KILL } else { Signal::STOP });
     let (mut all, mut wrong) = (Vec::new(), Vec::new());
     for (rank, child) in ranks.into_iter().enumerate().filter_map(|(rank, child)| Some((rank, child?))) {
         let (texts, well) = heard(child);
@@ -220,7 +237,13 @@ fn one(
         }
         all.extend(texts);
     }
-    killed.wait().expect("the victim's end");
+    if fate == Fate::Stopped {
+        send(Signal::CONT);
+    }
+    let (texts, well) = heard(killed);
+    if fate == Fate::Stopped && (texts.len() != 1 || !well) {
+        wrong.push(format!("rank {victim}, which was stopped, says {texts:?}"));
+    }
     let left = stage.keys();
     if !left.is_empty() {
         wrong.push(format!("left by rank {victim}, and those that said {all:?}: {left:?}"));

@@ -54,6 +54,26 @@ fn parts_of_a_group_are_groups_that_end_in_any_order() {
 }
 
 #[test]
+fn groups_that_are_shut_down_together_are_named_in_any_order() {
+    for profile in Profile::all(DeviceType::Cpu) {
+        threads(Meeting::Memory, 3, |store, rank| {
+            let world = group(&profile, store, rank, 3).unwrap();
+            let part = || world.new_group(&[0, 1, 2], &GroupOptions::default()).unwrap().member().unwrap();
+            let (one, other) = (part(), part());
+            for group in [&world, &one, &other] {
+                is_right(group, &profile, 1);
+            }
+            let mut order = [&world, &one, &other];
+            order.rotate_left(rank);
+            ProcessGroup::shutdown_all(&order).unwrap();
+            for group in order {
+                assert!(matches!(group.barrier(Device::Cpu), Err(Error::ShutDown { .. })));
+            }
+        });
+    }
+}
+
+#[test]
 fn after_the_end_of_a_group_calls_say_so() {
     for profile in Profile::all(DeviceType::Cpu) {
         threads(Meeting::Memory, 2, |store, rank| {

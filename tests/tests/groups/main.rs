@@ -6,5 +6,7 @@ mod devices;
 mod ends;
 mod errors;
 mod mesh;
+mod mesh_differ;
 mod mesh_slices;
+mod mesh_together;
 mod transfers;

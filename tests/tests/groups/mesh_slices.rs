@@ -304,7 +304,7 @@ fn a_rank_that_cannot_use_its_device_is_named_by_all_that_wait_for_it_to_make_th
 }
 
 #[test]
-fn a_call_of_nothing_ends_none_that_was_made_before_it() {
+fn calls_of_nothing_end_behind_those_that_were_made_before_them() {
     let over = Barrier::new(2);
     groups(
         2,
@@ -325,15 +325,17 @@ fn a_call_of_nothing_ends_none_that_was_made_before_it() {
                 let reduce = Call::AllReduce { input: nothing, output: nothing, op: ReduceOp::Sum };
                 let broadcast = Call::Broadcast { tensor: nothing, root: 0 };
                 // As many as are looked at one by one, and more.
-                for call in [reduce, broadcast].into_iter().cycle().take(9) {
-                    start(&brief, &call).unwrap().wait(Some(FAR)).unwrap();
-                }
+                let calls = [reduce, broadcast].into_iter().cycle().take(9);
+                let behind: Vec<_> = calls.map(|call| start(&brief, &call).unwrap()).collect();
                 // The watching thread looks some times meanwhile.
                 let late = waits.wait(Some(FAR)).unwrap_err();
                 assert!(
                     matches!(&late, Error::Timeout { sequence: 1, missing, .. } if *missing == [1]),
                     "{late}"
                 );
+                for work in behind {
+                    work.wait(Some(FAR)).expect_err("nor has one behind it");
+                }
                 assert_eq!(completed.load(Ordering::Relaxed), 0, "none has ended");
                 let first = &group.flight_recorder().snapshot().entries[0];
                 assert_ne!(first.state, State::Completed);

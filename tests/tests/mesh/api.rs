@@ -3,7 +3,7 @@
 use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use half::bf16;
-use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op};
+use meshreduce::{Algorithm, Bf16, DType, Error, Limits, Op, RecordKind};
 use meshreduce_checks::in_process::{config, driver_calls, ranks};
 use meshreduce_checks::stream::{NonBlocking, RawStream};
 
@@ -151,16 +151,31 @@ fn works_have_the_first_label_of_their_lane() {
 }
 
 #[test]
-fn nothing_is_launched_for_nothing() {
+fn a_call_of_nothing_is_a_launch_in_which_all_ranks_take_part() {
     ranks(2, &config(), |communicator| {
         let mut lane = communicator.lane(0).unwrap();
         let stream = stream();
         // SAFETY: no element is touched.
-        let work = unsafe { lane.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) };
-        work.unwrap().synchronize().unwrap();
-        assert_eq!(communicator.launches(), 0);
-        drop(lane);
-        communicator.close().unwrap();
+        let work = unsafe { lane.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) }.unwrap();
+        work.synchronize().unwrap();
+        assert_eq!((communicator.launches(), work.number()), (1, 1));
+        let mut data = ones(4);
+        // Rank 0 has nothing, and the other one something.
+        let ended = match communicator.rank() {
+            // SAFETY: as above.
+            0 => unsafe { lane.all_reduce_raw(2, 2, 0, DType::Bf16, Op::Sum, stream.as_inner()) }
+                .and_then(|work| work.synchronize()),
+            _ => lane.all_reduce_in_place_and_wait(&mut data, Op::Sum, &stream),
+        };
+        match ended {
+            Err(Error::LaunchMismatch { launched, peer_launched, .. }) => {
+                let mut counts = [launched, peer_launched].map(|launch| launch.unwrap().count);
+                counts.sort_unstable();
+                assert_eq!(counts, [0, 4]);
+            }
+            Err(Error::PeerAborted { kind: RecordKind::LaunchMismatch, .. }) => {}
+            other => panic!("{other:?}"),
+        }
     });
 }
 
