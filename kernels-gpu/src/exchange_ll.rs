@@ -44,6 +44,8 @@ pub unsafe fn exchange_ll<const W: usize>(params: &SliceParams) {
             let units = call.await_units::<W, 1>(0, Sources::ALL, index).map(|[unit]| unit);
             if received.are_whole(index) {
                 received.store_each(index, units);
+            } else if received.are_words(index) {
+                received.store_words(index, units);
             } else {
                 let mut position = 0;
                 while position < decide_here(W as u32) {
@@ -87,6 +89,8 @@ impl<const W: usize> Call<'_, W, SliceParams> {
         for index in PacketShare::of_thread(self.end(sent.most())) {
             if sent.are_whole(index) {
                 self.push_each(0, index, sent.load_each(index));
+            } else if sent.are_words(index) {
+                self.push_each(0, index, sent.load_words(index));
             } else {
                 let mut position = 0;
                 while position < decide_here(W as u32) {

@@ -9,6 +9,7 @@
 //! | [`load_u32_pair`], [`load_u32_pair_nc`] | `ld.global.v2.u32`, `ld.global.nc.v2.u32` |
 //! | [`store_u32_pair_cs`] | `st.global.cs.v2.u32` |
 //! | [`load_u8`], [`load_u16`], [`load_u32`], [`load_u64_pair`] | `ld.global.u8`, `.u16`, `.u32`, `.v2.u64` |
+//! | [`load_u32_if`], [`store_u32_cs_if`] | `@p ld.global.u32`, `@p st.global.cs.u32` |
 //! | [`load_u32_nc`] | `ld.global.nc.u32` |
 //! | [`store_u32`], [`store_u64`] | `st.global.u32`, `.u64` |
 //! | [`store_u8_cs`], [`store_u16_cs`], [`store_u32_cs`] | `st.global.cs.u8`, `.u16`, `.u32` |
@@ -134,6 +135,21 @@ pub unsafe fn load_u32(address: u64) -> u32 {
     value
 }
 
+/// `ld.global.u32`, weak, guarded (PTX ISA, "ld"): 0, and no access, if it `is_there` not. No branch parts it from the next one, so
+/// that both are under way.
+#[inline(always)]
+pub unsafe fn load_u32_if(is_there: bool, address: u64) -> u32 {
+    let value;
+    asm!(
+        "{{ .reg .pred p; setp.ne.u32 p, {1}, 0;",
+        "\tmov.b32 {0}, 0;",
+        "\t@p ld.global.u32 {0}, [{2}];",
+        "\t}}",
+        out(reg32) value, in(reg32) is_there as u32, in(reg64) address, options(nostack, preserves_flags)
+    );
+    value
+}
+
 /// `ld.global.nc.u32` (PTX ISA, "ld.global.nc"); in addition to the module's rules, nobody writes the memory during the
 /// launch.
 #[inline(always)]
@@ -182,4 +198,15 @@ pub unsafe fn store_u16_cs(address: u64, value: u16) {
 #[inline(always)]
 pub unsafe fn store_u32_cs(address: u64, value: u32) {
     asm!("st.global.cs.u32 [{}], {};", in(reg64) address, in(reg32) value, options(nostack, preserves_flags));
+}
+
+/// `st.global.cs.u32`, weak, streaming, guarded (PTX ISA, "st"): nothing if it `is_there` not.
+#[inline(always)]
+pub unsafe fn store_u32_cs_if(is_there: bool, address: u64, value: u32) {
+    asm!(
+        "{{ .reg .pred p; setp.ne.u32 p, {0}, 0;",
+        "\t@p st.global.cs.u32 [{1}], {2};",
+        "\t}}",
+        in(reg32) is_there as u32, in(reg64) address, in(reg32) value, options(nostack, preserves_flags)
+    );
 }

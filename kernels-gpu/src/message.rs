@@ -3,8 +3,9 @@
 //! for packets.
 //!
 //! A piece that lies whole and on a boundary of its size moves in one access; three words, on a boundary of a word, in three.
-//! Where the pointer is aligned to its element only, and at the message's ragged end, pieces move element by element. Pieces
-//! are the same whatever the pointer's alignment, and so are results.
+//! At the ragged end of a message of whole words, words that are there move, all at once. Where the pointer is aligned to its
+//! element only, or the last word is half there, pieces move element by element. Pieces are the same whatever the pointer's
+//! alignment, and so are results.
 
 use core::array::from_fn;
 
@@ -16,8 +17,9 @@ use meshreduce_wire::{
 use crate::{
     element::Element,
     memory::{
-        Vector, load_u16, load_u32, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector,
-        load_vector_nc, store_u16_cs, store_u32_cs, store_u32_pair_cs, store_vector, store_vector_cs,
+        Vector, load_u16, load_u32, load_u32_if, load_u32_nc, load_u32_pair, load_u32_pair_nc, load_vector,
+        load_vector_nc, store_u16_cs, store_u32_cs, store_u32_cs_if, store_u32_pair_cs, store_vector,
+        store_vector_cs,
     },
     thread::{block_dim_x, block_idx_x, compute_here, decide_here, grid_dim_x, thread_idx_x},
 };
@@ -225,6 +227,51 @@ where
         let _ = pieces.map(|piece| <[u32; WORDS]>::store_cs(addresses.advance(), piece));
     }
 
+    /// Whether the message is whole words on a boundary of a word in input and output, so that pieces of it can be moved by
+    /// [`Self::load_words`] and [`Self::store_words`].
+    #[inline(always)]
+    pub fn is_of_words(&self) -> bool {
+        (self.input | self.output) % 4 == 0 && (self.element == 4 || self.rest % 2 == 0)
+    }
+
+    /// The `N` pieces of the input at `first` and every `step` behind it, as far as they are there, of a message that
+    /// [`Self::is_of_words`]; 0 for the rest. All loads are under way before the first is waited for.
+    ///
+    /// # Safety
+    /// As for [`Self::load`].
+    #[inline(always)]
+    pub unsafe fn load_words<const N: usize>(&self, first: u32, step: u32) -> [[u32; WORDS]; N] {
+        let (mut addresses, end) = (Addresses::new::<WORDS>(self.input, first, step), self.end());
+        from_fn(|_| {
+            let address = addresses.advance();
+            from_fn(|word| load_u32_if(address + 4 * (word as u64) < end, address + 4 * word as u64))
+        })
+    }
+
+    /// Stores the pieces of the output at `first` and every `step` behind it, as far as they are there, of a message that
+    /// [`Self::is_of_words`].
+    ///
+    /// # Safety
+    /// As for [`Self::store`].
+    #[inline(always)]
+    pub unsafe fn store_words<const N: usize>(&self, first: u32, step: u32, pieces: [[u32; WORDS]; N]) {
+        let end = self.end() - self.input + self.output;
+        let mut addresses = Addresses::new::<WORDS>(self.output, first, step);
+        let _ = pieces.map(|piece| {
+            let address = addresses.advance();
+            let _ = from_fn::<_, WORDS, _>(|word| {
+                let place = address + 4 * word as u64;
+                store_u32_cs_if(place < end, place, piece[word]);
+            });
+        });
+    }
+
+    /// Where the input ends.
+    #[inline(always)]
+    fn end(&self) -> u64 {
+        piece_address::<WORDS>(self.input, self.whole) + (self.rest * self.element) as u64
+    }
+
     #[inline(always)]
     unsafe fn load_whole(&self, address: u64) -> [u32; WORDS] {
         if self.in_place { <[u32; WORDS]>::load(address) } else { <[u32; WORDS]>::load_nc(address) }
@@ -292,44 +339,49 @@ pub fn piece_address<const WORDS: usize>(base: u64, index: u32) -> u64 {
 /// Loads as many elements of so many bytes as are `present`, one by one.
 #[inline(always)]
 unsafe fn load_elements<const WORDS: usize>(address: u64, present: u32, element: u32) -> [u32; WORDS] {
+    if are_words(address, present, element) {
+        let bytes = present * element;
+        return from_fn(|word| load_u32_if(4 * (word as u32) < bytes, address + 4 * word as u64));
+    }
     let mut piece = [0; WORDS];
     let mut word = 0;
     while word < WORDS {
         let place = address + 4 * word as u64;
-        if element == 4 {
-            if (word as u32) < present {
-                piece[word] = load_u32(place);
-            }
-        } else {
-            if (2 * word as u32) < present {
-                piece[word] = load_u16(place) as u32;
-            }
-            if (2 * word as u32 + 1) < present {
-                piece[word] |= (load_u16(place + 2) as u32) << 16;
-            }
+        if (2 * word as u32) < present {
+            piece[word] = load_u16(place) as u32;
+        }
+        if (2 * word as u32 + 1) < present {
+            piece[word] |= (load_u16(place + 2) as u32) << 16;
         }
         word += 1;
     }
     piece
 }
 
+/// Whether so many elements of so many bytes are whole words on a boundary of a word.
+#[inline(always)]
+fn are_words(address: u64, present: u32, element: u32) -> bool {
+    element == 4 || (address as u32 % 4 == 0 && present % 2 == 0)
+}
+
 /// Stores as many elements of so many bytes as are `present`, one by one.
 #[inline(always)]
 unsafe fn store_elements<const WORDS: usize>(address: u64, present: u32, element: u32, piece: [u32; WORDS]) {
+    if are_words(address, present, element) {
+        let bytes = present * element;
+        let _ = from_fn::<_, WORDS, _>(|word| {
+            store_u32_cs_if(4 * (word as u32) < bytes, address + 4 * word as u64, piece[word]);
+        });
+        return;
+    }
     let mut word = 0;
     while word < WORDS {
         let place = address + 4 * word as u64;
-        if element == 4 {
-            if (word as u32) < present {
-                store_u32_cs(place, piece[word]);
-            }
-        } else {
-            if (2 * word as u32) < present {
-                store_u16_cs(place, piece[word] as u16);
-            }
-            if (2 * word as u32 + 1) < present {
-                store_u16_cs(place + 2, (piece[word] >> 16) as u16);
-            }
+        if (2 * word as u32) < present {
+            store_u16_cs(place, piece[word] as u16);
+        }
+        if (2 * word as u32 + 1) < present {
+            store_u16_cs(place + 2, (piece[word] >> 16) as u16);
         }
         word += 1;
     }

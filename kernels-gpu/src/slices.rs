@@ -1,8 +1,9 @@
 //! Slices of the caller's input and output: one for each rank, of any number of bytes at any address.
 //!
 //! Each slice is cut by itself into pieces, as a message is ([`crate::message`]). Where the pieces at an index lie whole and
-//! aligned in the slices of all ranks, they move together, at places that the code knows; else one rank's after the other, and
-//! a piece that is ragged in steps of 4, 2 or 1 bytes, as its address and its bytes allow.
+//! aligned in the slices of all ranks, they move together, at places that the code knows, and so they do where all slices are of
+//! whole words, as far as they are there; else one rank's after the other, and a piece that is ragged in steps of 4, 2 or 1
+//! bytes, as its address and its bytes allow.
 
 use core::array::from_fn;
 
@@ -10,7 +11,9 @@ use meshreduce_wire::{SliceParams, Slices, launch::IN_PLACE};
 
 use crate::{
     call::choose,
-    memory::{load_u8, load_u16, load_u32, store_u8_cs, store_u16_cs, store_u32_cs},
+    memory::{
+        load_u8, load_u16, load_u32, load_u32_if, store_u8_cs, store_u16_cs, store_u32_cs, store_u32_cs_if,
+    },
     message::{Piece, piece_address},
     thread::{compute_here, decide_here, select},
 };
@@ -77,6 +80,42 @@ where
         } else {
             from_fn(|position| <[u32; WORDS]>::load_nc(self.place(position, index)))
         }
+    }
+
+    /// Whether all slices have a piece at `index`, and are whole words on boundaries of a word.
+    #[inline(always)]
+    pub fn are_words(&self, index: u32) -> bool {
+        let bytes = from_fn::<_, W, _>(|position| decide_here(self.slices.bytes[position]));
+        let ragged = bytes.into_iter().fold(0, |all, bytes| all | bytes) % 4 != 0;
+        self.are_there(index) && !ragged && decide_here(self.slices.alignment) >= 4
+    }
+
+    /// The pieces at `index` of the slices of all positions, which [`Self::are_words`]; 0 for what is not there. All loads are under
+    /// way before the first is waited for.
+    ///
+    /// # Safety
+    /// As for [`Self::load_each`].
+    #[inline(always)]
+    pub unsafe fn load_words(&self, index: u32) -> [[u32; WORDS]; W] {
+        from_fn(|position| {
+            let (address, bytes) = self.rest(position, index);
+            from_fn(|word| load_u32_if(4 * (word as u32) < bytes, address + 4 * word as u64))
+        })
+    }
+
+    /// Stores the pieces at `index` of the slices of all positions, which [`Self::are_words`], as far as they are there.
+    ///
+    /// # Safety
+    /// As for [`Self::store_each`].
+    #[inline(always)]
+    pub unsafe fn store_words(&self, index: u32, pieces: [[u32; WORDS]; W]) {
+        let _ = from_fn::<_, W, _>(|position| {
+            let (address, bytes) = self.rest(position, index);
+            let _ = from_fn::<_, WORDS, _>(|word| {
+                let is_there = 4 * (word as u32) < bytes;
+                store_u32_cs_if(is_there, address + 4 * word as u64, pieces[position][word]);
+            });
+        });
     }
 
     /// Stores the pieces at `index` of the slices of positions `N` to 2 `N` - 1 (`upper`) or 0 to `N` - 1, which
@@ -168,6 +207,12 @@ where
         let address = choose::<W>(position, |at| self.slices.addresses[at]);
         let rest = self.bytes(position) - index * Self::BYTES;
         (piece_address::<WORDS>(address, index), if rest < Self::BYTES { rest } else { Self::BYTES })
+    }
+
+    /// Where the piece at `index` of a slice that has one begins, and how many bytes of the slice there are from there on.
+    #[inline(always)]
+    fn rest(&self, position: usize, index: u32) -> (u64, u32) {
+        (self.place(position, index), decide_here(self.slices.bytes[position]) - index * Self::BYTES)
     }
 
     #[inline(always)]

@@ -37,6 +37,11 @@ pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
             if open {
                 call.push_each(0, offset, units);
             }
+        } else if parts.are_words(offset) {
+            let units = parts.message.load_words::<W>(offset, parts.slice);
+            if open {
+                call.push_each(0, offset, units);
+            }
         } else {
             let mut position = 0;
             while position < decide_here(W as u32) {
@@ -63,6 +68,8 @@ pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
         let parts = Parts::<W>::here(params);
         if parts.are_whole(offset) {
             parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
+        } else if parts.are_words(offset) {
+            parts.message.store_words(offset, parts.slice, units.map(|[unit]| unit));
         } else if offset < parts.slice {
             let mut position = 0;
             let mut index = offset;
@@ -110,6 +117,12 @@ impl<const W: usize> Parts<W> {
     #[inline(always)]
     fn are_whole(&self, offset: u32) -> bool {
         self.message.is_whole((W as u32 - 1) * self.slice + offset)
+    }
+
+    /// Whether the units at `offset` of all slices can be moved by [`Message::load_words`], as at the ends of most messages.
+    #[inline(always)]
+    fn are_words(&self, offset: u32) -> bool {
+        offset < self.slice && self.message.is_of_words()
     }
 }
 
