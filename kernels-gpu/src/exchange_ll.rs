@@ -42,7 +42,7 @@ pub unsafe fn exchange_ll<const W: usize>(params: &SliceParams) {
         if received.are_there(index) || call.refreshes() {
             // All together, also where they are ragged.
             let units = call.await_units::<W, 1>(0, Sources::ALL, index).map(|[unit]| unit);
-            if received.are_whole(index) {
+            if received.are_whole(index) && !received.go_by_words(index) {
                 received.store_each(index, units);
             } else if received.are_words(index) {
                 received.store_words(index, units);
@@ -87,7 +87,7 @@ impl<const W: usize> Call<'_, W, SliceParams> {
     pub unsafe fn push_slices(&self, params: &SliceParams) {
         let sent = Cut::<UNIT_WORDS, W>::sent(params);
         for index in PacketShare::of_thread(self.end(sent.most())) {
-            if sent.are_whole(index) {
+            if sent.are_whole(index) && !sent.go_by_words(index) {
                 self.push_each(0, index, sent.load_each(index));
             } else if sent.are_words(index) {
                 self.push_each(0, index, sent.load_words(index));

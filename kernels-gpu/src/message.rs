@@ -127,6 +127,9 @@ impl<const WORDS: usize> Message<WORDS>
 where
     [u32; WORDS]: Piece,
 {
+    /// Whether a whole piece moves in one access; else word by word, whole or not, and neighbouring threads need not part.
+    pub const IS_ONE_ACCESS: bool = <[u32; WORDS]>::ALIGNMENT > 4;
+
     /// The message of a launch over elements `E`.
     #[inline(always)]
     pub fn new<E: Element>(params: &LaunchParams) -> Self {
@@ -173,7 +176,7 @@ where
     pub unsafe fn load(&self, index: u32) -> [u32; WORDS] {
         let address = piece_address::<WORDS>(self.input, index);
         let present = self.present(index);
-        if index < self.whole && self.input % <[u32; WORDS]>::ALIGNMENT == 0 {
+        if Self::IS_ONE_ACCESS && index < self.whole && self.input % <[u32; WORDS]>::ALIGNMENT == 0 {
             self.load_whole(address)
         } else {
             load_elements(address, present, self.element)
@@ -188,7 +191,7 @@ where
     pub unsafe fn store(&self, index: u32, piece: [u32; WORDS]) {
         let address = piece_address::<WORDS>(self.output, index);
         let present = self.present(index);
-        if index < self.whole && self.output % <[u32; WORDS]>::ALIGNMENT == 0 {
+        if Self::IS_ONE_ACCESS && index < self.whole && self.output % <[u32; WORDS]>::ALIGNMENT == 0 {
             <[u32; WORDS]>::store_cs(address, piece);
         } else {
             store_elements(address, present, self.element, piece);

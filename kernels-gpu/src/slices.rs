@@ -14,7 +14,7 @@ use crate::{
     memory::{
         load_u8, load_u16, load_u32, load_u32_if, store_u8_cs, store_u16_cs, store_u32_cs, store_u32_cs_if,
     },
-    message::{Piece, piece_address},
+    message::{Message, Piece, piece_address},
     thread::{compute_here, decide_here, select},
 };
 
@@ -80,6 +80,12 @@ where
         } else {
             from_fn(|position| <[u32; WORDS]>::load_nc(self.place(position, index)))
         }
+    }
+
+    /// Whether pieces are moved by [`Self::load_words`] though they are whole, so that neighbouring threads need not part.
+    #[inline(always)]
+    pub fn go_by_words(&self, index: u32) -> bool {
+        !Message::<WORDS>::IS_ONE_ACCESS && self.are_words(index)
     }
 
     /// Whether all slices have a piece at `index`, and are whole words on boundaries of a word.

@@ -32,7 +32,7 @@ pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
     }
     let parts = Parts::<W>::new(params);
     for offset in PacketShare::of_thread(parts.end(&call)) {
-        if parts.are_whole(offset) {
+        if parts.are_whole(offset) && !parts.go_by_words(offset) {
             let units = parts.message.load_each::<W>(offset, parts.slice);
             if open {
                 call.push_each(0, offset, units);
@@ -66,7 +66,7 @@ pub unsafe fn two_shot_ll<const W: usize>(params: &LaunchParams) {
     for offset in PacketShare::of_thread(Parts::<W>::here(params).end(&call)) {
         let units = call.await_units::<W, 1>(1, Sources::ALL, offset);
         let parts = Parts::<W>::here(params);
-        if parts.are_whole(offset) {
+        if parts.are_whole(offset) && !parts.go_by_words(offset) {
             parts.message.store_each(offset, parts.slice, units.map(|[unit]| unit));
         } else if parts.are_words(offset) {
             parts.message.store_words(offset, parts.slice, units.map(|[unit]| unit));
@@ -117,6 +117,12 @@ impl<const W: usize> Parts<W> {
     #[inline(always)]
     fn are_whole(&self, offset: u32) -> bool {
         self.message.is_whole((W as u32 - 1) * self.slice + offset)
+    }
+
+    /// Whether they are moved by [`Message::load_words`] though they are whole, so that neighbouring threads need not part.
+    #[inline(always)]
+    fn go_by_words(&self, offset: u32) -> bool {
+        !Message::<UNIT_WORDS>::IS_ONE_ACCESS && self.are_words(offset)
     }
 
     /// Whether the units at `offset` of all slices can be moved by [`Message::load_words`], as at the ends of most messages.
