@@ -10,7 +10,7 @@ use crate::size::bytes;
 /// Simulates calls on a described machine: what they would take, and what waits for what. No figure is a measurement.
 #[derive(Args)]
 pub struct Simulate {
-    /// Machine: a shipped name (dgx-1v, dgx-a100, hgx-h100, hgx-h200, hgx-b200) or the file of a description
+    /// Machine: a shipped name (dgx-1v, dgx-a100, hgx-h100, hgx-h200, hgx-b200, shared-h200) or the file of a description
     #[arg(long, value_name = "NAME|FILE", default_value = "hgx-h100")]
     pub node: String,
     /// Number of ranks

@@ -155,12 +155,13 @@ pub enum ParametersError {
     },
 }
 
-const SHIPPED: [(&str, &str); 5] = [
+const SHIPPED: [(&str, &str); 6] = [
     ("dgx-1v", include_str!("../machines/dgx-1v.toml")),
     ("dgx-a100", include_str!("../machines/dgx-a100.toml")),
     ("hgx-h100", include_str!("../machines/hgx-h100.toml")),
     ("hgx-h200", include_str!("../machines/hgx-h200.toml")),
     ("hgx-b200", include_str!("../machines/hgx-b200.toml")),
+    ("shared-h200", include_str!("../machines/shared-h200.toml")),
 ];
 
 impl Parameters {
