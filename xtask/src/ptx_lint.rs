@@ -434,6 +434,19 @@ mod tests {
     }
 
     #[test]
+    fn what_measures_accesses_may_have_any_scope_and_nothing_else_that_is_against_a_rule() {
+        let of = |name: &str, line: &str| {
+            let entry = text_with(line).replace("one_shot_bf16_sum_w8", name);
+            lint(&entry).into_iter().map(|finding| finding.rule).collect::<Vec<_>>()
+        };
+        for line in ["\tfence.acq_rel.gpu;", "\tld.relaxed.gpu.global.u64 %rd1, [%rd2];"] {
+            assert_eq!(of("floor_fence_gpu", line), [], "{line}");
+            assert_eq!(of("one_shot_bf16_sum_w8", line).len(), 1, "{line}");
+        }
+        assert_eq!(of("floor_fence_gpu", "\tld.volatile.global.u32 %r1, [%rd1];"), [Rule::Volatile]);
+    }
+
+    #[test]
     fn volatile_accesses_are_found() {
         assert_eq!(broken_by("\tld.volatile.global.u32 %r1, [%rd1];"), [Rule::Volatile]);
         assert_eq!(broken_by("\tst.volatile.global.u32 [%rd1], %r1;"), [Rule::Volatile]);
