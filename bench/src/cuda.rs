@@ -317,8 +317,8 @@ impl Pinned {
     }
 
     /// Its bytes.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the memory is initialised, as long as that and this value's own; every copy from or to it has been
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the memory is initialised, as long as that and this value's own; every copy and kernel that uses it has been
         // waited for.
         unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.bytes) }
     }

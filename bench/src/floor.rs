@@ -19,7 +19,7 @@ use crate::team::Meeting;
 pub(crate) mod parameters;
 use parameters::{Flags, Parameters};
 
-/// Both kernels.
+/// All kernels of the floor, and those of single steps.
 pub(crate) const PTX: &str = include_str!("../ptx/floor.ptx");
 /// Launches of the flag round trip, of `rounds` round trips each.
 const RUNS: u64 = 20;
