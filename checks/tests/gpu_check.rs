@@ -83,16 +83,6 @@ fn the_driver_takes_every_text_and_says_what_the_kernels_need() {
     assert!(left.logs.iter().any(|log| log.text.contains("one_shot_bf16_sum_w2")), "{:?}", left.logs.first());
 }
 
-#[test]
-fn results_on_several_gpus() {
-    passes("results", &[], &EVERY_ALGORITHM);
-}
-
-#[test]
-fn results_on_a_shared_gpu() {
-    passes("results", SHARED, &EVERY_ALGORITHM);
-}
-
 const EVERY_OTHER_ALGORITHM: [&str; 6] = [
     "exchange, 8 ranks",
     "exchange-ll, 3 ranks",
@@ -101,16 +91,6 @@ const EVERY_OTHER_ALGORITHM: [&str; 6] = [
     "cube-mesh-exchange-ll, 8 ranks",
     "cube-mesh-reduce-scatter-ll, 8 ranks",
 ];
-
-#[test]
-fn collectives_on_several_gpus() {
-    passes("collectives", &[], &EVERY_OTHER_ALGORITHM);
-}
-
-#[test]
-fn collectives_on_a_shared_gpu() {
-    passes("collectives", SHARED, &EVERY_OTHER_ALGORITHM);
-}
 
 #[test]
 fn results_on_a_hybrid_cube_mesh() {
@@ -124,28 +104,13 @@ fn results_on_a_hybrid_cube_mesh() {
 }
 
 #[test]
-fn processes_on_several_gpus() {
-    passes("processes", &[], &["results, 4 ranks", "dies"]);
-}
-
-#[test]
 fn processes_on_a_shared_gpu() {
     passes("processes", SHARED, &["results, 4 ranks", "dies"]);
 }
 
 #[test]
-fn failures_on_several_gpus() {
-    passes("failures", &[], &EVERY_ALGORITHM);
-}
-
-#[test]
 fn failures_on_a_shared_gpu() {
     passes("failures", SHARED, &EVERY_ALGORITHM);
-}
-
-#[test]
-fn graphs_on_several_gpus() {
-    passes("graphs", &[], &["one-shot and two-shot, by packets and by barriers", "hybrid cube mesh"]);
 }
 
 #[test]
@@ -192,18 +157,8 @@ fn channels_pass(options: &[&str]) {
 }
 
 #[test]
-fn channels_between_two_gpus() {
-    channels_pass(&[]);
-}
-
-#[test]
 fn channels_on_a_shared_gpu() {
     channels_pass(SHARED);
-}
-
-#[test]
-fn soak_on_several_gpus() {
-    passes("soak", &["--calls", "730"], &["730 calls"]);
 }
 
 #[test]

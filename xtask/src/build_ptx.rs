@@ -1,11 +1,18 @@
 //! `cargo xtask build-ptx`: compiles the device crate to the PTX that is checked in, or checks that it is what the
 //! sources give.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
 use meshreduce_wire::{Isa, KernelName};
+use rayon::prelude::*;
 use xshell::Shell;
 
 use crate::{
@@ -50,7 +57,7 @@ impl Args {
 fn build(builders: &[PtxBuilder], folder: PathBuf) -> Result<()> {
     let shell = Shell::new()?;
     let toolchain = Toolchain::find(&shell)?;
-    let texts = compile(builders, &shell, &toolchain)?;
+    let texts = compile(builders, &toolchain)?;
     ptx_builder::write(&folder, &texts)?;
     let bytes: usize = texts.values().map(String::len).sum();
     println!(
@@ -92,7 +99,7 @@ fn check(builders: &[PtxBuilder], folder: PathBuf) -> Result<()> {
     let shell = Shell::new()?;
     match Toolchain::find(&shell) {
         Ok(toolchain) if toolchain.identity == recorded => {
-            compare(&shipped, &compile(builders, &shell, &toolchain)?)?;
+            compare(&shipped, &compile(builders, &toolchain)?)?;
             println!("rebuilt with {recorded}: every byte agrees");
         }
         Ok(toolchain) => {
@@ -150,21 +157,19 @@ fn compare(shipped: &BTreeMap<String, String>, rebuilt: &BTreeMap<String, String
     Ok(())
 }
 
-fn compile(
-    builders: &[PtxBuilder],
-    shell: &Shell,
-    toolchain: &Toolchain,
-) -> Result<BTreeMap<String, String>> {
-    let mut texts = BTreeMap::new();
-    for builder in builders {
-        let spinner = ProgressBar::new_spinner();
-        spinner.set_message(format!("compiling {} with {}", builder.package(), toolchain.identity));
-        spinner.enable_steady_tick(Duration::from_millis(100));
-        let built = builder.build(shell, toolchain);
-        spinner.finish_and_clear();
-        texts.extend(built?);
-    }
-    Ok(texts)
+/// Several at once: each is one unit of code, which the compiler works on with one thread.
+fn compile(builders: &[PtxBuilder], toolchain: &Toolchain) -> Result<BTreeMap<String, String>> {
+    let spinner = ProgressBar::new_spinner();
+    let packages = builders.iter().map(PtxBuilder::package).collect::<BTreeSet<_>>();
+    let packages = packages.into_iter().collect::<Vec<_>>().join(", ");
+    spinner.set_message(format!("compiling {packages} with {}", toolchain.identity));
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let built = builders
+        .par_iter()
+        .map(|builder| builder.build(&Shell::new()?, toolchain))
+        .collect::<Result<Vec<_>>>();
+    spinner.finish_and_clear();
+    Ok(built?.into_iter().flatten().collect())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use object::{Object as _, ObjectSection as _};
+use rayon::prelude::*;
 use serde::Serialize;
 use xshell::{Shell, cmd};
 
@@ -45,7 +46,7 @@ impl Args {
             return Ok(if self.required { ExitCode::FAILURE } else { ExitCode::SUCCESS });
         };
         let files = if self.files.is_empty() { repository::all_ptx()? } else { self.files };
-        let kernels = assemble(&shell, &ptxas, &files)?;
+        let kernels = assemble(&ptxas, &files)?;
         if self.json {
             for kernel in &kernels {
                 println!("{}", serde_json::to_string(kernel)?);
@@ -87,26 +88,45 @@ pub(crate) struct Assembled {
     pub(crate) ok: bool,
 }
 
-fn assemble(shell: &Shell, ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assembled>> {
-    let progress = ProgressBar::new((files.len() * TARGETS.len()) as u64)
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
-    let scratch = tempfile::tempdir()?;
-    let cubin = scratch.path().join("kernels.cubin");
-    let mut kernels = Vec::new();
+fn assemble(ptxas: &Path, files: &[PathBuf]) -> Result<Vec<Assembled>> {
+    let targets = TARGETS.map(str::to_owned);
+    for_each_text(files, &targets, |shell, file, target, cubin| {
+        assemble_one(shell, ptxas, file, target, cubin)
+    })
+}
+
+/// Does `work` for every text and every target that it runs on, several at once, each with a shell and the path of a cubin of its
+/// own. What it gives is in the order of texts, then of targets.
+pub(crate) fn for_each_text<T: Send>(
+    files: &[PathBuf],
+    targets: &[String],
+    work: impl Fn(&Shell, &Path, &str, &Path) -> Result<Vec<T>> + Sync,
+) -> Result<Vec<T>> {
+    let mut pairs = Vec::new();
     for file in files {
-        for target in TARGETS {
-            if !runs_on(file, target)? {
-                progress.inc(1);
-                continue;
+        for target in targets {
+            if runs_on(file, target)? {
+                pairs.push((file, target));
             }
-            progress.set_message(format!("{} for {target}", repository::shown(file)));
-            let found = assemble_one(shell, ptxas, file, target, &cubin)?;
-            kernels.extend(found);
-            progress.inc(1);
         }
     }
+    let progress = ProgressBar::new(pairs.len() as u64)
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let scratch = tempfile::tempdir()?;
+    let found = pairs
+        .par_iter()
+        .enumerate()
+        .map(|(index, (file, target))| {
+            progress.set_message(format!("{} for {target}", repository::shown(file)));
+            let cubin = scratch.path().join(format!("{index}.cubin"));
+            let found = work(&Shell::new()?, file, target, &cubin)?;
+            fs::remove_file(&cubin).with_context(|| format!("removing {}", cubin.display()))?;
+            progress.inc(1);
+            Ok(found)
+        })
+        .collect::<Result<Vec<_>>>()?;
     progress.finish_and_clear();
-    Ok(kernels)
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// Whether a text is for this target or an earlier one.

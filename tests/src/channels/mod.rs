@@ -21,19 +21,17 @@ macro_rules! channel_scenarios {
             }
         }
     };
-    ($module:ident, $cast:expr; $($scenario:ident),+ $(,)?) => {
-        mod $module {
-            use super::*;
-
-            $(#[test]
-            fn $scenario() {
-                $cast.play(stringify!($scenario));
-            })+
-        }
+    // All, and those that take long: once or twice for each kind of channel, as what they show depends on the kind.
+    ($module:ident, $cast:expr; all and many) => {
+        $crate::channel_scenarios!($module, $cast; all with ten_thousand_transfers, many_endpoints);
     };
     ($module:ident, $cast:expr) => {
+        $crate::channel_scenarios!($module, $cast; all with);
+    };
+    ($module:ident, $cast:expr; all with $($many:ident),*) => {
         $crate::channel_scenarios!(
             $module, $cast;
+            $($many,)*
             descriptors,
             one_way_and_back,
             both_directions_at_once,
@@ -45,17 +43,25 @@ macro_rules! channel_scenarios {
             across_devices_and_back,
             only_the_devices_that_are_served_are_touched,
             lengths_from_a_byte_to_many,
-            ten_thousand_transfers,
             lengths_that_differ,
             streams_are_waited_for_and_wait,
             memory_freed_and_allocated_again,
             dropped_transfers,
             dropped_at_random,
             threads_share_an_endpoint,
-            many_endpoints,
             refused_copies_fail_their_transfer_alone,
             closed_during_transfers,
             link_cut,
         );
+    };
+    ($module:ident, $cast:expr; $($scenario:ident),+ $(,)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[test]
+            fn $scenario() {
+                $cast.play(stringify!($scenario));
+            })+
+        }
     };
 }

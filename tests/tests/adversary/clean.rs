@@ -9,7 +9,7 @@ use meshreduce_emulator_weak_memory::adversary::{Options, ReportKind};
 use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams};
 
 /// Seeds of a clean run here; `test-multigpu --adversary --seeds N` runs any number.
-const CLEAN: u64 = 60;
+const CLEAN: u64 = 20;
 /// Seeds within which a mutant must die.
 const WITHIN: u64 = 100;
 

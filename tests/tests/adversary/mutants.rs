@@ -79,7 +79,7 @@ fn every_survivor_of_the_list_is_a_mutant() {
 
 #[test]
 fn the_shipped_text_survives() {
-    for verdict in judge("/unchanged", 20) {
+    for verdict in judge("/unchanged", 8) {
         assert_eq!(verdict.killed_by, None, "{}, {} ranks: {}", verdict.name, verdict.ranks, verdict.story);
     }
 }
@@ -148,7 +148,7 @@ fn relays_that_do_not_meet_in_the_first_phase_are_noticed() {
 
 #[test]
 fn an_equivalent_mutant_survives() {
-    for verdict in judge("claim-relaxed", 20) {
+    for verdict in judge("claim-relaxed", 8) {
         assert!(verdict.equivalent && verdict.is_expected(), "{}: {}", verdict.name, verdict.story);
     }
 }

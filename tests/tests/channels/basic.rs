@@ -18,10 +18,15 @@ channel_scenarios!(
     refused_streams_fail_their_transfer_alone
 );
 channel_scenarios!(host_memory_of_two_processes, Cast::new("basic", "cpu", "cpu").in_processes());
-channel_scenarios!(host_memory_over_tcp, Cast::new("basic", "cpu", "cpu").in_processes().over("tcp"));
+channel_scenarios!(
+    host_memory_over_tcp,
+    Cast::new("basic", "cpu", "cpu").in_processes().over("tcp");
+    all and many
+);
 channel_scenarios!(
     devices_of_two_processes,
-    Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes()
+    Cast::new("basic", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes();
+    all and many
 );
 channel_scenarios!(
     devices_over_tcp,

@@ -7,7 +7,8 @@ use meshreduce_tests::channel_scenarios;
 
 channel_scenarios!(
     devices_of_two_processes,
-    Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes()
+    Cast::new("gdr", "cuda:0", "cuda:1").on_adapters_of(TWO).in_processes();
+    all and many
 );
 channel_scenarios!(
     devices_of_two_nodes,
@@ -23,7 +24,8 @@ channel_scenarios!(
 );
 channel_scenarios!(
     host_memory_of_two_nodes,
-    Cast::new("gdr", "cpu", "cpu").on_two_nodes(TWO, TWO).over("tcp")
+    Cast::new("gdr", "cpu", "cpu").on_two_nodes(TWO, TWO).over("tcp");
+    all and many
 );
 channel_scenarios!(
     reset_in_two_processes,

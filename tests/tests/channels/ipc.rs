@@ -18,7 +18,11 @@ mod left;
 use kills::survive;
 use left::{left_behind, no_descriptors};
 
-channel_scenarios!(two_devices, Cast::new("ipc", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes());
+channel_scenarios!(
+    two_devices,
+    Cast::new("ipc", "cuda:0", "cuda:1").on_node("hgx-h100").in_processes();
+    all and many
+);
 channel_scenarios!(one_device, Cast::new("ipc", "cuda:6", "cuda:6").on_node("hgx-h100").in_processes());
 channel_scenarios!(
     devices_over_tcp,

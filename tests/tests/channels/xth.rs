@@ -9,12 +9,12 @@ use meshreduce_tests::channel_peer::{Gpu, LONG};
 use meshreduce_tests::channel_scenarios;
 
 channel_scenarios!(reset, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); the_context_is_reset, the_context_is_renewed, a_kernel_faults, a_kernel_faults_before_a_receive, refused_streams_fail_their_transfer_alone);
-channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"));
+channel_scenarios!(two_devices, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100"); all and many);
 channel_scenarios!(devices_that_are_not_the_first, Cast::new("xth", "cuda:6", "cuda:3").on_node("hgx-h100"));
 channel_scenarios!(one_device, Cast::new("xth", "cuda:2", "cuda:2").on_node("hgx-h100"));
 channel_scenarios!(over_tcp, Cast::new("xth", "cuda:0", "cuda:1").on_node("hgx-h100").over("tcp"));
 channel_scenarios!(long, Cast::new("xth", "cuda:0", "cuda:1").on_large_devices(); long);
-channel_scenarios!(host_memory, Cast::new("xth", "cpu", "cpu"));
+channel_scenarios!(host_memory, Cast::new("xth", "cpu", "cpu"); all and many);
 
 /// Both callers' streams write a word; the receiver waits for both, if they are not there yet, copies and writes another. (No other test
 /// of this process calls the driver.)

@@ -10,10 +10,10 @@ use proptest::sample::select;
 /// Lengths around everything that has an edge: vectors, slices, blocks, several steps of a thread.
 fn count() -> impl Strategy<Value = usize> {
     prop_oneof![
-        1..=65_usize,
-        (1..=64_usize, 0..=2_usize).prop_map(|(vectors, more)| vectors * 8 + more),
-        (0..=2_usize, select(vec![1023, 4096, 8192, 16_384])).prop_map(|(more, base)| base + more),
-        1..=40_000_usize,
+        4 => 1..=65_usize,
+        4 => (1..=64_usize, 0..=2_usize).prop_map(|(vectors, more)| vectors * 8 + more),
+        2 => (0..=2_usize, select(vec![1023, 4096, 8192, 16_384])).prop_map(|(more, base)| base + more),
+        1 => 1..=40_000_usize,
     ]
 }
 
@@ -182,9 +182,9 @@ fn ten_thousand_two_shot_calls_pass_the_32_bit_boundary() {
 /// Where flags begin again, and every slot has been refreshed just before.
 #[test]
 fn calls_by_packets_pass_the_32_bit_boundary_and_what_comes_every_two_to_the_30() {
-    for first in [(1 << 30) - 50, (1 << 31) - 50, (1 << 32) - 50] {
-        calls_from(Algorithm::OneShotLl, 3, 100, first);
-        calls_from(Algorithm::TwoShotLl, 4, 100, first);
-        calls_from(Algorithm::HybridCubeMeshLl, 8, 100, first);
+    for first in [(1 << 30) - 24, (1 << 31) - 24, (1 << 32) - 24] {
+        calls_from(Algorithm::OneShotLl, 3, 48, first);
+        calls_from(Algorithm::TwoShotLl, 4, 48, first);
+        calls_from(Algorithm::HybridCubeMeshLl, 8, 48, first);
     }
 }

@@ -10,7 +10,8 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use meshreduce_wire::Algorithm;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use xshell::{Shell, cmd};
 
@@ -185,7 +186,7 @@ fn run_emulated(shell: &Shell, folder: &Path, reports: &Path, quick: bool) -> Re
         command
             .arg("--out")
             .arg(&out)
-            .args(quick.then_some("--quick"))
+            .args(if quick { &QUICKLY[..] } else { &[] })
             .args(shared.then_some("--shared-device"));
         command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(away.path());
         command.env("MESHREDUCE_DRIVER", node.join("libcuda.so.1")).env("MESHREDUCE_NODE", "hgx-h100");
@@ -193,10 +194,26 @@ fn run_emulated(shell: &Shell, folder: &Path, reports: &Path, quick: bool) -> Re
         command.env("MESHREDUCE_NODE_ID", format!("bundle-{}-{name}", std::process::id()));
         let status = command.status().context("starting run.sh")?;
         println!("{status} after {:.0} s", began.elapsed().as_secs_f64());
-        ensure!(out.join("report.md").is_file() && out.join("report.json").is_file(), "{name}: no report");
+        ensure!(out.join("report.md").is_file(), "{name}: no report");
+        let report = fs::read(out.join("report.json")).with_context(|| format!("{name}: no report"))?;
+        let missing = algorithms_without_results(&serde_json::from_slice(&report)?);
+        ensure!(missing.is_empty(), "{name}: nothing was checked of {}", missing.join(", "));
         all_well &= status.success();
     }
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What an emulated node is asked for where it is to be quick: a call takes it a thousand times as long as a GPU.
+const QUICKLY: [&str; 5] = ["--quick", "--soak-calls", "500", "--bench-bytes", "1KiB"];
+
+/// The algorithms of which a report has no result, by name.
+fn algorithms_without_results(report: &Value) -> Vec<String> {
+    let parts = report["parts"].as_array().into_iter().flatten();
+    let of_results = parts.filter(|part| part["name"] == "results" || part["name"] == "collectives");
+    let checks = of_results.filter_map(|part| part["part"]["checks"].as_array()).flatten();
+    let checked: Vec<&str> = checks.filter_map(|check| check["name"].as_str()).collect();
+    let has_none = |name: &String| !checked.iter().any(|check| check.starts_with(&format!("{name}, ")));
+    Algorithm::every().map(|algorithm| algorithm.to_string()).filter(has_none).collect()
 }
 
 #[cfg(test)]
@@ -207,6 +224,22 @@ mod tests {
     fn a_path_is_found_wherever_it_stands() {
         assert!(contains(b"abc/folder/def", b"/folder"));
         assert!(!contains(b"abc/folde", b"/folder"));
+    }
+
+    #[test]
+    fn an_algorithm_that_a_report_leaves_out_is_named() {
+        let checks = |left_out: Option<Algorithm>| {
+            let algorithms = Algorithm::every().filter(|algorithm| Some(*algorithm) != left_out);
+            algorithms.map(|algorithm| json!({"name": format!("{algorithm}, 8 ranks")})).collect()
+        };
+        let report = |left_out| {
+            let checks: Vec<Value> = checks(left_out);
+            json!({"parts": [{"name": "results", "part": {"checks": checks}}, {"name": "bench", "part": null}]})
+        };
+        assert!(algorithms_without_results(&report(None)).is_empty());
+        for algorithm in Algorithm::every() {
+            assert_eq!(algorithms_without_results(&report(Some(algorithm))), [algorithm.to_string()]);
+        }
     }
 
     #[test]

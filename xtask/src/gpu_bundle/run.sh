@@ -1,7 +1,7 @@
 #!/bin/sh
 # Checks meshreduce on the GPUs of this machine. Needs an NVIDIA driver and nothing else.
 #
-#   run.sh [--quick] [--shared-device] [--soak-calls N] [--out DIR]
+#   run.sh [--quick] [--shared-device] [--soak-calls N] [--bench-bytes LIST] [--out DIR]
 #
 # Leaves report.json and report.md in DIR; ends with 1 if anything failed.
 set -u
@@ -13,14 +13,19 @@ out=
 quick=
 shared=
 soak=
+sizes=
 asked="run.sh $*"
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) quick=--quick ;;
         --shared-device) shared=--shared-device ;;
-        --soak-calls | --out)
+        --soak-calls | --bench-bytes | --out)
             [ $# -ge 2 ] || { echo "$1 needs a value" >&2; usage 2; }
-            if [ "$1" = --out ]; then out=$2; else soak="--calls $2"; fi
+            case $1 in
+                --soak-calls) soak="--calls $2" ;;
+                --bench-bytes) sizes="--bytes $2" ;;
+                *) out=$2 ;;
+            esac
             shift ;;
         -h | --help) usage 0 ;;
         *) echo "what is $1?" >&2; usage 2 ;;
@@ -83,11 +88,12 @@ check soak 900 $soak
 # Where the other parts ran, on the machine's own driver unless another one is asked for.
 where=$("$here/bin/gpu-check" bench-options $shared) || where=$shared
 [ -n "${MESHREDUCE_DRIVER:-}" ] || where="--node real $where"
+[ -n "$sizes" ] || sizes=${quick:+--bytes 1KiB,16KiB}
 bench() {
     name=$1
     shift
     # shellcheck disable=SC2086
-    part "$name" 600 "$here/bin/meshreduce-bench" $where ${quick:+--bytes 1KiB,16KiB} \
+    part "$name" 600 "$here/bin/meshreduce-bench" $where $sizes \
         --graph --csv "$out/$name.csv" --svg "$out/$name.svg" "$@"
 }
 bench bench
