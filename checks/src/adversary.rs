@@ -42,7 +42,7 @@ const DEADLINE_NS: u64 = 1 << 60;
 
 /// The kernels of one algorithm and world size.
 pub struct Kernels {
-    module: Module,
+    module: Arc<Module>,
     /// The algorithm.
     pub algorithm: Algorithm,
     /// Ranks.
@@ -177,16 +177,21 @@ impl Kernels {
     /// # Errors
     /// If the text is not understood.
     pub fn parse(text: &str, algorithm: Algorithm, world_size: usize) -> Result<Self> {
-        let module = Module::parse(text)?;
+        let module = Arc::new(Module::parse(text)?);
         // Names say which.
         let isa =
             if text.contains(&format!("_w{world_size}{}(", Isa::V84.suffix())) { Isa::V84 } else { Isa::V70 };
-        Ok(Self { module, algorithm, world_size, isa, others: Others::default() })
+        Ok(Self::of(module, algorithm, world_size, isa))
+    }
+
+    /// The kernels of a text that is parsed, and no others.
+    pub fn of(module: Arc<Module>, algorithm: Algorithm, world_size: usize, isa: Isa) -> Self {
+        Self { module, algorithm, world_size, isa, others: Others::default() }
     }
 
     fn entry(&self, algorithm: Algorithm, dtype: DType, op: Op) -> Result<Arc<Kernel>> {
         let others = self.others.0.iter().map(|(algorithm, isa, module)| (*algorithm, *isa, module));
-        let mut all = [(self.algorithm, self.isa, &self.module)].into_iter().chain(others);
+        let mut all = [(self.algorithm, self.isa, &*self.module)].into_iter().chain(others);
         let (_, isa, module) = all
             .find(|&(known, ..)| known == algorithm)
             .with_context(|| format!("there are no kernels of {algorithm}"))?;

@@ -121,9 +121,17 @@ impl SliceKernels {
     ///
     /// # Errors
     /// If it is not understood.
-    pub fn with_text(mut self, algorithm: Algorithm, text: &str) -> Result<Self> {
-        let module = self.modules.iter_mut().find(|(known, _)| *known == algorithm);
-        module.with_context(|| format!("{algorithm} is not among them"))?.1 = Arc::new(Module::parse(text)?);
+    pub fn with_text(self, algorithm: Algorithm, text: &str) -> Result<Self> {
+        self.with_module(algorithm, Arc::new(Module::parse(text)?))
+    }
+
+    /// The same kernels, but those of `algorithm` from this module.
+    ///
+    /// # Errors
+    /// If there are none of the algorithm among them.
+    pub fn with_module(mut self, algorithm: Algorithm, module: Arc<Module>) -> Result<Self> {
+        let known = self.modules.iter_mut().find(|(known, _)| *known == algorithm);
+        known.with_context(|| format!("{algorithm} is not among them"))?.1 = module;
         Ok(self)
     }
 

@@ -39,6 +39,9 @@ use text::{Edit, Entry, Mutant};
 /// PTX instructions after which a run has no end.
 const LONGEST: u64 = 20_000_000;
 
+/// Seeds of calls in a row for one of calls that cannot end well.
+const AHEAD: u64 = 8;
+
 /// What became of a mutant.
 #[derive(Clone, Debug, Serialize)]
 pub struct MutantResult {
@@ -113,6 +116,7 @@ pub struct Set {
     entry: Entry,
     name: String,
     algorithm: Algorithm,
+    isa: Isa,
     ranks: usize,
     /// How dead ranks may end.
     deaths: Vec<Death>,
@@ -180,7 +184,7 @@ impl Set {
         let deaths = second.into_iter().collect();
         let between = Between::AllReduces(others);
         let troubled = dtype == DType::Bf16;
-        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled, mutants })
+        Ok(Self { entry, name, algorithm, isa: Isa::V70, ranks, deaths, between, troubled, mutants })
     }
 
     /// Those of an algorithm by packets: of the bf16 sum.
@@ -194,7 +198,7 @@ impl Set {
         let mutants = maker.made;
         let deaths = roles.deaths();
         let between = Between::AllReduces(others);
-        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled: true, mutants })
+        Ok(Self { entry, name, algorithm, isa, ranks, deaths, between, troubled: true, mutants })
     }
 
     /// Those of an algorithm of slices: its one kernel, for all types and operations.
@@ -218,7 +222,7 @@ impl Set {
             (maker.made, Vec::new())
         };
         let between = Between::Slices(SliceKernels::shipped(ranks, isa)?.with_focus(algorithm));
-        Ok(Self { entry, name, algorithm, ranks, deaths, between, troubled: true, mutants })
+        Ok(Self { entry, name, algorithm, isa, ranks, deaths, between, troubled: true, mutants })
     }
 
     fn entry(
@@ -265,27 +269,23 @@ impl Set {
     pub fn judge(&self, mutant: &Mutant, seeds: Seeds) -> Result<MutantResult> {
         let text = self.render(mutant);
         let understood = || format!("{} is not understood", mutant.name);
+        let module = Arc::new(Module::parse(&text).with_context(understood)?);
+        let kernel = module.kernel(&self.name).with_context(understood)?;
         let kernels = match &self.between {
             Between::AllReduces(others) => {
-                let kernels = Kernels::parse(&text, self.algorithm, self.ranks).with_context(understood)?;
+                let kernels = Kernels::of(module, self.algorithm, self.ranks, self.isa);
                 Player::AllReduces(kernels.beside(others.clone()))
             }
-            Between::Slices(kernels) => {
-                let kernels = kernels.clone().with_text(self.algorithm, &text);
-                Player::Slices(kernels.with_context(understood)?)
-            }
+            Between::Slices(kernels) => Player::Slices(kernels.clone().with_module(self.algorithm, module)?),
         };
-        let module = Module::parse(&text).with_context(understood)?;
-        let kernel = module.kernel(&self.name).with_context(understood)?;
-        let stage = |halfway, queued| {
-            let (kernel, algorithm, ranks) = (&kernel, self.algorithm, self.ranks);
-            Stage { kernel, algorithm, ranks, halfway, queued }
-        };
-        let early = self.troubled.then(|| Trouble::ALL.map(|trouble| (trouble, None)));
-        let halfway = if self.troubled { self.halfway(mutant)? } else { Vec::new() };
-        let late = halfway.iter().map(|halfway| Trouble::ALL.map(|trouble| (trouble, Some(halfway))));
-        let troubles: Vec<_> = early.into_iter().chain(late).flatten().collect();
+        // Half of the mutants die before anybody dies within a call.
+        let mut halfway: Option<Vec<Arc<Kernel>>> = None;
         let options = Options { max_instructions: LONGEST, ..Options::default() };
+        let play = |halfway: Option<&Arc<Kernel>>, trouble: Trouble, seed: u64| {
+            let (kernel, algorithm, ranks) = (&kernel, self.algorithm, self.ranks);
+            let stage = Stage { kernel, algorithm, ranks, halfway, queued: seed / 2 % 2 == 1 };
+            stage.play(trouble, seed, options)
+        };
         let known = Known::of(&mutant.name, self.ranks);
         let seeds = if known.is_some() { seeds.of_survivors } else { seeds.of_others };
         let edit = mutant.edits.first();
@@ -308,23 +308,52 @@ impl Set {
             verdict.seeds = seed;
             verdict.story = failure.to_string();
         };
-        'seeds: for seed in 1..=seeds {
-            if let Err(failure) = kernels.play(seed, options)? {
-                dies(failure, "calls in a row", seed);
-                break;
-            }
-            for &(trouble, halfway) in &troubles {
-                if halfway.is_some() && trouble.is_by_launch() || !trouble.is_played(seed) {
-                    continue;
+        'played: for (played, seed) in order(seeds, self.troubled) {
+            if played == Played::CallsInARow {
+                if let Err(failure) = kernels.play(seed, options)? {
+                    dies(failure, "calls in a row", seed);
+                    break;
                 }
-                if let Err(failure) = stage(halfway, seed / 2 % 2 == 1).play(trouble, seed, options) {
+                continue;
+            }
+            for trouble in Trouble::ALL.into_iter().filter(|trouble| trouble.is_played(seed)) {
+                if let Err(failure) = play(None, trouble, seed) {
                     dies(failure, trouble.name(), seed);
-                    break 'seeds;
+                    break 'played;
+                }
+            }
+            if halfway.is_none() {
+                halfway = Some(self.halfway(mutant)?);
+            }
+            for halfway in halfway.iter().flatten() {
+                for trouble in Trouble::ALL.into_iter().filter(|trouble| !trouble.is_by_launch()) {
+                    if let Err(failure) = play(Some(halfway), trouble, seed) {
+                        dies(failure, trouble.name(), seed);
+                        break 'played;
+                    }
                 }
             }
         }
         Ok(verdict)
     }
+}
+
+/// What is played of a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Played {
+    CallsInARow,
+    Troubles,
+}
+
+/// The seeds in the order in which they are played. Calls that cannot end well take some [`AHEAD`] times as long as calls in a
+/// row, so as many seeds of these go first: whoever dies late of the ones does not wait for the others.
+fn order(seeds: u64, troubled: bool) -> impl Iterator<Item = (Played, u64)> {
+    let last = move |round: u64| (1 + round * AHEAD).min(seeds);
+    (0..seeds).flat_map(move |round| {
+        let first = if round == 0 { 1 } else { last(round - 1) + 1 };
+        let calls = (first..=last(round)).map(|seed| (Played::CallsInARow, seed));
+        calls.chain(troubled.then_some((Played::Troubles, round + 1)))
+    })
 }
 
 fn tidy(lines: &[String]) -> String {
@@ -391,4 +420,37 @@ pub fn judge_all(
 /// How many mutants there were.
 pub fn count(sets: &[Set], filter: &str) -> usize {
     sets.iter().flat_map(|set| &set.mutants).filter(|mutant| mutant.name.contains(filter)).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn played(seeds: u64, troubled: bool) -> Vec<(Played, u64)> {
+        order(seeds, troubled).collect()
+    }
+
+    #[test]
+    fn every_seed_of_either_kind_is_played_once_and_in_order() {
+        for seeds in [1, 2, AHEAD, AHEAD + 1, AHEAD + 2, 400] {
+            let all = played(seeds, true);
+            for kind in [Played::CallsInARow, Played::Troubles] {
+                let of_kind: Vec<u64> =
+                    all.iter().filter(|(played, _)| *played == kind).map(|(_, seed)| *seed).collect();
+                assert_eq!(of_kind, (1..=seeds).collect::<Vec<_>>(), "{kind:?} of {seeds}");
+            }
+            assert_eq!(all[0], (Played::CallsInARow, 1));
+            assert_eq!(all[1], (Played::Troubles, 1));
+            assert!(played(seeds, false).iter().all(|(played, _)| *played == Played::CallsInARow));
+        }
+    }
+
+    #[test]
+    fn calls_in_a_row_are_ahead_of_calls_that_cannot_end_well() {
+        let all = played(400, true);
+        let place = |wanted| all.iter().position(|played| *played == wanted).unwrap();
+        let before = all[..place((Played::CallsInARow, 375))].iter();
+        let troubles = before.filter(|(played, _)| *played == Played::Troubles).count() as u64;
+        assert!(troubles <= 375 / AHEAD + 1, "{troubles}");
+    }
 }
