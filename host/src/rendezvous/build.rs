@@ -138,7 +138,8 @@ impl Assembly {
             (true, _) => session.all_acknowledged(verdict, super::TAKE_DOWN_LIMIT),
             (false, Lingers::ForAll) => session.all_acknowledged(verdict, super::LINGER_LIMIT),
             (false, Lingers::ForMembers) => session.members_acknowledged(verdict, super::LINGER_LIMIT),
-            (false, Lingers::No) => Ok(true),
+            // Those that have joined do it now. If the last of them is killed in the middle of it, somebody must be there.
+            (false, Lingers::No) => session.all_acknowledged(verdict, Duration::ZERO),
         });
         match acknowledged {
             Ok(true) => {}

@@ -22,6 +22,21 @@ use crate::error::Error;
 /// still lives.
 pub(super) const TAKE_OVER: Duration = Duration::from_secs(2);
 
+/// How long a rank that has nothing to do any more in an attempt stays until the others have seen to the end of it: longer than one that
+/// lives is ever late, and no longer than the timeout.
+const SEEN_OFF: Duration = Duration::from_secs(10);
+
+/// How far an attempt that is over has been cleared away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clearing {
+    /// Some rank has not acknowledged the verdict.
+    Awaits,
+    /// All have, and another rank, which lives as far as can be told, clears up.
+    Closed,
+    /// There is nothing left of it.
+    Gone,
+}
+
 /// Deletes what ranks that met over this store, by [`super::rendezvous()`] or [`super::meet()`], have left in it.
 ///
 /// Ranks that meet leave nothing behind but for one that did not come, so that it still hears why. This is for whoever knows that
@@ -54,29 +69,48 @@ impl Session<'_> {
         Ok(look(self.store, &self.known_key(rank))?.is_some())
     }
 
-    /// Deletes all keys if every rank that can has acknowledged the verdict, or another has begun to; says whether so.
-    fn clear_up_if_all_know(&self, verdict: &Verdict) -> Result<bool, Error> {
-        match look_for::<Roster>(self.store, ROSTER)? {
-            Some(roster) if roster.generation == self.roster.generation => {
-                if let Some(closed_by) = &roster.closed_by {
-                    // Whoever has closed it knows that all have acknowledged. It may have ended since.
-                    return match self.has_ended(closed_by) {
-                        true => self.close(&roster),
-                        false => self.delete_keys().map(|()| true),
-                    };
-                }
-                for (rank, member) in roster.members.iter().enumerate() {
-                    // Who has died does not acknowledge any more, whatever the verdict says.
-                    let has_died = || member.as_ref().is_some_and(|member| self.has_ended(member));
-                    if verdict.awaits(rank) && !self.knows(rank)? && !has_died() {
-                        return Ok(false);
-                    }
-                }
-                self.close(&roster)
-            }
+    /// Deletes all keys if every rank that can has acknowledged the verdict, or another has begun to.
+    fn clear_up_if_all_know(&self, verdict: &Verdict) -> Result<Clearing, Error> {
+        let Some(roster) = self.present_roster()? else {
             // What this rank has set since the attempt was cleared away goes too.
-            _ => self.delete_keys().map(|()| true),
+            return self.delete_keys().map(|()| Clearing::Gone);
+        };
+        if roster.closed_by.is_some() {
+            return self.follow_closer(&roster);
         }
+        for (rank, member) in roster.members.iter().enumerate() {
+            // Who has died does not acknowledge any more, whatever the verdict says.
+            let has_died = || member.as_ref().is_some_and(|member| self.has_ended(member));
+            if verdict.awaits(rank) && !self.knows(rank)? && !has_died() {
+                return Ok(Clearing::Awaits);
+            }
+        }
+        self.close_or_follow(&roster)
+    }
+
+    /// Acknowledges a verdict of which this rank has built nothing, and leaves when those that have joined need nobody who clears up
+    /// behind them.
+    pub(crate) fn leave(&self, verdict: &Verdict) -> Result<(), Error> {
+        self.acknowledge(verdict)?;
+        self.all_acknowledged(verdict, Duration::ZERO).map(|_| ())
+    }
+
+    /// The roster that is there, if it is this attempt's.
+    fn present_roster(&self) -> Result<Option<Roster>, Error> {
+        let found = look_for::<Roster>(self.store, ROSTER)?;
+        Ok(found.filter(|roster| roster.generation == self.roster.generation))
+    }
+
+    /// Somebody has closed the roster, and knows that all have acknowledged. It may have ended since.
+    fn follow_closer(&self, roster: &Roster) -> Result<Clearing, Error> {
+        match &roster.closed_by {
+            Some(closer) if self.has_ended(closer) => self.close_or_follow(roster),
+            _ => self.delete_keys().map(|()| Clearing::Closed),
+        }
+    }
+
+    fn close_or_follow(&self, roster: &Roster) -> Result<Clearing, Error> {
+        Ok(if self.close(roster)? { Clearing::Gone } else { Clearing::Closed })
     }
 
     /// Closes the roster, as it was read, and deletes everything; `false` if somebody else has changed it meanwhile.
@@ -95,51 +129,48 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// Waits at most `limit` until all have acknowledged `verdict` and no key is left; says whether they have acknowledged.
-    pub(crate) fn all_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
+    /// Waits until all have acknowledged `verdict` and no key is left; says whether they have acknowledged. For a rank that has not come
+    /// at most `absent`, for the others until they have ended too: whoever this rank leaves the rest to may be killed.
+    pub(crate) fn all_acknowledged(&self, verdict: &Verdict, absent: Duration) -> Result<bool, Error> {
+        self.see_off(verdict, absent, absent.max(SEEN_OFF.min(self.timeout)))
+    }
+
+    /// The same, but waits at most `limit`, and for ranks that have joined alone; says whether they have acknowledged or ended.
+    pub(crate) fn members_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
+        Ok(self.see_off(verdict, Duration::ZERO, limit)? || self.members_know(verdict)?)
+    }
+
+    fn see_off(&self, verdict: &Verdict, absent: Duration, limit: Duration) -> Result<bool, Error> {
+        let absent = Deadline::after(absent);
         let mut pause = Pause::new(limit);
-        let mut all_know = false;
         let mut take_over: Option<Deadline> = None;
         loop {
-            all_know |= self.clear_up_if_all_know(verdict)?;
-            if all_know {
-                // Somebody else may have begun to clear up, and end in the middle of it.
-                match look_for::<Roster>(self.store, ROSTER)? {
-                    Some(roster) if roster.generation == self.roster.generation => {
-                        let take_over = take_over.get_or_insert_with(|| Deadline::after(TAKE_OVER));
-                        if take_over.has_passed() {
-                            self.close(&roster)?;
-                        }
+            match self.clear_up_if_all_know(verdict)? {
+                Clearing::Gone => return Ok(true),
+                Clearing::Awaits if absent.has_passed() && self.members_know(verdict)? => return Ok(false),
+                Clearing::Awaits => {}
+                // Whoever clears up may end in the middle of it.
+                Clearing::Closed => {
+                    let take_over = take_over.get_or_insert_with(|| Deadline::after(TAKE_OVER));
+                    if take_over.has_passed()
+                        && let Some(roster) =
+                            self.present_roster()?.filter(|roster| roster.closed_by.is_some())
+                    {
+                        self.close(&roster)?;
                     }
-                    _ => return Ok(true),
                 }
             }
             if !pause.again() {
-                return Ok(all_know);
+                return Ok(take_over.is_some());
             }
         }
     }
 
-    /// Waits at most `limit` until all ranks that have joined and still live have acknowledged `verdict`; says whether they have.
-    pub(crate) fn members_acknowledged(&self, verdict: &Verdict, limit: Duration) -> Result<bool, Error> {
-        let mut pause = Pause::new(limit);
-        loop {
-            if self.clear_up_if_all_know(verdict)? || self.members_know()? {
-                return Ok(true);
-            }
-            if !pause.again() {
-                return Ok(false);
-            }
-        }
-    }
-
-    fn members_know(&self) -> Result<bool, Error> {
-        let Some(roster) = look_for::<Roster>(self.store, ROSTER)? else { return Ok(true) };
-        if roster.generation != self.roster.generation {
-            return Ok(true);
-        }
+    /// Whether nobody who has joined is still to acknowledge.
+    fn members_know(&self, verdict: &Verdict) -> Result<bool, Error> {
+        let Some(roster) = self.present_roster()? else { return Ok(true) };
         for (rank, member) in roster.members.iter().enumerate() {
-            let Some(member) = member else { continue };
+            let Some(member) = member.as_ref().filter(|_| verdict.awaits(rank)) else { continue };
             if !self.knows(rank)? && !self.has_ended(member) {
                 return Ok(false);
             }
@@ -147,9 +178,21 @@ impl Session<'_> {
         Ok(true)
     }
 
-    /// Takes back everything of an attempt that the others have cleared away.
+    /// Takes back everything of an attempt that the others have cleared away, or do so now.
     pub(crate) fn forget(&self) -> Result<(), Error> {
-        self.delete_keys()
+        let mut pause = Pause::new(TAKE_OVER);
+        loop {
+            self.delete_keys()?;
+            // Whoever clears up may end in the middle of it, when all others have left.
+            match self.present_roster()? {
+                Some(roster) if roster.closed_by.is_some() => match self.follow_closer(&roster)? {
+                    Clearing::Gone => return Ok(()),
+                    _ if pause.again() => {}
+                    _ => return self.close(&roster).map(|_| ()),
+                },
+                _ => return Ok(()),
+            }
+        }
     }
 
     /// Takes back what this rank has set in an attempt that was superseded.

@@ -76,7 +76,7 @@ pub fn meet(
         let mut session = match Session::join(store, rank, world_size, timeout)? {
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
-                session.acknowledge(&verdict)?;
+                session.leave(&verdict)?;
                 return Err(refused(verdict));
             }
         };
@@ -93,7 +93,7 @@ pub fn meet(
                         return Ok(told);
                     }
                     Ok(verdict) => {
-                        session.acknowledge(&verdict)?;
+                        session.leave(&verdict)?;
                         return Err(refused(verdict));
                     }
                     Err(error) => return Err(give_up(&session, Assembly::default(), rank, error)),

@@ -83,7 +83,7 @@ pub fn rendezvous(
         let mut session = match Session::join(store, rank, world_size, config.timeout)? {
             Joined::Member(session) => session,
             Joined::Late(session, verdict) => {
-                session.acknowledge(&verdict)?;
+                session.leave(&verdict)?;
                 let may_be_ours = matches!(
                     verdict,
                     Verdict::Failed(_) | Verdict::NotApplicable(NotApplicableReason::NoDriver { .. })

@@ -125,7 +125,7 @@ fn a_rank_that_comes_after_the_clearing_up_leaves_nothing_behind() {
 #[test]
 fn a_rank_that_was_given_up_does_not_clear_up_before_the_others_have_let_go() {
     let meeting = Meeting::new();
-    let (first, late) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, LONG).unwrap());
+    let (first, late) = (meeting.join(0, 2, LONG).unwrap(), meeting.join(1, 2, SHORT).unwrap());
     let missing = without_rank_1(Step::Acknowledgement);
     first.propose(&missing).unwrap();
     late.acknowledge(&missing).unwrap();

@@ -1,18 +1,16 @@
 //! Joining an attempt: who is let in, and what becomes of those that others have left.
 
-use std::process::{Child, Command};
 use std::time::Instant;
 
 use meshreduce_store::Store;
 use meshreduce_store::codec::Payload;
-use meshreduce_store::identity::{Member, Process};
 
 use super::super::join::{DYING, Joined};
 use super::super::keys::look_for;
 use super::super::roster::{ROSTER, Roster};
 use super::super::session::{Session, StepError};
 use super::super::verdict::{RendezvousFailure, Step, Verdict};
-use super::{LONG, Meeting, Number, SHORT, dead_member, live_member, member_elsewhere, verdict};
+use super::{LONG, Meeting, Number, Other, SHORT, dead_member, live_member, member_elsewhere, verdict};
 use crate::error::Error;
 use crate::outcome::{DisabledBy, NotApplicableReason};
 
@@ -106,24 +104,6 @@ fn a_rank_whose_attempt_was_replaced_joins_the_new_one() {
     assert_eq!(meeting.keys(), ["roster"]);
     let mut session = meeting.join(0, 2, SHORT).unwrap();
     assert!(matches!(session.exchange(Step::Second, &Number(0)), Err(StepError::Verdict(_))));
-}
-
-/// A process that lives until it is killed, as a member.
-struct Other(Child);
-
-impl Other {
-    fn start() -> (Self, Member) {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        let process = Process::of(child.id()).unwrap();
-        (Self(child), Member { process, ..live_member() })
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
 }
 
 #[test]

@@ -3,8 +3,10 @@
 mod adverse;
 mod agreement;
 mod joining;
+mod leaving;
 mod meeting;
 
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
@@ -91,4 +93,22 @@ pub(super) fn live_member() -> Member {
 pub(super) fn member_elsewhere() -> Member {
     let own = live_member();
     Member { process: Process { namespace: own.process.namespace + 1, ..own.process }, ..own }
+}
+
+/// A process that lives until it is killed, as a member.
+pub(super) struct Other(Child);
+
+impl Other {
+    pub(super) fn start() -> (Self, Member) {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        (Self(child), Member { process, ..live_member() })
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
 }
