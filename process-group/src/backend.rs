@@ -6,6 +6,7 @@ pub(crate) use ending::{DeadMember, UntilEnd};
 mod registry;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -122,6 +123,13 @@ impl BackendContext {
         let dead = self.dead_member.clone();
         let store = UntilEnd::when(Arc::clone(&self.store), move || dead.look());
         Self { store: Arc::new(store), ..self.clone() }
+    }
+
+    /// This with a store in which waits end as soon as `left` is set: whoever meets the others there has left a group that is over.
+    pub(crate) fn until_left(&self, left: &Arc<AtomicBool>) -> Self {
+        let (left, group) = (Arc::clone(left), Arc::clone(&self.group.name));
+        let look = move || left.load(Ordering::SeqCst).then(|| Error::ShutDown { group: Arc::clone(&group) });
+        Self { store: Arc::new(UntilEnd::when(Arc::clone(&self.store), look)), ..self.clone() }
     }
 
     /// All ranks meet: gives all of them all `payload`s, by rank. Every rank's backend calls this equally often. It leaves no

@@ -215,7 +215,24 @@ impl Backend for HostBackend {
             std::thread::sleep(PAUSE);
         }
     }
+
+    fn clear_away(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        shared.is_left.store(true, Ordering::SeqCst);
+        // It may still meet the others, and what it sets then would stay if this process ends.
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = || shared.net.get().is_some() || thread.as_ref().is_none_or(JoinHandle::is_finished);
+        let begun = Instant::now();
+        while !is_over() && begun.elapsed() < LEAVES {
+            std::thread::sleep(PAUSE);
+        }
+        // The factory knows of the other meeting, but not where this one was.
+        shared.meeting.get().map_or(Ok(()), |meeting| meeting.clear_away_meetings(&shared.backend))
+    }
 }
+
+/// How long the last rank that leaves waits for its own progress thread to leave a meeting.
+const LEAVES: Duration = Duration::from_secs(5);
 
 /// How often those who shut down look for the others.
 const PAUSE: Duration = Duration::from_micros(500);

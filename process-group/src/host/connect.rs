@@ -128,7 +128,7 @@ impl Listening {
     }
 
     /// What shows this rank to its island, once it is known how many they are.
-    fn share(&self, ranks: usize) -> Result<(Arc<Own>, OwnedFd), Failed> {
+    pub(super) fn share(&self, ranks: usize) -> Result<(Arc<Own>, OwnedFd), Failed> {
         let (segment, file) = Segment::create(Layout::of(ranks))?;
         let cookie = self.place.cookie;
         let own = Arc::new(Own { cookie, segment: Arc::new(segment), bell: Arc::clone(&self.bell) });

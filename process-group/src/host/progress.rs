@@ -9,7 +9,6 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
-use meshreduce_store::PrefixStore;
 use meshreduce_store::sockets::hex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -81,7 +80,8 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let not_made = |error| context.not_made(&shared.backend, error);
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
     let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
-    let told = context.until_death().meet(&shared.backend, &listening.place.encode());
+    let told = context.until_left(&shared.is_left).until_death();
+    let told = told.meet(&shared.backend, &listening.place.encode());
     let told = told.map_err(|error| context.dead_member.look().unwrap_or(error))?;
     let places: Result<Vec<_>, _> = told.iter().map(|told| Place::decode(told)).collect();
     let places = places.map_err(|error| context.not_made(&shared.backend, error))?;
@@ -99,12 +99,12 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let said = connected.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let said = shared.failure().map_or(said, |error| error.to_string());
     let first = hex(&places[0].name);
-    let below = PrefixStore::new(&format!("connected/{first}"), Arc::clone(&context.store));
-    let below = below.map_err(|error| context.not_made(&shared.backend, error))?;
+    let below = context.below(&format!("connected/{first}"))?;
+    let _ = shared.meeting.set(below.clone());
     // Where it has failed, who is missing there too has died: not much longer than the others take to hear of it is waited for them.
     let has_failed = connected.is_err() && islands.all.len() == 1;
     let timeout = if has_failed { context.timeout.min(GIVEN_UP) } else { context.timeout };
-    let context = &BackendContext { store: Arc::new(below), timeout, ..context.clone() };
+    let context = &BackendContext { timeout, ..below.until_left(&shared.is_left) };
     let told = context.meet(&shared.backend, said.as_bytes());
     let connected = connected.map_err(not_made)?;
     if let Some((rank, why)) = told?.iter().enumerate().find(|(_, why)| !why.is_empty()) {

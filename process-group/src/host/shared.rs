@@ -18,7 +18,7 @@ use super::place::Islands;
 use super::segment::{ASLEEP, IN_STEP};
 use super::ticket::{self, Ticket};
 use super::wire::{Neighbour, ring};
-use crate::backend::GroupInfo;
+use crate::backend::{BackendContext, GroupInfo};
 use crate::error::Error;
 
 /// A socket whose end is a process's end.
@@ -90,6 +90,10 @@ pub(super) struct Shared {
     pub(super) aborted: OnceLock<Error>,
     /// What another rank has failed with, or that it has died, since this one was shut down.
     heard_since: OnceLock<Error>,
+    /// Whether all others have left a group that has failed: the progress thread need not tell them anything any more.
+    pub(super) is_left: Arc<AtomicBool>,
+    /// Where the ranks say that they are connected, once this one has come to that.
+    pub(super) meeting: OnceLock<BackendContext>,
     /// Whether the progress thread is to end.
     pub(super) stops: AtomicBool,
     pub(super) net: OnceLock<Net>,
@@ -136,6 +140,8 @@ impl Shared {
             is_over: AtomicBool::new(false),
             aborted: OnceLock::new(),
             heard_since: OnceLock::new(),
+            is_left: Arc::default(),
+            meeting: OnceLock::new(),
             stops: AtomicBool::new(false),
             net: OnceLock::new(),
             queue: Mutex::new(Queue { jobs: VecDeque::new(), posts: Vec::new() }),

@@ -1,5 +1,8 @@
 //! What goes wrong ends in a typed error on all ranks.
 
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::super::connect::Listening;
 use super::*;
 use crate::tensor::{BufferMut, Parts};
 use crate::types::ReduceOp;
@@ -333,4 +336,33 @@ fn an_asynchronous_call_returns_before_the_ranks_have_met() {
     ended(send).unwrap();
     ended(barrier).unwrap();
     assert_eq!(inn, out);
+}
+
+/// As when a rank is stopped before it says that it is connected, and goes on when the other has given it up and is gone.
+#[test]
+fn the_last_rank_to_leave_takes_back_what_it_says_to_nobody_when_it_is_connected() {
+    let store = MemoryStore::new();
+    let arc: Arc<dyn Store> = Arc::new(store.clone());
+    let is_at = |what: &str| store.list_keys().unwrap().iter().any(|key| key.contains(what));
+    let begun = Instant::now();
+    let until = |is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            assert!(begun.elapsed() < FAR, "{:?}", store.list_keys());
+            std::thread::yield_now();
+        }
+    };
+    // Rank 0 is met and connected with, and says nothing more.
+    let listening =
+        Listening::open(Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap()), None, None).unwrap();
+    let _shared = listening.share(2).unwrap();
+    let zero = std::thread::spawn({
+        let context = context(Arc::clone(&arc), 0, 2);
+        move || context.meet(&"host".into(), &listening.place.encode())
+    });
+    let one = Rank::within(FAR, arc, 1, 2, &HostFactory::new());
+    zero.join().unwrap().unwrap();
+    until(&|| is_at("connected/") && is_at("/first/1"));
+    one.backend.abort(&Error::Aborted { group: "test".into(), cause: "rank 0 is gone".into() });
+    one.backend.clear_away().unwrap();
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
