@@ -1,6 +1,7 @@
 //! Ranks as processes of the calling test program: a test that does something only where it was started as a rank.
 #![forbid(unsafe_code)]
 
+use std::io::Read;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -172,6 +173,9 @@ impl Stage {
 /// How long a process tries to reach the store.
 const LONG: Duration = Duration::from_secs(60);
 
+/// What a rank tells that begins.
+const BEGINS: &str = "the rank begins";
+
 const PART: &str = "MESHREDUCE_TEST_PART";
 
 /// The part of this process.
@@ -203,9 +207,27 @@ impl Part {
         Some(Self { rank, world_size, store, name: std::env::var(PART).unwrap_or_default() })
     }
 
+    /// Tells the test that it begins now: what came before was the start of a process.
+    pub fn begin(&self) {
+        println!("{BEGINS}");
+    }
+
     /// Tells the test, on a line of its own.
     pub fn say(&self, text: &str) {
         println!("rank {} says: {text}", self.rank);
+    }
+}
+
+/// Waits until a rank has told that it begins ([`Part::begin`]), or has ended.
+///
+/// # Panics
+/// If it cannot be heard.
+pub fn begun(child: &mut Child) {
+    let output = child.stdout.as_mut().expect("a rank tells the test");
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    // Byte by byte: what comes behind the line is still to be heard.
+    while !line.ends_with(BEGINS.as_bytes()) && output.read(&mut byte).expect("its output") == 1 {
+        line.push(byte[0]);
     }
 }
 

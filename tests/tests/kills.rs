@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use meshreduce::{Config, Outcome, rendezvous};
-use meshreduce_tests::rank_process::{Part, Stage, heard};
+use meshreduce_tests::rank_process::{Part, Stage, begun, heard};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// How often a rank is killed, on each store.
 const KILLS: usize = 200;
 const RANKS: usize = 3;
+/// One of so many is killed as soon as it is started, before it comes: the others wait for it in full. The others are killed at any
+/// moment since they began.
+const EARLY: usize = 16;
 /// How long a rank waits for the others in each step: longer than one that lives is ever late, on a machine that is busy with others
 /// like it.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -26,6 +29,7 @@ const IN_TIME: Duration = Duration::from_secs(90);
 fn rank() {
     let Some(part) = Part::of_this_process() else { return };
     let config = Config::default().timeout(TIMEOUT).deadline(Some(TIMEOUT));
+    part.begin();
     let start = Instant::now();
     let met = rendezvous(&*part.store, part.rank, part.world_size, part.rank as u32, &config);
     assert!(start.elapsed() < IN_TIME, "{:?}", start.elapsed());
@@ -59,10 +63,15 @@ fn kill(stage: impl Fn() -> Stage + Sync) -> BTreeMap<String, usize> {
                     }
                     let mut random = ChaCha8Rng::seed_from_u64(number as u64);
                     let victim = random.next_u64() as usize % RANKS;
-                    let start = Instant::now();
                     let mut ranks: Vec<_> = (0..RANKS).map(|rank| Some(stage.start(rank, ""))).collect();
                     let mut victim = ranks[victim].take().unwrap();
-                    let moment = usual.mul_f64(1.2 * f64::from(random.next_u32()) / f64::from(u32::MAX));
+                    let is_early = number % EARLY == 0;
+                    if !is_early {
+                        begun(&mut victim);
+                    }
+                    let start = Instant::now();
+                    let latest = if is_early { Duration::ZERO } else { usual.mul_f64(1.2) };
+                    let moment = latest.mul_f64(f64::from(random.next_u32()) / f64::from(u32::MAX));
                     std::thread::sleep(moment.saturating_sub(start.elapsed()));
                     victim.kill().unwrap();
                     let mut are_ready = 0;
