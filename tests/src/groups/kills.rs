@@ -16,7 +16,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::on_nccl::enter;
-use crate::rank_process::{Part, Stage, heard};
+use crate::rank_process::{Part, Stage, begun, heard};
 
 /// How many ranks there are, where it does not matter.
 pub const RANKS: usize = 3;
@@ -35,6 +35,9 @@ pub enum Fate {
 const TIMEOUT: Duration = Duration::from_secs(6);
 /// When a rank must have ended: each of a few steps waits once at most.
 const IN_TIME: Duration = Duration::from_secs(90);
+/// One of so many is killed or stopped at any moment since it was started, and has not come yet as a rule: the others wait for it in
+/// full. The others are at any moment since they began.
+const EARLY: usize = 16;
 /// How long the ranks go on calling.
 const BUSY: Duration = Duration::from_millis(150);
 
@@ -43,6 +46,7 @@ const BUSY: Duration = Duration::from_millis(150);
 /// # Panics
 /// If a result is wrong, or it takes too long.
 pub fn rank(profile: &Profile, part: Part) {
+    part.begin();
     let start = Instant::now();
     let (number, world_size) = (part.rank, part.world_size);
     let say = |text: &str| println!("rank {number} says: {text}");
@@ -216,9 +220,12 @@ fn one(
 ) -> Result<(Duration, Vec<String>), (Duration, String)> {
     let mut random = ChaCha8Rng::seed_from_u64(number as u64);
     let victim = random.next_u64() as usize % world_size;
-    let start = Instant::now();
     let mut ranks: Vec<_> = (0..world_size).map(|rank| Some(stage.start(rank, profile.name))).collect();
-    let killed = ranks[victim].take().expect("the victim");
+    let mut killed = ranks[victim].take().expect("the victim");
+    if number % EARLY != 0 {
+        begun(&mut killed);
+    }
+    let start = Instant::now();
     let send = |signal| kill_process(Pid::from_child(&killed), signal).expect("the victim is there");
     let moment = usual.mul_f64(1.2 * f64::from(random.next_u32()) / f64::from(u32::MAX));
     std::thread::sleep(moment.saturating_sub(start.elapsed()));
