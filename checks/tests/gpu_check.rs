@@ -1,4 +1,5 @@
-//! The parts of `gpu-check` on an emulated node: several GPUs, one that all ranks share, and what fails is told.
+//! The parts of `gpu-check` on an emulated node, and what fails is told. (All of them on several GPUs and on a shared one, the longest
+//! only there: `cargo xtask gpu-bundle --run-emulated`.)
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -82,15 +83,6 @@ fn the_driver_takes_every_text_and_says_what_the_kernels_need() {
     assert!(kernels.rows.iter().all(|row| row[1].parse::<u32>().unwrap() > 0), "registers");
     assert!(left.logs.iter().any(|log| log.text.contains("one_shot_bf16_sum_w2")), "{:?}", left.logs.first());
 }
-
-const EVERY_OTHER_ALGORITHM: [&str; 6] = [
-    "exchange, 8 ranks",
-    "exchange-ll, 3 ranks",
-    "reduce-scatter, 2 ranks",
-    "reduce-scatter-ll, 8 ranks",
-    "cube-mesh-exchange-ll, 8 ranks",
-    "cube-mesh-reduce-scatter-ll, 8 ranks",
-];
 
 #[test]
 fn results_on_a_hybrid_cube_mesh() {
