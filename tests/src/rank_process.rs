@@ -13,6 +13,15 @@ const RANK: &str = "MESHREDUCE_TEST_RANK";
 const WORLD_SIZE: &str = "MESHREDUCE_TEST_WORLD_SIZE";
 const STORE: &str = "MESHREDUCE_TEST_STORE";
 
+/// At how many moments tests kill a rank of what is this library's: 200, or as `MESHREDUCE_TEST_KILLS` says.
+///
+/// # Panics
+/// If that is no number.
+pub fn kills() -> usize {
+    let said = std::env::var("MESHREDUCE_TEST_KILLS").ok();
+    said.map_or(200, |said| said.parse().unwrap_or_else(|_| panic!("MESHREDUCE_TEST_KILLS is {said:?}")))
+}
+
 /// Where processes meet.
 #[derive(Debug)]
 enum Meeting {

@@ -5,11 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use meshreduce_checks::groups::profile::Profile;
 use meshreduce_process_group::DeviceType;
 use meshreduce_tests::groups::kills::{Fate, RANKS, kill, rank};
-use meshreduce_tests::rank_process::{Part, Stage};
+use meshreduce_tests::rank_process::{Part, Stage, kills};
 
-/// How often a rank of a backend of the library is killed, on each store.
-const KILLS: usize = 200;
-/// The same of the backend of this package, whose waits are long.
+/// How often a rank of the backend of this package is killed, whose waits are long; of the library's, [`kills`], on each store.
 const FEW: usize = 12;
 
 /// Not a test of its own: what the tests below run as processes.
@@ -36,7 +34,7 @@ fn backends() -> impl Iterator<Item = Profile> {
 fn all(stage: impl Fn() -> Stage + Sync) {
     let before = shared_memory();
     for profile in backends() {
-        let kills = if profile.names_victims { KILLS } else { FEW };
+        let kills = if profile.names_victims { kills() } else { FEW };
         let said: BTreeMap<_, _> = kill(&profile, (Fate::Killed, kills), RANKS, &stage);
         eprintln!("{}: the survivors of {kills} kills of one of {RANKS} ranks said: {said:?}", profile.name);
         let failed = said.keys().filter(|kind| *kind != "ready").count();
@@ -72,7 +70,7 @@ fn survivors_with_devices_get_a_result_or_an_error_that_names_the_victim() {
 #[test]
 #[ignore = "takes minutes"]
 fn survivors_of_200_kills_with_devices_get_a_result_or_an_error_that_names_the_victim() {
-    on_devices(KILLS);
+    on_devices(kills());
 }
 
 #[test]

@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use meshreduce::{Config, Outcome, rendezvous};
-use meshreduce_tests::rank_process::{Part, Stage, begun, heard};
+use meshreduce_tests::rank_process::{Part, Stage, begun, heard, kills};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// How often a rank is killed, on each store.
-const KILLS: usize = 200;
 const RANKS: usize = 3;
 /// One of so many is killed as soon as it is started, before it comes: the others wait for it in full. The others are killed at any
 /// moment since they began.
@@ -47,8 +45,9 @@ fn rank() {
     }
 }
 
-/// Kills one rank after another, a few at a time; returns how often the survivors said what.
+/// Kills one rank after another, [`kills`] in all, a few at a time; returns how often the survivors said what.
 fn kill(stage: impl Fn() -> Stage + Sync) -> BTreeMap<String, usize> {
+    let kills = kills();
     let (next, said) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -58,7 +57,7 @@ fn kill(stage: impl Fn() -> Stage + Sync) -> BTreeMap<String, usize> {
                 let mut usual = Duration::from_millis(200);
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= KILLS {
+                    if number >= kills {
                         return;
                     }
                     let mut random = ChaCha8Rng::seed_from_u64(number as u64);
@@ -100,7 +99,7 @@ fn kill(stage: impl Fn() -> Stage + Sync) -> BTreeMap<String, usize> {
 }
 
 fn judge(said: &BTreeMap<String, usize>) {
-    eprintln!("the survivors of {KILLS} kills said: {said:?}");
+    eprintln!("what survivors of kills said: {said:?}");
     for kind in said.keys() {
         assert!(
             ["ready", "RankDied", "RanksMissing", "RankFailed", "Abandoned"].contains(&kind.as_str()),
