@@ -17,14 +17,17 @@ pub(crate) struct Args {}
 
 impl Args {
     pub(crate) fn run(self) -> Result<ExitCode> {
+        // What they have in common is built once.
+        let target = tempfile::tempdir()?;
         for default_features in [true, false] {
             let with =
                 if default_features { "with its default features" } else { "without default features" };
             eprintln!("a crate that uses meshreduce {with} ...");
-            consume(default_features).with_context(|| format!("the crate that uses meshreduce {with}"))?;
+            consume(default_features, target.path())
+                .with_context(|| format!("the crate that uses meshreduce {with}"))?;
         }
         eprintln!("a crate with a backend of its own ...");
-        extend().context("the crate with a backend of its own")?;
+        extend(target.path()).context("the crate with a backend of its own")?;
         println!(
             "crates outside this repository build and run: with default features, without, with a backend of their own"
         );
@@ -33,7 +36,7 @@ impl Args {
 }
 
 /// A backend that somebody else has written and registers at run time.
-fn extend() -> Result<()> {
+fn extend(target: &Path) -> Result<()> {
     let shell = Shell::new()?;
     let root = repository::root();
     let here = root.join("tests/consumer-backend");
@@ -50,14 +53,14 @@ fn extend() -> Result<()> {
     shell.copy_file(root.join("rust-toolchain.toml"), there)?;
     shell.change_dir(there);
     cmd!(shell, "cargo run --quiet")
-        .env("CARGO_TARGET_DIR", there.join("target"))
+        .env("CARGO_TARGET_DIR", target)
         .env("MESHREDUCE_DRIVER", there.join("no-such-libcuda.so.1"))
         .env_remove("CUDA_LIBRARY_PATH")
         .run()?;
     Ok(())
 }
 
-fn consume(default_features: bool) -> Result<()> {
+fn consume(default_features: bool, target: &Path) -> Result<()> {
     let shell = Shell::new()?;
     let root = repository::root();
     let here = root.join("tests/consumer");
@@ -80,14 +83,13 @@ fn consume(default_features: bool) -> Result<()> {
     }
     shell.copy_file(root.join("rust-toolchain.toml"), there)?;
     shell.change_dir(there);
-    let target = there.join("target");
     cmd!(shell, "cargo run --quiet")
-        .env("CARGO_TARGET_DIR", &target)
+        .env("CARGO_TARGET_DIR", target)
         .env("MESHREDUCE_DRIVER", there.join("no-such-libcuda.so.1"))
         // What this process inherited from cargo is this workspace's configuration.
         .env_remove("CUDA_LIBRARY_PATH")
         .run()?;
-    if default_features { Ok(()) } else { check_symbols(&shell, &target) }
+    if default_features { Ok(()) } else { check_symbols(&shell, target) }
 }
 
 /// A library of somebody else's with meshreduce in it must not stand in the driver's place for its whole process.

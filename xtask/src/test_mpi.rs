@@ -14,6 +14,9 @@ const SET_UP: &str = "apt install libopenmpi-dev openmpi-bin libclang-dev";
 /// The test that must end the job, and is run alone.
 const DEADLY: &str = "a_rank_that_dies_ends_the_job";
 
+/// A rank's program, for `sh -c`, with all that it says in a file.
+const TO_ITS_FILE: &str = r#"exec "$0" "$@" >"$MESHREDUCE_TEST_OUTPUT/$$" 2>&1"#;
+
 /// Run the tests of the backend `mpi` under mpirun
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +46,16 @@ struct Run {
     /// Whether a rank that died ended the job.
     job_ended_with_rank: Option<bool>,
     ok: bool,
+}
+
+/// A run under mpirun that has ended.
+struct Ended {
+    /// All that each rank said.
+    ranks: Vec<String>,
+    /// What mpirun itself said.
+    mpirun: String,
+    /// Whether all ended well.
+    well: bool,
 }
 
 #[derive(Serialize)]
@@ -122,20 +135,21 @@ impl Args {
     fn run_tests(&self, program: &Path, version: &str, ranks: usize) -> Result<Run> {
         eprintln!("running on {ranks} ranks ...");
         let filter = self.filter.iter().map(String::as_str);
-        let (output, ended_well) = self.mpirun(program, version, ranks, filter)?;
-        let results: Vec<(usize, usize)> = output.lines().filter_map(result_of).collect();
+        let Ended { ranks: said, mpirun, well } = self.mpirun(program, version, ranks, filter)?;
+        let results: Vec<(usize, usize)> =
+            said.iter().filter_map(|rank| rank.lines().rev().find_map(result_of)).collect();
         let passed = results.iter().map(|(passed, _)| *passed).min().unwrap_or(0);
         let failed = results.iter().map(|(_, failed)| *failed).max().unwrap_or(0);
-        let ran = ended_well && results.len() == ranks && passed > 0 && failed == 0;
+        let ran = well && results.len() == ranks && passed > 0 && failed == 0;
         if !ran {
-            eprintln!("{output}");
+            eprintln!("{}{mpirun}", said.concat());
         }
         let job_ended_with_rank = match ranks > 1 && self.filter.is_none() {
             true => {
-                let (output, ended_well) =
+                let ended =
                     self.mpirun(program, version, ranks, ["--ignored", "--exact", DEADLY].into_iter())?;
                 // It ends because of the rank, and not because time is up.
-                Some(!ended_well && output.contains("signal 6"))
+                Some(!ended.well && ended.mpirun.contains("signal 6"))
             }
             false => None,
         };
@@ -143,33 +157,41 @@ impl Args {
         Ok(Run { ranks, passed, failed, job_ended_with_rank, ok })
     }
 
-    /// What the ranks say, and whether all ended well.
+    /// Runs the tests on so many ranks. Every rank writes a file of its own: what goes through mpirun comes out in pieces, one rank's words
+    /// in the middle of another's.
     fn mpirun<'a>(
         &self,
         program: &Path,
         version: &str,
         ranks: usize,
         arguments: impl Iterator<Item = &'a str>,
-    ) -> Result<(String, bool)> {
-        let folder = tempfile::tempdir()?;
+    ) -> Result<Ended> {
+        let (shared, said) = (tempfile::tempdir()?, tempfile::tempdir()?);
         let mut command = Command::new("mpirun");
         if version.contains("Open MPI") || version.contains("OpenRTE") {
             command.args(["--oversubscribe", "--allow-run-as-root"]);
         }
-        command.args(["-n", &ranks.to_string()]).arg(program).args(arguments);
+        command.args(["-n", &ranks.to_string(), "sh", "-c", TO_ITS_FILE]).arg(program).args(arguments);
         command.args(["--test-threads", "1", "--color", "never"]);
         let output = command
-            .env("MESHREDUCE_TEST_FOLDER", folder.path())
+            .env("MESHREDUCE_TEST_FOLDER", shared.path())
+            .env("MESHREDUCE_TEST_OUTPUT", said.path())
             .env("MPIEXEC_TIMEOUT", self.timeout.to_string())
             .stdin(Stdio::null())
             .output()
             .context("starting mpirun")?;
-        let text = [output.stdout, output.stderr].concat();
-        Ok((String::from_utf8_lossy(&text).into_owned(), output.status.success()))
+        let read = |file: std::io::Result<std::fs::DirEntry>| Ok(std::fs::read(file?.path())?);
+        let said = std::fs::read_dir(said.path())?.map(read).collect::<Result<Vec<Vec<u8>>>>()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok(Ended {
+            ranks: said.iter().map(|bytes| text(bytes)).collect(),
+            mpirun: text(&[output.stdout, output.stderr].concat()),
+            well: output.status.success(),
+        })
     }
 }
 
-/// Tests that passed and failed, of a rank's last line. Other ranks may have begun the line.
+/// Tests that passed and failed, of a rank's last line. (A test's name may stand before it.)
 fn result_of(line: &str) -> Option<(usize, usize)> {
     let (_, result) = line.split_once("test result: ")?;
     let number = |word: &str| {
