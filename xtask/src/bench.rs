@@ -41,11 +41,12 @@ fn in_the_repository() -> Result<Shell> {
 
 /// The program `name`, built, with what was given.
 fn built(shell: &Shell, name: &str) -> Result<Command> {
-    cmd!(shell, "cargo build --quiet --release --package meshreduce-bench --bin {name}")
+    let (profile, of) = (repository::profile(), repository::selection("meshreduce-bench"));
+    cmd!(shell, "cargo build --quiet --profile {profile} {of...} --bin {name}")
         .quiet()
         .run()
         .context("building the benchmark")?;
-    let mut program = Command::new(repository::target().join("release").join(name));
+    let mut program = Command::new(repository::built_program(name));
     program.args(given());
     Ok(program)
 }

@@ -28,12 +28,13 @@ pub(crate) fn run_with(name: &str, arguments: impl IntoIterator<Item = OsString>
     let root = shell.push_dir(repository::root());
     eprintln!("building the emulated node and {name} (the first time takes a minute or two) ...");
     let node = emulated_node::build(&shell)?;
-    cmd!(shell, "cargo build --quiet --release --package meshreduce-checks --bin {name}")
+    let (profile, of) = (repository::profile(), repository::selection("meshreduce-checks"));
+    cmd!(shell, "cargo build --quiet --profile {profile} {of...} --bin {name}")
         .quiet()
         .run()
         .with_context(|| format!("building {name}"))?;
     drop(root);
-    let mut program = Command::new(repository::target().join("release").join(name));
+    let mut program = Command::new(repository::built_program(name));
     start(program.args(arguments).env("MESHREDUCE_EMULATED_NODE", node))
 }
 

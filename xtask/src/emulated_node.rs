@@ -65,13 +65,18 @@ impl Args {
     }
 }
 
-/// Builds the libraries, optimised, and places them in `emulated-node` of the target directory, which is returned.
+/// Builds the libraries and places them in `emulated-node` of the target directory, which is returned.
 pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     let (verbs_package, verbs_target, verbs_folder, verbs_name) = VERBS;
     let packages = LIBRARIES.iter().map(|(package, ..)| *package).chain([verbs_package]);
-    let packages = packages.flat_map(|package| ["--package", package]);
+    let profile = repository::profile();
+    // All at once: of a whole workspace all libraries.
+    let mut of: Vec<String> = packages.flat_map(repository::selection).collect();
+    if of.iter().any(|argument| argument == "--workspace") {
+        of = vec!["--workspace".to_owned(), "--lib".to_owned()];
+    }
     let messages =
-        cmd!(shell, "cargo build --release --message-format=json-render-diagnostics {packages...}")
+        cmd!(shell, "cargo build --profile {profile} --message-format=json-render-diagnostics {of...}")
             .quiet()
             .read()
             .context("building the emulated node")?;
@@ -89,11 +94,12 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     Ok(directory)
 }
 
-/// Builds the driver that does nothing, optimised, and says where it is.
+/// Builds the driver that does nothing, and says where it is.
 pub(crate) fn build_noop_driver(shell: &Shell) -> Result<PathBuf> {
+    let profile = repository::profile();
     let messages = cmd!(
         shell,
-        "cargo build --release --message-format=json-render-diagnostics --package meshreduce-noop-driver"
+        "cargo build --profile {profile} --message-format=json-render-diagnostics --package meshreduce-noop-driver"
     )
     .quiet()
     .read()

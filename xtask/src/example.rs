@@ -28,9 +28,11 @@ impl Args {
         let shell = Shell::new()?;
         shell.change_dir(repository::root());
         let Self { name, node, arguments } = self;
-        let package = format!("example-{name}");
-        let mut command =
-            cmd!(shell, "cargo run --quiet --release --package {package} --bin {name} -- {arguments...}");
+        let (profile, of) = (repository::profile(), repository::selection(&format!("example-{name}")));
+        eprintln!("building {name} ...");
+        cmd!(shell, "cargo build --quiet --profile {profile} {of...} --bin {name}").quiet().run()?;
+        let program = repository::built_program(&name);
+        let mut command = cmd!(shell, "{program} {arguments...}");
         // What the kernel shows of the node stays until the example has ended.
         let mut kernel: Option<TempDir> = None;
         if let Some(node) = node {

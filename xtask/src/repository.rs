@@ -56,6 +56,30 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
+/// Names cargo's profile for the programs and libraries that commands build in order to run them, `release` without it. Where everything is
+/// built for one run, as in CI, `dev` builds all of it once: the tests need it so anyway, and the emulator is optimised there too.
+const PROFILE: &str = "MESHREDUCE_PROFILE";
+
+/// Cargo's profile for what commands build in order to run it.
+pub(crate) fn profile() -> String {
+    std::env::var(PROFILE).ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "release".to_owned())
+}
+
+/// Whose features the libraries below `package` get when it is built. All of the workspace's where all of it is built: each selection of packages
+/// has features of its own, and what depends on a library with others is built anew.
+pub(crate) fn selection(package: &str) -> Vec<String> {
+    match profile() == "dev" {
+        true => vec!["--workspace".to_owned()],
+        false => vec!["--package".to_owned(), package.to_owned()],
+    }
+}
+
+/// A program that was built with [`profile`].
+pub(crate) fn built_program(name: &str) -> PathBuf {
+    let profile = profile();
+    target().join(if profile == "dev" { "debug" } else { &profile }).join(name)
+}
+
 /// The checked-in PTX.
 pub(crate) fn shipped_ptx() -> PathBuf {
     root().join("host/ptx")

@@ -84,15 +84,18 @@ fn build(shell: &Shell, folder: &Path) -> Result<u64> {
         fs::remove_dir_all(folder).with_context(|| format!("clearing {}", folder.display()))?;
     }
     fs::create_dir_all(folder.join("bin"))?;
+    let profile = repository::profile();
     for (package, program) in PROGRAMS {
         eprintln!("building {program} ...");
-        cmd!(shell, "cargo rustc --quiet --release --package {package} --bin {program} -- -C strip=symbols")
-            .quiet()
-            .run()
-            .with_context(|| format!("building {program}"))?;
+        cmd!(
+            shell,
+            "cargo rustc --quiet --profile {profile} --package {package} --bin {program} -- -C strip=symbols"
+        )
+        .quiet()
+        .run()
+        .with_context(|| format!("building {program}"))?;
         let goal = folder.join("bin").join(program);
-        fs::copy(repository::target().join("release").join(program), &goal)
-            .with_context(|| format!("copying {program}"))?;
+        fs::copy(repository::built_program(program), &goal).with_context(|| format!("copying {program}"))?;
         check_program(&goal)?;
     }
     let script = folder.join("run.sh");

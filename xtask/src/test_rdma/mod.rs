@@ -298,11 +298,13 @@ fn outcomes(jobs: &[Job], protocol: &Protocol) -> Result<Vec<Outcome>> {
     Ok(jobs.iter().zip(ended).map(outcome).collect())
 }
 
-/// Builds the scenarios' programs, optimised: the machine's processor is slow.
+/// Builds the scenarios' programs.
 fn build(shell: &Shell, scenarios: &[&Scenario]) -> Result<Vec<Job>> {
     let programs: BTreeSet<_> = scenarios.iter().map(|scenario| scenario.program).collect();
+    let profile = repository::profile();
     for (package, program) in programs {
-        cmd!(shell, "cargo build --quiet --release --package {package} --bin {program}")
+        let of = repository::selection(package);
+        cmd!(shell, "cargo build --quiet --profile {profile} {of...} --bin {program}")
             .quiet()
             .run()
             .with_context(|| format!("building {program}"))?;
@@ -310,7 +312,7 @@ fn build(shell: &Shell, scenarios: &[&Scenario]) -> Result<Vec<Job>> {
     let job = |scenario: &&Scenario| Job {
         name: scenario.name.to_owned(),
         shows: scenario.shows.to_owned(),
-        program: repository::target().join("release").join(scenario.program.1),
+        program: repository::built_program(scenario.program.1),
         arguments: scenario.arguments.iter().map(|word| (*word).to_owned()).collect(),
         environment: scenario.environment,
         peermem: scenario.peermem,
@@ -321,11 +323,14 @@ fn build(shell: &Shell, scenarios: &[&Scenario]) -> Result<Vec<Job>> {
 
 fn build_peermem(shell: &Shell) -> Result<PathBuf> {
     let (package, library) = PEERMEM;
-    let messages =
-        cmd!(shell, "cargo build --release --message-format=json-render-diagnostics --package {package}")
-            .quiet()
-            .read()
-            .context("building the library that plays nvidia-peermem")?;
+    let profile = repository::profile();
+    let messages = cmd!(
+        shell,
+        "cargo build --profile {profile} --message-format=json-render-diagnostics --package {package}"
+    )
+    .quiet()
+    .read()
+    .context("building the library that plays nvidia-peermem")?;
     emulated_node::artifact(&messages, library)
 }
 
