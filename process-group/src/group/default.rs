@@ -20,6 +20,10 @@ struct Default {
 /// How long the watching thread may take to be done with a group that has ended: it may be asking the store who is late.
 const WATCHER: Duration = Duration::from_secs(2);
 
+/// How long a rank waits for the one that hosts the job's store to close it: without that, a rank that begins anew at once would meet
+/// the store that is about to end.
+const HOST: Duration = Duration::from_secs(5);
+
 static DEFAULT: Mutex<Option<Default>> = Mutex::new(None);
 
 fn lock() -> MutexGuard<'static, Option<Default>> {
@@ -115,7 +119,8 @@ pub fn default_group() -> Result<ProcessGroup, Error> {
     lock().as_ref().map(|default| default.group.clone()).ok_or(none)
 }
 
-/// Shuts the default group down, and waits for the others to be done with the store if this rank hosts it. There is none then.
+/// Shuts the default group down, and waits for the others to be done with the store if this rank hosts it; elsewhere, up to 5 s, for the
+/// one that hosts it to come to that. There is none then, and all ranks can [`init`] anew.
 ///
 /// Drop all other handles, parts and work objects first: one that is left keeps the store, and then nobody waits for the others (the log
 /// says so).
@@ -133,6 +138,9 @@ pub fn destroy_default_group() -> Result<(), Error> {
     if let Some(store) = store {
         match alone(store) {
             Some(store) => {
+                if ended.is_ok() {
+                    store.wait_for_the_host_to_close(HOST);
+                }
                 store.close(timeout);
             }
             None => tracing::warn!(

@@ -145,6 +145,14 @@ pub enum JobError {
         /// The job whose store it is.
         theirs: Box<Job>,
     },
+    /// The store that was found there is about to end, and no other came in its place.
+    #[error(
+        "the store at {place} is about to end: rank 0 of its job has closed it, and no other one came in its place"
+    )]
+    Ends {
+        /// The address.
+        place: String,
+    },
     /// Another process has this rank.
     #[error(
         "rank {rank} of {job} is {holder}, and {newcomer} came for it: if they are of two jobs, give each a port of its own \
@@ -178,10 +186,28 @@ pub struct JobStore {
     store: PrefixStore<Arc<TcpStore>>,
     tcp: Arc<TcpStore>,
     job: Job,
+    hosted_by: HostedBy,
+}
+
+/// Whose store it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostedBy {
+    /// The launcher's agent.
+    Agent,
+    /// Rank 0, which is another process than this.
+    Rank0,
+    /// This process, which is rank 0.
+    Own,
 }
 
 /// How long a port may be taken by what is about to leave it.
 const LEAVING: Duration = Duration::from_secs(3);
+
+/// What stands in place of the job where rank 0 hosts the store and has begun to close it.
+const ENDS: &[u8] = b"ends";
+
+/// What nobody stores: to look at a key without changing it.
+const NOTHING: &[u8] = b"?";
 
 /// How long a process that dies may take to have ended, from when another one has come in its place.
 const DYING: Duration = Duration::from_secs(1);
@@ -191,10 +217,15 @@ impl JobStore {
         let me = Member::current()?;
         let own = Job::of(launcher, &me);
         let deadline = Deadline::after(timeout);
-        let (tcp, job) = match (launcher.agent_store, launcher.rank) {
-            (false, 0) => Self::host(launcher, own, timeout)?,
-            (false, _) => Self::reach(launcher, own, timeout)?,
-            (true, _) => {
+        let hosted_by = match (launcher.agent_store, launcher.rank) {
+            (true, _) => HostedBy::Agent,
+            (false, 0) => HostedBy::Own,
+            (false, _) => HostedBy::Rank0,
+        };
+        let (tcp, job) = match hosted_by {
+            HostedBy::Own => Self::host(launcher, own, timeout)?,
+            HostedBy::Rank0 => Self::reach(launcher, own, timeout)?,
+            HostedBy::Agent => {
                 let connect = || launcher.resolve();
                 let tcp = TcpStore::connect_to(&launcher.place(), &connect, timeout)?;
                 let name = own.run_id.as_deref().map_or_else(|| "none".to_owned(), escaped);
@@ -207,7 +238,7 @@ impl JobStore {
         let tcp = Arc::new(tcp);
         let store = PrefixStore::new(&job.prefix(), Arc::clone(&tcp))?;
         let claim = Claim::make(store.clone(), launcher.rank, &me, &job, deadline)?;
-        Ok(Self { claim, store, tcp, job })
+        Ok(Self { claim, store, tcp, job, hosted_by })
     }
 
     fn host(launcher: &Launcher, own: Job, timeout: Duration) -> Result<(TcpStore, Job), JobError> {
@@ -239,14 +270,21 @@ impl JobStore {
                 // What was found there before says more than that nothing is there now.
                 Err(error) => return Err(earlier.unwrap_or(error.into())),
             };
-            let result = tcp
-                .get(&host_key(), deadline.left())
-                .map_err(JobError::from)
-                .and_then(|bytes| check(launcher, own.clone(), read(&host_key(), &bytes)?));
+            let result =
+                tcp.get(&host_key(), deadline.left()).map_err(JobError::from).and_then(
+                    |bytes| match &*bytes {
+                        ENDS => Err(JobError::Ends { place: launcher.place() }),
+                        job => check(launcher, own.clone(), read(&host_key(), job)?),
+                    },
+                );
             match result {
                 Ok(job) => return Ok((tcp, job)),
-                // Lost: its host has ended meanwhile. In both cases it is not kept waiting by a client that is no use to it.
-                Err(error @ (JobError::AnotherJob { .. } | JobError::Store(StoreError::Lost { .. }))) => {
+                // Lost: its host has ended meanwhile. In no case it is kept waiting by a client that is no use to it.
+                Err(
+                    error @ (JobError::AnotherJob { .. }
+                    | JobError::Ends { .. }
+                    | JobError::Store(StoreError::Lost { .. })),
+                ) => {
                     drop(tcp);
                     if !pause.again() {
                         return Err(error);
@@ -268,11 +306,27 @@ impl JobStore {
         self.tcp.local_addr()
     }
 
+    /// Waits at most `timeout` until rank 0, if that is another process and hosts the store, has begun to close it, or has ended. A rank
+    /// that leaves after that, and opens the store of its job again, does not meet the one that ends.
+    pub fn wait_for_the_host_to_close(&self, timeout: Duration) {
+        let mut pause = Pause::new(timeout);
+        let goes_on = || self.tcp.compare_set(&host_key(), NOTHING, NOTHING).is_ok_and(|said| said != ENDS);
+        while self.hosted_by == HostedBy::Rank0 && goes_on() && pause.again() {}
+    }
+
     /// Gives the rank back and leaves the store, as [`TcpStore::close`]: a rank that hosts it waits at most `timeout` for the
     /// others to leave. Returns how many connections had to be cut off.
+    ///
+    /// Who opens the job's store from then on does not take it for the one that ends, which may last for as long as others use it, and
+    /// waits for the next one.
     pub fn close(self, timeout: Duration) -> usize {
-        let Self { claim, store, tcp, .. } = self;
+        let Self { claim, store, tcp, hosted_by, .. } = self;
         drop(claim);
+        if hosted_by == HostedBy::Own
+            && let Err(error) = tcp.set(&host_key(), ENDS)
+        {
+            tracing::debug!(%error, "that the job's store ends could not be told");
+        }
         drop(store);
         Arc::into_inner(tcp).map_or(0, |tcp| tcp.close(timeout))
     }
