@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub(crate) use meshreduce::Ranks;
 use meshreduce_store::StoreError;
+use meshreduce_store::identity::Member;
 
 use crate::config::ConfigError;
 use crate::flight_recorder::SettingsError;
@@ -126,6 +127,17 @@ pub enum Error {
         /// The group.
         group: Arc<str>,
     },
+    /// A send or receive of `mesh`, or a batch of them, was made on a stream that is being captured into a graph.
+    #[error(
+        "{operation} on group {group}: sends and receives of mesh are the host's work, which a graph does not replay; make them outside of \
+         the capture, or give the group nccl for its device"
+    )]
+    TransferInCapture {
+        /// The operation.
+        operation: Operation,
+        /// The group.
+        group: Arc<str>,
+    },
     /// The backend could not be made.
     #[error("backend {backend} of group {group} cannot be made: {source}")]
     NotMade {
@@ -138,7 +150,7 @@ pub enum Error {
     },
     /// A call did not end within its deadline. The group is over.
     #[error(
-        "{operation} number {sequence} on group {group} did not end {}{}", InTime(*.waited), NotCome(.missing)
+        "{operation} number {sequence} on group {group} did not end {}{}", InTime(*.waited), NotCome(.missing, .stopped)
     )]
     Timeout {
         /// The operation.
@@ -151,6 +163,9 @@ pub enum Error {
         waited: Duration,
         /// The ranks that have not come to the call, as far as that is known.
         missing: Vec<usize>,
+        /// The ranks whose processes are stopped (SIGSTOP, a debugger), whether or not they have come to the call, as far as that can be
+        /// told: of those on other hosts it cannot.
+        stopped: Vec<usize>,
     },
     /// A wait ended before the call did; the call goes on.
     #[error("{call} has not ended after {waited:?}; it goes on")]
@@ -468,14 +483,33 @@ impl fmt::Display for InTime {
     }
 }
 
-struct NotCome<'a>(&'a [usize]);
+/// The ranks whose processes are stopped, as far as rank `own` of them can tell: for [`Error::Timeout`].
+pub(crate) fn stopped(members: &[Member], own: usize) -> Vec<usize> {
+    let here = &members[own].host;
+    (0..members.len()).filter(|rank| *rank != own && members[*rank].is_stopped(here)).collect()
+}
 
-impl fmt::Display for NotCome<'_> {
+/// What is said of ranks whose processes are stopped.
+pub(crate) struct Stopped<'a>(pub(crate) &'a [usize]);
+
+impl fmt::Display for Stopped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => Ok(()),
-            ranks => write!(f, ": {} did not come to it", Ranks(ranks)),
+            [one] => write!(f, "; the process of rank {one} is stopped"),
+            ranks => write!(f, "; the processes of {} are stopped", Ranks(ranks)),
         }
+    }
+}
+
+struct NotCome<'a>(&'a [usize], &'a [usize]);
+
+impl fmt::Display for NotCome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [_, ..] = self.0 {
+            write!(f, ": {} did not come to it", Ranks(self.0))?;
+        }
+        Stopped(self.1).fmt(f)
     }
 }
 

@@ -134,6 +134,11 @@ impl Member {
         if self.host.is(host) { self.process.life() } else { Life::Unknown }
     }
 
+    /// Whether it is stopped, as far as this process, which is on `host`, can tell.
+    pub fn is_stopped(&self, host: &Host) -> bool {
+        self.host.is(host) && self.process.is_stopped()
+    }
+
     /// Writes what [`Member::read`] reads.
     pub fn write(&self, out: &mut Writer) {
         out.text(&self.host.name);
@@ -224,11 +229,23 @@ impl Process {
             Some(_) if clock() != self.clock => Life::Unknown,
             Some((_, start_time)) if start_time != self.start_time => Life::Ended,
             // A process whose main thread has ended looks like a zombie for as long as its other threads live.
-            Some(('Z' | 'X', _)) if !self.has_live_thread() => Life::Ended,
+            Some(('Z' | 'X', _)) if !self.has_thread(|state| !matches!(state, 'Z' | 'X')) => Life::Ended,
             Some(_) => Life::Running,
             // It has ended, or is hidden from this user (the mount option hidepid of proc(5)).
             None if self.is_there() => Life::Unknown,
             None => Life::Ended,
+        }
+    }
+
+    /// Whether all of it is stopped for now, by a signal (SIGSTOP, job control) or by a debugger, as far as that can be told from here.
+    pub fn is_stopped(&self) -> bool {
+        let is_stopped = |state: char| matches!(state, 'T' | 't');
+        if self.life() != Life::Running {
+            return false;
+        }
+        match stat(&format!("/proc/{}", self.pid)) {
+            Some(('Z' | 'X', _)) => self.has_thread(is_stopped),
+            state => state.is_some_and(|(state, _)| is_stopped(state)),
         }
     }
 
@@ -238,12 +255,12 @@ impl Process {
         test_kill_process(pid) != Err(Errno::SRCH)
     }
 
-    /// Whether some thread of the process has not ended.
-    fn has_live_thread(&self) -> bool {
+    /// Whether some thread of the process is in such a state.
+    fn has_thread(&self, is_one: impl Fn(char) -> bool) -> bool {
         let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.pid)) else { return false };
         threads.flatten().any(|thread| {
             let state = thread.path().to_str().and_then(stat);
-            state.is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+            state.is_some_and(|(state, _)| is_one(state))
         })
     }
 }
@@ -351,20 +368,30 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_has_ended_before_it_is_reaped() {
+    fn a_stopped_process_is_seen_to_be_and_a_killed_one_has_ended_before_it_is_reaped() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (_, start_time) = stat(&format!("/proc/{}", child.id())).unwrap();
         let process =
             Process { pid: child.id(), namespace: namespace("pid").unwrap(), start_time, clock: clock() };
-        assert!(!process.has_ended());
-        child.kill().unwrap();
+        assert!(!process.has_ended() && !process.is_stopped());
         let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while !process.has_ended() {
-            assert!(std::time::Instant::now() < limit);
-            std::thread::yield_now();
-        }
+        let comes_to = |is_there: &dyn Fn() -> bool| {
+            while !is_there() {
+                assert!(std::time::Instant::now() < limit);
+                std::thread::yield_now();
+            }
+        };
+        let send = |signal| rustix::process::kill_process(Pid::from_child(&child), signal).unwrap();
+        send(rustix::process::Signal::STOP);
+        comes_to(&|| process.is_stopped());
+        let reused = Process { start_time: start_time + 1, ..process };
+        assert!(!process.has_ended() && !reused.is_stopped(), "another process had this number");
+        send(rustix::process::Signal::CONT);
+        comes_to(&|| !process.is_stopped());
+        child.kill().unwrap();
+        comes_to(&|| process.has_ended());
         child.wait().unwrap();
-        assert!(process.has_ended());
+        assert!(process.has_ended() && !process.is_stopped());
         assert!(!process.is_there());
     }
 

@@ -253,8 +253,7 @@ fn may_unshare(namespaces: &[&str]) -> bool {
 fn memory_that_is_refused_between_containers_comes_with_the_cure() {
     const CONTAINED: &[&str] = &["--ipc", "--pid", "--fork", "--mount-proc"];
     if !may_unshare(CONTAINED) {
-        eprintln!("skipping: this user may not make pid and IPC namespaces");
-        return;
+        return meshreduce_tests::skipped("this user may not make pid and IPC namespaces");
     }
     for (contained, facts, told) in [
         // The emulated driver opens memory across IPC namespaces, so it is told to refuse.
@@ -279,8 +278,7 @@ fn memory_that_is_refused_between_containers_comes_with_the_cure() {
 #[test]
 fn ranks_in_network_namespaces_of_their_own_are_not_applicable_and_leave_nothing() {
     if !may_unshare(&["--net"]) {
-        eprintln!("skipping: this user may not make network namespaces");
-        return;
+        return meshreduce_tests::skipped("this user may not make network namespaces");
     }
     let stage = Stage::new("rank", 2);
     let ranks: Vec<_> =

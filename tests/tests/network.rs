@@ -12,6 +12,7 @@ use meshreduce::store::identity::{HOST_ID, Host};
 use meshreduce::{Config, Launcher, Outcome, Store, StoreError, TcpStore, rendezvous};
 use meshreduce_checks::emulated_node::EmulatedNode;
 use meshreduce_tests::network::Network;
+use meshreduce_tests::network_or_skip;
 
 const LONG: Duration = Duration::from_secs(60);
 /// What has to come to nothing is waited for so long.
@@ -25,15 +26,6 @@ const NUMBER: &str = "MESHREDUCE_TEST_NETWORK_NUMBER";
 const CLIENTS: &str = "MESHREDUCE_TEST_NETWORK_CLIENTS";
 /// The address that it is about.
 const ADDRESS: &str = "MESHREDUCE_TEST_NETWORK_ADDRESS";
-
-macro_rules! network_or_skip {
-    ($hosts:expr) => {
-        match Network::new($hosts) {
-            Ok(network) => network,
-            Err(skip) => return eprintln!("skipping: {skip}"),
-        }
-    };
-}
 
 /// A part that runs. It is killed with its host, if it has not ended before.
 struct Part {

@@ -32,3 +32,29 @@ fn nothing_is_said_twice_in_a_chain_of_sources() {
         }
     }
 }
+
+#[test]
+fn a_timeout_says_who_did_not_come_and_who_is_stopped() {
+    let late = |missing: &[usize], stopped: &[usize]| {
+        let error = Error::Timeout {
+            operation: Operation::AllReduce,
+            sequence: 7,
+            group: "world".into(),
+            waited: Duration::from_secs(3),
+            missing: missing.to_vec(),
+            stopped: stopped.to_vec(),
+        };
+        error
+            .to_string()
+            .strip_prefix("all_reduce number 7 on group world did not end within 3s")
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(late(&[], &[]), "");
+    assert_eq!(late(&[1], &[]), ": rank 1 did not come to it");
+    assert_eq!(late(&[], &[2]), "; the process of rank 2 is stopped");
+    assert_eq!(
+        late(&[0, 1], &[1, 3]),
+        ": ranks 0 and 1 did not come to it; the processes of ranks 1 and 3 are stopped"
+    );
+}

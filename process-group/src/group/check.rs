@@ -50,6 +50,7 @@ impl Shared {
                     group: Arc::clone(&self.info.name),
                     waited: start.elapsed(),
                     missing,
+                    stopped: self.stopped(),
                 };
                 // Who comes now misses this rank, as this one misses others.
                 for sequence in sequence.saturating_sub(1)..=sequence {

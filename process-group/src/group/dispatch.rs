@@ -346,6 +346,7 @@ fn may_have_been_enqueued(error: &Error) -> bool {
         Error::Unsupported { .. }
             | Error::MadeInCapture { .. }
             | Error::WaitInCapture { .. }
+            | Error::TransferInCapture { .. }
             | Error::NotMade { .. }
             | Error::ShutDown { .. }
     )

@@ -150,10 +150,11 @@ impl ProcessGroup {
 impl Shared {
     /// What to say of a shutdown that has waited for a call in vain: who has not come to it.
     fn with_missing(&self, slot: &Slot, backend: &dyn Backend, mut error: Error) -> Error {
-        if let Error::Timeout { sequence, missing, .. } = &mut error
+        if let Error::Timeout { sequence, missing, stopped, .. } = &mut error
             && missing.is_empty()
         {
             *missing = self.missing(None, *sequence);
+            *stopped = self.stopped();
             // Whoever waits for the call hears the same.
             backend.abort(&error);
             return error;
@@ -173,6 +174,7 @@ impl Shared {
             group: Arc::clone(&self.info.name),
             waited: call.start.elapsed(),
             missing,
+            stopped: self.stopped(),
         };
         // Whoever waits for a call hears the same.
         backend.abort(&error);

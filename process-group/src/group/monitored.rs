@@ -18,7 +18,7 @@ const ALL_CAME: &str = "all came";
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Shared {
-    /// Takes back what was told to ranks that never came.
+    /// Takes back what was told to ranks that never came, and to others of rank 0 that did not.
     pub(super) fn forget_the_unheard(&self) {
         let keys = std::mem::take(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner));
         if let Err(error) = keys.iter().try_for_each(|key| self.store.delete(key).map(|_| ())) {
@@ -31,8 +31,8 @@ impl ProcessGroup {
     /// Waits at most `timeout` for all ranks to come, through the store and no backend; names every rank that did not. It ends
     /// nothing: the group goes on.
     ///
-    /// Rank 0 looks for the others and tells them; if it is rank 0 that does not come, the others name it, 5 s after `timeout`: so
-    /// long they wait for what it would tell.
+    /// Rank 0 looks for the others and tells them; if it is rank 0 that does not come, the others look for themselves, 5 s after
+    /// `timeout`: so long they wait for what it would tell.
     ///
     /// # Errors
     ///
@@ -52,6 +52,8 @@ impl ProcessGroup {
             waited: timeout,
         };
         let came = |rank: usize| format!("came/{rank}");
+        // It came, and rank 0 did not.
+        let gave_up = |rank: usize| format!("gave_up/{rank}");
         if rank == 0 {
             let others: Vec<String> = (1..world_size).map(came).collect();
             let others: Vec<&str> = others.iter().map(String::as_str).collect();
@@ -89,8 +91,19 @@ impl ProcessGroup {
         let text = match store.get(&told, deadline.left()) {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(StoreError::Timeout { .. }) => {
+                // Whoever looks sees one of both, and a rank 0 that comes yet does not take this one for one that waits.
+                store.set(&gave_up(rank), b"1").map_err(of_store)?;
                 store.delete(&came(rank)).map_err(of_store)?;
-                return Err(ended().unwrap_or_else(|| absent(vec![0])));
+                let for_the_others = format!("barrier/{number}/{}", gave_up(rank));
+                shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).push(for_the_others);
+                let mut missing = vec![0];
+                for other in (1..world_size).filter(|other| *other != rank) {
+                    let has_come = |key: String| store.check(&[key.as_str()]).map_err(of_store);
+                    if !has_come(came(other))? && !has_come(gave_up(other))? {
+                        missing.push(other);
+                    }
+                }
+                return Err(ended().unwrap_or_else(|| absent(missing)));
             }
             Err(error) => return Err(of_store(error)),
         };

@@ -178,6 +178,15 @@ impl Shared {
         looks.collect::<Result<_, _>>().unwrap_or_default()
     }
 
+    /// Those of all others whose processes are stopped, as far as they have told who they are and this process can tell.
+    pub(super) fn stopped(&self) -> Vec<usize> {
+        let is_stopped = |rank: &usize| {
+            let told = self.told_by(*rank).ok().flatten();
+            told.and_then(|told| told.who).zip(own()).is_some_and(|(who, own)| who.is_stopped(&own.host))
+        };
+        self.others().into_iter().filter(is_stopped).collect()
+    }
+
     /// Those of all others that are furthest behind, if they are not known to have come to the collective with this number; nobody is
     /// if all have.
     pub(super) fn furthest_behind(&self, sequence: u64) -> Vec<usize> {

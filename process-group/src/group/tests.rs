@@ -488,6 +488,30 @@ fn the_flight_recorder_is_written_down_when_a_group_is_aborted() {
 }
 
 #[test]
+fn the_flight_recorder_is_written_down_when_a_call_is_late_with_the_call_in_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, _) = registry();
+    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
+        .backend("cpu:open".parse().unwrap())
+        .registry(registry)
+        .dump_to(Some(folder.path().join("rank_")))
+        .build()
+        .unwrap();
+    let late = start(&group.with_deadline(Some(Duration::from_millis(1))), &mut [0.0]).unwrap();
+    assert!(matches!(late.wait(Some(LONG)), Err(Error::Timeout { sequence: 1, .. })));
+    // The watching thread ends the call before it writes.
+    let (file, begun) = (folder.path().join("rank_1"), Instant::now());
+    while !file.exists() {
+        assert!(begun.elapsed() < LONG, "nothing was written");
+        std::thread::yield_now();
+    }
+    let entries = group.flight_recorder().snapshot().entries;
+    assert_eq!((entries.len(), entries[0].state), (1, State::Failed));
+    let text = String::from_utf8_lossy(&std::fs::read(file).unwrap()).into_owned();
+    assert!(text.contains("all_reduce"), "the call is in it");
+}
+
+#[test]
 fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_says_why_it_is_over() {
     let folder = tempfile::tempdir().unwrap();
     let (registry, notes) = registry();

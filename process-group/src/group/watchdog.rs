@@ -483,6 +483,7 @@ fn expire(
         group: Arc::clone(&group.info.name),
         waited: watched.start.elapsed(),
         missing,
+        stopped: group.stopped(),
     };
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
     backend.abort(&error);

@@ -21,7 +21,7 @@ pub(super) const DROPPED: u32 = 2;
 /// It has failed, as its record says.
 pub(super) const FAILED: u32 = 3;
 
-/// Most ranks of those that have not come to a call that are told on.
+/// Most ranks of those that have not come to a call, or are stopped, that are told on.
 const MOST_MISSING: usize = 64;
 
 /// Ranks that did not come to the end.
@@ -57,11 +57,13 @@ pub(super) fn encode(error: &Error) -> Vec<u8> {
             out.text(&shorten(cause));
         }
         // A send or receive is two ranks' own business, by numbers of their own.
-        Error::Timeout { operation, sequence, missing, .. } if !operation.is_point_to_point() => {
+        Error::Timeout { operation, sequence, missing, stopped, .. } if !operation.is_point_to_point() => {
             out.u8(5);
             out.text(operation.name());
             out.u64(*sequence);
-            out.list(&missing[..missing.len().min(MOST_MISSING)], |out, rank| out.rank(*rank));
+            for ranks in [missing, stopped] {
+                out.list(&ranks[..ranks.len().min(MOST_MISSING)], |out, rank| out.rank(*rank));
+            }
         }
         other => {
             out.u8(4);
@@ -97,8 +99,9 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
                 let operation =
                     operation.map_err(|error: UnknownName| Malformed::wrong(error.to_string()))?;
                 let (sequence, missing) = (from_bytes.u64()?, from_bytes.list(Reader::rank)?);
+                let stopped = from_bytes.list(Reader::rank)?;
                 // How long the other one waited does not matter here.
-                Error::Timeout { operation, sequence, group, waited: Duration::ZERO, missing }
+                Error::Timeout { operation, sequence, group, waited: Duration::ZERO, missing, stopped }
             }
             _ => Error::Aborted { group, cause: format!("rank {from}: {}", from_bytes.text()?) },
         })
@@ -194,13 +197,15 @@ mod tests {
             sequence: 7,
             group: Arc::clone(&group),
             waited: Duration::from_secs(3),
+            stopped: missing.clone(),
             missing,
         };
         let told = encode(&late((0..5000).collect(), Operation::ReduceScatter));
         assert!(told.len() <= Ended::MOST);
         let told = decode(&told, 2, &group);
-        let Error::Timeout { operation, sequence: 7, missing, .. } = &told else { panic!("{told}") };
-        assert_eq!((*operation, missing), (Operation::ReduceScatter, &(0..MOST_MISSING).collect()));
+        let Error::Timeout { operation, sequence: 7, missing, stopped, .. } = &told else { panic!("{told}") };
+        let most: Vec<usize> = (0..MOST_MISSING).collect();
+        assert_eq!((*operation, missing, stopped), (Operation::ReduceScatter, &most, &most));
         assert_eq!(decode(&encode(&told), 3, &group).to_string(), told.to_string(), "the first says it");
         let told = decode(&encode(&late(vec![1], Operation::Recv)), 2, &group);
         assert!(matches!(&told, Error::Aborted { cause, .. } if cause.starts_with("rank 2: recv number 7")));

@@ -126,7 +126,8 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let island = Island::new(connected.island.clone(), islands.of[rank].1);
     let engine = Engine::new(island, rank, places.len(), islands.are_blocks(), factory.way);
     let fits = place::fits(&places, rank);
-    Ok(Net::new(connected, islands, fits, mailbox, engine))
+    let members = places.into_iter().map(|place| place.member).collect();
+    Ok(Net::new(connected, members, (islands, fits), mailbox, engine))
 }
 
 /// Makes the call that has waited longest, if no caller makes one.

@@ -51,6 +51,7 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
             group: Arc::clone(shared.name()),
             waited: waited.map_or(Duration::ZERO, |(_, waited)| waited),
             missing: Vec::new(),
+            stopped: Vec::new(),
         })),
     }
 }

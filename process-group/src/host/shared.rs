@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use meshreduce_store::identity::Member;
+
 use super::collectives::Engine;
 use super::connect::{Connected, Own};
 use super::failure::{self, FAILED, LIVING, SHUT_DOWN};
@@ -19,7 +21,7 @@ use super::segment::{ASLEEP, IN_STEP};
 use super::ticket::{self, Ticket};
 use super::wire::{Neighbour, ring};
 use crate::backend::{BackendContext, GroupInfo};
-use crate::error::Error;
+use crate::error::{Error, stopped};
 
 /// A socket whose end is a process's end.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) struct Net {
     pub(super) island: Vec<Neighbour>,
     pub(super) islands: Islands,
     pub(super) controls: Vec<Watched>,
+    /// Who they are, by rank.
+    pub(super) members: Vec<Member>,
     /// By rank.
     pub(super) sockets: Vec<Option<Arc<std::net::TcpStream>>>,
     /// Whether all ranks of this machine can run at the same time.
@@ -48,8 +52,8 @@ pub(super) struct Net {
 impl Net {
     pub(super) fn new(
         connected: Connected,
-        islands: Islands,
-        fits: bool,
+        members: Vec<Member>,
+        (islands, fits): (Islands, bool),
         mailbox: Mailbox,
         engine: Engine,
     ) -> Self {
@@ -57,7 +61,7 @@ impl Net {
         let watched = |(rank, socket)| Watched { rank, socket, is_gone: AtomicBool::new(false) };
         let controls = controls.into_iter().map(watched).collect();
         let (mailbox, engine) = (Mutex::new(mailbox), Mutex::new(engine));
-        Self { own, island, islands, controls, sockets, fits, mailbox, engine }
+        Self { own, island, islands, controls, members, sockets, fits, mailbox, engine }
     }
 
     /// Whether a rank is of this one's island.
@@ -286,6 +290,7 @@ impl Shared {
                 group: Arc::clone(self.name()),
                 waited,
                 missing: Vec::new(),
+                stopped: Vec::new(),
             });
         }
     }
@@ -452,6 +457,7 @@ impl Shared {
             group: Arc::clone(self.name()),
             waited,
             missing,
+            stopped: stopped(&net.members, self.rank()),
         })
     }
 

@@ -54,6 +54,7 @@ fn known(
             group: Arc::clone(group),
             waited,
             missing: vec![of(peer)],
+            stopped: Vec::new(),
         })
     };
     match error {

@@ -68,8 +68,6 @@ impl MeshBackend {
 
     /// The channels to the other ranks, made if need be.
     pub(super) fn transfers(&self, request: &Request) -> Result<&Transfers, Error> {
-        // A transfer is made by the host, and would be made once, whatever is replayed.
-        self.outside_of_captures(Some(request))?;
         if let Some(transfers) = self.transfers.get() {
             return Ok(transfers);
         }
@@ -93,14 +91,17 @@ impl MeshBackend {
         Ok(())
     }
 
-    fn outside_of_captures(&self, request: Option<&Request>) -> Result<(), Error> {
-        let Some(request) = request else { return Ok(()) };
+    /// Whether a call's stream is being captured.
+    pub(super) fn is_captured(&self, request: &Request) -> bool {
         // SAFETY: whoever makes a call vouches for the request's stream.
-        let captured = match unsafe { device::is_capturing(&self.primary, request.stream) } {
+        match unsafe { device::is_capturing(&self.primary, request.stream) } {
             Ok(is) => is,
             Err(error) => error.is_about_capture(),
-        };
-        match captured {
+        }
+    }
+
+    fn outside_of_captures(&self, request: Option<&Request>) -> Result<(), Error> {
+        match request.is_some_and(|request| self.is_captured(request)) {
             false => Ok(()),
             true => Err(Error::MadeInCapture {
                 group: Arc::clone(&self.context.group.name),

@@ -101,6 +101,11 @@ impl MeshBackend {
     ///
     /// As for [`crate::Backend::start`].
     unsafe fn by_channels(&self, call: &Call<'_>, request: &Request) -> Result<Work, Error> {
+        // A transfer is made by the host, and would be made once, whatever is replayed.
+        if self.is_captured(request) {
+            let group = Arc::clone(&self.context.group.name);
+            return Err(Error::TransferInCapture { operation: call.operation(), group });
+        }
         // SAFETY: the caller vouches for the tensors and the stream, which is not captured.
         let work = unsafe { self.transfers(request)?.start(call, request) }.inspect_err(|error| {
             // As with any call that is late, the group's backend is over.

@@ -103,6 +103,7 @@ impl Pending {
             group: Arc::clone(&self.shared.group.name),
             waited: self.deadline.unwrap_or_default(),
             missing: Vec::new(),
+            stopped: Vec::new(),
         }
     }
 

@@ -63,8 +63,7 @@ impl NcclBackend {
     /// Waits for what was called on a lane.
     fn drain(&self, lane: &Lane, end: Option<Instant>) -> Result<(), Error> {
         let core = &self.core;
-        let busy =
-            || core.failure(NcclFailure::TimedOut { what: "a call of another thread", waited: core.timeout });
+        let busy = || core.failure(core.timed_out("a call of another thread", core.timeout));
         let last = lane.last(&mut core.patience(end, busy)).map_err(|stop| core.stopped(stop))?;
         last.map_or(Ok(()), |last: Arc<Pending>| last.drain(end))
     }
@@ -127,9 +126,7 @@ impl NcclBackend {
         self.drain(&self.pairs, end)?;
         self.meet_at_the_end(timeout.saturating_sub(start.elapsed()))?;
         // From here on others may be gone.
-        let late = || {
-            core.failure(NcclFailure::TimedOut { what: "the end of a communicator", waited: start.elapsed() })
-        };
+        let late = || core.failure(core.timed_out("the end of a communicator", start.elapsed()));
         let mut goes_on = || {
             core.ended()?;
             if end.is_some_and(|end| Instant::now() >= end) { Err(late()) } else { Ok(()) }
@@ -191,7 +188,7 @@ impl NcclBackend {
         };
         let barrier = part.as_ref().map(|_| Core::number(&core.context)).transpose().map_err(&not_made)?;
         let end = Instant::now().checked_add(timeout);
-        let late = || not_made(NcclFailure::TimedOut { what: "ncclCommSplit", waited: timeout });
+        let late = || not_made(core.timed_out("ncclCommSplit", timeout));
         let split = |lane, communicator| {
             self.split_one((lane, communicator), (color, key), end, &late).map_err(|stop| {
                 let error = core.stopped(stop);

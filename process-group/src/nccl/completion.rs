@@ -12,7 +12,7 @@ use super::core::Core;
 use super::failure::NcclFailure;
 use crate::backend::Request;
 use crate::call::{Call, Peers};
-use crate::error::Error;
+use crate::error::{Error, stopped};
 use crate::types::Operation;
 use crate::work::{Completion, Outcome};
 
@@ -64,6 +64,7 @@ impl CallInfo {
             group: Arc::clone(&core.group.name),
             waited: self.start.elapsed(),
             missing: self.peers.to_vec(),
+            stopped: stopped(&core.members, core.group.rank),
         }
     }
 }

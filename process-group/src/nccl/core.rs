@@ -16,7 +16,7 @@ use super::NAME;
 use super::communicator::{Communicator, CommunicatorError};
 use super::failure::NcclFailure;
 use crate::backend::{BackendContext, GroupInfo};
-use crate::error::{Cause, Error, Ranks};
+use crate::error::{Cause, Error, Ranks, Stopped, stopped};
 
 /// How often whoever waits looks for what has gone wrong.
 const LOOK: Duration = Duration::from_millis(100);
@@ -93,6 +93,11 @@ impl Core {
         memory.set(0, 0, &stream)?;
         stream.synchronize()?;
         Ok(memory)
+    }
+
+    /// That something did not end in time.
+    pub(super) fn timed_out(&self, what: &'static str, waited: Duration) -> NcclFailure {
+        NcclFailure::TimedOut { what, waited, stopped: stopped(&self.members, self.group.rank) }
     }
 
     /// An error of this backend.
@@ -244,6 +249,8 @@ pub(super) fn dead(members: &[Member], group: &GroupInfo, and: &str) -> Option<E
         true => String::new(),
         false => format!(", and so have those of {}", Ranks(&others)),
     };
-    let how = format!("{} has ended{others}{and}", members[rank]);
+    // Who was waited for, and not only who gave up first.
+    let stopped = stopped(members, group.rank);
+    let how = format!("{} has ended{others}{and}{}", members[rank], Stopped(&stopped));
     Some(Error::RankDied { rank, group: Arc::clone(&group.name), how })
 }

@@ -8,6 +8,8 @@ use meshreduce_nccl_loader as loader;
 use meshreduce_store::codec::Malformed;
 use meshreduce_store::identity::NoIdentity;
 
+use crate::error::Stopped;
+
 /// Why NCCL cannot serve a group, or has failed. It is the source of [`crate::Error::NotMade`] and [`crate::Error::Backend`], to
 /// be had by [`crate::Cause::downcast_ref`].
 #[derive(Debug, thiserror::Error)]
@@ -60,12 +62,14 @@ pub enum NcclFailure {
         host: String,
     },
     /// NCCL did not come to an end with something.
-    #[error("{what} did not end within {waited:?}")]
+    #[error("{what} did not end within {waited:?}{}", Stopped(.stopped))]
     TimedOut {
         /// What was to end.
         what: &'static str,
         /// How long was waited.
         waited: Duration,
+        /// The ranks whose processes are stopped, as in [`crate::Error::Timeout`].
+        stopped: Vec<usize>,
     },
     /// The call is in a graph that is being captured: there is nothing that the host could wait for.
     #[error("the call is captured into a graph, where the host cannot wait for it or ask about it")]

@@ -16,7 +16,7 @@ use super::communicator::{Communicator, CommunicatorError};
 use super::core::{Core, dead_behind};
 use super::failure::NcclFailure;
 use crate::backend::BackendContext;
-use crate::error::Error;
+use crate::error::{Error, stopped};
 use crate::types::Device;
 
 /// The oldest NCCL that will do: the first that can split communicators; those that do not block came before.
@@ -104,7 +104,14 @@ impl Connecting<'_> {
             }
             let waited = self.start.elapsed();
             if waited >= self.context.timeout {
-                return Err(self.context.not_made(self.name, NcclFailure::TimedOut { what, waited }));
+                return Err(self.context.not_made(
+                    self.name,
+                    NcclFailure::TimedOut {
+                        what,
+                        waited,
+                        stopped: stopped(self.members, self.context.group.rank),
+                    },
+                ));
             }
             if Instant::now() >= next_look {
                 next_look = Instant::now() + LOOK;

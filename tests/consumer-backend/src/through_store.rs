@@ -73,6 +73,7 @@ impl ThroughStore {
                         group: Arc::clone(&self.context.group.name),
                         waited: request.start.elapsed(),
                         missing: ranks.filter(|rank| absent.contains(&self.key(sequence, *rank))).collect(),
+                        stopped: Vec::new(),
                     });
                 }
                 Err(error) => return Err(self.failed(error)),

@@ -30,6 +30,8 @@ pub enum Fate {
     Stopped,
 }
 
+/// What a survivor's error may be. Any other says nothing of who died.
+const KINDS: [&str; 6] = ["RankDied", "Timeout", "NotMade", "Aborted", "PeerShutDown", "Backend"];
 /// How long a rank waits for the others in each step: longer than one that lives is ever late, on a machine that is busy with others
 /// like it.
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -133,6 +135,12 @@ fn device_rounds(group: &ProcessGroup) -> Result<(), Error> {
             let sum = reduced(group, count, rank as f32 + 1.0)?;
             assert!(sum.iter().all(|value| *value == all), "round {round}");
         }
+        let own = DeviceBuffer::from_slice(&[rank as f32; 100]).expect("device memory");
+        let mut gathered = DeviceBuffer::from_slice(&vec![-1.0; 100 * world_size]).expect("device memory");
+        group.all_gather_single(&own, &mut gathered)?;
+        let mut numbers = vec![0.0_f32; 100 * world_size];
+        gathered.copy_to(&mut numbers).expect("the copy");
+        assert!(numbers.iter().enumerate().all(|(at, value)| *value == (at / 100) as f32), "round {round}");
         group.barrier(Device::Cuda(rank as u32))?;
     }
     Ok(())
@@ -238,6 +246,12 @@ fn one(
                 let names = text == "ready" || ranks_named(text).contains(&victim);
                 if !names && profile.names_victims {
                     wrong.push(format!("rank {rank}, which survived rank {victim}, says {text:?}"));
+                }
+                let kind = text.split(':').next().unwrap_or_default();
+                if profile.names_victims && text != "ready" && !KINDS.contains(&kind) {
+                    wrong.push(format!(
+                        "rank {rank}, which survived rank {victim}, has an error of another kind: {text:?}"
+                    ));
                 }
             }
             _ => wrong.push(format!("rank {rank}, which survived rank {victim}, failed: {texts:?}")),

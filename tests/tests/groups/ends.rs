@@ -167,7 +167,7 @@ fn a_monitored_barrier_names_all_ranks_that_did_not_come_and_ends_nothing() {
                 None => {}
                 // A rank that came late, on a machine that stands still, is named as well.
                 Some(Err(Error::NotAtBarrier { ranks, .. })) => {
-                    assert!(ranks.contains(&1) && ranks.contains(&3) || ranks == [0], "{ranks:?}");
+                    assert!(ranks.contains(&1) && ranks.contains(&3), "{ranks:?}");
                 }
                 other => panic!("{other:?}"),
             }

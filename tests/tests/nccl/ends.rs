@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use meshreduce_checks::in_process::BRIEF;
 use meshreduce_checks::latch::Latch;
 use meshreduce_checks::stream::{NonBlocking, RawStream};
+use meshreduce_process_group::nccl_loader::{self, LoadError, TooOld};
 use meshreduce_process_group::store::{PrefixStore, Store};
 use meshreduce_process_group::{DeviceType, Error, NcclFailure, ProcessGroup, Work};
 use meshreduce_tests::here;
@@ -284,6 +285,24 @@ fn a_rank_that_does_not_come_to_the_beginning_is_named() {
     });
 }
 
+/// What an error says as a value of why a rank has no NCCL.
+fn typed(error: &Error) -> String {
+    let Error::NotMade { backend, source, .. } = error else { return format!("not typed: {error:?}") };
+    assert_eq!(&**backend, "nccl");
+    match source.downcast_ref::<NcclFailure>() {
+        Some(NcclFailure::Nccl(nccl_loader::Error::Load(LoadError::Open { tried }))) => {
+            let tried: Vec<String> =
+                tried.iter().map(|attempt| attempt.library.display().to_string()).collect();
+            format!("[tried {}]", tried.join(", "))
+        }
+        Some(NcclFailure::Nccl(nccl_loader::Error::TooOld(TooOld { found, needed }))) => {
+            format!("[found {found}, needed {needed}]")
+        }
+        Some(NcclFailure::OnRank { rank, .. }) => format!("[rank {rank}'s]"),
+        _ => format!("not typed: {error:?}"),
+    }
+}
+
 /// Not a test of its own: what the tests below run as processes.
 #[test]
 fn rank() {
@@ -295,7 +314,7 @@ fn rank() {
     let group = builder(Arc::clone(&store), rank, world_size).build().unwrap();
     let say = |text: &str| println!("rank {rank} says: {text}");
     if let Err(error) = group.connect(DeviceType::Cuda) {
-        return say(&format!("{error}"));
+        return say(&format!("{error} {}", typed(&error)));
     }
     // All ranks but the one that dies have come so far.
     let survivors: Vec<usize> = (0..world_size).filter(|rank| *rank != 1).collect();
@@ -365,8 +384,10 @@ fn without_nccl_all_ranks_say_what_was_tried_or_who_lacks_it() {
     let other = stage.start(1, "work");
     let (said, _) = heard(without);
     assert!(said[0].contains("cannot be made: cannot open NCCL: /nowhere/libnccl.so.2: "), "{said:?}");
+    assert!(said[0].ends_with("[tried /nowhere/libnccl.so.2]"), "{said:?}");
     let (said, _) = heard(other);
     assert!(said[0].contains("rank 0 cannot use NCCL: cannot open NCCL: /nowhere/libnccl.so.2"), "{said:?}");
+    assert!(said[0].ends_with("[rank 0's]"), "{said:?}");
 }
 
 /// A library with all functions that every NCCL has, that says it is 2.17.1 and can do nothing.
@@ -402,7 +423,7 @@ fn an_old_nccl_is_refused_with_both_versions() {
     let other = stage.start(0, "work");
     let words = "NCCL 2.18.0 or later is needed; this is 2.17.1";
     let (said, _) = heard(with_old);
-    assert!(said[0].ends_with(&format!("cannot be made: {words}")), "{said:?}");
+    assert!(said[0].ends_with(&format!("cannot be made: {words} [found 2.17.1, needed 2.18.0]")), "{said:?}");
     let (said, _) = heard(other);
-    assert!(said[0].ends_with(&format!("rank 1 cannot use NCCL: {words}")), "{said:?}");
+    assert!(said[0].ends_with(&format!("rank 1 cannot use NCCL: {words} [rank 1's]")), "{said:?}");
 }

@@ -144,3 +144,91 @@ fn a_monitored_barrier_names_everyone_who_did_not_come() {
     assert_eq!(came.into_iter().flatten().collect::<Vec<_>>(), [expected; 2]);
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn a_monitored_barrier_to_which_rank_0_does_not_come_names_all_that_did_not_and_a_late_rank_0_hears_of_it() {
+    let store = Arc::<MemoryStore>::default();
+    let brief = Duration::from_millis(200);
+    let (zero, _) = group_over(&store, 0, 4, "cpu:done");
+    let (three, _) = group_over(&store, 3, 4, "cpu:done");
+    let names = |group: &ProcessGroup| match group.monitored_barrier(brief).unwrap_err() {
+        Error::NotAtBarrier { ranks, .. } => ranks,
+        error => panic!("{error}"),
+    };
+    let came = ranks(4, |rank| match rank {
+        1 | 2 => {
+            let (group, _) = group_over(&store, rank, 4, "cpu:done");
+            // One of them gives up before the other.
+            std::thread::sleep(brief * (rank as u32 - 1));
+            Some((names(&group), group))
+        }
+        _ => None,
+    });
+    let (named, came): (Vec<_>, Vec<_>) = came.into_iter().flatten().unzip();
+    assert_eq!(named, [[0, 3]; 2]);
+    assert_eq!(
+        (names(&zero), names(&three)),
+        (vec![1, 2, 3], vec![1, 2, 3]),
+        "those who gave up do not wait any more"
+    );
+    drop((zero, three, came));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+}
+
+/// Leaves a key of its own for every rank that makes it, and cannot be made.
+struct Littering;
+
+impl BackendFactory for Littering {
+    fn name(&self) -> &str {
+        "littering"
+    }
+
+    fn devices(&self) -> &[DeviceType] {
+        &[DeviceType::Cpu]
+    }
+
+    fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
+        context.store.set(&format!("left/{}", context.group.rank), b"1").unwrap();
+        Err(context.not_made(&"littering".into(), "it never can be"))
+    }
+
+    fn clear_away(&self, context: &BackendContext) -> Result<(), Error> {
+        for rank in 0..context.group.world_size {
+            context.store.delete(&format!("left/{rank}")).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_factory_leaves_goes_with_the_last_rank_also_if_that_one_never_made_it() {
+    for last in 0..3 {
+        let store = Arc::<MemoryStore>::default();
+        let group = |rank| {
+            let mut registry = registry().0;
+            registry.register(Littering).unwrap();
+            ProcessGroup::builder(Arc::clone(&store) as _, rank, 3)
+                .backend("cpu:littering,cuda:done".parse().unwrap())
+                .registry(registry)
+                .cuda_device(0)
+                .timeout(LONG)
+                .dump_to(None)
+                .build()
+                .unwrap()
+        };
+        let mut groups: Vec<_> = (0..3).map(group).collect();
+        let leave = |group: ProcessGroup| group.abort("it has no backend");
+        let remains = groups.remove(last);
+        // It has told that it is there, and never comes to the backend that the others cannot make.
+        remains.barrier(Device::Cuda(0)).unwrap();
+        for group in groups {
+            assert!(matches!(group.barrier(Device::Cpu), Err(Error::NotMade { .. })));
+            leave(group);
+        }
+        let left: Vec<_> =
+            store.list_keys().unwrap().into_iter().filter(|key| key.contains("left/")).collect();
+        assert!(left.len() >= 2, "somebody is still there: {left:?}");
+        leave(remains);
+        assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+    }
+}

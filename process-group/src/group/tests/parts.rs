@@ -36,6 +36,32 @@ fn a_group_of_ranks_that_are_not_there_is_refused() {
 }
 
 #[test]
+fn a_part_has_the_groups_backends_and_deadline_or_its_own_and_the_group_keeps_its() {
+    let (group, notes) = group(0, 2, "cpu:done,cuda:open");
+    let group = group.with_deadline(Some(LONG * 2));
+    let said = |group: &ProcessGroup| {
+        let name = |kind| group.backend(kind).map(|name| name.to_string());
+        (group.backend_config().to_string(), name(DeviceType::Cpu), name(DeviceType::Cuda))
+    };
+    let of = |config: &str, cpu: Option<&str>, cuda: Option<&str>| {
+        (config.to_owned(), cpu.map(str::to_owned), cuda.map(str::to_owned))
+    };
+    let parent = of("cpu:done,cuda:open", Some("done"), Some("open"));
+    let part = |options: &GroupOptions| group.new_group(&[0, 1], options).unwrap().member().unwrap();
+    let heir = part(&GroupOptions::default());
+    assert_eq!(said(&heir), parent);
+    let own = part(&GroupOptions::default().backend("cpu:open".parse().unwrap()));
+    assert_eq!(said(&own), of("cpu:open", Some("open"), None));
+    // What it makes is its own configuration's, and a part of it inherits that.
+    let before = notes.made.load(SeqCst);
+    own.connect(DeviceType::Cpu).unwrap();
+    assert_eq!((notes.made.load(SeqCst) - before, &**own.made(DeviceType::Cpu).unwrap().name()), (1, "open"));
+    let nested = own.new_group(&[0], &GroupOptions::default()).unwrap().member().unwrap();
+    assert_eq!(said(&nested), of("cpu:open", Some("open"), None));
+    assert_eq!(said(&group), parent);
+}
+
+#[test]
 fn a_split_sorts_ranks_by_color_and_key() {
     let store = Arc::<MemoryStore>::default();
     let seen = ranks(5, |rank| {

@@ -395,6 +395,7 @@ impl Mailbox {
             group,
             waited,
             missing: op.post.peer.into_iter().collect(),
+            stopped: Vec::new(),
         })
     }
 

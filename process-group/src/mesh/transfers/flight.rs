@@ -302,6 +302,7 @@ fn late(operation: Operation, group: &GroupInfo, request: &Request, missing: Vec
         group: Arc::clone(&group.name),
         waited: request.start.elapsed(),
         missing,
+        stopped: Vec::new(),
     }
 }
 
