@@ -1,11 +1,10 @@
 //! How groups over the backend `host` end, and what of it other ranks and other threads see. Ranks are threads.
 #![allow(clippy::unwrap_used, reason = "a test may end so")]
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
-use meshreduce_process_group::store::{MemoryStore, Store, StoreError};
+use meshreduce_process_group::store::{MemoryStore, Store, TcpStore};
 use meshreduce_process_group::{
     Builder, Device, Error, GroupOptions, HostFactory, ProcessGroup, ReduceOp, Registry,
 };
@@ -79,6 +78,40 @@ fn a_rank_that_fails_does_not_keep_those_who_shut_down_waiting_and_they_are_told
                 let error = group.recv(&mut [0.0_f32; 5], 0, 0).unwrap_err();
                 assert!(matches!(error, Error::Mismatch { .. }), "{error}");
             }
+        });
+    }
+}
+
+#[test]
+fn a_wait_that_ends_early_says_so_and_the_call_ends_well_when_the_others_come() {
+    for apart in [false, true] {
+        let (store, waited) = (Arc::default(), std::sync::Barrier::new(2));
+        on_ranks(2, |rank| {
+            let group = builder(&store, rank, 2, apart).build().unwrap();
+            group.barrier(Device::Cpu).unwrap();
+            let sum = || group.all_reduce_owned(vec![rank as f32 + 1.0; 1000], ReduceOp::Sum).unwrap();
+            let (data, result) = match rank {
+                0 => {
+                    let early = Duration::from_millis(20);
+                    let pending = sum();
+                    let error = pending.work().wait(Some(early)).unwrap_err();
+                    assert!(
+                        matches!(error, Error::StillRunning { waited, .. } if waited >= early),
+                        "{error}"
+                    );
+                    assert!(error.to_string().contains("it goes on") && group.error().is_none(), "{error}");
+                    let pending = pending.wait_for(early).unwrap_err();
+                    waited.wait();
+                    pending.wait()
+                }
+                _ => {
+                    waited.wait();
+                    sum().wait()
+                }
+            };
+            result.unwrap();
+            assert_eq!(data, [3.0; 1000]);
+            group.shutdown().unwrap();
         });
     }
 }
@@ -239,70 +272,35 @@ fn a_rank_that_was_shut_down_sleeps_until_it_is_dropped() {
     });
 }
 
-/// A store that may go away.
-#[derive(Default)]
-struct Goes {
-    store: MemoryStore,
-    is_gone: AtomicBool,
-}
-
-impl Goes {
-    fn there(&self) -> Result<&MemoryStore, StoreError> {
-        match self.is_gone.load(Ordering::Relaxed) {
-            false => Ok(&self.store),
-            true => Err(StoreError::Lost { place: "of the test".to_owned(), source: "it went away".into() }),
-        }
-    }
-}
-
-impl Store for Goes {
-    fn set(&self, key: &str, value: &[u8]) -> Result<(), StoreError> {
-        self.there()?.set(key, value)
-    }
-
-    fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>, StoreError> {
-        self.there()?.get(key, timeout)
-    }
-
-    fn check(&self, keys: &[&str]) -> Result<bool, StoreError> {
-        self.there()?.check(keys)
-    }
-
-    fn wait(&self, keys: &[&str], timeout: Duration) -> Result<(), StoreError> {
-        self.there()?.wait(keys, timeout)
-    }
-
-    fn add(&self, key: &str, delta: i64) -> Result<i64, StoreError> {
-        self.there()?.add(key, delta)
-    }
-
-    fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, StoreError> {
-        self.there()?.compare_set(key, expected, desired)
-    }
-
-    fn delete(&self, key: &str) -> Result<bool, StoreError> {
-        self.there()?.delete(key)
-    }
-}
-
 #[test]
 fn a_store_that_goes_away_first_ends_no_call_and_is_a_typed_error_for_what_needs_it() {
     for apart in [false, true] {
-        let (store, all) = (Arc::<Goes>::default(), std::sync::Barrier::new(2));
+        let host = Mutex::new(Some(TcpStore::host("127.0.0.1:0").unwrap()));
+        let address = host.lock().unwrap().as_ref().unwrap().local_addr();
+        let all = std::sync::Barrier::new(2);
         on_ranks(2, |rank| {
-            let group = builder_over(Arc::clone(&store) as _, rank, 2, apart).build().unwrap();
+            let store = Arc::new(TcpStore::connect(address, FAR).unwrap());
+            let group = builder_over(store, rank, 2, apart).build().unwrap();
             group.barrier(Device::Cpu).unwrap();
             all.wait();
-            store.is_gone.store(true, Ordering::Relaxed);
+            if rank == 0 {
+                // Its host ends while both are connected.
+                assert!(host.lock().unwrap().take().unwrap().close(Duration::ZERO) >= 2);
+            }
             all.wait();
+            let begun = Instant::now();
             let mut data = [1.0_f32; 4];
             group.all_reduce(&mut data, ReduceOp::Sum).unwrap();
             assert_eq!(data, [2.0; 4]);
             let part = group.new_group(&[0, 1], &GroupOptions::default()).unwrap().member().unwrap();
             let error = part.barrier(Device::Cpu).unwrap_err();
             assert!(matches!(error, Error::NotMade { .. } | Error::Store { .. }), "{error:?}");
-            assert!(error.to_string().contains("it went away"), "{error}");
+            assert!(error.to_string().contains(&format!("the store {address} is lost")), "{error}");
+            let error = group.monitored_barrier(FAR).unwrap_err();
+            assert!(matches!(error, Error::Store { .. }), "{error:?}");
             group.shutdown().unwrap();
+            // Nobody waits for what cannot come.
+            assert!(begun.elapsed() < FAR / 2, "{:?}", begun.elapsed());
         });
     }
 }

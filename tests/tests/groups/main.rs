@@ -1,6 +1,7 @@
 //! Process groups: every backend, what goes wrong, and what the mesh does for them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod captures;
 mod collectives;
 mod devices;
 mod ends;

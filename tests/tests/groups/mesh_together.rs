@@ -1,12 +1,13 @@
 //! Several groups at once on one device: what waits for what, and how they end together.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cust::memory::DeviceBuffer;
 use cust::stream::{Stream, StreamFlags};
 use meshreduce_checks::latch::Latch;
 use meshreduce_process_group::store::{PrefixStore, Store};
-use meshreduce_process_group::{DeviceType, ProcessGroup};
+use meshreduce_process_group::{DeviceType, Error, ProcessGroup};
 use meshreduce_tests::on_nccl::{FAR, Numbers, enter, on, start, with_stores};
 
 const RANKS: usize = 2;
@@ -60,6 +61,96 @@ fn freeing_device_memory_waits_for_the_kernels_of_any_group_and_freeing_by_strea
                 call().wait(Some(FAR)).unwrap();
             }
         }
+        group.shutdown().unwrap();
+    });
+}
+
+#[test]
+fn any_number_of_groups_is_aborted_by_another_thread_in_any_order_and_all_that_is_pending_ends_with_the_cause()
+ {
+    let begun = Latch::new(RANKS);
+    with_stores(RANKS, |store, rank| {
+        let groups = ["one", "two", "three"].map(|name| group(&store, rank, name));
+        let (numbers, streams) = ([(); 3].map(|()| Numbers::new(rank, 64, 1.0)), [(); 3].map(|()| stream()));
+        // Rank 0 calls on all of them, rank 1 on none: nothing can end by itself.
+        let pending: Vec<_> = (0..if rank == 0 { 3 } else { 0 })
+            .map(|at| start(&on(&groups[at], streams[at].as_inner()), &numbers[at].all_reduce()).unwrap())
+            .collect();
+        begun.meet();
+        let order = if rank == 0 { [0, 1, 2] } else { [2, 0, 1] };
+        std::thread::scope(|scope| {
+            for at in order {
+                let groups = &groups;
+                scope.spawn(move || groups[at].abort("enough"));
+            }
+        });
+        for work in &pending {
+            let error = work.wait(Some(FAR)).unwrap_err();
+            assert!(matches!(&error, Error::Aborted { cause, .. } if cause.contains("enough")), "{error}");
+        }
+        for (group, numbers) in groups.iter().zip(&numbers) {
+            let errors = [start(group, &numbers.all_reduce()).map(drop), group.shutdown()];
+            for error in errors.map(Result::unwrap_err) {
+                assert!(
+                    matches!(&error, Error::Aborted { cause, .. } if cause.contains("enough")),
+                    "{error}"
+                );
+            }
+        }
+        // Nothing runs any more.
+        streams.iter().for_each(|stream| stream.synchronize().unwrap());
+        numbers.iter().for_each(|numbers| drop(numbers.read()));
+    });
+}
+
+#[test]
+fn a_receive_by_channels_ends_with_the_abort_of_another_thread() {
+    let begun = Latch::new(RANKS);
+    with_stores(RANKS, |store, rank| {
+        let group = group(&store, rank, "world");
+        let numbers = Numbers::new(rank, 64, rank as f32);
+        let (transfer, back) =
+            if rank == 0 { (numbers.send(1), numbers.recv(1)) } else { (numbers.recv(0), numbers.send(0)) };
+        start(&group, &transfer).unwrap().wait(Some(FAR)).unwrap();
+        if rank == 0 {
+            let pending = start(&group, &back).unwrap();
+            begun.meet();
+            std::thread::scope(|scope| scope.spawn(|| group.abort("enough")).join()).unwrap();
+            let error = pending.wait(Some(FAR)).unwrap_err();
+            assert!(matches!(&error, Error::Aborted { cause, .. } if cause.contains("enough")), "{error}");
+        } else {
+            // What would be received is never sent.
+            begun.meet();
+            assert!(group.shutdown().is_err());
+        }
+        numbers.read();
+    });
+}
+
+#[test]
+fn a_wait_that_ends_early_says_so_and_the_call_ends_well_when_the_other_rank_comes_also_for_another_stream() {
+    let waited = Latch::new(RANKS);
+    with_stores(RANKS, |store, rank| {
+        let group = group(&store, rank, "world");
+        let (numbers, [own, other]) = (Numbers::new(rank, 64, rank as f32 + 1.0), [(); 2].map(|()| stream()));
+        let call = || start(&on(&group, own.as_inner()), &numbers.all_reduce()).unwrap();
+        let work = if rank == 0 {
+            let (work, early) = (call(), Duration::from_millis(20));
+            let error = work.wait(Some(early)).unwrap_err();
+            assert!(matches!(error, Error::StillRunning { waited, .. } if waited >= early), "{error}");
+            assert!(group.error().is_none());
+            waited.meet();
+            work
+        } else {
+            waited.meet();
+            call()
+        };
+        // SAFETY: it is a stream of the rank's primary context.
+        unsafe { work.wait_on(other.as_inner()) }.unwrap();
+        other.synchronize().unwrap();
+        assert!(work.is_completed().unwrap(), "the other stream has waited for it");
+        work.wait(Some(FAR)).unwrap();
+        assert_eq!(numbers.read(), [3.0; 64]);
         group.shutdown().unwrap();
     });
 }

@@ -89,6 +89,35 @@ fn another_stream_waits_for_a_call_by_its_work() {
 }
 
 #[test]
+fn checked_calls_that_differ_are_a_mismatch_on_both_ranks_before_nccl_sees_them() {
+    for lengths in [false, true] {
+        let said = groups(
+            2,
+            |builder| builder.check_calls(true),
+            |group| {
+                let numbers = Numbers::new(group.rank(), COUNT, 1.0);
+                start(&group, &numbers.all_reduce()).unwrap().wait(None).unwrap();
+                let (tensor, shorter) = (numbers.tensor(), numbers.tensor().slice(0, COUNT - 1));
+                let call = match (group.rank(), lengths) {
+                    (0, _) => numbers.all_reduce(),
+                    (_, true) => Call::AllReduce { input: shorter, output: shorter, op: ReduceOp::Sum },
+                    (_, false) => Call::Broadcast { tensor, root: 0 },
+                };
+                let error = start(&group, &call).unwrap_err();
+                assert!(matches!(error, Error::Mismatch { sequence: 2, ranks: (0, 1), .. }), "{error:?}");
+                // The device is free.
+                assert_eq!(numbers.read(), [2.0; COUNT]);
+                assert!(group.shutdown().is_err());
+                error.to_string()
+            },
+        );
+        assert_eq!(said[0], said[1]);
+        let other = if lengths { "all_reduce (sum) of 999 f32" } else { "broadcast of 1000 f32" };
+        assert!(said[0].contains("all_reduce (sum) of 1000 f32") && said[0].contains(other), "{}", said[0]);
+    }
+}
+
+#[test]
 fn a_captured_call_is_made_with_every_replay_and_cannot_be_waited_for() {
     groups(
         2,
