@@ -10,7 +10,9 @@ use meshreduce_checks::in_process::open_driver;
 use meshreduce_device::ordinal_of;
 use meshreduce_tests::channel_peer::{LONG, eventually};
 
-const GPU: Device = Device::Cuda(3);
+/// Its context no other test of this program resets or loses.
+const ORDINAL: u32 = 4;
+const GPU: Device = Device::Cuda(ORDINAL);
 
 /// One side of an endpoint. (The endpoint goes first.)
 struct Side {
@@ -22,7 +24,7 @@ struct Side {
 fn sides(kind: &str) -> (CustContext, [Side; 2]) {
     open_driver();
     cust::init(cust::CudaFlags::empty()).unwrap();
-    let current = CustContext::new(CustDevice::get_device(3).unwrap()).unwrap();
+    let current = CustContext::new(CustDevice::get_device(ORDINAL).unwrap()).unwrap();
     let mut registry = Registry::default();
     registry.allow(kind).unwrap();
     let store = MemoryStore::default();
@@ -110,7 +112,7 @@ fn a_buffer_whose_transfer_is_dropped_is_freed() {
     let address = buffer.as_device_ptr().as_raw();
     let locked = LockedBuffer::new(&0_u32, 5000).unwrap();
     let place = locked.as_ptr() as u64;
-    assert_eq!((ordinal_of(address), meshreduce_device::allocated_on(place)), (Some(3), Some(3)));
+    assert_eq!((ordinal_of(address), meshreduce_device::allocated_on(place)), (Some(ORDINAL), Some(ORDINAL)));
     drop(b.endpoint.recv(buffer, GPU, None));
     drop(b.endpoint.recv(locked, Device::Cpu, None));
     eventually("the memory is freed", || {
