@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use meshreduce_device::peer_process_id;
 use meshreduce_store::identity::Life;
+use meshreduce_store::interface::NoInterface;
 use meshreduce_store::sockets::{abstract_name, listen};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -122,7 +123,10 @@ impl Listening {
         let mut place = Place::current(host_id)?;
         let unix = UnixListener::bind_addr(&UnixAddr::from_abstract_name(socket_name(&place.name))?)?;
         unix.set_nonblocking(true)?;
-        let (tcp, addresses) = listen(interface)?;
+        // What was asked for and is not there as itself, for who looks for it in the error.
+        let itself =
+            |error: std::io::Error| error.downcast::<NoInterface>().map_or_else(Failed::from, Failed::from);
+        let (tcp, addresses) = listen(interface).map_err(itself)?;
         place.addresses = addresses;
         Ok(Self { place, unix, tcp, bell })
     }
