@@ -266,6 +266,34 @@ fn a_rank_waits_for_its_own_job_while_an_earlier_start_of_it_ends() {
 }
 
 #[test]
+fn a_store_that_its_host_has_begun_to_close_is_nobodys_any_more_and_those_who_use_it_hear_of_that() {
+    let launcher = job(3, "127.71.3.90");
+    let host = launcher(0).store(LONG).unwrap();
+    let stays = launcher(1).store(LONG).unwrap();
+    // Nobody has closed it yet.
+    let begun = Instant::now();
+    stays.wait_for_the_host_to_close(SHORT);
+    assert!(begun.elapsed() >= SHORT);
+    let closing = std::thread::spawn(move || host.close(LONG));
+    let begun = Instant::now();
+    stays.wait_for_the_host_to_close(LONG);
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    match launcher(2).store(20 * SHORT) {
+        Err(error @ JobError::Ends { .. }) => {
+            assert!(
+                error.to_string().contains("127.71.3.90") && error.to_string().contains("about to end"),
+                "{error}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // Who uses it goes on until it leaves.
+    stays.set("key", b"value").unwrap();
+    stays.close(LONG);
+    assert_eq!(closing.join().unwrap(), 0);
+}
+
+#[test]
 fn a_second_process_for_a_rank_is_refused_and_both_are_named() {
     let launcher = job(2, "127.71.3.6");
     let host = launcher(0).store(LONG).unwrap();
