@@ -10,10 +10,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::collectives::{copy_behind_flags, copy_to_slot};
 use super::fingerprint::Fingerprint;
 use super::mailbox::differ;
 use super::segment::Segment;
+use super::stream::{Copies, copy_behind_flags};
 use super::ticket;
 use super::wait::{For, Wait};
 use super::wire::Neighbour;
@@ -32,6 +32,8 @@ pub(super) struct Island {
     seen: Vec<u64>,
     /// Whether those who may sleep for the last step have not been looked for.
     owes_wake: bool,
+    /// Into the own slots.
+    pub(super) copies: Copies,
 }
 
 /// Looks for a rank before those are looked for who may sleep for this one. Whoever sleeps for it has come itself, so that looking
@@ -48,7 +50,15 @@ fn fingerprint_of(member: &Neighbour, step: u64) -> Fingerprint {
 impl Island {
     pub(super) fn new(members: Vec<Neighbour>, place: usize) -> Self {
         let seen = vec![0; members.len()];
-        Self { members, place, step: 0, fingerprints: [Fingerprint::default(); 2], seen, owes_wake: false }
+        Self {
+            members,
+            place,
+            step: 0,
+            fingerprints: [Fingerprint::default(); 2],
+            seen,
+            owes_wake: false,
+            copies: Copies::new(),
+        }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -177,7 +187,7 @@ impl Island {
         unsafe {
             match bytes <= Segment::SHORT {
                 true => copy_behind_flags(input, to, bytes, Segment::SHORT_IN_LINE),
-                false => copy_to_slot(input, to, bytes),
+                false => self.copies.copy(input, to, bytes),
             }
         }
     }

@@ -36,6 +36,7 @@ mod ring;
 mod run;
 mod segment;
 mod shared;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod ticket;

@@ -12,9 +12,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use super::collectives::copy_to_slot;
 use super::frame::{Header, Kind};
 use super::segment::{Entry, RingControl, Segment};
+use super::stream::Copies;
 use crate::prefetch::prefetch_read;
 
 /// The other end has written what no rank of ours writes.
@@ -114,6 +114,7 @@ pub(super) struct Writer {
     end: End,
     /// What the reader is known to have taken out.
     taken: (u64, u64),
+    copies: Copies,
 }
 
 /// The end that reads.
@@ -123,7 +124,7 @@ pub(super) struct Reader(End);
 impl Writer {
     /// Of the rank at `place`, into another's segment. There is one.
     pub(super) fn new(segment: Arc<Segment>, place: usize) -> Self {
-        Self { end: End::new(segment, place), taken: (0, 0) }
+        Self { end: End::new(segment, place), taken: (0, 0), copies: Copies::new() }
     }
 
     /// Most bytes of data that one frame should have, so that the reader takes some out while others are put in.
@@ -168,8 +169,8 @@ impl Writer {
             // acquired that the reader has taken out what was there; it does not touch it before it has acquired the turn. The
             // place and the begin are aligned to a line.
             unsafe {
-                copy_to_slot(data.as_ptr(), at, first);
-                copy_to_slot(data.as_ptr().add(first), begin, data.len() - first);
+                self.copies.copy(data.as_ptr(), at, first);
+                self.copies.copy(data.as_ptr().add(first), begin, data.len() - first);
             }
         }
         for (place, word) in entry[1..].iter().zip(words) {

@@ -23,16 +23,15 @@ mod across;
 mod exchange;
 mod messages;
 mod recursive;
-mod stream;
 mod within;
 
 use std::sync::Arc;
 
 pub(super) use across::ExchangePattern;
-pub(super) use stream::{copy_behind_flags, copy_to_slot};
 
 use super::arithmetic::Reduction;
 use super::island::Island;
+use super::stream::copy;
 use super::ticket::Ticket;
 use super::wait::Wait;
 use crate::call::Call;
@@ -70,16 +69,6 @@ unsafe impl Send for Engine {}
 
 fn pointer(tensor: &Tensor) -> *mut u8 {
     std::ptr::with_exposed_provenance_mut(tensor.address as usize)
-}
-
-/// # Safety
-///
-/// Both are valid for so many bytes and do not overlap, unless they are the same.
-unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
-    if bytes > 0 && from != to.cast_const() {
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
-    }
 }
 
 /// Which of `count` elements of `size` bytes the one at `place` of `parts` has: the first, and how many. Slices begin at

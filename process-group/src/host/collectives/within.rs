@@ -3,10 +3,10 @@
 //! What is read and written through raw pointers here: the caller's tensors, by its promise; and slots, by the protocol of
 //! [`crate::host::island`]: the own one between `begin` and `publish`, others' between `come` and the next `publish`.
 
-use super::stream::copy_to_slot;
-use super::{Engine, copy, slice};
+use super::{Engine, slice};
 use crate::error::Error;
 use crate::host::arithmetic::{Form, Reduction};
+use crate::host::stream::copy;
 use crate::host::wait::Wait;
 
 /// Longest input, in bytes, that all ranks of an island of two read whole; of more ranks, so much less.
@@ -139,9 +139,9 @@ impl Engine {
                 // slice is nobody else's to read.
                 unsafe {
                     let from = input.add(index * chunk * size);
-                    copy_to_slot(from, slot, first * size);
+                    self.island.copies.copy(from, slot, first * size);
                     let behind = (first + mine) * size;
-                    copy_to_slot(from.add(behind), slot.add(behind), length * size - behind);
+                    self.island.copies.copy(from.add(behind), slot.add(behind), length * size - behind);
                 }
             }
             self.island.publish(wait);
@@ -184,7 +184,7 @@ impl Engine {
                 let to = output.map_or(result, |output| output.add(at));
                 reduction.reduce(Form::Elements, &self.sources, Form::Elements, to, mine);
                 if to != result && root.is_none() {
-                    copy_to_slot(to, result, mine * size);
+                    self.island.copies.copy(to, result, mine * size);
                 }
             }
         }
@@ -220,7 +220,9 @@ impl Engine {
                 let length = chunk.min(count.saturating_sub(done));
                 if length > 0 {
                     // SAFETY: within the part, and within the slot, which has room for so much of every rank.
-                    unsafe { copy_to_slot(from.add(done * size), slot.add(place * room), length * size) };
+                    unsafe {
+                        self.island.copies.copy(from.add(done * size), slot.add(place * room), length * size)
+                    };
                 }
             }
             self.island.publish(wait);
