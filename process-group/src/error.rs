@@ -150,7 +150,8 @@ pub enum Error {
     },
     /// A call did not end within its deadline. The group is over.
     #[error(
-        "{operation} number {sequence} on group {group} did not end {}{}", InTime(*.waited), NotCome(.missing, .stopped)
+        "{operation} number {sequence} on group {group} did not end {}{}{}", InTime(*.waited), NotCome(.missing, .stopped),
+        InAnotherOrder(.elsewhere)
     )]
     Timeout {
         /// The operation.
@@ -166,6 +167,9 @@ pub enum Error {
         /// The ranks whose processes are stopped (SIGSTOP, a debugger), whether or not they have come to the call, as far as that can be
         /// told: of those on other hosts it cannot.
         stopped: Vec<usize>,
+        /// Where missing ranks are instead: calls on groups made from the same first one, to which they have come and this rank has
+        /// not. There are such where ranks use groups in different orders.
+        elsewhere: Vec<Elsewhere>,
     },
     /// A wait ended before the call did; the call goes on.
     #[error("{call} has not ended after {waited:?}; it goes on")]
@@ -472,6 +476,20 @@ impl fmt::Display for Named {
     }
 }
 
+/// A call on another group, to which a rank has come that is waited for, and this rank has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Elsewhere {
+    /// The rank, in the group whose call is late.
+    pub rank: usize,
+    /// The other group.
+    pub group: Arc<str>,
+    /// The rank's last collective there.
+    pub sequence: u64,
+    /// This rank's last collective there; 0: it has made none.
+    pub own: u64,
+}
+
 struct InTime(Duration);
 
 impl fmt::Display for InTime {
@@ -510,6 +528,20 @@ impl fmt::Display for NotCome<'_> {
             write!(f, ": {} did not come to it", Ranks(self.0))?;
         }
         Stopped(self.1).fmt(f)
+    }
+}
+
+struct InAnotherOrder<'a>(&'a [Elsewhere]);
+
+impl fmt::Display for InAnotherOrder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Elsewhere { rank, group, sequence, own } in self.0 {
+            write!(
+                f,
+                "; rank {rank} has come to number {sequence} on group {group}, this rank to number {own} there"
+            )?;
+        }
+        Ok(())
     }
 }
 

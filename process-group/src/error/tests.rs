@@ -43,6 +43,7 @@ fn a_timeout_says_who_did_not_come_and_who_is_stopped() {
             waited: Duration::from_secs(3),
             missing: missing.to_vec(),
             stopped: stopped.to_vec(),
+            elsewhere: Vec::new(),
         };
         error
             .to_string()

@@ -51,6 +51,7 @@ impl Shared {
                     waited: start.elapsed(),
                     missing,
                     stopped: self.stopped(),
+                    elsewhere: Vec::new(),
                 };
                 // Who comes now misses this rank, as this one misses others.
                 for sequence in sequence.saturating_sub(1)..=sequence {

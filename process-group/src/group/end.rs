@@ -175,6 +175,7 @@ impl Shared {
             waited: call.start.elapsed(),
             missing,
             stopped: self.stopped(),
+            elsewhere: Vec::new(),
         };
         // Whoever waits for a call hears the same.
         backend.abort(&error);
@@ -216,7 +217,8 @@ impl Shared {
 
     /// What to say of a failure: the cause if the group has been ended, else the failure. The first that more than one rank has a
     /// part in makes the flight recorder write its dump, on each of them: it takes all dumps to see who is behind.
-    pub(crate) fn failed(&self, error: Error) -> Error {
+    pub(crate) fn failed(&self, mut error: Error) -> Error {
+        self.look_elsewhere(&mut error);
         match self.end.get() {
             Some(cause @ Error::Aborted { .. }) => return cause.clone(),
             _ => match error {

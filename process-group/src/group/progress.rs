@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use meshreduce_store::codec::{Reader, Writer};
@@ -16,7 +16,7 @@ use meshreduce_store::identity::{Life, Member};
 use meshreduce_store::{Store, StoreError};
 
 use super::shared::Shared;
-use crate::error::Error;
+use crate::error::{Elsewhere, Error};
 use crate::types::DeviceType;
 
 /// How often at most a rank tells how far it has come.
@@ -176,6 +176,29 @@ impl Shared {
                 Err(error) => Some(Err(error)),
             });
         looks.collect::<Result<_, _>>().unwrap_or_default()
+    }
+
+    /// Notes in a timeout where the ranks are that have not come, as they have told: who waits for this rank in another group told so
+    /// [`INTERVAL`] after it came there at the latest.
+    pub(super) fn look_elsewhere(&self, error: &mut Error) {
+        let Error::Timeout { missing, elsewhere, .. } = error else { return };
+        if missing.is_empty() || !elsewhere.is_empty() {
+            return;
+        }
+        for group in self.family.groups() {
+            if std::ptr::eq(&*group, self) {
+                continue;
+            }
+            let (own, _) = group.sequence_numbers();
+            for rank in missing.iter().copied() {
+                let member = self.info.ranks.get(rank);
+                let there = group.info.ranks.iter().position(|its| Some(its) == member);
+                let told = there.and_then(|there| group.told_by(there).ok().flatten());
+                if let Some(RankProgress { reached: sequence, .. }) = told.filter(|told| told.reached > own) {
+                    elsewhere.push(Elsewhere { rank, group: Arc::clone(&group.info.name), sequence, own });
+                }
+            }
+        }
     }
 
     /// Those of all others whose processes are stopped, as far as they have told who they are and this process can tell.

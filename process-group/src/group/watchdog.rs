@@ -484,6 +484,7 @@ fn expire(
         waited: watched.start.elapsed(),
         missing,
         stopped: group.stopped(),
+        elsewhere: Vec::new(),
     };
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
     backend.abort(&error);

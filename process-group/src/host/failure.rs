@@ -101,7 +101,15 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
                 let (sequence, missing) = (from_bytes.u64()?, from_bytes.list(Reader::rank)?);
                 let stopped = from_bytes.list(Reader::rank)?;
                 // How long the other one waited does not matter here.
-                Error::Timeout { operation, sequence, group, waited: Duration::ZERO, missing, stopped }
+                Error::Timeout {
+                    operation,
+                    sequence,
+                    group,
+                    waited: Duration::ZERO,
+                    missing,
+                    stopped,
+                    elsewhere: Vec::new(),
+                }
             }
             _ => Error::Aborted { group, cause: format!("rank {from}: {}", from_bytes.text()?) },
         })
@@ -199,6 +207,7 @@ mod tests {
             waited: Duration::from_secs(3),
             stopped: missing.clone(),
             missing,
+            elsewhere: Vec::new(),
         };
         let told = encode(&late((0..5000).collect(), Operation::ReduceScatter));
         assert!(told.len() <= Ended::MOST);

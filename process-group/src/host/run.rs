@@ -52,6 +52,7 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
             waited: waited.map_or(Duration::ZERO, |(_, waited)| waited),
             missing: Vec::new(),
             stopped: Vec::new(),
+            elsewhere: Vec::new(),
         })),
     }
 }

@@ -291,6 +291,7 @@ impl Shared {
                 waited,
                 missing: Vec::new(),
                 stopped: Vec::new(),
+                elsewhere: Vec::new(),
             });
         }
     }
@@ -458,6 +459,7 @@ impl Shared {
             waited,
             missing,
             stopped: stopped(&net.members, self.rank()),
+            elsewhere: Vec::new(),
         })
     }
 

@@ -55,6 +55,7 @@ fn known(
             waited,
             missing: vec![of(peer)],
             stopped: Vec::new(),
+            elsewhere: Vec::new(),
         })
     };
     match error {

@@ -104,6 +104,7 @@ impl Pending {
             waited: self.deadline.unwrap_or_default(),
             missing: Vec::new(),
             stopped: Vec::new(),
+            elsewhere: Vec::new(),
         }
     }
 

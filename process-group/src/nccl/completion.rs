@@ -65,6 +65,7 @@ impl CallInfo {
             waited: self.start.elapsed(),
             missing: self.peers.to_vec(),
             stopped: stopped(&core.members, core.group.rank),
+            elsewhere: Vec::new(),
         }
     }
 }

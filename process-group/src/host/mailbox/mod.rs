@@ -396,6 +396,7 @@ impl Mailbox {
             waited,
             missing: op.post.peer.into_iter().collect(),
             stopped: Vec::new(),
+            elsewhere: Vec::new(),
         })
     }
 

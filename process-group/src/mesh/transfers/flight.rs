@@ -303,6 +303,7 @@ fn late(operation: Operation, group: &GroupInfo, request: &Request, missing: Vec
         waited: request.start.elapsed(),
         missing,
         stopped: Vec::new(),
+        elsewhere: Vec::new(),
     }
 }
 
