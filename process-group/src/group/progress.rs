@@ -16,6 +16,7 @@ use meshreduce_store::identity::{Life, Member};
 use meshreduce_store::{Store, StoreError};
 
 use super::shared::Shared;
+use super::slot::Slot;
 use crate::error::{Elsewhere, Error};
 use crate::types::DeviceType;
 
@@ -131,9 +132,12 @@ impl Shared {
         self.told_by(rank).is_ok_and(|told| told.is_some_and(|told| told.has_died()))
     }
 
-    /// Tells the number of the last collective, if there has been one since.
+    /// Tells the number of the last collective, if there has been one since, or if one goes on for so long that it may be asked for: a
+    /// rank that has left the group before this one over the same keys, and is slow to, may have deleted what was told.
     pub(super) fn publish_progress(&self) {
-        self.publish(false);
+        let is_slow =
+            |slot: &Slot| slot.own_calls().is_some_and(|(first, _)| first.start.elapsed() >= INTERVAL);
+        self.publish(self.slots().iter().any(is_slow));
     }
 
     /// The same, unless something has been told before, also if there has been no collective.

@@ -424,6 +424,29 @@ fn a_call_that_is_late_names_who_has_not_come() {
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
 
+/// A rank that leaves a group deletes what others have told of it, and the next group over the same keys may have begun.
+#[test]
+fn what_a_rank_has_told_is_told_again_while_a_call_goes_on() {
+    let store = Arc::<MemoryStore>::default();
+    let (group, _) = group_over(&store, 0, 2, "cpu:open");
+    let mut data = [0.0];
+    let _goes_on = start(&group.with_deadline(Some(LONG)), &mut data).unwrap();
+    let told = || store.list_keys().unwrap().into_iter().find(|key| key.ends_with("progress/0"));
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let key = loop {
+            match told() {
+                Some(key) => break key,
+                None => assert!(begun.elapsed() < LONG),
+            }
+            std::thread::yield_now();
+        };
+        store.delete(&key).unwrap();
+    }
+    drop((group, _goes_on));
+    assert_eq!(told(), None, "nothing is told behind the end");
+}
+
 #[test]
 fn a_call_that_is_late_does_not_keep_the_ends_of_other_groups_from_being_seen() {
     let (group, notes) = group(0, 2, "cpu:open");
