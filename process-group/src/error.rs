@@ -23,8 +23,8 @@ pub enum Error {
     /// The configuration of backends makes no sense.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A variable of the flight recorder's makes no sense.
-    #[error("the flight recorder's variable {0}")]
+    /// A variable or a setting of the flight recorder's makes no sense.
+    #[error("the flight recorder: {0}")]
     Recording(SettingsError),
     /// The rank is not one of the world's.
     #[error("rank {rank} is not one of {world_size} ranks")]
@@ -167,8 +167,8 @@ pub enum Error {
         /// The ranks whose processes are stopped (SIGSTOP, a debugger), whether or not they have come to the call, as far as that can be
         /// told: of those on other hosts it cannot.
         stopped: Vec<usize>,
-        /// Where missing ranks are instead: calls on groups made from the same first one, to which they have come and this rank has
-        /// not. There are such where ranks use groups in different orders.
+        /// Where missing ranks were last seen waiting instead: calls on other groups that were made from the same first one. There are
+        /// such where ranks use groups in different orders.
         elsewhere: Vec<Elsewhere>,
     },
     /// A wait ended before the call did; the call goes on.
@@ -476,7 +476,7 @@ impl fmt::Display for Named {
     }
 }
 
-/// A call on another group, to which a rank has come that is waited for, and this rank has not.
+/// A call on another group, in which a rank waits that is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Elsewhere {
@@ -484,10 +484,10 @@ pub struct Elsewhere {
     pub rank: usize,
     /// The other group.
     pub group: Arc<str>,
-    /// The rank's last collective there.
+    /// What it calls there.
+    pub operation: Operation,
+    /// The call's number among the collectives of that group, or among its sends and receives.
     pub sequence: u64,
-    /// This rank's last collective there; 0: it has made none.
-    pub own: u64,
 }
 
 struct InTime(Duration);
@@ -535,10 +535,10 @@ struct InAnotherOrder<'a>(&'a [Elsewhere]);
 
 impl fmt::Display for InAnotherOrder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Elsewhere { rank, group, sequence, own } in self.0 {
+        for Elsewhere { rank, group, operation, sequence } in self.0 {
             write!(
                 f,
-                "; rank {rank} has come to number {sequence} on group {group}, this rank to number {own} there"
+                "; rank {rank} was last seen waiting in {operation} number {sequence} on group {group}"
             )?;
         }
         Ok(())

@@ -36,20 +36,26 @@ pub struct Settings {
     pub dump_on_timeout: bool,
 }
 
-/// What is wrong with a variable.
+/// What is wrong with a variable, or with what was set in place of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
     /// No number of calls.
-    #[error("{variable} is {value:?}: no number of calls from 0 to {MOST_ENTRIES}")]
+    #[error("variable {variable} is {value:?}: no number of calls from 0 to {MOST_ENTRIES}")]
     NotACount {
         /// The variable.
         variable: &'static str,
         /// What it is set to.
         value: OsString,
     },
+    /// More calls are to be kept than can be ([`crate::Builder::recorded_calls`]).
+    #[error("{calls} calls cannot be kept: {MOST_ENTRIES} are the most")]
+    TooMany {
+        /// So many.
+        calls: usize,
+    },
     /// Neither yes nor no.
-    #[error("{variable} is {value:?}: none of 1, y, yes, t, true, 0, n, no, f, false")]
+    #[error("variable {variable} is {value:?}: none of 1, y, yes, t, true, 0, n, no, f, false")]
     NotABool {
         /// The variable.
         variable: &'static str,

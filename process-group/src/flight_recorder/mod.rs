@@ -150,6 +150,18 @@ pub struct Entry {
     pub caller: Caller,
 }
 
+/// A call that goes on, as [`FlightRecorder::waiting`] tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WaitingCall {
+    /// The group's name.
+    pub group: Arc<str>,
+    /// What it does.
+    pub operation: Operation,
+    /// Its number among the group's collectives, or among its sends and receives.
+    pub sequence: u64,
+}
+
 /// How far a group has come: sequence numbers of collectives, 0 for none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::{Begun, Entry, RecordedGroup, Snapshot, State, Status};
+use super::{Begun, Entry, RecordedGroup, Snapshot, State, Status, WaitingCall};
 use crate::brief_lock::{Brief, BriefLock};
 use crate::clock;
 use crate::prefetch::prefetch;
@@ -369,6 +369,30 @@ impl FlightRecorder {
         let mut ring = self.ring();
         self.take_in_all(&mut ring);
         ring.groups[group as usize].group.status
+    }
+
+    /// Of each group the first call that has gone on for so long, as far as calls are kept; those made first come first. (Captured calls go
+    /// on for ever, and are none of these.)
+    pub fn waiting(&self, since: Duration) -> Vec<WaitingCall> {
+        let mut ring = self.ring();
+        self.take_in_all(&mut ring);
+        let goes_on =
+            |entry: &&Entry| entry.ended.is_none() && !entry.is_captured && entry.created.elapsed() >= since;
+        let mut first: Vec<&Entry> = Vec::new();
+        for entry in ring.entries.iter().filter(goes_on) {
+            match first.iter_mut().find(|known| known.group == entry.group) {
+                Some(known) if entry.record < known.record => *known = entry,
+                Some(_) => {}
+                None => first.push(entry),
+            }
+        }
+        first.sort_by_key(|entry| entry.record);
+        let call = |entry: &Entry| WaitingCall {
+            group: Arc::clone(&ring.groups[entry.group as usize].group.name),
+            operation: entry.operation,
+            sequence: if entry.is_p2p { entry.p2p_sequence } else { entry.collective_sequence },
+        };
+        first.into_iter().map(call).collect()
     }
 
     /// Everything, now.

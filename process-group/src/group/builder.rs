@@ -13,7 +13,7 @@ use super::shared::{Settings, Shared};
 use crate::backend::{GroupInfo, Registry};
 use crate::config::{BackendConfig, ConfigError};
 use crate::error::Error;
-use crate::flight_recorder::Settings as Recording;
+use crate::flight_recorder::{MOST_ENTRIES, Settings as Recording, SettingsError};
 
 /// What ranks compare of a call has 20 bits for a root and one more value for none.
 const MOST_RANKS: usize = (1 << 20) - 1;
@@ -113,7 +113,8 @@ impl Builder {
         self
     }
 
-    /// How many calls the flight recorder keeps. The default is what `TORCH_FR_BUFFER_SIZE` says, or 2000.
+    /// How many calls the flight recorder keeps, [`crate::flight_recorder::MOST_ENTRIES`] at most. The default is what
+    /// `TORCH_FR_BUFFER_SIZE` says, or 2000.
     pub fn recorded_calls(mut self, calls: usize) -> Self {
         self.recorded_calls = Some(calls);
         self
@@ -137,6 +138,9 @@ impl Builder {
         }
         self.config.resolve(&self.registry)?;
         Recording::from_env()?;
+        if let Some(calls) = self.recorded_calls.filter(|calls| *calls > MOST_ENTRIES) {
+            return Err(Error::Recording(SettingsError::TooMany { calls }));
+        }
         Ok(self)
     }
 
@@ -162,7 +166,7 @@ impl Builder {
             recording.dump_on_timeout = prefix.is_some();
             recording.prefix = prefix.unwrap_or_default();
         }
-        let family = Family::new(rank, registry, recording);
+        let family = Family::new(rank, registry, recording, &store);
         let ranks = (0..world_size).collect();
         let info = Arc::new(GroupInfo { name, rank, world_size, ranks });
         Ok(ProcessGroup::of(Shared::new(

@@ -1,13 +1,14 @@
 //! Whether all ranks make the same call, compared before any of them makes it.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use meshreduce_store::{Store as _, StoreError};
 
+use super::progress::INTERVAL;
 use super::shared::Shared;
-use crate::backend::UntilEnd;
+use crate::backend::{Backend, UntilEnd};
 use crate::call::Call;
 use crate::error::Error;
 
@@ -17,16 +18,36 @@ impl Shared {
     /// Every rank sets its own text and waits for all others'. Who has seen them all knows that all have seen those of the call
     /// before, and takes back its own text of that: two keys a rank stay at most.
     pub(super) fn compare_calls(
-        &self,
+        self: &Arc<Self>,
+        backend: &Arc<dyn Backend>,
         call: &Call<'_>,
         sequence: u64,
         deadline: Option<Duration>,
     ) -> Result<(), Error> {
         let start = Instant::now();
         let (rank, world_size) = (self.info.rank, self.info.world_size);
-        // An abort ends the wait for the others.
-        let store = UntilEnd::new(self.store_below("calls")?, Arc::clone(&self.end));
+        if world_size == 1 {
+            return Ok(());
+        }
         let key = |sequence: u64, rank: usize| format!("{sequence}/{rank}");
+        // An abort here, or of another rank as the backend hears, ends the wait for the others, and so does one that is gone.
+        let is_hopeless = {
+            let (group, backend) = (Arc::clone(self), Arc::clone(backend));
+            let found = Mutex::new((Instant::now(), None));
+            move || {
+                group.end.get().cloned().or_else(|| backend.error()).or_else(|| {
+                    let (looked, gone) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
+                    if gone.is_none() && looked.elapsed() >= INTERVAL {
+                        *gone = group.gone_before(|rank| format!("calls/{}", key(sequence, rank)));
+                        *looked = Instant::now();
+                    }
+                    gone.clone()
+                })
+            }
+        };
+        let is_hopeless = Arc::new(is_hopeless);
+        let looks = Arc::clone(&is_hopeless);
+        let store = UntilEnd::when(self.store_below("calls")?, move || looks());
         // Who leaves is to know that this rank is there, and reads texts.
         self.publish_first_progress();
         let own = call.fingerprint();
@@ -38,8 +59,8 @@ impl Shared {
         let texts = match store.multi_get(&keys, timeout) {
             Ok(texts) => texts,
             Err(StoreError::Timeout { keys: absent, .. }) => {
-                if let Some(cause) = self.end.get() {
-                    return Err(cause.clone());
+                if let Some(cause) = is_hopeless() {
+                    return Err(cause);
                 }
                 // Those who have come, given up and taken their texts back have told so before. So does this rank now.
                 let absent = (0..world_size).filter(|rank| absent.contains(&key(sequence, *rank))).collect();

@@ -180,7 +180,8 @@ impl ProcessGroup {
             false => None,
             true => {
                 let numbers = recorder.in_turn(|| shared.count(is_p2p));
-                shared.compare_calls(call, numbers.0, deadline)?;
+                let compared = self.shared.compare_calls(backend, call, numbers.0, deadline);
+                compared.map_err(|error| shared.failed(error))?;
                 Some(numbers)
             }
         };

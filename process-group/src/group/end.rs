@@ -218,7 +218,7 @@ impl Shared {
     /// What to say of a failure: the cause if the group has been ended, else the failure. The first that more than one rank has a
     /// part in makes the flight recorder write its dump, on each of them: it takes all dumps to see who is behind.
     pub(crate) fn failed(&self, mut error: Error) -> Error {
-        self.look_elsewhere(&mut error);
+        self.note_elsewhere(&mut error);
         match self.end.get() {
             Some(cause @ Error::Aborted { .. }) => return cause.clone(),
             _ => match error {

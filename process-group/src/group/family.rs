@@ -4,7 +4,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use meshreduce_store::Store;
+
 use super::shared::Shared;
+use super::waits::Waits;
 use super::watchdog::Watchdog;
 use crate::backend::Registry;
 use crate::flight_recorder::{FlightRecorder, Settings as Recording};
@@ -20,10 +23,16 @@ pub(crate) struct Family {
     groups: Mutex<Vec<Weak<Shared>>>,
     dumped: AtomicBool,
     pub(super) watchdog: Watchdog,
+    pub(super) waits: Waits,
 }
 
 impl Family {
-    pub(super) fn new(rank: usize, registry: Registry, recording: Recording) -> Arc<Self> {
+    pub(super) fn new(
+        rank: usize,
+        registry: Registry,
+        recording: Recording,
+        store: &Arc<dyn Store>,
+    ) -> Arc<Self> {
         let calls = recording.entries;
         Arc::new_cyclic(|family| Self {
             process: Generation::current(),
@@ -33,6 +42,7 @@ impl Family {
             groups: Mutex::new(Vec::new()),
             dumped: AtomicBool::new(false),
             watchdog: Watchdog::new(Weak::clone(family)),
+            waits: Waits::new(rank, store),
         })
     }
 
@@ -65,5 +75,16 @@ impl Family {
     /// Those that are still there.
     pub(super) fn groups(&self) -> Vec<Arc<Shared>> {
         self.lock().iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        // (In a forked child it is the parent that tells.)
+        if !self.process.is_past()
+            && let Err(error) = self.waits.take_back()
+        {
+            tracing::debug!(%error, "where this rank waited stays in the store");
+        }
     }
 }

@@ -19,6 +19,7 @@ mod site;
 mod slot;
 #[cfg(test)]
 mod tests;
+mod waits;
 mod watch;
 mod watchdog;
 

@@ -27,6 +27,8 @@ fn member_of(part: &GroupInfo, group: &Shared, error: Error) -> Option<Error> {
     let Error::RankDied { rank, how, .. } = error else { return None };
     let of_all = group.info.ranks.get(rank)?;
     let member = part.ranks.iter().position(|one| one == of_all)?;
+    // It may name ranks, as they are numbered there.
+    let how = format!("{how} (as group {} says)", group.info.name);
     let died = || Error::RankDied { rank: member, group: Arc::clone(&part.name), how };
     group.has_died(rank).then(died)
 }

@@ -17,7 +17,7 @@ use meshreduce_store::{Store, StoreError};
 
 use super::shared::Shared;
 use super::slot::Slot;
-use crate::error::{Elsewhere, Error};
+use crate::error::Error;
 use crate::types::DeviceType;
 
 /// How often at most a rank tells how far it has come.
@@ -30,7 +30,7 @@ const LEFT: &str = "progress/left";
 /// they do so themselves.
 const NEXT: usize = 8;
 /// What nobody stores.
-const NOTHING: &[u8] = b"?";
+pub(super) const NOTHING: &[u8] = b"?";
 
 fn key(rank: usize) -> String {
     format!("progress/{rank}")
@@ -132,6 +132,17 @@ impl Shared {
         self.told_by(rank).is_ok_and(|told| told.is_some_and(|told| told.has_died()))
     }
 
+    /// A rank that has left the group, or whose process has ended as far as this one can tell, and has not set a key before.
+    pub(super) fn gone_before(&self, key: impl Fn(usize) -> String) -> Option<Error> {
+        let gone = |rank: &usize| {
+            let told = self.told_by(*rank).ok().flatten();
+            told.is_some_and(|told| told.is_gone()) && self.store.check(&[&key(*rank)]).is_ok_and(|is| !is)
+        };
+        let rank = self.others().into_iter().find(gone)?;
+        let how = "it has left the group, or its process has ended".to_owned();
+        Some(Error::RankDied { rank, group: Arc::clone(&self.info.name), how })
+    }
+
     /// Tells the number of the last collective, if there has been one since, or if one goes on for so long that it may be asked for: a
     /// rank that has left the group before this one over the same keys, and is slow to, may have deleted what was told.
     pub(super) fn publish_progress(&self) {
@@ -180,29 +191,6 @@ impl Shared {
                 Err(error) => Some(Err(error)),
             });
         looks.collect::<Result<_, _>>().unwrap_or_default()
-    }
-
-    /// Notes in a timeout where the ranks are that have not come, as they have told: who waits for this rank in another group told so
-    /// [`INTERVAL`] after it came there at the latest.
-    pub(super) fn look_elsewhere(&self, error: &mut Error) {
-        let Error::Timeout { missing, elsewhere, .. } = error else { return };
-        if missing.is_empty() || !elsewhere.is_empty() {
-            return;
-        }
-        for group in self.family.groups() {
-            if std::ptr::eq(&*group, self) {
-                continue;
-            }
-            let (own, _) = group.sequence_numbers();
-            for rank in missing.iter().copied() {
-                let member = self.info.ranks.get(rank);
-                let there = group.info.ranks.iter().position(|its| Some(its) == member);
-                let told = there.and_then(|there| group.told_by(there).ok().flatten());
-                if let Some(RankProgress { reached: sequence, .. }) = told.filter(|told| told.reached > own) {
-                    elsewhere.push(Elsewhere { rank, group: Arc::clone(&group.info.name), sequence, own });
-                }
-            }
-        }
     }
 
     /// Those of all others whose processes are stopped, as far as they have told who they are and this process can tell.
@@ -268,6 +256,7 @@ impl Shared {
             }
         }
         (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
+        self.info.ranks.iter().try_for_each(|rank| self.family.waits.forget(*rank))?;
         self.store.delete(LEFT)?;
         self.forget_end()?;
         for kind in DeviceType::ALL {

@@ -18,8 +18,8 @@ use super::slot::Slot;
 use crate::backend::{Backend, BackendContext, DeadMember, GroupInfo};
 use crate::call::Call;
 use crate::config::BackendConfig;
-use crate::error::Error;
-use crate::types::{Device, DeviceType};
+use crate::error::{Elsewhere, Error};
+use crate::types::{Device, DeviceType, Operation};
 
 /// What a group was made with and hands on to the groups that are made from it.
 #[derive(Clone, Debug)]
@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub(super) hooks: Hooks,
     /// The last collective that the store was told of.
     pub(super) published: Mutex<Published>,
+    /// What the first timeout has said of where ranks wait, and its call.
+    pub(super) elsewhere: OnceLock<((Operation, u64), Vec<Elsewhere>)>,
     pub(super) family: Arc<Family>,
     /// The group that this is a part of; of the group of all ranks: nothing.
     pub(super) parent: Weak<Shared>,
@@ -100,6 +102,7 @@ impl Shared {
             end: Arc::default(),
             hooks: Hooks::default(),
             published: Mutex::default(),
+            elsewhere: OnceLock::new(),
             family: Arc::clone(family),
             parent,
         });

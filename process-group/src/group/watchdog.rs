@@ -201,11 +201,15 @@ fn watch(family: &Weak<Family>, shared: &Shares) {
         drop(state);
         next_tick = Instant::now() + TICK;
         let Some(family) = family.upgrade() else { return };
+        let groups = family.groups();
         let tells = Instant::now() >= next_told;
         if tells {
             next_told = Instant::now() + INTERVAL;
         }
-        for group in family.groups() {
+        if tells {
+            family.waits.look(&family.recorder, &groups);
+        }
+        for group in groups {
             group.tell_end();
             for slot in group.slots() {
                 guarded("a hook", || look_at(&group, slot));

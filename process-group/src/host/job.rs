@@ -108,7 +108,8 @@ impl Owned {
 
 /// When a call must have ended, and how long it had.
 pub(super) fn end(request: &Request) -> Option<(Instant, Duration)> {
-    request.end().zip(request.deadline)
+    // (None at all is told as another rank's.)
+    request.end().zip(request.deadline.map(|waited| waited.max(Duration::from_nanos(1))))
 }
 
 /// A call that waits for its turn, and who waits for it.
