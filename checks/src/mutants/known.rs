@@ -30,9 +30,18 @@ impl Known {
         let name = name.replace(&format!("{}/", Isa::V84.suffix()), "/");
         let name = name.as_str();
         let short = name.split_once('/').map_or(name, |(_, short)| short);
-        let any_phase = ["gather-", "relay-", "differs-", "second-", "header-", "relayed-header-", "alone-"]
-            .iter()
-            .find_map(|prefix| short.strip_prefix(prefix));
+        let any_phase = [
+            "gather-",
+            "relay-",
+            "differs-",
+            "second-",
+            "header-for-relay-",
+            "header-",
+            "relayed-header-",
+            "alone-",
+        ]
+        .iter()
+        .find_map(|prefix| short.strip_prefix(prefix));
         KNOWN.iter().find(|known| {
             [name, short, any_phase.unwrap_or(short)].contains(&known.name)
                 && known.ranks.is_none_or(|only| only == ranks)

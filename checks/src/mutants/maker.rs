@@ -8,6 +8,21 @@ use meshreduce_wire::{Algorithm, Isa, LaneParams, LaunchParams, counters, pad};
 use super::roles::{Failing, Wait};
 use super::text::{Edit, Entry, Mutant};
 
+/// Whose entry of a table a thread takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// That at the thread's number.
+    Thread,
+    /// In a hybrid cube mesh: that of the own quad.
+    OfQuad,
+    /// That of the other one.
+    OfOtherQuad,
+    /// That which differs from the own one in the bit of 4.
+    Opposite,
+    /// That of the relay neighbour.
+    RelayNeighbour,
+}
+
 /// Mutants in the making.
 pub struct Maker<'a, R> {
     /// The entry.
@@ -82,9 +97,15 @@ impl<R> Maker<'_, R> {
         format!("\tld.param.{bits} {register}, [{}_param_0+{at}];", self.entry.name())
     }
 
-    /// Loads what a table of launch parameters has for the position that is the thread's number. Uses `%mr3` and `%mp3`, and
-    /// `%md7` or `%mr2`.
+    /// Loads what a table of launch parameters has for the place that the thread stands for. Uses `%mr2`, `%mr3` and `%mp3`, and
+    /// perhaps `%md7`.
     pub(super) fn of_thread(&self, register: &str, table: usize) -> Vec<String> {
+        let place = if self.algorithm.is_of_cube_mesh() { Place::OfQuad } else { Place::Thread };
+        self.of_place(register, table, place)
+    }
+
+    /// The same of any place.
+    pub(super) fn of_place(&self, register: &str, table: usize, place: Place) -> Vec<String> {
         let (bits, other) = if register.starts_with("%md") { (64, "%md7") } else { (32, "%mr2") };
         let load = |to: &str, position: usize| {
             format!(
@@ -93,7 +114,19 @@ impl<R> Maker<'_, R> {
                 table + bits / 8 * position
             )
         };
-        let mut lines = vec!["\tmov.u32 %mr3, %tid.x;".to_owned(), load(register, 0)];
+        let position = self.lane_param("%mr2", offset_of!(LaneParams, position));
+        let of_thread = "\tmov.u32 %mr3, %tid.x;".to_owned();
+        let quad = "\tand.b32 %mr2, %mr2, 4;".to_owned();
+        let flipped = "\txor.b32 %mr2, %mr2, 4;".to_owned();
+        let sum = "\tadd.s32 %mr3, %mr3, %mr2;".to_owned();
+        let mut lines = match place {
+            Place::Thread => vec![of_thread],
+            Place::OfQuad => vec![of_thread, position, quad, sum],
+            Place::OfOtherQuad => vec![of_thread, position, quad, flipped, sum],
+            Place::Opposite => vec![position, flipped, "\tmov.b32 %mr3, %mr2;".to_owned()],
+            Place::RelayNeighbour => vec![self.lane_param("%mr3", offset_of!(LaneParams, relay))],
+        };
+        lines.push(load(register, 0));
         for position in 1..self.ranks {
             lines.push(load(other, position));
             lines.push(format!("\tsetp.eq.u32 %mp3, %mr3, {position};"));

@@ -135,10 +135,6 @@ impl Set {
     /// # Errors
     /// If there is no such kernel, or a mutation does not apply.
     pub fn all(algorithm: Algorithm, ranks: usize, isa: Isa) -> Result<Vec<Self>> {
-        if algorithm.is_of_slices() && algorithm.is_of_cube_mesh() {
-            // Their shape is not known here yet.
-            return Ok(Vec::new());
-        }
         if algorithm.is_of_slices() {
             return Ok(vec![Self::of_slices(algorithm, ranks, isa)?]);
         }
@@ -221,7 +217,8 @@ impl Set {
             }
             (maker.made, Vec::new())
         };
-        let between = Between::Slices(SliceKernels::shipped(ranks, isa)?.with_focus(algorithm));
+        let between =
+            Between::Slices(SliceKernels::with_those_of(algorithm, ranks, isa)?.with_focus(algorithm));
         Ok(Self { entry, name, algorithm, isa, ranks, deaths, between, troubled: true, mutants })
     }
 

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use anyhow::Result;
 use meshreduce_wire::{LaneParams, LaunchParams, SliceParams, Slices, counters};
 
-use super::maker::Maker;
+use super::maker::{Maker, Place};
 use super::packet_roles::{PacketRoles, Poll, descriptor_parities, pair_of};
 use super::roles::pair;
 use super::text::Edit;
@@ -62,7 +62,7 @@ impl Maker<'_, PacketRoles> {
                 let [low, high] = pair_of(entry, at);
                 let mut with = Vec::new();
                 let mut packets = vec![(low, 0), (high, 8)];
-                if roles.polls[phase].seen[0].len() == 1 {
+                if roles.polls[0].seen[0].len() == 1 {
                     // One flag, above both.
                     packets.reverse();
                 }
@@ -238,10 +238,9 @@ impl Maker<'_, PacketRoles> {
 
     fn headers(&mut self) -> Result<()> {
         let (entry, roles) = (self.entry, self.roles);
-        let by_table = self.awaited_by_table();
-        let given = |at: usize, descriptor: &str| {
+        let given = |at: usize, descriptor: &str, by_table: &[String]| {
             let [low, high] = pair(entry, at);
-            let mut lines = by_table.clone();
+            let mut lines = by_table.to_vec();
             let descriptor = if lines.is_empty() { descriptor } else { "%md1" };
             lines.extend([
                 format!("\tor.b32 %mr0, {}, 1;", roles.packets),
@@ -265,7 +264,8 @@ impl Maker<'_, PacketRoles> {
             };
             let equal = vec![format!("\tsetp.eq.b64 {told}, {seen}, {seen};")];
             self.add(name("not-compared"), vec![Edit { at: header.compare, with: equal }]);
-            let awaited = || header.looks.iter().map(|&at| given(at, descriptor));
+            let by_table = self.awaited_by_table(header.wait.prefix);
+            let awaited = || header.looks.iter().map(|&at| given(at, descriptor, &by_table));
             self.add(name("not-awaited"), awaited().collect());
             missing.extend(awaited().chain([entry.dropped(header.store)]));
             self.weaken(&name("ask"), &[header.ask])?;
@@ -293,10 +293,16 @@ impl Maker<'_, PacketRoles> {
     }
 
     /// Of slices: loads what the header must say that the thread awaits, to `%md1`.
-    fn awaited_by_table(&self) -> Vec<String> {
-        match self.algorithm.is_of_slices() {
-            true => self.of_thread("%md1", offset_of!(SliceParams, expected)),
-            false => Vec::new(),
+    fn awaited_by_table(&self, prefix: &str) -> Vec<String> {
+        let expected = offset_of!(SliceParams, expected);
+        match prefix {
+            _ if !self.algorithm.is_of_slices() => Vec::new(),
+            "relayed-header-" => self.of_place("%md1", expected, Place::OfOtherQuad),
+            // What a rank of the quad has for the relay neighbour is what this one has for it.
+            "header-for-relay-" => {
+                self.of_place("%md1", offset_of!(SliceParams, said), Place::RelayNeighbour)
+            }
+            _ => self.of_thread("%md1", expected),
         }
     }
 
@@ -304,13 +310,25 @@ impl Maker<'_, PacketRoles> {
     /// has nothing to send.
     fn headers_by_data(&mut self) {
         let (entry, roles) = (self.entry, self.roles);
+        // In a hybrid cube mesh those of the quad alone, whose data are also those that are pushed on.
+        let headers = if self.algorithm.is_of_cube_mesh() { &roles.headers[..1] } else { &roles.headers };
+        let received = offset_of!(SliceParams, received) + offset_of!(Slices, bytes);
+        let sent = offset_of!(SliceParams, sent) + offset_of!(Slices, bytes);
         let mut edits = Vec::new();
-        for header in &roles.headers {
+        for header in headers {
             for at in header.looks {
                 let [low, high] = pair(entry, at);
-                let mut lines = self.awaited_by_table();
-                let bytes = offset_of!(SliceParams, received) + offset_of!(Slices, bytes);
-                lines.extend(self.of_thread("%mr1", bytes));
+                let mut lines = self.of_thread("%mr1", received);
+                if self.algorithm.is_of_cube_mesh() {
+                    lines.push("\tcvt.u64.u32 %md1, %mr1;".to_owned());
+                    lines.extend(match self.algorithm.moves() {
+                        true => self.of_place("%mr1", received, Place::OfOtherQuad),
+                        false => self.of_place("%mr1", sent, Place::Opposite),
+                    });
+                    lines.push("\tcvt.u32.u64 %mr2, %md1;".to_owned());
+                    lines.push("\tor.b32 %mr1, %mr1, %mr2;".to_owned());
+                }
+                lines.extend(self.awaited_by_table(header.wait.prefix));
                 lines.extend([
                     "\tsetp.eq.u32 %mp0, %mr1, 0;".to_owned(),
                     format!("\tor.b32 %mr0, {}, 1;", roles.packets),
@@ -327,9 +345,17 @@ impl Maker<'_, PacketRoles> {
         }
         let unheard = edits.clone();
         self.add("acknowledgement-not-awaited-without-data", unheard);
-        for header in &roles.headers {
-            let bytes = offset_of!(SliceParams, sent) + offset_of!(Slices, bytes);
-            let mut lines = self.of_thread("%mr1", bytes);
+        for header in headers {
+            let mut lines = self.of_thread("%mr1", sent);
+            if self.algorithm.is_of_cube_mesh() {
+                lines.push("\tcvt.u64.u32 %md1, %mr1;".to_owned());
+                lines.extend(match self.algorithm.moves() {
+                    true => self.of_place("%mr1", received, Place::Opposite),
+                    false => self.of_place("%mr1", sent, Place::OfOtherQuad),
+                });
+                lines.push("\tcvt.u32.u64 %mr2, %md1;".to_owned());
+                lines.push("\tor.b32 %mr1, %mr1, %mr2;".to_owned());
+            }
             lines.push("\tsetp.ne.u32 %mp0, %mr1, 0;".to_owned());
             lines.push(format!("\t@%mp0 {}", entry.lines[header.store].trim()));
             edits.push(Edit { at: header.store, with: lines });

@@ -66,8 +66,8 @@ pub struct Header {
 
 /// A wait for packets.
 pub struct Poll {
-    /// Of phase 1.
-    pub is_second: bool,
+    /// Of which phases.
+    pub phases: [bool; 2],
     /// The loads.
     pub loads: Vec<usize>,
     /// The flag that is awaited, a register, and where it is known.
@@ -103,18 +103,22 @@ impl PacketRoles {
         let values = |at: usize| pair_of(entry, at);
         let (refreshes, data): (Vec<usize>, Vec<usize>) = others.partition(|&at| {
             let [low, high] = values(at);
-            // Of slices they are those of data too.
-            if algorithm.is_of_slices() {
+            // Of slices they are those of data too, but in a hybrid cube mesh.
+            if algorithm.is_of_slices() && !algorithm.is_of_cube_mesh() {
                 return false;
             }
             // Zeros: two packets that are the same, or no data below.
             low == high || isa == Isa::V84 && entry.all(&format!("mov.b64 \t{low}, 0;")).len() == 1
         });
         let polls = Self::polls(entry, algorithm, &headers, isa)?;
-        // What has been reduced is pushed in the second phase.
-        let has_one_phase = !polls.iter().any(|poll| poll.is_second);
+        // What has been reduced is pushed in the second phase, and of slices what has come, behind the headers.
+        let has_one_phase = !polls.iter().any(|poll| poll.phases[1]);
+        let last_header = headers.last().map(|header| header.looks[1]);
         let (last, first_ones): (Vec<usize>, Vec<usize>) =
-            data.into_iter().partition(|&at| is_a_sum(entry, &values(at)[0]));
+            data.into_iter().partition(|&at| match algorithm.is_of_slices() {
+                true => !has_one_phase && Some(at) > last_header,
+                false => is_a_sum(entry, &values(at)[0]),
+            });
         let pushes = if has_one_phase { vec![first_ones] } else { vec![first_ones, last] };
         ensure!(pushes.iter().all(|phase| !phase.is_empty()), "the pushes");
         // Copies of p are made where it is used.
@@ -165,8 +169,11 @@ impl PacketRoles {
 
     /// The exchanges of headers. A header's slot is read at one address in two places.
     fn headers(entry: &Entry, algorithm: Algorithm, declared: usize) -> Result<Vec<Header>> {
-        let prefixes: &[&'static str] =
-            if algorithm.is_of_cube_mesh() { &["header-", "relayed-header-"] } else { &["header-"] };
+        let prefixes: &[&'static str] = match algorithm {
+            Algorithm::CubeMeshReduceScatterLl => &["header-", "header-for-relay-", "relayed-header-"],
+            _ if algorithm.is_of_cube_mesh() => &["header-", "relayed-header-"],
+            _ => &["header-"],
+        };
         let loads = entry.all(PAIR_LOAD);
         let again = |at: usize| {
             let same = |other: &&usize| entry.operands(**other)[1] == entry.operands(at)[1];
@@ -179,10 +186,11 @@ impl PacketRoles {
         // With what is launched, which a register holds; the other such comparison is that of what the ask has brought.
         let compares_it =
             |at: &&usize| entry.operands(**at).get(2).is_some_and(|operand| operand.starts_with('%'));
-        let mut headers = Vec::new();
+        let mut headers: Vec<Header> = Vec::new();
         for (phase, (looks, prefix)) in looks.into_iter().zip(prefixes).enumerate() {
             let store = match phase {
                 0 => entry.next(declared + 1, PAIR_STORE, 60)?,
+                1 if prefixes.len() == 3 => entry.next(headers[0].store, PAIR_STORE, 60)?,
                 _ => entry.before(looks[0], PAIR_STORE, 60)?,
             };
             let ask_after = entry.next(looks[0], ", 100000;", 60)?;
@@ -239,14 +247,18 @@ impl PacketRoles {
                 None => groups.push(vec![at]),
             }
         }
-        let mut polls = Vec::new();
+        let refreshed = groups.last().cloned().unwrap_or_default();
+        let mut polls: Vec<Poll> = Vec::new();
         for loads in groups {
             // A unit alone is one that is taken once more, or that a refreshing call awaits; of slices that do not lie alike
-            // each is awaited alone.
+            // each is awaited alone, and what comes from the relay neighbour to be pushed on.
             let is_alone = loads.len() == 1;
-            let Some(&last) = loads.last().filter(|_| !is_alone || algorithm == Algorithm::ExchangeLl) else {
-                continue;
+            let are_waits = |loads: &[usize]| match algorithm {
+                Algorithm::ExchangeLl => true,
+                Algorithm::CubeMeshExchangeLl => loads != refreshed,
+                _ => loads.len() > 1,
             };
+            let Some(&last) = loads.last().filter(|_| are_waits(&loads)) else { continue };
             let flag_at = entry.next(last, "\tor.b32", 5)?;
             let flag = entry.operands(flag_at)[0].to_owned();
             let mut seen = Vec::new();
@@ -261,36 +273,49 @@ impl PacketRoles {
                 };
                 seen.push(if isa == Isa::V84 { vec![of(&high)?] } else { vec![of(&low)?, of(&high)?] });
             }
-            let is_second = match algorithm {
-                Algorithm::OneShotLl | Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => false,
-                Algorithm::TwoShotLl => !Self::is_reduced(entry, &pair_of(entry, last)[0]),
+            let once = |is_second: bool| [!is_second, is_second];
+            let phases = match algorithm {
+                Algorithm::OneShotLl | Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => once(false),
+                Algorithm::TwoShotLl => once(!Self::is_reduced(entry, &pair_of(entry, last)[0])),
                 // How far apart the units of a run lie is in a register, and sources at a constant distance.
                 Algorithm::HybridCubeMeshLl => {
                     let next = entry.next(loads[0], "\tadd.s64", 2)?;
-                    entry.operands(next)[2].starts_with('%')
+                    once(entry.operands(next)[2].starts_with('%'))
                 }
+                // What is to be pushed on, then all of either phase or, alone, one of some phase.
+                Algorithm::CubeMeshExchangeLl => match (polls.len(), is_alone) {
+                    (0, _) => once(false),
+                    (_, true) => [true, true],
+                    (_, false) => once(polls.iter().any(|poll| poll.loads.len() > 1)),
+                },
+                // What is to be pushed on, and all of the one phase, and the halves of a partial result.
+                Algorithm::CubeMeshReduceScatterLl => once(loads.len() == 2),
                 _ => bail!("{algorithm} has no packets"),
             };
-            let prefix = match (is_second, is_alone) {
-                (true, _) => "second-",
-                (false, true) => "alone-",
-                (false, false) => "",
+            let is_to_be_pushed_on =
+                algorithm.is_of_slices() && algorithm.is_of_cube_mesh() && polls.is_empty();
+            let prefix = match (phases, is_alone) {
+                _ if is_to_be_pushed_on => "relay-",
+                ([false, _], _) => "second-",
+                (_, true) => "alone-",
+                (_, false) => "",
             };
             let wait = Self::wait(entry, prefix, entry.next(last, "ld.relaxed.sys.global.u32", 80)?)?;
-            polls.push(Poll { is_second, loads, flag, seen, wait });
+            polls.push(Poll { phases, loads, flag, seen, wait });
         }
         let expected = match algorithm {
             Algorithm::OneShotLl | Algorithm::ReduceScatterLl => 1,
+            Algorithm::CubeMeshExchangeLl => 4,
+            Algorithm::CubeMeshReduceScatterLl => 3,
             _ => 2,
         };
         ensure!(polls.len() == expected, "{} waits for packets", polls.len());
         // Those of the first phase first, and of several sources.
-        polls.sort_by_key(|poll| (poll.is_second, poll.loads.len() == 1));
-        let has_two_phases = polls.iter().filter(|poll| poll.is_second).count() == 1;
-        ensure!(
-            has_two_phases != (algorithm.is_of_slices() || algorithm == Algorithm::OneShotLl),
-            "the phases"
-        );
+        polls.sort_by_key(|poll| (poll.phases == [false, true], poll.loads.len() == 1));
+        let has_two_phases = polls.iter().filter(|poll| poll.phases == [false, true]).count() == 1;
+        let has_one =
+            algorithm == Algorithm::OneShotLl || algorithm.is_of_slices() && !algorithm.is_of_cube_mesh();
+        ensure!(has_two_phases != has_one, "the phases");
         Ok(polls)
     }
 
@@ -323,10 +348,10 @@ impl PacketRoles {
     /// phase that has some: then whoever waits for those alone must give up, and notice why.
     pub fn deaths(&self) -> Vec<Death> {
         let ends = |is_second: bool| {
-            let of_phase = self.polls.iter().filter(|poll| poll.is_second == is_second);
+            let of_phase = self.polls.iter().filter(|poll| poll.phases[usize::from(is_second)]);
             of_phase.map(|poll| poll.loads[0]).collect::<Vec<_>>()
         };
-        let has_two_phases = self.polls.iter().any(|poll| poll.is_second);
+        let has_two_phases = self.polls.iter().any(|poll| poll.phases[1]);
         let mut all: Vec<Death> = [false, true]
             .into_iter()
             .zip(&self.pushes)

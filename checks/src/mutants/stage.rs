@@ -226,7 +226,8 @@ impl Stage<'_> {
             // Launches of one tag are found when results are written, or, in a hybrid cube mesh, when block 0 has reduced:
             // then it hands nothing on, and no block 0 has a result.
             let late = call == GOOD && parts.trouble == Trouble::Collision;
-            // In a call by packets results may be stored before headers are there and compared.
+            // In a call by packets results may be stored before headers are there and compared; and slices of the own quad before those
+            // of the other one are there.
             let differs = matches!(parts.trouble, Trouble::Mismatch | Trouble::Collision);
             let early = call == GOOD && (differs || self.halfway.is_some());
             let bytes = match self.algorithm {
@@ -234,6 +235,7 @@ impl Stage<'_> {
                 Algorithm::HybridCubeMesh if late => VECTOR_BYTES as u64,
                 _ if late => 0,
                 Algorithm::ExchangeLl if call == GOOD => self.whole(memory, count),
+                Algorithm::CubeMeshExchangeLl if call == GOOD => 0,
                 _ => LONGEST * SIZE,
             };
             outputs.push(Untouched { lane: parts.failing, rank, call, address, bytes });
@@ -262,6 +264,7 @@ impl Stage<'_> {
             let bytes = match self.algorithm {
                 _ if is_last => 0,
                 Algorithm::ExchangeLl => self.whole(memory, 64),
+                Algorithm::CubeMeshExchangeLl => 0,
                 _ => LONGEST * SIZE,
             };
             outputs.push(Untouched { lane, rank, call, address, bytes });
@@ -276,6 +279,8 @@ impl Stage<'_> {
             Algorithm::ExchangeLl => Algorithm::Exchange,
             Algorithm::ReduceScatter => Algorithm::ReduceScatterLl,
             Algorithm::ReduceScatterLl => Algorithm::ReduceScatter,
+            Algorithm::CubeMeshExchangeLl => Algorithm::ExchangeLl,
+            Algorithm::CubeMeshReduceScatterLl => Algorithm::ReduceScatterLl,
             _ => Algorithm::OneShot,
         }
     }
@@ -287,7 +292,10 @@ impl Stage<'_> {
             (false, _) => usual,
             (true, false) => LaunchDescriptor { collective: Collective::ReduceScatter, ..usual },
             (true, true) => LaunchDescriptor {
-                collective: Collective::AllToAll,
+                collective: match self.algorithm.is_of_cube_mesh() {
+                    true => Collective::AllGather,
+                    false => Collective::AllToAll,
+                },
                 element: Element::Sized(DType::Bf16.into()),
                 op: None,
                 ..usual
@@ -299,6 +307,9 @@ impl Stage<'_> {
     fn unusual(&self, count: u64) -> LaunchDescriptor {
         let usual = self.usual(count);
         match self.algorithm.moves() {
+            true if self.algorithm.is_of_cube_mesh() => {
+                LaunchDescriptor { collective: Collective::Broadcast, ..usual }
+            }
             true => LaunchDescriptor { collective: Collective::AllGather, ..usual },
             false => LaunchDescriptor { op: Some(Op::Max), ..usual },
         }
@@ -386,7 +397,11 @@ impl Stage<'_> {
         tags[..self.ranks].fill(launch.tag);
         SliceParams {
             launch,
-            sent: slices(launch.input, bytes),
+            // In a hybrid cube mesh one is sent to all.
+            sent: slices(
+                launch.input,
+                if self.algorithm == Algorithm::CubeMeshExchangeLl { 0 } else { bytes },
+            ),
             received: slices(launch.output, if self.algorithm.moves() { bytes } else { 0 }),
             stride: (LONGEST * SIZE).next_multiple_of(VECTOR_BYTES as u64),
             said,

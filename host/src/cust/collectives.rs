@@ -84,6 +84,16 @@ impl Lane {
         SliceCall::broadcast((address, address), data.len(), size_of_element::<T>(), root, self.place())
     }
 
+    fn join<T: Element + DeviceCopy>(
+        &self,
+        data: &DeviceSlice<T>,
+        op: Op,
+        root: usize,
+    ) -> Result<SliceCall, Error> {
+        let address = self.checked(data)?;
+        SliceCall::reduce((address, address), data.len(), (T::DTYPE, op), root, self.place())
+    }
+
     /// [`Lane::all_gather_raw`] from one slice into another, which has room for one of each rank; behind the lane's last call.
     ///
     /// # Safety
@@ -248,10 +258,26 @@ impl Lane {
         root: usize,
         stream: &Stream,
     ) -> Result<Work, Error> {
-        let address = self.checked(data)?;
-        let call = SliceCall::reduce((address, address), data.len(), (T::DTYPE, op), root, self.place())?;
+        let call = self.join(data, op, root)?;
         // SAFETY: as in `all_gather`.
         unsafe { self.enqueue_slices_work(&call, behind_last(stream)) }
+    }
+
+    /// The same, and waits for it, as [`Lane::all_gather_and_wait`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Lane::reduce_in_place`] and of [`Work::synchronize`]; [`Error::Capturing`] if `stream` is being captured.
+    pub fn reduce_in_place_and_wait<T: Element + DeviceCopy>(
+        &mut self,
+        data: &mut DeviceSlice<T>,
+        op: Op,
+        root: usize,
+        stream: &Stream,
+    ) -> Result<(), Error> {
+        let call = self.join(data, op, root)?;
+        // SAFETY: as in `all_gather_and_wait`.
+        unsafe { self.enqueue_slices_and_wait(&call, behind_last(stream)) }
     }
 
     /// [`Lane::barrier_raw`] behind the lane's last call, and waits for it.

@@ -11,7 +11,7 @@ pub(crate) fn sets(ranks: &[usize]) -> Vec<Set> {
     let mut all = Vec::new();
     for algorithm in Algorithm::OF_SLICES {
         for isa in Isa::ALL.into_iter().filter(|isa| Kernels::are_shipped(algorithm, *isa)) {
-            for &ranks in ranks {
+            for &ranks in ranks.iter().filter(|&&ranks| ranks == 8 || !algorithm.is_of_cube_mesh()) {
                 all.extend(Set::all(algorithm, ranks, isa).unwrap());
             }
         }

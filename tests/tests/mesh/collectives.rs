@@ -312,6 +312,8 @@ fn typed_calls_check_lengths_and_wait() {
         let work = unsafe { lane.reduce_in_place(&mut data, Op::Sum, 1, &stream) }.unwrap();
         work.synchronize().unwrap();
         assert_eq!(read(&data), [if rank == 1 { 8.0 } else { 2.0 }; 5]);
+        lane.reduce_in_place_and_wait(&mut data, Op::Max, 3, &stream).unwrap();
+        assert_eq!(read(&data), [if rank == 1 || rank == 3 { 8.0 } else { 2.0 }; 5]);
         lane.barrier_and_wait(&stream).unwrap();
 
         let short = lane.all_gather_and_wait(&input, &mut part, &stream).unwrap_err();
