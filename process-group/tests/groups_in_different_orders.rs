@@ -137,7 +137,8 @@ fn a_receive_on_another_group_is_a_place_to_be() {
                 let builder = builder.backend("cpu:host".parse().unwrap()).dump_to(None);
                 let all = builder.deadline(Some(DEADLINE)).build().unwrap();
                 let part = all.new_group(&[0, 1], &GroupOptions::default()).unwrap().member().unwrap();
-                (sum(&all).unwrap(), sum(&part).unwrap());
+                sum(&all).unwrap();
+                sum(&part).unwrap();
                 let error = match rank {
                     0 => part.recv(&mut [0_i32; 3], 1, 7).unwrap_err(),
                     _ => sum(&all).unwrap_err(),

@@ -37,7 +37,8 @@ impl Shared {
             move || {
                 group.end.get().cloned().or_else(|| backend.error()).or_else(|| {
                     let (looked, gone) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
-                    if gone.is_none() && looked.elapsed() >= INTERVAL {
+                    // (Before the first call what a rank has told may be of a group before this one, over the same keys.)
+                    if sequence > 1 && gone.is_none() && looked.elapsed() >= INTERVAL {
                         *gone = group.gone_before(|rank| format!("calls/{}", key(sequence, rank)));
                         *looked = Instant::now();
                     }

@@ -18,6 +18,7 @@ use meshreduce_store::{Store, StoreError};
 use super::shared::Shared;
 use super::slot::Slot;
 use crate::error::Error;
+use crate::flight_recorder::WaitingCall;
 use crate::types::DeviceType;
 
 /// How often at most a rank tells how far it has come.
@@ -145,10 +146,13 @@ impl Shared {
 
     /// Tells the number of the last collective, if there has been one since, or if one goes on for so long that it may be asked for: a
     /// rank that has left the group before this one over the same keys, and is slow to, may have deleted what was told.
-    pub(super) fn publish_progress(&self) {
+    /// `waiting` are the calls that are recorded to go on for long.
+    pub(super) fn publish_progress(&self, waiting: &[WaitingCall]) {
         let is_slow =
             |slot: &Slot| slot.own_calls().is_some_and(|(first, _)| first.start.elapsed() >= INTERVAL);
-        self.publish(self.slots().iter().any(is_slow));
+        // A call that is waited for need not be among those.
+        let is_recorded = waiting.iter().any(|call| call.group == self.info.name);
+        self.publish(is_recorded || self.slots().iter().any(is_slow));
     }
 
     /// The same, unless something has been told before, also if there has been no collective.

@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use meshreduce_store::codec::{Malformed, Reader, Writer};
 use meshreduce_store::{PrefixStore, Store, StoreError};
 
-use super::progress::{INTERVAL, NOTHING};
+use super::progress::NOTHING;
 use super::shared::Shared;
 use crate::error::{Elsewhere, Error};
-use crate::flight_recorder::{FlightRecorder, WaitingCall};
+use crate::flight_recorder::WaitingCall;
 use crate::types::Operation;
 
 /// Of so many calls of a rank others are told: those that were made first, in as many groups.
@@ -65,10 +65,9 @@ impl Waits {
     }
 
     /// Tells of the calls that go on for long, and reads what others tell who are waited for.
-    pub(super) fn look(&self, recorder: &FlightRecorder, groups: &[Arc<Shared>]) {
-        let mut calls = if groups.len() > 1 { recorder.waiting(INTERVAL) } else { Vec::new() };
-        calls.truncate(MOST);
-        if let Err(error) = self.exchange(&calls, groups) {
+    pub(super) fn look(&self, calls: &[WaitingCall], groups: &[Arc<Shared>]) {
+        let calls = if groups.len() > 1 { &calls[..calls.len().min(MOST)] } else { &[] };
+        if let Err(error) = self.exchange(calls, groups) {
             tracing::debug!(%error, "where ranks wait could not be told");
         }
     }

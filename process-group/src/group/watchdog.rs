@@ -206,17 +206,19 @@ fn watch(family: &Weak<Family>, shared: &Shares) {
         if tells {
             next_told = Instant::now() + INTERVAL;
         }
-        if tells {
-            family.waits.look(&family.recorder, &groups);
-        }
-        for group in groups {
+        let waiting = if tells { family.recorder.waiting(INTERVAL) } else { Vec::new() };
+        for group in &groups {
             group.tell_end();
             for slot in group.slots() {
-                guarded("a hook", || look_at(&group, slot));
+                guarded("a hook", || look_at(group, slot));
             }
             if tells {
-                group.publish_progress();
+                group.publish_progress(&waiting);
             }
+        }
+        // Last of all: it asks the store for each rank that is waited for.
+        if tells {
+            family.waits.look(&waiting, &groups);
         }
     }
 }
