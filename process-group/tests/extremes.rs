@@ -66,6 +66,17 @@ fn deadlines_and_timeouts_may_be_as_long_as_a_duration_is() {
 }
 
 #[test]
+fn a_recorder_of_more_calls_than_can_be_kept_is_an_error() {
+    for calls in [1_000_001, 1 << 40, usize::MAX] {
+        let error = builder(&Arc::default(), 0, 1).recorded_calls(calls).build().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!("the flight recorder: {calls} calls cannot be kept: 1000000 are the most")
+        );
+    }
+}
+
+#[test]
 fn a_deadline_of_nothing_is_a_timeout_at_once_and_never_a_hang() {
     for made_before in [false, true] {
         let store = Arc::default();

@@ -41,7 +41,7 @@ pub struct Settings {
 #[non_exhaustive]
 pub enum SettingsError {
     /// No number of calls.
-    #[error("variable {variable} is {value:?}: no number of calls from 0 to {MOST_ENTRIES}")]
+    #[error("{variable} is {value:?}: no number of calls from 0 to {MOST_ENTRIES}")]
     NotACount {
         /// The variable.
         variable: &'static str,
@@ -55,7 +55,7 @@ pub enum SettingsError {
         calls: usize,
     },
     /// Neither yes nor no.
-    #[error("variable {variable} is {value:?}: none of 1, y, yes, t, true, 0, n, no, f, false")]
+    #[error("{variable} is {value:?}: none of 1, y, yes, t, true, 0, n, no, f, false")]
     NotABool {
         /// The variable.
         variable: &'static str,
