@@ -493,6 +493,8 @@ fn expire(
         elsewhere: Vec::new(),
     };
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
+    // Whoever waits for it hears of that now, and may be the one who writes down what the recorder knows.
+    group.family.recorder.ended(watched.entry, false, Instant::now());
     backend.abort(&error);
     failed(group, watched, error);
     Ok(None)
