@@ -10,7 +10,7 @@ use meshreduce_store::codec::{Reader, Writer};
 use meshreduce_store::identity::Member;
 use meshreduce_store::{Store, StoreError};
 
-use super::progress::{is_gone, own};
+use super::progress::{NOTHING, is_gone, own};
 use super::shared::Shared;
 use crate::backend::GroupInfo;
 use crate::error::Error;
@@ -18,8 +18,6 @@ use crate::types::DeviceType;
 
 /// Where the first says it.
 const KEY: &str = "aborted";
-/// What nobody stores.
-const NOTHING: &[u8] = b"?";
 /// How often at most somebody looks.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// Characters of a cause that are told.
