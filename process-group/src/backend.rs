@@ -17,7 +17,7 @@ use crate::call::Call;
 use crate::error::{Cause, Error};
 use crate::flight_recorder::EntryId;
 use crate::mesh::MeshLane;
-use crate::types::{Device, DeviceType};
+use crate::types::{Device, DeviceType, Operation};
 use crate::work::{Outcome, Progress, Work};
 
 pub use registry::Registry;
@@ -245,6 +245,28 @@ impl Request {
     /// When the call must have ended; `None`: never.
     pub fn end(&self) -> Option<Instant> {
         self.deadline.and_then(|deadline| self.start.checked_add(deadline))
+    }
+
+    /// That the call did not end in time: [`Error::Timeout`] for a backend to return. `missing` are the ranks in `group` that have not
+    /// come to it, as far as the backend knows. The group adds where those wait instead, as far as that is known.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use meshreduce_process_group::{Error, Operation, Request};
+    ///
+    /// let late = Request::new().timed_out(Operation::AllReduce, &Arc::from("world"), vec![1]);
+    /// assert!(matches!(&late, Error::Timeout { missing, .. } if *missing == [1]));
+    /// ```
+    pub fn timed_out(&self, operation: Operation, group: &Arc<str>, missing: Vec<usize>) -> Error {
+        Error::Timeout {
+            operation,
+            sequence: self.sequence,
+            group: Arc::clone(group),
+            waited: self.start.elapsed(),
+            missing,
+            stopped: Vec::new(),
+            elsewhere: Vec::new(),
+        }
     }
 }
 

@@ -153,6 +153,7 @@ pub enum Error {
         "{operation} number {sequence} on group {group} did not end {}{}{}", InTime(*.waited), NotCome(.missing, .stopped),
         InAnotherOrder(.elsewhere)
     )]
+    #[non_exhaustive]
     Timeout {
         /// The operation.
         operation: Operation,

@@ -74,7 +74,7 @@ impl BackendFactory for HostFactory {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell: OwnedFd = eventfd(0, flags).map_err(|error| context.not_made(&name, error))?;
         let group = Arc::clone(&context.group);
-        let shared = Arc::new(Shared::new(Arc::clone(&name), group, context.timeout, Arc::new(bell)));
+        let shared = Arc::new(Shared::new(Arc::clone(&name), group, Arc::new(bell)));
         let (own, factory) = (Arc::clone(&shared), self.clone());
         let thread = std::thread::Builder::new().name(format!("host-{}", shared.rank()));
         let thread = thread

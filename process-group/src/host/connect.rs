@@ -32,6 +32,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use self::pending::{ANSWER, HELLO, Pending, Socket};
 use super::place::{Islands, Place};
 use super::segment::{Layout, Segment};
+use super::shared::lock;
 use super::wire::Neighbour;
 use crate::error::Ranks;
 
@@ -211,11 +212,16 @@ impl<'a> Connecting<'a> {
         })
     }
 
-    /// Connects with all.
-    pub(super) fn finish(mut self, timeout: Duration) -> Result<Connected, NotConnected> {
-        let begun = std::time::Instant::now();
+    /// Connects with all; `awaited` has whom it waits for meanwhile.
+    pub(super) fn finish(
+        mut self,
+        timeout: Duration,
+        awaited: &Mutex<Vec<usize>>,
+    ) -> Result<Connected, NotConnected> {
+        let begun = Instant::now();
         loop {
             let missing = self.advance()?;
+            lock(awaited).clone_from(&missing);
             if missing.is_empty() {
                 break;
             }

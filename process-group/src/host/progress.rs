@@ -9,6 +9,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
+use meshreduce_store::clock::Deadline;
 use meshreduce_store::sockets::hex;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -36,8 +37,8 @@ const SPIN: Duration = Duration::from_micros(50);
 /// (Linux's TCP_RTO_MIN), and once more after 400 ms.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a rank that could not be connected waits for the others to tell them, where all are processes that this one can look at:
-/// elsewhere one that has died cannot be told from a slow one.
+/// How long a rank that could not be connected waits for the others to tell them: who does not come by then has died, or has come too
+/// late. So long at least is waited for connections, however late the last rank came.
 const GIVEN_UP: Duration = Duration::from_secs(3);
 
 /// All that the progress thread does.
@@ -79,6 +80,8 @@ pub(super) fn main(shared: &Shared, context: &BackendContext, factory: &HostFact
 fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> Result<Net, Error> {
     let not_made = |error| context.not_made(&shared.backend, error);
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
+    // One for all that follows: whoever waits for the connections is told why there are none while he still waits.
+    let (end, least) = (Deadline::after(context.timeout), GIVEN_UP.min(context.timeout / 2));
     let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
     let told = context.until_left(&shared.is_left).until_death();
     let told = told.meet(&shared.backend, &listening.place.encode());
@@ -92,7 +95,7 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
         tracing::info!(group = %shared.name(), rank, ?addresses, "listens for the ranks of other hosts");
     }
     let connected = Connecting::new(rank, &listening, &places, &islands)
-        .and_then(|connecting| Ok(connecting.finish(shared.timeout)?));
+        .and_then(|connecting| Ok(connecting.finish(end.left().max(least), &shared.awaited)?));
     // One that was aborted meanwhile goes on to here, where it can say so. Nobody begins, or gives up what the others reach it by,
     // before all are connected or know why not. They meet where nobody but those who have met before knows to come: another group
     // may be made over the same keys at the same time.
@@ -101,9 +104,8 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let first = hex(&places[0].name);
     let below = context.below(&format!("connected/{first}"))?;
     let _ = shared.meeting.set(below.clone());
-    // Where it has failed, who is missing there too has died: not much longer than the others take to hear of it is waited for them.
-    let has_failed = connected.is_err() && islands.all.len() == 1;
-    let timeout = if has_failed { context.timeout.min(GIVEN_UP) } else { context.timeout };
+    // Others may wait for their connections to the end, and then say who is missing.
+    let timeout = if connected.is_err() { least } else { end.left().max(least) + least };
     let context = &BackendContext { timeout, ..below.until_left(&shared.is_left) };
     let told = context.meet(&shared.backend, said.as_bytes());
     let connected = connected.map_err(not_made)?;

@@ -43,17 +43,12 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
     let end = job::end(request);
     let done =
         shared.connected.wait(end.map(|(end, waited)| end.checked_add(GRACE.min(waited)).unwrap_or(end)))?;
-    match (shared.net.get().filter(|_| done.is_some()), end) {
-        (Some(net), _) => Ok(net),
-        (None, waited) => Err(shared.fail(Error::Timeout {
-            operation: call.operation(),
-            sequence: request.sequence,
-            group: Arc::clone(shared.name()),
-            waited: waited.map_or(Duration::ZERO, |(_, waited)| waited),
-            missing: Vec::new(),
-            stopped: Vec::new(),
-            elsewhere: Vec::new(),
-        })),
+    match shared.net.get().filter(|_| done.is_some()) {
+        Some(net) => Ok(net),
+        None => {
+            let missing = lock(&shared.awaited).clone();
+            Err(shared.fail(request.timed_out(call.operation(), shared.name(), missing)))
+        }
     }
 }
 

@@ -87,7 +87,6 @@ pub(super) struct Queue {
 pub(super) struct Shared {
     pub(super) backend: Arc<str>,
     pub(super) group: Arc<GroupInfo>,
-    pub(super) timeout: Duration,
     failure: OnceLock<Error>,
     is_over: AtomicBool,
     /// Why the group has aborted it, also if that was while it was being shut down.
@@ -96,6 +95,8 @@ pub(super) struct Shared {
     heard_since: OnceLock<Error>,
     /// Whether all others have left a group that has failed: the progress thread need not tell them anything any more.
     pub(super) is_left: Arc<AtomicBool>,
+    /// The ranks that are waited for to connect.
+    pub(super) awaited: Mutex<Vec<usize>>,
     /// Where the ranks say that they are connected, once this one has come to that.
     pub(super) meeting: OnceLock<BackendContext>,
     /// Whether the progress thread is to end.
@@ -130,21 +131,16 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(super) fn new(
-        backend: Arc<str>,
-        group: Arc<GroupInfo>,
-        timeout: Duration,
-        bell: Arc<OwnedFd>,
-    ) -> Self {
+    pub(super) fn new(backend: Arc<str>, group: Arc<GroupInfo>, bell: Arc<OwnedFd>) -> Self {
         Self {
             backend,
             group,
-            timeout,
             failure: OnceLock::new(),
             is_over: AtomicBool::new(false),
             aborted: OnceLock::new(),
             heard_since: OnceLock::new(),
             is_left: Arc::default(),
+            awaited: Mutex::default(),
             meeting: OnceLock::new(),
             stops: AtomicBool::new(false),
             net: OnceLock::new(),
@@ -289,7 +285,7 @@ impl Shared {
                 sequence: fingerprint.sequence,
                 group: Arc::clone(self.name()),
                 waited,
-                missing: Vec::new(),
+                missing: lock(&self.awaited).clone(),
                 stopped: Vec::new(),
                 elsewhere: Vec::new(),
             });

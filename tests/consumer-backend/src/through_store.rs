@@ -67,14 +67,8 @@ impl ThroughStore {
                 Ok(all) => break all,
                 Err(StoreError::Timeout { .. }) if !wait().is_zero() => {}
                 Err(StoreError::Timeout { keys: absent, .. }) => {
-                    return Err(Error::Timeout {
-                        operation: call.operation(),
-                        sequence,
-                        group: Arc::clone(&self.context.group.name),
-                        waited: request.start.elapsed(),
-                        missing: ranks.filter(|rank| absent.contains(&self.key(sequence, *rank))).collect(),
-                        stopped: Vec::new(),
-                    });
+                    let missing = ranks.filter(|rank| absent.contains(&self.key(sequence, *rank))).collect();
+                    return Err(request.timed_out(call.operation(), &self.context.group.name, missing));
                 }
                 Err(error) => return Err(self.failed(error)),
             }

@@ -24,7 +24,10 @@ fn connect(hosts: &str, before: impl FnOnce(&mut [Place])) -> Vec<Connected> {
     let (islands, places) = (&Islands::of(&places), &places);
     std::thread::scope(|scope| {
         let connecting = |(rank, one): (usize, &'_ Listening)| {
-            Connecting::new(rank, one, places, islands).unwrap().finish(Duration::from_secs(60)).unwrap()
+            Connecting::new(rank, one, places, islands)
+                .unwrap()
+                .finish(Duration::from_secs(60), &Mutex::default())
+                .unwrap()
         };
         let start = |each| scope.spawn(move || connecting(each));
         let threads: Vec<_> = all.iter().enumerate().map(start).collect();
@@ -155,7 +158,9 @@ fn a_rank_that_nothing_leads_to_is_named_in_time() {
     places.iter_mut().zip(1..).for_each(|(place, other)| place.member.process.namespace += other);
     let islands = Islands::of(&places);
     let limit = Duration::from_millis(300);
-    let error = Connecting::new(1, &other, &places, &islands).unwrap().finish(limit).unwrap_err();
+    let awaited = Mutex::default();
+    let error = Connecting::new(1, &other, &places, &islands).unwrap().finish(limit, &awaited).unwrap_err();
+    assert_eq!(*lock(&awaited), [0]);
     assert!(
         matches!(&error, NotConnected::Missing { ranks, waited, .. } if *ranks == [0] && *waited == limit)
     );
@@ -179,7 +184,7 @@ fn a_rank_that_has_died_after_it_was_connected_is_named_and_not_those_who_have_g
     dead[0].member.process.pid = child.id();
     dead[0].member.process.start_time += 1;
     connecting.places = &dead;
-    let error = connecting.finish(Duration::from_secs(60)).unwrap_err();
+    let error = connecting.finish(Duration::from_secs(60), &Mutex::default()).unwrap_err();
     assert!(matches!(error, NotConnected::Gone { rank: 0, .. }), "{error}");
 }
 

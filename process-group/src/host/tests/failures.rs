@@ -193,6 +193,63 @@ fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
     }
 }
 
+/// Two or three ranks of which the one on host `b` tells where it listens and is heard of no more; what the others' first call gives.
+fn without_the_connections_of_b(hosts: &str, timeout: Duration, deadline: Duration) -> Vec<Error> {
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    let world = hosts.len();
+    let rank = |rank, host: char| -> Option<Error> {
+        if host == 'b' {
+            let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap());
+            let listening = Listening::open(bell, Some("b"), Some("lo")).unwrap();
+            let context = BackendContext { timeout, ..context(Arc::clone(&store), rank, world) };
+            context.meet(&"host".into(), &listening.place.encode()).unwrap();
+            return None;
+        }
+        let factory = HostFactory::new().host_id(host).interface("lo");
+        let rank = Rank::within(timeout, Arc::clone(&store), rank, world, &factory);
+        rank.deadline.set(Some(deadline));
+        rank.call(&all_reduce(&mut [1.0; 4])).err()
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = hosts
+            .chars()
+            .enumerate()
+            .map(|(at, host)| {
+                scope.spawn({
+                    let rank = &rank;
+                    move || rank(at, host)
+                })
+            })
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_rank_of_another_host_that_does_not_connect_is_named_before_who_waits_for_it_gives_up() {
+    for hosts in ["ab", "ba", "aba", "acb"] {
+        let errors = without_the_connections_of_b(hosts, Duration::from_secs(1), Duration::from_secs(1));
+        assert_eq!(errors.len(), hosts.len() - 1);
+        let lost = hosts.find('b').unwrap();
+        for error in errors {
+            // By the rank itself, by another one, or as one that has not come to say that it is connected.
+            assert!(matches!(&error, Error::NotMade { .. }), "{hosts}: {error}");
+            assert!(error.to_string().contains(&format!("rank {lost}")), "{hosts}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_call_that_ends_before_the_ranks_are_connected_names_who_is_not() {
+    for hosts in ["ab", "ba"] {
+        let (long, short) = (Duration::from_secs(5), Duration::from_millis(500));
+        let errors = without_the_connections_of_b(hosts, long, short);
+        let lost = hosts.find('b').unwrap();
+        let is_named = |error: &Error| matches!(error, Error::Timeout { missing, .. } if *missing == [lost]);
+        assert!(errors.len() == 1 && errors.iter().all(is_named), "{hosts}: {errors:?}");
+    }
+}
+
 #[test]
 fn a_receive_that_gets_nothing_ends_with_its_deadline() {
     for hosts in ["aa", "ab"] {

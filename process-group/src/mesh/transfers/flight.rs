@@ -165,7 +165,7 @@ impl Flight {
         missing.sort_unstable();
         missing.dedup();
         let cause = self.cause.get().cloned();
-        let late = || late(self.operation, &self.group, &self.request, missing.clone());
+        let late = || self.request.timed_out(self.operation, &self.group.name, missing.clone());
         cause.or_else(|| (!missing.is_empty()).then(late))
     }
 
@@ -223,7 +223,7 @@ impl Flight {
             let mut missing: Vec<usize> = missing.map(|leg| leg.peer).collect();
             missing.sort_unstable();
             missing.dedup();
-            return Err(late(self.operation, &self.group, &self.request, missing));
+            return Err(self.request.timed_out(self.operation, &self.group.name, missing));
         }
         if matches!(error, ChannelError::ClosedByPeer { .. } | ChannelError::Remote { .. }) {
             if let Some((rank, how)) = self.peers.lost() {
@@ -295,18 +295,6 @@ impl Flight {
     }
 }
 
-fn late(operation: Operation, group: &GroupInfo, request: &Request, missing: Vec<usize>) -> Error {
-    Error::Timeout {
-        operation,
-        sequence: request.sequence,
-        group: Arc::clone(&group.name),
-        waited: request.start.elapsed(),
-        missing,
-        stopped: Vec::new(),
-        elsewhere: Vec::new(),
-    }
-}
-
 /// A failure of a channel as one of the group; `with`: the rank that it is with, and whether this one sends.
 pub(super) fn convert(
     error: ChannelError,
@@ -323,7 +311,7 @@ pub(super) fn convert(
             Error::RankDied { rank, group: name(), how: error.to_string() }
         }
         (ChannelError::TimedOut { .. } | ChannelError::NotConnected { .. }, _) => {
-            late(operation, group, request, rank.into_iter().collect())
+            request.timed_out(operation, &group.name, rank.into_iter().collect())
         }
         (ChannelError::LengthsDiffer { sent, expected, .. }, Some(rank)) => {
             let (send, receive) =
