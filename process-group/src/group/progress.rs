@@ -15,6 +15,7 @@ use meshreduce_store::codec::{Reader, Writer};
 use meshreduce_store::identity::{Life, Member};
 use meshreduce_store::{Store, StoreError};
 
+use super::parents::gone_members;
 use super::shared::Shared;
 use super::slot::Slot;
 use crate::error::Error;
@@ -315,8 +316,9 @@ impl Shared {
         }
     }
 
-    /// Ranks that are dead or have left, as a backend has seen, or did not come to the call that ended everything: one on another host
-    /// cannot be looked at from here.
+    /// Ranks that are dead or have left, as a backend has seen, here or of a group that this one was made from, or did not come to the
+    /// call that ended everything: one on another host cannot be looked at from here, and one that is being killed closes its sockets
+    /// before it looks dead.
     fn known_to_be_dead(&self) -> Vec<usize> {
         let of_backends = self.slots().iter().filter_map(|slot| slot.made()?.error());
         let causes = self.end.get().cloned().into_iter().chain(of_backends);
@@ -325,7 +327,9 @@ impl Shared {
             Error::Timeout { missing, .. } => missing,
             _ => Vec::new(),
         };
-        causes.flat_map(dead).collect()
+        let mut all: Vec<usize> = causes.flat_map(dead).collect();
+        all.extend(gone_members(&self.info, &self.parent));
+        all
     }
 
     /// Deletes what a rank has told.

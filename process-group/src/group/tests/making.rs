@@ -117,6 +117,17 @@ fn an_abort_is_heard_of_a_rank_that_has_left_since_and_does_not_end_the_next_gro
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
 
+/// What a rank tells that is this process, or one on this host with another number.
+fn progress_of(pid: u32) -> Vec<u8> {
+    let own = meshreduce_store::identity::Member::current().unwrap();
+    let process = meshreduce_store::identity::Process { pid, ..own.process };
+    let mut told = meshreduce_store::codec::Writer::new();
+    told.u64(0);
+    told.u8(0);
+    meshreduce_store::identity::Member { process, ..own }.write(&mut told);
+    told.into_bytes()
+}
+
 #[test]
 fn a_part_is_made_no_longer_when_the_group_that_it_is_of_has_seen_a_member_die() {
     let (making, is_made) = std::sync::mpsc::channel();
@@ -143,17 +154,17 @@ fn a_part_is_made_no_longer_when_the_group_that_it_is_of_has_seen_a_member_die()
         until(|| group.made(DeviceType::Cpu).unwrap().error().is_some());
         // It may only have left this group.
         assert!(dead(&with).is_none());
-        let own = meshreduce_store::identity::Member::current().unwrap();
-        let process = meshreduce_store::identity::Process { pid: i32::MAX as u32, ..own.process };
-        let mut told = meshreduce_store::codec::Writer::new();
-        told.u64(0);
-        told.u8(0);
-        meshreduce_store::identity::Member { process, ..own }.write(&mut told);
-        group.shared.store.set("progress/2", &told.into_bytes()).unwrap();
+        group.shared.store.set("progress/2", &progress_of(i32::MAX as u32)).unwrap();
         let error = connects.join().unwrap();
         let is_named = matches!(&error, Error::RankDied { rank: 1, group, .. } if **group == *with.name());
         assert!(is_named, "{error}");
     });
     assert!(dead(&without).is_none(), "it has no such member");
+    // A process that is being killed closes its sockets before it looks dead: nobody is left here to take away what it has told.
+    let of_part = Arc::clone(&with.shared.store);
+    of_part.set("progress/1", &progress_of(std::process::id())).unwrap();
+    with.abort("a member has died");
+    drop(with);
+    assert_eq!(of_part.list_keys().unwrap(), Vec::<String>::new());
     drop(work);
 }
