@@ -40,7 +40,7 @@ fn seen_to_be_gone(part: &GroupInfo, parent: &Weak<Shared>) -> Vec<Gone> {
         for error in backends.filter_map(|backend| backend.error()) {
             let Error::RankDied { rank, how, .. } = error else { continue };
             let is_it = |one: &usize| group.info.ranks.get(rank) == Some(one);
-            if let Some(member) = part.ranks.iter().position(|one| is_it(one)) {
+            if let Some(member) = part.ranks.iter().position(is_it) {
                 all.push(Gone { member, group: Arc::clone(&group), rank, how });
             }
         }
