@@ -30,7 +30,7 @@ pub use abort::{Abort, AbortSource};
 pub use late::Late;
 pub use odd::Odd;
 pub(crate) use ranks::Expected;
-pub use scenario::{Call, Numbers, Scenario};
+pub use scenario::{Call, Cuts, Numbers, Scenario};
 pub use slices::{SliceCall, SliceKernels, SliceScenario};
 use stage::Stage;
 
@@ -179,8 +179,7 @@ impl Kernels {
     pub fn parse(text: &str, algorithm: Algorithm, world_size: usize) -> Result<Self> {
         let module = Arc::new(Module::parse(text)?);
         // Names say which.
-        let isa =
-            if text.contains(&format!("_w{world_size}{}(", Isa::V84.suffix())) { Isa::V84 } else { Isa::V70 };
+        let isa = if text.contains(&format!("{}(", Isa::V84.suffix())) { Isa::V84 } else { Isa::V70 };
         Ok(Self::of(module, algorithm, world_size, isa))
     }
 

@@ -162,8 +162,8 @@ fn cases(plan: &Plan) -> Vec<(Algorithm, usize, Isa)> {
     let mut cases = Vec::new();
     // All of them, where nothing else was asked for. A text that is given is one of all-reduces.
     let all = plan.algorithm.is_empty() && plan.collective.is_empty() && plan.ptx.is_none();
-    let of_slices = Algorithm::OF_SLICES.into_iter().filter(|_| all);
-    for algorithm in plan.algorithms().into_iter().chain(of_slices) {
+    let others = Algorithm::every().filter(|algorithm| all && !Algorithm::ALL.contains(algorithm));
+    for algorithm in plan.algorithms().into_iter().chain(others) {
         let possible = if algorithm.is_of_cube_mesh() { 8..=8 } else { 2..=8 };
         // A text that is given says itself which it is.
         let wanted = |isa: &Isa| match &plan.ptx {

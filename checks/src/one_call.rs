@@ -8,10 +8,15 @@ use meshreduce_emulator_weak_memory::adversary::Session;
 use meshreduce_wire::packets;
 use meshreduce_wire::{Algorithm, Collective, DType, Geometry, Isa, MAX_BLOCKS, Op};
 
-use crate::adversary::{Call, Expected, Kernels, Numbers, Scenario, SliceCall, SliceKernels, SliceScenario};
+use crate::adversary::{
+    Call, Cuts, Expected, Kernels, Numbers, Scenario, SliceCall, SliceKernels, SliceScenario,
+};
 
 /// The lane's call number: neither the first, of which a protocol may ask more, nor odd.
 const CALL_NUMBER: u64 = 6;
+
+/// A message by an algorithm of lists is cut into so many tensors.
+const TENSORS: usize = 4;
 
 /// What is called.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +51,10 @@ pub fn shipped() -> Vec<(Algorithm, usize, Isa)> {
 /// If there is no such kernel.
 pub(crate) fn prepare(subject: Subject, collective: Collective) -> Result<Prepared> {
     let Subject { algorithm, ranks, isa, .. } = subject;
-    ensure!(algorithm.serves(collective), "{algorithm} does not serve {collective}");
+    let serves = algorithm.serves(collective)
+        // As a list of all-reduces.
+        || algorithm.is_of_lists() && collective == Collective::AllReduce;
+    ensure!(serves, "{algorithm} does not serve {collective}");
     if algorithm.is_of_slices() {
         return slices(subject, collective);
     }
@@ -65,10 +73,13 @@ pub(crate) fn prepare_text(text: &str, subject: Subject) -> Result<Prepared> {
     );
     let kernels = Kernels::parse(text, algorithm, ranks)?;
     let count = bytes / dtype.size();
-    let Geometry { blocks, threads } =
-        Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS, isa);
+    let cuts = if algorithm.is_of_lists() { Cuts { tensors: TENSORS, seed: 0 } } else { Cuts::NONE };
+    let Geometry { blocks, threads } = match algorithm.is_of_lists() {
+        true => Geometry::of_list(cuts.units(count, dtype, isa) as u32, MAX_BLOCKS),
+        false => Geometry::new(algorithm, count as u64, dtype, ranks as u32, MAX_BLOCKS, isa),
+    };
     let threads = threads - packets::counting_threads(algorithm);
-    let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false };
+    let call = Call { algorithm, count, offset: 0, blocks, ragged: false, threads, in_place: false, cuts };
     let relays = match algorithm.is_of_cube_mesh() {
         true => opposite(ranks),
         false => (0..ranks).collect(),

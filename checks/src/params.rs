@@ -3,7 +3,8 @@
 
 use std::mem::{offset_of, size_of};
 
-use meshreduce_wire::{LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
+use meshreduce_wire::launch::MAX_TENSORS;
+use meshreduce_wire::{GroupParams, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
 
 /// The bytes of `params`.
 pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
@@ -80,6 +81,29 @@ pub fn slice_bytes(params: &SliceParams) -> Box<[u8]> {
             offset_of!(SliceParams, tags_expected) + 4 * position,
             &params.tags_expected[position].to_le_bytes(),
         );
+    }
+    all.into()
+}
+
+/// The bytes of `params`.
+pub fn list_bytes(params: &GroupParams) -> Box<[u8]> {
+    let mut all = bytes(&params.launch).into_vec();
+    all.resize(size_of::<GroupParams>(), 0);
+    let mut set = |at: usize, value: &[u8]| all[at..at + value.len()].copy_from_slice(value);
+    for tensor in 0..MAX_TENSORS {
+        set(offset_of!(GroupParams, inputs) + 8 * tensor, &params.inputs[tensor].to_le_bytes());
+        set(offset_of!(GroupParams, outputs) + 8 * tensor, &params.outputs[tensor].to_le_bytes());
+        set(offset_of!(GroupParams, counts) + 4 * tensor, &params.counts[tensor].to_le_bytes());
+        set(offset_of!(GroupParams, firsts) + 4 * tensor, &params.firsts[tensor].to_le_bytes());
+    }
+    let GroupParams { units, world_size, place, neutral, .. } = *params;
+    for (at, value) in [
+        (offset_of!(GroupParams, units), units),
+        (offset_of!(GroupParams, world_size), world_size),
+        (offset_of!(GroupParams, place), place),
+        (offset_of!(GroupParams, neutral), neutral),
+    ] {
+        set(at, &value.to_le_bytes());
     }
     all.into()
 }

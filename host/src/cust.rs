@@ -4,6 +4,7 @@
 //! the later stream waits for the earlier call.
 
 mod collectives;
+mod group;
 
 use std::sync::Arc;
 

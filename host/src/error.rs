@@ -329,6 +329,16 @@ pub enum Error {
         /// Bytes of each.
         bytes: u64,
     },
+    /// The output of a tensor of a list overlaps what another one has.
+    #[error(
+        "the output of tensor {written} overlaps the input or the output of tensor {other} of the same list"
+    )]
+    TensorsOverlap {
+        /// The place in the list of the tensor whose output it is.
+        written: usize,
+        /// The place of the other one.
+        other: usize,
+    },
     /// Input and output have different lengths.
     #[error("the input has {input} elements, the output {output}")]
     LengthsDiffer {
@@ -383,6 +393,22 @@ pub enum Error {
         launched: Option<LaunchDescriptor>,
         /// What the peer launched; `None` if the word cannot be read.
         peer_launched: Option<LaunchDescriptor>,
+    },
+    /// Two ranks launched lists of which a tensor has different lengths.
+    #[error(
+        "tensors differ: tensor {tensor} of the list has {count} elements on rank {rank} and {peer_count} on rank {peer}"
+    )]
+    TensorMismatch {
+        /// This rank.
+        rank: usize,
+        /// The peer that differs.
+        peer: usize,
+        /// The tensor's place in the list that was given, from 0.
+        tensor: usize,
+        /// Its elements on this rank.
+        count: usize,
+        /// Its elements on the peer.
+        peer_count: usize,
     },
     /// [`crate::Communicator::abort`] was called on this rank.
     #[error("the communicator was aborted by its host")]

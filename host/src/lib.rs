@@ -92,7 +92,7 @@ pub use element::Element;
 pub use element::{Bf16, F16};
 pub use error::{CudaVersion, DriverError, Error, Ranks, SharedNamespaces};
 pub use kernels::{ShippedKernels, shipped_kernels};
-pub use lane::{ExchangeKind, Lane, RawSlice, StreamOrder};
+pub use lane::{ExchangeKind, Lane, RawSlice, RawTensor, StreamOrder};
 pub use launches::launches;
 pub use meshreduce_device::{ComputeCapability, RawEvent, RawStream, identity, loader};
 pub use meshreduce_store as store;

@@ -73,6 +73,13 @@ pub(crate) fn translate(record: &ErrorRecord, rank: usize, lane: u32) -> Error {
             launched: decode(record.launched),
             peer_launched: decode(record.peer_launched),
         },
+        RecordKind::TensorMismatch => Error::TensorMismatch {
+            rank,
+            peer: record.peer as usize,
+            tensor: record.phase as usize,
+            count: record.launched as usize,
+            peer_count: record.peer_launched as usize,
+        },
         _ => Error::Aborted,
     }
 }
@@ -134,6 +141,12 @@ mod tests {
             } => {
                 assert_eq!(waited, Duration::from_nanos(1_234_567));
             }
+            other => panic!("{other:?}"),
+        }
+        let record =
+            ErrorRecord { phase: 9, launched: 5, peer_launched: 7, ..with(RecordKind::TensorMismatch, 3, 1) };
+        match translate(&record, 1, 2) {
+            Error::TensorMismatch { rank: 1, peer: 3, tensor: 9, count: 5, peer_count: 7 } => {}
             other => panic!("{other:?}"),
         }
         let launch = LaunchDescriptor::all_reduce(Algorithm::OneShot, DType::Bf16, Op::Sum, 5);

@@ -29,6 +29,8 @@ impl Selector {
         let Some(algorithm) = self.forced else { return Ok(()) };
         let why = if !algorithms::SHIPPED.iter().any(|shipped| shipped.algorithm == algorithm) {
             "this version does not contain it".to_owned()
+        } else if algorithm.is_of_lists() {
+            "it is what lists of all-reduces are launched as, and is not chosen".to_owned()
         } else if !self.interconnect.every().any(|shipped| shipped.algorithm == algorithm) {
             format!("the topology is {}", self.interconnect.topology)
         } else if self.piece(algorithm) == 0 {

@@ -16,7 +16,8 @@
 use core::mem::offset_of;
 
 use meshreduce_wire::{
-    AbortWord, ErrorRecord, LaunchParams, RecordKind, SliceParams, counters, launch::HostPage, pad,
+    AbortWord, ErrorRecord, GroupParams, LaunchParams, RecordKind, SliceParams, counters, launch::HostPage,
+    pad,
 };
 
 use crate::{
@@ -63,6 +64,12 @@ pub trait Launch {
 
     /// The tag of signals from the rank at `position`.
     fn tag_expected<const W: usize>(&self, position: u32) -> u32;
+
+    /// Ranks, where the kernel is for up to `W`.
+    #[inline(always)]
+    fn world_size<const W: usize>(&self) -> u32 {
+        W as u32
+    }
 }
 
 /// One message, the same for all.
@@ -121,7 +128,40 @@ impl Launch for SliceParams {
     }
 }
 
-/// One call of a lane over `W` ranks, as the threads of a block see it.
+/// A list of messages, the same for all. There is no signal.
+impl Launch for GroupParams {
+    #[inline(always)]
+    fn params(&self) -> &LaunchParams {
+        &self.launch
+    }
+
+    #[inline(always)]
+    fn said<const W: usize>(&self, _: u32) -> u64 {
+        self.launch.descriptor
+    }
+
+    #[inline(always)]
+    fn expected<const W: usize>(&self, _: u32) -> u64 {
+        self.launch.descriptor
+    }
+
+    #[inline(always)]
+    fn tag_said<const W: usize>(&self, _: u32) -> u32 {
+        self.launch.tag
+    }
+
+    #[inline(always)]
+    fn tag_expected<const W: usize>(&self, _: u32) -> u32 {
+        self.launch.tag
+    }
+
+    #[inline(always)]
+    fn world_size<const W: usize>(&self) -> u32 {
+        decide_here(self.world_size)
+    }
+}
+
+/// One call of a lane over `W` ranks, or where the launch says so fewer, as the threads of a block see it.
 pub struct Call<'a, const W: usize, L = LaunchParams> {
     pub(crate) launch: &'a L,
     pub(crate) params: &'a LaunchParams,

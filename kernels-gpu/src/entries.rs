@@ -15,6 +15,17 @@ macro_rules! entries {
 }
 pub(crate) use entries;
 
+/// Makes the entry `{name}` of the kernel body `$body`, for every number of ranks, with `_b128` behind it where that feature is on.
+macro_rules! entry_for_all {
+    ($name:ident: $body:ident, $params:ty) => {
+        #[cfg(not(feature = "b128"))]
+        $crate::entries::entry!($name, $params, $body);
+        #[cfg(feature = "b128")]
+        $crate::entries::entry!(${concat($name, _b128)}, $params, $body);
+    };
+}
+pub(crate) use entry_for_all;
+
 /// Makes the entries `{name}_{type}_{reduction}_w{ranks}` of the kernel body `$body`.
 macro_rules! entries_by_kind {
     ($name:ident: $body:ident, $($ranks:literal)+) => {

@@ -24,6 +24,7 @@ mod entries;
 #[cfg(not(feature = "b128"))]
 pub mod exchange;
 pub mod exchange_ll;
+pub mod group_ll;
 #[cfg(not(feature = "b128"))]
 pub mod hybrid_cube_mesh;
 #[cfg(not(feature = "b128"))]

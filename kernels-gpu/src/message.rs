@@ -152,6 +152,13 @@ where
         Self::of(input, output, count, bytes, params.flags)
     }
 
+    /// A message of so many elements, of the type that the launch says, which is loaded as one that is in place is.
+    #[inline(always)]
+    pub fn of_list(params: &LaunchParams, input: u64, output: u64, count: u32) -> Self {
+        let bytes = launch::element_bytes(decide_here(params.kind));
+        Self::of(input, output, count as u64, bytes, IN_PLACE)
+    }
+
     #[inline(always)]
     fn of(input: u64, output: u64, count: u64, element: u32, flags: u32) -> Self {
         // A word has one element, or two.

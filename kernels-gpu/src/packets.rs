@@ -160,6 +160,22 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         let _ = from_fn::<_, W, _>(|position| slot.store(self.params.lane.pads[position] + offset));
     }
 
+    /// [`Self::push_all`] where there may be fewer than `W`.
+    ///
+    /// # Safety
+    /// As for [`Self::push_all`].
+    #[inline(always)]
+    pub unsafe fn push_present(&self, phase: u32, index: u32, unit: Unit) {
+        let offset = self.to(phase, index);
+        let slot = self.slot(unit);
+        let present = self.launch.world_size::<W>();
+        let _ = from_fn::<_, W, _>(|position| {
+            if (position as u32) < present {
+                slot.store(self.params.lane.pads[position] + offset);
+            }
+        });
+    }
+
     /// Pushes each rank a unit of its own.
     ///
     /// # Safety
@@ -366,6 +382,28 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         sources: Sources,
         index: u32,
     ) -> [[Unit; RUN]; N] {
+        self.await_of::<N, RUN, false>(phase, sources, index, || [0; UNIT_WORDS])
+    }
+
+    /// Waits for the unit at `index` of every rank. That of ranks which do not exist is `otherwise`.
+    ///
+    /// # Safety
+    /// As for [`Self::await_units`].
+    #[inline(always)]
+    pub unsafe fn await_present(&self, phase: u32, index: u32, otherwise: impl Fn() -> Unit) -> [Unit; W] {
+        self.await_of::<W, 1, true>(phase, Sources::ALL, index, otherwise).map(|[unit]| unit)
+    }
+
+    /// # Safety
+    /// As for [`Self::await_units`].
+    #[inline(always)]
+    unsafe fn await_of<const N: usize, const RUN: usize, const PRESENT: bool>(
+        &self,
+        phase: u32,
+        sources: Sources,
+        index: u32,
+        otherwise: impl Fn() -> Unit,
+    ) -> [[Unit; RUN]; N] {
         let lane = &self.params.lane;
         let offset = self.layout().offset(self.packets as u64, sources.first, phase, index);
         let step = if sources.step == 1 { SOURCE_BYTES } else { sources.step as u64 * SOURCE_BYTES };
@@ -373,8 +411,12 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
         loop {
             let first = compute_here(lane.own_pad + lane.packets) + decide_here(offset) as u64;
             let slots: [[Slot; RUN]; N] = from_fn(|source| {
+                let is_there = (source < self.launch.world_size::<W>() as usize) as u32;
                 let source = first + source as u64 * step;
-                from_fn(|unit| Slot::load(source + unit as u64 * sources.apart))
+                from_fn(|unit| match source + unit as u64 * sources.apart {
+                    slot if PRESENT => Slot::load_if(is_there, slot, self.slot(otherwise())),
+                    slot => Slot::load(slot),
+                })
             });
             let flag = packets::flag(decide_here(self.packets) as u64);
             let stale = |source: usize| {
@@ -505,7 +547,10 @@ impl<const W: usize, L: Launch> Call<'_, W, L> {
     #[inline(always)]
     fn layout(&self) -> PacketLayout {
         // From constant memory each time: no register holds what follows from it.
-        PacketLayout { phase_bytes: decide_here(self.params.lane.phase_bytes), world_size: W as u32 }
+        PacketLayout {
+            phase_bytes: decide_here(self.params.lane.phase_bytes),
+            world_size: self.launch.world_size::<W>(),
+        }
     }
 
     /// Bytes from a rank's pad to where it has a unit of this call of the source at a position.

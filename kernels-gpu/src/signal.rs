@@ -6,6 +6,7 @@
 //! | [`load_relaxed_sys_u32`], [`load_relaxed_sys_u64`] | `ld.relaxed.sys.global.u32`, `.u64` |
 //! | [`load_relaxed_sys_u64_pair`] | `ld.relaxed.sys.global.v2.u64` |
 //! | `load_relaxed_sys_b128` (feature `b128`) | `ld.relaxed.sys.global.b128` |
+//! | [`load_relaxed_sys_u64_pair_if`], `load_relaxed_sys_b128_if` | the same behind a predicate |
 //! | [`store_release_sys_u32`], [`store_release_sys_u64`] | `st.release.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u32`], [`store_relaxed_sys_u64`] | `st.relaxed.sys.global.u32`, `.u64` |
 //! | [`store_relaxed_sys_u64_pair`] | `st.relaxed.sys.global.v2.u64` |
@@ -81,6 +82,40 @@ pub unsafe fn load_relaxed_sys_b128(address: u64) -> [u64; 2] {
         "\t}}",
         low = out(reg64) low, high = out(reg64) high, address = in(reg64) address,
         options(nostack, preserves_flags)
+    );
+    [low, high]
+}
+
+/// [`load_relaxed_sys_u64_pair`] where `is_there` is not 0; else nothing is read, and it is `otherwise`.
+#[cfg(not(feature = "b128"))]
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_u64_pair_if(is_there: u32, address: u64, otherwise: [u64; 2]) -> [u64; 2] {
+    let [mut low, mut high] = otherwise;
+    asm!(
+        "{{ .reg .pred %is;",
+        "\tsetp.ne.u32 %is, {is_there}, 0;",
+        "\t@%is ld.relaxed.sys.global.v2.u64 {{{low}, {high}}}, [{address}];",
+        "\t}}",
+        is_there = in(reg32) is_there, address = in(reg64) address, low = inout(reg64) low,
+        high = inout(reg64) high, options(nostack, preserves_flags)
+    );
+    [low, high]
+}
+
+/// [`load_relaxed_sys_b128`] where `is_there` is not 0; else nothing is read, and it is `otherwise`.
+#[cfg(feature = "b128")]
+#[inline(always)]
+pub unsafe fn load_relaxed_sys_b128_if(is_there: u32, address: u64, otherwise: [u64; 2]) -> [u64; 2] {
+    let [mut low, mut high] = otherwise;
+    asm!(
+        "{{ .reg .pred %is; .reg .b128 %whole;",
+        "\tmov.b128 %whole, {{{low}, {high}}};",
+        "\tsetp.ne.u32 %is, {is_there}, 0;",
+        "\t@%is ld.relaxed.sys.global.b128 %whole, [{address}];",
+        "\tmov.b128 {{{low}, {high}}}, %whole;",
+        "\t}}",
+        is_there = in(reg32) is_there, address = in(reg64) address, low = inout(reg64) low,
+        high = inout(reg64) high, options(nostack, preserves_flags)
     );
     [low, high]
 }

@@ -56,6 +56,15 @@ impl Slot {
         Self(crate::signal::load_relaxed_sys_u64_pair(address))
     }
 
+    /// [`Self::load`] where `is_there` is not 0; else it is `otherwise`.
+    ///
+    /// # Safety
+    /// As for [`Self::load`], where that is done.
+    #[inline(always)]
+    pub unsafe fn load_if(is_there: u32, address: u64, otherwise: Self) -> Self {
+        Self(crate::signal::load_relaxed_sys_u64_pair_if(is_there, address, otherwise.0))
+    }
+
     /// `st.relaxed.sys.global.v2.u64` (PTX ISA, "st").
     ///
     /// # Safety
@@ -94,6 +103,15 @@ impl Slot {
     #[inline(always)]
     pub unsafe fn load(address: u64) -> Self {
         Self(crate::signal::load_relaxed_sys_b128(address))
+    }
+
+    /// [`Self::load`] where `is_there` is not 0; else it is `otherwise`.
+    ///
+    /// # Safety
+    /// As for [`Self::load`], where that is done.
+    #[inline(always)]
+    pub unsafe fn load_if(is_there: u32, address: u64, otherwise: Self) -> Self {
+        Self(crate::signal::load_relaxed_sys_b128_if(is_there, address, otherwise.0))
     }
 
     /// `st.relaxed.sys.global.b128` (PTX ISA, "st").

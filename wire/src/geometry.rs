@@ -55,7 +55,8 @@ pub const fn staging_bytes(algorithm: Algorithm, count: u64, dtype: DType, world
         | Algorithm::ExchangeLl
         | Algorithm::ReduceScatterLl
         | Algorithm::CubeMeshExchangeLl
-        | Algorithm::CubeMeshReduceScatterLl => return 0,
+        | Algorithm::CubeMeshReduceScatterLl
+        | Algorithm::GroupLl => return 0,
         // What does not fit goes in several pieces.
         Algorithm::Exchange | Algorithm::ReduceScatter => return 0,
         Algorithm::OneShot => 0,
@@ -109,6 +110,11 @@ impl Geometry {
         let geometry = Self::of_work(algorithm, work, block_cap);
         // Of nothing, block 0 alone is enough.
         if work == 0 { Self { blocks: 1, ..geometry } } else { geometry }
+    }
+
+    /// The geometry of a launch of [`Algorithm::GroupLl`] of so many units ([`crate::GroupParams::units`]), as in [`Self::new`].
+    pub const fn of_list(units: u32, block_cap: u32) -> Self {
+        Self::of_work(Algorithm::GroupLl, units as u64, block_cap)
     }
 
     const fn of_work(algorithm: Algorithm, work: u64, block_cap: u32) -> Self {

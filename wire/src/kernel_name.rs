@@ -5,7 +5,8 @@ use core::fmt;
 use crate::{Algorithm, DType, Isa, Op};
 
 /// The name of a kernel entry: `{algorithm}_w{world size}`, or of an algorithm with a kernel for each type and operation
-/// ([`Algorithm::has_kernel_per_kind`]), `{algorithm}_{dtype}_{op}_w{world size}`; behind it the suffix of its ISA.
+/// ([`Algorithm::has_kernel_per_kind`]), `{algorithm}_{dtype}_{op}_w{world size}`; of one that serves every world size
+/// ([`Algorithm::serves_all_world_sizes`]) without that; behind it the suffix of its ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelName {
     /// Its text.
@@ -42,11 +43,23 @@ impl fmt::Display for KernelName {
         if let Some((dtype, op)) = self.reduces {
             write!(f, "_{}_{}", dtype.name(), op.kernel_name())?;
         }
-        write!(f, "_w{world_size}{}", isa.suffix())
+        write!(f, "{}{}", ranks(algorithm, world_size), isa.suffix())
     }
 }
 
-/// The name of a PTX text, without `.ptx`: `{algorithm}_w{world size}` and the suffix of its ISA.
+/// What a name says of the number of ranks.
+fn ranks(algorithm: Algorithm, world_size: usize) -> impl fmt::Display {
+    struct Ranks(Option<usize>);
+    impl fmt::Display for Ranks {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            self.0.map_or(Ok(()), |ranks| write!(f, "_w{ranks}"))
+        }
+    }
+    Ranks((!algorithm.serves_all_world_sizes()).then_some(world_size))
+}
+
+/// The name of a PTX text, without `.ptx`: `{algorithm}_w{world size}`, or of one that serves every world size
+/// ([`Algorithm::serves_all_world_sizes`]) `{algorithm}`, and the suffix of its ISA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TextName {
     /// The algorithm.
@@ -59,6 +72,7 @@ pub struct TextName {
 
 impl fmt::Display for TextName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}_w{}{}", self.algorithm.kernel_name(), self.world_size, self.isa.suffix())
+        let Self { algorithm, world_size, isa } = *self;
+        write!(f, "{}{}{}", algorithm.kernel_name(), ranks(algorithm, world_size), isa.suffix())
     }
 }

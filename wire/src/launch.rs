@@ -3,7 +3,7 @@
 //! Addresses come as parameters, which kernels read from constant memory, and not through a table in device memory, which
 //! would put one more dependent access on the way of the first signal.
 
-use crate::{Algorithm, Collective, DType, Element, MAX_RANKS, Op, pad};
+use crate::{Algorithm, Collective, DType, Element, Isa, MAX_RANKS, Op, packets, pad};
 
 /// The single parameter of every kernel entry, passed by value.
 ///
@@ -51,6 +51,31 @@ pub const fn kind(dtype: DType, op: Op) -> u32 {
     match op {
         Op::Sum | Op::Avg => dtype as u32,
         Op::Min | Op::Max => dtype as u32 | MAX,
+    }
+}
+
+/// A word of elements that change no other one which they are combined with: negative zeros of a sum, for positive ones would change
+/// those; infinities else.
+///
+/// ```
+/// use meshreduce_wire::{DType, Op, launch};
+/// assert_eq!(f32::from_bits(launch::neutral(DType::F32, Op::Max)), f32::NEG_INFINITY);
+/// assert_eq!(launch::neutral(DType::Bf16, Op::Sum), 0x8000_8000);
+/// ```
+pub const fn neutral(dtype: DType, op: Op) -> u32 {
+    let infinity = match dtype {
+        DType::F32 => 0x7f80_0000,
+        DType::Bf16 => 0x7f80_7f80,
+        DType::F16 => 0x7c00_7c00,
+    };
+    let sign = match dtype {
+        DType::F32 => 0x8000_0000,
+        DType::Bf16 | DType::F16 => 0x8000_8000,
+    };
+    match op {
+        Op::Sum | Op::Avg => sign,
+        Op::Min => infinity,
+        Op::Max => infinity | sign,
     }
 }
 
@@ -154,6 +179,80 @@ pub struct SliceParams {
     pub tags_expected: [u32; MAX_RANKS],
 }
 
+/// Most tensors of a launch of [`Algorithm::GroupLl`].
+pub const MAX_TENSORS: usize = 64;
+
+/// The single parameter of the kernel entries of [`Algorithm::GroupLl`], passed by value: a list of tensors of one type, each to
+/// be reduced by itself with one operation.
+///
+/// A tensor begins at a unit of its own, so that no unit has elements of two. Before the first come as many units as there are
+/// tensors, rounded up to whole tiles ([`packets::TILE_UNITS`]): unit i has [`Self::counts`] of tensor i, for the peers to compare,
+/// and a warp that has these has nothing else.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct GroupParams {
+    /// As of every launch. `count` is that of the tensors, at most [`MAX_TENSORS`], and `descriptor` says it; `input`, `output`
+    /// and `tag` are not used.
+    pub launch: LaunchParams,
+    /// By tensor: the device address of its input, aligned to one element.
+    pub inputs: [u64; MAX_TENSORS],
+    /// By tensor: the device address of its output, aligned to one element. Equal to its input, or apart from all inputs and from
+    /// all other outputs.
+    pub outputs: [u64; MAX_TENSORS],
+    /// By tensor: its elements, perhaps none.
+    pub counts: [u32; MAX_TENSORS],
+    /// By tensor: its first unit. Of tensors that do not exist, [`u32::MAX`].
+    pub firsts: [u32; MAX_TENSORS],
+    /// Units in all: where one more tensor would begin.
+    pub units: u32,
+    /// Ranks.
+    pub world_size: u32,
+    /// The place of the first tensor in the list that the caller gave, of which this launch may have a part.
+    pub place: u32,
+    /// What ranks that do not exist bring to the tree: [`neutral`].
+    pub neutral: u32,
+}
+
+impl GroupParams {
+    /// A list without a tensor, of units of so many bytes.
+    pub fn new(launch: LaunchParams, world_size: u32, place: u32, neutral: u32) -> Self {
+        Self {
+            launch: LaunchParams { input: 0, output: 0, count: 0, tag: 0, flags: 0, ..launch },
+            inputs: [0; MAX_TENSORS],
+            outputs: [0; MAX_TENSORS],
+            counts: [0; MAX_TENSORS],
+            firsts: [u32::MAX; MAX_TENSORS],
+            units: 0,
+            world_size,
+            place,
+            neutral,
+        }
+    }
+
+    /// Units before those of the first tensor, in a list of so many.
+    ///
+    /// ```
+    /// use meshreduce_wire::GroupParams;
+    /// assert_eq!([0, 1, 32, 33, 64].map(GroupParams::units_of_counts), [0, 32, 32, 64, 64]);
+    /// ```
+    pub const fn units_of_counts(tensors: usize) -> u32 {
+        (tensors as u32).next_multiple_of(packets::TILE_UNITS)
+    }
+
+    /// Makes the list of these tensors: input, output and elements of each, at most [`MAX_TENSORS`].
+    pub fn set(&mut self, tensors: impl ExactSizeIterator<Item = (u64, u64, u32)>, dtype: DType, isa: Isa) {
+        self.launch.count = tensors.len() as u64;
+        self.units = Self::units_of_counts(tensors.len());
+        for (tensor, (input, output, count)) in tensors.take(MAX_TENSORS).enumerate() {
+            self.inputs[tensor] = input;
+            self.outputs[tensor] = output;
+            self.counts[tensor] = count;
+            self.firsts[tensor] = self.units;
+            self.units += packets::units(count as u64, dtype, isa) as u32;
+        }
+    }
+}
+
 /// Slices of the input, or of the output, by position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -213,7 +312,7 @@ pub struct LaunchDescriptor {
     pub op: Option<Op>,
     /// The root, of a collective that has one; else 0.
     pub root: u32,
-    /// Elements, at most [`LaunchDescriptor::MAX_COUNT`]: of an all-reduce those that are reduced, else those that the rank which
+    /// Elements, at most [`LaunchDescriptor::MAX_COUNT`]: of an all-reduce those that are reduced (of a list, its tensors), else those that the rank which
     /// launches it sends to the one that is told.
     pub count: u64,
 }
@@ -248,7 +347,7 @@ impl LaunchDescriptor {
     /// else. Where two launches have the same one, the comparison of descriptors tells them apart.
     pub const fn tag(self) -> u32 {
         match (self.collective, self.element, self.op) {
-            (Collective::AllReduce, Element::Typed(dtype), Some(op)) => {
+            (Collective::AllReduce, Element::Typed(dtype), Some(op)) if !self.algorithm.is_of_lists() => {
                 let kind = (self.algorithm as u32) << 4 | (dtype as u32) << 2 | (op as u32 - 1);
                 kind << CHECK_BITS | checksum(self.count)
             }
@@ -271,7 +370,8 @@ impl LaunchDescriptor {
         let root = (word >> 60) as u32;
         match (algorithm, element, collective) {
             (Some(algorithm), Some(element), Some(collective)) => {
-                let is_whole = algorithm.serves(collective)
+                let is_list = algorithm.is_of_lists() && matches!(collective, Collective::AllReduce);
+                let is_whole = (algorithm.serves(collective) || is_list)
                     && collective.reduces() == op.is_some()
                     && collective.reduces() == element.dtype().is_some()
                     && (op.is_some() || (word >> 56) & 0xf == 0)
@@ -329,6 +429,9 @@ impl core::fmt::Display for LaunchDescriptor {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let Self { collective, algorithm, element, op, root, count } = *self;
         match (collective, op) {
+            (Collective::AllReduce, Some(op)) if algorithm.is_of_lists() => {
+                write!(f, "{algorithm} {op} of {count} tensors of {element}")
+            }
             (Collective::AllReduce, Some(op)) => write!(f, "{algorithm} {op} of {count} {element}"),
             (Collective::Barrier, _) => write!(f, "barrier ({algorithm})"),
             (_, op) => {
@@ -444,6 +547,7 @@ mod tests {
         assert_eq!((size_of::<LaunchParams>(), align_of::<LaunchParams>()), (200, 8));
         assert_eq!((size_of::<Slices>(), align_of::<Slices>()), (112, 8));
         assert_eq!((size_of::<SliceParams>(), align_of::<SliceParams>()), (200 + 2 * 112 + 8 + 192, 8));
+        assert_eq!((size_of::<GroupParams>(), align_of::<GroupParams>()), (200 + 64 * 24 + 16, 8));
         assert_eq!(offset_of!(HostPage, record), 128);
     }
 }

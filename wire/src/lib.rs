@@ -26,7 +26,7 @@ pub mod types;
 pub use collective::{Collective, Element, ElementSize};
 pub use geometry::Geometry;
 pub use kernel_name::{KernelName, TextName};
-pub use launch::{LaneParams, LaunchDescriptor, LaunchParams, SliceParams, Slices};
+pub use launch::{GroupParams, LaneParams, LaunchDescriptor, LaunchParams, SliceParams, Slices};
 pub use record::{AbortWord, ErrorRecord, RecordKind};
 pub use types::{Algorithm, DType, Isa, Op};
 

@@ -91,7 +91,7 @@ pub const fn partial_units(element_bytes: u32) -> u32 {
 pub const fn phase_bytes(algorithm: Algorithm, count: u64, dtype: DType, world_size: u32) -> u64 {
     let units = units(count, dtype, Isa::V70);
     let most = match algorithm {
-        Algorithm::OneShotLl => units,
+        Algorithm::OneShotLl | Algorithm::GroupLl => units,
         Algorithm::TwoShotLl => slice_units(units, world_size),
         Algorithm::HybridCubeMeshLl => units * partial_units(dtype.size() as u32) as u64,
         // As of one source's slice.

@@ -11,6 +11,8 @@ pub enum RecordKind {
     LaunchMismatch = 2,
     /// The host of the rank that is named asked for the end.
     HostAbort = 3,
+    /// A peer launched a list of which a tensor has another number of elements.
+    TensorMismatch = 4,
 }
 
 impl RecordKind {
@@ -20,6 +22,7 @@ impl RecordKind {
             1 => Some(RecordKind::PeerTimeout),
             2 => Some(RecordKind::LaunchMismatch),
             3 => Some(RecordKind::HostAbort),
+            4 => Some(RecordKind::TensorMismatch),
             _ => None,
         }
     }
@@ -75,7 +78,7 @@ pub struct ErrorRecord {
     pub peer: u32,
     /// The block that gave up.
     pub block: u32,
-    /// The phase in which it did.
+    /// The phase in which it did. Of a [`RecordKind::TensorMismatch`], the tensor's place in the caller's list.
     pub phase: u32,
     /// Zero.
     pub reserved: u32,
@@ -84,9 +87,10 @@ pub struct ErrorRecord {
     /// The epoch that was last seen in the slot, or of a wait for packets with data in the header of the rank that sends them;
     /// 0: none of it was there.
     pub epoch_seen: u64,
-    /// The descriptor of this rank's launch.
+    /// The descriptor of this rank's launch. Of a [`RecordKind::TensorMismatch`], the elements of this rank's tensor.
     pub launched: u64,
-    /// The descriptor of the peer's launch, for a mismatch; else 0.
+    /// The descriptor of the peer's launch, for a mismatch; else 0. Of a [`RecordKind::TensorMismatch`], the elements of the
+    /// peer's tensor.
     pub peer_launched: u64,
     /// Nanoseconds from the begin of the wait until it was given up, by `%globaltimer`; 0: the kernel did not wait.
     pub waited_ns: u64,
@@ -99,7 +103,12 @@ mod tests {
 
     #[test]
     fn abort_words_survive_the_round_trip() {
-        for kind in [RecordKind::PeerTimeout, RecordKind::LaunchMismatch, RecordKind::HostAbort] {
+        for kind in [
+            RecordKind::PeerTimeout,
+            RecordKind::LaunchMismatch,
+            RecordKind::HostAbort,
+            RecordKind::TensorMismatch,
+        ] {
             for (culprit, origin, lane) in [(0, 0, 0), (7, 0, 0), (0, 7, 0), (0, 0, 63), (3, 5, 1)] {
                 let word = AbortWord { kind, culprit, origin, lane };
                 assert_ne!(word.encode(), 0);

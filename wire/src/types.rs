@@ -34,6 +34,8 @@ pub enum Algorithm {
     CubeMeshExchangeLl = 11,
     /// [`Self::ReduceScatterLl`] in a hybrid cube mesh: partial results of a quad go to the relay neighbour.
     CubeMeshReduceScatterLl = 12,
+    /// [`Self::OneShotLl`] of several messages in one launch. It is not chosen by size, but where a list of all-reduces is launched.
+    GroupLl = 13,
 }
 
 impl Algorithm {
@@ -58,11 +60,11 @@ impl Algorithm {
     ];
 
     /// How many there are.
-    pub const COUNT: usize = Self::ALL.len() + Self::OF_SLICES.len();
+    pub const COUNT: usize = Self::ALL.len() + Self::OF_SLICES.len() + 1;
 
     /// Every algorithm, in the order of their numbers.
     pub fn every() -> impl Iterator<Item = Algorithm> + Clone {
-        Self::ALL.into_iter().chain(Self::OF_SLICES)
+        Self::ALL.into_iter().chain(Self::OF_SLICES).chain([Algorithm::GroupLl])
     }
 
     /// Whether its ranks push packets, instead of meeting at barriers.
@@ -76,12 +78,23 @@ impl Algorithm {
                 | Algorithm::ReduceScatterLl
                 | Algorithm::CubeMeshExchangeLl
                 | Algorithm::CubeMeshReduceScatterLl
+                | Algorithm::GroupLl
         )
     }
 
     /// Whether it is one of [`Self::OF_SLICES`].
     pub const fn is_of_slices(self) -> bool {
-        self as u8 >= Algorithm::Exchange as u8
+        self as u8 >= Algorithm::Exchange as u8 && !self.is_of_lists()
+    }
+
+    /// Whether a launch of it has a list of messages.
+    pub const fn is_of_lists(self) -> bool {
+        matches!(self, Algorithm::GroupLl)
+    }
+
+    /// Whether one kernel, and one text, serves every world size.
+    pub const fn serves_all_world_sizes(self) -> bool {
+        self.is_of_lists()
     }
 
     /// Whether it moves bytes and computes nothing: one kernel serves all element types and operations.
@@ -95,10 +108,10 @@ impl Algorithm {
         matches!(self, Algorithm::OneShot | Algorithm::TwoShot | Algorithm::HybridCubeMesh)
     }
 
-    /// Whether this collective is made of it.
+    /// Whether this collective is made of it, one call for itself.
     pub const fn serves(self, collective: Collective) -> bool {
         match collective {
-            Collective::AllReduce => !self.is_of_slices(),
+            Collective::AllReduce => !self.is_of_slices() && !self.is_of_lists(),
             Collective::ReduceScatter | Collective::Reduce => self.is_of_slices() && !self.moves(),
             Collective::AllGather | Collective::Broadcast | Collective::Barrier => self.moves(),
             // A relay neighbour would have all that its quad is sent: four slices over one link.
@@ -123,7 +136,7 @@ impl Algorithm {
     }
 
     /// The name in kernel entries: `one_shot`, `two_shot`, `hybrid_cube_mesh`, `exchange`, `reduce_scatter`, with `_ll` behind those
-    /// by packets and `cube_mesh_` before those of slices in a hybrid cube mesh.
+    /// by packets and `cube_mesh_` before those of slices in a hybrid cube mesh; and `group_ll`.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::OneShot => "one_shot",
@@ -138,6 +151,7 @@ impl Algorithm {
             Algorithm::ReduceScatterLl => "reduce_scatter_ll",
             Algorithm::CubeMeshExchangeLl => "cube_mesh_exchange_ll",
             Algorithm::CubeMeshReduceScatterLl => "cube_mesh_reduce_scatter_ll",
+            Algorithm::GroupLl => "group_ll",
         }
     }
 
@@ -156,6 +170,7 @@ impl Algorithm {
             Algorithm::ReduceScatterLl => "reduce-scatter-ll",
             Algorithm::CubeMeshExchangeLl => "cube-mesh-exchange-ll",
             Algorithm::CubeMeshReduceScatterLl => "cube-mesh-reduce-scatter-ll",
+            Algorithm::GroupLl => "group-ll",
         }
     }
 
@@ -173,6 +188,7 @@ impl Algorithm {
             10 => Some(Algorithm::ReduceScatterLl),
             11 => Some(Algorithm::CubeMeshExchangeLl),
             12 => Some(Algorithm::CubeMeshReduceScatterLl),
+            13 => Some(Algorithm::GroupLl),
             _ => None,
         }
     }
@@ -387,7 +403,7 @@ named!(
     Algorithm,
     Algorithm::every(),
     "algorithm (of all-reduces one-shot, two-shot, hybrid-cube-mesh, of others exchange, reduce-scatter; by packets with -ll \
-     behind, in a hybrid cube mesh cube-mesh-exchange-ll, cube-mesh-reduce-scatter-ll)"
+     behind, in a hybrid cube mesh cube-mesh-exchange-ll, cube-mesh-reduce-scatter-ll; of lists group-ll)"
 );
 named!(DType, DType::ALL, "element type (bf16, f16, f32)");
 named!(Op, Op::ALL, "operation (sum, avg, min, max)");

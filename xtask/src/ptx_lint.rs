@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fmt, mem::offset_of};
 
-use meshreduce_wire::{Isa, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
+use meshreduce_wire::{GroupParams, Isa, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
 
 use crate::ptx_text::{FLOOR, LAUNCH_BOUNDS, parse_name};
 
@@ -38,7 +38,7 @@ pub(crate) enum Rule {
     /// Every entry states its launch bounds.
     LaunchBound,
     /// Entries have the name that [`meshreduce_wire::KernelName`] gives them, or are of the floor, and take one `LaunchParams` or as
-    /// much; those of slices one `SliceParams`.
+    /// much; those of slices one `SliceParams`, those of lists one `GroupParams`.
     Entry,
 }
 
@@ -57,7 +57,8 @@ impl fmt::Display for Rule {
             Rule::Contraction => "no fused multiply-add",
             Rule::Barrier => "no block barrier but `bar.sync 0` and `bar.red.or.pred` of barrier 0",
             Rule::LaunchBound => "an entry must state its launch bounds",
-            Rule::Entry => "an entry must be named after its kernel and take one LaunchParams, or of slices SliceParams",
+            Rule::Entry => "an entry must be named after its kernel and take one LaunchParams, or of slices SliceParams, or of lists \
+                 GroupParams",
         })
     }
 }
@@ -246,7 +247,11 @@ impl<'a> Entry<'a> {
     fn finish(&self) -> Vec<(Line<'a>, Rule)> {
         let mut broken = Vec::new();
         // The floor's parameter is as long, so that launches can be compared.
-        let bytes = if self.is_of_slices() { size_of::<SliceParams>() } else { size_of::<LaunchParams>() };
+        let bytes = match parse_name(self.name).map(|entry| entry.text.algorithm) {
+            Some(algorithm) if algorithm.is_of_slices() => size_of::<SliceParams>(),
+            Some(algorithm) if algorithm.is_of_lists() => size_of::<GroupParams>(),
+            _ => size_of::<LaunchParams>(),
+        };
         let param = format!(".param .align 8 .b8 {}_param_0[{bytes}]", self.name);
         let known = parse_name(self.name).is_some() || FLOOR.contains(&self.name);
         if !known || self.params != [param.as_str()] {

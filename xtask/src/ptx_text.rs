@@ -23,7 +23,15 @@ const _: () = assert!(meshreduce_wire::MAX_THREADS == 512);
 /// Reads the name of a kernel entry; `None` if it is not one.
 pub(crate) fn parse_name(name: &str) -> Option<KernelName> {
     let isa = Isa::ALL.into_iter().rev().find(|isa| name.ends_with(isa.suffix()))?;
-    let (rest, ranks) = name.strip_suffix(isa.suffix())?.rsplit_once("_w")?;
+    let base = name.strip_suffix(isa.suffix())?;
+    let for_all = Algorithm::every()
+        .find(|algorithm| algorithm.serves_all_world_sizes() && algorithm.kernel_name() == base);
+    if let Some(algorithm) = for_all {
+        // It holds of them all what holds of the most.
+        let text = TextName { algorithm, world_size: MAX_RANKS, isa };
+        return Some(KernelName::new(text, DType::Bf16, Op::Sum));
+    }
+    let (rest, ranks) = base.rsplit_once("_w")?;
     let world_size = ranks.parse().ok().filter(|ranks| (MIN_RANKS..=MAX_RANKS).contains(ranks))?;
     let algorithm = Algorithm::every()
         .filter(|algorithm| rest.starts_with(algorithm.kernel_name()))

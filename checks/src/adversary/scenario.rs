@@ -1,8 +1,9 @@
 //! What a seed stands for.
 
+use meshreduce_wire::launch::MAX_TENSORS;
 use meshreduce_wire::packets;
 use meshreduce_wire::pad::TAG_BITS;
-use meshreduce_wire::{Algorithm, DType, Op, VECTOR_BYTES};
+use meshreduce_wire::{Algorithm, DType, GroupParams, Isa, Op, VECTOR_BYTES};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -84,6 +85,67 @@ pub struct Call {
     pub threads: u32,
     /// The result of the call before is this call's input, and is overwritten; else each call has its own buffers.
     pub in_place: bool,
+    /// Of an algorithm of lists: the tensors that the message is cut into.
+    pub cuts: Cuts,
+}
+
+/// How a message is cut into the tensors of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// The tensors.
+    pub tensors: usize,
+    /// Of where they are cut; 0: into equal parts, as far as that goes.
+    pub seed: u32,
+}
+
+impl Cuts {
+    /// The message whole.
+    pub const NONE: Self = Self { tensors: 1, seed: 0 };
+
+    fn draw(draw: &mut Draw) -> Self {
+        let tensors = match draw.below(4) {
+            0 => 1 + draw.below(MAX_TENSORS),
+            1 => draw.of(&[1, 31, 32, 33, MAX_TENSORS]),
+            _ => 1 + draw.below(5),
+        };
+        Self { tensors, seed: 1 + draw.below(1 << 16) as u32 }
+    }
+
+    /// The elements of each tensor, of a message of so many. Some may have none.
+    pub fn counts(self, elements: usize) -> Vec<usize> {
+        let at = |cut: usize| match self.seed {
+            0 => elements * cut / self.tensors,
+            seed => {
+                // Any function that is spread over the message does (the finaliser of MurmurHash3).
+                let mut mixed = seed.wrapping_mul(0x9e37_79b9).wrapping_add(cut as u32);
+                mixed = (mixed ^ (mixed >> 16)).wrapping_mul(0x85eb_ca6b);
+                mixed = (mixed ^ (mixed >> 13)).wrapping_mul(0xc2b2_ae35);
+                ((u64::from(mixed ^ (mixed >> 16)) * (elements as u64 + 1)) >> 32) as usize
+            }
+        };
+        let mut cuts: Vec<usize> = (1..self.tensors).map(at).chain([0, elements]).collect();
+        cuts.sort_unstable();
+        cuts.windows(2).map(|two| two[1] - two[0]).collect()
+    }
+
+    /// The units of a phase that the list has.
+    pub fn units(self, elements: usize, dtype: DType, isa: Isa) -> u64 {
+        let counts = self.counts(elements).into_iter();
+        let units: u64 = counts.map(|count| packets::units(count as u64, dtype, isa)).sum();
+        u64::from(GroupParams::units_of_counts(self.tensors)) + units
+    }
+}
+
+impl Call {
+    /// The tensors of a list: how many bytes lie before each, and its elements.
+    pub(super) fn list(&self, size: usize) -> impl ExactSizeIterator<Item = (u64, u32)> {
+        let mut begin = 0;
+        self.cuts.counts(self.count).into_iter().map(move |count| {
+            let at = begin;
+            begin += (count * size) as u64;
+            (at, count as u32)
+        })
+    }
 }
 
 impl Kernels {
@@ -131,7 +193,8 @@ impl Kernels {
                     _ => (vectors * per_vector).saturating_sub(draw.below(per_vector)).max(1),
                 };
                 let offset = if draw.below(4) == 0 { 1 + draw.below(per_vector - 1) } else { 0 };
-                Call { algorithm, count, offset, blocks, ragged: false, threads, in_place }
+                let cuts = if algorithm.is_of_lists() { Cuts::draw(&mut draw) } else { Cuts::NONE };
+                Call { algorithm, count, offset, blocks, ragged: false, threads, in_place, cuts }
             });
             let ragged = algorithm.is_by_packets() && draw.below(3) == 0;
             calls.push(Call { algorithm, ragged, ..call });

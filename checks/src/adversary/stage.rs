@@ -5,7 +5,7 @@ use meshreduce_emulator_ptx::Launch;
 use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::launch::{self, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
-use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, LaunchParams, geometry};
+use meshreduce_wire::{Algorithm, DType, GroupParams, LaunchDescriptor, LaunchParams, geometry};
 
 use super::ranks::{Expected, Ranks, Sequence};
 use super::{Call, DEADLINE_NS, Kernels, RunFailure, Scenario};
@@ -26,7 +26,11 @@ impl<'a> Stage<'a> {
                 |call: &Call| bytes(call.algorithm, call.count as u64, scenario.dtype, world_size as u32);
             scenario.calls.iter().map(of).max().unwrap_or(0)
         };
-        let packets = PacketLayout::new(most(packets::phase_bytes), world_size as u32);
+        // A list has more units than its message whole.
+        let of_lists = scenario.calls.iter().filter(|call| call.algorithm.is_of_lists());
+        let units = of_lists.map(|call| call.cuts.units(call.count, scenario.dtype, kernels.isa));
+        let lists = units.max().map_or(0, |units| units * packets::SLOT_BYTES);
+        let packets = PacketLayout::new(most(packets::phase_bytes).max(lists), world_size as u32);
         let sequence = Sequence {
             positions: scenario.positions.clone(),
             relays: kernels.algorithm.is_of_cube_mesh().then(|| scenario.relays.clone()),
@@ -102,7 +106,8 @@ impl<'a> Stage<'a> {
 
     fn enqueue(&mut self, rank: usize, call: &Call, input: u64, output: u64) -> Result<()> {
         let Scenario { dtype, op, .. } = *self.scenario;
-        let (algorithm, count) = (call.algorithm, call.count as u64);
+        let algorithm = call.algorithm;
+        let count = if algorithm.is_of_lists() { call.cuts.tensors } else { call.count } as u64;
         let descriptor = LaunchDescriptor::all_reduce(algorithm, dtype, op, count);
         let params = LaunchParams {
             lane: self.ranks.params(rank),
@@ -121,7 +126,16 @@ impl<'a> Stage<'a> {
             kernel: self.kernels.entry(algorithm, dtype, op)?,
             grid: [blocks, 1, 1],
             block: [call.threads + packets::counting_threads(algorithm), 1, 1],
-            params: params::bytes(&params),
+            params: match algorithm.is_of_lists() {
+                true => {
+                    let neutral = launch::neutral(dtype, op);
+                    let mut list = GroupParams::new(params, self.ranks.count() as u32, 0, neutral);
+                    let place = |(before, count): (u64, u32)| (input + before, output + before, count);
+                    list.set(call.list(dtype.size()).map(place), dtype, self.kernels.isa);
+                    params::list_bytes(&list)
+                }
+                false => params::bytes(&params),
+            },
             dynamic_shared: 0,
         };
         let device = self.ranks.device(rank);

@@ -77,6 +77,10 @@ const IN_A_ROW: u64 = 5;
 
 /// The main job on the direct executor, by this program once more.
 fn direct(file: &Path, Identity { algorithm, ranks, .. }: Identity) -> Result<Detection> {
+    if algorithm.is_of_lists() {
+        let what = "not asked: the main job launches no lists".to_owned();
+        return Ok(Detection { detector: "direct", found: false, what });
+    }
     let program: PathBuf = std::env::current_exe().context("finding this program")?;
     let (algorithm_name, ranks_text) = (algorithm.to_string(), ranks.to_string());
     let served = Collective::ALL.into_iter().filter(|&collective| algorithm.serves(collective));
@@ -119,6 +123,10 @@ fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
 /// Calls that cannot end well: of the bf16 sum, or of slices of 16 bits.
 fn stages(module: &Module, identity: Identity, seeds: u64) -> Detection {
     let Identity { algorithm, ranks, .. } = identity;
+    if algorithm.is_of_lists() {
+        let what = "not asked: they launch no lists".to_owned();
+        return Detection { detector: "stages", found: false, what };
+    }
     let name = KernelName::new(identity.text(), DType::Bf16, Op::Sum).to_string();
     let Some(kernel): Option<Arc<Kernel>> = module.kernel(&name) else {
         let what = format!("not asked: there is no {name}");

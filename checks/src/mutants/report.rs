@@ -49,7 +49,8 @@ pub fn run(arguments: &Mutants) -> Result<bool> {
         all.extend(given::judge(file, arguments.seeds.unwrap_or(GIVEN_SEEDS))?);
         return given::show(&all, arguments.json);
     }
-    let algorithms = Algorithm::every().filter(|known| arguments.algorithm.is_none_or(|only| only == *known));
+    let is_wanted = |known: &Algorithm| arguments.algorithm.is_none_or(|only| only == *known);
+    let algorithms = Algorithm::every().filter(|known| !known.is_of_lists() && is_wanted(known));
     let mut sets = Vec::new();
     for algorithm in algorithms {
         let has = |isa: &Isa| {

@@ -37,7 +37,7 @@ pub struct Rule {
 pub const ANY: u16 = u16::MAX;
 
 /// The rows: trips, local accesses, system fences, acknowledgements waited for, local accesses behind the result.
-pub const RULES: [Rule; 16] = [
+pub const RULES: [Rule; 18] = [
     row("one_shot", (1.5, 4, 1, 0, 0), (1.5, 4, 1, 0, 0)),
     row("two_shot", (3.0, 7, 2, 0, 0), (3.0, 6, 2, 0, 0)),
     row("hybrid_cube_mesh", (3.0, 6, 2, 0, 0), (3.0, 6, 2, 0, 0)),
@@ -54,6 +54,8 @@ pub const RULES: [Rule; 16] = [
     row("reduce_scatter_ll_b128", (0.5, 4, 0, 0, 0), (0.5, 3, 0, 0, 0)),
     row("cube_mesh_exchange_ll", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
     row("cube_mesh_reduce_scatter_ll", (1.0, 5, 0, 0, 0), (1.0, 5, 0, 0, 0)),
+    row("group_ll", (0.5, 3, 0, 0, 0), (0.5, 3, 0, 0, 0)),
+    row("group_ll_b128", (0.5, 3, 0, 0, 0), (0.5, 3, 0, 0, 0)),
 ];
 
 type Row = (f64, u16, u16, usize, u16);

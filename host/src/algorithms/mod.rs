@@ -20,6 +20,14 @@ macro_rules! cube_texts {
 }
 use cube_texts;
 
+/// The text of an algorithm that serves every world size.
+macro_rules! text_for_all {
+    ($name:literal, $suffix:literal) => {
+        [Some(include_str!(concat!("../../ptx/", $name, $suffix, ".ptx"))); 7]
+    };
+}
+use text_for_all;
+
 /// No text, for 2 to 8 ranks.
 const NONE: [Option<&str>; 7] = [None; 7];
 
@@ -27,6 +35,7 @@ mod cube_mesh_exchange_ll;
 mod cube_mesh_reduce_scatter_ll;
 mod exchange;
 mod exchange_ll;
+mod group_ll;
 mod hybrid_cube_mesh;
 mod hybrid_cube_mesh_ll;
 mod one_shot;
@@ -37,7 +46,7 @@ mod two_shot;
 mod two_shot_ll;
 
 use meshreduce_wire::packets::{self, PacketLayout};
-use meshreduce_wire::{Algorithm, DType, Isa, geometry};
+use meshreduce_wire::{Algorithm, Collective, DType, Isa, geometry};
 
 use crate::config::Limits;
 use crate::topology::{Mesh, Topology};
@@ -65,7 +74,8 @@ impl Description {
     }
 }
 
-/// The shipped algorithms: those of all-reduces and then those of slices, of either the one for the shortest messages first. (No
+/// The shipped algorithms: those of all-reduces and then those of slices, of either the one for the shortest messages first, and that
+/// of lists. (No
 /// constant: every use of that would bring the texts along once more.)
 pub(crate) static SHIPPED: &[Description] = &[
     one_shot_ll::DESCRIPTION,
@@ -80,6 +90,7 @@ pub(crate) static SHIPPED: &[Description] = &[
     reduce_scatter::DESCRIPTION,
     cube_mesh_exchange_ll::DESCRIPTION,
     cube_mesh_reduce_scatter_ll::DESCRIPTION,
+    group_ll::DESCRIPTION,
 ];
 
 /// The topology that algorithms are chosen for, and what the links beneath it are.
@@ -98,7 +109,7 @@ impl Interconnect {
     /// The shipped algorithms of all-reduces that run here. Where full connection is forced on a hybrid cube mesh that is all of
     /// them, the mesh's own last.
     pub(crate) fn algorithms(self) -> impl Iterator<Item = &'static Description> {
-        self.every().filter(|description| !description.algorithm.is_of_slices())
+        self.every().filter(|description| description.algorithm.serves(Collective::AllReduce))
     }
 
     /// Those of the other collectives.
@@ -106,7 +117,7 @@ impl Interconnect {
         self.every().filter(|description| description.algorithm.is_of_slices())
     }
 
-    /// Both.
+    /// Both, and that of lists.
     pub(crate) fn every(self) -> impl Iterator<Item = &'static Description> {
         SHIPPED.iter().filter(move |description| match description.topology {
             Topology::HybridCubeMesh => self.cube && self.topology != Topology::Unknown,

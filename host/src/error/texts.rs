@@ -46,6 +46,7 @@ pub(super) fn kind_text(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::PeerTimeout => "it gave up waiting",
         RecordKind::LaunchMismatch => "it saw a different launch",
+        RecordKind::TensorMismatch => "it saw a tensor of another length",
         RecordKind::HostAbort => "its host aborted",
         _ => "it failed",
     }

@@ -3,6 +3,7 @@
 mod calls;
 mod collectives;
 mod exchange_kind;
+mod group;
 mod order;
 mod plan;
 mod slice_plan;
@@ -32,6 +33,7 @@ pub(crate) use slices::{SliceCall, is_alike_to_all};
 pub(crate) use calls::{Calls, Recorded};
 pub use exchange_kind::ExchangeKind;
 pub(crate) use exchange_kind::decode;
+pub use group::RawTensor;
 pub use order::StreamOrder;
 pub(crate) use state::{LaneState, Pages};
 
@@ -274,37 +276,59 @@ impl Lane {
         state.status()?;
         let bytes = (count as u64).saturating_mul(dtype.size() as u64);
         check_addresses(input, output, bytes, dtype)?;
-        let Plan { function, geometry, descriptor, tag, scale, kind, piece } =
-            self.calls.plans.of(Kind { count, dtype, op }, bytes, &self.shared)?;
-        let mut params = LaunchParams {
-            lane: state.params,
-            input,
-            output,
-            count: piece,
-            descriptor,
-            deadline_ns: self.deadline_ns,
-            tag,
-            flags: if input == output { IN_PLACE } else { 0 },
-            scale,
-            kind,
-        };
+        let plan = self.plan(&message)?;
+        let mut params = self.launch_params(&message, &plan);
         // SAFETY: the module is loaded for as long as `shared`; the kernels take one `LaunchParams`; what it leads to lives as
         // long as `shared`, and the counters, without which nothing of it is touched, outlive it with the module if this is
         // captured. The caller vouches for the pointers and the stream, and for its order.
         unsafe {
             self.submit(order, observed, |stream, done| {
-                // The last one may be shorter, and has more blocks then than it needs: all ranks have the same.
-                while *done * piece < count as u64 {
-                    let first = *done * piece;
-                    params.count = piece.min(count as u64 - first);
-                    params.input = input + first * dtype.size() as u64;
-                    params.output = output + first * dtype.size() as u64;
-                    function.launch(geometry.blocks, geometry.threads, stream, &params)?;
+                while *done < plan.launches(&message) {
+                    plan.set(*done, &message, &mut params);
+                    let (blocks, threads) = (plan.geometry.blocks, plan.geometry.threads);
+                    plan.function.launch(blocks, threads, stream, &params)?;
                     *done += 1;
                 }
                 Ok(())
             })
         }
+    }
+
+    /// How an all-reduce of elements is launched.
+    #[inline]
+    fn plan(&mut self, message: &Message) -> Result<Plan, Error> {
+        let Message { count, dtype, op, .. } = *message;
+        let bytes = (count as u64).saturating_mul(dtype.size() as u64);
+        self.calls.plans.of(Kind { count, dtype, op }, bytes, &self.shared)
+    }
+
+    /// What its launches are given, but for where each begins.
+    #[inline]
+    fn launch_params(&self, message: &Message, plan: &Plan) -> LaunchParams {
+        let Plan { descriptor, tag, scale, kind, .. } = *plan;
+        let flags = if message.input == message.output { IN_PLACE } else { 0 };
+        LaunchParams { descriptor, tag, scale, kind, flags, ..self.launch_of_nothing() }
+    }
+
+    /// What every launch of the lane is given.
+    #[inline]
+    fn launch_of_nothing(&self) -> LaunchParams {
+        LaunchParams {
+            lane: self.state.params,
+            input: 0,
+            output: 0,
+            count: 0,
+            descriptor: 0,
+            deadline_ns: self.deadline_ns,
+            tag: 0,
+            flags: 0,
+            scale: 1.0,
+            kind: 0,
+        }
+    }
+
+    fn slice_plan(&self, call: &SliceCall) -> Result<SlicePlan, Error> {
+        SlicePlan::new(call, self.launch_of_nothing(), &self.shared)
     }
 
     /// [`Lane::enqueue`] of another collective, with a work object.
@@ -324,19 +348,7 @@ impl Lane {
     /// Enqueues a collective other than an all-reduce, in as many launches as it needs.
     unsafe fn enqueue_slices(&mut self, call: &SliceCall, order: StreamOrder) -> Result<Enqueued, Error> {
         self.state.status()?;
-        let lane = LaunchParams {
-            lane: self.state.params,
-            input: 0,
-            output: 0,
-            count: 0,
-            descriptor: 0,
-            deadline_ns: self.deadline_ns,
-            tag: 0,
-            flags: 0,
-            scale: 1.0,
-            kind: 0,
-        };
-        let plan = SlicePlan::new(call, lane, &self.shared)?;
+        let plan = self.slice_plan(call)?;
         let world_size = self.shared.world_size();
         // SAFETY: as for an all-reduce; kernels of slices take one `SliceParams`.
         unsafe {

@@ -2,8 +2,9 @@
 #![forbid(unsafe_code)]
 
 use meshreduce_device::Function;
-use meshreduce_wire::{DType, Geometry, LaunchDescriptor, Op, launch};
+use meshreduce_wire::{DType, Geometry, LaunchDescriptor, LaunchParams, Op, launch};
 
+use super::Message;
 use crate::error::Error;
 use crate::kernels::Kernel;
 use crate::shared::Shared;
@@ -52,6 +53,22 @@ impl Plan {
             kind: launch::kind(dtype, op),
             piece,
         })
+    }
+
+    /// In how many launches a message goes.
+    #[inline]
+    pub(crate) fn launches(&self, message: &Message) -> u64 {
+        if message.count as u64 <= self.piece { 1 } else { (message.count as u64).div_ceil(self.piece) }
+    }
+
+    /// Sets where one of them begins, and how long it is.
+    #[inline]
+    pub(crate) fn set(&self, at: u64, message: &Message, params: &mut LaunchParams) {
+        // The last one may be shorter, and has more blocks then than it needs: all ranks have the same.
+        let first = at * self.piece;
+        params.count = self.piece.min(message.count as u64 - first);
+        params.input = message.input + first * message.dtype.size() as u64;
+        params.output = message.output + first * message.dtype.size() as u64;
     }
 }
 

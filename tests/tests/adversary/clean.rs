@@ -18,8 +18,10 @@ fn shipped_kernels_are_clean() {
     let (cubes, others): (Vec<_>, Vec<_>) =
         Algorithm::ALL.into_iter().partition(|algorithm| algorithm.is_of_cube_mesh());
     let cases = (2..=4).flat_map(|ranks| others.iter().map(move |&algorithm| (algorithm, ranks, CLEAN)));
-    for (algorithm, ranks, seeds) in cases.chain(cubes.iter().map(|&algorithm| (algorithm, 8, CLEAN / 2))) {
-        for isa in Isa::ALL.into_iter().filter(|isa| Kernels::shipped_in(*isa).contains(&algorithm)) {
+    let lists = (2..=4).map(|ranks| (Algorithm::GroupLl, ranks, CLEAN));
+    let cubes = cubes.iter().map(|&algorithm| (algorithm, 8, CLEAN / 2));
+    for (algorithm, ranks, seeds) in cases.chain(lists).chain(cubes) {
+        for isa in Isa::ALL.into_iter().filter(|isa| Kernels::are_shipped(algorithm, *isa)) {
             let kernels = Kernels::shipped(algorithm, ranks, isa).unwrap();
             for seed in 0..seeds {
                 if let Err(failure) = kernels.play(seed, Options::default()).unwrap() {

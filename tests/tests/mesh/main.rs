@@ -4,6 +4,7 @@
 mod api;
 mod collectives;
 mod graphs;
+mod group_calls;
 mod isa;
 mod lifecycle;
 mod replays_after_the_end;

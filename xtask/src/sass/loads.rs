@@ -29,6 +29,8 @@ pub(super) struct VectorLoop {
     pub(super) before_operation: u32,
     /// The fewest of the loads that are issued, on any path, when any instruction first needs one of them.
     pub(super) before_use: u32,
+    /// The same, where a load that a predicate turns off counts as issued too.
+    pub(super) passed_before_use: u32,
 }
 
 /// The loops of a kernel that have 128-bit loads of their own, not only in loops within, in the order of addresses.
@@ -55,6 +57,8 @@ pub(super) fn vector_loops(code: &[Instruction]) -> Vec<VectorLoop> {
 struct State {
     /// Loads that were issued on every path to here.
     issued: BTreeSet<usize>,
+    /// Those, and loads that a predicate may turn off which every path has passed.
+    passed: BTreeSet<usize>,
     /// Loads that a register's value may come from.
     origins: BTreeMap<Register, BTreeSet<usize>>,
 }
@@ -78,6 +82,9 @@ impl State {
             }
             known.extend(&origins);
         }
+        if instruction.is_vector_load() {
+            self.passed.insert(index);
+        }
         // One that a predicate may turn off is not counted on.
         if instruction.is_vector_load() && !instruction.guarded {
             self.issued.insert(index);
@@ -86,11 +93,12 @@ impl State {
 
     fn join(self, other: &State) -> Self {
         let issued = self.issued.intersection(&other.issued).copied().collect();
+        let passed = self.passed.intersection(&other.passed).copied().collect();
         let mut origins = self.origins;
         for (register, loads) in &other.origins {
             origins.entry(*register).or_default().extend(loads);
         }
-        Self { issued, origins }
+        Self { issued, passed, origins }
     }
 }
 
@@ -124,11 +132,13 @@ fn examine(code: &[Instruction], blocks: &[Block], body: &Loop) -> VectorLoop {
 
     // (loads that are needed, loads that are issued, by a float operation?) of every instruction that needs one.
     let mut uses = Vec::new();
+    let mut passed: Option<usize> = None;
     for &block in &body.blocks {
         let Some(mut state) = starts_of(block, &ends) else { continue };
         for index in blocks[block].range.clone() {
             let needed = state.origins_of(&code[index].reads);
             if !needed.is_empty() {
+                passed = Some(passed.map_or(state.passed.len(), |least| least.min(state.passed.len())));
                 uses.push((needed, state.issued.clone(), combines(&code[index])));
             }
             state.step(index, &code[index]);
@@ -152,6 +162,7 @@ fn examine(code: &[Instruction], blocks: &[Block], body: &Loop) -> VectorLoop {
             .min()
             .unwrap_or(0),
         before_use: uses.iter().map(|(_, issued, _)| issued.len() as u32).min().unwrap_or(0),
+        passed_before_use: passed.unwrap_or(0) as u32,
     }
 }
 
@@ -207,7 +218,8 @@ mod tests {
                 stores: 1,
                 reduced: 2,
                 before_operation: 2,
-                before_use: 2
+                before_use: 2,
+                passed_before_use: 2
             }]
         );
     }
@@ -246,6 +258,7 @@ mod tests {
         assert_eq!((by_branch[0].reduced, by_branch[0].before_operation), (2, 1));
         let by_guard = around(&[FIRST, "@P1 LDG.E.128 R8, desc[UR4][R22.64]", "FADD R4, R4, R8"]);
         assert_eq!((by_guard[0].reduced, by_guard[0].before_operation), (2, 1));
+        assert_eq!((by_branch[0].passed_before_use, by_guard[0].passed_before_use), (1, 2));
     }
 
     #[test]
