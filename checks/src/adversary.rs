@@ -58,14 +58,32 @@ pub struct Kernels {
 pub struct Others(Arc<[(Algorithm, Isa, Module)]>);
 
 impl Others {
-    /// All that are shipped and may be launched on one lane with those of `algorithm` in `isa`.
+    /// All that are shipped and may be launched on one lane with those of `algorithm` in `isa`, but those of lists.
     ///
     /// # Errors
     /// If a text is not understood.
     pub fn shipped(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
+        Self::such(algorithm, world_size, isa, |other| !other.is_of_lists())
+    }
+
+    /// The same, and those of lists.
+    ///
+    /// # Errors
+    /// If a text is not understood.
+    pub fn with_lists(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
+        Self::such(algorithm, world_size, isa, |_| true)
+    }
+
+    fn such(
+        algorithm: Algorithm,
+        world_size: usize,
+        isa: Isa,
+        is_wanted: impl Fn(Algorithm) -> bool,
+    ) -> Result<Self> {
         let goes_with = |text: &ShippedKernels| {
             text.world_size == world_size
                 && text.algorithm != algorithm
+                && is_wanted(text.algorithm)
                 && !text.algorithm.is_of_slices()
                 && text.algorithm.is_of_cube_mesh() == algorithm.is_of_cube_mesh()
                 // Packets of one lane are all of one width.
@@ -140,7 +158,7 @@ impl Kernels {
     /// If there are none, or it is not understood.
     pub fn shipped(algorithm: Algorithm, world_size: usize, isa: Isa) -> Result<Self> {
         let kernels = Self::parse(&Self::shipped_text(algorithm, world_size, isa)?, algorithm, world_size)?;
-        Ok(kernels.beside(Others::shipped(algorithm, world_size, isa)?))
+        Ok(kernels.beside(Others::with_lists(algorithm, world_size, isa)?))
     }
 
     /// The algorithms of all-reduces that are shipped in `isa`.
