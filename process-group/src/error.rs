@@ -173,7 +173,7 @@ pub enum Error {
         elsewhere: Vec<Elsewhere>,
     },
     /// A wait ended before the call did; the call goes on.
-    #[error("{call} has not ended after {waited:?}; it goes on")]
+    #[error("{call} has not ended after {}; it goes on", Rounded(*.waited))]
     StillRunning {
         /// Which.
         call: String,
@@ -212,7 +212,7 @@ pub enum Error {
         calls: (String, String),
     },
     /// Ranks did not come to a monitored barrier.
-    #[error("{} did not come to the barrier of group {group} within {waited:?}", Ranks(.ranks))]
+    #[error("{} did not come to the barrier of group {group} within {}", Ranks(.ranks), Rounded(*.waited))]
     NotAtBarrier {
         /// All of them.
         ranks: Vec<usize>,
@@ -497,8 +497,24 @@ impl fmt::Display for InTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Duration::ZERO => f.write_str("in time, as another rank says"),
-            waited => write!(f, "within {waited:?}"),
+            waited => write!(f, "within {}", Rounded(waited)),
         }
+    }
+}
+
+/// A time as `Debug` shows it, with three digits behind the point at most.
+pub(crate) struct Rounded(pub(crate) Duration);
+
+impl fmt::Display for Rounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.0 {
+            time if time >= Duration::from_secs(1) => 1_000_000,
+            time if time >= Duration::from_millis(1) => 1_000,
+            _ => 1,
+        };
+        let below_seconds = (self.0.subsec_nanos() + step / 2) / step * step;
+        let seconds = Duration::from_secs(self.0.as_secs());
+        write!(f, "{:?}", seconds.saturating_add(Duration::from_nanos(below_seconds.into())))
     }
 }
 

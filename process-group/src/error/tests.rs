@@ -59,3 +59,22 @@ fn a_timeout_says_who_did_not_come_and_who_is_stopped() {
         ": ranks 0 and 1 did not come to it; the processes of ranks 1 and 3 are stopped"
     );
 }
+
+#[test]
+fn times_have_three_digits_behind_the_point_at_most() {
+    let said = |nanos: u64| Rounded(Duration::from_nanos(nanos)).to_string();
+    assert_eq!([said(4_000_672_991), said(3_000_000_000), said(1_999_999_999)], ["4.001s", "3s", "2s"]);
+    assert_eq!([said(20_000_000), said(20_123_456), said(999_999_999)], ["20ms", "20.123ms", "1s"]);
+    assert_eq!([said(0), said(7), said(1_234)], ["0ns", "7ns", "1.234µs"]);
+    assert_eq!(Rounded(Duration::MAX).to_string(), format!("{:?}", Duration::MAX));
+    let late = Error::Timeout {
+        operation: Operation::Barrier,
+        sequence: 1,
+        group: "world".into(),
+        waited: Duration::from_nanos(4_000_672_991),
+        missing: Vec::new(),
+        stopped: Vec::new(),
+        elsewhere: Vec::new(),
+    };
+    assert_eq!(late.to_string(), "barrier number 1 on group world did not end within 4.001s");
+}

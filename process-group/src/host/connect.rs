@@ -34,7 +34,7 @@ use super::place::{Islands, Place};
 use super::segment::{Layout, Segment};
 use super::shared::lock;
 use super::wire::Neighbour;
-use crate::error::Ranks;
+use crate::error::{Ranks, Rounded};
 
 /// Connections that were accepted and have not said yet whose they are.
 const MOST_UNKNOWN: usize = 64;
@@ -61,7 +61,7 @@ pub enum NotConnected {
         how: String,
     },
     /// No connection came about in time.
-    #[error("{} did not connect within {waited:?}{}", Ranks(.ranks), Last(.last))]
+    #[error("{} did not connect within {}{}", Ranks(.ranks), Rounded(*.waited), Last(.last))]
     Missing {
         /// The ranks in the group that this one is not connected with.
         ranks: Vec<usize>,

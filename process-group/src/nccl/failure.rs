@@ -8,7 +8,7 @@ use meshreduce_nccl_loader as loader;
 use meshreduce_store::codec::Malformed;
 use meshreduce_store::identity::NoIdentity;
 
-use crate::error::Stopped;
+use crate::error::{Rounded, Stopped};
 
 /// Why NCCL cannot serve a group, or has failed. It is the source of [`crate::Error::NotMade`] and [`crate::Error::Backend`], to
 /// be had by [`crate::Cause::downcast_ref`].
@@ -62,7 +62,7 @@ pub enum NcclFailure {
         host: String,
     },
     /// NCCL did not come to an end with something.
-    #[error("{what} did not end within {waited:?}{}", Stopped(.stopped))]
+    #[error("{what} did not end within {}{}", Rounded(*.waited), Stopped(.stopped))]
     TimedOut {
         /// What was to end.
         what: &'static str,
