@@ -2,7 +2,7 @@
 
 mod ending;
 
-pub(crate) use ending::{DeadMember, UntilEnd};
+pub(crate) use ending::{AbsentRanks, DeadMember, UntilEnd};
 mod registry;
 
 use std::fmt;
@@ -60,6 +60,8 @@ pub struct BackendContext {
     pub(crate) end: Arc<OnceLock<Error>>,
     /// Whether a member has died, of which other groups know.
     pub(crate) dead_member: DeadMember,
+    /// Who has not begun to make a backend, as the ranks have told.
+    pub(crate) absent: AbsentRanks,
     /// Where the group finds the lane of a mesh that follows its own calls. The first mesh that is made of this is that.
     pub(crate) lane: Arc<OnceLock<Weak<MeshLane>>>,
 }
@@ -99,6 +101,7 @@ impl BackendContext {
             registry: Registry::default(),
             end: Arc::default(),
             dead_member: DeadMember::default(),
+            absent: AbsentRanks::default(),
             lane: Arc::default(),
         }
     }
@@ -163,7 +166,7 @@ impl BackendContext {
             world_size: ranks.len(),
             ranks: ranks.iter().map(|rank| self.group.ranks[*rank]).collect(),
         });
-        Ok(Self { group, lane: Arc::default(), ..below })
+        Ok(Self { group, absent: AbsentRanks::default(), lane: Arc::default(), ..below })
     }
 
     /// This with the part of its store below `prefix`.

@@ -38,6 +38,21 @@ impl DeadMember {
     }
 }
 
+/// What looks which ranks have not begun to make a backend. It asks the store.
+#[derive(Clone, Default)]
+pub(crate) struct AbsentRanks(Option<Arc<dyn Fn() -> Vec<usize> + Send + Sync>>);
+
+impl AbsentRanks {
+    pub(crate) fn new(look: impl Fn() -> Vec<usize> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(look)))
+    }
+
+    /// Those ranks, as far as that is known.
+    pub(crate) fn look(&self) -> Vec<usize> {
+        self.0.as_ref().map_or_else(Vec::new, |look| look())
+    }
+}
+
 impl UntilEnd {
     pub(crate) fn new(store: Arc<dyn Store>, end: Arc<OnceLock<Error>>) -> Self {
         Self::when(store, move || end.get().cloned())

@@ -154,14 +154,17 @@ impl ProcessGroup {
         self.made(device).and_then(|backend| backend.usage())
     }
 
-    /// Makes the backend for a kind of device now and not with its first call. All ranks must.
+    /// Makes the backend for a kind of device now and not with its first call. All ranks must: it returns when they have come, or are known
+    /// not to come within the group's timeout.
     ///
     /// # Errors
     ///
-    /// [`Error::NoBackend`], [`Error::NotMade`].
+    /// [`Error::NoBackend`]; [`Error::NotMade`], with the ranks that did not come; [`Error::RankDied`] and [`Error::Aborted`] where that is
+    /// known of a rank.
     pub fn connect(&self, device: DeviceType) -> Result<(), Error> {
         self.shared.alive()?;
-        self.shared.make(device, None)?.prepare()
+        let made = self.shared.make(device, None).and_then(|backend| backend.prepare());
+        made.map_err(|error| self.shared.failed(error))
     }
 
     /// This group with another deadline for the calls that are made through the handle; `None`: for ever. (The mesh's kernels wait so

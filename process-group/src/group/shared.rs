@@ -13,9 +13,9 @@ use super::aborted::AbortedMember;
 use super::end::Hooks;
 use super::family::Family;
 use super::parents::dead_member;
-use super::progress::Published;
+use super::progress::{Published, is_gone};
 use super::slot::Slot;
-use crate::backend::{Backend, BackendContext, DeadMember, GroupInfo};
+use crate::backend::{AbsentRanks, Backend, BackendContext, DeadMember, GroupInfo};
 use crate::call::Call;
 use crate::config::BackendConfig;
 use crate::error::{Elsewhere, Error};
@@ -227,6 +227,7 @@ impl Shared {
             registry: self.family.registry.clone(),
             end: Arc::clone(&self.end),
             dead_member: self.dead_member(),
+            absent: self.absent_ranks(),
             lane: Arc::clone(self.slot(kind).lane()),
         })
     }
@@ -236,6 +237,14 @@ impl Shared {
         let (info, parent) = (Arc::clone(&self.info), Weak::clone(&self.parent));
         let aborted = AbortedMember::new(&self.info, &self.store);
         DeadMember::new(move || dead_member(&info, &parent).or_else(|| aborted.look()))
+    }
+
+    /// What looks which other ranks have told nothing, as all do before they make a backend, or are gone.
+    fn absent_ranks(&self) -> AbsentRanks {
+        let (info, store) = (Arc::clone(&self.info), Arc::clone(&self.store));
+        AbsentRanks::new(move || {
+            (0..info.world_size).filter(|rank| *rank != info.rank && is_gone(&*store, *rank)).collect()
+        })
     }
 
     /// The backend for a kind of device, made if need be: for a call on this stream and with this deadline, if there is one. It is not

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::collectives::ExchangePattern;
+use super::connect::NotConnected;
 use super::failure::{self, LIVING, NotShutDown, SHUT_DOWN};
 use super::shared::{Net, Shared, lock};
 use super::{progress, run, wire};
@@ -73,14 +74,14 @@ impl BackendFactory for HostFactory {
         let name: Arc<str> = self.name().into();
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell: OwnedFd = eventfd(0, flags).map_err(|error| context.not_made(&name, error))?;
-        let group = Arc::clone(&context.group);
+        let (group, timeout) = (Arc::clone(&context.group), context.timeout);
         let shared = Arc::new(Shared::new(Arc::clone(&name), group, Arc::new(bell)));
         let (own, factory) = (Arc::clone(&shared), self.clone());
         let thread = std::thread::Builder::new().name(format!("host-{}", shared.rank()));
         let thread = thread
             .spawn(move || progress::main(&own, &context, &factory))
             .map_err(|error| not_started(&shared, error))?;
-        Ok(Arc::new(HostBackend { shared, thread: Mutex::new(Some(thread)) }))
+        Ok(Arc::new(HostBackend { shared, thread: Mutex::new(Some(thread)), timeout }))
     }
 }
 
@@ -93,6 +94,8 @@ fn not_started(shared: &Shared, error: std::io::Error) -> Error {
 struct HostBackend {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// How long the ranks may take to meet.
+    timeout: Duration,
 }
 
 impl fmt::Debug for HostBackend {
@@ -127,6 +130,21 @@ impl Backend for HostBackend {
     unsafe fn make(&self, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
         // SAFETY: the caller's promise.
         unsafe { run::make(&self.shared, call, request) }
+    }
+
+    /// Waits until the ranks are connected: the progress thread sees to that, and to who does not come in time.
+    fn prepare(&self) -> Result<(), Error> {
+        let shared = &self.shared;
+        let waits = self.timeout.saturating_add(progress::longest_after(self.timeout));
+        match crate::Completion::wait(&shared.connected, Instant::now().checked_add(waits))? {
+            Some(_) => Ok(()),
+            None => {
+                let (ranks, last) = (lock(&shared.awaited).clone(), String::new());
+                let (backend, group) = (Arc::clone(&shared.backend), Arc::clone(shared.name()));
+                let source = Cause::new(NotConnected::Missing { ranks, waited: waits, last });
+                Err(Error::NotMade { backend, group, source })
+            }
+        }
     }
 
     fn abort(&self, cause: &Error) {

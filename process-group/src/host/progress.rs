@@ -24,7 +24,7 @@ use super::segment::{ASLEEP, AWAKE};
 use super::shared::{Net, Shared, lock};
 use super::wire::{Tcp, Wire};
 use super::{HostFactory, run};
-use crate::backend::BackendContext;
+use crate::backend::{BackendContext, UntilEnd};
 use crate::error::Error;
 
 /// Longest sleep in one piece.
@@ -40,6 +40,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a rank that could not be connected waits for the others to tell them: who does not come by then has died, or has come too
 /// late. So long at least is waited for connections, however late the last rank came.
 const GIVEN_UP: Duration = Duration::from_secs(3);
+
+/// How long is waited at least for connections, and for what is said of them, where ranks may take so long to meet.
+fn least(timeout: Duration) -> Duration {
+    GIVEN_UP.min(timeout / 2)
+}
+
+/// How long the progress thread may go on behind that time, if nothing but the other ranks keeps it: with connections, with what the others
+/// say of theirs, and once more as long, since others may have come later.
+pub(super) fn longest_after(timeout: Duration) -> Duration {
+    4 * least(timeout)
+}
 
 /// All that the progress thread does.
 pub(super) fn main(shared: &Shared, context: &BackendContext, factory: &HostFactory) {
@@ -81,11 +92,12 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let not_made = |error| context.not_made(&shared.backend, error);
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
     // One for all that follows: whoever waits for the connections is told why there are none while he still waits.
-    let (end, least) = (Deadline::after(context.timeout), GIVEN_UP.min(context.timeout / 2));
+    let (end, least) = (Deadline::after(context.timeout), least(context.timeout));
     let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
-    let told = context.until_left(&shared.is_left).until_death();
+    let told = noting_who_comes(shared, &context.until_left(&shared.is_left).until_death());
     let told = told.meet(&shared.backend, &listening.place.encode());
     let told = told.map_err(|error| context.dead_member.look().unwrap_or(error))?;
+    lock(&shared.awaited).clear();
     let places: Result<Vec<_>, _> = told.iter().map(|told| Place::decode(told)).collect();
     let places = places.map_err(|error| context.not_made(&shared.backend, error))?;
     let rank = shared.rank();
@@ -130,6 +142,20 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let fits = place::fits(&places, rank);
     let members = places.into_iter().map(|place| place.member).collect();
     Ok(Net::new(connected, members, (islands, fits), mailbox, engine))
+}
+
+/// `context` with a store in which whoever meets the others there looks who has not come, when somebody asks.
+fn noting_who_comes(shared: &Shared, context: &BackendContext) -> BackendContext {
+    let (asks, awaited) = (Arc::clone(&shared.asks_who_comes), Arc::clone(&shared.awaited));
+    let absent = context.absent.clone();
+    let look = move || {
+        if asks.swap(false, Ordering::SeqCst) {
+            let absent = absent.look();
+            *lock(&awaited) = absent;
+        }
+        None
+    };
+    BackendContext { store: Arc::new(UntilEnd::when(Arc::clone(&context.store), look)), ..context.clone() }
 }
 
 /// Makes the call that has waited longest, if no caller makes one.

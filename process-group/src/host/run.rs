@@ -41,8 +41,11 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
         return Ok(net);
     }
     let end = job::end(request);
-    let done =
-        shared.connected.wait(end.map(|(end, waited)| end.checked_add(GRACE.min(waited)).unwrap_or(end)))?;
+    let mut done = shared.connected.wait(end.map(|(end, _)| end))?;
+    if let Some((end, waited)) = end.filter(|_| done.is_none()) {
+        shared.asks_who_comes.store(true, Ordering::SeqCst);
+        done = shared.connected.wait(Some(end.checked_add(GRACE.min(waited)).unwrap_or(end)))?;
+    }
     match shared.net.get().filter(|_| done.is_some()) {
         Some(net) => Ok(net),
         None => {

@@ -95,8 +95,11 @@ pub(super) struct Shared {
     heard_since: OnceLock<Error>,
     /// Whether all others have left a group that has failed: the progress thread need not tell them anything any more.
     pub(super) is_left: Arc<AtomicBool>,
-    /// The ranks that are waited for to connect.
-    pub(super) awaited: Mutex<Vec<usize>>,
+    /// The ranks that are waited for to come, as far as somebody has asked, or to connect.
+    pub(super) awaited: Arc<Mutex<Vec<usize>>>,
+    /// Whether somebody asks who has not come yet: the progress thread looks while it meets the others, since a call that fails waits for
+    /// no store.
+    pub(super) asks_who_comes: Arc<AtomicBool>,
     /// Where the ranks say that they are connected, once this one has come to that.
     pub(super) meeting: OnceLock<BackendContext>,
     /// Whether the progress thread is to end.
@@ -140,7 +143,8 @@ impl Shared {
             aborted: OnceLock::new(),
             heard_since: OnceLock::new(),
             is_left: Arc::default(),
-            awaited: Mutex::default(),
+            awaited: Arc::default(),
+            asks_who_comes: Arc::default(),
             meeting: OnceLock::new(),
             stops: AtomicBool::new(false),
             net: OnceLock::new(),

@@ -51,6 +51,7 @@ fn context(store: Arc<dyn Store>, rank: usize, world_size: usize) -> BackendCont
         registry,
         end,
         dead_member: Default::default(),
+        absent: Default::default(),
         lane: Arc::default(),
     }
 }

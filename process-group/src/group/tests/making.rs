@@ -117,6 +117,59 @@ fn an_abort_is_heard_of_a_rank_that_has_left_since_and_does_not_end_the_next_gro
     assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
 
+/// A group over the backend `host`.
+fn on_host(store: &Arc<MemoryStore>, rank: usize, world_size: usize, timeout: Duration) -> ProcessGroup {
+    ProcessGroup::builder(Arc::clone(store) as _, rank, world_size)
+        .backend("cpu:host".parse().unwrap())
+        .timeout(timeout)
+        .dump_to(None)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn who_connects_on_host_waits_for_all_ranks_and_hears_who_did_not_come() {
+    let store = Arc::<MemoryStore>::default();
+    let has_come = std::sync::atomic::AtomicBool::new(false);
+    let ended = ranks(2, |rank| {
+        let group = on_host(&store, rank, 2, LONG);
+        if rank == 1 {
+            std::thread::sleep(Duration::from_millis(200));
+            has_come.store(true, SeqCst);
+        }
+        group.connect(DeviceType::Cpu)?;
+        assert!(has_come.load(SeqCst), "rank 0 does not wait");
+        group.shutdown()
+    });
+    assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    let begun = Instant::now();
+    let error = on_host(&store, 0, 2, Duration::from_secs(1)).connect(DeviceType::Cpu).unwrap_err();
+    assert!(matches!(error, Error::NotMade { .. }), "{error}");
+    assert!(error.to_string().contains("rank 1 did not come"), "{error}");
+    assert!(begun.elapsed() < LONG / 2);
+    // An abort ends it.
+    let group = on_host(&store, 0, 2, LONG);
+    std::thread::scope(|scope| {
+        let connects = scope.spawn(|| group.connect(DeviceType::Cpu).unwrap_err());
+        until(|| group.made(DeviceType::Cpu).is_some());
+        group.abort("nobody comes");
+        assert_eq!(connects.join().unwrap().to_string(), "group world was aborted: nobody comes");
+    });
+}
+
+#[test]
+fn a_call_that_is_late_before_the_ranks_of_host_have_met_names_who_has_not_come() {
+    let store = Arc::<MemoryStore>::default();
+    let (here, other) = (on_host(&store, 0, 3, LONG), on_host(&store, 1, 3, LONG));
+    // It comes, and waits for no end.
+    let call = Call::Barrier { device: Device::Cpu };
+    // SAFETY: a barrier has no tensors.
+    let works = [&here, &other].map(|group| unsafe { group.with_deadline(None).start(&call) }.unwrap());
+    let error = here.with_deadline(Some(Duration::from_millis(300))).barrier(Device::Cpu).unwrap_err();
+    assert!(matches!(&error, Error::Timeout { sequence: 2, missing, .. } if *missing == [2]), "{error}");
+    drop(works);
+}
+
 /// What a rank tells that is this process, or one on this host with another number.
 fn progress_of(pid: u32) -> Vec<u8> {
     let own = meshreduce_store::identity::Member::current().unwrap();
