@@ -368,12 +368,40 @@ fn ranks_that_wait_for_others_through_the_store_hear_of_an_abort_and_of_what_a_b
         let error = waits(meets, &|group, _| group.abort("nobody comes"));
         assert_eq!(error.to_string(), "group world was aborted: nobody comes");
     }
-    let error = waits(&split, &|_, notes| {
-        let died =
-            Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
-        notes.pending.lock().unwrap()[0].end(Err(died));
+    for meets in meetings {
+        let error = waits(meets, &|_, notes| end_by_death(notes, 0));
+        assert!(matches!(error, Error::RankDied { rank: 0, .. }), "{error}");
+    }
+}
+
+/// The backend sees in its first call that a rank is gone.
+fn end_by_death(notes: &Notes, rank: usize) {
+    let died = Error::RankDied { rank, group: "world".into(), how: "its process has ended".to_owned() };
+    notes.pending.lock().unwrap()[0].end(Err(died));
+}
+
+#[test]
+fn a_death_that_rank_0_alone_has_seen_ends_a_monitored_barrier_on_all() {
+    let store = Arc::<MemoryStore>::default();
+    let (zero, notes) = group_over(&store, 0, 3, "cpu:open");
+    let (other, _) = group_over(&store, 1, 3, "cpu:open");
+    let work = start(&zero.with_deadline(None), &mut [0.0]).unwrap();
+    let barrier = |group: &ProcessGroup| group.monitored_barrier(Duration::from_secs(3600)).unwrap_err();
+    std::thread::scope(|scope| {
+        let others = scope.spawn(|| barrier(&other));
+        until(|| store.check(&["barrier/0/came/1"]).unwrap());
+        let zeros = scope.spawn(|| barrier(&zero));
+        end_by_death(&notes, 2);
+        let error = zeros.join().unwrap();
+        assert!(matches!(error, Error::RankDied { rank: 2, .. }), "{error}");
+        let error = others.join().unwrap();
+        assert!(
+            matches!(&error, Error::Aborted { cause, .. } if cause.starts_with("rank 0: rank 2 of")),
+            "{error}"
+        );
     });
-    assert!(matches!(error, Error::RankDied { rank: 0, .. }), "{error}");
+    drop((work, zero, other));
+    assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
 }
 
 /// A call that panics whenever it is asked.
