@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::ProcessGroup;
 use super::aborted::AbortedMember;
+use super::progress::NOTHING;
 use super::shared::{Settings, Shared};
 use crate::backend::{BackendContext, GroupInfo, UntilEnd};
 use crate::config::BackendConfig;
@@ -91,6 +92,35 @@ impl Membership {
             Membership::Member(group) => Ok(group),
             Membership::NotAMember { group, rank } => Err(Error::NotAMember { rank, group }),
         }
+    }
+}
+
+/// Where ranks meet to split a group for the `number`-th time.
+fn split_keys(number: u64) -> String {
+    format!("split/{number}")
+}
+
+impl Shared {
+    /// All ranks are gone: deletes what has stayed of the splits that they have begun. Of one that went well nothing has.
+    pub(super) fn clear_away_splits(&self) -> Result<(), Error> {
+        let begun = self.splits.load(Ordering::Relaxed);
+        for number in 1.. {
+            let store = self.store_below(&split_keys(number))?;
+            // Others may have begun one more.
+            if number > begun
+                && store.compare_set("roster", NOTHING, NOTHING).is_ok_and(|found| found == NOTHING)
+            {
+                break;
+            }
+            let cleared = meshreduce::rendezvous::clear_away(&*store);
+            cleared.map_err(|error| self.split_not_made(error))?;
+        }
+        Ok(())
+    }
+
+    fn split_not_made(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+        let (backend, group) = ("split".into(), Arc::clone(&self.info.name));
+        Error::NotMade { backend, group, source: Cause::new(error) }
     }
 }
 
@@ -178,43 +208,44 @@ impl ProcessGroup {
     /// [`Error::NotMade`] if a rank does not come, or what a backend of this group has seen of it, such as [`Error::RankDied`]; as
     /// [`ProcessGroup::new_group`].
     pub fn split(&self, color: Option<u32>, key: i64, options: &GroupOptions) -> Result<Membership, Error> {
+        self.shared.alive()?;
+        self.split_with_all(color, key, options).map_err(|error| self.shared.failed(error))
+    }
+
+    fn split_with_all(
+        &self,
+        color: Option<u32>,
+        key: i64,
+        options: &GroupOptions,
+    ) -> Result<Membership, Error> {
         let shared = &self.shared;
-        shared.alive()?;
         let number = shared.splits.fetch_add(1, Ordering::Relaxed) + 1;
+        // So that the last to leave a group that fails here is known, who deletes what stays of it.
+        shared.publish_first_progress();
         if let Some(cause) = shared.is_hopeless() {
             return Err(cause);
         }
         let (of_all, aborted) = (Arc::clone(shared), AbortedMember::new(&shared.info, &shared.store));
         let is_hopeless = Arc::new(move || of_all.is_hopeless().or_else(|| aborted.look()));
         let looks = Arc::clone(&is_hopeless);
-        let store = UntilEnd::when(shared.store_below(&format!("split/{number}"))?, move || looks());
+        let store = UntilEnd::when(shared.store_below(&split_keys(number))?, move || looks());
         let told = match color {
             Some(color) => format!("{color} {key}"),
             None => String::new(),
         };
         let (rank, world_size) = (self.rank(), self.world_size());
         let timeout = shared.settings.timeout;
-        let not_made = |error: String| Error::NotMade {
-            backend: "split".into(),
-            group: Arc::clone(&shared.info.name),
-            source: Cause::new(error),
-        };
         let told = meshreduce::rendezvous::meet(&store, rank, world_size, told.as_bytes(), timeout);
-        let told = told.map_err(|error| {
-            is_hopeless().unwrap_or_else(|| Error::NotMade {
-                backend: "split".into(),
-                group: Arc::clone(&shared.info.name),
-                source: Cause::new(error),
-            })
-        })?;
+        let told = told.map_err(|error| is_hopeless().unwrap_or_else(|| shared.split_not_made(error)))?;
         let mut members: Vec<(i64, usize)> = Vec::new();
         for (other, told) in told.iter().enumerate() {
             let text = String::from_utf8_lossy(told);
             let Some((its_color, its_key)) = text.split_once(' ') else { continue };
-            let its_color: u32 =
-                its_color.parse().map_err(|_| not_made(format!("rank {other} says {text:?}")))?;
+            let its_color: u32 = its_color
+                .parse()
+                .map_err(|_| shared.split_not_made(format!("rank {other} says {text:?}")))?;
             let its_key: i64 =
-                its_key.parse().map_err(|_| not_made(format!("rank {other} says {text:?}")))?;
+                its_key.parse().map_err(|_| shared.split_not_made(format!("rank {other} says {text:?}")))?;
             if Some(its_color) == color {
                 members.push((its_key, other));
             }

@@ -269,6 +269,9 @@ impl Shared {
                 tracing::debug!(%error, group = &*self.info.name, %kind, "keys of a backend stay in the store");
             }
         }
+        if let Err(error) = self.clear_away_splits() {
+            tracing::debug!(%error, group = &*self.info.name, "keys of a split stay in the store");
+        }
         self.forget_differences()
     }
 

@@ -96,3 +96,28 @@ fn hundreds_of_groups_come_and_go_in_any_order() {
     parts.clear();
     assert_eq!((watched, group.shared.family.groups().len()), (1 + 200, 1));
 }
+
+#[test]
+fn what_a_split_leaves_that_has_failed_goes_with_the_last_rank() {
+    for has_backend in [false, true] {
+        let store = Arc::<MemoryStore>::default();
+        let groups: Vec<_> = (0..3).map(|rank| group_over(&store, rank, 3, "cpu:open").0).collect();
+        if has_backend {
+            groups.iter().for_each(|group| group.connect(DeviceType::Cpu).unwrap());
+        }
+        let split = |group: &ProcessGroup| group.split(Some(0), 0, &GroupOptions::default());
+        // Rank 2 never comes.
+        std::thread::scope(|scope| {
+            let waits: Vec<_> = groups[..2].iter().map(|group| scope.spawn(|| split(group))).collect();
+            super::ends::until(|| {
+                store.list_keys().unwrap().iter().filter(|key| key.contains("/first/")).count() == 2
+            });
+            groups.iter().for_each(|group| group.abort("on purpose"));
+            for waits in waits {
+                assert!(matches!(waits.join().unwrap(), Err(Error::Aborted { .. })));
+            }
+        });
+        groups.into_iter().for_each(drop);
+        assert_eq!(store.list_keys().unwrap(), Vec::<String>::new(), "{has_backend}");
+    }
+}
