@@ -169,7 +169,8 @@ impl ProcessGroup {
                 // In the order in which a caller would ask: is there a backend, is it for this device, can it be made.
                 shared.context(device.kind())?;
                 shared.check_device(call, device)?;
-                shared.make(device.kind(), Some((self.stream, deadline)))?
+                let made = shared.make(device.kind(), Some((self.stream, deadline)));
+                made.map_err(|error| shared.failed(error))?
             }
         };
         backend.supports(call).map_err(|why| unsupported(&**backend, call, device, shared, why))?;

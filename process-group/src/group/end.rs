@@ -109,6 +109,11 @@ impl ProcessGroup {
                 result = result.and(ended).and(of_mesh.map_or(Ok(()), Err));
             }
         }
+        let result = result.map_err(|error| {
+            // Also where others did not come to the end in time, which each backend says in its own way.
+            shared.family.dump_once();
+            shared.failed(error)
+        });
         shared.take_back_progress(result.is_err());
         shared.forget_the_unheard();
         result

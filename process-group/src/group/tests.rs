@@ -66,6 +66,8 @@ struct Notes {
     aborts: AtomicUsize,
     /// How calls end, by their places, when one is shut down.
     at_shutdown: Mutex<Vec<(usize, Result<Outcome, Error>)>>,
+    /// Why they are over, though no call says so.
+    over: Mutex<Option<Error>>,
 }
 
 #[derive(Debug)]
@@ -110,14 +112,15 @@ impl Backend for Fake {
         self.notes.asked.fetch_add(1, SeqCst);
         // A call that it has only refused is no end of it.
         let ends = |error: &Error| !matches!(error, Error::Default(_));
-        self.own.lock().unwrap().iter().find_map(|pending| pending.poll().err().filter(ends))
+        let over = self.notes.over.lock().unwrap().clone();
+        over.or_else(|| self.own.lock().unwrap().iter().find_map(|pending| pending.poll().err().filter(ends)))
     }
 
     fn shutdown(&self, _timeout: Duration) -> Result<(), Error> {
         for (call, result) in self.notes.at_shutdown.lock().unwrap().drain(..) {
             self.own.lock().unwrap()[call].end(result);
         }
-        Ok(())
+        self.notes.over.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }
 
@@ -551,6 +554,41 @@ fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_
     assert!(matches!(work.wait(None), Err(Error::RankDied { rank: 0, .. })));
     assert!(folder.path().join("rank_1").exists());
     assert!(matches!(group.error(), Some(Error::RankDied { rank: 0, .. })));
+}
+
+#[test]
+fn the_flight_recorder_is_written_down_once_by_whatever_hears_first_why_a_group_is_over() {
+    type Hears = fn(&ProcessGroup);
+    let hears: [Hears; 4] = [
+        |group| drop(group.split(Some(0), 0, &GroupOptions::default()).unwrap_err()),
+        |group| drop(group.monitored_barrier(LONG).unwrap_err()),
+        |group| drop(group.shutdown().unwrap_err()),
+        // Nobody but the watching thread.
+        |_| {},
+    ];
+    for (at, hears) in hears.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let (registry, notes) = registry();
+        let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
+            .backend("cpu:open".parse().unwrap())
+            .registry(registry)
+            .dump_to(Some(folder.path().join("rank_")))
+            .build()
+            .unwrap();
+        group.connect(DeviceType::Cpu).unwrap();
+        let died =
+            || Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
+        *notes.over.lock().unwrap() = Some(died());
+        hears(&group);
+        let file = folder.path().join("rank_1");
+        match at {
+            3 => ends::until(|| file.exists()),
+            _ => assert!(file.exists(), "{at}"),
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(group.monitored_barrier(LONG).is_err());
+        assert!(!file.exists(), "{at}: it was written again");
+    }
 }
 
 mod ends;

@@ -306,6 +306,8 @@ pub(super) struct Watch {
     pub(super) messages: Vec<Message>,
     /// A call was late, and everything pending was ended for that.
     pub(super) has_expired: bool,
+    /// The backend was seen to be over.
+    pub(super) has_failed: bool,
 }
 
 #[cfg(test)]

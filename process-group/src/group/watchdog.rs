@@ -241,6 +241,10 @@ fn look_at(group: &Shared, slot: &Slot) {
             None => error,
         };
         backend.abort(&error);
+        // Whoever waits for a call has recorded its end by the next look.
+        if std::mem::replace(&mut slot.watch().has_failed, true) {
+            group.failed(error);
+        }
     }
 }
 
