@@ -38,7 +38,11 @@ fn seen_to_be_gone(part: &GroupInfo, parent: &Weak<Shared>) -> Vec<Gone> {
     while let Some(group) = parent {
         let backends = group.slots().iter().filter_map(|slot| slot.made());
         for error in backends.filter_map(|backend| backend.error()) {
-            let Error::RankDied { rank, how, .. } = error else { continue };
+            let (rank, how) = match error {
+                Error::RankDied { rank, how, .. } => (rank, how),
+                Error::PeerShutDown { rank, .. } => (rank, "it has shut that group down".to_owned()),
+                _ => continue,
+            };
             let is_it = |one: &usize| group.info.ranks.get(rank) == Some(one);
             if let Some(member) = part.ranks.iter().position(is_it) {
                 all.push(Gone { member, group: Arc::clone(&group), rank, how });

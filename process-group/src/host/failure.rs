@@ -9,7 +9,7 @@ use meshreduce_store::codec::{Malformed, Reader, Writer};
 
 use super::fingerprint::Fingerprint;
 use super::segment::Ended;
-use crate::error::{Error, GROUP_DROPPED, Ranks};
+use crate::error::{Error, GROUP_DROPPED, Ranks, Rounded};
 use crate::types::UnknownName;
 
 /// It goes on.
@@ -26,7 +26,7 @@ const MOST_MISSING: usize = 64;
 
 /// Ranks that did not come to the end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} did not shut down within {waited:?}", Ranks(.ranks))]
+#[error("{} did not shut down within {}", Ranks(.ranks), Rounded(*.waited))]
 pub struct NotShutDown {
     /// All of them.
     pub ranks: Vec<usize>,
@@ -64,6 +64,10 @@ pub(super) fn encode(error: &Error) -> Vec<u8> {
             for ranks in [missing, stopped] {
                 out.list(&ranks[..ranks.len().min(MOST_MISSING)], |out, rank| out.rank(*rank));
             }
+        }
+        Error::PeerShutDown { rank, .. } => {
+            out.u8(6);
+            out.rank(*rank);
         }
         other => {
             out.u8(4);
@@ -110,6 +114,14 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
                     stopped,
                     elsewhere: Vec::new(),
                 }
+            }
+            // Who hears it has not called once more, as far as can be told here, and may be the one that was shut down.
+            6 => {
+                let rank = from_bytes.rank()?;
+                let cause = format!(
+                    "rank {from} has called it once more, after rank {rank} had shut it down in order"
+                );
+                Error::Aborted { group, cause }
             }
             _ => Error::Aborted { group, cause: format!("rank {from}: {}", from_bytes.text()?) },
         })
@@ -160,8 +172,11 @@ impl Ended {
 
 /// That a rank has left without a failure and is needed.
 pub(super) fn has_left(rank: usize, group: &Arc<str>, state: u32) -> Error {
-    let how = if state == SHUT_DOWN { "it was shut down" } else { GROUP_DROPPED };
-    Error::RankDied { rank, group: Arc::clone(group), how: how.to_owned() }
+    let group = Arc::clone(group);
+    match state {
+        SHUT_DOWN => Error::PeerShutDown { rank, group },
+        _ => Error::RankDied { rank, group, how: GROUP_DROPPED.to_owned() },
+    }
 }
 
 /// That this rank's backend was dropped while calls were going on.
@@ -194,6 +209,12 @@ mod tests {
         let told = decode(&encode(&death), 0, &group);
         assert!(matches!(&told, Error::RankDied { rank: 2, .. }), "{told}");
         assert_eq!(decode(&encode(&told), 3, &group).to_string(), told.to_string(), "the first says it");
+        // Also to the rank that it names.
+        let told = decode(&encode(&has_left(2, &group, SHUT_DOWN)), 0, &group);
+        let text =
+            "group g was aborted: rank 0 has called it once more, after rank 2 had shut it down in order";
+        assert_eq!(told.to_string(), text);
+        assert_eq!(decode(&encode(&told), 3, &group).to_string(), text, "the first says it");
         let aborted = Error::Aborted { group: Arc::clone(&group), cause: "x".repeat(5000) };
         assert!(encode(&aborted).len() <= Ended::MOST);
         assert!(

@@ -332,6 +332,37 @@ fn a_rank_that_leaves_fails_those_who_still_need_it_and_nobody_else() {
 }
 
 #[test]
+fn a_rank_that_calls_once_more_when_others_have_shut_down_hears_that_and_they_hear_who_it_was() {
+    for hosts in ["aa", "ab", "aaa", "aab", "abb", "abc"] {
+        for message in [false, true] {
+            let errors = on_hosts(hosts, |rank| {
+                rank.barrier().unwrap();
+                if rank.rank != 0 {
+                    return rank.backend.shutdown(FAR).unwrap_err();
+                }
+                let mut inn = [0.0_f32; 4];
+                match message {
+                    true => rank
+                        .call(&Call::Recv { output: inn.tensor_mut(), peer: Some(1), tag: 0 })
+                        .unwrap_err(),
+                    false => rank.barrier().unwrap_err(),
+                }
+            });
+            let named = match &errors[0] {
+                Error::PeerShutDown { rank, .. } => *rank,
+                error => panic!("{hosts}: {error}"),
+            };
+            assert!(named != 0 && (named == 1 || !message), "{hosts}: {errors:?}");
+            let cause =
+                format!("rank 0 has called it once more, after rank {named} had shut it down in order");
+            for error in &errors[1..] {
+                assert_eq!(error.to_string(), format!("group test was aborted: {cause}"), "{hosts}");
+            }
+        }
+    }
+}
+
+#[test]
 fn who_does_not_shut_down_is_named() {
     for hosts in ["aab", "abc"] {
         let (others, all) = (std::sync::Barrier::new(2), std::sync::Barrier::new(3));
