@@ -117,7 +117,7 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let below = context.below(&format!("connected/{first}"))?;
     let _ = shared.meeting.set(below.clone());
     // Others may wait for their connections to the end, and then say who is missing.
-    let timeout = if connected.is_err() { least } else { end.left().max(least) + least };
+    let timeout = if connected.is_err() { least } else { end.left().max(least).saturating_add(least) };
     let context = &BackendContext { timeout, ..below.until_left(&shared.is_left) };
     let told = context.meet(&shared.backend, said.as_bytes());
     let connected = connected.map_err(not_made)?;
