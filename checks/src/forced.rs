@@ -6,7 +6,7 @@ use meshreduce::{Algorithm, Config, Limits};
 /// The longest message that algorithms by packets take here, in bytes: as much as one-shot and hybrid cube mesh by barriers.
 const BY_PACKETS: u64 = 256 << 10;
 
-/// `config` with all messages to `algorithm`, which takes at least what the others take: all are tried with the same ones.
+/// `config` with all messages, or lists of them, to `algorithm`, which takes at least what the others take: all are tried with the same ones.
 pub fn forced(config: Config, algorithm: Algorithm) -> Config {
     let mut limits = Limits::default();
     match algorithm {
@@ -14,6 +14,11 @@ pub fn forced(config: Config, algorithm: Algorithm) -> Config {
         Algorithm::OneShotLl | Algorithm::ExchangeLl => limits.one_shot_ll = Some(BY_PACKETS),
         Algorithm::HybridCubeMeshLl | Algorithm::CubeMeshExchangeLl | Algorithm::CubeMeshReduceScatterLl => {
             limits.hybrid_cube_mesh_ll = Some(BY_PACKETS)
+        }
+        // Lists are not chosen by size: as much goes in one launch as goes by one-shot.
+        Algorithm::GroupLl => {
+            limits.one_shot_ll = Some(BY_PACKETS);
+            return config.limits(limits);
         }
         _ => {}
     }

@@ -9,7 +9,7 @@
 //! |---|---|
 //! | what machine it is | [`machine`] |
 //! | the driver takes every PTX text | [`modules`] |
-//! | all algorithms of all-reduces, types, operations and world sizes, bit by bit | [`results`] |
+//! | all algorithms of all-reduces, lists of them too, types, operations and world sizes, bit by bit | [`results`] |
 //! | every other collective by each of its algorithms, byte by byte | [`collectives`] |
 //! | the same between processes, a few cases | [`processes`] |
 //! | deadline, abort, mismatch | [`failures`] |

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail, ensure};
-use meshreduce::{Algorithm, Collective, DType, Isa, Op};
+use meshreduce::{Algorithm, Collective, DType, Isa, Op, RawTensor};
 use meshreduce_wire::{MAX_RANKS, MIN_RANKS};
 
 use super::modules::best;
@@ -11,7 +11,7 @@ use super::part::Done;
 use super::place::Place;
 use super::team::{self, Rank};
 use super::{Common, begin};
-use crate::adversary::Kernels;
+use crate::adversary::{Cuts, Kernels};
 use crate::job::Case;
 use crate::stream::RawStream as _;
 use crate::{inputs, reference};
@@ -27,7 +27,7 @@ const SEED: u64 = 0x6d65_7368;
 /// If it cannot be recorded.
 pub fn run(common: &Common) -> Result<bool> {
     let (mut recorder, place) = begin(common, "results", "Results, bit by bit")?;
-    for algorithm in Algorithm::ALL {
+    for algorithm in Algorithm::ALL.into_iter().chain([Algorithm::GroupLl]) {
         let least = if algorithm.is_of_cube_mesh() { MAX_RANKS } else { MIN_RANKS };
         for world_size in least..=MAX_RANKS {
             let name = format!("{algorithm}, {world_size} ranks");
@@ -36,7 +36,7 @@ pub fn run(common: &Common) -> Result<bool> {
         }
     }
     // What newer machines take in a later ISA has the same results in the one for all.
-    for algorithm in Kernels::shipped_in(Isa::V84) {
+    for algorithm in Kernels::shipped_in(Isa::V84).into_iter().chain([Algorithm::GroupLl]) {
         for world_size in if common.quick { MAX_RANKS } else { MIN_RANKS }..=MAX_RANKS {
             let name = format!("{algorithm} in PTX ISA {}, {world_size} ranks", Isa::V70);
             recorder.check(&name, || match best(place.devices(1)[0])? {
@@ -168,10 +168,16 @@ fn one(rank: &mut Rank, case: &Case, share: &Share) -> Result<Result<(), String>
     };
     let (input, output) = (rank.arena.address(start), rank.arena.address(target + start));
     let raw = rank.stream.raw();
+    let Case { dtype, op, .. } = *case;
     // SAFETY: both regions have room for the message, are the same or apart, and live until the team has met again
-    // after this work was waited for.
-    let work = unsafe { rank.lane.all_reduce_raw(input, output, case.count(), case.dtype, case.op, raw) }?;
-    work.synchronize()?;
+    // after this work was waited for. The tensors of a list lie one behind the other in them.
+    let work = unsafe {
+        match case.algorithm.is_of_lists() {
+            true => rank.lane.all_reduce_group_raw(&list(case, input, output), raw),
+            false => rank.lane.all_reduce_raw(input, output, case.count(), dtype, op, raw),
+        }
+    };
+    work?.synchronize()?;
     let got = rank.arena.read(target, image.len(), &rank.stream)?;
     if let Err(problem) = matches(got, start, &share.result, case.dtype) {
         return Ok(Err(problem));
@@ -180,6 +186,19 @@ fn one(rank: &mut Rank, case: &Case, share: &Share) -> Result<Result<(), String>
         return Ok(Err("the input, or what is beside it, was written".to_owned()));
     }
     Ok(Ok(()))
+}
+
+/// A message cut into tensors, some of them perhaps of no elements.
+fn list(case: &Case, input: u64, output: u64) -> Vec<RawTensor> {
+    let Case { dtype, op, bytes, .. } = *case;
+    let cuts = Cuts { tensors: 1 + bytes % 70, seed: bytes as u32 };
+    let mut before = 0;
+    let tensor = |count| {
+        let place = before;
+        before += (count * dtype.size()) as u64;
+        RawTensor { input: input + place, output: output + place, count, dtype, op }
+    };
+    cuts.counts(case.count()).into_iter().map(tensor).collect()
 }
 
 /// Compares what is in a region with the result that must be at `start` and the pattern around it.
