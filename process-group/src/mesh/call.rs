@@ -1,6 +1,6 @@
 //! The calls of a mesh's lane that calls of a group are.
 
-use meshreduce::{Lane, RawSlice, StreamOrder};
+use meshreduce::{Lane, RawSlice, RawTensor, StreamOrder};
 use meshreduce_wire::MAX_RANKS;
 
 use crate::call::Call;
@@ -23,6 +23,8 @@ pub(super) struct Reduction {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum MeshCall<'a> {
     AllReduce(Reduction),
+    /// All-reduces in a list, each of which the mesh takes.
+    List(&'a [Call<'a>]),
     /// Another collective.
     Other {
         /// As it was checked.
@@ -46,12 +48,24 @@ impl MeshCall<'_> {
                 // SAFETY: the caller's promise.
                 unsafe { lane.all_reduce_raw(*input, output.address, output.count, *dtype, *op, order) }
             }
+            MeshCall::List(calls) => {
+                let tensors: Vec<RawTensor> = calls.iter().filter_map(tensor).collect();
+                // SAFETY: the caller's promise.
+                unsafe { lane.all_reduce_group_raw(&tensors, order) }
+            }
             MeshCall::Other { call, kind, world_size } => {
                 // SAFETY: the caller's promise.
                 unsafe { launch_slices(lane, call, *kind, *world_size, order) }
             }
         }
     }
+}
+
+/// What an all-reduce of a list is; `None`: it is none, or of what no mesh reduces.
+fn tensor(call: &Call<'_>) -> Option<RawTensor> {
+    let Call::AllReduce { input, output, op } = call else { return None };
+    let (dtype, op) = output.dtype.on_mesh().zip(op.on_mesh())?;
+    Some(RawTensor { input: input.address, output: output.address, count: output.count, dtype, op })
 }
 
 /// A tensor's elements.

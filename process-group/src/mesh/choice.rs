@@ -192,6 +192,16 @@ impl Rule {
             Call::AllReduce { input, output, op } => {
                 return Ok(MeshCall::AllReduce(self.all_reduce(*input, *output, *op)?));
             }
+            // Of a batch all are of one kind.
+            Call::Batch(calls @ [Call::AllReduce { .. }, ..]) => {
+                for call in *calls {
+                    let Call::AllReduce { input, output, op } = call else {
+                        return Err(Refusal::Operation(operation));
+                    };
+                    self.all_reduce(*input, *output, *op)?;
+                }
+                return Ok(MeshCall::List(calls));
+            }
             Call::Barrier { .. } if self.slices[Collective::Barrier as usize].is_none() => {
                 return Ok(MeshCall::AllReduce(self.take_over_nodes(call, token)?));
             }

@@ -74,7 +74,21 @@ fn known(
                 calls: (text(*launched, Some(operation)), text(*peer_launched, None)),
             })
         }
-        MeshError::PeerAborted { origin, culprit, kind } if *kind == RecordKind::LaunchMismatch => {
+        MeshError::TensorMismatch { rank, peer, tensor, count, peer_count } => {
+            let said =
+                |count: usize| format!("all_reduce_coalesced whose tensor {tensor} has {count} elements");
+            call.map(|(_, sequence)| Error::Mismatch {
+                sequence,
+                group: Arc::clone(group),
+                ranks: (of(*rank), of(*peer)),
+                calls: (said(*count), said(*peer_count)),
+            })
+        }
+        MeshError::PeerAborted {
+            origin,
+            culprit,
+            kind: RecordKind::LaunchMismatch | RecordKind::TensorMismatch,
+        } => {
             // What they were only that rank has read.
             let calls = ("one thing".to_owned(), format!("another: rank {} says which", of(*origin)));
             call.map(|(_, sequence)| Error::Mismatch {
@@ -196,6 +210,10 @@ mod tests {
         assert_eq!(dropped, expected);
         let differ = MeshError::LaunchMismatch { rank: 0, peer: 1, launched: None, peer_launched: None };
         assert!(matches!(of(differ), Error::Mismatch { ranks: (4, 5), sequence: 7, .. }));
+        let differ = of(MeshError::TensorMismatch { rank: 0, peer: 1, tensor: 2, count: 9, peer_count: 8 });
+        let expected = "rank 4 calls all_reduce_coalesced whose tensor 2 has 9 elements, rank 5 calls \
+                        all_reduce_coalesced whose tensor 2 has 8 elements";
+        assert!(differ.to_string().contains(expected), "{differ}");
     }
 
     #[test]

@@ -114,6 +114,49 @@ fn a_variable_turns_the_mesh_off_and_all_calls_go_to_nccl() {
     assert_eq!(said, [[expected], [expected]]);
 }
 
+/// Coalesced all-reduces: with what the mesh takes, with a tensor that is too long for it, and with lengths that differ.
+#[test]
+fn rank_with_coalesced_calls() {
+    let Some(part) = Part::of_this_process().filter(|part| part.name == "coalesced") else { return };
+    cust::init(cust::CudaFlags::empty()).unwrap();
+    let _context = Context::new(Device::get_device(part.rank as u32).unwrap()).unwrap();
+    let group = builder(&part, Registry::default());
+    let (rank, sum) = (part.rank as f32, (0..part.world_size).sum::<usize>() as f32);
+    for last in [70, 3 << 20] {
+        let lengths = [5, 1, 300, last];
+        let filled = |count: &usize| DeviceBuffer::from_slice(&vec![rank; *count]).unwrap();
+        let mut buffers: Vec<_> = lengths.iter().map(filled).collect();
+        group.all_reduce_coalesced(&mut buffers, ReduceOp::Sum).unwrap();
+        for (buffer, count) in buffers.iter().zip(lengths) {
+            assert_eq!(buffer.as_host_vec().unwrap(), vec![sum; count]);
+        }
+    }
+    part.say(&format!("{:?}", group.usage(DeviceType::Cuda).unwrap()));
+    let mut buffers = [4, 8 + part.rank].map(|count| DeviceBuffer::from_slice(&vec![rank; count]).unwrap());
+    let error = group.all_reduce_coalesced(&mut buffers, ReduceOp::Sum).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { sequence: 3, .. }), "{error}");
+    part.say(&error.to_string());
+}
+
+#[test]
+fn coalesced_all_reduces_are_one_launch_of_the_mesh() {
+    let stage = Stage::new(here!("rank_with_coalesced_calls"), 2);
+    let said = run(&stage, 2, "coalesced", &[]);
+    let lengths = "all_reduce_coalesced whose tensor 1 has";
+    for (rank, said) in said.iter().enumerate() {
+        let [usage, error] = &said[..] else { panic!("{said:?}") };
+        assert_eq!(usage, "Usage { own: 1, fallback: 1 }");
+        // One finds out, and tells the other, which may have found out itself.
+        let (own, peers) = (8 + rank, 9 - rank);
+        let finds = error.contains(&format!(
+            "rank {rank} calls {lengths} {own} elements, rank {} calls {lengths} {peers}",
+            1 - rank
+        ));
+        assert!(finds || error.contains("says which"), "{error}");
+    }
+    assert!(said.iter().any(|said| said[1].contains(lengths)), "{said:?}");
+}
+
 /// What a group says where only the mesh may serve it.
 #[test]
 fn rank_without_a_fallback() {

@@ -79,6 +79,22 @@ fn what_only_moves_may_be_of_any_type_and_what_is_reduced_of_the_kernels() {
 }
 
 #[test]
+fn a_batch_of_all_reduces_is_taken_if_each_of_them_is() {
+    let rule = rule(None);
+    let reduce = |count, dtype| {
+        let tensor = tensor(count, dtype);
+        Call::AllReduce { input: tensor, output: tensor, op: ReduceOp::Sum }
+    };
+    let (short, long) = (reduce(250, DType::F32), reduce(251, DType::F32));
+    assert!(matches!(rule.take(&Call::Batch(&[short, short]), 0x10), Ok(MeshCall::List([_, _]))));
+    assert_eq!(take(&rule, &Call::Batch(&[short, long])), Err(Refusal::TooLong(Operation::AllReduce)));
+    let other = Refusal::Type(DType::F64, ReduceOp::Sum);
+    assert_eq!(take(&rule, &Call::Batch(&[reduce(1, DType::F64)])), Err(other));
+    let broadcast = Call::Broadcast { tensor: tensor(4, DType::F32), root: 0 };
+    assert_eq!(take(&rule, &Call::Batch(&[broadcast])), Err(Refusal::Operation(Operation::Batch)));
+}
+
+#[test]
 fn where_no_rank_knows_all_lengths_a_promise_decides_and_is_to_be_kept() {
     let own = tensor(3, DType::F32);
     let list = [3, 0, 12, 1].map(|count| tensor(count, DType::F32));
