@@ -496,16 +496,22 @@ fn a_group_whose_handles_are_gone_is_over_for_what_is_pending() {
     assert!(error.to_string().contains("all handles were dropped"), "{error}");
 }
 
-#[test]
-fn the_flight_recorder_is_written_down_when_a_group_is_aborted() {
-    let folder = tempfile::tempdir().unwrap();
-    let (registry, _) = registry();
+/// Rank 1 of two, with such a backend, whose flight recorder is written down as `rank_1` in a folder.
+fn dumping_to(folder: &tempfile::TempDir, backend: &str) -> (ProcessGroup, Arc<Notes>) {
+    let (registry, notes) = registry();
     let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
-        .backend("cpu:done".parse().unwrap())
+        .backend(backend.parse().unwrap())
         .registry(registry)
         .dump_to(Some(folder.path().join("rank_")))
         .build()
         .unwrap();
+    (group, notes)
+}
+
+#[test]
+fn the_flight_recorder_is_written_down_when_a_group_is_aborted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (group, _) = dumping_to(&folder, "cpu:done");
     group.barrier(Device::Cpu).unwrap();
     group.abort("the engine stops");
     group.abort("once more");
@@ -516,13 +522,7 @@ fn the_flight_recorder_is_written_down_when_a_group_is_aborted() {
 #[test]
 fn the_flight_recorder_is_written_down_when_a_call_is_late_with_the_call_in_it() {
     let folder = tempfile::tempdir().unwrap();
-    let (registry, _) = registry();
-    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
-        .backend("cpu:open".parse().unwrap())
-        .registry(registry)
-        .dump_to(Some(folder.path().join("rank_")))
-        .build()
-        .unwrap();
+    let (group, _) = dumping_to(&folder, "cpu:open");
     let late = start(&group.with_deadline(Some(Duration::from_millis(1))), &mut [0.0]).unwrap();
     assert!(matches!(late.wait(Some(LONG)), Err(Error::Timeout { sequence: 1, .. })));
     // The watching thread ends the call before it writes.
@@ -540,13 +540,7 @@ fn the_flight_recorder_is_written_down_when_a_call_is_late_with_the_call_in_it()
 #[test]
 fn the_flight_recorder_is_written_down_when_another_rank_has_died_and_the_group_says_why_it_is_over() {
     let folder = tempfile::tempdir().unwrap();
-    let (registry, notes) = registry();
-    let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
-        .backend("cpu:open".parse().unwrap())
-        .registry(registry)
-        .dump_to(Some(folder.path().join("rank_")))
-        .build()
-        .unwrap();
+    let (group, notes) = dumping_to(&folder, "cpu:open");
     let work = start(&group, &mut [0.0]).unwrap();
     assert!(group.error().is_none());
     let died = Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
@@ -568,13 +562,7 @@ fn the_flight_recorder_is_written_down_once_by_whatever_hears_first_why_a_group_
     ];
     for (at, hears) in hears.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
-        let (registry, notes) = registry();
-        let group = ProcessGroup::builder(Arc::<MemoryStore>::default(), 1, 2)
-            .backend("cpu:open".parse().unwrap())
-            .registry(registry)
-            .dump_to(Some(folder.path().join("rank_")))
-            .build()
-            .unwrap();
+        let (group, notes) = dumping_to(&folder, "cpu:open");
         group.connect(DeviceType::Cpu).unwrap();
         let died =
             || Error::RankDied { rank: 0, group: "world".into(), how: "its process has ended".to_owned() };
