@@ -241,7 +241,10 @@ fn a_captured_list_is_reduced_by_every_replay() {
 #[test]
 fn a_list_of_several_kinds_goes_in_as_many_launches_and_what_cannot_be_is_refused_before_any() {
     ranks(2, &config(), |communicator| {
-        let (stream, memory) = (new_stream(), Guarded::new(&[0; 4096], 0).unwrap());
+        // Ones of either type.
+        let one = |dtype| if dtype == DType::F32 { 1.0_f32.to_le_bytes() } else { [0x80, 0x3f, 0x80, 0x3f] };
+        let mut bytes = [one(DType::F32).repeat(2 * 64), one(DType::Bf16).repeat(3 * 64)].concat();
+        let (stream, memory) = (new_stream(), Guarded::new(&bytes, 0).unwrap());
         let mut lane = communicator.lane(0).unwrap();
         let tensor = |at: u64, count, dtype, op| {
             let address = memory.address() + 256 * at;
@@ -256,6 +259,16 @@ fn a_list_of_several_kinds_goes_in_as_many_launches_and_what_cannot_be_is_refuse
         ];
         // SAFETY: all lie in the buffer, which is there until the work has ended.
         unsafe { lane.all_reduce_group_raw(&list, stream.as_inner()) }.unwrap().synchronize().unwrap();
+        // The sums of two ranks are twos, the least are ones, and so is what no tensor has.
+        for (at, element, count) in [
+            (0, 2.0_f32.to_le_bytes().to_vec(), 4),
+            (1, 2.0_f32.to_le_bytes().to_vec(), 9),
+            (2, vec![0, 0x40], 9),
+        ] {
+            let sums = element.repeat(count);
+            bytes[256 * at..][..sums.len()].copy_from_slice(&sums);
+        }
+        assert!(memory.read().unwrap() == bytes);
         let before = communicator.launches();
         for (wrong, what) in [
             (RawTensor { output: list[0].output + 4, ..list[1] }, "overlaps"),
