@@ -48,10 +48,9 @@ pub struct Mutants {
     pub stories: bool,
 }
 
-/// The algorithm of that name, also one of slices. (Of lists no mutants are made yet.)
+/// The algorithm of that name, also one of slices or of lists.
 fn named(name: &str) -> Result<Algorithm, String> {
-    let all = || Algorithm::every().filter(|algorithm| !algorithm.is_of_lists());
-    let known = || all().map(Algorithm::name).collect::<Vec<_>>().join(", ");
-    let found = all().find(|algorithm| algorithm.name() == name);
+    let known = || Algorithm::every().map(Algorithm::name).collect::<Vec<_>>().join(", ");
+    let found = Algorithm::every().find(|algorithm| algorithm.name() == name);
     found.ok_or_else(|| format!("not a known algorithm ({})", known()))
 }

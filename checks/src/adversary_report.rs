@@ -49,7 +49,8 @@ enum Player {
 impl Player {
     fn of(plan: &Plan, (algorithm, ranks, isa): (Algorithm, usize, Isa)) -> Result<Self> {
         if algorithm.is_of_slices() {
-            let kernels = SliceKernels::with_those_of(algorithm, ranks, isa)?.with_focus(algorithm);
+            let kernels =
+                SliceKernels::with_those_of(algorithm, ranks, isa)?.with_lists()?.with_focus(algorithm);
             let kernels = match plan.collective[..] {
                 [collective] => kernels.with_collective(collective),
                 _ => kernels,

@@ -125,6 +125,7 @@ fn slices(subject: Subject, collective: Collective) -> Result<Prepared> {
         ragged: false,
         threads: threads - packets::counting_threads(algorithm),
         in_place: vec![false; ranks],
+        cuts: Cuts::NONE,
     };
     let scenario = SliceScenario {
         dtype,

@@ -3,8 +3,10 @@
 
 use std::mem::{offset_of, size_of};
 
-use meshreduce_wire::launch::MAX_TENSORS;
-use meshreduce_wire::{GroupParams, LaneParams, LaunchParams, MAX_RANKS, SliceParams, Slices};
+use meshreduce_wire::launch::{self, MAX_TENSORS};
+use meshreduce_wire::{
+    DType, GroupParams, Isa, LaneParams, LaunchParams, MAX_RANKS, Op, SliceParams, Slices,
+};
 
 /// The bytes of `params`.
 pub fn bytes(params: &LaunchParams) -> Box<[u8]> {
@@ -83,6 +85,26 @@ pub fn slice_bytes(params: &SliceParams) -> Box<[u8]> {
         );
     }
     all.into()
+}
+
+/// The parameter of a list whose tensors lie one behind the other from the launch's input and output on, the first of which has
+/// this place in its call.
+pub fn list(
+    launch: LaunchParams,
+    place: u32,
+    counts: &[u32],
+    (dtype, op): (DType, Op),
+    (world_size, isa): (usize, Isa),
+) -> GroupParams {
+    let mut params = GroupParams::new(launch, world_size as u32, place, launch::neutral(dtype, op));
+    let mut before = 0;
+    let tensors = counts.iter().map(|&count| {
+        let at = before;
+        before += u64::from(count) * dtype.size() as u64;
+        (launch.input + at, launch.output + at, count)
+    });
+    params.set(tensors, dtype, isa);
+    params
 }
 
 /// The bytes of `params`.

@@ -102,7 +102,7 @@ impl Cuts {
     /// The message whole.
     pub const NONE: Self = Self { tensors: 1, seed: 0 };
 
-    fn draw(draw: &mut Draw) -> Self {
+    pub(super) fn draw(draw: &mut Draw) -> Self {
         let tensors = match draw.below(4) {
             0 => 1 + draw.below(MAX_TENSORS),
             1 => draw.of(&[1, 31, 32, 33, MAX_TENSORS]),
@@ -112,7 +112,7 @@ impl Cuts {
     }
 
     /// The elements of each tensor, of a message of so many. Some may have none.
-    pub fn counts(self, elements: usize) -> Vec<usize> {
+    pub fn counts(self, elements: usize) -> Vec<u32> {
         let at = |cut: usize| match self.seed {
             0 => elements * cut / self.tensors,
             seed => {
@@ -125,26 +125,14 @@ impl Cuts {
         };
         let mut cuts: Vec<usize> = (1..self.tensors).map(at).chain([0, elements]).collect();
         cuts.sort_unstable();
-        cuts.windows(2).map(|two| two[1] - two[0]).collect()
+        cuts.windows(2).map(|two| (two[1] - two[0]) as u32).collect()
     }
 
     /// The units of a phase that the list has.
     pub fn units(self, elements: usize, dtype: DType, isa: Isa) -> u64 {
         let counts = self.counts(elements).into_iter();
-        let units: u64 = counts.map(|count| packets::units(count as u64, dtype, isa)).sum();
+        let units: u64 = counts.map(|count| packets::units(u64::from(count), dtype, isa)).sum();
         u64::from(GroupParams::units_of_counts(self.tensors)) + units
-    }
-}
-
-impl Call {
-    /// The tensors of a list: how many bytes lie before each, and its elements.
-    pub(super) fn list(&self, size: usize) -> impl ExactSizeIterator<Item = (u64, u32)> {
-        let mut begin = 0;
-        self.cuts.counts(self.count).into_iter().map(move |count| {
-            let at = begin;
-            begin += (count * size) as u64;
-            (at, count as u32)
-        })
     }
 }
 

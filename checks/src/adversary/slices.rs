@@ -111,6 +111,16 @@ impl SliceKernels {
         Self { focus: Some(algorithm), ..self }
     }
 
+    /// The same kernels, with lists among the all-reduces between.
+    ///
+    /// # Errors
+    /// If their text is not understood.
+    pub fn with_lists(self) -> Result<Self> {
+        let (first, _) = self.modules.first().context("there are none")?;
+        let others = Others::with_lists(*first, self.world_size, self.isa)?;
+        Ok(Self { others, ..self })
+    }
+
     /// The same kernels, of which those that serve `collective` are launched for nothing else, and the others not at all.
     #[must_use]
     pub fn with_collective(self, collective: Collective) -> Self {
@@ -180,10 +190,13 @@ impl SliceKernels {
         let most = u64::from(slices.max().unwrap_or(0).max(MOST));
         // Of a hybrid cube mesh, a slice lies beside another, and partial sums are in fp32.
         let packets = most * if scenario.relays.is_some() { 4 } else { 2 };
+        let lists = scenario.calls.iter().filter(|call| call.algorithm.is_of_lists());
+        let units = lists.map(|call| call.cuts.units(scenario.count(call), scenario.dtype, self.isa));
+        let packets = packets.max(units.max().unwrap_or(0) * packets::SLOT_BYTES);
         let packets = PacketLayout::new(packets, world_size as u32);
         let stride = most.next_multiple_of(VECTOR_BYTES as u64);
         let reduced = |call: &SliceCall| {
-            let count = u64::from(call.bytes[0][0]) / scenario.dtype.size() as u64;
+            let count = scenario.count(call) as u64;
             geometry::staging_bytes(call.algorithm, count, scenario.dtype, world_size as u32)
         };
         let staging = scenario.calls.iter().map(reduced).max().unwrap_or(0).max(stride * world_size as u64);
@@ -263,15 +276,23 @@ impl SliceKernels {
             }
             None => {
                 let said = scenario.said(number, rank, rank);
+                let count = scenario.count(call);
                 let params = LaunchParams {
-                    count: u64::from(call.bytes[rank][rank]) / scenario.dtype.size() as u64,
+                    count: count as u64,
                     descriptor: said.encode(),
                     tag: said.tag(),
                     ..launch
                 };
+                let params = match call.algorithm.is_of_lists() {
+                    true => {
+                        let (kind, of) = ((scenario.dtype, scenario.op), (self.world_size, self.isa));
+                        params::list_bytes(&params::list(params, 0, &call.cuts.counts(count), kind, of))
+                    }
+                    false => params::bytes(&params),
+                };
                 let module = self.others.of(call.algorithm);
                 let module = module.with_context(|| format!("there are no kernels of {}", call.algorithm))?;
-                (module, params::bytes(&params))
+                (module, params)
             }
         };
         let isa = self.isa_of(call.algorithm);
@@ -335,6 +356,11 @@ fn buffers(
 }
 
 impl SliceScenario {
+    /// The elements of an all-reduce.
+    fn count(&self, call: &SliceCall) -> usize {
+        call.bytes[0][0] as usize / self.dtype.size()
+    }
+
     /// What a rank says to another that it launches.
     fn said(&self, number: usize, from: usize, to: usize) -> LaunchDescriptor {
         let call = &self.calls[number];
@@ -353,13 +379,17 @@ impl SliceScenario {
         let SliceCall { collective, algorithm, root, .. } = *call;
         let reduces = collective.reduces();
         let element = if reduces { Element::Typed(self.dtype) } else { Element::Sized(ElementSize::ONE) };
+        let count = match algorithm.is_of_lists() {
+            true => call.cuts.tensors as u64,
+            false => u64::from(bytes) / element.bytes() as u64,
+        };
         LaunchDescriptor {
             collective,
             algorithm,
             element,
             op: reduces.then_some(self.op),
             root: if collective.has_root() { root as u32 } else { 0 },
-            count: u64::from(bytes) / element.bytes() as u64 + u64::from(is_odd),
+            count: count + u64::from(is_odd),
         }
     }
 

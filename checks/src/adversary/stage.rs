@@ -5,7 +5,7 @@ use meshreduce_emulator_ptx::Launch;
 use meshreduce_emulator_weak_memory::adversary::{Options, Summary};
 use meshreduce_wire::launch::{self, IN_PLACE};
 use meshreduce_wire::packets::{self, PacketLayout};
-use meshreduce_wire::{Algorithm, DType, GroupParams, LaunchDescriptor, LaunchParams, geometry};
+use meshreduce_wire::{Algorithm, DType, LaunchDescriptor, LaunchParams, geometry};
 
 use super::ranks::{Expected, Ranks, Sequence};
 use super::{Call, DEADLINE_NS, Kernels, RunFailure, Scenario};
@@ -128,11 +128,8 @@ impl<'a> Stage<'a> {
             block: [call.threads + packets::counting_threads(algorithm), 1, 1],
             params: match algorithm.is_of_lists() {
                 true => {
-                    let neutral = launch::neutral(dtype, op);
-                    let mut list = GroupParams::new(params, self.ranks.count() as u32, 0, neutral);
-                    let place = |(before, count): (u64, u32)| (input + before, output + before, count);
-                    list.set(call.list(dtype.size()).map(place), dtype, self.kernels.isa);
-                    params::list_bytes(&list)
+                    let (counts, of) = (call.cuts.counts(call.count), (self.ranks.count(), self.kernels.isa));
+                    params::list_bytes(&params::list(params, 0, &counts, (dtype, op), of))
                 }
                 false => params::bytes(&params),
             },

@@ -193,7 +193,8 @@ fn list(case: &Case, input: u64, output: u64) -> Vec<RawTensor> {
     let Case { dtype, op, bytes, .. } = *case;
     let cuts = Cuts { tensors: 1 + bytes % 70, seed: bytes as u32 };
     let mut before = 0;
-    let tensor = |count| {
+    let tensor = |count: u32| {
+        let count = count as usize;
         let place = before;
         before += (count * dtype.size()) as u64;
         RawTensor { input: input + place, output: output + place, count, dtype, op }

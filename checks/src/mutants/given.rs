@@ -123,10 +123,6 @@ fn adversary(text: &str, identity: Identity, seeds: u64) -> Result<Detection> {
 /// Calls that cannot end well: of the bf16 sum, or of slices of 16 bits.
 fn stages(module: &Module, identity: Identity, seeds: u64) -> Detection {
     let Identity { algorithm, ranks, .. } = identity;
-    if algorithm.is_of_lists() {
-        let what = "not asked: they launch no lists".to_owned();
-        return Detection { detector: "stages", found: false, what };
-    }
     let name = KernelName::new(identity.text(), DType::Bf16, Op::Sum).to_string();
     let Some(kernel): Option<Arc<Kernel>> = module.kernel(&name) else {
         let what = format!("not asked: there is no {name}");
@@ -134,7 +130,7 @@ fn stages(module: &Module, identity: Identity, seeds: u64) -> Detection {
     };
     let options = Options { max_instructions: LONGEST, ..Options::default() };
     for seed in 1..=seeds {
-        for trouble in Trouble::ALL.into_iter().filter(|trouble| trouble.is_played(seed)) {
+        for trouble in Trouble::of(algorithm).filter(|trouble| trouble.is_played(seed)) {
             let stage = Stage { kernel: &kernel, algorithm, ranks, halfway: None, queued: seed / 2 % 2 == 1 };
             if let Err(failure) = stage.play(trouble, seed, options) {
                 let what = format!("seed {seed}, {}: {}", trouble.name(), first_lines(&failure.to_string()));

@@ -39,6 +39,7 @@ impl Known {
             "header-",
             "relayed-header-",
             "alone-",
+            "counts-",
         ]
         .iter()
         .find_map(|prefix| short.strip_prefix(prefix));
@@ -61,6 +62,7 @@ const NOT_AHEAD: &str =
 const BEHIND_FIRST: &str = "a peer gives the next second signal only behind the next first one from here";
 const PROVES_ITSELF: &str = "threads need not agree: who saw that the lane has failed pushes nothing and tells it, and a packet proves itself";
 const SEEN_BY_ALL: &str = "all threads see what has failed in this lane; what has failed in another one may be seen by some, whose block may push: who waits is told in the pad";
+const FOUND_BY_ALL: &str = "every rank compares all lengths, so every rank finds that they differ, and each tells all pads: one telling is left out, the others are there";
 const PUSHES_NO_MORE: &str =
     "whoever has given up pushes nothing in the second phase, and who waits for that is told";
 const TOLD_AGAIN: &str =
@@ -80,6 +82,12 @@ pub static KNOWN: &[Known] = &[
     equivalent("one_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("two_shot_ll/agreement-of-all", SEEN_BY_ALL),
     equivalent("hybrid_cube_mesh_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("group_ll/agreement-dropped", PROVES_ITSELF),
+    equivalent("group_ll/agreement-of-all", SEEN_BY_ALL),
+    equivalent("group_ll/counts-spread-not-to-own-pad", FOUND_BY_ALL),
+    equivalent("group_ll/counts-spread-not-to-peers", FOUND_BY_ALL),
+    equivalent("group_ll/counts-spread-not-to-own-lanes", FOUND_BY_ALL),
+    equivalent("group_ll/counts-spread-not-to-peers-lanes", FOUND_BY_ALL),
     equivalent("exchange_ll/agreement-dropped", PROVES_ITSELF),
     equivalent("reduce_scatter_ll/agreement-dropped", PROVES_ITSELF),
     equivalent("exchange_ll/agreement-of-all", SEEN_BY_ALL),

@@ -140,10 +140,15 @@ impl<R> Maker<'_, R> {
         let prefix = wait.prefix;
         self.weaken(&format!("{prefix}abort-poll"), &[wait.poll])?;
         self.weaken(&format!("{prefix}host-poll"), &[wait.host_poll])?;
-        self.weaken(&format!("{prefix}claim"), &[wait.failing.claim])?;
-        self.weaken(&format!("{prefix}spread"), &[wait.failing.spread])?;
-        self.weaken(&format!("{prefix}own-abort"), &[wait.failing.own])?;
-        self.weaken(&format!("{prefix}valid"), &[wait.failing.valid])
+        self.failing_orders(prefix, &wait.failing)
+    }
+
+    /// The accesses by which it is told that a call has failed.
+    pub(super) fn failing_orders(&mut self, prefix: &str, failing: &Failing) -> Result<()> {
+        self.weaken(&format!("{prefix}claim"), &[failing.claim])?;
+        self.weaken(&format!("{prefix}spread"), &[failing.spread])?;
+        self.weaken(&format!("{prefix}own-abort"), &[failing.own])?;
+        self.weaken(&format!("{prefix}valid"), &[failing.valid])
     }
 
     /// What a wait that is given up does, and does not.
@@ -159,7 +164,14 @@ impl<R> Maker<'_, R> {
         let lane =
             [fixed, "\tsetp.eq.u32 %mp0, %mr0, 7;".to_owned(), format!("\tselp.b32 {lower}, 0, -1, %mp0;")];
         self.add(name("host-poll-by-a-fixed-lane"), vec![entry.followed(lowest, &lane)]);
-        let failing = &wait.failing;
+        self.records(wait.prefix, &wait.failing);
+        Ok(())
+    }
+
+    /// What a call that has failed does not record, or not as it should.
+    pub(super) fn records(&mut self, prefix: &str, failing: &Failing) {
+        let entry = self.entry;
+        let name = |what: &str| format!("{prefix}{what}");
         self.add(name("claim-dropped"), vec![entry.constant(failing.claim, "0")]);
         let operands = entry.operands(failing.claim);
         let (got, slot, value) = (operands[0], operands[1], operands[3]);
@@ -175,7 +187,6 @@ impl<R> Maker<'_, R> {
             name("record-after-valid"),
             vec![entry.dropped(failing.record), entry.followed(failing.valid, &late)],
         );
-        Ok(())
     }
 
     /// When a wait ends, and what is told of it.

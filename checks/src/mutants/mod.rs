@@ -9,6 +9,7 @@
 mod by_hand;
 pub mod given;
 pub mod known;
+mod lists;
 pub mod maker;
 pub mod operators;
 pub mod packet_operators;
@@ -192,7 +193,7 @@ impl Set {
         maker.add("unchanged", Vec::new());
         maker.packets().with_context(|| format!("mutants of {name}"))?;
         let mutants = maker.made;
-        let deaths = roles.deaths();
+        let deaths = roles.deaths(algorithm);
         let between = Between::AllReduces(others);
         Ok(Self { entry, name, algorithm, isa, ranks, deaths, between, troubled: true, mutants })
     }
@@ -206,7 +207,7 @@ impl Set {
             let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
             maker.add("unchanged", Vec::new());
             maker.packets().with_context(mutants_of)?;
-            (maker.made, roles.deaths())
+            (maker.made, roles.deaths(algorithm))
         } else {
             let roles = Roles::of(&entry, algorithm).with_context(shape)?;
             let mut maker = Maker { entry: &entry, roles: &roles, algorithm, ranks, isa, made: Vec::new() };
@@ -313,7 +314,7 @@ impl Set {
                 }
                 continue;
             }
-            for trouble in Trouble::ALL.into_iter().filter(|trouble| trouble.is_played(seed)) {
+            for trouble in Trouble::of(self.algorithm).filter(|trouble| trouble.is_played(seed)) {
                 if let Err(failure) = play(None, trouble, seed) {
                     dies(failure, trouble.name(), seed);
                     break 'played;
@@ -323,7 +324,7 @@ impl Set {
                 halfway = Some(self.halfway(mutant)?);
             }
             for halfway in halfway.iter().flatten() {
-                for trouble in Trouble::ALL.into_iter().filter(|trouble| !trouble.is_by_launch()) {
+                for trouble in Trouble::of(self.algorithm).filter(|trouble| !trouble.is_by_launch()) {
                     if let Err(failure) = play(Some(halfway), trouble, seed) {
                         dies(failure, trouble.name(), seed);
                         break 'played;

@@ -30,7 +30,11 @@ impl Maker<'_, PacketRoles> {
         self.counts(exits, advance, barrier, counters::PACKET_CALLS)?;
         self.add("barrier-dropped", vec![self.entry.without_barrier(barrier)]);
         self.aborts()?;
-        if self.algorithm.is_of_slices() { self.slices(None) } else { Ok(()) }
+        match &self.roles.counts {
+            Some(counts) => self.lists(counts),
+            None if self.algorithm.is_of_slices() => self.slices(None),
+            None => Ok(()),
+        }
     }
 
     /// How packets are stored, and to whom.
@@ -39,7 +43,7 @@ impl Maker<'_, PacketRoles> {
         for (phase, stores) in roles.pushes.iter().enumerate() {
             let prefix = if phase == 0 { "" } else { "second-" };
             self.weaken(&format!("{prefix}push"), stores)?;
-            for (number, &store) in stores.iter().enumerate() {
+            for (number, &store) in stores.iter().take(self.ways(stores)).enumerate() {
                 self.add(format!("{prefix}push-{number}-dropped"), vec![entry.dropped(store)]);
                 self.add(format!("{prefix}push-{number}-next-unit"), vec![entry.moved(store, 16)?]);
             }
@@ -78,6 +82,14 @@ impl Maker<'_, PacketRoles> {
         Ok(())
     }
 
+    /// How many of these are run: in a text for any number of ranks there is one for each that may be.
+    fn ways<T>(&self, places: &[T]) -> usize {
+        match self.algorithm.is_of_lists() {
+            true => self.ranks,
+            false => places.len(),
+        }
+    }
+
     /// How packets are awaited.
     fn polls(&mut self, poll: &Poll) -> Result<()> {
         let entry = self.entry;
@@ -85,7 +97,7 @@ impl Maker<'_, PacketRoles> {
         self.weaken(&name("poll"), &poll.loads)?;
         let flag = &poll.flag;
         let taken = |at: &(usize, String)| entry.followed(at.0, &[format!("\tmov.b32 {}, {flag};", at.1)]);
-        for (source, halves) in poll.seen.iter().enumerate() {
+        for (source, halves) in poll.seen.iter().take(self.ways(&poll.seen)).enumerate() {
             self.add(name(&format!("source-{source}-not-awaited")), halves.iter().map(taken).collect());
         }
         if poll.seen.iter().all(|packets| packets.len() == 2) {
@@ -117,14 +129,15 @@ impl Maker<'_, PacketRoles> {
         let words = |&load: &usize| {
             let [low, high] = pair_of(entry, load);
             let [to, address] = entry.operands(load)[..] else { return Edit { at: load, with: Vec::new() } };
-            let mut with =
-                vec![format!("\tld.relaxed.sys.global.v4.u32 {{%mr0, %mr1, %mr2, %mr3}}, {address};")];
+            let guard = entry.guard(load);
+            let load_words = "ld.relaxed.sys.global.v4.u32 {%mr0, %mr1, %mr2, %mr3}";
+            let mut with = vec![format!("\t{guard}{load_words}, {address};")];
             let is_pair = to.starts_with('{');
             let (low, high) = if is_pair { (low.as_str(), high.as_str()) } else { ("%md0", "%md1") };
-            with.push(format!("\tmov.b64 {low}, {{%mr0, %mr1}};"));
-            with.push(format!("\tmov.b64 {high}, {{%mr2, %mr3}};"));
+            with.push(format!("\t{guard}mov.b64 {low}, {{%mr0, %mr1}};"));
+            with.push(format!("\t{guard}mov.b64 {high}, {{%mr2, %mr3}};"));
             if !is_pair {
-                with.push(format!("\tmov.b128 {to}, {{{low}, {high}}};"));
+                with.push(format!("\t{guard}mov.b128 {to}, {{{low}, {high}}};"));
             }
             Edit { at: load, with }
         };
@@ -230,7 +243,7 @@ impl Maker<'_, PacketRoles> {
             entry.replaced(at, &format!("{packets}, 1073741822;"), &format!("{}, 1073741822;", roles.number))
         });
         self.add("refresh-by-all-calls", by_all.collect::<Result<_>>()?);
-        for (number, &store) in roles.refreshes.iter().enumerate() {
+        for (number, &store) in roles.refreshes.iter().take(self.ways(&roles.refreshes)).enumerate() {
             self.add(format!("refresh-push-{number}-dropped"), vec![entry.dropped(store)]);
         }
         Ok(())

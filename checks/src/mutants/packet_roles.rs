@@ -1,12 +1,14 @@
 //! The places of the protocol of packets in an entry.
 
 use anyhow::{Context, Result, bail, ensure};
-use meshreduce_wire::{Algorithm, Isa};
+use meshreduce_wire::{Algorithm, Isa, MAX_RANKS};
 
 use super::Death;
 use super::roles::{Failing, Wait, pair};
 use super::text::Entry;
 
+/// Ranks of a quad.
+const QUAD: usize = MAX_RANKS / 2;
 const PAIR_STORE: &str = "st.relaxed.sys.global.v2.u64";
 const PAIR_LOAD: &str = "ld.relaxed.sys.global.v2.u64";
 const B128_STORE: &str = "st.relaxed.sys.global.b128";
@@ -38,6 +40,8 @@ pub struct PacketRoles {
     pub refreshing: Vec<[usize; 2]>,
     /// The waits for packets.
     pub polls: Vec<Poll>,
+    /// Of lists: what a rank does that finds another length of a tensor.
+    pub counts: Option<Failing>,
     /// The parity of p, in units of what it is worth, where packets lie.
     pub parities: Vec<usize>,
     /// The flag, and the mark of headers: p with its lowest bit set.
@@ -145,8 +149,10 @@ impl PacketRoles {
             })
             .collect::<Vec<_>>()
             .concat();
-        let parities = Self::parities(entry, &copies, ranks);
+        // A text for any number of ranks multiplies by that, which a register holds.
+        let parities = Self::parities(entry, &copies, if algorithm.is_of_lists() { 1 } else { ranks });
         ensure!(!parities.is_empty() && !refreshing.is_empty(), "parities, refreshing calls");
+        let counts = algorithm.is_of_lists().then(|| Self::counts(entry, &headers, &polls)).transpose()?;
         Ok(Self {
             barrier,
             counters,
@@ -160,6 +166,7 @@ impl PacketRoles {
             refreshes,
             refreshing,
             polls,
+            counts,
             parities,
             flags,
             exits,
@@ -237,7 +244,13 @@ impl PacketRoles {
 
     fn polls(entry: &Entry, algorithm: Algorithm, headers: &[Header], isa: Isa) -> Result<Vec<Poll>> {
         // How many lines lie from one load to the next, at most.
-        let (load, apart) = if isa == Isa::V84 { (B128_LOAD, 6) } else { (PAIR_LOAD, 3) };
+        let (load, apart) = match (isa, algorithm.is_of_lists()) {
+            // Each with what stands there of a rank that does not exist.
+            (Isa::V84, true) => (B128_LOAD, 16),
+            (_, true) => (PAIR_LOAD, 14),
+            (Isa::V84, false) => (B128_LOAD, 6),
+            (_, false) => (PAIR_LOAD, 3),
+        };
         let mut groups: Vec<Vec<usize>> = Vec::new();
         let is_of_headers =
             |at: &usize| headers.iter().any(|header| header.looks.contains(at) || header.ask == *at);
@@ -275,7 +288,10 @@ impl PacketRoles {
             }
             let once = |is_second: bool| [!is_second, is_second];
             let phases = match algorithm {
-                Algorithm::OneShotLl | Algorithm::ExchangeLl | Algorithm::ReduceScatterLl => once(false),
+                Algorithm::OneShotLl
+                | Algorithm::GroupLl
+                | Algorithm::ExchangeLl
+                | Algorithm::ReduceScatterLl => once(false),
                 Algorithm::TwoShotLl => once(!Self::is_reduced(entry, &pair_of(entry, last)[0])),
                 // How far apart the units of a run lie is in a register, and sources at a constant distance.
                 Algorithm::HybridCubeMeshLl => {
@@ -300,11 +316,11 @@ impl PacketRoles {
                 (_, true) => "alone-",
                 (_, false) => "",
             };
-            let wait = Self::wait(entry, prefix, entry.next(last, "ld.relaxed.sys.global.u32", 80)?)?;
+            let wait = Self::wait(entry, prefix, entry.next(last, "ld.relaxed.sys.global.u32", 100)?)?;
             polls.push(Poll { phases, loads, flag, seen, wait });
         }
         let expected = match algorithm {
-            Algorithm::OneShotLl | Algorithm::ReduceScatterLl => 1,
+            Algorithm::OneShotLl | Algorithm::GroupLl | Algorithm::ReduceScatterLl => 1,
             Algorithm::CubeMeshExchangeLl => 4,
             Algorithm::CubeMeshReduceScatterLl => 3,
             _ => 2,
@@ -313,10 +329,20 @@ impl PacketRoles {
         // Those of the first phase first, and of several sources.
         polls.sort_by_key(|poll| (poll.phases == [false, true], poll.loads.len() == 1));
         let has_two_phases = polls.iter().filter(|poll| poll.phases == [false, true]).count() == 1;
-        let has_one =
-            algorithm == Algorithm::OneShotLl || algorithm.is_of_slices() && !algorithm.is_of_cube_mesh();
+        let has_one = matches!(algorithm, Algorithm::OneShotLl | Algorithm::GroupLl)
+            || algorithm.is_of_slices() && !algorithm.is_of_cube_mesh();
         ensure!(has_two_phases != has_one, "the phases");
         Ok(polls)
+    }
+
+    /// The claim that is of no wait.
+    fn counts(entry: &Entry, headers: &[Header], polls: &[Poll]) -> Result<Failing> {
+        let waits = headers.iter().map(|header| &header.wait).chain(polls.iter().map(|poll| &poll.wait));
+        let known: Vec<usize> = waits.map(|wait| wait.failing.claim).collect();
+        let mut claims = entry.all("atom.acq_rel.sys.global.cas.b32");
+        claims.retain(|claim| !known.contains(claim));
+        let [claim] = claims[..] else { bail!("{} claims for lengths that differ", claims.len()) };
+        Failing::mixed(entry, claim)
     }
 
     /// Whether what has come in the register at `pair` is added to something, wherever in the text.
@@ -346,7 +372,7 @@ impl PacketRoles {
 
     /// How ranks may die: without the packets of one thread, in each phase, or with all of them but without headers, in each
     /// phase that has some: then whoever waits for those alone must give up, and notice why.
-    pub fn deaths(&self) -> Vec<Death> {
+    pub fn deaths(&self, algorithm: Algorithm) -> Vec<Death> {
         let ends = |is_second: bool| {
             let of_phase = self.polls.iter().filter(|poll| poll.phases[usize::from(is_second)]);
             of_phase.map(|poll| poll.loads[0]).collect::<Vec<_>>()
@@ -361,6 +387,12 @@ impl PacketRoles {
                 dropped: Vec::new(),
             })
             .collect();
+        if algorithm.is_of_slices() && algorithm.is_of_cube_mesh() {
+            // What is to be pushed on is awaited first: only where that is there, others wait for what is not. The own quad's comes
+            // first in the text.
+            let to_quad = self.pushes[0][..QUAD].to_vec();
+            all.push(Death { ends: ends(false), not_by_first: to_quad, dropped: Vec::new() });
+        }
         let headless = |header: &Header| Death {
             ends: ends(has_two_phases),
             not_by_first: Vec::new(),

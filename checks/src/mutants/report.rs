@@ -50,9 +50,8 @@ pub fn run(arguments: &Mutants) -> Result<bool> {
         return given::show(&all, arguments.json);
     }
     let is_wanted = |known: &Algorithm| arguments.algorithm.is_none_or(|only| only == *known);
-    let algorithms = Algorithm::every().filter(|known| !known.is_of_lists() && is_wanted(known));
     let mut sets = Vec::new();
-    for algorithm in algorithms {
+    for algorithm in Algorithm::every().filter(is_wanted) {
         let has = |isa: &Isa| {
             arguments.isa.is_none_or(|only| only == *isa) && Kernels::are_shipped(algorithm, *isa)
         };

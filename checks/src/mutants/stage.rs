@@ -3,6 +3,8 @@
 //! Every communicator has two lanes. One fails; in the other, in two of three seeds, ranks wait without a deadline for one
 //! that does not come: they must end with the failing lane's abort word.
 
+mod check;
+mod lists;
 mod memory;
 mod other_kind;
 mod parts;
@@ -16,8 +18,8 @@ use meshreduce_emulator_weak_memory::adversary::{Options, Strategy};
 use meshreduce_wire::launch::{self, HostPage};
 use meshreduce_wire::packets;
 use meshreduce_wire::{
-    AbortWord, Algorithm, Collective, DType, Element, ErrorRecord, Isa, LaunchDescriptor, LaunchParams,
-    MAX_RANKS, Op, RecordKind, SliceParams, Slices, VECTOR_BYTES, counters, pad,
+    Algorithm, Collective, DType, Element, ErrorRecord, Isa, LaunchDescriptor, LaunchParams, MAX_RANKS, Op,
+    SliceParams, Slices, VECTOR_BYTES, pad,
 };
 
 use crate::adversary::RunFailure;
@@ -93,6 +95,17 @@ pub struct Stage<'a> {
 /// The elements of the failing lane's calls.
 fn counts(ranks: usize, seed: u64) -> [u64; 3] {
     [40 + 8 * ranks as u64, 120 + 8 * (seed % 5), 64]
+}
+
+/// What a rank launches of a call.
+struct Launched {
+    descriptor: LaunchDescriptor,
+    tag: u32,
+    /// Of a list: the elements of its tensors.
+    list: Vec<u32>,
+    /// Of the grid.
+    blocks: u32,
+    deadline: u64,
 }
 
 /// An output that must stay as it is.
@@ -216,19 +229,22 @@ impl Stage<'_> {
         let smaller = parts.trouble == Trouble::Mismatch && strange && parts.smaller;
         let blocks = if call == GOOD && !smaller { 2 } else { 1 };
         let deadline = if parts.trouble == Trouble::DeadPeer && call >= GOOD { self.deadline() } else { 0 };
-        let usual = self.usual(count);
-        let descriptor = if call == GOOD { self.declared(parts, rank, count) } else { usual };
+        let usual = self.usual(parts, count);
+        let (descriptor, list) = match call {
+            GOOD => (self.declared(parts, rank, count), lists::declared(parts, rank, count)),
+            _ => (usual, lists::usual(parts.seed, count)),
+        };
         // Two counts with one tag are some thousands apart, which would be long to play: a kernel takes its tag as given.
         let tag = if parts.trouble == Trouble::Collision { usual.tag() } else { descriptor.tag() };
-        let lane = (parts.failing, rank);
-        let address = self.launch(memory, lane, kernel, (descriptor, tag), (blocks, deadline));
+        let launched = Launched { descriptor, tag, list, blocks, deadline };
+        let address = self.launch(memory, (parts.failing, rank), kernel, parts.seed, &launched);
         if call >= GOOD {
             // Launches of one tag are found when results are written, or, in a hybrid cube mesh, when block 0 has reduced:
             // then it hands nothing on, and no block 0 has a result.
             let late = call == GOOD && parts.trouble == Trouble::Collision;
             // In a call by packets results may be stored before headers are there and compared; and slices of the own quad before those
             // of the other one are there.
-            let differs = matches!(parts.trouble, Trouble::Mismatch | Trouble::Collision);
+            let differs = matches!(parts.trouble, Trouble::Mismatch | Trouble::Collision | Trouble::Lengths);
             let early = call == GOOD && (differs || self.halfway.is_some());
             let bytes = match self.algorithm {
                 algorithm if algorithm.is_by_packets() && early => 0,
@@ -254,11 +270,12 @@ impl Stage<'_> {
         let lane = (parts.failing + 1) % LANES;
         let comes = parts.waits(rank) || parts.absent.is_some() && !self.queued && call > GOOD;
         if call >= GOOD && comes {
-            let launched = self.usual(64);
+            let (usual, count) = (self.usual(parts, 64), 64);
             // In a grid of several blocks it is others that have units than those that await headers.
             let blocks = if self.algorithm.is_by_packets() { 1 + (parts.seed / 4 % 2) as u32 } else { 1 };
-            let launched = (launched, launched.tag());
-            let address = self.launch(memory, (lane, rank), self.kernel, launched, (blocks, 0));
+            let list = lists::usual(parts.seed, count);
+            let launched = Launched { descriptor: usual, tag: usual.tag(), list, blocks, deadline: 0 };
+            let address = self.launch(memory, (lane, rank), self.kernel, parts.seed, &launched);
             // Whoever comes last finds that the others have given up; but the packets of all may be there, and be used.
             let is_last = call > GOOD && !parts.waits(rank) && self.algorithm.is_by_packets();
             let bytes = match self.algorithm {
@@ -285,8 +302,9 @@ impl Stage<'_> {
         }
     }
 
-    /// What is launched of so many elements; of slices, of so many for each rank.
-    fn usual(&self, count: u64) -> LaunchDescriptor {
+    /// What is launched of so many elements; of slices, of so many for each rank; of a list, of so many in all.
+    fn usual(&self, parts: &Parts, count: u64) -> LaunchDescriptor {
+        let count = if self.algorithm.is_of_lists() { lists::tensors(parts.seed) as u64 } else { count };
         let usual = LaunchDescriptor::all_reduce(self.algorithm, DType::Bf16, Op::Sum, count);
         match (self.algorithm.is_of_slices(), self.algorithm.moves()) {
             (false, _) => usual,
@@ -304,8 +322,8 @@ impl Stage<'_> {
     }
 
     /// Another kind of call.
-    fn unusual(&self, count: u64) -> LaunchDescriptor {
-        let usual = self.usual(count);
+    fn unusual(&self, parts: &Parts, count: u64) -> LaunchDescriptor {
+        let usual = self.usual(parts, count);
         match self.algorithm.moves() {
             true if self.algorithm.is_of_cube_mesh() => {
                 LaunchDescriptor { collective: Collective::Broadcast, ..usual }
@@ -317,34 +335,40 @@ impl Stage<'_> {
 
     /// What a rank launches in the failing lane as the call that fails, where `count` elements are usual.
     fn declared(&self, parts: &Parts, rank: usize, count: u64) -> LaunchDescriptor {
-        let usual = self.usual(count);
+        let usual = self.usual(parts, count);
         match parts.trouble {
-            Trouble::Mismatch if parts.strange(rank) => LaunchDescriptor { count: count - 8, ..usual },
+            Trouble::Mismatch if parts.strange(rank) => {
+                let less = if self.algorithm.is_of_lists() { 1 } else { 8 };
+                LaunchDescriptor { count: usual.count - less, ..usual }
+            }
+            Trouble::Collision if parts.strange(rank) && parts.has_another_count() => {
+                LaunchDescriptor { count: usual.count - 1, ..usual }
+            }
             // As many vectors as the others: nobody reads what nobody has written. Of one tag may also be what differs in
             // nothing but the upper half of the word.
             Trouble::Collision if parts.strange(rank) => match parts.seed / 7 % 4 {
-                0 => LaunchDescriptor { count: count - 1, ..usual },
                 1 if self.algorithm.moves() => {
                     LaunchDescriptor { element: Element::Sized(DType::F32.into()), ..usual }
                 }
                 1 => LaunchDescriptor { element: Element::Typed(DType::F16), ..usual },
-                2 => self.unusual(count),
+                2 => self.unusual(parts, count),
                 _ => LaunchDescriptor { algorithm: self.other_algorithm(), ..usual },
             },
-            Trouble::OtherKind if parts.strange(rank) => self.unusual(count),
+            Trouble::OtherKind if parts.strange(rank) => self.unusual(parts, count),
             _ => usual,
         }
     }
 
-    /// Launches a call on so many blocks; the output's address.
+    /// Launches a call; the output's address.
     fn launch(
         &self,
         memory: &mut Memory,
         (lane, rank): (u32, usize),
         kernel: &Arc<Kernel>,
-        (descriptor, tag): (LaunchDescriptor, u32),
-        (blocks, deadline): (u32, u64),
+        seed: u64,
+        launched: &Launched,
     ) -> u64 {
+        let &Launched { descriptor, tag, ref list, blocks, deadline } = launched;
         let stream = memory.stream(lane, rank);
         let slices = if self.algorithm.is_of_slices() { self.ranks as u64 } else { 1 };
         let bytes = slices * LONGEST * SIZE + memory.shift;
@@ -366,6 +390,8 @@ impl Stage<'_> {
         };
         let params = if self.algorithm.is_of_slices() {
             params::slice_bytes(&self.slices(params, memory.shift > 0))
+        } else if self.algorithm.is_of_lists() {
+            lists::params(params, list, self.ranks, seed, self.isa())
         } else {
             params::bytes(&params)
         };
@@ -416,8 +442,13 @@ impl Stage<'_> {
         if memory.shift > 0 {
             return 0;
         }
-        let unit = if self.kernel.name.ends_with(Isa::V84.suffix()) { 12 } else { 8 };
+        let unit = if self.isa() == Isa::V84 { 12 } else { 8 };
         count * SIZE / unit * unit
+    }
+
+    /// The ISA of the kernel's text, which its name says.
+    fn isa(&self) -> Isa {
+        if self.kernel.name.ends_with(Isa::V84.suffix()) { Isa::V84 } else { Isa::V70 }
     }
 
     fn deadline(&self) -> u64 {
@@ -429,174 +460,6 @@ impl Stage<'_> {
     /// those of phase 1 leave it to those of phase 0: so many margins.
     fn patience(&self, margins: u64) -> u64 {
         self.deadline() + margins * (self.deadline() / 16 + 25_000)
-    }
-
-    fn check(
-        &self,
-        memory: &Memory,
-        parts: &Parts,
-        copies: u64,
-        outputs: &[Untouched],
-    ) -> Result<(), RunFailure> {
-        let trouble = parts.trouble.name();
-        for lane in 0..LANES {
-            let failing = lane == parts.failing;
-            for rank in 0..self.ranks {
-                let who = format!("rank {rank} in lane {lane} when {trouble}");
-                let own = memory.pad(lane, rank);
-                // Those that wait in the other lane forward the abort, also to ranks that no live one maps.
-                let told = parts.absent.is_some()
-                    || (0..self.ranks).any(|from| parts.live(from) && self.maps(from, rank));
-                let abort = AbortWord::decode(memory.word(own + pad::ABORT) as u32);
-                if told && abort.is_none_or(|abort| !self.is_told_by_its_origin(memory, parts, abort)) {
-                    return Err(wrong(format!("{who}: the abort word is {abort:?}")));
-                }
-                // A call that fails behind its first barrier is counted, but none behind it.
-                let kind = if self.algorithm.is_by_packets() {
-                    counters::PACKET_CALLS
-                } else {
-                    counters::BARRIER_CALLS
-                };
-                let number = memory.word(memory.counters(lane, rank) + kind);
-                let least = if failing && !self.queued { GOOD as u64 } else { 0 };
-                // Launches of one tag are found late: elsewhere the call ends well, and the one behind it fails.
-                let late = u64::from(self.is_found_late(parts.trouble));
-                let most = if failing { GOOD as u64 + 1 + late } else { 1 };
-                if !(least..=most).contains(&number) {
-                    return Err(wrong(format!("{who}: {number} calls are counted")));
-                }
-                if if failing { parts.live(rank) } else { parts.waits(rank) } {
-                    let row = copies + COPY * (u64::from(lane) * self.ranks as u64 + rank as u64);
-                    let copy = (memory.word(row) as u32, LaunchDescriptor::decode(memory.word(row + 8)));
-                    self.check_record(memory, parts, (lane, rank), copy, &who)?;
-                    // Whoever has a record has told all lanes of its rank.
-                    for lane in 0..LANES {
-                        if memory.word(memory.counters(lane, rank) + counters::ABORT) as u32 == 0 {
-                            return Err(wrong(format!("{who}: its own abort word of lane {lane} is 0")));
-                        }
-                    }
-                } else if !failing && parts.absent.is_some() && !self.queued {
-                    let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
-                    let valid = memory.field(lane, rank, offset_of!(ErrorRecord, valid)) as u32;
-                    // It comes when its pad has the word, and finds that at its first look.
-                    if valid != 1 || waited >= self.deadline() {
-                        return Err(wrong(format!(
-                            "{who}: there was nothing to wait for, but it was waited {waited} (valid {valid})"
-                        )));
-                    }
-                }
-            }
-        }
-        // Who launches another kind of call asks what the others do. Of a rank that has been told by its other lane this is
-        // not certain.
-        if parts.trouble == Trouble::OtherKind && parts.absent.is_none() {
-            for rank in (0..self.ranks).filter(|&rank| parts.live(rank)) {
-                let number = GOOD as u64;
-                let expected = self.declared(parts, rank, counts(self.ranks, parts.seed)[GOOD]).encode();
-                for reader in 0..self.ranks as u32 {
-                    let place = memory.pad(parts.failing, rank) + pad::descriptor(number, reader);
-                    let words = [memory.word(place), memory.word(place + 8)];
-                    if pad::descriptor_of(words, number) != Some(expected) {
-                        let text =
-                            format!("rank {rank} does not tell {reader} what it launches when {trouble}");
-                        return Err(wrong(text));
-                    }
-                }
-            }
-        }
-        for &Untouched { lane, rank, call, address, bytes } in outputs {
-            if memory.session.read(address, bytes as usize).iter().any(|&byte| byte != 0) {
-                let text =
-                    format!("rank {rank}, lane {lane}, call {call}: a result is written when {trouble}");
-                return Err(wrong(text));
-            }
-        }
-        Ok(())
-    }
-
-    /// A record that there must be; `copy` is what the host read of it: its abort word, and what was launched.
-    fn check_record(
-        &self,
-        memory: &Memory,
-        parts: &Parts,
-        (lane, rank): (u32, usize),
-        copy: (u32, Option<LaunchDescriptor>),
-        who: &str,
-    ) -> Result<(), RunFailure> {
-        if memory.field(lane, rank, offset_of!(ErrorRecord, valid)) as u32 != 1 {
-            return Err(wrong(format!("{who}: there is no record")));
-        }
-        let word = AbortWord::decode(copy.0);
-        let Some(word) = word.filter(|&word| self.is_told_by_its_origin(memory, parts, word)) else {
-            return Err(wrong(format!("{who}: the host reads {word:?}, {:?}", copy.1)));
-        };
-        if copy.1.is_none() {
-            return Err(wrong(format!("{who}: the host reads no launch")));
-        }
-        // Nobody has all data of the call that cannot end well, or has not been told that it is of launches that differ.
-        let epoch = memory.field(lane, rank, offset_of!(ErrorRecord, epoch_wanted));
-        if self.algorithm.is_by_packets() && lane == parts.failing && epoch > GOOD as u64 + 1 {
-            return Err(wrong(format!("{who}: the call of epoch {epoch} failed")));
-        }
-        let found = word.origin as usize == rank && word.lane == lane;
-        // In a call by barriers it is known how far the one was that is blamed.
-        let compares = matches!(word.kind, RecordKind::LaunchMismatch | RecordKind::PeerTimeout);
-        if found && compares && !self.algorithm.is_by_packets() {
-            let field = |at: usize| memory.field(lane, rank, at);
-            let peer = field(offset_of!(ErrorRecord, peer)) as u32;
-            let wanted = GOOD as u64 + 1 + u64::from(self.is_found_late(parts.trouble));
-            let seen = field(offset_of!(ErrorRecord, epoch_seen));
-            let launched = LaunchDescriptor::decode(field(offset_of!(ErrorRecord, launched)));
-            // Who has died behind the first phase has given its signals; other blocks than the first had no call before.
-            let block = field(offset_of!(ErrorRecord, block)) as u32;
-            let is_behind = word.kind == RecordKind::PeerTimeout && block == 0 && seen != GOOD as u64;
-            if peer != word.culprit || !(GOOD as u64 + 1..=wanted).contains(&epoch) || is_behind {
-                return Err(wrong(format!(
-                    "{who}: it waited for rank {peer} with epoch {epoch} and saw {seen}, where rank {} is blamed ({launched:?})",
-                    word.culprit
-                )));
-            }
-        }
-        if found && word.kind == RecordKind::LaunchMismatch {
-            // What is told of a mismatch is exact.
-            let launched = memory.field(lane, rank, offset_of!(ErrorRecord, peer_launched));
-            let usual = counts(self.ranks, parts.seed)[GOOD];
-            let expected = self.declared(parts, word.culprit as usize, usual).encode();
-            if launched != expected {
-                return Err(wrong(format!(
-                    "{who}: the peer's launch is told as {launched:#x}, which is {expected:#x}"
-                )));
-            }
-        }
-        if found && word.kind == RecordKind::PeerTimeout {
-            let phase = memory.field(lane, rank, offset_of!(ErrorRecord, phase)) as u32;
-            let block = memory.field(lane, rank, offset_of!(ErrorRecord, block)) as u32;
-            let margins = match (self.algorithm.is_by_packets(), phase) {
-                // Block 0 waits for headers, all others for data.
-                (true, phase) => 2 * u64::from(phase) + u64::from(block != 0),
-                (false, 1) => 2,
-                (false, _) => u64::from(block != 0),
-            };
-            let patience = self.patience(margins);
-            let waited = memory.field(lane, rank, offset_of!(ErrorRecord, waited_ns));
-            // Where threads take turns, none comes much too late to see that the time is over.
-            let slack = if self.algorithm.is_by_packets() { patience } else { patience / 4 };
-            if waited < patience || parts.prompt && waited >= patience + slack {
-                return Err(wrong(format!(
-                    "{who}: it was waited {waited} in phase {phase}, where the deadline is {patience}"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a word names the failing lane, blames whom it may, and is what its origin has recorded there.
-    fn is_told_by_its_origin(&self, memory: &Memory, parts: &Parts, word: AbortWord) -> bool {
-        let told = parts.trouble == Trouble::Relayed || {
-            let abort = memory.field(word.lane, word.origin as usize, offset_of!(ErrorRecord, abort));
-            abort as u32 == word.encode()
-        };
-        word.lane == parts.failing && word.kind == parts.trouble.kind() && parts.deserves(word) && told
     }
 
     /// Whether some ranks hear of it behind the call only. A header that differs is found by whoever awaits it.

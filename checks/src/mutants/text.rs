@@ -140,9 +140,18 @@ impl Entry {
         found.with_context(|| format!("no target of '{}'", self.lines[at].trim()))
     }
 
-    /// The operands of the instruction at `at`; brackets and braces stay.
+    /// The guard of the instruction at `at`, and a space; nothing where there is none.
+    pub fn guard(&self, at: usize) -> &str {
+        let line = self.lines[at].trim_start();
+        match line.find(' ') {
+            Some(end) if line.starts_with('@') => &line[..=end],
+            _ => "",
+        }
+    }
+
+    /// The operands of the instruction at `at`; brackets and braces stay, its guard does not.
     pub fn operands(&self, at: usize) -> Vec<&str> {
-        let line = self.lines[at].trim().trim_end_matches(';');
+        let line = self.lines[at].trim()[self.guard(at).len()..].trim_end_matches(';');
         let rest = line.split_once(char::is_whitespace).map_or("", |(_, rest)| rest).trim();
         let mut operands = Vec::new();
         let (mut begin, mut depth) = (0, 0);

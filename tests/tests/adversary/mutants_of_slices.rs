@@ -1,7 +1,7 @@
 //! Mutants of the shipped kernels of slices: the shipped texts survive, and who does not hear of a reader
 //! without data overwrites what a slow one has yet to read. `cargo xtask mutants` runs them all.
 
-use meshreduce_checks::adversary::{Kernels, Late, Numbers, SliceCall, SliceKernels, SliceScenario};
+use meshreduce_checks::adversary::{Cuts, Kernels, Late, Numbers, SliceCall, SliceKernels, SliceScenario};
 use meshreduce_checks::mutants::{Set, judge_all};
 use meshreduce_emulator_weak_memory::adversary::Options;
 use meshreduce_wire::{Algorithm, Collective, DType, Isa, Op};
@@ -38,6 +38,7 @@ fn broadcasts(algorithm: Algorithm) -> SliceScenario {
         ragged: false,
         threads: 8,
         in_place: vec![false; 3],
+        cuts: Cuts::NONE,
     };
     SliceScenario {
         dtype: DType::F32,

@@ -9,7 +9,7 @@ use meshreduce_wire::{Algorithm, Isa};
 fn sequences_of_collectives_are_clean() {
     for (ranks, seeds) in [(2, 120), (3, 100), (4, 50), (8, 10)] {
         for isa in Isa::ALL {
-            let kernels = SliceKernels::shipped(ranks, isa).unwrap();
+            let kernels = SliceKernels::shipped(ranks, isa).unwrap().with_lists().unwrap();
             for seed in 0..seeds {
                 let played = kernels.play(seed, Options::default()).unwrap();
                 if let Err(failure) = played {

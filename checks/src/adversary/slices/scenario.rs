@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 
 use super::super::scenario::{Draw, Numbers};
-use super::super::{Abort, Late, Odd};
+use super::super::{Abort, Cuts, Late, Odd};
 use super::{MOST, SliceKernels};
 
 /// What one seed launches.
@@ -55,6 +55,8 @@ pub struct SliceCall {
     pub threads: u32,
     /// By rank: whether what is received overwrites what is sent.
     pub in_place: Vec<bool>,
+    /// Of an algorithm of lists: the tensors that the message is cut into.
+    pub cuts: Cuts,
 }
 
 impl SliceCall {
@@ -175,6 +177,7 @@ impl SliceKernels {
             // As many as there are peers at least; few, so that several blocks have a part.
             threads: draw.of(if ranks > 4 { &[8, 8, 16] } else { &[4, 8, 16] }),
             in_place: vec![false; ranks],
+            cuts: if algorithm.is_of_lists() { Cuts::draw(draw) } else { Cuts::NONE },
         };
         // All ranks, none, or each as it comes.
         let in_place = draw.below(4);

@@ -8,7 +8,7 @@ use meshreduce_wire::packets::{self, PacketLayout};
 use meshreduce_wire::segment::SegmentLayout;
 use meshreduce_wire::{DType, LaneParams, MAX_RANKS, VECTOR_BYTES, counters, geometry, pad};
 
-use super::Stage;
+use super::{Stage, lists};
 
 /// Lanes of the communicator.
 pub(super) const LANES: u32 = 2;
@@ -49,7 +49,10 @@ impl Memory {
             true => stage.ranks as u64 * of_slices,
             false => geometry::staging_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32),
         };
-        let packets = packets::phase_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32);
+        let packets = match stage.algorithm.is_of_lists() {
+            true => lists::phase_bytes(longest, stage.isa()),
+            false => packets::phase_bytes(stage.algorithm, longest, DType::Bf16, stage.ranks as u32),
+        };
         let packets = PacketLayout::new(packets, stage.ranks as u32);
         let layout = SegmentLayout::new(LANES, staging, packets);
         let streams: Vec<Vec<DeviceId>> =

@@ -56,7 +56,7 @@ impl Parts {
     /// Whether `rank` makes the call that fails, as it should.
     pub(super) fn live(&self, rank: usize) -> bool {
         match self.trouble {
-            Trouble::Mismatch | Trouble::Collision => true,
+            Trouble::Mismatch | Trouble::Collision | Trouble::Lengths => true,
             Trouble::OtherKind => !self.strange(rank) && (!self.parted || rank / 4 == self.odd / 4),
             _ if self.alone => rank == self.aborting,
             _ => rank != self.odd,
@@ -71,6 +71,11 @@ impl Parts {
     /// Whether `rank` waits in the lane that does not fail.
     pub(super) fn waits(&self, rank: usize) -> bool {
         self.absent.is_some_and(|absent| absent != rank)
+    }
+
+    /// Whether what differs of launches of one tag is their count.
+    pub(super) fn has_another_count(&self) -> bool {
+        (self.seed / 7).is_multiple_of(4)
     }
 
     /// The word with which a rank's pad is told to give up from outside.

@@ -1,6 +1,6 @@
 //! What goes wrong.
 
-use meshreduce_wire::RecordKind;
+use meshreduce_wire::{Algorithm, RecordKind};
 
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub enum Trouble {
     Mismatch,
     /// A rank launches another count that has the same tag, and there is no deadline.
     Collision,
+    /// Of lists: a rank's has as many tensors, of other lengths, and there is no deadline.
+    Lengths,
     /// A rank says that it launches something else and gives no signal, as a call by packets would, and there is no
     /// deadline.
     OtherKind,
@@ -22,14 +24,21 @@ pub enum Trouble {
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Trouble::Mismatch,
         Trouble::Collision,
+        Trouble::Lengths,
         Trouble::OtherKind,
         Trouble::HostAbort,
         Trouble::Relayed,
         Trouble::DeadPeer,
     ];
+
+    /// Those that calls of an algorithm may have.
+    pub fn of(algorithm: Algorithm) -> impl Iterator<Item = Self> {
+        let may_be = move |trouble: &Self| *trouble != Trouble::Lengths || algorithm.is_of_lists();
+        Self::ALL.into_iter().filter(may_be)
+    }
 
     /// Whether it is played with this seed: what is waited for long is played with every fifth only.
     pub const fn is_played(self, seed: u64) -> bool {
@@ -38,12 +47,13 @@ impl Trouble {
 
     /// Whether ranks find it by what they have launched, when a call begins.
     pub const fn is_by_launch(self) -> bool {
-        matches!(self, Trouble::Mismatch | Trouble::Collision | Trouble::OtherKind)
+        matches!(self, Trouble::Mismatch | Trouble::Collision | Trouble::Lengths | Trouble::OtherKind)
     }
 
     pub(super) const fn kind(self) -> RecordKind {
         match self {
             Trouble::Mismatch | Trouble::Collision | Trouble::OtherKind => RecordKind::LaunchMismatch,
+            Trouble::Lengths => RecordKind::TensorMismatch,
             Trouble::HostAbort | Trouble::Relayed => RecordKind::HostAbort,
             Trouble::DeadPeer => RecordKind::PeerTimeout,
         }
@@ -54,6 +64,7 @@ impl Trouble {
         match self {
             Trouble::Mismatch => "ranks launch different things",
             Trouble::Collision => "ranks launch different things of one tag",
+            Trouble::Lengths => "ranks launch lists of other lengths",
             Trouble::OtherKind => "a rank launches another kind of call",
             Trouble::HostAbort => "the host aborts",
             Trouble::Relayed => "an abort is forwarded",
