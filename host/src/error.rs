@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod conversions;
+mod kind;
 mod namespaces;
 mod texts;
 
@@ -12,6 +13,7 @@ use meshreduce_store::StoreError;
 use meshreduce_store::identity::{Member, NoHostId};
 use meshreduce_wire::{Algorithm, Collective, DType, LaunchDescriptor, Op, RecordKind};
 
+pub use kind::ErrorKind;
 pub use meshreduce_device::{CudaVersion, DriverError};
 pub use namespaces::SharedNamespaces;
 pub use texts::Ranks;
@@ -21,7 +23,10 @@ use crate::config::ConfigError;
 
 /// Something is broken, or a call asks for what cannot be done.
 ///
-/// That the ranks should simply use something else is not an error but [`crate::Outcome::NotApplicable`].
+/// That the ranks should simply use something else is not an error but [`crate::Outcome::NotApplicable`]. [`Error::kind`] says what
+/// there is to do.
+///
+/// What an error says has what the layers below have said, so these are not in its chain of sources once more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,7 +62,7 @@ pub enum Error {
     },
     /// The store failed.
     #[error("the store failed: {0}")]
-    Store(#[from] StoreError),
+    Store(StoreError),
     /// Ranks did not come to the rendezvous in time.
     #[error("{} did not come to the {step} within {waited:?}", Ranks(ranks))]
     RanksMissing {
@@ -157,7 +162,7 @@ pub enum Error {
         /// What their processes share of what it takes; `None` if they are threads of one process, where it takes nothing.
         namespaces: Option<SharedNamespaces>,
         /// The driver's answer.
-        source: DriverError,
+        r#source: DriverError,
     },
     /// A peer's memory is smaller than the configuration that both agreed on says.
     #[error("rank {peer} offers {found} bytes of memory to rank {rank}, {needed} are needed")]
@@ -193,7 +198,7 @@ pub enum Error {
         /// The PTX text.
         name: String,
         /// The driver's answer.
-        source: DriverError,
+        r#source: DriverError,
         /// The log of the driver's compiler.
         log: String,
     },
@@ -431,7 +436,7 @@ pub enum Error {
         /// The device's ordinal.
         device: u32,
         /// What the driver says to a launch on it.
-        source: DriverError,
+        r#source: DriverError,
     },
     /// A call came on another stream than the lane's last one, and nothing says in which order the two run.
     #[error(
@@ -499,7 +504,7 @@ pub enum Error {
         /// What was tried.
         what: String,
         /// The system's answer.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The driver refused something else.
     #[error(transparent)]

@@ -43,6 +43,7 @@
 //!   size, alignment or launch shape.
 //! - **Failures**: a peer that does not come within the deadline, launches something else, or dies ends the call on all
 //!   ranks with an [`Error`] that names it. All lanes of the communicator are dead from then on, and so are the outputs of failed calls.
+//!   [`Error::kind`] says of every error what there is to do.
 //! - **CUDA graphs**: all that changes from call to call is in device memory, so a captured graph of all-reduces can be
 //!   replayed any number of times, mixed with plain calls, as long as all ranks do the same on each lane in the same
 //!   order. Graphs that are replayed at the same time need a lane each, also as branches of one graph. The host cannot
@@ -90,7 +91,7 @@ pub use config::{Config, ConfigError, Limits, MAX_LANES};
 pub use element::Element;
 #[cfg(feature = "cust")]
 pub use element::{Bf16, F16};
-pub use error::{CudaVersion, DriverError, Error, Ranks, SharedNamespaces};
+pub use error::{CudaVersion, DriverError, Error, ErrorKind, Ranks, SharedNamespaces};
 pub use kernels::{ShippedKernels, shipped_kernels};
 pub use lane::{ExchangeKind, Lane, RawSlice, RawTensor, StreamOrder};
 pub use launches::launches;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use meshreduce_device::{ContextState, DriverError, PrimaryContext};
+use meshreduce_store::StoreError;
 use meshreduce_store::identity::{NoIdentity, Unreadable};
 
 use super::Error;
@@ -19,6 +20,12 @@ impl From<meshreduce_device::Error> for Error {
                 Error::System { what: other.to_string(), source: std::io::ErrorKind::InvalidData.into() }
             }
         }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Error::Store(error)
     }
 }
 

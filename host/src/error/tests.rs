@@ -77,3 +77,49 @@ fn messages_name_what_is_needed_to_act() {
     let twice = Error::DeviceUsedTwice { ranks: (0, 1), device: "0000:1b:00.0".into() }.to_string();
     assert!(twice.contains("ranks 0 and 1") && twice.contains("allow_shared_devices"), "{twice}");
 }
+
+/// What a chain of errors says, a line for each.
+fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}
+
+#[test]
+fn no_link_of_a_chain_says_again_what_stands_in_the_one_before() {
+    let driver = || DriverError {
+        call: "cuLaunchKernel",
+        code: 400,
+        name: "CUDA_ERROR_INVALID_HANDLE".into(),
+        description: "invalid resource handle".into(),
+    };
+    let refused = || std::io::Error::other("too many open files");
+    let errors = [
+        Error::Store(StoreError::Lost { place: "tcp://a:1".into(), source: Box::new(refused()) }),
+        Error::IpcRefused { rank: 0, peer: 1, namespaces: None, source: driver() },
+        Error::KernelsRefused { name: "one_shot_w2".into(), source: driver(), log: "line 1".into() },
+        Error::KernelFault(driver()),
+        Error::StreamNotOnDevice { device: 0, source: driver() },
+        Error::System { what: "cannot open a socket".into(), source: refused() },
+        Error::Driver(driver()),
+    ];
+    for error in errors {
+        let chain = chain(&error);
+        for (at, said) in chain.iter().enumerate() {
+            let again = chain[..at].iter().any(|before| before.contains(said.as_str()));
+            assert!(!again, "{chain:#?}");
+        }
+        let below = ["INVALID_HANDLE", "too many open files"];
+        assert!(below.iter().any(|text| chain[0].contains(text)), "{chain:#?}");
+    }
+}
+
+#[test]
+fn kinds_say_what_there_is_to_do() {
+    let of = |error: Error| error.kind();
+    assert_eq!(of(Error::NoSuchLane { lane: 2, lanes: 1 }), ErrorKind::Usage);
+    assert_eq!(of(Error::Capturing), ErrorKind::Usage);
+    assert_eq!(of(Error::Abandoned { step: "first exchange" }), ErrorKind::Rendezvous);
+    assert_eq!(of(Error::Aborted), ErrorKind::Communicator);
+    let waited = Duration::from_secs(1);
+    assert_eq!(of(Error::CloseTimeout { ranks: vec![1], waited }), ErrorKind::Communicator);
+    assert_eq!(of(Error::Nvml("no driver".into())), ErrorKind::Machine);
+}

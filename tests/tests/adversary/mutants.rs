@@ -144,7 +144,8 @@ fn a_lane_that_is_not_told_of_another_lanes_failure_is_noticed() {
 #[test]
 fn lengths_that_differ_are_told_exactly() {
     // Whoever does not find it waits for units that nobody pushes.
-    let by = ["epoch overwritten before it was seen", "different barrier counts", "wrong result", "starvation"];
+    let by =
+        ["epoch overwritten before it was seen", "different barrier counts", "wrong result", "starvation"];
     assert_killed("counts-not-compared", 30, &by);
     assert_killed("counts-record-", 30, &["wrong result", "data race"]);
 }
