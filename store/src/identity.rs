@@ -2,21 +2,35 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::io::Errno;
-use rustix::process::{Pid, test_kill_process};
+use rustix::process::{Pid, Resource, getrlimit, test_kill_process};
 
 use crate::codec::{Malformed, Reader, Writer};
 
 /// The system does not tell who a process is.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {path}: {source}")]
+#[error("cannot read {path}: {}", explained(.source))]
 pub struct Unreadable {
     /// What was to be read.
     pub path: String,
     /// The system's answer.
     pub r#source: std::io::Error,
+}
+
+/// What the system says, and how many descriptors this process may have if it is these that it lacks.
+fn explained(error: &std::io::Error) -> String {
+    let limit = getrlimit(Resource::Nofile).current;
+    match (Errno::from_io_error(error), limit) {
+        (Some(Errno::MFILE), Some(limit)) => {
+            format!("out of file descriptors, of which this process may have {limit} (see ulimit -n)")
+        }
+        (Some(Errno::NFILE), _) => "the system is out of file descriptors (see fs.file-max)".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// The environment variable that says which host this is, in place of the kernel's boot id.
@@ -64,7 +78,15 @@ impl Host {
     /// [`NoHostId`] if neither [`HOST_ID`] nor `/proc` tells.
     pub fn current() -> Result<Self, NoHostId> {
         let given = std::env::var_os(HOST_ID).map(|id| id.to_string_lossy().trim().to_owned());
-        Self::from_id(given.filter(|id| !id.is_empty()), "/proc/sys/kernel/random/boot_id")
+        // It stays as it is, and later there may be no descriptor to read it by.
+        static BOOT_ID: OnceLock<String> = OnceLock::new();
+        let given = given.filter(|id| !id.is_empty());
+        let (is_given, known) = (given.is_some(), given.or_else(|| BOOT_ID.get().cloned()));
+        let host = Self::from_id(known, "/proc/sys/kernel/random/boot_id")?;
+        if !is_given {
+            let _ = BOOT_ID.set(host.id.clone());
+        }
+        Ok(host)
     }
 
     fn from_id(given: Option<String>, path: &str) -> Result<Self, NoHostId> {
@@ -79,7 +101,7 @@ impl Host {
         let no_id = |problem: String, is_shortage| NoHostId { path: path.to_owned(), problem, is_shortage };
         let text = read.map_err(|error| {
             let short = [Some(Errno::MFILE), Some(Errno::NFILE)];
-            no_id(error.to_string(), short.contains(&Errno::from_io_error(&error)))
+            no_id(explained(&error), short.contains(&Errno::from_io_error(&error)))
         })?;
         match text.trim() {
             "" => Err(no_id("it is empty".to_owned(), false)),
@@ -199,12 +221,20 @@ impl Process {
     ///
     /// [`Unreadable`] if `/proc` does not tell.
     pub fn current() -> Result<Self, Unreadable> {
-        let pid = std::process::id();
-        let (_, start_time) = stat("/proc/self").ok_or_else(|| Unreadable {
-            path: "/proc/self/stat".to_owned(),
-            source: std::io::ErrorKind::NotFound.into(),
-        })?;
-        Ok(Self { pid, namespace: namespace("pid")?, start_time, clock: clock() })
+        // Once it was read: later there may be no descriptor for that.
+        static OWN: Mutex<Option<Process>> = Mutex::new(None);
+        let (pid, namespace, clock) = (std::process::id(), namespace("pid")?, clock());
+        let mut own = OWN.lock().unwrap_or_else(PoisonError::into_inner);
+        // A forked child is another one.
+        let known = own.filter(|own| (own.pid, own.namespace, own.clock) == (pid, namespace, clock));
+        let start_time = match known {
+            Some(own) => own.start_time,
+            None => {
+                let read = read_stat("/proc/self");
+                read.map_err(|source| Unreadable { path: "/proc/self/stat".to_owned(), source })?.1
+            }
+        };
+        Ok(*own.insert(Self { pid, namespace, start_time, clock }))
     }
 
     /// Another one of this process's namespaces, if there is one of that number.
@@ -274,11 +304,18 @@ fn is_own_proc() -> bool {
 
 /// State and start time from the file `stat` of a process or thread. The command in it may contain blanks and parentheses,
 /// so what counts begins behind the last parenthesis (proc(5): state is field 3, start time field 22).
+fn read_stat(folder: &str) -> io::Result<(char, u64)> {
+    let text = std::fs::read_to_string(format!("{folder}/stat"))?;
+    let parse = || {
+        let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        Some((state, fields.nth(18)?.parse().ok()?))
+    };
+    parse().ok_or_else(|| ErrorKind::InvalidData.into())
+}
+
 fn stat(folder: &str) -> Option<(char, u64)> {
-    let text = std::fs::read_to_string(format!("{folder}/stat")).ok()?;
-    let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    read_stat(folder).ok()
 }
 
 /// The inode of this process's time namespace, which shifts the times in `/proc`.
@@ -365,6 +402,16 @@ mod tests {
             let error = Host::from_text("host".into(), "boot_id", Err(short.into())).unwrap_err().to_string();
             assert!(error.contains("ulimit -n") && !error.contains(HOST_ID), "{error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_read_for_want_of_descriptors_says_how_many_there_may_be() {
+        let limit = getrlimit(Resource::Nofile).current.unwrap().to_string();
+        let error = Unreadable { path: "/proc/self/stat".to_owned(), source: Errno::MFILE.into() };
+        let text = error.to_string();
+        assert!(text.contains("out of file descriptors") && text.contains(&limit), "{text}");
+        let error = Unreadable { source: Errno::NOENT.into(), ..error };
+        assert!(error.to_string().starts_with("cannot read /proc/self/stat: No such file"), "{error}");
     }
 
     #[test]

@@ -244,8 +244,13 @@ impl JobStore {
     fn host(launcher: &Launcher, own: Job, timeout: Duration) -> Result<(TcpStore, Job), JobError> {
         // An earlier start of the job may be about to leave the port.
         let mut pause = Pause::new(timeout.min(LEAVING));
+        let mut until_it_is_found = Pause::new(timeout);
         loop {
-            match TcpStore::host_at(&launcher.place(), launcher.resolve()) {
+            let addresses = launcher.resolve();
+            if addresses.is_err() && until_it_is_found.again() {
+                continue;
+            }
+            match TcpStore::host_at(&launcher.place(), addresses) {
                 Ok(tcp) => {
                     tcp.set(&host_key(), &own.to_bytes())?;
                     return Ok((tcp, own));

@@ -133,6 +133,17 @@ fn job(world_size: usize, address: &str) -> impl Fn(usize) -> Launcher {
 }
 
 #[test]
+fn a_name_that_is_not_found_is_looked_up_again_until_the_time_is_up_by_rank_0_too() {
+    for rank in [0, 1] {
+        let launcher = Launcher { address: "no-such-host.invalid".into(), ..job(2, "127.71.3.20")(rank) };
+        let begun = Instant::now();
+        let error = launcher.store(SHORT).unwrap_err();
+        assert!(begun.elapsed() >= SHORT, "{error}");
+        assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
+    }
+}
+
+#[test]
 fn rank_0_hosts_and_the_others_connect_whoever_comes_first() {
     let launcher = job(3, "127.71.3.1");
     std::thread::scope(|scope| {
