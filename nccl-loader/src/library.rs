@@ -172,7 +172,7 @@ fn open_first(candidates: Vec<PathBuf>) -> Result<(PathBuf, Library), LoadError>
         // through `use_library`, vouches for it as the NCCL of this process.
         match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) } {
             Ok(library) => return check(path, library),
-            Err(error) => tried.push(Attempt { library: path, message: message(&error) }),
+            Err(error) => tried.push(Attempt { message: message(&error, &path), library: path }),
         }
     }
     Err(LoadError::Open { tried })
@@ -192,7 +192,10 @@ fn check(path: PathBuf, library: Library) -> Result<(PathBuf, Library), LoadErro
     }
 }
 
-/// The dynamic loader's own words, which `libloading` keeps as the error's source.
-fn message(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// The dynamic loader's own words, which `libloading` keeps as the error's source, without the library's name, with which they may
+/// begin.
+fn message(error: &libloading::Error, library: &Path) -> String {
+    let said = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let name = format!("{}: ", library.display());
+    said.strip_prefix(&name).map_or_else(|| said.clone(), str::to_owned)
 }

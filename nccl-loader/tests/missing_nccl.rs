@@ -19,6 +19,7 @@ fn every_call_says_what_was_tried() {
     assert!(attempt.message.contains("No such file"), "{attempt}");
     let text = reason.to_string();
     assert!(text.starts_with("cannot open NCCL: /nonexistent/nccl/libnccl.so.2: "), "{text}");
+    assert_eq!(text.matches(MISSING).count(), 1, "{text}");
 
     assert_eq!(library_path(), Err(reason.clone()));
     assert_eq!(version(), Err(Error::Load(reason.clone())));
