@@ -9,7 +9,7 @@ use meshreduce_store::codec::{Malformed, Payload, Reader, Writer};
 use super::build::{Assembly, Lingers};
 use super::join::Joined;
 use super::session::{Session, StepError};
-use super::verdict::{Step, Verdict};
+use super::verdict::{RendezvousFailure, Step, Verdict};
 use super::{LINGER_LIMIT, give_up, outcome, still_stands};
 use crate::error::Error;
 
@@ -110,6 +110,52 @@ pub fn meet(
             }
             Err(StepError::Local(error)) => return Err(give_up(&session, Assembly::default(), rank, error)),
         }
+    }
+}
+
+/// Tells the ranks that [`meet`] that this one cannot, and why: all of them, also those that come later, get [`Error::RankFailed`] with
+/// `why` at once, and do not wait for it. It stays for a moment, until those that have come know.
+///
+/// ```
+/// use meshreduce::rendezvous::{decline, meet};
+/// use meshreduce::{Error, MemoryStore};
+/// use std::time::Duration;
+///
+/// let store = MemoryStore::new();
+/// let told = std::thread::scope(|scope| {
+///     let other = scope.spawn(|| meet(&store, 0, 2, b"here", Duration::from_secs(60)));
+///     decline(&store, 1, 2, "there is no network", Duration::from_secs(60))?;
+///     Ok::<_, Error>(other.join().expect("the other rank"))
+/// })?;
+/// assert_eq!(told.unwrap_err().to_string(), "rank 1 failed: there is no network");
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::InvalidRank`]; [`Error::Store`]; this process's identity is not to be had. The others are told nothing then.
+pub fn decline(
+    store: &dyn Store,
+    rank: usize,
+    world_size: usize,
+    why: &str,
+    timeout: Duration,
+) -> Result<(), Error> {
+    if rank >= world_size {
+        return Err(Error::InvalidRank { rank, world_size });
+    }
+    if world_size == 1 {
+        return Ok(());
+    }
+    match Session::join(store, rank, world_size, timeout)? {
+        Joined::Member(session) => {
+            let failure = RendezvousFailure::Rank { rank, message: why.to_owned() };
+            // Another rank may have failed before.
+            let verdict = session.propose(&Verdict::Failed(failure))?;
+            Assembly::default().take_down(&session, &verdict, Lingers::ForMembers);
+            Ok(())
+        }
+        Joined::Late(session, verdict) => session.leave(&verdict),
     }
 }
 

@@ -46,7 +46,7 @@ use build::{Assembly, Lingers};
 pub use clearing::clear_away;
 pub(crate) use exchange::{judge_devices, judge_view};
 use join::Joined;
-pub use meet::meet;
+pub use meet::{decline, meet};
 use session::{Session, StepError};
 use verdict::Verdict;
 
