@@ -147,7 +147,20 @@ impl BackendContext {
             .map_err(|error| self.not_made(backend, error))
     }
 
-    /// The same for a backend of some of the group's ranks, of which this is one: by the order of `ranks`, over the keys below
+    /// Tells the other ranks, which [`BackendContext::meet`] or are about to, that this one cannot make its backend, and why: they get
+    /// [`Error::NotMade`] with its rank and `why` at once, in place of waiting for it. For what goes wrong before this rank meets them.
+    /// (If they cannot be told either, which the log says, they wait as long as they may.)
+    pub fn decline(&self, why: &str) {
+        /// So long at most it waits for its turn, where another attempt is about to end.
+        const MOST: Duration = Duration::from_secs(5);
+        let GroupInfo { rank, world_size, .. } = *self.group;
+        let timeout = self.timeout.min(MOST);
+        if let Err(error) = meshreduce::rendezvous::decline(&*self.store, rank, world_size, why, timeout) {
+            tracing::warn!(%error, group = &*self.group.name, rank, "the other ranks could not be told that this one makes no backend");
+        }
+    }
+
+    /// This for a backend of some of the group's ranks, of which this is one: by the order of `ranks`, over the keys below
     /// `part`, which names it too.
     ///
     /// # Errors
@@ -269,6 +282,7 @@ impl Request {
             missing,
             stopped: Vec::new(),
             elsewhere: Vec::new(),
+            tag: None,
         }
     }
 }

@@ -209,6 +209,14 @@ impl Call<'_> {
         }
     }
 
+    /// The tag of a send or a receive that is none of a batch.
+    pub(crate) fn tag(&self) -> Option<u32> {
+        match self {
+            Call::Send { tag, .. } | Call::Recv { tag, .. } => Some(*tag),
+            _ => None,
+        }
+    }
+
     /// The other ranks of sends and receives, those of a batch too.
     pub(crate) fn peers(&self) -> Peers {
         let mut peers = Peers::default();

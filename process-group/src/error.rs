@@ -150,8 +150,8 @@ pub enum Error {
     },
     /// A call did not end within its deadline. The group is over.
     #[error(
-        "{operation} number {sequence} on group {group} did not end {}{}{}", InTime(*.waited), NotCome(.missing, .stopped),
-        InAnotherOrder(.elsewhere)
+        "{operation} number {sequence}{} on group {group} did not end {}{}{}", Tagged(*.tag), InTime(*.waited),
+        NotCome(.missing, .stopped), InAnotherOrder(.elsewhere)
     )]
     #[non_exhaustive]
     Timeout {
@@ -171,6 +171,8 @@ pub enum Error {
         /// Where missing ranks were last seen waiting instead: calls on other groups that were made from the same first one. There are
         /// such where ranks use groups in different orders.
         elsewhere: Vec<Elsewhere>,
+        /// Of a send or a receive its tag, as far as that is known.
+        tag: Option<u32>,
     },
     /// A wait ended before the call did; the call goes on.
     #[error("{call} has not ended after {}; it goes on", Rounded(*.waited))]
@@ -266,6 +268,16 @@ pub enum Error {
         /// What it says.
         r#source: Cause,
     },
+}
+
+impl Error {
+    /// The same, if it is a timeout, of a send or receive with this tag.
+    pub(crate) fn with_tag(mut self, its: Option<u32>) -> Self {
+        if let Self::Timeout { tag, .. } = &mut self {
+            *tag = its.or(*tag);
+        }
+        self
+    }
 }
 
 impl From<SettingsError> for Error {
@@ -489,6 +501,14 @@ pub struct Elsewhere {
     pub operation: Operation,
     /// The call's number among the collectives of that group, or among its sends and receives.
     pub sequence: u64,
+}
+
+struct Tagged(Option<u32>);
+
+impl fmt::Display for Tagged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |tag| write!(f, " with tag {tag}"))
+    }
 }
 
 struct InTime(Duration);

@@ -157,7 +157,21 @@ impl Work {
     ///
     /// How it failed; why the group is over, if it is.
     pub fn result(&self) -> Result<Option<Outcome>, Error> {
-        self.look().inspect_err(|_| self.heard())
+        let looked = self.look();
+        match &looked {
+            Ok(Some(_)) => self.note_end(),
+            Ok(None) => {}
+            Err(_) => self.heard(),
+        }
+        looked
+    }
+
+    /// Whoever made the call knows that it has ended well: so does the group's flight recorder, and so do its completion hooks, before the
+    /// program goes on.
+    fn note_end(&self) {
+        if let Some(site) = &self.site {
+            site.group.note_ends();
+        }
     }
 
     /// The same for the group's own threads: whoever made the call has not heard of it.
@@ -175,6 +189,23 @@ impl Work {
             Progress::Other(completion, _) => completion.poll(),
         };
         self.judge(ended)
+    }
+
+    /// Whether it has ended, and well, for those who may hold a lock: nobody is told of a failure. `None`: it goes on.
+    pub(crate) fn peek(&self) -> Option<bool> {
+        let ended = match &self.progress {
+            Progress::Done(..) => Ok(true),
+            _ if self.own_process().is_err() => Err(()),
+            Progress::Mesh(work) => work.is_finished().map_err(|_| ()),
+            Progress::Other(completion, _) => {
+                completion.poll().map(|outcome| outcome.is_some()).map_err(|_| ())
+            }
+        };
+        match ended {
+            Ok(false) => None,
+            Ok(true) => Some(true),
+            Err(()) => Some(false),
+        }
     }
 
     /// Whether it was captured into a graph, and has no end that could be seen.
@@ -208,6 +239,14 @@ impl Work {
     ///
     /// [`Error::StillRunning`]; how the call failed; why the group is over, if it is.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
+        let ended = self.wait_for(timeout);
+        if ended.is_ok() {
+            self.note_end();
+        }
+        ended
+    }
+
+    fn wait_for(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let Some(timeout) = timeout else { return self.finish() };
         if let Progress::Done(outcome, _) = &self.progress {
             return Ok(*outcome);

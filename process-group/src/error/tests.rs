@@ -44,6 +44,7 @@ fn a_timeout_says_who_did_not_come_and_who_is_stopped() {
             missing: missing.to_vec(),
             stopped: stopped.to_vec(),
             elsewhere: Vec::new(),
+            tag: None,
         };
         error
             .to_string()
@@ -75,6 +76,7 @@ fn times_have_three_digits_behind_the_point_at_most() {
         missing: Vec::new(),
         stopped: Vec::new(),
         elsewhere: Vec::new(),
+        tag: None,
     };
     assert_eq!(late.to_string(), "barrier number 1 on group world did not end within 4.001s");
 }

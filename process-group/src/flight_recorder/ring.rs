@@ -1,8 +1,9 @@
 //! The ring of the last calls. Recording one takes a lock that nobody holds for long, and allocates nothing.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::{Begun, Entry, RecordedGroup, Snapshot, State, Status, WaitingCall};
@@ -45,6 +46,17 @@ pub struct FlightRecorder {
     /// By place. Noted without a lock, which a call would take for this alone; whoever has the lock and looks at an entry takes it in
     /// first ([`Ring::take_in`]).
     marks: Box<[Mark]>,
+    refresh: Refresh,
+}
+
+/// What is done before anybody reads what is recorded: its groups note which calls have ended.
+#[derive(Default)]
+struct Refresh(OnceLock<Box<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Refresh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Refresh").field(&self.0.get().is_some()).finish()
+    }
 }
 
 /// What is noted of the call at a place without the lock: of which one by its record number and 1 more, so that a mark that comes late,
@@ -124,6 +136,18 @@ impl FlightRecorder {
                 free: Vec::new(),
             }),
             marks: (0..capacity).map(|_| Mark::default()).collect(),
+            refresh: Refresh::default(),
+        }
+    }
+
+    /// Has this done before anybody reads what is recorded. Only the first counts.
+    pub(crate) fn refresh_by(&self, refresh: impl Fn() + Send + Sync + 'static) {
+        let _ = self.refresh.0.set(Box::new(refresh));
+    }
+
+    fn refresh(&self) {
+        if let Some(refresh) = self.refresh.0.get() {
+            refresh();
         }
     }
 
@@ -366,6 +390,7 @@ impl FlightRecorder {
     ///
     /// If there is no such group.
     pub fn status(&self, group: u32) -> Status {
+        self.refresh();
         let mut ring = self.ring();
         self.take_in_all(&mut ring);
         ring.groups[group as usize].group.status
@@ -395,8 +420,9 @@ impl FlightRecorder {
         first.into_iter().map(call).collect()
     }
 
-    /// Everything, now.
+    /// Everything, now. A group's recorder first notes which of its calls have ended.
     pub fn snapshot(&self) -> Snapshot {
+        self.refresh();
         let mut ring = self.ring();
         self.take_in_all(&mut ring);
         let mut entries = ring.entries.clone();

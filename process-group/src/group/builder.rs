@@ -88,7 +88,8 @@ impl Builder {
         self
     }
 
-    /// How long each step of making a backend, and of the group's end, waits for the other ranks. The default is 60 s.
+    /// How long each step of making a backend, and of the group's end, waits for the other ranks, and [`crate::init_with`] for the job's
+    /// store. The default is 60 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = timeout;
         self
@@ -142,6 +143,11 @@ impl Builder {
             return Err(Error::Recording(SettingsError::TooMany { calls }));
         }
         Ok(self)
+    }
+
+    /// What it was given so far.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The same over another store.

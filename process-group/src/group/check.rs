@@ -74,6 +74,7 @@ impl Shared {
                     missing,
                     stopped: self.stopped(),
                     elsewhere: Vec::new(),
+                    tag: None,
                 };
                 // Who comes now misses this rank, as this one misses others.
                 for sequence in sequence.saturating_sub(1)..=sequence {

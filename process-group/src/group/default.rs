@@ -9,6 +9,7 @@ use meshreduce_store::{JobStore, Launcher, MemoryStore};
 
 use super::ProcessGroup;
 use super::builder::{Builder, config_from_environment};
+use crate::config::BackendConfig;
 use crate::error::Error;
 
 struct Default {
@@ -46,7 +47,8 @@ pub fn init() -> Result<ProcessGroup, Error> {
     init_with(|group| group)
 }
 
-/// [`init`] with settings of the program's own. What `settings` says counts more than the environment, also about backends.
+/// [`init`] with settings of the program's own. What `settings` says counts more than the environment, also about backends. The job's
+/// store is waited for as long as its [`Builder::timeout`] says.
 ///
 /// ```no_run
 /// use meshreduce_process_group::{BackendConfig, init_with};
@@ -64,16 +66,25 @@ pub fn init_with(settings: impl FnOnce(Builder) -> Builder) -> Result<ProcessGro
     if lock().is_some() {
         return Err(THERE_IS_ONE);
     }
-    let config = config_from_environment()?;
-    let launcher = Launcher::from_env()?;
+    let default = open(&Launcher::from_env()?, config_from_environment()?, settings)?;
+    let group = default.group.clone();
+    set(default)?;
+    Ok(group)
+}
+
+/// The group of a launcher's job, over the job's store.
+fn open(
+    launcher: &Launcher,
+    config: BackendConfig,
+    settings: impl FnOnce(Builder) -> Builder,
+) -> Result<Default, Error> {
     // Before anybody is met: a mistake that all ranks make is told on all of them, and the one that hosts the store does not leave with
     // it while the others look for it.
     let builder = ProcessGroup::builder(Arc::new(MemoryStore::new()), launcher.rank, launcher.world_size);
     let builder = settings(builder.backend(config).cuda_device(launcher.local_rank)).check()?;
-    let store = Arc::new(launcher.store(Duration::from_secs(60))?);
+    let store = Arc::new(launcher.store(builder.settings().timeout)?);
     let group = builder.over(Arc::clone(&store) as _).build()?;
-    set(Default { group: group.clone(), store: Some(store) })?;
-    Ok(group)
+    Ok(Default { group, store: Some(store) })
 }
 
 /// The store, when nobody else has it. The group's watching thread may, for a moment.
@@ -150,4 +161,39 @@ pub fn destroy_default_group() -> Result<(), Error> {
         }
     }
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use meshreduce_store::{JobError, StoreError};
+
+    use super::*;
+
+    #[test]
+    fn the_store_of_the_job_is_waited_for_as_long_as_the_settings_say() {
+        // Nobody hosts a store there.
+        let taken = TcpListener::bind("127.71.4.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        drop(taken);
+        let launcher = Launcher {
+            rank: 1,
+            world_size: 2,
+            local_rank: 1,
+            address: "127.71.4.1".to_owned(),
+            port,
+            agent_store: false,
+            run_id: None,
+            restart_count: 0,
+        };
+        let settings = |group: Builder| group.timeout(Duration::from_millis(300));
+        let Err(error) = open(&launcher, BackendConfig::Undefined, settings) else {
+            panic!("there is a store")
+        };
+        let Error::Launch(cause) = &error else { panic!("{error}") };
+        let cause = cause.downcast_ref::<JobError>();
+        let Some(JobError::Store(StoreError::Unreachable { waited, .. })) = cause else { panic!("{error}") };
+        assert!(*waited <= Duration::from_millis(300), "{error}");
+    }
 }

@@ -312,8 +312,8 @@ impl Shared {
         let Request { sequence, start, names, .. } = *request;
         let noted = Noted { entry, operation: call.operation(), sequence, start, end: request.end() };
         if call.is_point_to_point() {
-            let call = Message { call: Watched { work: work.clone(), noted }, peers: call.peers() };
-            slot.watch().messages.push(call);
+            let watched = Watched { work: work.clone(), noted };
+            slot.watch().messages.push(Message { call: watched, peers: call.peers(), tag: call.tag() });
         } else {
             slot.watch().lines[usize::from(!is_own)].follow(work, &noted, names);
         }

@@ -1,9 +1,10 @@
 //! The end of a group, and who is told of ends.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::ProcessGroup;
 use super::shared::Shared;
@@ -34,6 +35,10 @@ pub(super) struct Hooks {
     /// Whether there are any of the first kind, so that calls without look at nothing else.
     completion: AtomicBool,
     lists: RwLock<(Vec<CompletionHook>, Vec<AbortHook>)>,
+    /// Calls that have ended and of which the first kind has not heard yet.
+    unheard: Mutex<VecDeque<(Operation, u64)>>,
+    /// Held by the one that tells of them.
+    telling: Mutex<()>,
 }
 
 impl fmt::Debug for Hooks {
@@ -45,6 +50,26 @@ impl fmt::Debug for Hooks {
 impl Hooks {
     pub(super) fn want_completions(&self) -> bool {
         self.completion.load(Ordering::Acquire)
+    }
+
+    /// These have ended, in this order.
+    pub(super) fn are_to_hear(&self, calls: impl IntoIterator<Item = (Operation, u64)>) {
+        self.unheard().extend(calls);
+    }
+
+    fn unheard(&self) -> MutexGuard<'_, VecDeque<(Operation, u64)>> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells, by `tell`, of those that are to be heard of. Where another thread is at it, that one tells of these too.
+    pub(super) fn tell(&self, tell: impl Fn(Operation, u64)) {
+        while !self.unheard().is_empty() {
+            let Ok(_one_at_a_time) = self.telling.try_lock() else { return };
+            loop {
+                let Some((operation, sequence)) = self.unheard().pop_front() else { break };
+                tell(operation, sequence);
+            }
+        }
     }
 
     #[cold]
@@ -60,8 +85,9 @@ impl Hooks {
 }
 
 impl ProcessGroup {
-    /// Has `hook` called once for every call of this group that ends well, from now on, by the thread that sees the end. It
-    /// should be quick, and make no calls on the group.
+    /// Has `hook` called once for every call of this group that ends well, from now on, by a thread that sees the end: the one that waits
+    /// for the call, or asks how far the group has come, or the group's own, some 10 ms after the end where calls go on one after the
+    /// other. It should be quick, and make no calls on the group.
     pub fn on_completion(&self, hook: impl Fn(Completed<'_>) + Send + Sync + 'static) {
         let hooks = &self.shared.hooks;
         hooks.lists.write().unwrap_or_else(PoisonError::into_inner).0.push(Arc::new(hook));
@@ -158,8 +184,15 @@ impl Shared {
         if let Error::Timeout { sequence, missing, stopped, .. } = &mut error
             && missing.is_empty()
         {
-            *missing = self.missing(None, *sequence);
+            // A rank that is stopped within the call has come to it, and may not have told so.
+            let known = std::mem::take(stopped);
+            if known.is_empty() {
+                *missing = self.missing(None, *sequence);
+            }
             *stopped = self.stopped();
+            stopped.extend(known);
+            stopped.sort_unstable();
+            stopped.dedup();
             // Whoever waits for the call hears the same.
             backend.abort(&error);
             return error;
@@ -181,6 +214,7 @@ impl Shared {
             missing,
             stopped: self.stopped(),
             elsewhere: Vec::new(),
+            tag: None,
         };
         // Whoever waits for a call hears the same.
         backend.abort(&error);

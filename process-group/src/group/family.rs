@@ -34,15 +34,24 @@ impl Family {
         store: &Arc<dyn Store>,
     ) -> Arc<Self> {
         let calls = recording.entries;
-        Arc::new_cyclic(|family| Self {
-            process: Generation::current(),
-            registry,
-            recording,
-            recorder: Arc::new(FlightRecorder::new(rank, calls)),
-            groups: Mutex::new(Vec::new()),
-            dumped: AtomicBool::new(false),
-            watchdog: Watchdog::new(Weak::clone(family)),
-            waits: Waits::new(rank, store),
+        Arc::new_cyclic(|family: &Weak<Self>| {
+            let recorder = Arc::new(FlightRecorder::new(rank, calls));
+            let of = Weak::clone(family);
+            recorder.refresh_by(move || {
+                if let Some(family) = of.upgrade() {
+                    family.groups().iter().for_each(|group| group.note_ends());
+                }
+            });
+            Self {
+                process: Generation::current(),
+                registry,
+                recording,
+                recorder,
+                groups: Mutex::new(Vec::new()),
+                dumped: AtomicBool::new(false),
+                watchdog: Watchdog::new(Weak::clone(family)),
+                waits: Waits::new(rank, store),
+            }
         })
     }
 

@@ -69,8 +69,9 @@ pub(crate) use watch::{Line, Noted};
 ///
 /// # Deadlines
 ///
-/// A call that does not end within its deadline fails on all ranks, with the ranks that have not come to it, and the group is
-/// over: what a peer may still write cannot be taken back. A wait that ends early ([`Error::StillRunning`]) changes nothing.
+/// A call that does not end within its deadline fails, with the ranks that have not come to it, and the group is over: what a peer may
+/// still write cannot be taken back. The first rank whose deadline passes ends the call on all others that have not ended it by then, as soon as
+/// they hear of that: on one host, with the backend `host`, at once. No later call that needs that rank ends well on any. A wait that ends early ([`Error::StillRunning`]) changes nothing.
 #[derive(Clone)]
 pub struct ProcessGroup {
     shared: Arc<Shared>,

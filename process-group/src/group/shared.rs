@@ -63,6 +63,9 @@ pub(crate) struct Shared {
     /// Why it takes no calls any more.
     pub(super) end: Arc<OnceLock<Error>>,
     pub(super) hooks: Hooks,
+    pub(super) noting: Mutex<()>,
+    /// Whether another rank has told that it was aborted.
+    aborted: AbortedMember,
     /// The last collective that the store was told of.
     pub(super) published: Mutex<Published>,
     /// What the first timeout has said of where ranks wait, and its call.
@@ -86,6 +89,7 @@ impl Shared {
         };
         let slots = DeviceType::ALL.map(|device| Slot::new(name(device)));
         let record = family.recorder.add_group(&info.name, description, &info.ranks);
+        let aborted = AbortedMember::new(&info, &store);
         let shared = Arc::new(Self {
             info,
             record,
@@ -101,6 +105,8 @@ impl Shared {
             unheard: Mutex::default(),
             end: Arc::default(),
             hooks: Hooks::default(),
+            noting: Mutex::default(),
+            aborted,
             published: Mutex::default(),
             elsewhere: OnceLock::new(),
             family: Arc::clone(family),
@@ -153,10 +159,11 @@ impl Shared {
         }
     }
 
-    /// Why nothing can come of a meeting of all ranks any more: it has ended, or one of its backends has seen why.
+    /// Why nothing can come of a meeting of all ranks any more: it has ended, one of its backends has seen why, or another rank has told
+    /// that it was aborted before it made one. It may ask the store.
     pub(super) fn is_hopeless(&self) -> Option<Error> {
         let of_backends = || self.slots().iter().find_map(|slot| slot.made()?.error());
-        self.end.get().cloned().or_else(of_backends)
+        self.end.get().cloned().or_else(of_backends).or_else(|| self.aborted.look())
     }
 
     /// Whether this is the process that has made it, and not a forked child.

@@ -95,6 +95,12 @@ impl Slot {
             .find_map(|which| self.with_line(which, both).flatten())
     }
 
+    /// Whether there are calls that are not known to have ended.
+    pub(super) fn is_busy(&self) -> bool {
+        let is_in = |which| self.with_line(which, |line| line.first_number().is_some()).unwrap_or(false);
+        !self.watch().messages.is_empty() || CallOrder::ALL.into_iter().any(is_in)
+    }
+
     pub(super) fn watch(&self) -> Brief<'_, Watch> {
         self.watch.lock()
     }

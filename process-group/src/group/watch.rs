@@ -44,6 +44,8 @@ pub(super) struct Message {
     pub(super) call: Watched,
     /// The other ranks, as far as they are known.
     pub(super) peers: Peers,
+    /// Of one that is no batch.
+    pub(super) tag: Option<u32>,
 }
 
 impl Noted {

@@ -2,6 +2,7 @@
 //! how far this rank has come; it may wait for a store. The other one, started with the first future that waits, wakes futures.
 #![forbid(unsafe_code)]
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -21,6 +22,10 @@ use crate::work::{Outcome, Progress, Work};
 
 /// How often it looks at groups.
 pub(super) const TICK: Duration = Duration::from_millis(100);
+/// How often it looks which calls have ended, while there are some.
+const LOOK: Duration = Duration::from_millis(10);
+/// For how long there are some, when there has been one.
+const BUSY: Duration = Duration::from_secs(1);
 /// How long it looks at futures without a pause, after one was added or has ended.
 const SPIN: Duration = Duration::from_micros(50);
 /// Pauses between looks at futures: the first, and the longest.
@@ -153,7 +158,7 @@ fn wake(waker: Waker) {
 
 /// Whether a future's call has ended. One that panics when it is asked does so again where the future is polled.
 fn is_over(work: &Work) -> bool {
-    catch_unwind(AssertUnwindSafe(|| !matches!(work.look(), Ok(None)))).unwrap_or(true)
+    catch_unwind(AssertUnwindSafe(|| work.peek().is_some())).unwrap_or(true)
 }
 
 /// Looks at futures until it is to stop.
@@ -188,6 +193,7 @@ fn wake_futures(shared: &Shares) {
 /// Looks at groups until it is to stop, or they are gone.
 fn watch(family: &Weak<Family>, shared: &Shares) {
     let (mut next_tick, mut next_told) = (Instant::now() + TICK, Instant::now() + INTERVAL);
+    let mut busy_until = Instant::now();
     loop {
         let state = lock(&shared.state);
         if state.stops {
@@ -195,13 +201,21 @@ fn watch(family: &Weak<Family>, shared: &Shares) {
         }
         let rest = next_tick.saturating_duration_since(Instant::now());
         if !rest.is_zero() {
-            let _ = shared.stop.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner);
+            let is_busy = Instant::now() < busy_until;
+            let rest = if is_busy { rest.min(LOOK) } else { rest };
+            drop(shared.stop.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner));
+            if is_busy && let Some(family) = family.upgrade() {
+                family.groups().iter().for_each(|group| group.note_ends());
+            }
             continue;
         }
         drop(state);
         next_tick = Instant::now() + TICK;
         let Some(family) = family.upgrade() else { return };
         let groups = family.groups();
+        if groups.iter().any(|group| group.slots().iter().any(Slot::is_busy)) {
+            busy_until = Instant::now() + BUSY;
+        }
         let tells = Instant::now() >= next_told;
         if tells {
             next_told = Instant::now() + INTERVAL;
@@ -263,10 +277,7 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: CallOr
     for _ in 0..MOST {
         let Some(first) = slot.with_line(line, |line| line.first()).flatten() else { return };
         match first.work.look() {
-            Ok(Some(_)) => {
-                let runs = slot.with_line(line, |line| line.take_through(first.sequence));
-                group.ended_well(&first, &runs.unwrap_or_default());
-            }
+            Ok(Some(_)) => group.ended_well(slot, line, &first),
             Err(error) => {
                 slot.with_line(line, |line| line.forget(first.sequence));
                 let error = with_call(&first, error);
@@ -302,11 +313,11 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: CallOr
                         // All have come to the first of many, and some to no more than the next ones.
                         Look::Sure(missing) if missing.is_empty() => {
                             let behind = group.furthest_behind(first.sequence);
-                            let _ = expire(group, slot, backend, &first, behind);
+                            let _ = expire(group, slot, backend, (&first, None), behind);
                         }
                         // One that has ended meanwhile is looked at again with the next tick.
                         Look::Sure(missing) => {
-                            let _ = expire(group, slot, backend, &first, missing);
+                            let _ = expire(group, slot, backend, (&first, None), missing);
                         }
                         Look::Again(since, missing) => {
                             let late = Some((first.sequence, since, missing));
@@ -322,15 +333,15 @@ fn look_at_line(group: &Shared, slot: &Slot, backend: &dyn Backend, line: CallOr
 
 /// Looks at the sends and receives that go on in one backend of a group.
 pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backend) {
+    group.messages_that_have_ended_well(slot);
     let mut ended = Vec::new();
     // A backend that knows more of who is missing has had time to say so since the call's end.
     let is_late = |call: &Watched| call.end.is_some_and(|end| Instant::now() > end + TICK);
-    let is_over =
-        |message: &mut Message| !matches!(message.call.work.look(), Ok(None)) || is_late(&message.call);
+    let is_over = |message: &mut Message| message.call.work.peek().is_some() || is_late(&message.call);
     ended.extend(slot.watch().messages.extract_if(.., is_over));
-    for Message { call: watched, peers } in ended {
+    for Message { call: watched, peers, tag } in ended {
         let ended = match watched.work.look() {
-            Ok(None) => expire(group, slot, backend, &watched, peers.to_vec()),
+            Ok(None) => expire(group, slot, backend, (&watched, tag), peers.to_vec()),
             ended => ended,
         };
         match ended {
@@ -347,17 +358,19 @@ pub(super) fn look_at_messages(group: &Shared, slot: &Slot, backend: &dyn Backen
     }
 }
 
-/// Sees which collectives of a backend have ended well, and waits for none.
+/// Sees which calls of a backend have ended well, and waits for none.
 pub(super) fn look_for_ends(group: &Shared, slot: &Slot) {
+    group.messages_that_have_ended_well(slot);
     for line in CallOrder::ALL {
         loop {
             // (The lock is not to be held in what follows.)
             let Some(first) = slot.with_line(line, |line| line.first()).flatten() else { break };
             let Ok(Some(_)) = first.work.look() else { break };
-            let runs = slot.with_line(line, |line| line.take_through(first.sequence));
-            group.ended_well(&first, &runs.unwrap_or_default());
+            group.ended_well(slot, line, &first);
         }
     }
+    // Another thread may have taken one and be about to record it: whoever reads what is recorded waits for that moment.
+    drop(group.noting());
 }
 
 /// Looks at a backend once more, which was shut down, in order if `well`: everything that was called has ended then.
@@ -381,14 +394,14 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) ->
                 Ok(None) if !well => break,
                 Ok(_) => {
                     let runs = line.take_through(call.sequence);
-                    group.ended_well(&call, &runs);
+                    group.record_ends(&call, &runs);
                 }
             }
         }
         // Behind the last that has ended well, and not held, there are some if the last of all has failed.
         if let Some(backend) = line.backend().cloned().filter(|_| well) {
             let runs = line.take_through(u64::MAX);
-            group.have_ended_well(&backend, &runs, None);
+            group.record_runs(&backend, &runs, None);
         }
     }
     for Message { call: watched, .. } in messages {
@@ -399,19 +412,48 @@ pub(super) fn look_for_the_last_time(group: &Shared, slot: &Slot, well: bool) ->
             Err(error) => failed(group, &watched, error),
         }
     }
+    group.tell_hooks();
     of_mesh
 }
 
+thread_local! {
+    /// A completion hook is being called by this thread. It may ask how far its group has come, and is told of one call after the other.
+    static IS_IN_HOOK: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Shared {
-    /// All collectives of a line, up to and with this one, have ended well; `runs` are those of which that was not known.
-    fn ended_well(&self, last: &Watched, runs: &[Run]) {
+    /// Notes which calls have ended well, and tells the completion hooks, before somebody reads what is noted.
+    pub(crate) fn note_ends(&self) {
+        if IS_IN_HOOK.get() || self.own_process().is_err() {
+            return;
+        }
+        for slot in self.slots().iter().filter(|slot| slot.made().is_some()) {
+            guarded("a backend", || look_for_ends(self, slot));
+        }
+    }
+
+    /// Held by whoever takes calls that have ended from those that are looked at, until they are recorded.
+    fn noting(&self) -> MutexGuard<'_, ()> {
+        self.noting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All collectives of a line, up to and with this one, have ended well.
+    fn ended_well(&self, slot: &Slot, line: CallOrder, last: &Watched) {
+        let noting = self.noting();
+        let runs = slot.with_line(line, |line| line.take_through(last.sequence)).unwrap_or_default();
+        self.record_ends(last, &runs);
+        drop(noting);
+        self.tell_hooks();
+    }
+
+    fn record_ends(&self, last: &Watched, runs: &[Run]) {
         self.family.recorder.ended(last.entry, true, Instant::now());
-        self.have_ended_well(last.work.backend(), runs, Some((last.sequence, last.operation)));
+        self.record_runs(last.work.backend(), runs, Some((last.sequence, last.operation)));
     }
 
     /// The collectives of these runs, which `backend` has made, and all before them have ended well, as far as they are not known to
     /// have failed. Of one of them it may be known what it was.
-    fn have_ended_well(&self, backend: &Arc<str>, runs: &[Run], known: Option<(u64, Operation)>) {
+    fn record_runs(&self, backend: &Arc<str>, runs: &[Run], known: Option<(u64, Operation)>) {
         let Some(last) = runs.last().map(|run| run.last) else { return };
         let wanted = self.hooks.want_completions();
         let mut recorded = Vec::from_iter(known);
@@ -423,24 +465,51 @@ impl Shared {
         if !wanted {
             return;
         }
-        for run in runs {
-            for sequence in run.first..=run.last {
-                let of_record = || recorded.iter().find(|(its, _)| *its == sequence).map(|(_, what)| *what);
-                if let Some(operation) = run.operation.or_else(of_record) {
-                    guarded("a hook", || self.completed(operation, sequence));
-                }
-            }
-        }
+        let all =
+            runs.iter().flat_map(|run| (run.first..=run.last).map(|sequence| (run.operation, sequence)));
+        self.hooks.are_to_hear(all.filter_map(|(operation, sequence)| {
+            let of_record = || recorded.iter().find(|(its, _)| *its == sequence).map(|(_, what)| *what);
+            Some((operation.or_else(of_record)?, sequence))
+        }));
+    }
+
+    /// Takes the sends and receives that have ended well from those that are looked at.
+    fn messages_that_have_ended_well(&self, slot: &Slot) {
+        let has_ended_well = |message: &mut Message| message.call.work.peek() == Some(true);
+        let noting = self.noting();
+        let ended: Vec<Message> = slot.watch().messages.extract_if(.., has_ended_well).collect();
+        let ended = ended.iter().filter_map(|Message { call, .. }| Some((call, call.work.look().ok()??)));
+        ended.for_each(|(call, outcome)| self.record_message(call, &outcome));
+        drop(noting);
+        self.tell_hooks();
     }
 
     /// A send or receive has ended well.
     fn message_ended_well(&self, watched: &Watched, outcome: &Outcome) {
+        self.record_message(watched, outcome);
+        self.tell_hooks();
+    }
+
+    fn record_message(&self, watched: &Watched, outcome: &Outcome) {
         let recorder = &self.family.recorder;
         if let (Operation::Recv, Some(source)) = (watched.operation, outcome.source) {
             recorder.received_from(watched.entry, source);
         }
         recorder.ended(watched.entry, true, Instant::now());
-        guarded("a hook", || self.completed(watched.operation, watched.sequence));
+        if self.hooks.want_completions() {
+            self.hooks.are_to_hear([(watched.operation, watched.sequence)]);
+        }
+    }
+
+    /// Tells the hooks of all calls that they are to hear of, in the order in which these were seen to end, unless another thread is at
+    /// it, which tells of these too.
+    fn tell_hooks(&self) {
+        if !self.hooks.want_completions() {
+            return;
+        }
+        let was_in_one = IS_IN_HOOK.replace(true);
+        self.hooks.tell(|operation, sequence| guarded("a hook", || self.completed(operation, sequence)));
+        IS_IN_HOOK.set(was_in_one);
     }
 }
 
@@ -479,7 +548,7 @@ fn expire(
     group: &Shared,
     slot: &Slot,
     backend: &dyn Backend,
-    watched: &Watched,
+    (watched, tag): (&Watched, Option<u32>),
     missing: Vec<usize>,
 ) -> Result<Option<Outcome>, Error> {
     match watched.work.look() {
@@ -495,6 +564,7 @@ fn expire(
         missing,
         stopped: group.stopped(),
         elsewhere: Vec::new(),
+        tag,
     };
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
     // Whoever waits for it hears of that now, and may be the one who writes down what the recorder knows.

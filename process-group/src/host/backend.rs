@@ -71,28 +71,34 @@ impl BackendFactory for HostFactory {
     }
 
     fn create(&self, context: BackendContext) -> Result<Arc<dyn Backend>, Error> {
-        let name: Arc<str> = self.name().into();
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let bell: OwnedFd = eventfd(0, flags).map_err(|error| context.not_made(&name, error))?;
-        let (group, timeout) = (Arc::clone(&context.group), context.timeout);
-        let shared = Arc::new(Shared::new(Arc::clone(&name), group, Arc::new(bell)));
-        let (own, factory) = (Arc::clone(&shared), self.clone());
-        let thread = std::thread::Builder::new().name(format!("host-{}", shared.rank()));
-        let thread = thread
-            .spawn(move || progress::main(&own, &context, &factory))
-            .map_err(|error| not_started(&shared, error))?;
-        Ok(Arc::new(HostBackend { shared, thread: Mutex::new(Some(thread)), timeout }))
+        Ok(Arc::new(self.begin(context)?))
     }
 }
 
-fn not_started(shared: &Shared, error: std::io::Error) -> Error {
-    let (backend, group) = (Arc::clone(&shared.backend), Arc::clone(shared.name()));
-    Error::NotMade { backend, group, source: Cause::new(error) }
+impl HostFactory {
+    /// Begins to make a backend: the ranks connect meanwhile.
+    pub(super) fn begin(&self, context: BackendContext) -> Result<HostBackend, Error> {
+        let name: Arc<str> = BackendFactory::name(self).into();
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let bell: OwnedFd = eventfd(0, flags).map_err(|error| {
+            context.decline(&error.to_string());
+            context.not_made(&name, error)
+        })?;
+        let (group, timeout) = (Arc::clone(&context.group), context.timeout);
+        let shared = Arc::new(Shared::new(Arc::clone(&name), group, Arc::new(bell)));
+        let (own, factory, of_thread) = (Arc::clone(&shared), self.clone(), context.clone());
+        let thread = std::thread::Builder::new().name(format!("host-{}", shared.rank()));
+        let thread = thread.spawn(move || progress::main(&own, &of_thread, &factory)).map_err(|error| {
+            context.decline(&error.to_string());
+            context.not_made(&name, error)
+        })?;
+        Ok(HostBackend { shared, thread: Mutex::new(Some(thread)), timeout })
+    }
 }
 
 /// The backend of one group on one rank.
-struct HostBackend {
-    shared: Arc<Shared>,
+pub(super) struct HostBackend {
+    pub(super) shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// How long the ranks may take to meet.
     timeout: Duration,

@@ -113,6 +113,7 @@ pub(super) fn decode(bytes: &[u8], from: usize, group: &Arc<str>) -> Error {
                     missing,
                     stopped,
                     elsewhere: Vec::new(),
+                    tag: None,
                 }
             }
             // Who hears it has not called once more, as far as can be told here, and may be the one that was shut down.
@@ -229,6 +230,7 @@ mod tests {
             stopped: missing.clone(),
             missing,
             elsewhere: Vec::new(),
+            tag: None,
         };
         let told = encode(&late((0..5000).collect(), Operation::ReduceScatter));
         assert!(told.len() <= Ended::MOST);

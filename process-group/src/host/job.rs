@@ -138,6 +138,14 @@ impl Job {
         self.request.end()
     }
 
+    /// Its tag, if it is one send or receive.
+    pub(super) fn tag(&self) -> Option<u32> {
+        match &*self.calls {
+            [call] => call.view().tag(),
+            _ => None,
+        }
+    }
+
     /// If it should have ended: which it is, and how long it had.
     pub(super) fn late(&self, now: Instant) -> Option<(Fingerprint, Duration)> {
         let (end, waited) = end(&self.request)?;

@@ -93,7 +93,10 @@ fn connect(shared: &Shared, context: &BackendContext, factory: &HostFactory) -> 
     let (host_id, interface) = (factory.host_id.as_deref(), factory.interface.as_deref());
     // One for all that follows: whoever waits for the connections is told why there are none while he still waits.
     let (end, least) = (Deadline::after(context.timeout), least(context.timeout));
-    let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(not_made)?;
+    let listening = Listening::open(Arc::clone(&shared.bell), host_id, interface).map_err(|error| {
+        context.until_left(&shared.is_left).decline(&error.to_string());
+        not_made(error)
+    })?;
     let told = noting_who_comes(shared, &context.until_left(&shared.is_left).until_death());
     let told = told.meet(&shared.backend, &listening.place.encode());
     let told = told.map_err(|error| context.dead_member.look().unwrap_or(error))?;

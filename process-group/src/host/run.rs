@@ -50,7 +50,8 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
         Some(net) => Ok(net),
         None => {
             let missing = lock(&shared.awaited).clone();
-            Err(shared.fail(request.timed_out(call.operation(), shared.name(), missing)))
+            let late = request.timed_out(call.operation(), shared.name(), missing);
+            Err(shared.fail(late.with_tag(call.tag())))
         }
     }
 }
@@ -61,7 +62,7 @@ fn connected<'a>(shared: &'a Shared, call: &Call<'_>, request: &Request) -> Resu
 ///
 /// As [`crate::Backend::start`].
 pub(super) unsafe fn make(shared: &Arc<Shared>, call: &Call<'_>, request: &Request) -> Result<Made, Error> {
-    if let Some(error) = shared.failure() {
+    if let Some(error) = shared.refusal() {
         return Err(error);
     }
     if matches!(call, Call::Batch([])) {
@@ -164,7 +165,8 @@ unsafe fn one(
     shared.begin(net, fingerprint);
     let wait = Wait { shared, net, is_progress, fingerprint, request };
     // SAFETY: the caller's promise.
-    unsafe { engine.run(call, &wait) }
+    unsafe { engine.run(call, &wait) }?;
+    shared.has_ended_well(net, request.sequence)
 }
 
 /// Makes a call that has waited, in the progress thread.

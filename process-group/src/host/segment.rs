@@ -80,6 +80,9 @@ pub(super) struct Control {
     /// The sequence number of the last collective that it has begun, plus 1.
     pub(super) position: Padded<AtomicU64>,
     pub(super) ended: Padded<Ended>,
+    /// Not 0: another rank of the island has failed, and has said how before it set this. So whoever is about to say that a call has
+    /// ended well looks at one word of its own.
+    pub(super) is_told: Padded<AtomicU32>,
 }
 
 /// A frame in a ring: its turn, its header, and its data if they are few. A line of the cache.

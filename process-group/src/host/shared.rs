@@ -266,6 +266,55 @@ impl Shared {
         }
     }
 
+    /// Why it takes no calls any more, if so: its own failure, or that of another rank of the island, though nobody here has heard of that
+    /// yet.
+    #[inline]
+    pub(super) fn refusal(&self) -> Option<Error> {
+        let is_told = |net: &Net| net.own.segment.control().is_told.0.load(Ordering::Acquire) != 0;
+        match self.net.get().filter(|net| is_told(net)) {
+            Some(net) if !self.is_over() => self.look_around(net).err(),
+            _ => self.failure(),
+        }
+    }
+
+    /// Whether a collective, of which this rank has all that it needs, has ended well: not if it, or one before it, has been ended by a
+    /// deadline meanwhile, as this rank has heard or can see in its island, nor if a rank of the island had failed before it came to it.
+    ///
+    /// # Errors
+    ///
+    /// That failure.
+    #[inline]
+    pub(super) fn has_ended_well(&self, net: &Net, sequence: u64) -> Result<(), Error> {
+        let is_told = || net.own.segment.control().is_told.0.load(Ordering::Acquire) != 0;
+        if self.is_over() || is_told() { self.ended_before(net, sequence) } else { Ok(()) }
+    }
+
+    /// What a rank has come to counts, also if it has failed behind that.
+    #[cold]
+    fn ended_before(&self, net: &Net, sequence: u64) -> Result<(), Error> {
+        let is_late = |error: &Error| match error {
+            Error::Timeout { operation, sequence: its, .. } => {
+                !operation.is_point_to_point() && *its <= sequence
+            }
+            _ => false,
+        };
+        if let Some(error) = self.failure().filter(is_late) {
+            return Err(error);
+        }
+        for neighbour in net.island.iter().filter(|neighbour| neighbour.rank != self.rank()) {
+            let control = neighbour.segment.control();
+            let (state, record) = control.ended.0.heard();
+            if state != FAILED {
+                continue;
+            }
+            let error = failure::decode(&record, neighbour.rank, self.name());
+            if is_late(&error) || control.position.0.load(Ordering::Acquire) <= sequence {
+                return Err(self.fail(error));
+            }
+        }
+        Ok(())
+    }
+
     /// The calls that wait for their turn fail, if it is over. They have not been begun, so nobody uses their memory.
     pub(super) fn abandon(&self) {
         let Some(error) = self.failure() else { return };
@@ -282,8 +331,8 @@ impl Shared {
         if self.net.get().is_some() {
             return;
         }
-        let late = lock(&self.queue).posts.iter().find_map(|job| job.late(now));
-        if let Some((fingerprint, waited)) = late {
+        let late = lock(&self.queue).posts.iter().find_map(|job| Some((job.late(now)?, job.tag())));
+        if let Some(((fingerprint, waited), tag)) = late {
             self.fail(Error::Timeout {
                 operation: fingerprint.named(),
                 sequence: fingerprint.sequence,
@@ -292,6 +341,7 @@ impl Shared {
                 missing: lock(&self.awaited).clone(),
                 stopped: Vec::new(),
                 elsewhere: Vec::new(),
+                tag,
             });
         }
     }
@@ -314,6 +364,13 @@ impl Shared {
     /// Says in the own segment how this rank has ended, and wakes the island to look.
     pub(super) fn announce(&self, net: &Net, state: u32, record: &[u8]) {
         net.own.segment.control().ended.0.say(state, record);
+        if state == FAILED {
+            // Before this rank's caller hears of it: from then on no call ends well on another one.
+            for neighbour in net.island.iter().filter(|neighbour| neighbour.rank != self.rank()) {
+                neighbour.segment.control().is_told.0.store(1, Ordering::Release);
+            }
+            fence(Ordering::SeqCst);
+        }
         for neighbour in &net.island {
             neighbour.ring_for_mail();
             let waits = &neighbour.segment.control().waits.0;
@@ -460,6 +517,7 @@ impl Shared {
             missing,
             stopped: stopped(&net.members, self.rank()),
             elsewhere: Vec::new(),
+            tag: None,
         })
     }
 

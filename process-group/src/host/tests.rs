@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use meshreduce_store::{MemoryStore, Store};
 
 use super::HostFactory;
-use crate::backend::{Backend, BackendContext, BackendFactory, GroupInfo, Registry, Request};
+use super::backend::HostBackend;
+use crate::backend::{Backend, BackendContext, GroupInfo, Registry, Request};
 use crate::call::Call;
 use crate::error::Error;
 use crate::tensor::Tensor;
@@ -26,7 +27,7 @@ const FAR: Duration = Duration::from_secs(60);
 
 /// One rank of a test.
 struct Rank {
-    backend: Arc<dyn Backend>,
+    backend: Arc<HostBackend>,
     rank: usize,
     world: usize,
     collectives: Cell<u64>,
@@ -80,7 +81,7 @@ impl Rank {
         factory: &HostFactory,
     ) -> Self {
         let context = BackendContext { timeout, ..context(store, rank, world) };
-        let backend = factory.create(context).unwrap();
+        let backend = Arc::new(factory.begin(context).unwrap());
         let (collectives, messages) = (Cell::new(0), Cell::new(0));
         Self { backend, rank, world, collectives, messages, deadline: Cell::new(Some(FAR)) }
     }

@@ -90,11 +90,12 @@ impl Wait<'_> {
                 return Ok(());
             }
             if self.is_progress || driving.is_some() {
-                let moved = self.shared.pump(self.net)?;
+                let moved = self.shared.pump(self.net);
+                // What has come counts, also if the word of an end has come behind it.
                 if ready() {
                     return Ok(());
                 }
-                if moved {
+                if moved? {
                     pauses = 0;
                     continue;
                 }

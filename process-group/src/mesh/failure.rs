@@ -56,6 +56,7 @@ fn known(
             missing: vec![of(peer)],
             stopped: Vec::new(),
             elsewhere: Vec::new(),
+            tag: None,
         })
     };
     match error {

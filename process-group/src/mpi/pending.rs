@@ -105,6 +105,7 @@ impl Pending {
             missing: Vec::new(),
             stopped: Vec::new(),
             elsewhere: Vec::new(),
+            tag: None,
         }
     }
 

@@ -66,6 +66,7 @@ impl CallInfo {
             missing: self.peers.to_vec(),
             stopped: stopped(&core.members, core.group.rank),
             elsewhere: Vec::new(),
+            tag: None,
         }
     }
 }

@@ -211,7 +211,8 @@ fn completions_are_told_and_counted_without_a_flight_recorder() {
     let mut data = [[0.0]; 20];
     data.iter_mut().for_each(|data| drop(start(&group, data).unwrap()));
     notes.pending.lock().unwrap().iter().for_each(|pending| pending.end(Ok(Outcome::default())));
-    until(|| group.status().last_completed == 20);
+    // Whoever reads that has it noted first.
+    assert_eq!(group.status().last_completed, 20);
     until(|| told.lock().unwrap().len() == 20);
     assert_eq!(*told.lock().unwrap(), (1..=20).collect::<Vec<_>>());
 }
@@ -223,8 +224,94 @@ fn whom_a_receive_from_any_rank_was_from_is_recorded_with_its_end() {
     let peer = || group.flight_recorder().snapshot().entries[0].peer;
     assert_eq!(peer(), None);
     notes.pending.lock().unwrap()[0].end(Ok(Outcome::from_rank(2)));
-    until(|| peer() == Some(2));
+    assert_eq!(peer(), Some(2));
     owned.wait().1.unwrap();
+}
+
+#[test]
+fn a_dump_and_whoever_has_waited_know_of_all_calls_that_have_ended() {
+    let (group, notes) = group(0, 4, "cpu:open");
+    let told = Arc::<Mutex<Vec<u64>>>::default();
+    let note = Arc::clone(&told);
+    let asks = group.clone();
+    group.on_completion(move |call| {
+        note.lock().unwrap().push(call.sequence);
+        // A hook may read, too.
+        assert!(asks.status().last_completed >= call.sequence);
+    });
+    let mut data = [[0.0]; 4];
+    let works: Vec<_> = data.iter_mut().map(|data| start(&group, data).unwrap()).collect();
+    let end = |call: usize| notes.pending.lock().unwrap()[call].end(Ok(Outcome::default()));
+    (0..2).for_each(end);
+    let completed = || group.flight_recorder().status(0).last_completed;
+    works[1].wait(Some(LONG)).unwrap();
+    assert_eq!(completed(), 2);
+    end(2);
+    assert!(works[2].is_completed().unwrap());
+    assert_eq!(completed(), 3);
+    end(3);
+    let in_dump = |dump: crate::flight_recorder::Dump| {
+        dump.entries.iter().filter(|entry| entry.state == "completed").count()
+    };
+    assert_eq!(in_dump(group.flight_recorder().dump()), 4);
+    until(|| told.lock().unwrap().len() == 4);
+    assert_eq!(*told.lock().unwrap(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_shutdown_names_the_rank_that_is_stopped_within_a_call_as_such() {
+    let store = Arc::<MemoryStore>::default();
+    let (group, notes) = group_over(&store, 0, 3, "cpu:open");
+    let work = start(&group.with_deadline(None), &mut [0.0]).unwrap();
+    let late = Request::new().timed_out(Operation::AllReduce, &"world".into(), vec![]);
+    let Error::Timeout { operation, sequence, group: name, waited, elsewhere, tag, .. } = late else {
+        panic!("{late}")
+    };
+    // As the backend says that knows who has come to the call.
+    let late = Error::Timeout {
+        operation,
+        sequence,
+        group: name,
+        waited,
+        missing: vec![],
+        stopped: vec![2],
+        elsewhere,
+        tag,
+    };
+    *notes.over.lock().unwrap() = Some(late);
+    let error = group.shutdown().unwrap_err();
+    let Error::Timeout { missing, stopped, .. } = &error else { panic!("{error}") };
+    assert_eq!((&missing[..], &stopped[..]), (&[][..], &[2][..]), "{error}");
+    drop(work);
+}
+
+#[test]
+fn a_rank_that_was_aborted_before_it_made_a_backend_ends_the_monitored_barrier_of_the_others() {
+    let store = Arc::<MemoryStore>::default();
+    let error = |aborted: usize| {
+        let (groups, _notes): (Vec<_>, Vec<_>) =
+            (0..3).map(|rank| group_over(&store, rank, 3, "cpu:done")).unzip();
+        let others: Vec<_> = (0..3).filter(|rank| *rank != aborted).collect();
+        let errors = std::thread::scope(|scope| {
+            let groups = &groups;
+            let barrier =
+                move |rank: usize| groups[rank].monitored_barrier(Duration::from_secs(3600)).unwrap_err();
+            let waits: Vec<_> =
+                others.iter().map(|rank| scope.spawn(move || barrier(*rank).to_string())).collect();
+            until(|| others.iter().any(|rank| store.check(&[&*format!("barrier/0/came/{rank}")]).unwrap()));
+            groups[aborted].abort("it has had enough");
+            waits.into_iter().map(|waits| waits.join().unwrap()).collect::<Vec<_>>()
+        });
+        drop(groups);
+        assert_eq!(store.list_keys().unwrap(), Vec::<String>::new());
+        errors
+    };
+    for aborted in [1, 0] {
+        for error in error(aborted) {
+            let expected = format!("rank {aborted}: it has had enough");
+            assert!(error.starts_with("group world was aborted") && error.ends_with(&expected), "{error}");
+        }
+    }
 }
 
 #[test]
@@ -316,7 +403,7 @@ impl Completion for EndsAtLook {
 
 #[test]
 fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
-    for looks in 0..4 {
+    for looks in [0, 1, 2, 3, 1000] {
         let (group, notes) = group(0, 2, "cpu:open");
         let told = Arc::<Mutex<Vec<u64>>>::default();
         let note = Arc::clone(&told);
@@ -337,11 +424,11 @@ fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
             look_at_messages(&group.shared, slot, &**slot.made().unwrap());
             slot.watch().messages.is_empty()
         });
-        match looks < 3 {
+        match looks < 4 {
             true => until(|| *told.lock().unwrap() == [1]),
             false => until(|| notes.aborts.load(SeqCst) == 1),
         }
-        assert_eq!(told.lock().unwrap().len(), usize::from(looks < 3));
+        assert_eq!(told.lock().unwrap().len(), usize::from(looks < 4));
     }
 }
 

@@ -397,6 +397,7 @@ impl Mailbox {
             missing: op.post.peer.into_iter().collect(),
             stopped: Vec::new(),
             elsewhere: Vec::new(),
+            tag: (op.post.channel == Channel::Peer).then_some(op.post.tag),
         })
     }
 

@@ -193,6 +193,92 @@ fn a_rank_that_does_not_come_is_named_when_the_deadline_has_passed() {
     }
 }
 
+#[test]
+fn a_call_that_a_deadline_has_ended_on_one_rank_ends_well_on_none_that_comes_to_it_later() {
+    for (hosts, calls) in [("aa", 1), ("aaa", 1), ("aaa", 3)] {
+        let (is_busy, has_ended) =
+            (std::sync::Barrier::new(hosts.len()), std::sync::Barrier::new(hosts.len()));
+        let errors = on_hosts(hosts, |rank| {
+            (0..calls).for_each(|_| _ = rank.barrier().unwrap());
+            let mut data = [1.0; 4];
+            let shared = &rank.backend.shared;
+            let net = shared.net.get().unwrap();
+            if rank.rank == 1 {
+                // As one whose process was stopped, and whose progress thread has not run yet since.
+                let _its_progress_thread_waits_for_this = net.mailbox();
+                is_busy.wait();
+                has_ended.wait();
+                // A call that it had in hand before that: all data are there, and no word of the end was taken.
+                assert!(shared.has_ended_well(net, calls - 1).is_ok(), "the calls before it have ended well");
+                let late = shared.has_ended_well(net, calls).unwrap_err();
+                let later = rank.call(&all_reduce(&mut data)).unwrap_err();
+                assert_eq!(later.to_string(), late.to_string());
+                return later;
+            }
+            is_busy.wait();
+            rank.deadline.set(Some(Duration::from_millis(200)));
+            let error = rank.call(&all_reduce(&mut data)).unwrap_err();
+            has_ended.wait();
+            error
+        });
+        let is_named = |error: &Error| matches!(error, Error::Timeout { missing, .. } if *missing == [1]);
+        assert!(errors.iter().all(is_named), "{hosts} {errors:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_has_failed_before_it_came_to_a_call_lets_none_end_well() {
+    let has_failed = std::sync::Barrier::new(2);
+    let ended = on_hosts("aa", |rank| {
+        rank.barrier().unwrap();
+        let (shared, mut data) = (&rank.backend.shared, [1.0_f32; 4]);
+        let mail = (rank.rank == 0).then(|| shared.net.get().unwrap().mailbox());
+        has_failed.wait();
+        if rank.rank == 1 {
+            rank.backend.abort(&Error::Aborted { group: "test".into(), cause: "enough".to_owned() });
+        }
+        has_failed.wait();
+        // The root of a broadcast waits for nobody.
+        let result = rank.call(&Call::Broadcast { tensor: data.tensor_mut(), root: 0 });
+        drop(mail);
+        result
+    });
+    assert!(ended.iter().all(|ended| matches!(ended, Err(Error::Aborted { .. }))), "{ended:?}");
+}
+
+#[test]
+fn a_rank_that_fails_before_it_meets_the_others_ends_it_for_them_with_its_reason() {
+    for hosts in ["aa", "ab", "aab"] {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let ranks = |rank: usize, host: char| {
+            let factory = HostFactory::new().host_id(host);
+            let factory = if rank == 1 { factory.interface("nosuch0") } else { factory };
+            // Longer than this test may take. A third rank never comes.
+            Rank::within(Duration::from_secs(600), Arc::clone(&store), rank, hosts.len(), &factory)
+                .backend
+                .prepare()
+                .unwrap_err()
+        };
+        let errors = std::thread::scope(|scope| {
+            let ranks = &ranks;
+            let threads: Vec<_> = (0..2)
+                .zip(hosts.chars())
+                .map(|(rank, host)| scope.spawn(move || ranks(rank, host)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        let source = |error: &Error| match error {
+            Error::NotMade { source, .. } => source.clone(),
+            other => panic!("{other}"),
+        };
+        assert!(source(&errors[1]).downcast_ref::<meshreduce_store::interface::NoInterface>().is_some());
+        let told = source(&errors[0]);
+        let told = told.downcast_ref::<meshreduce::Error>();
+        let Some(meshreduce::Error::RankFailed { rank: 1, message }) = told else { panic!("{errors:?}") };
+        assert!(message.contains("nosuch0"), "{message}");
+    }
+}
+
 /// Two or three ranks of which the one on host `b` tells where it listens and is heard of no more; what the others' first call gives.
 fn without_the_connections_of_b(hosts: &str, timeout: Duration, deadline: Duration) -> Vec<Error> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
@@ -263,8 +349,13 @@ fn a_receive_that_gets_nothing_ends_with_its_deadline() {
                 rank.start(&call, blocking).and_then(ended).unwrap_err()
             });
             assert!(
-                matches!(&errors[0], Error::Timeout { operation: crate::Operation::Recv, missing, .. } if *missing == [1]),
+                matches!(&errors[0], Error::Timeout { operation: crate::Operation::Recv, missing, tag: Some(3), .. } if *missing == [1]),
                 "{errors:?}"
+            );
+            assert!(
+                errors[0].to_string().starts_with("recv number 0 with tag 3 on group test"),
+                "{}",
+                errors[0]
             );
             assert!(
                 matches!(&errors[1], Error::Aborted { cause, .. } if cause.starts_with("rank 0")),
