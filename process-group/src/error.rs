@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,7 +173,7 @@ pub enum Error {
         /// such where ranks use groups in different orders.
         elsewhere: Vec<Elsewhere>,
         /// Of a send or a receive its tag, as far as that is known.
-        tag: Option<u32>,
+        tag: Option<Tag>,
     },
     /// A wait ended before the call did; the call goes on.
     #[error("{call} has not ended after {}; it goes on", Rounded(*.waited))]
@@ -274,7 +275,7 @@ impl Error {
     /// The same, if it is a timeout, of a send or receive with this tag.
     pub(crate) fn with_tag(mut self, its: Option<u32>) -> Self {
         if let Self::Timeout { tag, .. } = &mut self {
-            *tag = its.or(*tag);
+            *tag = its.and_then(Tag::of).or(*tag);
         }
         self
     }
@@ -503,11 +504,34 @@ pub struct Elsewhere {
     pub sequence: u64,
 }
 
-struct Tagged(Option<u32>);
+/// The tag of a send or receive, as [`Error::Timeout`] has it: of any number but the greatest, so that it takes no more room than that, and
+/// every result of a call no more than before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Tag(NonZeroU32);
+
+impl Tag {
+    /// `None`: it is the greatest number.
+    pub(crate) fn of(tag: u32) -> Option<Self> {
+        NonZeroU32::new(!tag).map(Self)
+    }
+
+    /// The number.
+    pub fn number(self) -> u32 {
+        !self.0.get()
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tag").field(&self.number()).finish()
+    }
+}
+
+struct Tagged(Option<Tag>);
 
 impl fmt::Display for Tagged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |tag| write!(f, " with tag {tag}"))
+        self.0.map_or(Ok(()), |tag| write!(f, " with tag {}", tag.number()))
     }
 }
 

@@ -57,7 +57,7 @@ mod work;
 pub use backend::{Backend, BackendContext, BackendFactory, GroupInfo, Made, Registry, Request, Usage};
 pub use call::Call;
 pub use config::{BackendConfig, CPU_DEFAULT, CUDA_DEFAULT, ConfigError};
-pub use error::{CallError, Cause, Elsewhere, Error, Role};
+pub use error::{CallError, Cause, Elsewhere, Error, Role, Tag};
 pub use group::{
     Builder, Completed, GroupOptions, Membership, Owned, ProcessGroup, StableBuffer, WorkFuture,
     default_group, destroy_default_group, init, init_with, set_default_group,

@@ -447,6 +447,7 @@ impl ProcessGroup {
     /// # Errors
     ///
     /// As [`ProcessGroup::start`].
+    #[allow(clippy::type_complexity, reason = "it is what goes in")]
     #[track_caller]
     pub fn all_to_all_owned<I: StableBuffer, O: StableBuffer>(
         &self,

@@ -16,7 +16,7 @@ use super::shared::Shared;
 use super::slot::{CallOrder, Slot};
 use super::watch::{Message, Run, Watch, Watched};
 use crate::backend::Backend;
-use crate::error::Error;
+use crate::error::{Error, Tag};
 use crate::types::Operation;
 use crate::work::{Outcome, Progress, Work};
 
@@ -564,7 +564,7 @@ fn expire(
         missing,
         stopped: group.stopped(),
         elsewhere: Vec::new(),
-        tag,
+        tag: tag.and_then(Tag::of),
     };
     tracing::error!(%error, rank = group.info.rank, backend = &**backend.name(), "a call did not end in time");
     // Whoever waits for it hears of that now, and may be the one who writes down what the recorder knows.

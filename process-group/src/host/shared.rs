@@ -21,7 +21,7 @@ use super::segment::{ASLEEP, IN_STEP};
 use super::ticket::{self, Ticket};
 use super::wire::{Neighbour, ring};
 use crate::backend::{BackendContext, GroupInfo};
-use crate::error::{Error, stopped};
+use crate::error::{Error, Tag, stopped};
 
 /// A socket whose end is a process's end.
 #[derive(Debug)]
@@ -341,7 +341,7 @@ impl Shared {
                 missing: lock(&self.awaited).clone(),
                 stopped: Vec::new(),
                 elsewhere: Vec::new(),
-                tag,
+                tag: tag.and_then(Tag::of),
             });
         }
     }

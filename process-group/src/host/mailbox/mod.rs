@@ -23,7 +23,7 @@ use super::fingerprint::{Fingerprint, History};
 use super::frame::{Channel, HEADER, Header, Kind};
 use super::ticket::Ticket;
 use super::wire::Wire;
-use crate::error::Error;
+use crate::error::{Error, Tag};
 pub(super) use drain::drain;
 use link::Link;
 use op::{Arrival, Op, Ops, State};
@@ -397,7 +397,7 @@ impl Mailbox {
             missing: op.post.peer.into_iter().collect(),
             stopped: Vec::new(),
             elsewhere: Vec::new(),
-            tag: (op.post.channel == Channel::Peer).then_some(op.post.tag),
+            tag: Tag::of(op.post.tag).filter(|_| op.post.channel == Channel::Peer),
         })
     }
 
