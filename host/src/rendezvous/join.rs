@@ -120,7 +120,15 @@ impl<'a> Session<'a> {
                 }
             }
             if !pause.again() {
-                return Err(StoreError::Timeout { keys: vec![ROSTER.into()], waited: timeout }.into());
+                let roster = look_for::<Roster>(store, ROSTER)?;
+                let holder = roster.and_then(|roster| roster.members.into_iter().nth(rank).flatten());
+                return Err(match holder.filter(|holder| *holder != me) {
+                    Some(holder) => {
+                        RendezvousFailure::Taken { rank, holder: holder.into(), newcomer: me.clone().into() }
+                            .into()
+                    }
+                    None => StoreError::Timeout { keys: vec![ROSTER.into()], waited: timeout }.into(),
+                });
             }
         }
     }

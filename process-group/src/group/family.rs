@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use meshreduce_store::Store;
 
+use super::remains::LeftParts;
 use super::shared::Shared;
 use super::waits::Waits;
 use super::watchdog::Watchdog;
@@ -24,6 +25,7 @@ pub(crate) struct Family {
     dumped: AtomicBool,
     pub(super) watchdog: Watchdog,
     pub(super) waits: Waits,
+    pub(super) left_parts: LeftParts,
 }
 
 impl Family {
@@ -51,6 +53,7 @@ impl Family {
                 dumped: AtomicBool::new(false),
                 watchdog: Watchdog::new(Weak::clone(family)),
                 waits: Waits::new(rank, store),
+                left_parts: LeftParts::default(),
             }
         })
     }

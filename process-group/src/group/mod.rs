@@ -13,10 +13,13 @@ mod monitored;
 mod owned;
 mod parents;
 mod part;
+mod peers;
 mod progress;
+mod remains;
 mod shared;
 mod site;
 mod slot;
+mod splits;
 #[cfg(test)]
 mod tests;
 mod waits;

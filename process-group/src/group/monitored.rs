@@ -1,22 +1,33 @@
 //! The monitored barrier: which ranks did not come, all of them, and on all ranks that did.
+//!
+//! A rank comes by a value of its own, and rank 0 answers by another one. Whom rank 0 does not know yet it asks first: what a rank has
+//! left that was killed in a group before this one, over the same keys, has nobody behind it who would answer.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use meshreduce_store::clock::Deadline;
+use meshreduce_store::clock::{Deadline, Pause};
+use meshreduce_store::codec::{Malformed, Reader, Writer};
 use meshreduce_store::{Store, StoreError};
 
-use super::progress::NOTHING;
+use super::peers::{NOBODY, Stamp};
 use super::{ProcessGroup, Shared};
 use crate::backend::UntilEnd;
 use crate::error::Error;
 
 /// How much longer the others wait for what rank 0 has found.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long one that has come may take at least to answer that it is no rank of the past.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How long rank 0 waits for those that have not come before it asks those that have.
+const LOOK: Duration = Duration::from_millis(20);
 /// Where the first that gives up waiting for rank 0 says who did not come: a rank 0 that comes later says the same.
 const GIVEN_UP: &str = "given_up";
+/// Of so many barriers that this rank has not come to the last of all ranks looks for keys, as long as there are some.
+const MOST_AHEAD: u64 = 64;
 
 /// What rank 0 tells the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,27 +37,37 @@ enum Found {
     Missing(Vec<usize>),
     /// The group, or one of its backends, is over.
     Over(String),
+    /// Nothing yet: whoever has come is to say that it is there.
+    Asks,
 }
 
 impl Found {
-    const ALL_CAME: &str = "all came";
-    const OVER: &str = "over: ";
-
-    fn to_text(&self) -> String {
+    fn write(&self, out: &mut Writer) {
         match self {
-            Self::AllCame => Self::ALL_CAME.to_owned(),
-            Self::Missing(ranks) => ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            Self::Over(cause) => format!("{}{cause}", Self::OVER),
+            Self::AllCame => out.u8(0),
+            Self::Missing(ranks) => {
+                out.u8(1);
+                out.list(ranks, |out, rank| out.rank(*rank));
+            }
+            Self::Over(cause) => {
+                out.u8(2);
+                out.text(cause);
+            }
+            Self::Asks => out.u8(3),
         }
     }
 
-    fn read(text: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(text);
-        match (&*text, text.strip_prefix(Self::OVER)) {
-            (Self::ALL_CAME, _) => Self::AllCame,
-            (_, Some(cause)) => Self::Over(cause.to_owned()),
-            (ranks, None) => Self::Missing(ranks.split(' ').filter_map(|rank| rank.parse().ok()).collect()),
-        }
+    fn read(from: &mut Reader<'_>, world_size: usize) -> Result<Self, Malformed> {
+        Ok(match from.u8()? {
+            0 => Self::AllCame,
+            1 => Self::Missing(from.list(|from| match from.rank()? {
+                rank if rank < world_size => Ok(rank),
+                rank => Err(Malformed::wrong(format!("rank {rank} is none of {world_size}"))),
+            })?),
+            2 => Self::Over(from.text()?),
+            3 => Self::Asks,
+            code => return Err(Malformed::wrong(format!("{code} is nothing that is told at a barrier"))),
+        })
     }
 }
 
@@ -63,6 +84,11 @@ fn told(rank: usize) -> String {
     format!("told/{rank}")
 }
 
+/// A key in the group's store.
+fn full(number: u64, key: &str) -> String {
+    format!("barrier/{number}/{key}")
+}
+
 impl Shared {
     /// Takes back what was told to ranks that never came, and to others of rank 0 that did not.
     pub(super) fn forget_the_unheard(&self) {
@@ -70,6 +96,34 @@ impl Shared {
         if let Err(error) = keys.iter().try_for_each(|key| self.store.delete(key).map(|_| ())) {
             tracing::debug!(%error, group = &*self.info.name, "keys stay in the store");
         }
+    }
+
+    /// All ranks are gone: deletes what those have left at barriers that were killed, where this rank knows that there may be something.
+    pub(super) fn forget_barriers(&self) -> Result<(), StoreError> {
+        let next = self.monitored_barriers.load(Ordering::Relaxed);
+        let failed =
+            std::mem::take(&mut *self.failed_barriers.lock().unwrap_or_else(PoisonError::into_inner));
+        // Of those that have gone well, somebody may have been killed in the last one, and this rank be one behind it.
+        for number in failed.into_iter().chain(next.saturating_sub(2)..next) {
+            self.forget_barrier(number)?;
+        }
+        for number in next..next + MOST_AHEAD {
+            if !self.forget_barrier(number)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says whether there was anything.
+    fn forget_barrier(&self, number: u64) -> Result<bool, StoreError> {
+        let mut had_some = self.store.delete(&full(number, GIVEN_UP))?;
+        for rank in 0..self.info.world_size {
+            for key in [came(rank), told(rank), gave_up(rank)] {
+                had_some |= self.store.delete(&full(number, &key))?;
+            }
+        }
+        Ok(had_some)
     }
 }
 
@@ -80,14 +134,22 @@ impl ProcessGroup {
     /// Rank 0 looks for the others and tells them; if it is rank 0 that does not come, the others look for themselves, 5 s after
     /// `timeout`: so long they wait for what it would tell. Who comes later hears who was missing, itself among them.
     ///
+    /// Who comes to the first one answers a question of rank 0's, for which there is a second at least, whatever `timeout` is: so what a
+    /// rank has left that was killed in another group over the same keys is not taken for it.
+    ///
     /// # Errors
     ///
     /// [`Error::NotAtBarrier`] on all ranks that came; the cause if this group ends meanwhile, or one of its backends sees a rank die or fail,
-    /// and [`Error::Aborted`] with it where rank 0 alone knows; [`Error::Store`].
+    /// and [`Error::Aborted`] with it where rank 0 alone knows; [`Error::Store`], with the key if there is something in the store that no
+    /// rank tells.
     pub fn monitored_barrier(&self, timeout: Duration) -> Result<(), Error> {
         let shared = &self.shared;
         shared.alive()?;
         let number = shared.monitored_barriers.fetch_add(1, Ordering::Relaxed);
+        let failed = || shared.failed_barriers.lock().unwrap_or_else(PoisonError::into_inner);
+        failed().insert(number);
+        // Who comes late knows by this that what it finds is of this group.
+        shared.publish_first_progress();
         let found = MonitoredBarrier::new(shared, number, timeout).and_then(|barrier| match self.rank() {
             0 => barrier.look_for_the_others(),
             rank => barrier.come(rank),
@@ -95,7 +157,10 @@ impl ProcessGroup {
         let absent =
             |ranks| Error::NotAtBarrier { ranks, group: Arc::clone(&shared.info.name), waited: timeout };
         let ended = found.and_then(|found| match found {
-            Found::AllCame => Ok(()),
+            Found::AllCame | Found::Asks => {
+                failed().remove(&number);
+                Ok(())
+            }
             Found::Missing(ranks) => Err(absent(ranks)),
             Found::Over(cause) => Err(Error::Aborted {
                 group: Arc::clone(&shared.info.name),
@@ -128,37 +193,59 @@ impl<'a> MonitoredBarrier<'a> {
 
     /// These keys go when this rank leaves the group.
     fn leaves_behind(&self, keys: impl IntoIterator<Item = String>) {
-        let keys = keys.into_iter().map(|key| format!("barrier/{}/{key}", self.number));
+        let keys = keys.into_iter().map(|key| full(self.number, &key));
         self.shared.unheard.lock().unwrap_or_else(PoisonError::into_inner).extend(keys);
+    }
+
+    /// What this rank writes to one of this number.
+    fn stamp(&self, to: Option<u64>) -> Stamp {
+        Stamp { from: self.shared.peers.own, to: to.unwrap_or(NOBODY) }
+    }
+
+    fn set(&self, key: &str, stamp: Stamp) -> Result<(), Error> {
+        let mut out = Writer::new();
+        stamp.write(&mut out);
+        self.store.set(key, &out.into_bytes()).map_err(|error| self.of_store(error))
+    }
+
+    fn tell(&self, rank: usize, to: Option<u64>, found: &Found) -> Result<(), Error> {
+        let mut out = Writer::new();
+        self.stamp(to).write(&mut out);
+        found.write(&mut out);
+        self.store.set(&told(rank), &out.into_bytes()).map_err(|error| self.of_store(error))
+    }
+
+    fn delete(&self, key: &str) -> Result<(), Error> {
+        self.store.delete(key).map(drop).map_err(|error| self.of_store(error))
+    }
+
+    /// What a rank has set under a key of its own, if anything.
+    fn stamp_of(&self, key: &str) -> Result<Option<Stamp>, Error> {
+        // (Not by `store`, which refuses one look once the group is over.)
+        self.shared.look_for(&full(self.number, key), Stamp::read)
     }
 
     /// Who did not come, as the first has said that gave up.
     fn given_up(&self) -> Result<Option<Found>, Error> {
-        // (Not by `store`, which refuses one look once the group is over.)
-        let key = format!("barrier/{}/{GIVEN_UP}", self.number);
-        let said =
-            self.shared.store.compare_set(&key, NOTHING, NOTHING).map_err(|error| self.of_store(error))?;
-        Ok((said != NOTHING).then(|| Found::read(&said)))
+        let said = self.shared.look_for(&full(self.number, GIVEN_UP), |from| self.read_given_up(from))?;
+        Ok(said
+            .filter(|(rank, stamp, _)| self.shared.may_have_written(*rank, *stamp))
+            .map(|(_, _, found)| found))
+    }
+
+    fn read_given_up(&self, from: &mut Reader<'_>) -> Result<(usize, Stamp, Found), Malformed> {
+        Ok((from.rank()?, Stamp::read(from)?, Found::read(from, self.shared.info.world_size)?))
     }
 
     /// Rank 0 looks for the others, and tells them.
     fn look_for_the_others(&self) -> Result<Found, Error> {
         let others = 1..self.shared.info.world_size;
-        let keys: Vec<String> = others.clone().map(came).collect();
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         // Nobody waits for a rank 0 that the others have given up.
         let (given_up, timeout) = match self.given_up()? {
             Some(found) => (Some(found), Duration::ZERO),
             None => (None, self.timeout),
         };
-        let mut missing = Vec::new();
-        match if keys.is_empty() { Ok(()) } else { self.store.wait(&keys, timeout) } {
-            Ok(()) => {}
-            Err(StoreError::Timeout { keys, .. }) => {
-                missing = others.clone().filter(|rank| keys.contains(&came(*rank))).collect();
-            }
-            Err(error) => return Err(self.of_store(error)),
-        }
+        let missing = self.missing(timeout)?;
         let hopeless = self.shared.is_hopeless().filter(|_| !missing.is_empty());
         let found = match (&hopeless, given_up) {
             (Some(cause), _) => Found::Over(cause.to_string()),
@@ -168,35 +255,123 @@ impl<'a> MonitoredBarrier<'a> {
             (None, None) => self.given_up()?.unwrap_or_else(|| Found::Missing(missing.clone())),
         };
         // Those that come late are told too, as long as this rank has the group.
-        let text = found.to_text();
         for other in others.clone() {
-            self.store.set(&told(other), text.as_bytes()).map_err(|error| self.of_store(error))?;
+            self.tell(other, self.shared.peers.of(other), &found)?;
         }
         self.leaves_behind(missing.into_iter().map(told));
         for other in others {
-            self.store.delete(&came(other)).map_err(|error| self.of_store(error))?;
+            self.delete(&came(other))?;
         }
         hopeless.map_or(Ok(found), Err)
     }
 
+    /// Waits for the others; gives those that did not come.
+    fn missing(&self, timeout: Duration) -> Result<Vec<usize>, Error> {
+        let mut missing: Vec<usize> = (1..self.shared.info.world_size).collect();
+        let deadline = Deadline::after(timeout);
+        let mut pause = Pause::new(Duration::MAX);
+        // Whom this rank has asked, by their numbers, and until when they may answer.
+        let mut asked: BTreeMap<usize, (u64, Deadline)> = BTreeMap::new();
+        loop {
+            let (mut absent, mut silent) = (Vec::new(), false);
+            let mut left = Vec::new();
+            for rank in missing {
+                let Some(stamp) = self.stamp_of(&came(rank))? else {
+                    absent.push(came(rank));
+                    left.push(rank);
+                    continue;
+                };
+                if self.shared.peers.has_written(rank, stamp.from, stamp.to) {
+                    // It waits for what comes behind the question.
+                    if asked.remove(&rank).is_some() {
+                        self.delete(&told(rank))?;
+                    }
+                    continue;
+                }
+                left.push(rank);
+                // Whoever has it says something else under this key, if it comes yet.
+                if self.shared.peers.of(rank).is_none()
+                    && asked.get(&rank).is_none_or(|(of, _)| *of != stamp.from)
+                {
+                    self.tell(rank, Some(stamp.from), &Found::Asks)?;
+                    asked.insert(rank, (stamp.from, Deadline::after(ANSWER)));
+                }
+                silent |=
+                    asked.get(&rank).is_some_and(|(of, until)| *of == stamp.from && !until.has_passed());
+            }
+            missing = left;
+            let is_over = deadline.has_passed() && !silent;
+            if missing.is_empty() || is_over || self.shared.is_hopeless().is_some() {
+                return Ok(missing);
+            }
+            let are_known = missing.iter().all(|rank| self.shared.peers.of(*rank).is_some());
+            let keys: Vec<&str> = absent.iter().map(String::as_str).collect();
+            if keys.is_empty() || deadline.has_passed() {
+                // Those that are there answer soon, or are of the past, and may come yet.
+                pause.again();
+                continue;
+            }
+            let piece = if are_known && keys.len() == missing.len() {
+                deadline.left()
+            } else {
+                LOOK.min(deadline.left())
+            };
+            match self.store.wait(&keys, piece) {
+                Ok(()) | Err(StoreError::Timeout { .. }) => {}
+                Err(error) => return Err(self.of_store(error)),
+            }
+        }
+    }
+
     /// Another rank comes, and waits for what rank 0 tells.
     fn come(&self, rank: usize) -> Result<Found, Error> {
-        self.store.set(&came(rank), b"came").map_err(|error| self.of_store(error))?;
-        let deadline = Deadline::after(self.timeout.saturating_add(GRACE));
-        // Only this rank deletes the key, so it is still there once it has come.
-        match self.store.get(&told(rank), deadline.left()) {
-            Ok(text) => {
-                // Of one that has come late rank 0 takes back nothing any more.
-                for key in [told(rank), came(rank)] {
-                    self.store.delete(&key).map_err(|error| self.of_store(error))?;
+        self.set(&came(rank), self.stamp(self.shared.peers.of(0)))?;
+        let timeout = self.timeout.saturating_add(GRACE);
+        let deadline = Deadline::after(timeout);
+        let mut pause = Pause::new(timeout);
+        let mut has_answered = self.shared.peers.of(0).is_some();
+        loop {
+            // Only this rank deletes the key, so it is still there once it has come.
+            let value = match self.store.get(&told(rank), deadline.left()) {
+                Ok(value) => value,
+                Err(StoreError::Timeout { .. }) => return self.give_up(rank),
+                Err(error) => return Err(self.of_store(error)),
+            };
+            let world_size = self.shared.info.world_size;
+            let (stamp, found) = self.shared.read_value(&full(self.number, &told(rank)), &value, |from| {
+                Ok((Stamp::read(from)?, Found::read(from, world_size)?))
+            })?;
+            match found {
+                Found::Asks if self.shared.peers.has_written(0, stamp.from, stamp.to) => {
+                    if !std::mem::replace(&mut has_answered, true) {
+                        self.set(&came(rank), self.stamp(self.shared.peers.of(0)))?;
+                    }
                 }
-                match (Found::read(&text), self.shared.is_hopeless()) {
-                    (Found::Over(_), Some(cause)) => Err(cause),
-                    (found, _) => Ok(found),
+                Found::Asks => {}
+                // To whoever comes late as this rank, or to it.
+                found if self.is_from_rank_0(stamp) => {
+                    // Of one that has come late rank 0 takes back nothing any more.
+                    for key in [told(rank), came(rank)] {
+                        self.delete(&key)?;
+                    }
+                    return match (found, self.shared.is_hopeless()) {
+                        (Found::Over(_), Some(cause)) => Err(cause),
+                        (found, _) => Ok(found),
+                    };
                 }
+                _ => {}
             }
-            Err(StoreError::Timeout { .. }) => self.give_up(rank),
-            Err(error) => Err(self.of_store(error)),
+            // What is there is of the past, or rank 0 is about to say more.
+            if !pause.again() || self.shared.is_hopeless().is_some() {
+                return self.give_up(rank);
+            }
+        }
+    }
+
+    fn is_from_rank_0(&self, stamp: Stamp) -> bool {
+        match stamp.to {
+            NOBODY => self.shared.may_have_written(0, stamp),
+            _ => self.shared.peers.has_written(0, stamp.from, stamp.to) && stamp.to == self.shared.peers.own,
         }
     }
 
@@ -207,29 +382,49 @@ impl<'a> MonitoredBarrier<'a> {
         let hopeless = self.shared.is_hopeless();
         if hopeless.is_none() {
             // Whoever looks sees one of both, and a rank 0 that comes yet does not take this one for one that waits.
-            self.store.set(&gave_up(rank), b"1").map_err(|error| self.of_store(error))?;
+            self.set(&gave_up(rank), self.stamp(None))?;
             self.leaves_behind([gave_up(rank)]);
         }
-        self.store.delete(&came(rank)).map_err(|error| self.of_store(error))?;
+        self.delete(&came(rank))?;
         if let Some(cause) = hopeless {
             return Err(cause);
         }
         let mut missing = vec![0];
         for other in (1..self.shared.info.world_size).filter(|other| *other != rank) {
-            let has_come =
-                |key: String| self.store.check(&[key.as_str()]).map_err(|error| self.of_store(error));
-            if !has_come(came(other))? && !has_come(gave_up(other))? {
+            let mut has_come = false;
+            for key in [came(other), gave_up(other)] {
+                let stamp = self.stamp_of(&key)?;
+                has_come |= stamp.is_some_and(|stamp| self.shared.may_have_written(other, stamp));
+            }
+            if !has_come {
                 missing.push(other);
             }
         }
         let found = Found::Missing(missing);
-        let text = found.to_text();
-        // The first one counts.
-        let said =
-            self.store.compare_set(GIVEN_UP, b"", text.as_bytes()).map_err(|error| self.of_store(error))?;
-        if said == text.as_bytes() {
-            self.leaves_behind([GIVEN_UP.to_owned()]);
-        }
+        let mut out = Writer::new();
+        out.rank(rank);
+        self.stamp(None).write(&mut out);
+        found.write(&mut out);
+        self.say_given_up(&out.into_bytes())?;
         Ok(found)
+    }
+
+    /// The first one counts, unless it is of the past.
+    fn say_given_up(&self, own: &[u8]) -> Result<(), Error> {
+        let mut expected = Vec::new();
+        loop {
+            let said =
+                self.store.compare_set(GIVEN_UP, &expected, own).map_err(|error| self.of_store(error))?;
+            if said == own {
+                self.leaves_behind([GIVEN_UP.to_owned()]);
+                return Ok(());
+            }
+            let key = full(self.number, GIVEN_UP);
+            let (rank, stamp, _) = self.shared.read_value(&key, &said, |from| self.read_given_up(from))?;
+            if said == expected || self.shared.may_have_written(rank, stamp) {
+                return Ok(());
+            }
+            expected = said;
+        }
     }
 }

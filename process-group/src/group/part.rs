@@ -2,17 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::ProcessGroup;
-use super::aborted::AbortedMember;
-use super::progress::NOTHING;
 use super::shared::{Settings, Shared};
-use crate::backend::{BackendContext, GroupInfo, UntilEnd};
+use crate::backend::{BackendContext, GroupInfo};
 use crate::config::BackendConfig;
-use crate::error::{Cause, Error};
+use crate::error::Error;
 use crate::types::DeviceType;
 
 /// What a new group has of its own; what is not said here it has from the group that it is made from.
@@ -92,35 +89,6 @@ impl Membership {
             Membership::Member(group) => Ok(group),
             Membership::NotAMember { group, rank } => Err(Error::NotAMember { rank, group }),
         }
-    }
-}
-
-/// Where ranks meet to split a group for the `number`-th time.
-fn split_keys(number: u64) -> String {
-    format!("split/{number}")
-}
-
-impl Shared {
-    /// All ranks are gone: deletes what has stayed of the splits that they have begun. Of one that went well nothing has.
-    pub(super) fn clear_away_splits(&self) -> Result<(), Error> {
-        let begun = self.splits.load(Ordering::Relaxed);
-        for number in 1.. {
-            let store = self.store_below(&split_keys(number))?;
-            // Others may have begun one more.
-            if number > begun
-                && store.compare_set("roster", NOTHING, NOTHING).is_ok_and(|found| found == NOTHING)
-            {
-                break;
-            }
-            let cleared = meshreduce::rendezvous::clear_away(&*store);
-            cleared.map_err(|error| self.split_not_made(error))?;
-        }
-        Ok(())
-    }
-
-    fn split_not_made(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-        let (backend, group) = ("split".into(), Arc::clone(&self.info.name));
-        Error::NotMade { backend, group, source: Cause::new(error) }
     }
 }
 
@@ -219,24 +187,13 @@ impl ProcessGroup {
         options: &GroupOptions,
     ) -> Result<Membership, Error> {
         let shared = &self.shared;
-        let number = shared.splits.fetch_add(1, Ordering::Relaxed) + 1;
-        // So that the last to leave a group that fails here is known, who deletes what stays of it.
-        shared.publish_first_progress();
-        if let Some(cause) = shared.is_hopeless() {
-            return Err(cause);
-        }
-        let (of_all, aborted) = (Arc::clone(shared), AbortedMember::new(&shared.info, &shared.store));
-        let is_hopeless = Arc::new(move || of_all.is_hopeless().or_else(|| aborted.look()));
-        let looks = Arc::clone(&is_hopeless);
-        let store = UntilEnd::when(shared.store_below(&split_keys(number))?, move || looks());
+        let number = shared.splits.begin();
         let told = match color {
             Some(color) => format!("{color} {key}"),
             None => String::new(),
         };
-        let (rank, world_size) = (self.rank(), self.world_size());
-        let timeout = shared.settings.timeout;
-        let told = meshreduce::rendezvous::meet(&store, rank, world_size, told.as_bytes(), timeout);
-        let told = told.map_err(|error| is_hopeless().unwrap_or_else(|| shared.split_not_made(error)))?;
+        let rank = self.rank();
+        let told = shared.meet_to_split(number, told.as_bytes())?;
         let mut members: Vec<(i64, usize)> = Vec::new();
         for (other, told) in told.iter().enumerate() {
             let text = String::from_utf8_lossy(told);

@@ -1,13 +1,11 @@
 //! How far ranks have come, told through the store now and then: so that a timeout names who has not come to a call.
 //!
-//! A rank tells under a key of its own: a number, who it is, and whether it has left. It does so before it makes a backend, which
+//! A rank tells under a key of its own: how far it is, who it is, and whether it has left. It does so before it makes a backend, which
 //! ranks make together, so that a rank that has told nothing cannot have a call that goes on. One that leaves a group that has failed
 //! lets what it told stay, for those whose deadlines are still to come would else take it for one that never came, and says under a key
-//! of all that there is such a thing. Whoever finds that all others have left, or are processes that have ended, deletes what all have
-//! told, their texts of checked calls too.
+//! of all that there is such a thing ([`super::remains`]).
 #![forbid(unsafe_code)]
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -15,26 +13,19 @@ use meshreduce_store::codec::{Reader, Writer};
 use meshreduce_store::identity::{Life, Member};
 use meshreduce_store::{Store, StoreError};
 
-use super::parents::gone_members;
 use super::shared::Shared;
 use super::slot::Slot;
 use crate::error::Error;
 use crate::flight_recorder::WaitingCall;
-use crate::types::DeviceType;
 
 /// How often at most a rank tells how far it has come.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a call's deadline a rank that has come to it has told so at the latest, where nothing is in its way.
 pub(super) const PATIENCE: Duration = INTERVAL.saturating_add(Duration::from_millis(500));
-/// Says that a rank has left, and what it told is still there.
-const LEFT: &str = "progress/left";
-/// Of so many ranks behind it a rank deletes what they have told when it leaves a group that has not failed: they may be killed before
-/// they do so themselves.
-const NEXT: usize = 8;
 /// What nobody stores.
 pub(super) const NOTHING: &[u8] = b"?";
 
-fn key(rank: usize) -> String {
+pub(super) fn key(rank: usize) -> String {
     format!("progress/{rank}")
 }
 
@@ -46,10 +37,12 @@ pub(super) fn own() -> Option<&'static Member> {
 
 /// What a rank tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct RankProgress {
+pub(super) struct RankProgress {
     /// Its last collective.
     reached: u64,
     has_left: bool,
+    /// Its number in this group ([`super::peers`]).
+    pub(super) number: u64,
     who: Option<Member>,
 }
 
@@ -58,6 +51,7 @@ impl RankProgress {
         let mut out = Writer::new();
         out.u64(self.reached);
         out.u8(self.has_left.into());
+        out.u64(self.number);
         if let Some(who) = &self.who {
             who.write(&mut out);
         }
@@ -67,12 +61,12 @@ impl RankProgress {
     /// `None`: it is nothing that a rank tells.
     fn read(bytes: &[u8]) -> Option<Self> {
         let mut from = Reader::new(bytes);
-        let (reached, has_left) = (from.u64().ok()?, from.u8().ok()? != 0);
-        Some(Self { reached, has_left, who: Member::read(&mut from).ok() })
+        let (reached, has_left, number) = (from.u64().ok()?, from.u8().ok()? != 0, from.u64().ok()?);
+        Some(Self { reached, has_left, number, who: Member::read(&mut from).ok() })
     }
 
     /// Whether nothing more comes of it, as far as this process can tell.
-    fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.has_left || self.has_died()
     }
 
@@ -93,9 +87,9 @@ pub(super) fn is_gone(store: &dyn Store, rank: usize) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Published {
     /// The number of the last collective that it was told of, 0 if there was none; `None`: it was told nothing.
-    last: Option<u64>,
+    pub(super) last: Option<u64>,
     /// It was taken back, and nothing more is told.
-    taken_back: bool,
+    pub(super) taken_back: bool,
     /// The others were told that this rank was aborted, as far as they need it.
     pub(super) end: bool,
 }
@@ -105,7 +99,7 @@ impl Shared {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn others(&self) -> Vec<usize> {
+    pub(super) fn others(&self) -> Vec<usize> {
         (0..self.info.world_size).filter(|rank| *rank != self.info.rank).collect()
     }
 
@@ -119,14 +113,20 @@ impl Shared {
         self.tell(collectives, false).map(|()| true)
     }
 
-    fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
-        let told = RankProgress { reached, has_left, who: own().cloned() };
+    pub(super) fn tell(&self, reached: u64, has_left: bool) -> Result<(), StoreError> {
+        let told = RankProgress { reached, has_left, number: self.peers.own, who: own().cloned() };
         self.store.set(&key(self.info.rank), &told.to_bytes())
     }
 
     /// What a rank has told.
-    fn told_by(&self, rank: usize) -> Result<Option<RankProgress>, StoreError> {
+    pub(super) fn told_by(&self, rank: usize) -> Result<Option<RankProgress>, StoreError> {
         Ok(RankProgress::read(&self.store.compare_set(&key(rank), NOTHING, NOTHING)?))
+    }
+
+    /// The number of the rank that says that it is there, has not left, and has not died as far as this process can tell.
+    pub(super) fn holder(&self, rank: usize) -> Option<u64> {
+        let told = self.told_by(rank).ok().flatten()?;
+        (!told.is_gone()).then_some(told.number)
     }
 
     /// Whether a rank's process has ended, as far as it has told who it is and this process can tell.
@@ -134,11 +134,11 @@ impl Shared {
         self.told_by(rank).is_ok_and(|told| told.is_some_and(|told| told.has_died()))
     }
 
-    /// A rank that has left the group, or whose process has ended as far as this one can tell, and has not set a key before.
-    pub(super) fn gone_before(&self, key: impl Fn(usize) -> String) -> Option<Error> {
+    /// A rank that has left the group, or whose process has ended as far as this one can tell, and has not done something before.
+    pub(super) fn gone_before(&self, has_done: impl Fn(usize) -> Result<bool, Error>) -> Option<Error> {
         let gone = |rank: &usize| {
             let told = self.told_by(*rank).ok().flatten();
-            told.is_some_and(|told| told.is_gone()) && self.store.check(&[&key(*rank)]).is_ok_and(|is| !is)
+            told.is_some_and(|told| told.is_gone()) && has_done(*rank).is_ok_and(|has| !has)
         };
         let rank = self.others().into_iter().find(gone)?;
         let how = "it has left the group, or its process has ended".to_owned();
@@ -165,6 +165,11 @@ impl Shared {
             }
             self.publish(true);
         }
+    }
+
+    /// The same, also if something has been told before.
+    pub(super) fn publish_again(&self) {
+        self.publish(true);
     }
 
     fn publish(&self, again: bool) {
@@ -217,127 +222,5 @@ impl Shared {
             self.others().into_iter().map(reached).collect::<Result<_, _>>().unwrap_or_default();
         let least = reached.iter().map(|(_, reached)| *reached).min().filter(|least| *least < sequence);
         reached.into_iter().filter(|(_, reached)| Some(*reached) == least).map(|(rank, _)| rank).collect()
-    }
-
-    /// This rank leaves: deletes what it has told, or, in a group that failed, lets it stay for the others, and deletes what all have
-    /// told if they are gone.
-    pub(super) fn take_back_progress(&self, failed: bool) {
-        let mut published = self.published();
-        if std::mem::replace(&mut published.taken_back, true) {
-            return;
-        }
-        let reached = published.last;
-        let (collectives, _) = self.sequence_numbers();
-        let has_texts = self.settings.check_calls && collectives > 0;
-        if reached.is_none() && !has_texts {
-            return;
-        }
-        let taken_back = match failed {
-            true => self.leave(collectives),
-            false => self.forget(self.info.rank).and_then(|()| self.forget_the_gone()),
-        };
-        if let Err(error) = taken_back {
-            tracing::debug!(%error, group = &*self.info.name, "keys stay in the store");
-        }
-    }
-
-    /// Says that this rank is gone. The last one puts the lights out: whoever comes later of two that leave at once sees both.
-    fn leave(&self, reached: u64) -> Result<(), StoreError> {
-        self.tell(reached, true)?;
-        self.store.set(LEFT, b"1")?;
-        let died = self.known_to_be_dead();
-        let mut others = self.others();
-        others.retain(|rank| !died.contains(rank));
-        // In an order of its own: whatever the order in which ranks leave, few of those that are gone are looked at before one that is
-        // not, and there are some N log N looks in all.
-        others.sort_by_cached_key(|rank| {
-            let mut hasher = DefaultHasher::new();
-            (self.info.rank, rank).hash(&mut hasher);
-            hasher.finish()
-        });
-        for rank in others {
-            if self.told_by(rank)?.is_some_and(|told| !told.is_gone()) {
-                return Ok(());
-            }
-        }
-        (0..self.info.world_size).try_for_each(|rank| self.forget(rank))?;
-        self.info.ranks.iter().try_for_each(|rank| self.family.waits.forget(*rank))?;
-        self.store.delete(LEFT)?;
-        self.forget_end()?;
-        for kind in DeviceType::ALL {
-            if let Err(error) = self.clear_away(kind) {
-                tracing::debug!(%error, group = &*self.info.name, %kind, "keys of a backend stay in the store");
-            }
-        }
-        if let Err(error) = self.clear_away_splits() {
-            tracing::debug!(%error, group = &*self.info.name, "keys of a split stay in the store");
-        }
-        self.forget_differences()
-    }
-
-    /// Deletes what ranks have left in the store that have made, or could not make, the backend for a kind of device.
-    fn clear_away(&self, kind: DeviceType) -> Result<(), Error> {
-        let Some(name) = self.slot(kind).name().filter(|_| self.device(kind).is_some()) else {
-            return Ok(());
-        };
-        let context = self.context(kind)?;
-        if let Some(backend) = self.slot(kind).made() {
-            backend.clear_away()?;
-        }
-        // Others may have made it, or been at it, where this rank never came to that.
-        self.family.registry.factory(name)?.clear_away(&context)?;
-        context.clear_away_meetings(name)
-    }
-
-    /// Deletes what ranks have told that have left before, when nothing had failed yet.
-    fn forget_the_gone(&self) -> Result<(), StoreError> {
-        // First this: who leaves now has told before that it does so, and says so again afterwards.
-        let mut others = self.others();
-        // All have come to the end of a backend, and so of their calls: nobody asks any more how far somebody has come.
-        let all_have_ended = self.slots().iter().any(|slot| slot.made().is_some());
-        others.rotate_left(self.info.rank);
-        let have_left = self.store.delete(LEFT)?;
-        if !have_left {
-            // Only one that is killed leaves something then, at the very end, perhaps when all others are gone.
-            others.truncate(NEXT);
-        }
-        let mut are_gone = true;
-        for (place, rank) in others.into_iter().enumerate() {
-            let is_next = all_have_ended && place < NEXT;
-            let told = if is_next { None } else { self.told_by(rank)? };
-            match told {
-                Some(told) if !told.is_gone() => are_gone = false,
-                None if !is_next => {}
-                _ => self.forget(rank)?,
-            }
-        }
-        match (have_left && self.has_end_of_another(), are_gone) {
-            (false, _) => Ok(()),
-            (true, true) => self.forget_end(),
-            // Somebody may still have to hear why, and sees to it.
-            (true, false) => self.store.set(LEFT, b"1"),
-        }
-    }
-
-    /// Ranks that are dead or have left, as a backend has seen, here or of a group that this one was made from, or did not come to the
-    /// call that ended everything: one on another host cannot be looked at from here, and one that is being killed closes its sockets
-    /// before it looks dead.
-    fn known_to_be_dead(&self) -> Vec<usize> {
-        let of_backends = self.slots().iter().filter_map(|slot| slot.made()?.error());
-        let causes = self.end.get().cloned().into_iter().chain(of_backends);
-        let dead = |cause: Error| match cause {
-            Error::RankDied { rank, .. } | Error::PeerShutDown { rank, .. } => vec![rank],
-            Error::Timeout { missing, .. } => missing,
-            _ => Vec::new(),
-        };
-        let mut all: Vec<usize> = causes.flat_map(dead).collect();
-        all.extend(gone_members(&self.info, &self.parent));
-        all
-    }
-
-    /// Deletes what a rank has told.
-    fn forget(&self, rank: usize) -> Result<(), StoreError> {
-        self.store.delete(&key(rank))?;
-        self.forget_calls(rank)
     }
 }

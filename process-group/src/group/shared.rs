@@ -1,9 +1,9 @@
 //! What all handles of a group share.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use meshreduce::RawStream;
@@ -13,8 +13,10 @@ use super::aborted::AbortedMember;
 use super::end::Hooks;
 use super::family::Family;
 use super::parents::dead_member;
+use super::peers::Peers;
 use super::progress::{Published, is_gone};
 use super::slot::Slot;
+use super::splits::Splits;
 use crate::backend::{AbsentRanks, Backend, BackendContext, DeadMember, GroupInfo};
 use crate::call::Call;
 use crate::config::BackendConfig;
@@ -56,10 +58,14 @@ pub(crate) struct Shared {
     pub(super) sends_and_receives: AtomicU64,
     /// Groups made of the same ranks, by those.
     pub(super) parts: Mutex<BTreeMap<String, u64>>,
-    pub(super) splits: AtomicU64,
+    pub(super) splits: Splits,
     pub(super) monitored_barriers: AtomicU64,
     /// Keys with what ranks have been told that did not come to a monitored barrier.
     pub(super) unheard: Mutex<Vec<String>>,
+    /// Monitored barriers that have not gone well, or go on.
+    pub(super) failed_barriers: Mutex<BTreeSet<u64>>,
+    /// Who the ranks of this group are, and not of one before it.
+    pub(super) peers: Peers,
     /// Why it takes no calls any more.
     pub(super) end: Arc<OnceLock<Error>>,
     pub(super) hooks: Hooks,
@@ -100,9 +106,11 @@ impl Shared {
             collectives: AtomicU64::new(0),
             sends_and_receives: AtomicU64::new(0),
             parts: Mutex::default(),
-            splits: AtomicU64::new(0),
+            splits: Splits::default(),
             monitored_barriers: AtomicU64::new(0),
             unheard: Mutex::default(),
+            failed_barriers: Mutex::default(),
+            peers: Peers::new(),
             end: Arc::default(),
             hooks: Hooks::default(),
             noting: Mutex::default(),
@@ -114,6 +122,42 @@ impl Shared {
         });
         family.add(&shared);
         shared
+    }
+
+    /// What is left of it when this rank has left it: what is to be known to delete what stays of it in the store.
+    pub(super) fn remains(&self) -> Self {
+        let end = OnceLock::new();
+        let dropped =
+            || Error::Aborted { group: Arc::clone(&self.info.name), cause: "it was left".to_owned() };
+        // (One of its own: that all handles are gone is to be said to this group's backends yet.)
+        let _ = end.set(self.end.get().cloned().unwrap_or_else(dropped));
+        let copy = |counter: &AtomicU64| AtomicU64::new(counter.load(Ordering::Relaxed));
+        let failed = self.failed_barriers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self {
+            info: Arc::clone(&self.info),
+            // The recorder has no such group.
+            record: u32::MAX,
+            store: Arc::clone(&self.store),
+            config: self.config.clone(),
+            settings: self.settings.clone(),
+            slots: DeviceType::ALL.map(|device| Slot::new(self.slot(device).name().cloned())),
+            collectives: copy(&self.collectives),
+            sends_and_receives: copy(&self.sends_and_receives),
+            parts: Mutex::default(),
+            splits: self.splits.copied(),
+            monitored_barriers: copy(&self.monitored_barriers),
+            unheard: Mutex::default(),
+            failed_barriers: Mutex::new(failed),
+            peers: self.peers.copied(),
+            end: Arc::new(end),
+            hooks: Hooks::default(),
+            noting: Mutex::default(),
+            aborted: AbortedMember::new(&self.info, &self.store),
+            published: Mutex::default(),
+            elsewhere: OnceLock::new(),
+            family: Arc::clone(&self.family),
+            parent: Weak::clone(&self.parent),
+        }
     }
 
     pub(super) fn slot(&self, device: DeviceType) -> &Slot {

@@ -573,6 +573,7 @@ fn the_flight_recorder_is_written_down_once_by_whatever_hears_first_why_a_group_
     }
 }
 
+mod again;
 mod ends;
 mod futures;
 mod keys;

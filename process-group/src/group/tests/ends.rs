@@ -434,14 +434,20 @@ fn a_message_that_ends_while_it_is_found_to_be_late_is_told_like_any_other() {
 
 #[test]
 fn ranks_that_wait_for_others_through_the_store_hear_of_an_abort_and_of_what_a_backend_has_seen() {
-    let waits = |meets: &(dyn Fn(&ProcessGroup) -> Error + Sync), ends: &dyn Fn(&ProcessGroup, &Notes)| {
+    type Meets<'a> = &'a (dyn Fn(&ProcessGroup) -> Error + Sync);
+    let waits = |has_zero: bool, meets: Meets<'_>, ends: &dyn Fn(&ProcessGroup, &Notes)| {
         let store = Arc::<MemoryStore>::default();
+        let (zero, _) = group_over(&store, 0, 2, "cpu:open");
+        if has_zero {
+            zero.connect(DeviceType::Cpu).unwrap();
+        }
         let (group, notes) = group_over(&store, 1, 2, "cpu:open");
         let work = start(&group.with_deadline(None), &mut [0.0]).unwrap();
         let keys = store.num_keys().unwrap();
         let error = std::thread::scope(|scope| {
             let waits = scope.spawn(|| meets(&group));
-            until(|| store.num_keys().unwrap() > keys);
+            // Whoever waits for rank 0 to be there at all says nothing.
+            until(|| store.num_keys().unwrap() > keys || !has_zero);
             ends(&group, &notes);
             waits.join().unwrap()
         });
@@ -450,13 +456,13 @@ fn ranks_that_wait_for_others_through_the_store_hear_of_an_abort_and_of_what_a_b
     };
     let split = |group: &ProcessGroup| group.split(Some(0), 0, &GroupOptions::default()).unwrap_err();
     let barrier = |group: &ProcessGroup| group.monitored_barrier(Duration::from_secs(3600)).unwrap_err();
-    let meetings: [&(dyn Fn(&ProcessGroup) -> Error + Sync); 2] = [&split, &barrier];
-    for meets in meetings {
-        let error = waits(meets, &|group, _| group.abort("nobody comes"));
+    let meetings: [(bool, Meets<'_>); 3] = [(true, &split), (false, &split), (true, &barrier)];
+    for (has_zero, meets) in meetings {
+        let error = waits(has_zero, meets, &|group, _| group.abort("nobody comes"));
         assert_eq!(error.to_string(), "group world was aborted: nobody comes");
     }
-    for meets in meetings {
-        let error = waits(meets, &|_, notes| end_by_death(notes, 0));
+    for (has_zero, meets) in meetings {
+        let error = waits(has_zero, meets, &|_, notes| end_by_death(notes, 0));
         assert!(matches!(error, Error::RankDied { rank: 0, .. }), "{error}");
     }
 }

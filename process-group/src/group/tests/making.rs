@@ -177,6 +177,7 @@ fn progress_of(pid: u32) -> Vec<u8> {
     let mut told = meshreduce_store::codec::Writer::new();
     told.u64(0);
     told.u8(0);
+    told.u64(1);
     meshreduce_store::identity::Member { process, ..own }.write(&mut told);
     told.into_bytes()
 }
