@@ -22,8 +22,8 @@ use crate::error::Error;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long one that has come may take at least to answer that it is no rank of the past.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How long rank 0 waits for those that have not come before it asks those that have.
-const LOOK: Duration = Duration::from_millis(20);
+/// How long rank 0 waits for those that have not come before it asks those that have: so long first, and at most.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 /// Where the first that gives up waiting for rank 0 says who did not come: a rank 0 that comes later says the same.
 const GIVEN_UP: &str = "given_up";
 /// Of so many barriers that this rank has not come to the last of all ranks looks for keys, as long as there are some.
@@ -37,8 +37,6 @@ enum Found {
     Missing(Vec<usize>),
     /// The group, or one of its backends, is over.
     Over(String),
-    /// Nothing yet: whoever has come is to say that it is there.
-    Asks,
 }
 
 impl Found {
@@ -53,21 +51,28 @@ impl Found {
                 out.u8(2);
                 out.text(cause);
             }
-            Self::Asks => out.u8(3),
         }
     }
 
-    fn read(from: &mut Reader<'_>, world_size: usize) -> Result<Self, Malformed> {
-        Ok(match from.u8()? {
+    fn read(code: u8, from: &mut Reader<'_>, world_size: usize) -> Result<Self, Malformed> {
+        Ok(match code {
             0 => Self::AllCame,
-            1 => Self::Missing(from.list(|from| match from.rank()? {
-                rank if rank < world_size => Ok(rank),
-                rank => Err(Malformed::wrong(format!("rank {rank} is none of {world_size}"))),
-            })?),
+            1 => Self::Missing(read_missing(from, world_size)?),
             2 => Self::Over(from.text()?),
-            3 => Self::Asks,
             code => return Err(Malformed::wrong(format!("{code} is nothing that is told at a barrier"))),
         })
+    }
+}
+
+/// What rank 0 says that wants to know whether one that has come is there.
+const ASKS: u8 = 3;
+
+fn read_missing(from: &mut Reader<'_>, world_size: usize) -> Result<Vec<usize>, Malformed> {
+    let ranks = from.list(Reader::rank)?;
+    match ranks.iter().find(|rank| **rank >= world_size) {
+        Some(rank) => Err(Malformed::wrong(format!("rank {rank} is none of {world_size}"))),
+        None if ranks.is_empty() => Err(Malformed::wrong("nobody is missing")),
+        None => Ok(ranks),
     }
 }
 
@@ -157,7 +162,7 @@ impl ProcessGroup {
         let absent =
             |ranks| Error::NotAtBarrier { ranks, group: Arc::clone(&shared.info.name), waited: timeout };
         let ended = found.and_then(|found| match found {
-            Found::AllCame | Found::Asks => {
+            Found::AllCame => {
                 failed().remove(&number);
                 Ok(())
             }
@@ -208,10 +213,14 @@ impl<'a> MonitoredBarrier<'a> {
         self.store.set(key, &out.into_bytes()).map_err(|error| self.of_store(error))
     }
 
-    fn tell(&self, rank: usize, to: Option<u64>, found: &Found) -> Result<(), Error> {
+    /// Tells a rank what was found, or asks it whether it is there.
+    fn tell(&self, rank: usize, to: Option<u64>, found: Option<&Found>) -> Result<(), Error> {
         let mut out = Writer::new();
         self.stamp(to).write(&mut out);
-        found.write(&mut out);
+        match found {
+            Some(found) => found.write(&mut out),
+            None => out.u8(ASKS),
+        }
         self.store.set(&told(rank), &out.into_bytes()).map_err(|error| self.of_store(error))
     }
 
@@ -228,13 +237,13 @@ impl<'a> MonitoredBarrier<'a> {
     /// Who did not come, as the first has said that gave up.
     fn given_up(&self) -> Result<Option<Found>, Error> {
         let said = self.shared.look_for(&full(self.number, GIVEN_UP), |from| self.read_given_up(from))?;
-        Ok(said
-            .filter(|(rank, stamp, _)| self.shared.may_have_written(*rank, *stamp))
-            .map(|(_, _, found)| found))
+        let said = said.filter(|(rank, stamp, _)| self.shared.may_have_written(*rank, *stamp));
+        Ok(said.map(|(_, _, missing)| Found::Missing(missing)))
     }
 
-    fn read_given_up(&self, from: &mut Reader<'_>) -> Result<(usize, Stamp, Found), Malformed> {
-        Ok((from.rank()?, Stamp::read(from)?, Found::read(from, self.shared.info.world_size)?))
+    /// Who says it, and who did not come.
+    fn read_given_up(&self, from: &mut Reader<'_>) -> Result<(usize, Stamp, Vec<usize>), Malformed> {
+        Ok((from.rank()?, Stamp::read(from)?, read_missing(from, self.shared.info.world_size)?))
     }
 
     /// Rank 0 looks for the others, and tells them.
@@ -256,7 +265,7 @@ impl<'a> MonitoredBarrier<'a> {
         };
         // Those that come late are told too, as long as this rank has the group.
         for other in others.clone() {
-            self.tell(other, self.shared.peers.of(other), &found)?;
+            self.tell(other, self.shared.peers.of(other), Some(&found))?;
         }
         self.leaves_behind(missing.into_iter().map(told));
         for other in others {
@@ -269,7 +278,7 @@ impl<'a> MonitoredBarrier<'a> {
     fn missing(&self, timeout: Duration) -> Result<Vec<usize>, Error> {
         let mut missing: Vec<usize> = (1..self.shared.info.world_size).collect();
         let deadline = Deadline::after(timeout);
-        let mut pause = Pause::new(Duration::MAX);
+        let (mut pause, mut look) = (Pause::new(Duration::MAX), LOOKS.0);
         // Whom this rank has asked, by their numbers, and until when they may answer.
         let mut asked: BTreeMap<usize, (u64, Deadline)> = BTreeMap::new();
         loop {
@@ -293,7 +302,7 @@ impl<'a> MonitoredBarrier<'a> {
                 if self.shared.peers.of(rank).is_none()
                     && asked.get(&rank).is_none_or(|(of, _)| *of != stamp.from)
                 {
-                    self.tell(rank, Some(stamp.from), &Found::Asks)?;
+                    self.tell(rank, Some(stamp.from), None)?;
                     asked.insert(rank, (stamp.from, Deadline::after(ANSWER)));
                 }
                 silent |=
@@ -311,11 +320,11 @@ impl<'a> MonitoredBarrier<'a> {
                 pause.again();
                 continue;
             }
-            let piece = if are_known && keys.len() == missing.len() {
-                deadline.left()
-            } else {
-                LOOK.min(deadline.left())
+            let piece = match are_known && keys.len() == missing.len() {
+                true => deadline.left(),
+                false => look.min(deadline.left()),
             };
+            look = (look * 2).min(LOOKS.1);
             match self.store.wait(&keys, piece) {
                 Ok(()) | Err(StoreError::Timeout { .. }) => {}
                 Err(error) => return Err(self.of_store(error)),
@@ -338,18 +347,20 @@ impl<'a> MonitoredBarrier<'a> {
                 Err(error) => return Err(self.of_store(error)),
             };
             let world_size = self.shared.info.world_size;
-            let (stamp, found) = self.shared.read_value(&full(self.number, &told(rank)), &value, |from| {
-                Ok((Stamp::read(from)?, Found::read(from, world_size)?))
+            let key = full(self.number, &told(rank));
+            let (stamp, found) = self.shared.read_value(&key, &value, |from| {
+                let (stamp, code) = (Stamp::read(from)?, from.u8()?);
+                Ok((stamp, if code == ASKS { None } else { Some(Found::read(code, from, world_size)?) }))
             })?;
             match found {
-                Found::Asks if self.shared.peers.has_written(0, stamp.from, stamp.to) => {
-                    if !std::mem::replace(&mut has_answered, true) {
+                None => {
+                    let is_there = self.shared.peers.has_written(0, stamp.from, stamp.to);
+                    if is_there && !std::mem::replace(&mut has_answered, true) {
                         self.set(&came(rank), self.stamp(self.shared.peers.of(0)))?;
                     }
                 }
-                Found::Asks => {}
                 // To whoever comes late as this rank, or to it.
-                found if self.is_from_rank_0(stamp) => {
+                Some(found) if self.is_from_rank_0(stamp) => {
                     // Of one that has come late rank 0 takes back nothing any more.
                     for key in [told(rank), came(rank)] {
                         self.delete(&key)?;
@@ -359,7 +370,7 @@ impl<'a> MonitoredBarrier<'a> {
                         (found, _) => Ok(found),
                     };
                 }
-                _ => {}
+                Some(_) => {}
             }
             // What is there is of the past, or rank 0 is about to say more.
             if !pause.again() || self.shared.is_hopeless().is_some() {
@@ -400,13 +411,12 @@ impl<'a> MonitoredBarrier<'a> {
                 missing.push(other);
             }
         }
-        let found = Found::Missing(missing);
         let mut out = Writer::new();
         out.rank(rank);
         self.stamp(None).write(&mut out);
-        found.write(&mut out);
+        out.list(&missing, |out, rank| out.rank(*rank));
         self.say_given_up(&out.into_bytes())?;
-        Ok(found)
+        Ok(Found::Missing(missing))
     }
 
     /// The first one counts, unless it is of the past.

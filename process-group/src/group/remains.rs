@@ -32,31 +32,37 @@ pub(super) struct LeftParts(Mutex<Parts>);
 #[derive(Default)]
 struct Parts {
     parts: VecDeque<Shared>,
-    /// The group of all ranks was left, in which these were known to be gone.
-    gone: Option<Vec<usize>>,
+    /// How the group of all ranks was left.
+    end: Option<End>,
+}
+
+struct End {
+    failed: bool,
+    /// Ranks that were known to be gone.
+    gone: Vec<usize>,
 }
 
 impl LeftParts {
     /// Remembers one; gives what is to be looked at now: the one that has been there for longest of too many, or all if nobody will later.
     fn add(&self, part: Shared) -> Option<Shared> {
         let mut all = self.lock();
-        if all.gone.is_some() {
-            return Some(part);
+        if let Some(end) = &all.end {
+            return end.failed.then_some(part);
         }
         all.parts.push_back(part);
         if all.parts.len() > MOST_PARTS { all.parts.pop_front() } else { None }
     }
 
     /// All of them, behind which no more are remembered.
-    fn close(&self, gone: Vec<usize>) -> VecDeque<Shared> {
+    fn close(&self, end: End) -> VecDeque<Shared> {
         let mut all = self.lock();
-        all.gone = Some(gone);
+        all.end = Some(end);
         std::mem::take(&mut all.parts)
     }
 
     /// Ranks that were gone when the group of all ranks was left.
     fn gone(&self) -> Vec<usize> {
-        self.lock().gone.clone().unwrap_or_default()
+        self.lock().end.as_ref().map_or_else(Vec::new, |end| end.gone.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Parts> {
@@ -125,7 +131,7 @@ impl Shared {
 
     /// The group of all ranks is left.
     fn see_to_left_parts(&self, failed: bool) {
-        let parts = self.family.left_parts.close(self.known_to_be_dead());
+        let parts = self.family.left_parts.close(End { failed, gone: self.known_to_be_dead() });
         // Where nothing has failed all ranks are there, and the last of them sees to each part.
         for part in parts.into_iter().filter(|_| failed) {
             if let Err(error) = part.look_again() {
