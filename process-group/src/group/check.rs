@@ -56,6 +56,9 @@ impl Announced {
     }
 }
 
+/// By rank: its number, and what it calls.
+type Calls = Vec<(u64, String)>;
+
 impl Shared {
     /// Compares a collective with what the other ranks call under this number.
     ///
@@ -155,7 +158,7 @@ impl Shared {
         sequence: u64,
         deadline: Option<Duration>,
         is_hopeless: &dyn Fn() -> Option<Error>,
-    ) -> Result<Result<Vec<(u64, String)>, Vec<usize>>, Error> {
+    ) -> Result<Result<Calls, Vec<usize>>, Error> {
         let (rank, world_size) = (self.info.rank, self.info.world_size);
         let of_store = |error| self.of_store(error);
         let timeout = deadline.unwrap_or(Duration::MAX);
