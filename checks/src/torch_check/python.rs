@@ -40,6 +40,11 @@ impl Python {
         &self.path
     }
 
+    /// Whether torch has this version or a later one.
+    pub fn is_at_least(&self, version: (u32, u32)) -> bool {
+        numbers(&self.version).is_some_and(|found| found >= version)
+    }
+
     /// torch's version.
     pub fn version(&self) -> &str {
         &self.version

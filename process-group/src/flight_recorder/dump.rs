@@ -7,7 +7,7 @@
 //! | a backend for cpu, for cuda | `gloo:`, `nccl:` | the analyser warns of other names, and before 2.15 refuses them; the backend's own name is in the frame |
 //! | all_reduce, reduce, broadcast, all_gather, gather, scatter, reduce_scatter, all_to_all, barrier | the same word | |
 //! | all_gather, reduce_scatter with parts of different lengths | `all_gather_v`, `reduce_scatter_v`; the rank's own part has the size `[]` | it compares sizes of all ranks |
-//! | send, recv | `send 1->2`, `recv 2<-1`, `recv 2<-2` | ranks of the group, by their order in the group of all ranks; the last is from any rank, as long as it is not known from which |
+//! | send, recv | `send 1->2`, `recv 2<-1`, `recv 2<-?` | ranks of the group, by their order in the group of all ranks; the last is from any rank, as long as it is not known from which: so torch 2.15 writes it, and older analysers fail on it |
 //! | batch of all_reduce, all_gather, reduce_scatter | `allreduce_coalesced`, `all_gather_into_tensor_coalesced`, `reduce_scatter_tensor_coalesced` | |
 //! | the number n of a send or receive | `p2p_seq_id` 1,000,000,000 + n | next to a collective with the same number the analyser takes both for one batch, and fails |
 //! | any other batch | `coalesced` | it compares only that |
@@ -300,8 +300,8 @@ fn profiling_name(entry: &Entry, group: &RecordedGroup, rank: usize) -> String {
     let place = |of: usize| group.ranks.iter().filter(|other| **other < of).count();
     let own = place(rank);
     let peer = entry.peer.and_then(|peer| group.ranks.get(peer)).map(|peer| place(*peer).to_string());
-    // Where nobody knows whom a receive is from, the analyser still wants a number in range: the own one, which matches nothing.
-    let peer = peer.unwrap_or_else(|| own.to_string());
+    // Nobody knows yet whom a receive is from.
+    let peer = peer.unwrap_or_else(|| "?".to_owned());
     match entry.operation {
         Operation::Send => format!("{backend}:{operation} {own}->{peer}"),
         Operation::Recv => format!("{backend}:{operation} {own}<-{peer}"),

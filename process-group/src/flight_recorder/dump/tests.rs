@@ -277,7 +277,7 @@ fn names_and_sizes_are_those_that_the_analyser_compares() {
         (Call::AllToAll { inputs: Parts::List(&uneven), outputs: whole }, "all_to_all", &[&[6]], &[&[6]]),
         (to(0), "send 1->0", &[&[2]], &[]),
         (from(Some(2)), "recv 1<-2", &[], &[&[2]]),
-        (from(None), "recv 1<-1", &[], &[&[2]]),
+        (from(None), "recv 1<-?", &[], &[&[2]]),
         (Call::Barrier { device: Device::Cpu }, "barrier", &[], &[]),
         (Call::Batch(&[all_reduce, all_reduce]), "allreduce_coalesced", &[&[2], &[2]], &[&[2], &[2]]),
         (Call::Batch(&[all_gather(whole)]), "all_gather_into_tensor_coalesced", &[&[2]], &[&[6]]),
