@@ -174,7 +174,14 @@ impl Work {
         }
     }
 
-    /// The same for the group's own threads: whoever made the call has not heard of it.
+    /// [`Work::note_end`], if it has ended well.
+    pub(crate) fn note(&self, ended: &Result<Outcome, Error>) {
+        if ended.is_ok() {
+            self.note_end();
+        }
+    }
+
+    /// What has come of the call so far, for the group's own threads: whoever made it has not heard of it.
     pub(crate) fn look(&self) -> Result<Option<Outcome>, Error> {
         if let Progress::Done(outcome, _) = &self.progress {
             return Ok(Some(*outcome));
@@ -240,9 +247,7 @@ impl Work {
     /// [`Error::StillRunning`]; how the call failed; why the group is over, if it is.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Outcome, Error> {
         let ended = self.wait_for(timeout);
-        if ended.is_ok() {
-            self.note_end();
-        }
+        self.note(&ended);
         ended
     }
 

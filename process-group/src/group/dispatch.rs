@@ -1,6 +1,6 @@
 //! From a call to its backend.
 
-use std::panic::Location;
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -270,8 +270,11 @@ impl Shared {
         if LevelFilter::current() < LevelFilter::DEBUG {
             return act();
         }
-        let _span = self.span(call.operation(), begun.request.sequence, begun.backend.name());
-        act()
+        let span = self.span(call.operation(), begun.request.sequence, begun.backend.name());
+        let made = act();
+        // A subscriber that panics (its hook has said so) must not unwind past a call that goes on: whoever has its memory would let go of it.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(span)));
+        made
     }
 
     #[cold]

@@ -1,5 +1,6 @@
 //! Calls that go on while the caller does other things, safely: the buffer goes in, and comes back when the call has ended.
 
+use std::fmt;
 use std::mem::ManuallyDrop;
 use std::panic::Location;
 use std::pin::Pin;
@@ -42,7 +43,6 @@ use crate::work::{Outcome, Work};
 ///
 /// Dropped before the call has ended, it waits for the end, which the call's deadline bounds. After a failure on device memory it
 /// also waits, as a future too, until the device has done what was enqueued on it, before anybody has the buffer again.
-#[derive(Debug)]
 #[must_use = "the buffer is in it"]
 pub struct Owned<B> {
     work: Work,
@@ -52,6 +52,18 @@ pub struct Owned<B> {
     buffer: ManuallyDrop<B>,
     /// The call has ended: the buffer is whoever's has this.
     ended: bool,
+}
+
+/// Without the buffers, which others may be writing to, or have been given back.
+impl<B> fmt::Debug for Owned<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { work, device, ended, .. } = self;
+        f.debug_struct("Owned")
+            .field("work", work)
+            .field("device", device)
+            .field("ended", ended)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Buffers whose memory stays where it is when they are moved.
@@ -76,6 +88,7 @@ impl<B> Owned<B> {
     pub fn wait(mut self) -> (B, Result<Outcome, Error>) {
         let outcome = self.work.finish();
         self.settle(outcome.is_err());
+        self.work.note(&outcome);
         (self.take(), outcome)
     }
 
@@ -115,10 +128,12 @@ impl<B> Drop for Owned<B> {
         if self.ended {
             return;
         }
-        if let Err(error) = self.work.finish() {
+        let ended = self.work.finish();
+        if let Err(error) = &ended {
             tracing::debug!(%error, "a call failed whose buffer was dropped");
             self.settle(true);
         }
+        self.work.note(&ended);
         self.ended = true;
         // SAFETY: as in `take`.
         unsafe { ManuallyDrop::drop(&mut self.buffer) };
@@ -153,12 +168,20 @@ impl ProcessGroup {
         location: &'static Location<'static>,
     ) -> Result<Owned<B>, Error> {
         self.outside_of_captures(call)?;
+        // A panic on the way, as of a subscriber of spans, may come when the call goes on: then they are leaked.
+        let buffer = ManuallyDrop::new(buffers);
         // SAFETY: the memory is the buffers', as the caller vouches, and they are used by nobody before the call has ended: `Owned`
         // gives them back then, and waits before it drops them. After a failure both wait for the device too, and so does this call
-        // (`lent`); no graph keeps the memory. An `Owned` that is leaked leaks the memory.
-        let work = unsafe { self.make_call(call, CallOptions { blocking: false, lent: true, location }) }?;
-        let (place, buffer) = (Place::default(), ManuallyDrop::new(buffers));
-        Ok(Owned { work, device: call.device(), place, buffer, ended: false })
+        // (`lent`); no graph keeps the memory. An `Owned` that is leaked leaks the memory, and so does a panic.
+        match unsafe { self.make_call(call, CallOptions { blocking: false, lent: true, location }) } {
+            Ok(work) => {
+                Ok(Owned { work, device: call.device(), place: Place::default(), buffer, ended: false })
+            }
+            Err(error) => {
+                drop(ManuallyDrop::into_inner(buffer));
+                Err(error)
+            }
+        }
     }
 
     /// A call of one buffer.

@@ -17,6 +17,7 @@ use super::peers::Peers;
 use super::progress::{Published, is_gone};
 use super::slot::Slot;
 use super::splits::Splits;
+use super::watch::Ended;
 use crate::backend::{AbsentRanks, Backend, BackendContext, DeadMember, GroupInfo};
 use crate::call::Call;
 use crate::config::BackendConfig;
@@ -69,7 +70,8 @@ pub(crate) struct Shared {
     /// Why it takes no calls any more.
     pub(super) end: Arc<OnceLock<Error>>,
     pub(super) hooks: Hooks,
-    pub(super) noting: Mutex<()>,
+    /// Held by whoever takes calls that have ended from those that are looked at.
+    pub(super) noting: Mutex<Ended>,
     /// Whether another rank has told that it was aborted.
     aborted: AbortedMember,
     /// The last collective that the store was told of.

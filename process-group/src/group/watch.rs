@@ -267,10 +267,16 @@ impl Line {
 
     /// All up to and with this one have ended; gives those of which that was not known.
     pub(super) fn take_through(&mut self, sequence: u64) -> Vec<Run> {
+        let mut taken = Vec::new();
+        self.move_through(sequence, &mut taken);
+        taken
+    }
+
+    /// The same, to the end of `taken`.
+    pub(super) fn move_through(&mut self, sequence: u64, taken: &mut Vec<Run>) {
         while self.held.front().is_some_and(|first| first.noted.sequence <= sequence) {
             self.held.pop_front();
         }
-        let mut taken = Vec::new();
         while let Some(run) = self.runs.front_mut().filter(|run| run.first <= sequence) {
             let last = run.last.min(sequence);
             taken.push(Run { last, ..*run });
@@ -280,7 +286,6 @@ impl Line {
             }
             self.runs.pop_front();
         }
-        taken
     }
 
     /// This one has not ended well, and says nothing of others.
@@ -296,6 +301,13 @@ impl Line {
             self.runs.insert(at, part);
         }
     }
+}
+
+/// Calls that have ended, between being looked at and being recorded. The room stays: a steady call allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    pub(super) runs: Vec<Run>,
+    pub(super) messages: Vec<Message>,
 }
 
 /// What the watchdog follows of a backend.

@@ -14,7 +14,7 @@ use super::family::Family;
 use super::progress::{INTERVAL, PATIENCE};
 use super::shared::Shared;
 use super::slot::{CallOrder, Slot};
-use super::watch::{Message, Run, Watch, Watched};
+use super::watch::{Ended, Message, Run, Watch, Watched};
 use crate::backend::Backend;
 use crate::error::{Error, Tag};
 use crate::types::Operation;
@@ -433,15 +433,17 @@ impl Shared {
     }
 
     /// Held by whoever takes calls that have ended from those that are looked at, until they are recorded.
-    fn noting(&self) -> MutexGuard<'_, ()> {
+    fn noting(&self) -> MutexGuard<'_, Ended> {
         self.noting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// All collectives of a line, up to and with this one, have ended well.
     fn ended_well(&self, slot: &Slot, line: CallOrder, last: &Watched) {
-        let noting = self.noting();
-        let runs = slot.with_line(line, |line| line.take_through(last.sequence)).unwrap_or_default();
-        self.record_ends(last, &runs);
+        let mut noting = self.noting();
+        let Ended { runs, .. } = &mut *noting;
+        slot.with_line(line, |line| line.move_through(last.sequence, runs));
+        self.record_ends(last, runs);
+        runs.clear();
         drop(noting);
         self.tell_hooks();
     }
@@ -456,7 +458,7 @@ impl Shared {
     fn record_runs(&self, backend: &Arc<str>, runs: &[Run], known: Option<(u64, Operation)>) {
         let Some(last) = runs.last().map(|run| run.last) else { return };
         let wanted = self.hooks.want_completions();
-        let mut recorded = Vec::from_iter(known);
+        let mut recorded = Vec::from_iter(known.filter(|_| wanted));
         self.family.recorder.end_through(self.record, backend, last, Instant::now(), |entry| {
             if wanted {
                 recorded.push((entry.collective_sequence, entry.operation));
@@ -476,11 +478,15 @@ impl Shared {
     /// Takes the sends and receives that have ended well from those that are looked at.
     fn messages_that_have_ended_well(&self, slot: &Slot) {
         let has_ended_well = |message: &mut Message| message.call.work.peek() == Some(true);
-        let noting = self.noting();
-        let ended: Vec<Message> = slot.watch().messages.extract_if(.., has_ended_well).collect();
-        let ended = ended.iter().filter_map(|Message { call, .. }| Some((call, call.work.look().ok()??)));
+        let mut noting = self.noting();
+        let mut messages = std::mem::take(&mut noting.messages);
+        messages.extend(slot.watch().messages.extract_if(.., has_ended_well));
+        let ended = messages.iter().filter_map(|Message { call, .. }| Some((call, call.work.look().ok()??)));
         ended.for_each(|(call, outcome)| self.record_message(call, &outcome));
         drop(noting);
+        // (While nothing is held: they are the backend's.)
+        messages.clear();
+        self.noting().messages = messages;
         self.tell_hooks();
     }
 

@@ -186,7 +186,7 @@ fn work(shared: &Shared, net: &Net) -> bool {
 /// Nothing is to be done now: looks for a moment, then sleeps until something comes or should have ended.
 fn rest(shared: &Shared, net: &Net) {
     let now = Instant::now();
-    if shared.look_for_late(net, now).is_err() || shared.look_around(net).is_err() {
+    if shared.look_for_late(net, now, None).is_err() || shared.look_around(net).is_err() {
         return;
     }
     if net.fits && net.mailbox().is_busy() && shared.drivers.load(Ordering::SeqCst) == 0 {

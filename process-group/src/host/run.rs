@@ -171,7 +171,7 @@ unsafe fn one(
 
 /// Makes a call that has waited, in the progress thread.
 pub(super) fn job(shared: &Shared, net: &Net, engine: &mut Engine, job: &Job) -> Result<(), Error> {
-    if let Some(error) = shared.failure() {
+    if let Some(error) = shared.refusal() {
         return Err(error);
     }
     job.calls().enumerate().try_for_each(|(index, call)| {

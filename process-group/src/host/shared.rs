@@ -479,10 +479,10 @@ impl Shared {
     /// # Errors
     ///
     /// The failure of one.
-    pub(super) fn look_for_late(&self, net: &Net, now: Instant) -> Result<(), Error> {
+    pub(super) fn look_for_late(&self, net: &Net, now: Instant, in_hand: Option<u64>) -> Result<(), Error> {
         let late = lock(&self.queue).jobs.iter().find_map(|job| job.late(now));
         if let Some((fingerprint, waited)) = late {
-            return Err(self.late(net, &fingerprint, waited));
+            return Err(self.late(net, &fingerprint, waited, in_hand));
         }
         let mut mailbox = net.mailbox();
         match mailbox.late(now) {
@@ -497,8 +497,15 @@ impl Shared {
         queued.into_iter().chain(net.mailbox().first_end()).min()
     }
 
-    /// A collective has not ended in time.
-    pub(super) fn late(&self, net: &Net, fingerprint: &Fingerprint, waited: Duration) -> Error {
+    /// A collective has not ended in time. Where another one is in hand, before which it does not begin, those are missing who have not
+    /// come to that.
+    pub(super) fn late(
+        &self,
+        net: &Net,
+        fingerprint: &Fingerprint,
+        waited: Duration,
+        in_hand: Option<u64>,
+    ) -> Error {
         let position = |rank: usize| {
             let neighbour = net.island.iter().find(|neighbour| neighbour.rank == rank);
             neighbour.map_or_else(
@@ -506,9 +513,12 @@ impl Shared {
                 |neighbour| neighbour.segment.control().position.0.load(Ordering::Acquire),
             )
         };
-        let missing = (0..self.group.world_size)
-            .filter(|rank| *rank != self.rank() && position(*rank) <= fingerprint.sequence)
-            .collect();
+        let not_at = |sequence: u64| -> Vec<usize> {
+            let others = (0..self.group.world_size).filter(|rank| *rank != self.rank());
+            others.filter(|rank| position(*rank) <= sequence).collect()
+        };
+        let missing = in_hand.map(not_at).filter(|missing| !missing.is_empty());
+        let missing = missing.unwrap_or_else(|| not_at(fingerprint.sequence));
         self.fail(Error::Timeout {
             operation: fingerprint.named(),
             sequence: fingerprint.sequence,

@@ -155,10 +155,11 @@ impl Wait<'_> {
                 return Err(self.shared.fail(error));
             }
         }
-        if self.is_progress {
-            self.shared.look_for_late(self.net, now)?;
-        }
         let is_late = job::end(self.request).filter(|(end, _)| *end <= now);
+        // Of a call whose time is up it is told, and not of those behind it, which are late because it is.
+        if self.is_progress && is_late.is_none() {
+            self.shared.look_for_late(self.net, now, Some(self.fingerprint.sequence))?;
+        }
         if now - *asked >= STALL || is_late.is_some() {
             *asked = now;
             {
@@ -177,7 +178,7 @@ impl Wait<'_> {
         if now < end + moment && now - begun < waited + 2 * moment {
             return Ok(());
         }
-        Err(self.shared.late(self.net, &self.fingerprint, waited))
+        Err(self.shared.late(self.net, &self.fingerprint, waited, None))
     }
 
     fn sleep(&self, what: For<'_>, now: Instant, ready: &mut dyn FnMut() -> bool) -> Result<(), Error> {

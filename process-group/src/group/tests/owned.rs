@@ -76,3 +76,47 @@ fn a_call_that_is_refused_gives_its_error_and_one_that_is_dropped_is_waited_for(
         assert_eq!(group.status().last_completed, 1);
     });
 }
+
+#[test]
+fn what_is_shown_of_a_call_shows_nothing_of_its_buffer() {
+    on_two(|group| {
+        let mut pending = group.all_reduce_owned(vec![123_456_i32; 4], ReduceOp::Sum).unwrap();
+        let while_it_may_go_on = format!("{pending:?}");
+        let (buffer, outcome) = block_on(&mut pending);
+        outcome.unwrap();
+        assert_eq!(buffer, [246_912; 4]);
+        drop(buffer);
+        for shown in [while_it_may_go_on, format!("{pending:?}")] {
+            assert!(shown.starts_with("Owned {"), "{shown}");
+            assert!(!shown.contains("123456") && !shown.contains("246912"), "{shown}");
+        }
+    });
+}
+
+#[test]
+fn of_several_calls_that_wait_for_a_rank_the_first_one_is_late_and_names_that_rank() {
+    let store = Arc::<MemoryStore>::default();
+    let has_ended = std::sync::Barrier::new(3);
+    std::thread::scope(|scope| {
+        for rank in 0..3 {
+            let (store, has_ended) = (Arc::clone(&store), &has_ended);
+            scope.spawn(move || {
+                let group = ProcessGroup::builder(store as _, rank, 3)
+                    .backend("cpu:host".parse().unwrap())
+                    .dump_to(None)
+                    .build()
+                    .unwrap();
+                group.barrier(Device::Cpu).unwrap();
+                if rank != 1 {
+                    let group = group.with_deadline(Some(Duration::from_millis(500)));
+                    let calls = [(); 3].map(|()| group.all_reduce_owned(vec![1_i32], ReduceOp::Sum).unwrap());
+                    let errors = calls.map(|call| call.wait().1.unwrap_err());
+                    let Error::Timeout { sequence, missing, .. } = &errors[0] else { panic!("{errors:?}") };
+                    assert_eq!((*sequence, &**missing), (2, &[1][..]), "{errors:?}");
+                }
+                has_ended.wait();
+                drop(group);
+            });
+        }
+    });
+}
