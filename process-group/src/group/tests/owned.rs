@@ -108,7 +108,7 @@ fn of_several_calls_that_wait_for_a_rank_the_first_one_is_late_and_names_that_ra
                     .unwrap();
                 group.barrier(Device::Cpu).unwrap();
                 if rank != 1 {
-                    let group = group.with_deadline(Some(Duration::from_millis(500)));
+                    let group = group.with_deadline(Some(Duration::from_secs(2)));
                     let calls = [(); 3].map(|()| group.all_reduce_owned(vec![1_i32], ReduceOp::Sum).unwrap());
                     let errors = calls.map(|call| call.wait().1.unwrap_err());
                     let Error::Timeout { sequence, missing, .. } = &errors[0] else { panic!("{errors:?}") };
